@@ -1,0 +1,42 @@
+"""Fine-tunes one GLUE task.
+
+    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/glue.py:sst2 --workdir=runs/sst2
+    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/glue.py:stsb,size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/stsb
+
+Argument: a task (cola, sst2, mrpc, stsb), then `size=…` (tiny by default: random weights, the small tokenizer, two CPU cores) and
+`smoke` (a slice of the real data, in seconds). Data: prepared by TensorFlow Datasets in the folder that TFDS_DATA_DIR names, once by
+`tfds build glue/sst2 --data_dir=DATA`.
+"""
+
+from gemma_encoder.data import glue
+from gemma_encoder.training import recipe
+
+NAMES = tuple(name.removeprefix("glue_") for name in glue.TASKS)
+
+# For the tiny size from random weights: epochs and the length of a row. Single sentences are short, pairs are not.
+TINY = {"cola": ("3 epochs", 128), "sst2": ("2 epochs", 128), "mrpc": ("5 epochs", 256), "stsb": ("8 epochs", 128)}
+
+
+def get_config(arg: str = "sst2"):
+    """The config of one task."""
+    name, options, smoke = recipe.parse_arg(arg, NAMES)
+    name = name or "sst2"
+    size = options.get("size", "tiny")
+    config = recipe.default_config()
+    recipe.set_size(config, size)
+    config.tasks = (f"glue_{name}",)
+    epochs, length = TINY[name]
+    config.max_length = config.batch.row_length = length
+    pair = name in ("mrpc", "stsb")
+    if size.endswith("tiny"):
+        config.batch.rows, config.batch.segments = 16, 16
+        config.batch.examples_per_step = {"cola": 100, "sst2": 90, "mrpc": 60, "stsb": 45}[name]
+        config.optimizer.learning_rate = 1e-3
+        config.train_for = epochs
+        config.optimizer.weight_decay = 0.01
+    else:
+        config.batch.rows, config.batch.segments, config.batch.examples_per_step = 32, 8, 96 if pair else 192
+        config.optimizer.learning_rate = 1e-5
+        config.train_for = "3 epochs"
+    config.evaluate_every = "50 percent"
+    return recipe.smoke(config) if smoke else config

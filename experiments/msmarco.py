@@ -1,0 +1,37 @@
+"""Fine-tunes a re-ranker on passage-ranking files in MS MARCO's layout.
+
+    MSMARCO_DIR=DATA python -m gemma_encoder.main --config=experiments/msmarco.py --workdir=runs/msmarco
+    MSMARCO_DIR=DATA python -m gemma_encoder.main --config=experiments/msmarco.py:size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/msmarco
+
+Argument: `size=…` (tiny by default: random weights, the small tokenizer, two CPU cores) and `smoke` (a slice of the real data, in seconds).
+Data: the folder that MSMARCO_DIR names holds collection.tsv, queries.{train,dev}.tsv, qrels.{train,dev}.tsv and run.{train,dev}.tsv.
+The run, re-ranked, goes to WORKDIR/predictions/msmarco.validation.trec.
+"""
+
+from gemma_encoder.training import recipe
+
+
+def get_config(arg: str = ""):
+    """The config."""
+    _, options, smoke = recipe.parse_arg(arg)
+    size = options.get("size", "tiny")
+    config = recipe.default_config()
+    recipe.set_size(config, size)
+    config.tasks = ("msmarco",)
+    config.losses.ranking = "softmax"
+    config.evaluate_every = "100 percent"
+    if size.endswith("tiny"):
+        config.max_length = config.batch.row_length = 256
+        config.ranking.list_size, config.ranking.negative_ranks = 8, (1, 100)
+        config.batch.rows, config.batch.segments, config.batch.examples_per_step = 32, 4, 4
+        config.optimizer.learning_rate = 5e-4
+        config.train_for = "10 epochs"
+    else:
+        # Listwise softmax wants some 20 to 30 documents or more (RankT5, arXiv 2210.10634); 36 is common: one positive, 35 negatives.
+        config.max_length = config.batch.row_length = 512
+        config.ranking.list_size, config.ranking.negative_ranks = 36, (1, 1000)
+        config.batch.rows, config.batch.segments, config.batch.examples_per_step = 288, 8, 32
+        config.optimizer.learning_rate = 1e-5
+        config.train_for = "100000 steps"
+        config.checkpoint_every = "5000 steps"
+    return recipe.smoke(config) if smoke else config

@@ -1,0 +1,25 @@
+"""Fine-tunes a tiny Gemma encoder on three embedded tasks, one of each kind, in one mixture: no download.
+
+    python -m gemma_encoder.main --config=experiments/quickstart.py --workdir=runs/quickstart
+
+Needs: two CPU cores. Argument `smoke` makes a run of seconds that learns nothing.
+"""
+
+from gemma_encoder.training import recipe
+
+
+def get_config(arg: str = ""):
+    """The config; `arg` may be "smoke" or "size=…"."""
+    _, options, smoke = recipe.parse_arg(arg)
+    config = recipe.default_config()
+    recipe.set_size(config, options.get("size", "tiny"))
+    config.tasks = ("toy_sentiment", "toy_similarity", "toy_ranking")
+    config.mixture.mixing = "equal"
+    config.max_length = 64
+    config.batch.rows, config.batch.row_length, config.batch.segments = 40, 128, 6
+    config.batch.examples_per_step = 48
+    config.ranking.list_size = 10
+    config.optimizer.learning_rate = 1e-3
+    config.train_for = "500 steps"
+    config.evaluate_every = "50 percent"
+    return recipe.smoke(config) if smoke else config

@@ -1,0 +1,33 @@
+"""gemma_encoder: Gemma 2 and Gemma 3 decoders as text encoders for classification, regression and ranking.
+
+Importing the package is light; each public name is loaded when it is first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Predictor": "gemma_encoder.inference",
+    "GemmaEncoder": "gemma_encoder.model.encoder",
+    "EncoderConfig": "gemma_encoder.model.config",
+    "PoolingConfig": "gemma_encoder.model.config",
+    "TransformerConfig": "gemma_encoder.model.config",
+    "GEMMA_CONFIGS": "gemma_encoder.model.config",
+    "Task": "gemma_encoder.inputs.task",
+    "Template": "gemma_encoder.inputs.template",
+    "Tokenizer": "gemma_encoder.inputs.tokenizer",
+    "InputError": "gemma_encoder.inputs.errors",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'gemma_encoder' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,1 @@
+"""Where records come from. The only place that knows seqio and TensorFlow; importing it imports neither."""

@@ -1,0 +1,378 @@
+"""Streams of batches.
+
+Step n's global batch is a function of the config and n alone, whatever the number of hosts. The stream is cut into `readers`, a
+constant of the config: reader r takes shard r of every task, draws from the tasks by the mixture's rates, packs its own rows,
+and fills block r of each global batch. A process runs its share of the readers. A reader's state (where each task's dataset
+stands, records drawn but not yet packed, texts waiting in the packer) is saved to the byte, so a restored stream goes on exactly.
+"""
+
+import collections
+import dataclasses
+import io
+import json
+import pathlib
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma_encoder.data.source import Source
+from gemma_encoder.inputs.batch import Batch, BatchShape, concatenate, empty_batch
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.packing import Packer, Segment, Unit
+from gemma_encoder.inputs.task import Example
+from gemma_encoder.inputs.template import encode
+from gemma_encoder.inputs.tokenizer import Tokenizer
+
+CHUNK = 64  # records that are read, and texts that are tokenised, at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamOptions:
+    """What shapes a stream of batches.
+
+    Attributes:
+        shape: of a global batch.
+        max_length: tokens of a text, bos and eos included.
+        readers: how many independent readers fill a batch; a multiple of the number of processes.
+        seed: of shuffling, mixing and sampling.
+        padding: the side of a row that padding takes.
+    """
+
+    shape: BatchShape
+    max_length: int
+    readers: int = 1
+    seed: int = 0
+    padding: str = "right"
+
+
+class TaskReader:
+    """Endless examples of one task's training split, epoch after epoch, each epoch complete and shuffled anew."""
+
+    def __init__(self, source: Source, number: int, options: StreamOptions, reader: int):
+        self.source, self.number, self.options, self.reader = source, number, options, reader
+        self.epoch, self.drawn = 0, 0
+        self._pending: collections.deque[dict[str, Any]] = collections.deque()
+        self._open()
+
+    def _open(self) -> None:
+        seed = int(np.random.SeedSequence([self.options.seed, self.number, self.epoch]).generate_state(1)[0] >> 1)
+        dataset = self.source.dataset("train", seed=seed, shard=self.reader, shards=self.options.readers)
+        self._iterator = iter(dataset.batch(CHUNK))
+
+    def next(self) -> tuple[list[Example], str]:
+        """The examples of the next record, and what to call it in messages."""
+        while not self._pending:
+            batch = next(self._iterator, None)
+            if batch is None:
+                if not self.drawn:
+                    raise InputError(f"task {self.source.task.name!r}: shard {self.reader} of {self.options.readers} holds no record; use fewer readers")
+                self.epoch += 1
+                self._open()
+                continue
+            columns = {name: column.numpy() for name, column in batch.items()}
+            size = len(next(iter(columns.values())))
+            self._pending.extend({name: column[i] for name, column in columns.items()} for i in range(size))
+        record = self._pending.popleft()
+        rng = np.random.default_rng([self.options.seed, self.number, self.reader, self.drawn])
+        self.drawn += 1
+        return self.source.expand(record, "train", rng), f"train record {self.drawn} of reader {self.reader}"
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, for JSON; `restore` is its inverse."""
+        import tensorflow as tf
+
+        with tempfile.TemporaryDirectory() as folder:
+            tf.train.Checkpoint(iterator=self._iterator).write(str(pathlib.Path(folder) / "iterator"))
+            files = {path.name: path.read_bytes().hex() for path in pathlib.Path(folder).iterdir()}
+        pending = [
+            {name: value.decode("utf-8") if isinstance(value, bytes) else value.item() for name, value in record.items()} for record in self._pending
+        ]
+        return {"epoch": self.epoch, "drawn": self.drawn, "pending": pending, "iterator": files}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Makes it stand where `state()` said."""
+        import tensorflow as tf
+
+        self.epoch, self.drawn = state["epoch"], state["drawn"]
+        self._open()
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in state["iterator"].items():
+                (pathlib.Path(folder) / name).write_bytes(bytes.fromhex(content))
+            tf.train.Checkpoint(iterator=self._iterator).read(str(pathlib.Path(folder) / "iterator")).assert_consumed()
+        self._pending = collections.deque(
+            {name: value.encode() if isinstance(value, str) else np.float32(value) if isinstance(value, float) else np.int32(value) for name, value in record.items()}
+            for record in state["pending"]
+        )
+
+
+class Reader:
+    """One reader: draws records by the mixture's rates, tokenises them, and packs its block of every global batch."""
+
+    def __init__(self, sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, number: int):
+        self.sources, self.rates, self.tokenizer, self.options, self.number = sources, rates, tokenizer, options, number
+        self._tasks = [TaskReader(source, i, options, number) for i, source in enumerate(sources)]
+        self._packer = Packer(options.shape.split(options.readers), options.padding)
+        self._draws = 0
+        self.counts = {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0} for source in sources}
+
+    def next_block(self) -> Batch:
+        """This reader's rows of the next global batch."""
+        while not self._packer.ready:
+            self._draw()
+        return self._packer.emit()
+
+    def _draw(self) -> None:
+        """Draws records until there are some texts to tokenise together, and gives them to the packer in order."""
+        rng = np.random.default_rng([self.options.seed, self.number, self._draws])
+        self._draws += 1
+        drawn: list[tuple[int, list[Example], str]] = []
+        texts = 0
+        while texts < CHUNK:
+            number = int(rng.choice(len(self.sources), p=self.rates))
+            examples, where = self._tasks[number].next()
+            drawn.append((number, examples, where))
+            texts += len(examples)
+        segments: list[tuple[Segment, ...]] = [()] * len(drawn)
+        for number, source in enumerate(self.sources):
+            mine = [i for i, (task, _, _) in enumerate(drawn) if task == number]
+            flat = [(i, example) for i in mine for example in drawn[i][1]]
+            encoded = iter(make_segments(source, number, [e for _, e in flat], [drawn[i][2] for i, _ in flat], self.tokenizer, self.options.max_length, self.counts))
+            for i in mine:
+                segments[i] = tuple(next(encoded) for _ in drawn[i][1])
+        for (number, _, _), unit in zip(drawn, segments, strict=True):
+            self._packer.add(Unit(unit, self.sources[number].task.kind == "ranking"))
+
+    def state(self) -> bytes:
+        """Everything that decides what comes next, as bytes; `restore` is its inverse."""
+        header = {"draws": self._draws, "counts": self.counts, "tasks": {s.task.name: t.state() for s, t in zip(self.sources, self._tasks, strict=True)}}
+        return _pack_bytes(json.dumps(header).encode(), self._packer.state())
+
+    def restore(self, state: bytes) -> None:
+        """Makes the reader go on where `state()` was taken."""
+        header, arrays = _unpack_bytes(state)
+        values = json.loads(header)
+        self._draws, self.counts = values["draws"], values["counts"]
+        for source, task in zip(self.sources, self._tasks, strict=True):
+            task.restore(values["tasks"][source.task.name])
+        self._packer.restore(arrays)
+
+
+def make_segments(
+    source: Source, task_id: int, examples: Sequence[Example], where: Sequence[str], tokenizer: Tokenizer, max_length: int, counts: dict[str, dict[str, int]],
+    *, first_id: int | None = None, check: bool = True,
+) -> list[Segment]:
+    """Tokenised examples of one task, their labels checked and scaled as training sees them.
+
+    Args:
+        source: the task.
+        task_id: its number in the mixture.
+        examples: what to tokenise.
+        where: names each example in messages.
+        tokenizer, max_length: as for `encode`.
+        counts: per task, how many texts there were and what was cut; added to.
+        first_id: `example_id` of the first; the others follow. None for training, where no table is kept.
+        check: False where labels are unknown (the test split), which leaves them as they are.
+    """
+    encoded = encode(tokenizer, source.task.template, [example.fields for example in examples], max_length, where)
+    count = counts[source.task.name]
+    count["texts"] += len(encoded)
+    count["cut_texts"] += sum(text.cut > 0 for text in encoded)
+    count["cut_tokens"] += sum(text.cut for text in encoded)
+    return [
+        Segment(text.tokens, task_id, source.task.check_label(example.label, place) if check else example.label, -1 if first_id is None else first_id + i)
+        for i, (text, example, place) in enumerate(zip(encoded, examples, where, strict=True))
+    ]
+
+
+class TrainStream:
+    """Endless training batches: this process's rows of every global batch, made ahead in a background thread.
+
+    Args:
+        sources: the tasks of the mixture; a segment's `task_id` is its task's place here.
+        rates: the share of each.
+        tokenizer: text to ids.
+        options: shapes and seeds.
+        process, processes: which part of the readers runs here.
+        prefetch: batches made ahead.
+    """
+
+    def __init__(self, sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, *, process: int = 0, processes: int = 1, prefetch: int = 4):
+        if options.readers % processes:
+            raise InputError(f"batch.readers={options.readers} must be a multiple of the number of processes, {processes}")
+        if options.max_length > options.shape.row_length:
+            raise InputError(f"max_length={options.max_length} exceeds batch.row_length={options.shape.row_length}")
+        share = options.readers // processes
+        self._first = process * share
+        self._groups = options.shape.groups // options.readers
+        self._readers = [Reader(sources, rates, tokenizer, options, self._first + i) for i in range(share)]
+        self._ready: collections.deque[Batch] = collections.deque()
+        self._prefetch = prefetch
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True)
+                self._thread.start()
+            self._changed.wait_for(lambda: self._ready or self._error)
+            if not self._ready:
+                raise self._error
+            batch = self._ready.popleft()
+            self._changed.notify_all()
+            return batch
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._prefetch)
+                    if self._closed:
+                        return
+                    # Made under the lock: a state is never taken between a reader's step and its batch.
+                    blocks = [reader.next_block() for reader in self._readers]
+                    self._ready.append(concatenate(blocks, self._groups, self._first))
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must see it
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    @property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Per task of this process: texts tokenised so far, how many were cut, and by how many tokens in all."""
+        with self._changed:
+            total: dict[str, dict[str, int]] = {}
+            for reader in self._readers:
+                for task, values in reader.counts.items():
+                    for name, value in values.items():
+                        total.setdefault(task, {}).setdefault(name, 0)
+                        total[task][name] += value
+            return total
+
+    @property
+    def names(self) -> list[str]:
+        """What `state` calls this process's readers."""
+        return [f"reader_{self._first + place:05d}" for place in range(len(self._readers))]
+
+    def state(self) -> dict[str, bytes]:
+        """One entry per reader of this process, batches made ahead included; `restore` is its inverse."""
+        with self._changed:
+            ahead = list(self._ready)
+            states = {}
+            for place, (name, reader) in enumerate(zip(self.names, self._readers, strict=True)):
+                rows = self._rows(place)
+                arrays = {f"{i}/{field}": getattr(batch, field)[rows] for i, batch in enumerate(ahead) for field in Batch._fields}
+                states[name] = _pack_bytes(reader.state(), arrays)
+            return states
+
+    def restore(self, states: dict[str, bytes]) -> None:
+        """Makes the stream go on where `state()` was taken. Call it before the first batch is drawn."""
+        with self._changed:
+            parts: list[list[Batch]] = []
+            for name, reader in zip(self.names, self._readers, strict=True):
+                state, arrays = _unpack_bytes(states[name])
+                reader.restore(state)
+                count = len(arrays) // len(Batch._fields)
+                parts.append([Batch(*(arrays[f"{i}/{field}"] for field in Batch._fields)) for i in range(count)])
+            # Lists were numbered when the batches were made: the blocks are only joined here.
+            self._ready.extend(Batch(*(np.concatenate(field) for field in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True))
+
+    def _rows(self, place: int) -> slice:
+        rows = self._readers[place]._packer.shape.rows
+        return slice(place * rows, (place + 1) * rows)
+
+    def close(self) -> None:
+        """Ends the background thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+@dataclasses.dataclass
+class ExampleTable:
+    """What evaluation knows of a split's examples, by `example_id`; filled while the split is read."""
+
+    labels: list[float] = dataclasses.field(default_factory=list)
+    query_ids: list[str] = dataclasses.field(default_factory=list)
+    document_ids: list[str] = dataclasses.field(default_factory=list)
+    shown: list[dict[str, str]] = dataclasses.field(default_factory=list)  # the fields of the first few, to show a person
+    counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # texts and what was cut
+
+    SHOWN = 10
+
+    def add(self, example: Example) -> None:
+        """Appends an example; its id is its place."""
+        self.labels.append(example.label)
+        self.query_ids.append(example.query_id)
+        self.document_ids.append(example.document_id)
+        if len(self.shown) < self.SHOWN:
+            self.shown.append(example.fields)
+
+
+def evaluation_stream(
+    source: Source, task_id: int, split: str, tokenizer: Tokenizer, options: StreamOptions, table: ExampleTable, *, process: int = 0, processes: int = 1
+) -> Iterator[Batch]:
+    """This process's rows of the batches that hold every example of a split exactly once, in order.
+
+    Every process reads all records into its table; example i is tokenised and packed by reader i mod `readers` alone. Processes
+    may end after different numbers of batches; `empty_batch` fills the difference.
+
+    Args:
+        source, task_id: the task and its number.
+        split: "train", "validation" or "test".
+        tokenizer, options: as for training; the seed is not used.
+        table: filled with the examples, complete when the stream has ended.
+        process, processes: which part of the readers runs here.
+    """
+    share = options.readers // processes
+    first, block_shape = process * share, options.shape.split(options.readers)
+    packers = [Packer(block_shape, options.padding) for _ in range(share)]
+    table.counts = {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0}}
+    check = split != "test"
+
+    def join(blocks: Sequence[Batch]) -> Batch:
+        return concatenate(blocks, block_shape.groups, first)
+
+    def flush(pending: list[tuple[int, Example]]) -> None:
+        where = [f"{split} example {i}" for i, _ in pending]
+        segments = make_segments(source, task_id, [e for _, e in pending], where, tokenizer, options.max_length, table.counts, first_id=0, check=check)
+        for (i, _), segment in zip(pending, segments, strict=True):
+            packers[i % options.readers - first].add(Unit((segment._replace(example_id=i),)))
+
+    pending: list[tuple[int, Example]] = []
+    for batch in source.dataset(split).batch(CHUNK):
+        columns = {name: column.numpy() for name, column in batch.items()}
+        for row in range(len(next(iter(columns.values())))):
+            for example in source.expand({name: column[row] for name, column in columns.items()}, split, None):
+                number = len(table.labels)
+                table.add(example)
+                if first <= number % options.readers < first + share:
+                    pending.append((number, example))
+                if len(pending) >= CHUNK:
+                    flush(pending)
+                    pending = []
+        while all(packer.ready for packer in packers):
+            yield join([packer.emit() for packer in packers])
+    flush(pending)
+    while any(len(packer) for packer in packers):
+        yield join([packer.emit() if len(packer) else empty_batch(block_shape) for packer in packers])
+
+
+def _pack_bytes(header: bytes, arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=np.frombuffer(header, np.uint8), **{f"array/{name}": value for name, value in arrays.items()})
+    return buffer.getvalue()
+
+
+def _unpack_bytes(content: bytes) -> tuple[bytes, dict[str, np.ndarray]]:
+    with np.load(io.BytesIO(content)) as archive:
+        return archive["header"].tobytes(), {name.removeprefix("array/"): archive[name] for name in archive.files if name.startswith("array/")}

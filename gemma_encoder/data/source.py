@@ -1,0 +1,243 @@
+"""What every data source offers: a seqio task that yields records, and the examples that a record stands for.
+
+Records are small and cheap to shuffle; whatever is large (passages) or random (negatives) is looked up when a record is
+expanded. seqio and TensorFlow are imported when a stream is opened, not before.
+"""
+
+import abc
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Example, Task
+
+SHUFFLE_BUFFER = 10_000  # records; a checkpoint holds them, so it costs a few megabytes there
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """What a config says about sources.
+
+    Attributes:
+        list_size: documents in a training list of a ranking task.
+        negative_ranks: (first, last) ranks of the first-stage run from which negatives are sampled, counted from 1.
+        max_train, max_eval: use only so many records of a split, the first ones; 0 for all.
+    """
+
+    list_size: int = 8
+    negative_ranks: tuple[int, int] = (1, 1000)
+    max_train: int = 0
+    max_eval: int = 0
+
+    def limit(self, split: str) -> int:
+        """The most records of `split`, 0 for all."""
+        return self.max_train if split == "train" else self.max_eval
+
+
+class Source(abc.ABC):
+    """A task together with its data.
+
+    Args:
+        task: what is learnt.
+        options: what the config says about sources.
+    """
+
+    splits: tuple[str, ...] = ("train", "validation", "test")
+
+    def __init__(self, task: Task, options: DataOptions):
+        self.task, self.options = task, options
+
+    @abc.abstractmethod
+    def seqio_source(self, split: str) -> Any:
+        """The `seqio.DataSource` of one split; raises InputError where the data are missing."""
+
+    @abc.abstractmethod
+    def preprocess(self, dataset: Any) -> Any:
+        """Maps the source's `tf.data.Dataset` to records: dictionaries of scalars."""
+
+    @abc.abstractmethod
+    def features(self) -> Mapping[str, str]:
+        """Name and TensorFlow dtype ("string", "float32", "int32") of each scalar of a record."""
+
+    @abc.abstractmethod
+    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+        """The examples of a record: one, or the documents of a ranking query.
+
+        Args:
+            record: scalars as `features` declares them, text as bytes.
+            split: where it comes from.
+            rng: draws what is random in training (the negatives of a list); None for evaluation, which draws nothing.
+        """
+
+    def seqio_task(self, split: str) -> Any:
+        """The seqio task of one split."""
+        import seqio
+        import tensorflow as tf
+
+        features = {
+            name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.as_dtype(dtype), rank=0)
+            for name, dtype in self.features().items()
+        }
+        return seqio.Task(
+            f"{self.task.name}_{split}",
+            source=self.seqio_source(split),
+            preprocessors=[self.preprocess],
+            output_features=features,
+            shuffle_buffer_size=SHUFFLE_BUFFER,
+        )
+
+    def dataset(self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
+        """One pass over a split as a `tf.data.Dataset` of records, shuffled if there is a seed; shard `shard` of `shards`."""
+        import seqio
+        import tensorflow as tf
+
+        if split not in self.splits:
+            raise InputError(f"task {self.task.name!r} has no split {split!r}; it has {', '.join(self.splits)}")
+        dataset = self.seqio_task(split).get_dataset(
+            split=split,
+            shuffle=seed is not None,
+            seed=seed,
+            shard_info=seqio.ShardInfo(shard, shards),
+            num_epochs=1,
+            try_in_mem_cache=False,  # a cached dataset would be copied into every checkpoint
+        )
+        options = tf.data.Options()
+        options.deterministic = True
+        options.threading.private_threadpool_size = 1
+        options.autotune.enabled = False
+        return dataset.with_options(options)
+
+    def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
+        """Relevance grades of judged documents by query, for ranking; None where the examples' own labels are all there is."""
+        del split
+        return None
+
+    def num_records(self, split: str) -> int:
+        """Records in one pass over a split."""
+        return int(self.seqio_source(split).num_input_examples(split))
+
+
+class NumberedSource(Source):
+    """A source whose records are mere numbers 0 … n − 1; what they stand for is looked up when a record is expanded."""
+
+    @abc.abstractmethod
+    def count(self, split: str) -> int:
+        """n."""
+
+    def seqio_source(self, split: str) -> Any:
+        """The seqio source of the numbers."""
+        import seqio
+        import tensorflow as tf
+
+        count = self.count(split)
+
+        def numbers(split, shuffle_files, seed=None):
+            del split, shuffle_files, seed
+            return tf.data.Dataset.range(count).map(lambda number: {"number": tf.cast(number, tf.int32)})
+
+        return seqio.FunctionDataSource(numbers, splits=(split,), num_input_examples={split: count})
+
+    def preprocess(self, dataset: Any) -> Any:
+        """Records need no change."""
+        return dataset
+
+    def features(self) -> Mapping[str, str]:
+        """The number."""
+        return {"number": "int32"}
+
+
+class MemorySource(NumberedSource):
+    """A task whose examples a function makes or holds.
+
+    Args:
+        task: what is learnt.
+        options: what the config says about sources.
+        records: for a split, one list of examples per record: a single one, or the documents of a query.
+    """
+
+    def __init__(self, task: Task, options: DataOptions, records: Callable[[str], Sequence[Sequence[Example]]]):
+        super().__init__(task, options)
+        self._make, self._records = records, {}
+
+    def records(self, split: str) -> Sequence[Sequence[Example]]:
+        """The examples of every record of a split, as many as the options allow."""
+        if split not in self._records:
+            records = self._make(split)
+            self._records[split] = records[: self.options.limit(split) or len(records)]
+        return self._records[split]
+
+    def count(self, split: str) -> int:
+        """How many records a split has."""
+        return len(self.records(split))
+
+    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+        """The examples of the record; nothing is drawn."""
+        del rng
+        return list(self.records(split)[int(record["number"])])
+
+
+class TableSource(Source):
+    """A task whose records are rows with the template's fields, a `label` and nothing else.
+
+    Args:
+        task: what is learnt.
+        options: what the config says about sources.
+        columns: for each field of the template, the column that holds it.
+        label: the column that holds the label.
+    """
+
+    def __init__(self, task: Task, options: DataOptions, columns: Mapping[str, str], label: str = "label"):
+        super().__init__(task, options)
+        self.columns, self.label = dict(columns), label
+
+    def features(self) -> Mapping[str, str]:
+        """The template's fields as text, and the label."""
+        return {field: "string" for field in self.columns} | {"label": "float32"}
+
+    def preprocess(self, dataset: Any) -> Any:
+        """Renames columns to fields and casts the label."""
+        import tensorflow as tf
+
+        def row(record):
+            return {field: record[column] for field, column in self.columns.items()} | {"label": tf.cast(record[self.label], tf.float32)}
+
+        return dataset.map(row)
+
+    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+        """One example."""
+        del rng, split
+        return [Example({field: record[field].decode("utf-8") for field in self.columns}, float(record["label"]))]
+
+
+class TfdsSource(TableSource):
+    """A task of TensorFlow Datasets, read from where `TFDS_DATA_DIR` points; nothing is downloaded.
+
+    Args:
+        task, options, columns, label: as in TableSource.
+        tfds_name: with its version, e.g. "glue/sst2:2.0.0".
+    """
+
+    def __init__(self, task: Task, options: DataOptions, tfds_name: str, columns: Mapping[str, str], label: str = "label"):
+        super().__init__(task, options, columns, label)
+        self.tfds_name = tfds_name
+
+    def seqio_source(self, split: str) -> Any:
+        """The seqio source over prepared TFDS files."""
+        folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets").expanduser()
+        name, version = self.tfds_name.split(":")
+        if not str(folder).startswith("gs:") and not (folder / name / version).is_dir():
+            raise InputError(
+                f"task {self.task.name!r}: no prepared data in {folder / name / version}. Point TFDS_DATA_DIR at a folder that holds {name}/{version}, "
+                f"or prepare it once with: tfds build {name} --data_dir={folder}"
+            )
+        import seqio
+
+        limit = self.options.limit(split)
+        return seqio.TfdsDataSource(
+            self.tfds_name, tfds_data_dir=str(folder), splits={split: f"{split}[:{limit}]" if limit else split}, read_only=True
+        )

@@ -1,0 +1,1 @@
+"""Scores into predictions, predictions into metrics: every example counted exactly once."""

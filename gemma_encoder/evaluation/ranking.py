@@ -1,0 +1,64 @@
+"""Ranking: runs with one stated order, TREC files, and metrics by ir-measures over what was written.
+
+Ties: documents of one query are ordered by score, descending, then by document id, ascending. Evaluators disagree about equal
+scores, so a run holds none: a score that is not below its predecessor's is lowered to the next float32 below it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from gemma_encoder.inputs.errors import InputError, unknown
+
+# Our names, and those of ir-measures.
+METRICS = {"mrr@10": "RR@10", "ndcg@10": "nDCG@10", "map": "AP", "recall@100": "R@100"}
+
+Run = dict[str, list[tuple[str, float]]]
+
+
+def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.ndarray) -> Run:
+    """Documents of each query, best first, with strictly falling float32 scores.
+
+    Args:
+        query_ids, document_ids: [N], of each scored pair; no pair twice.
+        scores: [N].
+    """
+    by_query: Run = {}
+    for query, document, score in zip(query_ids, document_ids, np.asarray(scores, np.float32), strict=True):
+        by_query.setdefault(query, []).append((document, score))
+    run: Run = {}
+    for query, scored in by_query.items():
+        if len({document for document, _ in scored}) < len(scored):
+            raise InputError(f"query {query!r}: a document appears twice among its candidates")
+        ordered, last = [], np.float32(np.inf)
+        for document, score in sorted(scored, key=lambda pair: (-pair[1], pair[0])):
+            last = min(score, np.nextafter(last, np.float32(-np.inf)))
+            ordered.append((document, float(last)))
+        run[query] = ordered
+    return run
+
+
+def write_trec(run: Run, path: epath.PathLike, tag: str = "gemma_encoder") -> None:
+    """Writes `qid Q0 docid rank score tag` lines; scores carry nine digits, enough to restore a float32 exactly."""
+    lines = [f"{query} Q0 {document} {rank} {score:.9g} {tag}\n" for query, scored in run.items() for rank, (document, score) in enumerate(scored, 1)]
+    epath.Path(path).write_text("".join(lines))
+
+
+def compute(metrics: Sequence[str], qrels: Mapping[str, Mapping[str, float]], run: Run) -> dict[str, float]:
+    """Means over the judged queries; a judged query that the run lacks counts zero.
+
+    Args:
+        metrics: names in `METRICS`.
+        qrels: relevance grade of each judged document of each query.
+        run: as `make_run` gives it.
+    """
+    import ir_measures
+
+    for name in metrics:
+        if name not in METRICS:
+            raise unknown("ranking metric", name, METRICS)
+    measures = {name: ir_measures.parse_measure(METRICS[name]) for name in metrics}
+    judged = {query: {document: int(grade) for document, grade in grades.items()} for query, grades in qrels.items()}
+    values = ir_measures.calc_aggregate(list(measures.values()), judged, {query: dict(scored) for query, scored in run.items()})
+    return {name: float(values[measure]) for name, measure in measures.items()}

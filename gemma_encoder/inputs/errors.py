@@ -1,0 +1,22 @@
+"""The one exception for what a user handed over, and the sentence that names the nearest valid spelling."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the user handed over cannot be used. The message is one line: what, what was expected, what to do."""
+
+
+def unknown(kind: str, name: object, valid: Iterable[str]) -> InputError:
+    """The error for a name that is not among `valid`, with the nearest valid one first.
+
+    Args:
+        kind: what was named, e.g. "task".
+        name: what the user wrote.
+        valid: every name that would have been accepted.
+    """
+    names = sorted(map(str, valid))
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {kind} {str(name)!r}{hint} Valid: {', '.join(names)}" if near else f"unknown {kind} {str(name)!r}. Valid: {', '.join(names)}")

@@ -1,0 +1,164 @@
+"""The program: flags in; train, evaluate or predict out.
+
+    python -m gemma_encoder.main --config=experiments/quickstart.py --workdir=DIR [--mode=train|eval|predict] [--config.FIELD=VALUE …]
+
+A run that ends well exits 0; whatever cannot be used exits 2 with one line that says why.
+"""
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up notes are not ours
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import config_flags
+
+from gemma_encoder.inputs.errors import InputError
+
+MODES = ("train", "eval", "predict")
+CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(); FILE:ARG passes ARG to it; --config.FIELD=VALUE changes a field.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "train: train, or go on; eval: evaluate the newest checkpoint; predict: score the texts of --input.")
+TASK = flags.DEFINE_string("task", None, "predict: the task to score for; may be left out when the checkpoint knows only one.")
+INPUT = flags.DEFINE_string("input", None, "predict: a .txt file (one text a line) or a .jsonl file (one object with the task's fields a line).")
+OUTPUT = flags.DEFINE_string("output", None, "predict: where the predictions go, one JSON object a line; by default the terminal.")
+CHUNK = 4096  # texts that are held at a time in predict
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    try:
+        _parse(argv)
+        if MODE.value == "predict":
+            return _predict()
+        return _train_or_evaluate()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parse(argv: Sequence[str]) -> None:
+    """Reads the flags; whatever is wrong with them becomes one line."""
+    try:
+        rest = flags.FLAGS(list(argv))
+        if len(rest) > 1:
+            raise InputError(f"unexpected argument {rest[1]!r}; every option starts with --")
+        if WORKDIR.value is None:
+            raise InputError("--workdir is missing: name a folder for the run")
+        if MODE.value != "predict" and CONFIG.value is None:
+            raise InputError("--config is missing: name an experiment, e.g. --config=experiments/quickstart.py")
+    except InputError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        cause = _input_error(error)
+        raise InputError(cause or " ".join(str(error).split())) from error
+    logging.use_absl_handler()
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+
+
+def _input_error(error: BaseException | None) -> str | None:
+    """The message of the InputError that an experiment's file raised, if that is what lies beneath."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _train_or_evaluate() -> int:
+    from gemma_encoder.training import loop
+
+    run = loop.train if MODE.value == "train" else loop.evaluate
+    outcome = run(CONFIG.value, WORKDIR.value)
+    print(_summary(outcome, CONFIG.value.evaluate_split))
+    return 0
+
+
+def _summary(outcome, split: str) -> str:
+    """What a person wants to see at the end: metrics beside chance, some predictions, the checkpoint, and what to do next."""
+    lines = ["", f"{'task':<18} {'metric':<22} {split:>10} {'chance':>8}"]
+    for task, values in outcome.metrics.items():
+        for name, value in values.items():
+            main_metric = name == outcome.predictions[task].task.metrics[0]
+            chance = outcome.predictions[task].task.chance
+            lines.append(f"{task:<18} {name:<22} {value:>10.3f} {chance:>8.2f}" if main_metric and chance is not None else f"{task:<18} {name:<22} {value:>10.3f}")
+    for task, predictions in outcome.predictions.items():
+        lines += ["", f"{task}:"]
+        for number, fields in enumerate(outcome.tables[task].shown[:3]):
+            text = " | ".join(fields.values())
+            lines.append(f"  {text[:100]}{'…' if len(text) > 100 else ''}  ->  {_shown(predictions, number)}")
+    example, task = next((shown, name) for name, table in outcome.tables.items() for shown in table.shown)
+    folder = outcome.checkpoint.parent.parent
+    lines += [
+        "",
+        f"checkpoint: {outcome.checkpoint}",
+    ]
+    if outcome.seconds:
+        lines.append(f"training took {outcome.seconds:.0f} s, evaluation and checkpoints apart")
+    lines += [
+        "",
+        "next, score a text of your own:",
+        f"  echo '{json.dumps(example)}' > texts.jsonl".replace("'\"", "'\""),
+        f"  python -m gemma_encoder.main --workdir={folder} --mode=predict --task={task} --input=texts.jsonl",
+    ]
+    return "\n".join(lines)
+
+
+def _shown(predictions, number: int) -> str:
+    task, output, label = predictions.task, predictions.outputs[number], predictions.labels[number]
+    if task.kind == "classification":
+        truth = f" (label: {task.classes[int(label)]})" if label >= 0 else ""
+        return f"{task.classes[int(output.argmax())]} {output.max():.2f}{truth}"
+    return f"{output:.2f} (label: {label:g})"
+
+
+def _predict() -> int:
+    if INPUT.value is None:
+        raise InputError("--input is missing: name a .txt or .jsonl file with texts")
+    from gemma_encoder.inference import Predictor
+
+    predictor = Predictor.load(WORKDIR.value)
+    task = predictor._task(TASK.value)
+    lines = _read(epath.Path(INPUT.value))
+    out = epath.Path(OUTPUT.value).open("w") if OUTPUT.value else sys.stdout
+    try:
+        while chunk := list(itertools.islice(lines, CHUNK)):
+            for output in predictor.predict(chunk, task.name):
+                if task.kind == "classification":
+                    line = {"prediction": task.classes[int(output.argmax())], "probabilities": dict(zip(task.classes, map(float, output), strict=True))}
+                else:
+                    line = {"prediction": float(output)}
+                out.write(json.dumps(line) + "\n")
+    finally:
+        if OUTPUT.value:
+            out.close()
+    return 0
+
+
+def _read(path: epath.Path) -> Iterator[str | dict]:
+    """The texts of a file, one by one."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise InputError(f"--input={path}: expected a .txt file (one text a line) or a .jsonl file (one object a line)")
+    if not path.exists():
+        raise InputError(f"--input={path} does not exist")
+    with path.open() as file:
+        for number, line in enumerate(file, 1):
+            if path.suffix == ".txt":
+                yield line.rstrip("\n")
+                continue
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}:{number}: not a JSON object ({error.msg})") from error
+            if not isinstance(fields, dict):
+                raise InputError(f"{path}:{number}: expected a JSON object with the task's fields, got {type(fields).__name__}")
+            yield fields
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

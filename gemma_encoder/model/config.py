@@ -1,0 +1,228 @@
+"""What distinguishes one model from another: sizes, attention, pooling, heads, and how to run them.
+
+Sizes are those of the Gemma 2 and Gemma 3 reports and of the `gemma` package's configurations.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gemma_encoder.inputs.errors import InputError, unknown
+
+ATTENTION = ("bidirectional", "causal")
+POOLERS = ("first_k", "last_k", "mean", "attention_kv", "attention_query")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+REMAT_POLICIES = ("none", "full", "dots")
+LAYER_KINDS = ("local", "global")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """One Gemma text transformer.
+
+    Attributes:
+        num_layers: number of blocks.
+        vocab_size: rows of the embedding table, V.
+        embed_dim: width of the residual stream, D.
+        hidden_dim: width of the feed-forward layer, F (gate and up projections have F columns each).
+        num_heads: query heads, N.
+        num_kv_heads: key and value heads, K.
+        head_dim: width of a head, H.
+        pattern: the kinds of layer, repeated down the stack; the last repetition may be cut short.
+        sliding_window: tokens that a causal local layer sees, itself included.
+        query_scale: what queries are multiplied by.
+        attention_soft_cap: cap·tanh(logits / cap) on attention logits, or None.
+        use_qk_norm: RMSNorm on queries and keys.
+        local_rope_base, global_rope_base: base of the rotary frequencies by kind of layer.
+        global_rope_scale: what positions are divided by on global layers.
+        bidirectional_reach: (left, right) tokens that a local layer reaches when attention is bidirectional;
+            None means (sliding_window − 1, sliding_window − 1), the `gemma` package's meaning of the window.
+    """
+
+    num_layers: int
+    vocab_size: int
+    embed_dim: int
+    hidden_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    pattern: tuple[str, ...]
+    sliding_window: int
+    query_scale: float
+    attention_soft_cap: float | None
+    use_qk_norm: bool
+    local_rope_base: float = 10_000.0
+    global_rope_base: float = 10_000.0
+    global_rope_scale: float = 1.0
+    bidirectional_reach: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
+        if self.head_dim % 2:
+            raise InputError(f"head_dim must be even for rotary positions, got {self.head_dim}")
+        for kind in self.pattern:
+            if kind not in LAYER_KINDS:
+                raise unknown("layer kind", kind, LAYER_KINDS)
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The kind of every layer, from the first to the last."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
+
+    @property
+    def num_repeats(self) -> int:
+        """How many whole repetitions of the pattern there are; the layers after them are the cut-short last group."""
+        return self.num_layers // len(self.pattern)
+
+    def reach(self, kind: str, attention: str) -> tuple[int, int] | None:
+        """(left, right) tokens that a layer reaches, or None for no limit but the mask's."""
+        if kind == "global":
+            return None
+        if attention == "causal":
+            return (self.sliding_window - 1, 0)
+        return self.bidirectional_reach or (self.sliding_window - 1, self.sliding_window - 1)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the transformer, embedding included."""
+        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads) + 2 * self.head_dim * self.use_qk_norm
+        block = attention + 3 * self.embed_dim * self.hidden_dim + 4 * self.embed_dim
+        return self.num_layers * block + self.vocab_size * self.embed_dim + self.embed_dim
+
+
+def _gemma2(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, num_kv_heads: int, head_dim: int = 256, **changes) -> TransformerConfig:
+    return TransformerConfig(
+        **{
+            "num_layers": num_layers,
+            "vocab_size": 256_128,
+            "embed_dim": embed_dim,
+            "hidden_dim": hidden_dim,
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
+            "pattern": ("local", "global"),
+            "sliding_window": 4096,
+            "query_scale": head_dim**-0.5,
+            "attention_soft_cap": 50.0,
+            "use_qk_norm": False,
+            **changes,
+        }
+    )
+
+
+def _gemma3(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, num_kv_heads: int, head_dim: int = 256, **changes) -> TransformerConfig:
+    return TransformerConfig(
+        **{
+            "num_layers": num_layers,
+            "vocab_size": 262_144,
+            "embed_dim": embed_dim,
+            "hidden_dim": hidden_dim,
+            "num_heads": num_heads,
+            "num_kv_heads": num_kv_heads,
+            "head_dim": head_dim,
+            "pattern": ("local",) * 5 + ("global",),
+            "sliding_window": 1024,
+            "query_scale": head_dim**-0.5,
+            "attention_soft_cap": None,
+            "use_qk_norm": True,
+            "global_rope_base": 1_000_000.0,
+            "global_rope_scale": 8.0,
+            **changes,
+        }
+    )
+
+
+_TINY = {"num_layers": 4, "embed_dim": 128, "hidden_dim": 512, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "vocab_size": 8192, "sliding_window": 32}
+
+GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
+    "gemma2_2b": _gemma2(26, 2304, 9216, 8, 4),
+    "gemma2_9b": _gemma2(42, 3584, 14336, 16, 8),
+    "gemma2_27b": _gemma2(46, 4608, 36864, 32, 16, head_dim=128, query_scale=(4608 / 32) ** -0.5),
+    "gemma3_270m": _gemma3(18, 640, 2048, 4, 1, sliding_window=512, global_rope_scale=1.0),
+    "gemma3_1b": _gemma3(26, 1152, 6912, 4, 1, sliding_window=512, global_rope_scale=1.0),
+    "gemma3_4b": _gemma3(34, 2560, 10240, 8, 4),
+    "gemma3_12b": _gemma3(48, 3840, 15360, 16, 8),
+    "gemma3_27b": _gemma3(62, 5376, 21504, 32, 16, head_dim=128, query_scale=(5376 / 32) ** -0.5),
+    # For tests and for training from random weights on a CPU; the first repetition of gemma3_tiny's pattern is whole, the second cut short.
+    "gemma2_tiny": _gemma2(**_TINY),
+    "gemma3_tiny": _gemma3(**_TINY, pattern=("local", "local", "global"), global_rope_scale=1.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolingConfig:
+    """How the token states of a text become one vector.
+
+    Attributes:
+        name: "first_k", "last_k", "mean", "attention_kv" or "attention_query".
+        k: how many states first_k and last_k average (fewer where a text is shorter).
+        probes: learned queries of attention_query, or latent keys and values of attention_kv.
+        heads: attention heads of either.
+    """
+
+    name: str = "mean"
+    k: int = 1
+    probes: int = 1
+    heads: int = 4
+
+    def __post_init__(self):
+        if self.name not in POOLERS:
+            raise unknown("pooler", self.name, POOLERS)
+        for field in ("k", "probes", "heads"):
+            if getattr(self, field) < 1:
+                raise InputError(f"pooling.{field} must be at least 1, got {getattr(self, field)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """An encoder: a transformer, a pooler and one head per task (or several tasks).
+
+    Attributes:
+        transformer: the backbone.
+        heads: outputs of each head by its name.
+        pooling: the pooler.
+        head_hidden: widths of the hidden layers of every head's MLP.
+        attention: the mask switch, "bidirectional" or "causal"; overridable per call.
+        attention_dropout: on attention probabilities.
+        feed_forward_dropout: on the feed-forward layer's output, before the residual is added.
+        compute_dtype: of the transformer's activations: "float32" or "bfloat16".
+        remat: what backward recomputes: "none", "full" (every block), or "dots" (all but matrix products).
+    """
+
+    transformer: TransformerConfig
+    heads: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    pooling: PoolingConfig = PoolingConfig()
+    head_hidden: tuple[int, ...] = ()
+    attention: str = "bidirectional"
+    attention_dropout: float = 0.0
+    feed_forward_dropout: float = 0.0
+    compute_dtype: str = "bfloat16"
+    remat: str = "none"
+
+    def __post_init__(self):
+        if self.attention not in ATTENTION:
+            raise unknown("attention", self.attention, ATTENTION)
+        if self.compute_dtype == "float16":
+            raise InputError("float16 is refused: Gemma's activations overflow its range; use bfloat16, or float32 on a CPU")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise unknown("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        if self.remat not in REMAT_POLICIES:
+            raise unknown("remat policy", self.remat, REMAT_POLICIES)
+        for field in ("attention_dropout", "feed_forward_dropout"):
+            if not 0 <= getattr(self, field) < 1 or math.isnan(getattr(self, field)):
+                raise InputError(f"{field} must be at least 0 and below 1, got {getattr(self, field)}")
+        if self.transformer.embed_dim % self.pooling.heads and self.pooling.name.startswith("attention"):
+            raise InputError(f"pooling.heads={self.pooling.heads} does not divide the model's width {self.transformer.embed_dim}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description; `from_dict` is its inverse."""
+        return dataclasses.asdict(self) | {"heads": dict(self.heads)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
+        """The config that `to_dict` described, also after a trip through JSON."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        transformer = {key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("transformer").items()}
+        return cls(transformer=TransformerConfig(**transformer), pooling=PoolingConfig(**values.pop("pooling")), **values)

@@ -1,0 +1,119 @@
+"""The encoder: transformer, pooler and heads behind one call.
+
+B rows, L length, S segments, D embed, C outputs of a head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gemma_encoder.model.config import ATTENTION, EncoderConfig
+from gemma_encoder.model.heads import Head
+from gemma_encoder.model.pooling import make_pooler
+from gemma_encoder.model.transformer import Transformer
+from gemma_encoder.inputs.errors import unknown
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder says about a batch; pooled states and scores of empty slots mean nothing."""
+
+    hidden: Float[Array, "B L D"]
+    pooled: Float[Array, "B S D"]
+    scores: dict[str, Float[Array, "B S C"]]
+
+
+class GemmaEncoder(nnx.Module):
+    """A Gemma transformer with a mask switch, a pooler and one head per name in `config.heads`."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.backbone = Transformer(config.transformer, rngs=rngs)
+        self.pooler = make_pooler(config.pooling, config.transformer.embed_dim, rngs=rngs)
+        self.heads = nnx.Dict(
+            {name: Head(config.transformer.embed_dim, config.head_hidden, outputs, rngs=rngs) for name, outputs in sorted(config.heads.items())}
+        )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        segment_ids: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        num_segments: int,
+        *,
+        attention: str | None = None,
+        dropout_key: Array | None = None,
+    ) -> EncoderOutput:
+        """Encodes a batch.
+
+        Args:
+            tokens, segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
+            num_segments: S.
+            attention: overrides the config's mask switch for this call.
+            dropout_key: draws dropout; None means none (evaluation).
+        """
+        config = self.config
+        attention = attention or config.attention
+        if attention not in ATTENTION:
+            raise unknown("attention", attention, ATTENTION)
+        hidden = self.backbone(
+            tokens,
+            segment_ids,
+            positions,
+            attention=attention,
+            compute_dtype=jnp.dtype(config.compute_dtype),
+            attention_dropout=config.attention_dropout,
+            feed_forward_dropout=config.feed_forward_dropout,
+            dropout_key=dropout_key,
+            remat=config.remat,
+        )
+        pooled = self.pooler(hidden, segment_ids, positions, num_segments)
+        return EncoderOutput(hidden, pooled, {name: head(pooled) for name, head in self.heads.items()})
+
+
+class Skeleton(NamedTuple):
+    """An encoder taken apart: its structure, and the shapes of its parameters as a nested dict (no memory is used)."""
+
+    graph: nnx.GraphDef
+    shapes: dict
+
+    def merge(self, parameters: dict) -> GemmaEncoder:
+        """The encoder with these parameters (a nested dict of arrays, as in `shapes`)."""
+        return nnx.merge(self.graph, _state(parameters))
+
+
+def skeleton(config: EncoderConfig) -> Skeleton:
+    """The structure of the encoder that `config` describes."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: GemmaEncoder(config, rngs=nnx.Rngs(0))))
+    return Skeleton(graph, parameter_dict(state))
+
+
+def initial_parameters(config: EncoderConfig, key: Array) -> dict:
+    """Random parameters, float32, as a nested dict. Jit it with output shardings to fill a mesh."""
+    return parameter_dict(nnx.state(GemmaEncoder(config, rngs=nnx.Rngs(key))))
+
+
+def parameter_dict(state: nnx.State) -> dict:
+    """A nested dict with string keys, for optimisers, checkpoints and rules on paths."""
+
+    def plain(node):
+        return {str(key): plain(child) for key, child in node.items()} if isinstance(node, dict) else node
+
+    return plain(nnx.to_pure_dict(state))
+
+
+def _state(parameters: dict) -> nnx.State:
+    def variables(node):
+        if isinstance(node, dict):
+            return {int(key) if key.isdigit() else key: variables(child) for key, child in node.items()}
+        return nnx.Param(node)
+
+    return nnx.State(variables(parameters))
+
+
+def parameter_paths(parameters: dict) -> dict[str, jax.Array]:
+    """Each parameter by its path, e.g. "backbone/blocks/0/query"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(parameters)
+    return {"/".join(entry.key for entry in path): leaf for path, leaf in leaves}

@@ -1,0 +1,112 @@
+"""Poolers: the token states of each text become one vector. All are aware of segments and run in float32.
+
+B rows, L length, S segments, D embed, P probes, N heads, H = D / N.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma_encoder.model.config import PoolingConfig
+from gemma_encoder.model.layers import Linear, normal_param
+
+MASKED = -1e30
+
+
+def segment_membership(segment_ids: Int[Array, "B L"], num_segments: int) -> Bool[Array, "B S L"]:
+    """Which tokens belong to each segment 1 … S."""
+    return segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
+
+
+def _average(hidden: Float[Array, "B L D"], chosen: Bool[Array, "B S L"]) -> Float[Array, "B S D"]:
+    """The mean of the chosen states; zero where none is chosen."""
+    weights = chosen.astype(jnp.float32)
+    return jnp.einsum("BSL,BLD->BSD", weights, hidden) / jnp.maximum(weights.sum(axis=-1), 1.0)[:, :, None]
+
+
+class AveragePooler(nnx.Module):
+    """`mean`: all states of a text. `first_k`, `last_k`: its first or last K, fewer where it is shorter. No parameters."""
+
+    def __init__(self, config: PoolingConfig):
+        self.config = config
+
+    def __call__(
+        self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
+    ) -> Float[Array, "B S D"]:
+        """One vector per segment, zero for an empty one."""
+        members = segment_membership(segment_ids, num_segments)
+        if self.config.name == "first_k":
+            members &= positions[:, None, :] < self.config.k
+        elif self.config.name == "last_k":
+            lengths = members.sum(axis=-1, dtype=jnp.int32)
+            members &= positions[:, None, :] >= lengths[:, :, None] - self.config.k
+        return _average(hidden.astype(jnp.float32), members)
+
+
+class QueryProbePooler(nnx.Module):
+    """`attention_query`: learned probes attend over the token states, as in Set Transformer's PMA (arXiv 1810.00825, section 3.2).
+
+    Each probe gives probe + attention(probe, states), then x + ReLU(W x + b); the text's vector is the mean over probes.
+    """
+
+    def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
+        N, H = config.heads, embed_dim // config.heads
+        self.probes = normal_param(rngs, (config.probes, N, H), 1)
+        self.key = normal_param(rngs, (embed_dim, N, H), embed_dim)
+        self.value = normal_param(rngs, (embed_dim, N, H), embed_dim)
+        self.mlp = Linear(embed_dim, embed_dim, rngs=rngs)
+
+    def __call__(
+        self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
+    ) -> Float[Array, "B S D"]:
+        """One vector per segment; that of an empty one means nothing."""
+        del positions
+        hidden = hidden.astype(jnp.float32)
+        probes = self.probes[...]
+        keys = jnp.einsum("BLD,DNH->BLNH", hidden, self.key[...])
+        values = jnp.einsum("BLD,DNH->BLNH", hidden, self.value[...])
+        logits = jnp.einsum("PNH,BLNH->BPNL", probes, keys) * probes.shape[-1] ** -0.5
+        members = segment_membership(segment_ids, num_segments)
+        weights = jax.nn.softmax(jnp.where(members[:, :, None, None, :], logits[:, None], MASKED), axis=-1)
+        attended = jnp.einsum("BSPNL,BLNH->BSPNH", weights, values) + probes[None, None]
+        x = attended.reshape(*attended.shape[:3], -1)
+        return (x + jax.nn.relu(self.mlp(x))).mean(axis=2)
+
+
+class KeyValueProbePooler(nnx.Module):
+    """`attention_kv`: token states attend over learned latent keys and values, as NV-Embed does (arXiv 2405.17428, section 3.1).
+
+    Each state gives h + attention(h, latents), then x + W₂ GELU(W₁ x); the text's vector is the mean over its tokens.
+    """
+
+    def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
+        N, H = config.heads, embed_dim // config.heads
+        self.query = normal_param(rngs, (embed_dim, N, H), embed_dim)
+        self.key = normal_param(rngs, (config.probes, N, H), 1)
+        self.value = normal_param(rngs, (config.probes, N, H), 1)
+        self.out = normal_param(rngs, (N, H, embed_dim), embed_dim)
+        self.up = Linear(embed_dim, embed_dim, rngs=rngs)
+        self.down = Linear(embed_dim, embed_dim, rngs=rngs)
+
+    def __call__(
+        self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
+    ) -> Float[Array, "B S D"]:
+        """One vector per segment, zero for an empty one."""
+        del positions
+        hidden = hidden.astype(jnp.float32)
+        queries = jnp.einsum("BLD,DNH->BLNH", hidden, self.query[...])
+        weights = jax.nn.softmax(jnp.einsum("BLNH,PNH->BLNP", queries, self.key[...]) * queries.shape[-1] ** -0.5, axis=-1)
+        attended = jnp.einsum("BLNP,PNH->BLNH", weights, self.value[...])
+        x = hidden + jnp.einsum("BLNH,NHD->BLD", attended, self.out[...])
+        x += self.down(jax.nn.gelu(self.up(x)))
+        return _average(x, segment_membership(segment_ids, num_segments))
+
+
+def make_pooler(config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The pooler that `config` names."""
+    if config.name == "attention_query":
+        return QueryProbePooler(config, embed_dim, rngs=rngs)
+    if config.name == "attention_kv":
+        return KeyValueProbePooler(config, embed_dim, rngs=rngs)
+    return AveragePooler(config)

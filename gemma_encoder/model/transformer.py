@@ -1,0 +1,171 @@
+"""The Gemma 2 and Gemma 3 text transformer.
+
+Layers are scanned over the repeating local/global pattern, so compile time does not grow with depth: `blocks[j]` holds the
+parameters of layers j, j + P, j + 2P, … stacked along their first axis (P is the pattern's length), and `rest` holds the layers
+of the cut-short last group, one by one.
+
+B batch, L length, D embed, F hidden, N query heads, K kv heads, H head dim, V vocab.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gemma_encoder.model.attention import dot_product_attention, rotate
+from gemma_encoder.model.config import TransformerConfig
+from gemma_encoder.model.layers import RMSNorm, dropout, normal_param
+
+
+class Call(NamedTuple):
+    """What every block of one forward pass shares."""
+
+    segment_ids: Int[Array, "B L"]
+    positions: Int[Array, "B L"]
+    attention: str
+    attention_dropout: float
+    feed_forward_dropout: float
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each normed before and after, the norm after applied before the residual is added.
+
+    Args:
+        config: the transformer that it belongs to.
+        kind: "local" or "global".
+        rngs: for the initial values.
+        stack: (n,) when the block holds the parameters of n layers, to be scanned over.
+    """
+
+    def __init__(self, config: TransformerConfig, kind: str, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        self.config, self.kind = config, kind
+        D, F, N, K, H = config.embed_dim, config.hidden_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        self.pre_attention_norm = RMSNorm(D, stack)
+        self.query = normal_param(rngs, (*stack, D, N, H), D)
+        self.key_value = normal_param(rngs, (*stack, D, 2, K, H), D)
+        self.attention_out = normal_param(rngs, (*stack, N, H, D), N * H)
+        self.query_norm = RMSNorm(H, stack) if config.use_qk_norm else None
+        self.key_norm = RMSNorm(H, stack) if config.use_qk_norm else None
+        self.post_attention_norm = RMSNorm(D, stack)
+        self.pre_mlp_norm = RMSNorm(D, stack)
+        self.gating = normal_param(rngs, (*stack, D, 2, F), D)
+        self.linear = normal_param(rngs, (*stack, F, D), F)
+        self.post_mlp_norm = RMSNorm(D, stack)
+
+    def __call__(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
+        """Applies the layer. `key` draws its dropout; None means none."""
+        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        x += self.post_attention_norm(self._attend(self.pre_attention_norm(x), call, attention_key))
+        gate_up = jnp.einsum("BLD,DCF->BLCF", self.pre_mlp_norm(x), self.gating[...].astype(x.dtype))
+        activation = jax.nn.gelu(gate_up[:, :, 0], approximate=True) * gate_up[:, :, 1]
+        output = self.post_mlp_norm(activation @ self.linear[...].astype(x.dtype))
+        return x + dropout(output, call.feed_forward_dropout, mlp_key)
+
+    def _attend(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
+        config = self.config
+        query = jnp.einsum("BLD,DNH->BLNH", x, self.query[...].astype(x.dtype))
+        key_value = jnp.einsum("BLD,DCKH->BLCKH", x, self.key_value[...].astype(x.dtype))
+        keys, values = key_value[:, :, 0], key_value[:, :, 1]
+        if config.use_qk_norm:
+            query, keys = self.query_norm(query), self.key_norm(keys)
+        is_global = self.kind == "global"
+        base, scale = (config.global_rope_base, config.global_rope_scale) if is_global else (config.local_rope_base, 1.0)
+        encoded = dot_product_attention(
+            rotate(query, call.positions, base=base, scale=scale) * config.query_scale,
+            rotate(keys, call.positions, base=base, scale=scale),
+            values,
+            segment_ids=call.segment_ids,
+            positions=call.positions,
+            causal=call.attention == "causal",
+            reach=config.reach(self.kind, call.attention),
+            soft_cap=config.attention_soft_cap,
+            dropout_rate=call.attention_dropout,
+            dropout_key=key,
+        )
+        return jnp.einsum("BLNH,NHD->BLD", encoded, self.attention_out[...].astype(x.dtype))
+
+
+class Transformer(nnx.Module):
+    """A Gemma text transformer without its output embedding: tokens to hidden states."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = normal_param(rngs, (config.vocab_size, config.embed_dim), config.embed_dim)
+        repeats = config.num_repeats
+        self.blocks = nnx.List([Block(config, kind, rngs=rngs, stack=(repeats,)) for kind in config.pattern] if repeats else [])
+        self.rest = nnx.List([Block(config, kind, rngs=rngs) for kind in config.layer_kinds[repeats * len(config.pattern) :]])
+        self.final_norm = RMSNorm(config.embed_dim)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        segment_ids: Int[Array, "B L"] | None = None,
+        positions: Int[Array, "B L"] | None = None,
+        *,
+        attention: str = "bidirectional",
+        compute_dtype: jnp.dtype = jnp.float32,
+        attention_dropout: float = 0.0,
+        feed_forward_dropout: float = 0.0,
+        dropout_key: Array | None = None,
+        remat: str = "none",
+    ) -> Float[Array, "B L D"]:
+        """Hidden states after the final norm.
+
+        Args:
+            tokens: ids below the vocabulary's size.
+            segment_ids: which text of its row a token belongs to, 0 where padding; by default one text a row.
+            positions: of each token in its own text; by default counted from the row's start.
+            attention: "bidirectional" or "causal".
+            compute_dtype: of the activations; parameters are cast as they are used.
+            attention_dropout, feed_forward_dropout: rates, used only with a key.
+            dropout_key: layer i draws from fold_in(dropout_key, i).
+            remat: "none", "full" or "dots".
+        """
+        config = self.config
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)
+        call = Call(segment_ids, positions, attention, attention_dropout, feed_forward_dropout)
+        table = self.embedding[...]
+        # Gemma scales by √D in the parameters' dtype: in bfloat16 the factor itself is rounded.
+        x = (table[tokens] * jnp.sqrt(config.embed_dim).astype(table.dtype)).astype(compute_dtype)
+
+        def layer_key(index) -> Array | None:
+            return None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+
+        period = len(config.pattern)
+        if config.num_repeats:
+            graphs, states = zip(*(nnx.split(block) for block in self.blocks), strict=True)
+
+            def repeat(x, inputs):
+                states, number = inputs
+                for offset, (graph, state) in enumerate(zip(graphs, states, strict=True)):
+                    x = nnx.merge(graph, state)(x, call, layer_key(number * period + offset))
+                return x, None
+
+            x, _ = jax.lax.scan(_rematerialised(repeat, remat), x, (states, jnp.arange(config.num_repeats)))
+        for offset, block in enumerate(self.rest):
+            graph, state = nnx.split(block)
+
+            def one(x, state, key, graph=graph):
+                return nnx.merge(graph, state)(x, call, key)
+
+            x = _rematerialised(one, remat)(x, state, layer_key(config.num_repeats * period + offset))
+        return self.final_norm(x)
+
+
+def _rematerialised(function, policy: str):
+    """`function` under a remat policy: what backward keeps and what it computes again."""
+    if policy == "none":
+        return function
+    policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    return jax.checkpoint(function, policy=policies[policy])
+
+
+def layer_index(config: TransformerConfig, group: str, position: int) -> range:
+    """The layers whose parameters lie under `blocks/<position>` (stacked, in this order) or `rest/<position>` (a single one)."""
+    period, whole = len(config.pattern), config.num_repeats * len(config.pattern)
+    return range(position, whole, period) if group == "blocks" else range(whole + position, whole + position + 1)

@@ -1,0 +1,314 @@
+"""The training program, from a config and a workdir to a fine-tuned checkpoint and its metrics.
+
+Where the state comes from, in this order: this workdir's newest checkpoint; a pretrained Gemma backbone; random weights.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from gemma_encoder.data.pipeline import ExampleTable, TrainStream, evaluation_stream
+from gemma_encoder.evaluation.evaluator import Predictions, predict
+from gemma_encoder.inputs.batch import Batch, empty_batch
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training import sharding
+from gemma_encoder.training.checkpoint import Checkpoints
+from gemma_encoder.training.metrics_log import MetricsLog, Progress
+from gemma_encoder.training.optimizer import make_optimizer, make_schedule
+from gemma_encoder.training.recipe import Recipe
+from gemma_encoder.training.state import TrainState, abstract_state, initial_state
+from gemma_encoder.training.step import StepMetrics, compile_forward, compile_train_step, place_batch
+from gemma_encoder.weights import native
+from gemma_encoder.weights.native import Bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes:
+        step: updates taken in all.
+        metrics: of each task's evaluation split, by task.
+        predictions: the same split's predictions, by task.
+        tables: the examples that they are about, by task.
+        checkpoint: the newest checkpoint's folder.
+        seconds: spent in training steps by this process, evaluation and checkpoints apart.
+    """
+
+    step: int
+    metrics: dict[str, dict[str, float]]
+    predictions: dict[str, Predictions]
+    tables: dict[str, ExampleTable]
+    checkpoint: epath.Path
+    seconds: float
+
+
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:
+    """Trains as `config` says, or goes on where the run in `workdir` stopped.
+
+    Raises:
+        InputError: something in the config, the data or the workdir cannot be used; nothing of an earlier run is lost.
+    """
+    recipe = recipes.build(config)
+    mesh = sharding.make_mesh(config.mesh)
+    _check_rows(recipe, mesh)
+    workdir = claim_workdir(workdir, config)
+    epoch = recipe.epoch()
+    total = recipe.steps("train_for", epoch)
+    cadence = {name: recipe.steps(name, epoch, total) for name in ("log_every", "evaluate_every", "checkpoint_every")}
+    schedule = make_schedule(recipe.optimizer, total, recipe.steps("warmup", epoch, total))
+    optimizer = make_optimizer(recipe.optimizer, schedule)
+    abstract = abstract_state(recipe.encoder, optimizer, mesh)
+    stream = TrainStream(
+        recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream, process=jax.process_index(), processes=jax.process_count()
+    )
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    state = _restore_or_start(recipe, optimizer, abstract, mesh, checkpoints, stream)
+    start = int(state.step)
+    log, progress = MetricsLog(workdir, start), Progress(total, start)
+    step_function = compile_train_step(recipe.encoder, optimizer, abstract, mesh, recipe.tasks, recipe.losses, config.seed)
+    evaluator = Evaluator(recipe, mesh, workdir)
+    window = Window(recipe, schedule)
+    _describe(recipe, abstract, mesh, total, epoch, progress)
+    seconds, began = 0.0, time.monotonic()
+    previous: tuple[int, StepMetrics] | None = None
+    evaluated = None
+    try:
+        for step in range(start + 1, total + 1):
+            batch = place_batch(next(stream), mesh)
+            state, metrics = step_function(state, batch)
+            # Step n is under way before the numbers of step n − 1 are waited for.
+            if previous is not None:
+                progress.advance(window.add(*previous))
+            previous = (step, metrics)
+            due = {name for name, every in cadence.items() if step == total or (every and step % every == 0)}
+            if not due:
+                continue
+            progress.advance(window.add(*previous))
+            previous = None
+            seconds += time.monotonic() - began
+            if "log_every" in due:
+                values = window.close(step, stream.counts)
+                log.write(step, "train", values)
+                progress.report(step, f"loss {values['loss']:.4f}  {values['texts_per_second']:.0f} texts/s")
+            if "evaluate_every" in due:
+                evaluated = evaluator.run(state.parameters, step, log)
+                progress.say(f"step {step}: {evaluator.line(evaluated[0])}")
+            if "checkpoint_every" in due:
+                checkpoints.save(state, _bundle(recipe, step), stream.state())
+            window.restart()
+            began = time.monotonic()
+        if evaluated is None:  # the run had ended before: say what it reached
+            evaluated = evaluator.run(state.parameters, start, None)
+    finally:
+        stream.close()
+        progress.close()
+        log.close()
+        checkpoints.close()
+    return Outcome(total, *evaluated, epath.Path(checkpoints.folder) / str(total), seconds)
+
+
+def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> epath.Path:
+    """Makes the workdir this config's own; raises InputError when it holds another config's run, or cannot be written."""
+    workdir = epath.Path(workdir)
+    stored = workdir / "config.json"
+    now = json.loads(config.to_json_best_effort())
+    try:
+        if stored.exists():
+            changed = recipes.differences(json.loads(stored.read_text()), now)
+            if changed:
+                raise InputError(f"{workdir} holds a run of another config; choose another --workdir, or undo: {'; '.join(changed)}")
+        elif jax.process_index() == 0:
+            workdir.mkdir(parents=True, exist_ok=True)
+            stored.write_text(json.dumps(now, indent=1))
+    except OSError as error:
+        raise InputError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+    return workdir
+
+
+def _check_rows(recipe: Recipe, mesh: Mesh) -> None:
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if recipe.stream.shape.rows % shards:
+        raise InputError(f"batch.rows={recipe.stream.shape.rows} must be a multiple of data x fsdp = {shards} of the mesh {dict(mesh.shape)}")
+
+
+def _restore_or_start(recipe: Recipe, optimizer, abstract: TrainState, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream) -> TrainState:
+    """The state to go on from, by the order at the top of this file; `stream` is set to the same moment."""
+    step = checkpoints.latest_step()
+    if step is not None:
+        state, readers = checkpoints.restore(step, abstract, stream.names)
+        stream.restore(readers)
+        logging.info("resumed from step %d of %s", step, checkpoints.folder)
+        return state
+    state = initial_state(recipe.encoder, optimizer, mesh, recipe.config.seed)
+    if recipe.config.model.pretrained:
+        from gemma_encoder.weights import gemma
+
+        places = sharding.parameter_shardings(abstract.parameters, mesh)["backbone"]
+        backbone = gemma.load(recipe.config.model.pretrained, recipe.encoder.transformer, places)
+        state = state._replace(parameters={**state.parameters, "backbone": backbone})
+        logging.info("backbone initialised from %s", recipe.config.model.pretrained)
+    return state
+
+
+def _bundle(recipe: Recipe, step: int) -> Bundle:
+    shape = recipe.stream.shape
+    return Bundle(recipe.encoder, recipe.tasks, recipe.tokenizer, recipe.stream.max_length, shape.row_length, recipe.stream.padding, step)
+
+
+def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoch: int, progress: Progress) -> None:
+    """Says what is about to happen, and logs the table of parameters."""
+    from clu import parameter_overview
+
+    logging.info("%s", parameter_overview.get_parameter_overview(abstract.parameters, include_stats=False))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.parameters))
+    shape = recipe.stream.shape
+    progress.say(
+        f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {recipe.encoder.attention}, {recipe.encoder.pooling.name} pooling, {recipe.encoder.compute_dtype}; "
+        f"{', '.join(task.name for task in recipe.tasks)}: {epoch} examples an epoch; {total} steps of {shape.rows} x {shape.row_length} tokens on "
+        f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''} {dict(mesh.shape)}"
+    )
+
+
+class Window:
+    """Training numbers since the last line of the log: means, not the last step's."""
+
+    def __init__(self, recipe: Recipe, schedule):
+        self._recipe, self._schedule = recipe, schedule
+        self._warned = False
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts counting anew."""
+        self._steps, self._sums, self._began = 0, collections.Counter(), time.monotonic()
+
+    def add(self, step: int, metrics: StepMetrics) -> float:
+        """Counts a step and returns its loss; raises InputError when it is not finite."""
+        metrics = jax.device_get(metrics)
+        loss = float(metrics.loss)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss of step {step} is {loss} (gradient norm {float(metrics.gradient_norm)}); lower optimizer.learning_rate or lengthen warmup. "
+                "Checkpoints before it are kept"
+            )
+        self._steps += 1
+        self._sums.update(loss=loss, gradient_norm=float(metrics.gradient_norm), texts=float(metrics.texts), real_tokens=float(metrics.real_tokens))
+        for task, part in metrics.tasks.items():
+            self._sums.update({f"{task}/total": float(part.total), f"{task}/count": float(part.count)})
+        return loss
+
+    def close(self, step: int, counts: dict[str, dict[str, int]]) -> dict[str, float]:
+        """The means, rates per second, each task's loss, and what was cut so far."""
+        seconds, sums, shape = time.monotonic() - self._began, self._sums, self._recipe.stream.shape
+        examples = sum(sums[f"{task.name}/count"] for task in self._recipe.tasks) / self._steps
+        values = {
+            "loss": sums["loss"] / self._steps,
+            "learning_rate": float(self._schedule(step - 1)),
+            "gradient_norm": sums["gradient_norm"] / self._steps,
+            "examples_per_step": examples,
+            "texts_per_second": sums["texts"] / seconds,
+            "real_tokens_per_second": sums["real_tokens"] / seconds,
+            "real_token_share": sums["real_tokens"] / (self._steps * shape.rows * shape.row_length),
+        }
+        for task in self._recipe.tasks:
+            count = sums[f"{task.name}/count"]
+            if count:
+                values[f"{task.name}/loss"] = sums[f"{task.name}/total"] / count
+            values[f"{task.name}/cut_share"] = counts[task.name]["cut_texts"] / max(counts[task.name]["texts"], 1)
+        wanted = self._recipe.losses.examples_per_step
+        if not self._warned and not 0.75 < examples / wanted < 1.33:
+            logging.warning("a batch holds %.0f examples on average, batch.examples_per_step is %d: the loss and the epoch are off by that ratio", examples, wanted)
+            self._warned = True
+        return values
+
+
+class Evaluator:
+    """Evaluates all tasks of a recipe on its evaluation split and writes predictions.
+
+    Args:
+        recipe: what to evaluate.
+        mesh: where.
+        workdir: predictions go under it.
+    """
+
+    def __init__(self, recipe: Recipe, mesh: Mesh, workdir: epath.Path):
+        self._recipe, self._mesh, self._workdir = recipe, mesh, workdir
+        self._forward = compile_forward(recipe.encoder, mesh)
+        shape = recipe.stream.shape
+        # Candidates are scored one by one, so no list has to fit in a batch.
+        self._stream = dataclasses.replace(recipe.stream, shape=dataclasses.replace(shape, groups=recipe.stream.readers, list_size=1))
+
+    def run(self, parameters: Any, step: int, log: MetricsLog | None) -> tuple[dict, dict[str, Predictions], dict[str, ExampleTable]]:
+        """Metrics, predictions and example tables by task; metrics go to the log, predictions to files."""
+        split = self._recipe.config.evaluate_split
+        metrics, predictions, tables = {}, {}, {}
+        for number, source in enumerate(self._recipe.sources):
+            task, table = source.task, ExampleTable()
+            stream = evaluation_stream(
+                source, number, split, self._recipe.tokenizer, self._stream, table, process=jax.process_index(), processes=jax.process_count()
+            )
+            outputs = predict(task, self._everywhere(stream), lambda batch: self._forward(parameters, place_batch(batch, self._mesh)))
+            found = Predictions(task, outputs, np.array(table.labels), table.query_ids, table.document_ids, source.qrels(split))
+            metrics[task.name], predictions[task.name], tables[task.name] = found.metrics(), found, table
+            if jax.process_index() == 0:
+                found.write(self._workdir / "predictions", split)
+            if log is not None:
+                count = table.counts[task.name]
+                log.write(step, split, metrics[task.name] | {"examples": len(table.labels), "cut_share": count["cut_texts"] / max(count["texts"], 1)}, task.name)
+        return metrics, predictions, tables
+
+    def _everywhere(self, stream):
+        """The same number of batches on every process: those that end early go on with empty ones."""
+        if jax.process_count() == 1:
+            yield from stream
+            return
+        from jax.experimental import multihost_utils
+
+        share = self._stream.shape.rows // jax.process_count()
+        empty = empty_batch(dataclasses.replace(self._stream.shape, rows=share))
+        while True:
+            batch: Batch | None = next(stream, None)
+            if not np.any(multihost_utils.process_allgather(np.array(batch is not None))):
+                return
+            yield empty if batch is None else batch
+
+    @staticmethod
+    def line(metrics: dict[str, dict[str, float]]) -> str:
+        """All metrics on one line."""
+        return "  ".join(f"{task} {' '.join(f'{name} {value:.3f}' for name, value in values.items())}" for task, values in metrics.items())
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:
+    """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`; the log gets the lines, the predictions their files."""
+    workdir = epath.Path(workdir)
+    if not native.checkpoint_steps(workdir):
+        raise InputError(f"{workdir} holds no checkpoint to evaluate; train first, with the same command and --mode=train")
+    recipe = recipes.build(config)
+    mesh = sharding.make_mesh(config.mesh)
+    _check_rows(recipe, mesh)
+    checkpoint = native.find(workdir)
+    bundle = native.load_bundle(checkpoint)
+    trained = {task.name for task in bundle.tasks}
+    for task in recipe.tasks:
+        if task.head not in bundle.encoder.heads:
+            raise InputError(f"the checkpoint was not trained on {task.name!r}; it knows {', '.join(sorted(trained))}")
+    recipe = dataclasses.replace(recipe, encoder=bundle.encoder, tokenizer=bundle.tokenizer)
+    parameters = native.load_parameters(checkpoint, bundle.encoder, sharding.parameter_shardings(skeleton(bundle.encoder).shapes, mesh))
+    log = MetricsLog(workdir, bundle.step)
+    try:
+        result = Evaluator(recipe, mesh, workdir).run(parameters, bundle.step, log)
+    finally:
+        log.close()
+    return Outcome(bundle.step, *result, checkpoint, 0.0)

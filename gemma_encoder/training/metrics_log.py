@@ -1,0 +1,100 @@
+"""What a run leaves for people to read: `metrics.jsonl`, TensorBoard files, and a progress bar or plain lines."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import tqdm
+from etils import epath
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard files of one workdir; only process 0 writes.
+
+    Args:
+        workdir: where they go.
+        step: the step that was restored: later lines, of a run that was killed after its last checkpoint, are dropped, and
+            so is a line that a kill cut short.
+    """
+
+    def __init__(self, workdir: epath.Path, step: int):
+        self.path = workdir / "metrics.jsonl"
+        self._writer = None
+        if jax.process_index() != 0:
+            return
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        temporary = workdir / "metrics.jsonl.tmp"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self.path)
+        from clu import metric_writers  # imports TensorFlow
+
+        self._writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, split: str, values: Mapping[str, float], task: str | None = None) -> None:
+        """Adds one line: the step, the split, the task if the values are one task's, and the values."""
+        if self._writer is None:
+            return
+        line: dict[str, Any] = {"step": step, "split": split} | ({"task": task} if task else {}) | dict(values)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        prefix = f"{split}/{task}/" if task else f"{split}/"
+        self._writer.write_scalars(step, {prefix + name: value for name, value in values.items()})
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the TensorBoard file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a workdir's `metrics.jsonl`; a last line that was cut short is left out."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Progress:
+    """A progress bar on a terminal, plain lines elsewhere; silent on all processes but the first."""
+
+    def __init__(self, total: int, done: int):
+        self._total, self._start, self._began = total, done, time.monotonic()
+        self._quiet = jax.process_index() != 0
+        self._bar = None
+        if sys.stderr.isatty() and not self._quiet:
+            self._bar = tqdm.tqdm(total=total, initial=done, desc="training", unit="step", dynamic_ncols=True, mininterval=0.5)
+
+    def advance(self, loss: float) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self._bar.update()
+
+    def report(self, step: int, text: str) -> None:
+        """A line about the latest steps, where there is no bar."""
+        if self._bar is None and not self._quiet:
+            spent = time.monotonic() - self._began
+            left = spent / max(step - self._start, 1) * (self._total - step)
+            print(f"step {step}/{self._total}  {text}  {int(left) // 60}:{int(left) % 60:02d} left", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A message that does not break the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,271 @@
+"""What a config means: its fields with their defaults, and the objects that they describe.
+
+A config is a `ConfigDict` made by `default_config()` and changed by an experiment's file and by the command line. A field that is
+not named here is an error. Durations are text in the user's unit: "500 steps", "3 epochs", "20000 examples", "10 percent".
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from gemma_encoder.data import mixtures, registry
+from gemma_encoder.data.pipeline import StreamOptions
+from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.inputs.batch import BatchShape
+from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig
+from gemma_encoder.training.losses import LossOptions
+from gemma_encoder.training.optimizer import OptimizerOptions
+
+SIZES = {"tiny": "gemma3_tiny"} | {name: name for name in GEMMA_CONFIGS}
+UNITS = ("steps", "epochs", "examples", "percent")
+
+# Fields that may change between two starts of one run: they decide what is seen and where it runs, not what is learnt.
+MAY_CHANGE = ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "mesh")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field of a config, with the default of each."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.tasks = ("glue_sst2",)  # one task, or a mixture
+    config.mixture = ml_collections.ConfigDict({"mixing": "proportional", "temperature": 2.0})  # "equal", "proportional", "temperature"
+    config.task_weights = ml_collections.ConfigDict()  # loss weight by task name; 1 where a task is not named
+
+    config.model = ml_collections.ConfigDict()
+    config.model.size = "tiny"  # a name in SIZES
+    config.model.pretrained = ""  # path of a Gemma checkpoint of that size; "" for random weights
+    config.model.attention = "bidirectional"  # or "causal"
+    config.model.pooling = ml_collections.ConfigDict({"name": "mean", "k": 1, "probes": 1, "heads": 4})
+    config.model.head_hidden = ()  # widths of the heads' hidden layers
+    config.model.attention_dropout = 0.0
+    config.model.feed_forward_dropout = 0.1
+    config.model.compute_dtype = "bfloat16"  # or "float32"
+    config.model.remat = "none"  # "none", "full", "dots"
+
+    config.tokenizer = "small"  # "small", "gemma2", "gemma3", or the path of a SentencePiece model
+    config.max_length = 128  # tokens of one text, bos and eos included; what is longer is cut as the task's template says
+    config.batch = ml_collections.ConfigDict()
+    config.batch.rows = 16
+    config.batch.row_length = 128  # short rows cost less attention: the smallest multiple of 128 that holds max_length
+    config.batch.segments = 12  # most texts that share a row; 1 turns packing off
+    config.batch.examples_per_step = 64  # what the loss is divided by: about the texts (or lists) that a batch holds
+    config.batch.padding = "right"  # or "left"
+    config.batch.readers = 1  # parallel data readers, a multiple of the number of hosts
+
+    config.ranking = ml_collections.ConfigDict({"list_size": 8, "negative_ranks": (1, 1000)})
+    config.max_train = 0  # use only the first so many records of each training split; 0 for all
+    config.max_eval = 0  # the same for evaluation
+    config.losses = ml_collections.ConfigDict({"classification": "softmax_cross_entropy", "regression": "mean_squared_error", "ranking": "softmax"})
+    config.poly1_epsilon = 1.0
+
+    config.optimizer = ml_collections.ConfigDict(dataclasses.asdict(OptimizerOptions(learning_rate=1e-4)))
+    config.train_for = "3 epochs"
+    config.warmup = "10 percent"
+    config.log_every = "20 steps"
+    config.evaluate_every = "100 percent"  # and always at the end
+    config.checkpoint_every = "100 percent"  # and always at the end
+    config.keep_checkpoints = 2
+    config.evaluate_split = "validation"
+    config.mesh = (-1, 1, 1)  # sizes of the axes data, fsdp, tensor; -1 for all devices that are left
+    return config
+
+
+def parse_arg(arg: str, names: Sequence[str] = (), options: Sequence[str] = ("size",)) -> tuple[str, dict[str, str], bool]:
+    """Reads what follows the colon of `--config=FILE:ARG`, e.g. "sst2,size=gemma2_2b,smoke".
+
+    Args:
+        arg: comma-separated: one of `names`, `option=value`, and "smoke", in any order.
+        names: valid bare words besides "smoke".
+        options: valid options.
+
+    Returns:
+        The bare word ("" if none), the options, and whether "smoke" was among them.
+    """
+    word, values, smoke = "", {}, False
+    for part in filter(None, (part.strip() for part in arg.split(","))):
+        name, equals, value = part.partition("=")
+        if equals and name in options:
+            values[name] = value
+        elif equals:
+            raise unknown("config option", name, options)
+        elif part == "smoke":
+            smoke = True
+        elif part in names and not word:
+            word = part
+        else:
+            raise unknown("config argument", part, [*names, *(f"{option}=" for option in options), "smoke"])
+    return word, values, smoke
+
+
+def set_size(config: ml_collections.ConfigDict, size: str) -> None:
+    """Chooses the model's size, with the tokenizer and the compute dtype that go with it.
+
+    Tiny sizes use the small tokenizer and float32, for a machine without an accelerator; published sizes use their family's
+    tokenizer and bfloat16.
+    """
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    config.model.size = size
+    if size.endswith("tiny"):
+        config.tokenizer, config.model.compute_dtype = "small", "float32"
+    else:
+        config.tokenizer, config.model.compute_dtype, config.model.remat = size.partition("_")[0], "bfloat16", "full"
+
+
+def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Cuts any recipe down to seconds: a slice of the real data, a few steps, a small batch."""
+    config.max_train, config.max_eval, config.train_for, config.log_every = 64, 24, "6 steps", "2 steps"
+    config.max_length = config.batch.row_length = 128
+    config.batch.rows, config.batch.segments, config.batch.examples_per_step, config.ranking.list_size = 8, 8, 16, 4
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Duration:
+    """A length of training, e.g. Duration(3.0, "epochs")."""
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str | int, field: str) -> "Duration":
+        """From "3 epochs" or a bare number of steps; `field` names it in the error."""
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?)\s*([a-z]*)\s*", str(text))
+        if not match:
+            raise InputError(f"{field}={text!r} is no duration; write a number and one of {', '.join(UNITS)}, e.g. '3 epochs'")
+        unit = match[2] or "steps"
+        unit = unit if unit in UNITS else f"{unit}s"
+        if unit not in UNITS:
+            raise unknown(f"unit in {field}={text!r}", match[2], UNITS)
+        return cls(float(match[1]), unit)
+
+    def steps(self, examples_per_step: int, epoch: int, total: int | None = None) -> int:
+        """As a number of steps, at least 1 unless it is zero; `epoch` is in examples, `total` in steps."""
+        if not self.value:
+            return 0
+        if self.unit == "percent":
+            if total is None:
+                raise InputError("train_for cannot be given in percent")
+            return max(round(self.value / 100 * total), 1)
+        examples = {"steps": examples_per_step, "epochs": epoch, "examples": 1}[self.unit] * self.value
+        return max(round(examples / examples_per_step), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The objects that a config describes, checked.
+
+    Attributes:
+        config: the config itself.
+        sources: the tasks with their data, in the config's order.
+        tokenizer: text to ids.
+        encoder: the model.
+        stream: shapes and seeds of the batches.
+        losses: constants of the loss.
+        optimizer: constants of the optimiser.
+    """
+
+    config: ml_collections.ConfigDict
+    sources: tuple[Source, ...]
+    tokenizer: Tokenizer
+    encoder: EncoderConfig
+    stream: StreamOptions
+    losses: LossOptions
+    optimizer: OptimizerOptions
+
+    @property
+    def tasks(self) -> tuple:
+        """The tasks, in the config's order."""
+        return tuple(source.task for source in self.sources)
+
+    def rates(self) -> np.ndarray:
+        """The share of each task in the training stream."""
+        return mixtures.rates(self.sources, self.config.mixture.mixing, self.config.mixture.temperature)
+
+    def epoch(self) -> int:
+        """Training records of all tasks together: one epoch, in examples."""
+        return sum(source.num_records("train") for source in self.sources)
+
+    def steps(self, field: str, epoch: int, total: int | None = None) -> int:
+        """A duration field as a number of steps."""
+        return Duration.parse(self.config[field], field).steps(self.config.batch.examples_per_step, epoch, total)
+
+
+def build(config: ml_collections.ConfigDict) -> Recipe:
+    """Checks a config and makes what it describes; raises InputError for whatever cannot be."""
+    tasks = tuple(config.tasks)
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
+    if config.model.size not in SIZES:
+        raise unknown("size", config.model.size, SIZES)
+    for name in config.task_weights:
+        if name not in tasks:
+            raise unknown("task in task_weights", name, tasks)
+    for field in ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every"):
+        Duration.parse(config[field], field)
+    options = DataOptions(config.ranking.list_size, tuple(config.ranking.negative_ranks), config.max_train, config.max_eval)
+    sources = tuple(registry.get(name, options) for name in tasks)
+    tokenizer = Tokenizer.load(config.tokenizer)
+    encoder = _encoder(config, sources, tokenizer)
+    ranked = any(source.task.kind == "ranking" for source in sources)
+    batch, list_size = config.batch, config.ranking.list_size if ranked else 1
+    groups = max(batch.rows * batch.segments // list_size // batch.readers, 1) * batch.readers if ranked else batch.readers
+    shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size)
+    shape.split(batch.readers)
+    if batch.examples_per_step < 1:
+        raise InputError(f"batch.examples_per_step must be at least 1, got {batch.examples_per_step}")
+    losses = LossOptions(dict(config.losses), dict(config.task_weights), batch.examples_per_step, groups, list_size, config.poly1_epsilon)
+    for source in sources:
+        losses.function(source.task.kind)
+    return Recipe(
+        config=config,
+        sources=sources,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        stream=StreamOptions(shape, config.max_length, batch.readers, config.seed, batch.padding),
+        losses=losses,
+        optimizer=OptimizerOptions(**config.optimizer),
+    )
+
+
+def _encoder(config: ml_collections.ConfigDict, sources: Sequence[Source], tokenizer: Tokenizer) -> EncoderConfig:
+    transformer = GEMMA_CONFIGS[SIZES[config.model.size]]
+    if tokenizer.vocab_size > transformer.vocab_size:
+        raise InputError(f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} pieces, more than the {transformer.vocab_size} embeddings of {config.model.size}")
+    heads: dict[str, int] = {}
+    for source in sources:
+        outputs = heads.setdefault(source.task.head, source.task.num_outputs)
+        if outputs != source.task.num_outputs:
+            raise InputError(f"task {source.task.name!r} wants {source.task.num_outputs} outputs of head {source.task.head!r}, another task wants {outputs}")
+    model = config.model
+    return EncoderConfig(
+        transformer=transformer,
+        heads=heads,
+        pooling=PoolingConfig(**model.pooling),
+        head_hidden=tuple(model.head_hidden),
+        attention=model.attention,
+        attention_dropout=model.attention_dropout,
+        feed_forward_dropout=model.feed_forward_dropout,
+        compute_dtype=model.compute_dtype,
+        remat=model.remat,
+    )
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two configs (as nested dicts) differ, except those that may change, as "field: stored -> now"."""
+    found = []
+    for name in sorted({*stored, *now}):
+        if not prefix and name in MAY_CHANGE:
+            continue
+        before, after = stored.get(name), now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {before!r} -> {after!r}")
+    return found
