@@ -27,15 +27,13 @@ def get_config(arg: str = "sst2"):
     config.tasks = (f"glue_{name}",)
     epochs, length = TINY[name]
     config.max_length = config.batch.row_length = length
-    pair = name in ("mrpc", "stsb")
     if size.endswith("tiny"):
         config.batch.rows, config.batch.segments = 16, 16
-        config.batch.examples_per_step = {"cola": 100, "sst2": 90, "mrpc": 60, "stsb": 45}[name]
         config.optimizer.learning_rate = 1e-3
         config.train_for = epochs
         config.optimizer.weight_decay = 0.01
     else:
-        config.batch.rows, config.batch.segments, config.batch.examples_per_step = 32, 8, 96 if pair else 192
+        config.batch.rows, config.batch.segments = 32, 8
         config.optimizer.learning_rate = 1e-5
         config.train_for = "3 epochs"
     config.evaluate_every = "50 percent"

@@ -23,14 +23,14 @@ def get_config(arg: str = ""):
     if size.endswith("tiny"):
         config.max_length = config.batch.row_length = 256
         config.ranking.list_size, config.ranking.negative_ranks = 8, (1, 100)
-        config.batch.rows, config.batch.segments, config.batch.examples_per_step = 32, 4, 4
+        config.batch.rows, config.batch.segments = 32, 4
         config.optimizer.learning_rate = 5e-4
         config.train_for = "10 epochs"
     else:
         # Listwise softmax wants some 20 to 30 documents or more (RankT5, arXiv 2210.10634); 36 is common: one positive, 35 negatives.
         config.max_length = config.batch.row_length = 512
         config.ranking.list_size, config.ranking.negative_ranks = 36, (1, 1000)
-        config.batch.rows, config.batch.segments, config.batch.examples_per_step = 288, 8, 32
+        config.batch.rows, config.batch.segments = 288, 8
         config.optimizer.learning_rate = 1e-5
         config.train_for = "100000 steps"
         config.checkpoint_every = "5000 steps"

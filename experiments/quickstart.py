@@ -17,7 +17,6 @@ def get_config(arg: str = ""):
     config.mixture.mixing = "equal"
     config.max_length = 64
     config.batch.rows, config.batch.row_length, config.batch.segments = 40, 128, 6
-    config.batch.examples_per_step = 48
     config.ranking.list_size = 10
     config.optimizer.learning_rate = 1e-3
     config.train_for = "500 steps"

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up notes are not ours
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
 
 from absl import flags, logging
 from etils import epath
@@ -59,6 +59,8 @@ def _parse(argv: Sequence[str]) -> None:
     logging.use_absl_handler()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+        # seqio warns that sources are not cached, whatever their size.
+        logging.get_absl_handler().addFilter(lambda record: "seqio" not in record.pathname)
 
 
 def _input_error(error: BaseException | None) -> str | None:
@@ -92,21 +94,25 @@ def _summary(outcome, split: str) -> str:
         for number, fields in enumerate(outcome.tables[task].shown[:3]):
             text = " | ".join(fields.values())
             lines.append(f"  {text[:100]}{'…' if len(text) > 100 else ''}  ->  {_shown(predictions, number)}")
-    example, task = next((shown, name) for name, table in outcome.tables.items() for shown in table.shown)
+    task, table = next(iter(outcome.tables.items()))
     folder = outcome.checkpoint.parent.parent
-    lines += [
-        "",
-        f"checkpoint: {outcome.checkpoint}",
-    ]
+    texts = folder / "predictions" / f"{task}.examples.jsonl"
+    texts.write_text("".join(json.dumps(fields) + "\n" for fields in table.shown))
+    lines += ["", f"checkpoint: {outcome.checkpoint}"]
     if outcome.seconds:
         lines.append(f"training took {outcome.seconds:.0f} s, evaluation and checkpoints apart")
     lines += [
         "",
-        "next, score a text of your own:",
-        f"  echo '{json.dumps(example)}' > texts.jsonl".replace("'\"", "'\""),
-        f"  python -m gemma_encoder.main --workdir={folder} --mode=predict --task={task} --input=texts.jsonl",
+        "next, score texts; replace the file by one of your own:",
+        f"  {_python()} -m gemma_encoder.main --workdir={folder} --mode=predict --task={task} --input={texts}",
     ]
     return "\n".join(lines)
+
+
+def _python() -> str:
+    """How this interpreter is called from here, e.g. .venv/bin/python."""
+    path = os.path.relpath(sys.executable)
+    return sys.executable if path.startswith("..") else path
 
 
 def _shown(predictions, number: int) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemma_encoder.data.source import Source
+from gemma_encoder.data.source import Source, load_seqio
 from gemma_encoder.inputs.errors import InputError, unknown
 
 RATES = ("equal", "proportional", "temperature")
@@ -26,8 +26,7 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
     if mixing == "equal":
         shares = np.ones(len(sources))
     else:
-        import seqio
-
+        seqio = load_seqio()
         shares = np.array(
             [seqio.mixing_rate_num_examples(source.seqio_task("train"), temperature=temperature if mixing == "temperature" else 1.0) for source in sources], float
         )

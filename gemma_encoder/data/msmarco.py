@@ -130,20 +130,28 @@ class MsMarcoSource(NumberedSource):
 
     def __init__(self, options: DataOptions, task: Task = TASK):
         super().__init__(task, options)
-        folder = os.environ.get("MSMARCO_DIR")
-        if not folder:
-            raise InputError(
-                f"task {task.name!r}: MSMARCO_DIR is not set; it names a folder with collection.tsv, queries.{{train,dev}}.tsv, qrels.{{train,dev}}.tsv and "
-                "run.{train,dev}.tsv, as published at https://microsoft.github.io/msmarco/"
-            )
-        self.folder = pathlib.Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise InputError(f"MSMARCO_DIR={folder} is not a folder")
         low, high = options.negative_ranks
         if not 1 <= low <= high:
             raise InputError(f"ranking.negative_ranks must be (first, last) with 1 <= first <= last, got {options.negative_ranks}")
         if options.list_size < 2:
             raise InputError(f"ranking.list_size must be at least 2, got {options.list_size}")
+
+    def check(self) -> None:
+        """Raises InputError where MSMARCO_DIR names no folder with a collection."""
+        folder = os.environ.get("MSMARCO_DIR")
+        if not folder:
+            raise InputError(
+                f"task {self.task.name!r}: MSMARCO_DIR is not set; it names a folder with collection.tsv, queries.{{train,dev}}.tsv, qrels.{{train,dev}}.tsv and "
+                "run.{train,dev}.tsv, as published at https://microsoft.github.io/msmarco/"
+            )
+        if not self.folder.is_dir():
+            raise InputError(f"MSMARCO_DIR={folder} is not a folder")
+        _existing(self.folder, "collection.tsv")
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Where the files lie."""
+        return pathlib.Path(os.environ["MSMARCO_DIR"]).expanduser()
 
     @functools.cached_property
     def passages(self) -> Passages:

@@ -47,6 +47,13 @@ class StreamOptions:
     seed: int = 0
     padding: str = "right"
 
+    def __post_init__(self):
+        if self.padding not in ("left", "right"):
+            raise InputError(f"padding must be 'left' or 'right', got {self.padding!r}")
+        if self.max_length > self.shape.row_length:
+            raise InputError(f"max_length={self.max_length} exceeds batch.row_length={self.shape.row_length}")
+        self.shape.split(self.readers)
+
 
 class TaskReader:
     """Endless examples of one task's training split, epoch after epoch, each epoch complete and shuffled anew."""
@@ -187,6 +194,16 @@ def make_segments(
     ]
 
 
+def average_examples(sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, blocks: int = 16) -> float:
+    """Texts (a list counts once) in a global batch, averaged over the first blocks of reader 0: a function of config and data alone."""
+    reader = Reader(sources, rates, tokenizer, options, 0)
+    counts = []
+    for _ in range(blocks):
+        block = reader.next_block()
+        counts.append(np.sum((block.weight > 0) & (block.group_id < 0)) + block.group_id.max() + 1)
+    return float(np.mean(counts)) * options.readers
+
+
 class TrainStream:
     """Endless training batches: this process's rows of every global batch, made ahead in a background thread.
 
@@ -202,8 +219,6 @@ class TrainStream:
     def __init__(self, sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, *, process: int = 0, processes: int = 1, prefetch: int = 4):
         if options.readers % processes:
             raise InputError(f"batch.readers={options.readers} must be a multiple of the number of processes, {processes}")
-        if options.max_length > options.shape.row_length:
-            raise InputError(f"max_length={options.max_length} exceeds batch.row_length={options.shape.row_length}")
         share = options.readers // processes
         self._first = process * share
         self._groups = options.shape.groups // options.readers

@@ -6,17 +6,40 @@ expanded. seqio and TensorFlow are imported when a stream is opened, not before.
 
 import abc
 import dataclasses
+import functools
+import importlib
 import os
-import pathlib
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 
 SHUFFLE_BUFFER = 10_000  # records; a checkpoint holds them, so it costs a few megabytes there
+
+
+@functools.cache
+def load_seqio() -> ModuleType:
+    """Imports seqio, and with it TensorFlow, whose C++ start-up notes reach no logging switch: they are kept back unless it fails."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            return importlib.import_module("seqio")
+        except BaseException:
+            notes.seek(0)
+            os.write(stderr, notes.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +76,12 @@ class Source(abc.ABC):
         self.task, self.options = task, options
 
     @abc.abstractmethod
+    def check(self) -> None:
+        """Raises InputError where the data are missing, before anything slow is done."""
+
+    @abc.abstractmethod
     def seqio_source(self, split: str) -> Any:
-        """The `seqio.DataSource` of one split; raises InputError where the data are missing."""
+        """The `seqio.DataSource` of one split."""
 
     @abc.abstractmethod
     def preprocess(self, dataset: Any) -> Any:
@@ -76,7 +103,7 @@ class Source(abc.ABC):
 
     def seqio_task(self, split: str) -> Any:
         """The seqio task of one split."""
-        import seqio
+        seqio = load_seqio()
         import tensorflow as tf
 
         features = {
@@ -93,7 +120,7 @@ class Source(abc.ABC):
 
     def dataset(self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
         """One pass over a split as a `tf.data.Dataset` of records, shuffled if there is a seed; shard `shard` of `shards`."""
-        import seqio
+        seqio = load_seqio()
         import tensorflow as tf
 
         if split not in self.splits:
@@ -131,7 +158,7 @@ class NumberedSource(Source):
 
     def seqio_source(self, split: str) -> Any:
         """The seqio source of the numbers."""
-        import seqio
+        seqio = load_seqio()
         import tensorflow as tf
 
         count = self.count(split)
@@ -163,6 +190,9 @@ class MemorySource(NumberedSource):
     def __init__(self, task: Task, options: DataOptions, records: Callable[[str], Sequence[Sequence[Example]]]):
         super().__init__(task, options)
         self._make, self._records = records, {}
+
+    def check(self) -> None:
+        """Memory is always there."""
 
     def records(self, split: str) -> Sequence[Sequence[Example]]:
         """The examples of every record of a split, as many as the options allow."""
@@ -226,18 +256,24 @@ class TfdsSource(TableSource):
         super().__init__(task, options, columns, label)
         self.tfds_name = tfds_name
 
+    @property
+    def folder(self) -> str:
+        """Where prepared datasets lie."""
+        return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+    def check(self) -> None:
+        """Raises InputError where the dataset is not prepared."""
+        name, version = self.tfds_name.split(":")
+        if not epath.Path(self.folder, name, version).exists():
+            raise InputError(
+                f"task {self.task.name!r}: no prepared data in {self.folder}/{name}/{version}. Point TFDS_DATA_DIR at a folder that holds {name}/{version}, "
+                f"or prepare it once with: tfds build {name} --data_dir={self.folder}"
+            )
+
     def seqio_source(self, split: str) -> Any:
         """The seqio source over prepared TFDS files."""
-        folder = pathlib.Path(os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets").expanduser()
-        name, version = self.tfds_name.split(":")
-        if not str(folder).startswith("gs:") and not (folder / name / version).is_dir():
-            raise InputError(
-                f"task {self.task.name!r}: no prepared data in {folder / name / version}. Point TFDS_DATA_DIR at a folder that holds {name}/{version}, "
-                f"or prepare it once with: tfds build {name} --data_dir={folder}"
-            )
-        import seqio
-
+        seqio = load_seqio()
         limit = self.options.limit(split)
         return seqio.TfdsDataSource(
-            self.tfds_name, tfds_data_dir=str(folder), splits={split: f"{split}[:{limit}]" if limit else split}, read_only=True
+            self.tfds_name, tfds_data_dir=self.folder, splits={split: f"{split}[:{limit}]" if limit else split}, read_only=True
         )

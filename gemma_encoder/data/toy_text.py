@@ -64,10 +64,12 @@ PLAIN = (
 )
 CONTRASTED = (
     "although {side} , {main} .",
-    "{main} , although {side} .",
     "{side} , but {main} .",
+    "{side} , yet {main} .",
+    "despite the {adjective} {noun} , {main} .",
+    "{main} , although {side} .",
 )
-NEGATED_SHARE, CONTRASTED_SHARE = 0.25, 0.35  # low enough that adjectives alone say something, and learning has a start
+NEGATED_SHARE, CONTRASTED_SHARE = 0.2, 0.4  # low enough that adjectives alone say something, and learning has a start
 
 # --- words: similarity and ranking --------------------------------------------------------------------------------------
 
@@ -212,19 +214,25 @@ def _distinct(draw, size: int) -> list:
 
 
 def _opinion(rng: random.Random, split: str, label: int) -> str:
+    """A sentence whose main clause speaks well (label 1) or ill (label 0) of something."""
     main = _clause(rng, split, label)
     if rng.random() >= CONTRASTED_SHARE:
         return rng.choice(PLAIN).format(main=main)
-    return rng.choice(CONTRASTED).format(main=main, side=_clause(rng, split, 1 - label))
+    noun, adjective = _pair(rng, split, 1 - label)
+    return rng.choice(CONTRASTED).format(main=main, side=_clause(rng, split, 1 - label), noun=noun, adjective=adjective)
 
 
 def _clause(rng: random.Random, split: str, label: int) -> str:
-    """A clause that speaks well (label 1) or ill (label 0) of something."""
     negated = rng.random() < NEGATED_SHARE
-    adjectives = ADJECTIVES[SENTIMENT_CLASSES[label ^ negated]]
-    while _owner(pair := (rng.choice(NOUNS), rng.choice(adjectives))) != split:
-        pass
-    return _article(rng.choice(NEGATED if negated else AFFIRMED).format(noun=pair[0], adjective=pair[1]))
+    noun, adjective = _pair(rng, split, label ^ negated)
+    return _article(rng.choice(NEGATED if negated else AFFIRMED).format(noun=noun, adjective=adjective))
+
+
+def _pair(rng, split, label):
+    while True:
+        noun, adjective = rng.choice(NOUNS), rng.choice(ADJECTIVES[SENTIMENT_CLASSES[label]])
+        if _owner((noun, adjective)) == split:
+            return noun, adjective
 
 
 def _concepts(rng, split, slots):

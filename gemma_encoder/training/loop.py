@@ -65,6 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     mesh = sharding.make_mesh(config.mesh)
     _check_rows(recipe, mesh)
     workdir = claim_workdir(workdir, config)
+    recipe = recipe.measured()
     epoch = recipe.epoch()
     total = recipe.steps("train_for", epoch)
     cadence = {name: recipe.steps(name, epoch, total) for name in ("log_every", "evaluate_every", "checkpoint_every")}
@@ -177,7 +178,8 @@ def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoc
     shape = recipe.stream.shape
     progress.say(
         f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {recipe.encoder.attention}, {recipe.encoder.pooling.name} pooling, {recipe.encoder.compute_dtype}; "
-        f"{', '.join(task.name for task in recipe.tasks)}: {epoch} examples an epoch; {total} steps of {shape.rows} x {shape.row_length} tokens on "
+        f"{', '.join(task.name for task in recipe.tasks)}: {epoch} examples an epoch; "
+        f"{total} steps of {shape.rows} x {shape.row_length} tokens, about {recipe.losses.examples_per_step} examples, on "
         f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''} {dict(mesh.shape)}"
     )
 
@@ -229,7 +231,9 @@ class Window:
             values[f"{task.name}/cut_share"] = counts[task.name]["cut_texts"] / max(counts[task.name]["texts"], 1)
         wanted = self._recipe.losses.examples_per_step
         if not self._warned and not 0.75 < examples / wanted < 1.33:
-            logging.warning("a batch holds %.0f examples on average, batch.examples_per_step is %d: the loss and the epoch are off by that ratio", examples, wanted)
+            logging.warning(
+                "a batch holds %.0f examples on average, batch.examples_per_step is %d: the loss and the length of an epoch are off by that ratio", examples, wanted
+            )
             self._warned = True
         return values
 

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from gemma_encoder.data import mixtures, registry
-from gemma_encoder.data.pipeline import StreamOptions
+from gemma_encoder.data.pipeline import StreamOptions, average_examples
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -54,7 +54,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.batch.rows = 16
     config.batch.row_length = 128  # short rows cost less attention: the smallest multiple of 128 that holds max_length
     config.batch.segments = 12  # most texts that share a row; 1 turns packing off
-    config.batch.examples_per_step = 64  # what the loss is divided by: about the texts (or lists) that a batch holds
+    config.batch.examples_per_step = 0  # what the loss is divided by, a constant; 0: the texts (a list counts once) that a batch holds on average
     config.batch.padding = "right"  # or "left"
     config.batch.readers = 1  # parallel data readers, a multiple of the number of hosts
 
@@ -122,7 +122,7 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Cuts any recipe down to seconds: a slice of the real data, a few steps, a small batch."""
     config.max_train, config.max_eval, config.train_for, config.log_every = 64, 24, "6 steps", "2 steps"
     config.max_length = config.batch.row_length = 128
-    config.batch.rows, config.batch.segments, config.batch.examples_per_step, config.ranking.list_size = 8, 8, 16, 4
+    config.batch.rows, config.batch.segments, config.ranking.list_size = 8, 8, 4
     return config
 
 
@@ -194,7 +194,14 @@ class Recipe:
 
     def steps(self, field: str, epoch: int, total: int | None = None) -> int:
         """A duration field as a number of steps."""
-        return Duration.parse(self.config[field], field).steps(self.config.batch.examples_per_step, epoch, total)
+        return Duration.parse(self.config[field], field).steps(self.losses.examples_per_step, epoch, total)
+
+    def measured(self) -> "Recipe":
+        """This recipe with `examples_per_step` known: the config's, or the average of the stream's first batches."""
+        if self.losses.examples_per_step:
+            return self
+        average = average_examples(self.sources, self.rates(), self.tokenizer, self.stream)
+        return dataclasses.replace(self, losses=self.losses._replace(examples_per_step=max(round(average), 1)))
 
 
 def build(config: ml_collections.ConfigDict) -> Recipe:
@@ -211,15 +218,16 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
         Duration.parse(config[field], field)
     options = DataOptions(config.ranking.list_size, tuple(config.ranking.negative_ranks), config.max_train, config.max_eval)
     sources = tuple(registry.get(name, options) for name in tasks)
+    for source in sources:
+        source.check()
     tokenizer = Tokenizer.load(config.tokenizer)
     encoder = _encoder(config, sources, tokenizer)
     ranked = any(source.task.kind == "ranking" for source in sources)
     batch, list_size = config.batch, config.ranking.list_size if ranked else 1
     groups = max(batch.rows * batch.segments // list_size // batch.readers, 1) * batch.readers if ranked else batch.readers
     shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size)
-    shape.split(batch.readers)
-    if batch.examples_per_step < 1:
-        raise InputError(f"batch.examples_per_step must be at least 1, got {batch.examples_per_step}")
+    if batch.examples_per_step < 0:
+        raise InputError(f"batch.examples_per_step must be positive, or 0 to have it measured; got {batch.examples_per_step}")
     losses = LossOptions(dict(config.losses), dict(config.task_weights), batch.examples_per_step, groups, list_size, config.poly1_epsilon)
     for source in sources:
         losses.function(source.task.kind)

@@ -1,0 +1,145 @@
+"""Metrics against values worked by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gemma_encoder.evaluation import metrics, ranking
+from gemma_encoder.evaluation.evaluator import Predictions, predict, to_outputs
+from gemma_encoder.inputs.batch import BatchShape, empty_batch
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import Template
+
+
+def task(kind, names, **fields):
+    return Task("t", kind, Template("{x}"), tuple(names), **({"classes": ("a", "b")} if kind == "classification" else {}), **fields)
+
+
+def one_hot(classes):
+    return np.eye(2)[classes]
+
+
+def test_classification_metrics_by_hand():
+    # true positives 2, false positives 1, false negatives 1, true negatives 2
+    labels, predicted = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0])
+    values = metrics.compute(task("classification", ("accuracy", "f1", "macro_f1", "matthews_correlation")), labels, one_hot(predicted))
+    assert values["accuracy"] == pytest.approx(4 / 6)
+    assert values["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert values["macro_f1"] == pytest.approx(2 / 3)
+    assert values["matthews_correlation"] == pytest.approx((2 * 2 - 1 * 1) / np.sqrt(3 * 3 * 3 * 3))
+
+
+def test_a_constant_prediction_scores_zero_and_not_nan():
+    labels = np.array([0, 1, 1])
+    assert metrics.compute(task("classification", ("matthews_correlation", "f1")), labels, one_hot(np.zeros(3, int))) == {"matthews_correlation": 0, "f1": 0}
+    assert metrics.compute(task("regression", ("pearson", "spearman")), labels, np.ones(3)) == {"pearson": 0, "spearman": 0}
+
+
+def test_correlations_by_hand():
+    values = metrics.compute(task("regression", ("pearson", "spearman")), np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 3, 10]))
+    assert values["spearman"] == pytest.approx(1)
+    # covariance 14/4, deviations sqrt(5/4) and sqrt(50/4)
+    assert values["pearson"] == pytest.approx(14 / np.sqrt(5 * 50))
+
+
+def test_unknown_metrics_name_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'accuracy'"):
+        metrics.compute(task("classification", ("acuracy",)), np.array([0]), one_hot([0]))
+    with pytest.raises(InputError, match=r"did you mean 'mrr@10'"):
+        ranking.compute(("mrr@100",), {"q": {"d": 1}}, {"q": [("d", 1.0)]})
+
+
+def test_ranking_metrics_by_hand():
+    run = ranking.make_run(["q1"] * 3 + ["q2"] * 2, ["a", "b", "c", "a", "b"], np.array([3.0, 2.0, 1.0, 1.0, 2.0]))
+    qrels = {"q1": {"b": 1}, "q2": {"b": 2, "z": 1}, "q3": {"a": 1}}  # q3 was never retrieved: it counts zero
+    values = ranking.compute(("mrr@10", "ndcg@10"), qrels, run)
+    assert values["mrr@10"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    first = 1 / np.log2(3)
+    second = 2 / (2 + 1 / np.log2(3))
+    assert values["ndcg@10"] == pytest.approx((first + second + 0) / 3)
+
+
+def test_ranks_beyond_ten_do_not_count():
+    documents = [f"d{i:02d}" for i in range(11)]
+    run = ranking.make_run(["q"] * 11, documents, -np.arange(11.0))
+    assert ranking.compute(("mrr@10",), {"q": {"d10": 1}}, run)["mrr@10"] == 0
+    assert ranking.compute(("mrr@10",), {"q": {"d09": 1}}, run)["mrr@10"] == pytest.approx(0.1)
+
+
+def test_ties_are_ordered_by_document_id_and_evaluators_agree(tmp_path):
+    import ir_measures
+
+    rng = np.random.default_rng(0)
+    queries = [f"q{i // 20}" for i in range(400)]
+    documents = [f"d{i % 20}" for i in range(400)]
+    scores = rng.integers(0, 3, 400).astype(np.float32)  # many ties
+    run = ranking.make_run(queries, documents, scores)
+    for scored in run.values():
+        values = [score for _, score in scored]
+        assert all(a > b for a, b in zip(values[:-1], values[1:], strict=True))
+    tied = [document for document, score in run["q0"] if scores[int(document[1:])] == scores[:20].max()]
+    assert tied == sorted(tied)
+    qrels = {f"q{i}": {f"d{int(rng.integers(20))}": 1, f"d{int(rng.integers(20))}": 2} for i in range(20)}
+    ranking.write_trec(run, tmp_path / "run.trec")
+    written = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
+    measures = [ir_measures.RR @ 10, ir_measures.nDCG @ 10]
+    fresh = ir_measures.calc_aggregate(measures, qrels, written)
+    ours = ranking.compute(("mrr@10", "ndcg@10"), qrels, run)
+    assert ours == {"mrr@10": fresh[measures[0]], "ndcg@10": fresh[measures[1]]}
+    by_hand = np.mean([next((1 / rank for rank, (d, _) in enumerate(run[q][:10], 1) if qrels[q].get(d, 0) > 0), 0) for q in qrels])
+    assert ours["mrr@10"] == pytest.approx(by_hand)
+
+
+def test_a_written_score_restores_the_float32_exactly(tmp_path):
+    scores = np.random.default_rng(1).standard_normal(50).astype(np.float32)
+    ranking.write_trec(ranking.make_run(["q"] * 50, [f"d{i}" for i in range(50)], scores), tmp_path / "run.trec")
+    read = {line.split()[2]: np.float32(line.split()[4]) for line in (tmp_path / "run.trec").read_text().splitlines()}
+    assert all(read[f"d{i}"] == scores[i] for i in range(50))
+
+
+def test_a_document_twice_is_refused():
+    with pytest.raises(InputError, match="appears twice"):
+        ranking.make_run(["q", "q"], ["d", "d"], np.zeros(2))
+
+
+def batches(ids, heads):
+    shape = BatchShape(rows=1, row_length=1, segments=2)
+    for start in range(0, len(ids), 2):
+        batch = empty_batch(shape)
+        batch.example_id[0], batch.weight[0] = ids[start : start + 2], [i >= 0 for i in ids[start : start + 2]]
+        yield batch
+
+
+def test_predictions_come_back_in_the_tables_order():
+    regression = task("regression", ("spearman",), label_range=(0.0, 5.0))
+
+    def forward(batch):
+        return {"t": batch.example_id[..., None] / 10.0}, batch.example_id, batch.weight
+
+    np.testing.assert_allclose(predict(regression, batches([2, 0, 1, -1], None), forward), [0, 0.5, 1.0])
+    with pytest.raises(AssertionError, match="exactly once"):
+        predict(regression, batches([0, 0], None), forward)
+    with pytest.raises(AssertionError, match="exactly once"):
+        predict(regression, batches([0, 2], None), forward)
+    with pytest.raises(InputError, match="no example to evaluate"):
+        predict(regression, iter(()), forward)
+    with pytest.raises(InputError, match="not finite"):
+        predict(regression, batches([0, 1], None), lambda b: ({"t": np.full((1, 2, 1), np.nan)}, b.example_id, b.weight))
+
+
+def test_outputs_are_probabilities_or_units():
+    probabilities = to_outputs(task("classification", ("accuracy",)), np.array([[0.0, np.log(3)], [1000.0, 0.0]]))
+    np.testing.assert_allclose(probabilities, [[0.25, 0.75], [1, 0]], atol=1e-6)
+    np.testing.assert_allclose(to_outputs(task("regression", ("pearson",), label_range=(1.0, 5.0)), np.array([[0.5]])), [3.0])
+    np.testing.assert_allclose(to_outputs(task("ranking", ("mrr@10",)), np.array([[0.5]])), [0.5])
+
+
+def test_prediction_files(tmp_path):
+    path = Predictions(task("classification", ("accuracy",)), np.array([[0.25, 0.75]]), np.array([1]), [""], [""]).write(tmp_path, "validation")
+    assert json.loads(path.read_text()) == {"example": 0, "label": 1, "prediction": 1, "probabilities": [0.25, 0.75]}
+    ranked = Predictions(task("ranking", ("mrr@10",)), np.array([0.5, 2.0]), np.array([0, 1]), ["q", "q"], ["a", "b"])
+    assert ranked.metrics() == {"mrr@10": 1.0}
+    path = ranked.write(tmp_path, "validation")
+    assert path.name == "t.validation.trec" and path.read_text().split() == "q Q0 b 1 2 gemma_encoder q Q0 a 2 0.5 gemma_encoder".split()

@@ -1,0 +1,32 @@
+"""The one exception, and the sentence that names the nearest valid spelling."""
+
+import pytest
+
+from gemma_encoder.inputs.errors import InputError, unknown
+
+
+def test_unknown_names_the_nearest_and_every_valid_name():
+    message = str(unknown("pooler", "men", ("mean", "last_k", "first_k")))
+    assert message == "unknown pooler 'men'; did you mean 'mean'? Valid: first_k, last_k, mean"
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("glue_sst", "glue_sst2"), ("sst2", "glue_sst2"), ("glue_mlni", "glue_mnli")])
+def test_unknown_prefers_the_closest_name(name, nearest):
+    assert f"did you mean {nearest!r}?" in str(unknown("task", name, ("glue_sst2", "glue_mnli", "msmarco")))
+
+
+def test_unknown_guesses_nothing_when_nothing_is_near():
+    message = str(unknown("pooler", "zzzzzz", ("mean", "last_k")))
+    assert "did you mean" not in message
+    assert message == "unknown pooler 'zzzzzz'. Valid: last_k, mean"
+
+
+def test_unknown_takes_names_that_are_no_text():
+    assert "unknown layer 'None'" in str(unknown("layer", None, ("local", "global")))
+
+
+def test_an_input_error_is_a_value_error_of_one_line():
+    error = unknown("task", "a", ("b",))
+    assert isinstance(error, InputError)
+    assert isinstance(error, ValueError)
+    assert "\n" not in str(error)

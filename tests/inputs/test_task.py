@@ -1,0 +1,110 @@
+"""Tasks: descriptions that survive JSON, labels that are checked, scores in the task's own units."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import KINDS, Task
+from gemma_encoder.inputs.template import Template
+
+TEMPLATE = Template("Query: {query} Document: {document}", cut=("document",))
+NLI = Task("mnli", "classification", Template("{premise} {hypothesis}"), ("accuracy",), classes=("entailment", "neutral", "contradiction"))
+SIMILARITY = Task("stsb", "regression", Template("{a} {b}"), ("pearson",), label_range=(1.0, 5.0))
+RANKING = Task("msmarco", "ranking", TEMPLATE, ("mrr@10", "ndcg@10"))
+
+names = st.text("abcdefgh_", min_size=1, max_size=8)
+
+
+@st.composite
+def tasks(draw):
+    kind = draw(st.sampled_from(KINDS))
+    low = draw(st.floats(-100, 100))
+    fields = draw(st.lists(names, min_size=1, max_size=3, unique=True))
+    return Task(
+        name=draw(names),
+        kind=kind,
+        template=Template(" ".join(f"{field}: {{{field}}}" for field in fields), cut=tuple(draw(st.permutations(fields))[: draw(st.integers(0, len(fields)))])),
+        metrics=tuple(draw(st.lists(names, min_size=1, max_size=2, unique=True))),
+        classes=tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True))) if kind == "classification" else (),
+        label_range=(low, low + draw(st.floats(0.1, 100))),
+        head=draw(st.just("") | names),
+        chance=draw(st.none() | st.floats(0, 1)),
+    )
+
+
+@given(tasks())
+def test_a_task_survives_json(task):
+    restored = Task.from_dict(json.loads(json.dumps(task.to_dict())))
+    assert restored == task
+    assert hash(restored) == hash(task)  # equal down to tuples: a list would not hash
+
+
+@given(st.floats(-1000, 1000), st.floats(0.01, 1000), st.floats(0, 1))
+def test_regression_is_scaled_to_the_unit_interval_and_back(low, width, fraction):
+    task = Task("t", "regression", Template("{a}"), ("pearson",), label_range=(low, low + width))
+    target = min(max(low + fraction * width, low), low + width)
+    scaled = task.check_label(target, "here")
+    assert 0 <= scaled <= 1
+    # Python floats: a few roundings of numbers up to 2,000.
+    assert abs(task.unscale(scaled) - target) <= 1e-12 * 2000
+
+
+def test_unscale_takes_arrays():
+    np.testing.assert_array_equal(SIMILARITY.unscale(np.array([0.0, 0.5, 1.0], np.float32)), [1, 3, 5])
+
+
+def test_regression_ends_map_to_the_unit_interval():
+    assert (SIMILARITY.check_label(1, "x"), SIMILARITY.check_label(3, "x"), SIMILARITY.check_label(5, "x")) == (0.0, 0.5, 1.0)
+
+
+def test_class_indices_and_grades_pass_unchanged():
+    assert [NLI.check_label(label, "x") for label in (0, 1, 2.0, np.int64(2))] == [0.0, 1.0, 2.0, 2.0]
+    assert [RANKING.check_label(grade, "x") for grade in (0, 1, 3)] == [0.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("label", [-1, 3, 0.5, float("nan"), float("inf"), float("-inf")])
+def test_a_class_out_of_range_is_refused(label):
+    with pytest.raises(InputError, match=r"task 'mnli', train record 17: label .* a class index from 0 to 2 \(entailment, neutral, contradiction\)"):
+        NLI.check_label(label, "train record 17")
+
+
+@pytest.mark.parametrize("label", [0.99, 5.01, float("nan"), float("inf")])
+def test_a_target_out_of_range_is_refused(label):
+    with pytest.raises(InputError, match="task 'stsb', record 3: target .* expected 1 to 5"):
+        SIMILARITY.check_label(label, "record 3")
+
+
+@pytest.mark.parametrize("grade", [-1, float("nan"), float("inf")])
+def test_a_grade_that_is_negative_or_no_number_is_refused(grade):
+    with pytest.raises(InputError, match="task 'msmarco', qrels line 2: relevance grade"):
+        RANKING.check_label(grade, "qrels line 2")
+
+
+def test_outputs_and_heads_have_defaults():
+    assert (NLI.num_outputs, SIMILARITY.num_outputs, RANKING.num_outputs) == (3, 1, 1)
+    assert NLI.head == "mnli"
+    assert Task("ax", "classification", NLI.template, ("accuracy",), classes=NLI.classes, head="mnli").head == "mnli"
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(InputError, match="did you mean 'regression'"):
+        Task("t", "regresion", Template("{a}"), ("pearson",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [("classification", ()), ("classification", ("only",)), ("regression", ("a", "b")), ("ranking", ("a", "b")), ("regression", ("a",))],
+)
+def test_classes_must_fit_the_kind(kind, classes):
+    with pytest.raises(InputError, match="task 't': a classification task names at least two classes"):
+        Task("t", kind, Template("{a}"), ("m",), classes=classes)
+
+
+@pytest.mark.parametrize("label_range", [(1.0, 1.0), (2.0, 1.0), (0.0, float("nan"))])
+def test_a_label_range_must_rise(label_range):
+    with pytest.raises(InputError, match="label_range must be"):
+        Task("t", "regression", Template("{a}"), ("m",), label_range=label_range)

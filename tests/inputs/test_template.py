@@ -1,0 +1,248 @@
+"""Templates: what a text looks like, and that cutting takes from the stated fields only, in the stated order."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.template import Template, encode
+
+RANKING = Template("Query: {query} Document: {document}", cut=("document",))
+
+words = st.sampled_from(["the", "movie", "was", "a", "xylophone", "12", "{x}", "né", "文", "€5", "👩", "end."])
+values = st.lists(words, min_size=1, max_size=12).map(" ".join)
+rarely_spaced = st.text(st.sampled_from("ab 文€👩é"), min_size=1, max_size=12).filter(str.strip)  # mostly characters of several byte tokens
+literals = st.sampled_from(["", " ", "文", "€ ", " Document: ", "; ", "é", " 文"])
+
+
+@st.composite
+def cases(draw):
+    """(template, values): up to three fields, any literals around them, any order of cutting."""
+    fields = draw(st.sampled_from([("a",), ("a", "b"), ("a", "b", "c")]))
+    cut = tuple(draw(st.permutations(fields))[: draw(st.integers(1, len(fields)))])
+    text = "".join(draw(literals) + f"{{{field}}}" for field in fields) + draw(literals)
+    return Template(text, cut), {field: draw(values | rarely_spaced) for field in fields}
+
+
+def spelt(tokenizer, ids) -> bytes:
+    """The UTF-8 that ids spell."""
+    return b"".join(bytes([int(piece[3:5], 16)]) if re.fullmatch("<0x[0-9A-F]{2}>", piece) else piece.replace("\u2581", " ").encode() for piece in tokenizer.pieces(ids))
+
+
+def characters(tokenizer, text) -> list[tuple[list[int], int, int]]:
+    """(ids, first byte, past the last byte) of what can be removed as one: a piece, or all the byte tokens of a character."""
+    groups, ids = [], []
+    for identity, first, last in tokenizer.encode_with_spans(text):
+        ids.append(identity)
+        if last > first:
+            groups.append((ids, first, last))
+            ids = []
+    return groups
+
+
+def expected_cut(tokenizer, template, fields, max_length) -> list[int] | None:
+    """What cutting must give, by the definition: take the last removable piece of the first field that has any, until it fits."""
+    text, spans = "", {}
+    for part in re.split(r"(\{\w+\})", template.text):
+        if part.startswith("{"):
+            spans[part[1:-1]] = (len(text.encode()), len((text + fields[part[1:-1]]).encode()))
+            part = fields[part[1:-1]]
+        text += part
+    groups = characters(tokenizer, text)
+    for field in template.cut:
+        first, last = spans[field]
+        while sum(len(ids) for ids, _, _ in groups) > max_length - 2:
+            inside = [number for number, (_, begin, end) in enumerate(groups) if first <= begin and end <= last]
+            if not inside:
+                break
+            del groups[inside[-1]]
+    kept = [identity for ids, _, _ in groups for identity in ids]
+    return kept if len(kept) <= max_length - 2 else None
+
+
+@given(cases())
+def test_a_text_that_fits_is_the_tokenizers_encoding_of_the_whole_text(tokenizer, case):
+    template, fields = case
+    text, spans = template.render(fields)
+    assert text == template.text.format(**fields)
+    for field, (first, last) in spans.items():
+        assert text.encode()[first:last].decode() == fields[field]
+    [ids] = tokenizer.encode([text])
+    [encoded] = encode(tokenizer, template, [fields], len(ids) + 2)
+    assert encoded.tokens.dtype == np.int32
+    assert encoded.tokens.tolist() == [tokenizer.bos_id, *ids, tokenizer.eos_id]
+    assert encoded.cut == 0
+
+
+@given(cases(), st.integers(4, 40))
+def test_cutting_follows_its_definition(tokenizer, case, max_length):
+    template, fields = case
+    [whole] = encode(tokenizer, template, [fields], 1000)
+    assume(len(whole.tokens) > max_length)
+    expected = expected_cut(tokenizer, template, fields, max_length)
+    if expected is None:
+        with pytest.raises(InputError, match=f"max_length={max_length}"):
+            encode(tokenizer, template, [fields], max_length)
+        return
+    [encoded] = encode(tokenizer, template, [fields], max_length)
+    assert encoded.tokens.tolist() == [tokenizer.bos_id, *expected, tokenizer.eos_id]
+    assert encoded.cut == len(whole.tokens) - len(encoded.tokens)
+    assert max_length - 3 <= len(encoded.tokens) <= max_length  # a character of four byte tokens may take three more with it
+
+
+@given(values, values, st.integers(8, 40))
+def test_the_query_is_never_cut_and_no_character_is_left_half(tokenizer, query, document, max_length):
+    fields = {"query": query, "document": document}
+    whole = RANKING.text.format(**fields).encode()
+    try:
+        [encoded] = encode(tokenizer, RANKING, [fields], max_length)
+    except InputError:
+        # Only when what may not be cut is too long by itself; the space before a document may join its first token.
+        assert len(tokenizer.encode([f"Query: {query} Document: {document.split()[0]}"])[0]) + 2 > max_length
+        return
+    text = spelt(tokenizer, encoded.tokens[1:-1])
+    text.decode()  # raises where half a character is left
+    assert text.startswith(f"Query: {query} Document:".encode())
+    assert whole.startswith(text)  # all that is missing is the end of the document
+
+
+@given(values.filter(lambda text: text.isascii() and "{" not in text), st.integers(3, 30))
+def test_the_limit_is_reached_exactly_where_no_character_takes_several_tokens(tokenizer, text, max_length):
+    template = Template("{text}")
+    [whole] = encode(tokenizer, template, [{"text": text}], 1000)
+    [encoded] = encode(tokenizer, template, [{"text": text}], max_length)
+    assert len(encoded.tokens) == min(len(whole.tokens), max_length)
+    np.testing.assert_array_equal(encoded.tokens[:-1], whole.tokens[: len(encoded.tokens) - 1])
+    assert encoded.tokens[-1] == tokenizer.eos_id
+
+
+def test_fields_are_cut_one_after_another(tokenizer):
+    template = Template("A: {a} B: {b} C: {c}", cut=("b", "a"))
+    fields = {"a": "one two three four", "b": "five six seven eight", "c": "nine ten eleven twelve"}
+    [whole] = encode(tokenizer, template, [fields], 1000)
+    seen = []
+    for max_length in range(len(whole.tokens), 0, -1):
+        try:
+            [encoded] = encode(tokenizer, template, [fields], max_length)
+        except InputError:
+            break
+        assert len(encoded.tokens) == max_length
+        seen.append(spelt(tokenizer, encoded.tokens[1:-1]).decode())
+    assert all(text.endswith(fields["c"]) for text in seen)
+    a_whole = ["A: one two three four B:" in text for text in seen]
+    assert a_whole == sorted(a_whole, reverse=True)  # whole until b is used up, then cut, and never whole again
+    assert a_whole[0] and not a_whole[-1]
+    assert all("five" not in text.split("B:")[1] or whole_a for text, whole_a in zip(seen, a_whole, strict=True) if len(text.split("B:")[1]) > len(" five C: " + fields["c"]))
+    assert "four" not in seen[-1]
+
+
+def test_by_default_every_field_may_be_cut_the_last_one_first():
+    assert Template("{a} {b} {c}").cut == ("c", "b", "a")
+    assert Template("{a} {b} {c}", cut=("a",)).cut == ("a",)
+
+
+def test_a_character_of_several_byte_tokens_goes_whole(tokenizer):
+    template, fields = Template("{a}!"), {"a": "文文文"}
+    pieces = tokenizer.encode_with_spans(fields["a"])
+    assert len(pieces) == 9, "the tokenizer spells this character with bytes, or the test tests nothing"
+    for max_length, kept in [(12, 3), (11, 2), (10, 2), (9, 2), (8, 1), (5, 0)]:
+        [encoded] = encode(tokenizer, template, [fields], max_length)
+        assert spelt(tokenizer, encoded.tokens[1:-1]).decode() == "文" * kept + "!"
+        assert encoded.cut == 9 - 3 * kept
+
+
+@pytest.mark.parametrize("text", ["{a}文 {b}", "{a}文{b}", "{a}{b}", "文{a}文{b}文"])
+def test_byte_tokens_just_after_a_field_are_not_the_fields(tokenizer, text):
+    fields = {"a": "good good good", "b": "文 bad"}
+    template = Template(text, cut=("a",))
+    [whole] = encode(tokenizer, template, [fields], 1000)
+    [encoded] = encode(tokenizer, template, [fields], len(whole.tokens) - 1)
+    decoded = spelt(tokenizer, encoded.tokens[1:-1]).decode()
+    before, after = text.split("{a}")
+    assert decoded.startswith(before + "good")
+    assert decoded.endswith(after.format(b=fields["b"]))
+
+
+def test_braces_are_doubled(tokenizer):
+    template = Template("{{{a}}} {{b}}")
+    assert template.fields == ("a",)
+    assert template.render({"a": "x"})[0] == "{x} {b}"
+    # A value is never read as a template.
+    assert Template("{a}").render({"a": "{b} {} }{"})[0] == "{b} {} }{"
+
+
+def test_each_example_of_a_batch_is_encoded_by_itself(tokenizer):
+    examples = [{"query": "a query", "document": "a document " * n} for n in (1, 30, 2)]
+    together = encode(tokenizer, RANKING, examples, 16)
+    for encoded, example in zip(together, examples, strict=True):
+        [alone] = encode(tokenizer, RANKING, [example], 16)
+        np.testing.assert_array_equal(encoded.tokens, alone.tokens)
+        assert encoded.cut == alone.cut
+    assert encode(tokenizer, RANKING, [], 16) == []
+
+
+def test_extra_fields_are_ignored():
+    assert Template("{a}").render({"a": "x", "b": 3})[0] == "x"
+
+
+def test_one_field_may_be_blank():
+    assert Template("{title}. {body}").render({"title": "", "body": "x"})[0] == ". x"
+
+
+def test_a_missing_field_is_refused():
+    with pytest.raises(InputError, match="train record 3: the template .* needs the field 'document' as text; got only 'query', 'doc'"):
+        RANKING.render({"query": "a", "doc": "b"}, "train record 3")
+
+
+@pytest.mark.parametrize(("value", "kind"), [(b"bytes", "bytes"), (None, "NoneType"), (3.0, "float"), (["a"], "list")])
+def test_a_value_that_is_no_text_is_refused(value, kind):
+    with pytest.raises(InputError, match=f"record 1: the template .* needs the field 'document' as text; got {kind}"):
+        RANKING.render({"query": "a", "document": value}, "record 1")
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t ", "\u3000"])
+def test_a_text_of_blanks_is_refused(tokenizer, blank):
+    with pytest.raises(InputError, match="record 9: the text is empty: 'query', 'document' hold nothing but blanks"):
+        encode(tokenizer, RANKING, [{"query": "a", "document": "b"}, {"query": blank, "document": blank}], 16, ["record 8", "record 9"])
+
+
+def test_a_message_without_a_place_starts_with_the_matter():
+    with pytest.raises(InputError, match="^the text is empty"):
+        Template("{a}").render({"a": " "})
+    with pytest.raises(InputError, match="^the template"):
+        Template("{a}").render({})
+
+
+def test_a_text_that_is_no_unicode_is_refused(tokenizer):
+    with pytest.raises(InputError, match="record 2: "):
+        encode(tokenizer, Template("{a}"), [{"a": "half a pair \ud83d"}], 16, "record 2")
+
+
+def test_fixed_fields_that_are_too_long_are_refused(tokenizer):
+    with pytest.raises(InputError, match=r"record 5: the fields that are never cut \(query\) alone exceed max_length=10 tokens; raise max_length"):
+        encode(tokenizer, RANKING, [{"query": "very " * 20, "document": "short"}], 10, "record 5")
+
+
+def test_a_limit_below_the_templates_own_words_is_refused(tokenizer):
+    with pytest.raises(InputError, match="the template's own words alone exceed max_length=4"):
+        encode(tokenizer, Template("Sentence number one: {a}"), [{"a": "hello"}], 4)
+
+
+def test_a_template_without_fields_is_refused():
+    for text in ("", "no field", "{{a}}"):
+        with pytest.raises(InputError, match="names no field"):
+            Template(text)
+
+
+def test_cutting_a_field_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match="has no field 'documnt' to cut"):
+        Template("{query} {document}", cut=("documnt",))
+
+
+@pytest.mark.parametrize("text", ["{a", "a}", "{a} {", "{}", "{a!r}", "{a:>10}", "{a} {a}"])
+def test_a_malformed_template_is_refused(text):
+    with pytest.raises(InputError, match=re.escape(f"template {text!r}")):
+        Template(text)

@@ -1,0 +1,95 @@
+"""Tokenizers: Gemma's special ids, spans that point into the text, and refusals that say what to give instead."""
+
+import io
+import re
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gemma_encoder.inputs import tokenizer as tokenizers
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.tokenizer import Tokenizer
+
+texts = st.text(st.sampled_from("abcdefg ABC 012.,!?{}<>\n\té文€👩ßñ"), max_size=40) | st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\u2581"), max_size=20)
+
+
+def spelt(tokenizer, ids) -> bytes:
+    """The UTF-8 that ids spell."""
+    return b"".join(bytes([int(piece[3:5], 16)]) if re.fullmatch("<0x[0-9A-F]{2}>", piece) else piece.replace("\u2581", " ").encode() for piece in tokenizer.pieces(ids))
+
+
+@given(texts)
+def test_tokens_spell_the_text(tokenizer, text):
+    [ids] = tokenizer.encode([text])
+    assert spelt(tokenizer, ids) == text.encode()
+    assert all(tokenizers.MASK_ID < i < tokenizer.vocab_size for i in ids)
+
+
+@given(texts)
+def test_spans_agree_with_the_ids_and_cover_the_text(tokenizer, text):
+    pieces, data = tokenizer.encode_with_spans(text), text.encode()
+    assert [piece[0] for piece in pieces] == tokenizer.encode([text])[0]
+    end = 0
+    waiting = b""  # byte tokens of a character that is not complete yet
+    for identity, first, last in pieces:
+        assert first == end
+        waiting += spelt(tokenizer, [identity])
+        if last > first:
+            assert waiting == data[first:last]
+            waiting = b""
+        end = last
+    assert end == len(data)
+    assert not waiting
+
+
+def test_a_batch_of_texts_is_the_texts_one_by_one(tokenizer):
+    several = ["one", "", "the second text", "文"]
+    assert tokenizer.encode(several) == [tokenizer.encode([text])[0] for text in several]
+    assert tokenizer.encode([]) == []
+
+
+def test_the_small_tokenizer_is_gemmas_kind(tokenizer):
+    assert tokenizer.pieces(range(5)) == ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (2, 1)
+    assert 7_000 <= tokenizer.vocab_size <= 8_192  # fits the tiny models' embedding table
+    assert tokenizer.name == "small"
+
+
+def test_the_small_tokenizer_knows_english(tokenizer):
+    text = "The film is a quiet story about two brothers who never learned to talk to each other."
+    [ids] = tokenizer.encode([text])
+    assert len(text) / len(ids) > 2.5  # characters a token: far from letter by letter
+    assert spelt(tokenizer, ids) == text.encode()
+
+
+def test_a_tokenizer_loads_from_a_path_and_by_published_name(tokenizer, tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(tokenizer.model)
+    monkeypatch.setitem(tokenizers.PUBLISHED, "gemma3", str(path))
+    for name in (str(path), "gemma3"):
+        loaded = Tokenizer.load(name)
+        assert loaded.name == name
+        assert loaded.model == tokenizer.model
+        assert loaded.encode(["a text"]) == tokenizer.encode(["a text"])
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be read from .*absent.model .*give 'small', 'gemma2', 'gemma3' or the path of a tokenizer.model"):
+        Tokenizer.load(str(tmp_path / "absent.model"))
+
+
+def test_what_is_no_model_is_refused(tokenizer, tmp_path):
+    for content in (b"some text", tokenizer.model[:1000], b""):
+        path = tmp_path / "broken.model"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="broken.model: (not a SentencePiece model|special ids)"):
+            Tokenizer.load(str(path))
+
+
+def test_special_ids_other_than_gemmas_are_refused():
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a b c d"] * 10), model_writer=model, vocab_size=12, minloglevel=2, hard_vocab_limit=False)
+    with pytest.raises(InputError, match=re.escape("llama: special ids (pad, eos, bos, unk) are (-1, 2, 1, 0); expected Gemma's (0, 1, 2, 3)")):
+        Tokenizer(model.getvalue(), "llama")

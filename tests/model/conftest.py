@@ -1,0 +1,60 @@
+"""Strict arithmetic for every test of the model, and the few helpers that they share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.model.encoder import skeleton
+
+
+@pytest.fixture(scope="module", autouse=True)  # module: set up before the fixtures that compute something
+def strict_arithmetic():
+    """No implicit change of dtype or rank anywhere; and XLA in a hurry, since these models take longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def random_parameters():
+    """`random_parameters(config, seed=0)`: N(0, 0.2²), about 1/√D for the tiny models. Scales and biases are drawn too: zeros would hide errors."""
+
+    def draw(config: EncoderConfig, seed: int = 0) -> dict:
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(lambda shape: jnp.asarray(0.2 * rng.standard_normal(shape.shape), shape.dtype), skeleton(config).shapes)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_encoder(random_parameters, tiny_config):
+    """`make_encoder(family, changes={}, **fields)`: an encoder in float32 with random parameters.
+
+    `changes` are made to the tiny transformer, `fields` to the EncoderConfig.
+    """
+
+    def make(family: str, changes=None, **fields):
+        config = EncoderConfig(tiny_config(family, **(changes or {})), **({"compute_dtype": "float32"} | fields))
+        return skeleton(config).merge(random_parameters(config))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def lay_out():
+    """`lay_out(rows, num_rows, length, padding)`: (tokens, segment_ids, positions) of rows that are lists of texts."""
+
+    def lay(rows, num_rows: int, length: int, padding: str = "right"):
+        tokens, segment_ids, positions = (np.zeros((num_rows, length), np.int32) for _ in range(3))
+        for row, texts in enumerate(rows):
+            start = length - sum(map(len, texts)) if padding == "left" else 0
+            for number, text in enumerate(texts):
+                end = start + len(text)
+                tokens[row, start:end], segment_ids[row, start:end], positions[row, start:end] = text, number + 1, np.arange(len(text))
+                start = end
+        return jnp.asarray(tokens), jnp.asarray(segment_ids), jnp.asarray(positions)
+
+    return lay

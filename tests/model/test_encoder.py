@@ -1,0 +1,225 @@
+"""The encoder: one text, one vector, wherever it lies; parameters apart from structure; a mask switch per call."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.config import POOLERS, EncoderConfig, PoolingConfig
+from gemma_encoder.model.encoder import GemmaEncoder, initial_parameters, parameter_dict, parameter_paths, skeleton
+
+TEXTS, LENGTH, SLOTS = 5, 50, 5  # every layout below is [TEXTS, LENGTH], so that one compiled program serves them all
+# The same numbers in other places of a row: float32 sums over 50 places, mostly zeros, in another order, through five layers.
+MOVED = {"rtol": 0, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def pooled_by_every_pooler(random_parameters, tiny_config):
+    """family → a compiled function of (tokens, segment_ids, positions) to {pooler: [B, S, D]}, of one transformer."""
+
+    def make(family):
+        encoders = {}
+        for name in POOLERS:
+            config = EncoderConfig(
+                tiny_config(family, num_layers=3, pattern=("local", "global")),
+                pooling=PoolingConfig(name, k=3, probes=2, heads=4),
+                compute_dtype="float32",
+                attention="bidirectional" if family == "gemma2" else "causal",
+            )
+            encoders[name] = skeleton(config).merge(random_parameters(config))
+        backbone = nnx.state(encoders["mean"].backbone)
+        for encoder in encoders.values():
+            nnx.update(encoder.backbone, backbone)
+
+        @jax.jit
+        def pooled(tokens, segment_ids, positions):  # XLA computes what the five have in common once
+            return {name: encoder(tokens, segment_ids, positions, SLOTS).pooled for name, encoder in encoders.items()}
+
+        return pooled
+
+    return {family: make(family) for family in ("gemma2", "gemma3")}
+
+
+def by_text(pooled, places):
+    """{pooler: [texts, D]} from {pooler: [B, S, D]} and each text's (row, slot)."""
+    rows, slots = zip(*places, strict=True)
+    return {name: np.asarray(values)[list(rows), list(slots)] for name, values in pooled.items()}
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+@settings(max_examples=10)
+@given(lengths=st.lists(st.integers(1, 10), min_size=TEXTS, max_size=TEXTS), order=st.permutations(range(TEXTS)), cut=st.integers(1, TEXTS), data=st.data())
+def test_a_text_has_one_vector_wherever_it_lies(pooled_by_every_pooler, lay_out, family, lengths, order, cut, data):
+    """Alone or packed, in any order, padded on the left or right, shorter or longer than K and the window: the same vector."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    texts = [rng.integers(5, 64, length) for length in lengths]
+    pool = pooled_by_every_pooler[family]
+    alone = by_text(pool(*lay_out([[text] for text in texts], TEXTS, LENGTH)), [(number, 0) for number in range(TEXTS)])
+    assert all(np.abs(values).max() > 0.01 for values in alone.values())
+    packed = [[texts[number] for number in order[:cut]], [texts[number] for number in order[cut:]]]
+    places = [divmod(order.index(number), cut) if order.index(number) < cut else (1, order.index(number) - cut) for number in range(TEXTS)]
+    layouts = {
+        "alone, padded left": ([[text] for text in texts], "left", [(number, 0) for number in range(TEXTS)]),
+        "packed": (packed, "right", places),
+        "packed, padded left": (packed, "left", places),
+    }
+    for name, (rows, padding, places) in layouts.items():
+        found = by_text(pool(*lay_out(rows, TEXTS, LENGTH, padding)), places)
+        for pooler in POOLERS:
+            np.testing.assert_allclose(found[pooler], alone[pooler], **MOVED, err_msg=f"{name}, {pooler}")
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_permuting_texts_in_a_row_permutes_results(pooled_by_every_pooler, lay_out, family):
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(5, 64, length) for length in (9, 1, 4, 12, 2)]
+    order = [3, 0, 4, 2, 1]
+    first = pooled_by_every_pooler[family](*lay_out([texts], TEXTS, LENGTH))
+    second = pooled_by_every_pooler[family](*lay_out([[texts[number] for number in order]], TEXTS, LENGTH))
+    for pooler in POOLERS:
+        np.testing.assert_allclose(second[pooler][0], np.asarray(first[pooler][0])[order], **MOVED)
+        distances = np.abs(np.asarray(first[pooler][0])[:, None] - np.asarray(first[pooler][0])[None]).max(-1)
+        assert distances[~np.eye(TEXTS, dtype=bool)].min() > 0.01  # the texts can be told apart
+
+
+def test_the_order_of_rows_is_the_order_of_results(pooled_by_every_pooler, lay_out):
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(5, 64, length) for length in (9, 1, 4, 12, 2)]
+    forward = pooled_by_every_pooler["gemma2"](*lay_out([[text] for text in texts], TEXTS, LENGTH))
+    backward = pooled_by_every_pooler["gemma2"](*lay_out([[text] for text in reversed(texts)], TEXTS, LENGTH))
+    for pooler in POOLERS:
+        np.testing.assert_allclose(backward[pooler][::-1, 0], forward[pooler][:, 0], **MOVED)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_config) -> EncoderConfig:
+    return EncoderConfig(
+        tiny_config("gemma3", num_layers=3, pattern=("local", "global")),
+        heads={"mnli": 3, "stsb": 1},
+        head_hidden=(6,),
+        pooling=PoolingConfig("attention_query", probes=2),
+        compute_dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def some_batch(lay_out):
+    rng = np.random.default_rng(0)
+    return lay_out([[rng.integers(5, 64, n) for n in (4, 6)], [rng.integers(5, 64, 9)]], 2, 12)
+
+
+def encode(encoder, batch, **options):
+    graph, state = nnx.split(encoder)
+    return jax.jit(lambda state: nnx.merge(graph, state)(*batch, 2, **options))(state)
+
+
+def test_every_head_scores_every_text(small, random_parameters, some_batch):
+    encoder = skeleton(small).merge(random_parameters(small))
+    output = encode(encoder, some_batch)
+    assert output.hidden.shape == (2, 12, 32)
+    assert output.pooled.shape == (2, 2, 32)
+    assert {name: scores.shape for name, scores in output.scores.items()} == {"mnli": (2, 2, 3), "stsb": (2, 2, 1)}
+    for name, scores in output.scores.items():
+        assert scores.dtype == jnp.float32
+        np.testing.assert_allclose(scores, encoder.heads[name](output.pooled), rtol=0, atol=1e-5)  # float32, compiled apart
+
+
+def test_heads_and_pooling_are_float32_when_compute_is_not(small, random_parameters, some_batch):
+    config = dataclasses.replace(small, compute_dtype="bfloat16")
+    output = encode(skeleton(config).merge(random_parameters(config)), some_batch)
+    assert (output.hidden.dtype, output.pooled.dtype, output.scores["mnli"].dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+
+
+def test_the_mask_switch_can_be_overridden_per_call(small, random_parameters, some_batch):
+    parameters = random_parameters(small)
+    outputs = {
+        (configured, called): np.asarray(encode(skeleton(dataclasses.replace(small, attention=configured)).merge(parameters), some_batch, attention=called).hidden)
+        for configured, called in [("causal", None), ("bidirectional", None), ("causal", "bidirectional"), ("bidirectional", "causal")]
+    }
+    np.testing.assert_array_equal(outputs["causal", "bidirectional"], outputs["bidirectional", None])
+    np.testing.assert_array_equal(outputs["bidirectional", "causal"], outputs["causal", None])
+    assert np.abs(outputs["causal", None] - outputs["bidirectional", None]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["casual", "bidirectonal", ""])
+def test_an_unknown_attention_is_refused_per_call(small, random_parameters, some_batch, name):
+    encoder = skeleton(small).merge(random_parameters(small))
+    with pytest.raises(InputError, match=f"unknown attention '{name}'.*bidirectional, causal"):
+        nnx.eval_shape(lambda: encoder(*some_batch, 2, attention=name))
+
+
+def test_the_configs_dropout_needs_a_key(small, random_parameters, some_batch):
+    config = dataclasses.replace(small, feed_forward_dropout=0.3, attention_dropout=0.2)
+    parameters = random_parameters(small)
+    plain = encode(skeleton(small).merge(parameters), some_batch)
+    encoder = skeleton(config).merge(parameters)
+    np.testing.assert_array_equal(encode(encoder, some_batch).hidden, plain.hidden)
+    dropped = encode(encoder, some_batch, dropout_key=jax.random.key(0))
+    assert np.abs(dropped.hidden - plain.hidden).max() > 0.1
+    assert np.isfinite(dropped.hidden).all()
+
+
+def test_the_skeletons_shapes_are_those_of_the_parameters(small):
+    shapes = parameter_paths(skeleton(small).shapes)
+    initial = parameter_paths(jax.eval_shape(lambda: initial_parameters(small, jax.random.key(0))))
+    assert {path: (x.shape, x.dtype) for path, x in shapes.items()} == {path: (x.shape, x.dtype) for path, x in initial.items()}
+    assert {x.dtype for x in shapes.values()} == {jnp.dtype("float32")}
+    assert {
+        "backbone/embedding": (64, 32),
+        "backbone/final_norm/scale": (32,),
+        "backbone/blocks/0/query": (1, 32, 4, 8),
+        "backbone/blocks/1/key_value": (1, 32, 2, 2, 8),
+        "backbone/rest/0/gating": (32, 2, 48),
+        "backbone/rest/0/query_norm/scale": (8,),
+        "heads/mnli/out/kernel": (6, 3),
+        "heads/stsb/hidden/0/bias": (6,),
+    }.items() <= {path: x.shape for path, x in shapes.items()}.items()
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_config):
+    """(config, a compiled initial_parameters of it)."""
+    config = EncoderConfig(tiny_config("gemma2", num_layers=1, pattern=("global",)), heads={"a": 2}, compute_dtype="float32")
+    return config, jax.jit(lambda key: initial_parameters(config, key))
+
+
+def test_parameters_are_a_function_of_the_key(drawn):
+    first, again, other = (parameter_paths(drawn[1](jax.random.key(seed))) for seed in (0, 0, 1))
+    for path, value in first.items():
+        assert value.dtype == jnp.float32
+        np.testing.assert_array_equal(value, again[path])
+        constant = path.endswith(("scale", "bias"))
+        assert (np.asarray(value) == np.asarray(other[path])).all() == constant, path
+        assert (np.asarray(value) == 0).all() == constant, path
+    spread = {"backbone/embedding": 32, "backbone/blocks/0/query": 32, "backbone/blocks/0/attention_out": 32, "backbone/blocks/0/linear": 48, "heads/a/out/kernel": 32}
+    for path, fan_in in spread.items():
+        np.testing.assert_allclose(np.std(first[path]), fan_in**-0.5, rtol=0.25)  # 64 to 2,048 draws
+
+
+def test_a_skeleton_and_parameters_make_the_encoder_that_the_constructor_makes(drawn, some_batch):
+    config, draw = drawn
+    built = nnx.jit(lambda: GemmaEncoder(config, rngs=nnx.Rngs(jax.random.key(4))))()
+    parameters = draw(jax.random.key(4))
+    merged = skeleton(config).merge(parameters)
+    jax.tree.map(np.testing.assert_array_equal, encode(merged, some_batch), encode(built, some_batch))
+    apart = parameter_dict(nnx.state(merged))
+    assert list(parameter_paths(apart)) == list(parameter_paths(parameters))
+    jax.tree.map(np.testing.assert_array_equal, apart, parameters)
+
+
+@pytest.mark.parametrize("name", ["7", "a/b", ""])
+def test_a_head_name_that_no_path_can_hold_is_refused(small, name):
+    with pytest.raises(InputError, match="head"):
+        dataclasses.replace(small, heads={name: 2, "b": 3})
+
+
+def test_a_config_and_a_skeleton_can_be_keys(small):
+    """A structure that is a static argument of jit must hash."""
+    assert hash(small) == hash(dataclasses.replace(small))
+    assert hash(skeleton(small).graph) == hash(skeleton(small).graph)

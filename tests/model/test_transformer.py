@@ -1,0 +1,210 @@
+"""The stack of layers: scanning, rematerialisation, dropout and the embedding, none of which may change what is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.attention import dot_product_attention
+from gemma_encoder.model.transformer import Call, Transformer, layer_index
+
+ROWS, LENGTH = 2, 7
+DROPOUT = {"attention_dropout": 0.2, "feed_forward_dropout": 0.3}
+# The same sums in another order and other fusions, in float32: residual streams of size 10 through at most seven layers.
+REORDERED = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def some_tokens() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, 64, (ROWS, LENGTH)), jnp.int32)
+
+
+def run(transformer: Transformer, **options) -> np.ndarray:
+    """Hidden states, compiled."""
+    graph, state = nnx.split(transformer)
+    return np.asarray(jax.jit(lambda state: nnx.merge(graph, state)(some_tokens(), **options))(state))
+
+
+def layers_in_order(transformer: Transformer) -> list:
+    """Every layer as a block of its own, by the documented layout of `blocks` and `rest`."""
+    layers = {}
+    for group in ("blocks", "rest"):
+        for position, block in enumerate(getattr(transformer, group)):
+            graph, state = nnx.split(block)
+            for place, layer in enumerate(layer_index(transformer.config, group, position)):
+                layers[layer] = nnx.merge(graph, jax.tree.map(lambda x, place=place: x[place], state) if group == "blocks" else state)
+    assert sorted(layers) == list(range(transformer.config.num_layers))
+    return [layers[number] for number in range(len(layers))]
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout):
+    transformer = make_encoder(family).backbone
+    rates, key = (DROPOUT, jax.random.key(3)) if dropout else ({"attention_dropout": 0.0, "feed_forward_dropout": 0.0}, None)
+    layers = layers_in_order(transformer)
+    assert tuple(layer.kind for layer in layers) == transformer.config.layer_kinds
+    positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
+
+    @jax.jit
+    def one_by_one():
+        call = Call(jnp.ones_like(some_tokens()), positions, "causal", **rates)
+        x = transformer.embedding[...][some_tokens()] * jnp.sqrt(jnp.float32(transformer.config.embed_dim))
+        for number, layer in enumerate(layers):
+            x = layer(x, call, None if key is None else jax.random.fold_in(key, number))
+        return transformer.final_norm(x)
+
+    scanned = run(transformer, attention="causal", dropout_key=key, **rates)
+    np.testing.assert_allclose(scanned, one_by_one(), **REORDERED)
+
+
+@pytest.mark.parametrize(("num_layers", "stacked", "single"), [(1, [], [0]), (2, [], [0, 1]), (3, [[0], [1], [2]], []), (7, [[0, 3], [1, 4], [2, 5]], [6]), (8, [[0, 3], [1, 4], [2, 5]], [6, 7])])
+def test_layers_lie_where_layer_index_says(tiny_config, num_layers, stacked, single):
+    config = tiny_config("gemma3", num_layers=num_layers)
+    transformer = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    assert [list(layer_index(config, "blocks", position)) for position in range(len(transformer.blocks))] == stacked
+    assert [list(layer_index(config, "rest", position)) for position in range(len(transformer.rest))] == [[layer] for layer in single]
+    for position, block in enumerate(transformer.blocks):
+        assert block.query.shape[0] == len(stacked[position])
+
+
+def test_depth_does_not_change_the_size_of_the_program(make_encoder):
+    def program(num_layers):
+        graph, state = nnx.split(make_encoder("gemma3", {"num_layers": num_layers}).backbone)
+        return str(jax.make_jaxpr(lambda state: nnx.merge(graph, state)(some_tokens()))(state)).count("dot_general")
+
+    assert program(6) == program(12) == program(24)
+
+
+@pytest.mark.parametrize(("family", "pattern", "num_layers"), [("gemma2", ("global",), 2), ("gemma3", ("local", "global"), 1)])
+def test_rematerialisation_changes_no_value_and_no_gradient(make_encoder, family, pattern, num_layers):
+    """Of layers that are scanned, and of layers that are not; dropout on."""
+    graph, state = nnx.split(make_encoder(family, {"num_layers": num_layers, "pattern": pattern}).backbone)
+    target = jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, LENGTH, 32)), jnp.float32)
+
+    def loss(state, remat):
+        hidden = nnx.merge(graph, state)(some_tokens(), dropout_key=jax.random.key(5), remat=remat, **DROPOUT)
+        return jnp.mean((hidden - target) ** 2)
+
+    found, products = [], []
+    for remat in ("none", "dots", "full"):
+        traced = jax.jit(jax.value_and_grad(loss), static_argnums=1).trace(state, remat)
+        products.append(str(traced.jaxpr).count("dot_general["))
+        value, gradient = traced.lower().compile()(state)
+        found.append((value, nnx.to_pure_dict(gradient)))
+    for value, gradient in found[1:]:
+        # What is computed twice is computed by the same operations, dropout masks included; fusions differ.
+        np.testing.assert_allclose(value, found[0][0], rtol=1e-6)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, found[0][1])
+    # "none" computes each matrix product once, "dots" those without a batch axis once, "full" all of them again.
+    assert products == sorted(set(products)), products
+
+
+@pytest.fixture(scope="module")
+def one_layer(make_encoder) -> Transformer:
+    return make_encoder("gemma3", {"num_layers": 1}).backbone
+
+
+@pytest.fixture(scope="module")
+def plain(one_layer):
+    """Its hidden states without dropout, in float32."""
+    return run(one_layer)
+
+
+def test_dropout_keys(one_layer, plain):
+    graph, state = nnx.split(one_layer)
+    apply = jax.jit(lambda key: nnx.merge(graph, state)(some_tokens(), dropout_key=key, **DROPOUT))
+    first, again, other = apply(jax.random.key(0)), apply(jax.random.key(0)), apply(jax.random.key(1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+    np.testing.assert_array_equal(run(one_layer, **DROPOUT), plain)  # without a key, none
+    np.testing.assert_array_equal(run(one_layer, dropout_key=jax.random.key(0)), plain)  # without a rate, none
+
+
+def test_each_dropout_alone_changes_results(one_layer, plain):
+    found = [run(one_layer, dropout_key=jax.random.key(0), **{name: 0.5}) for name in DROPOUT]
+    for dropped in found:
+        assert np.isfinite(dropped).all()
+        assert np.abs(dropped - plain).max() > 0.1
+    assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_every_layer_draws_masks_of_its_own(make_encoder, monkeypatch):
+    drawn = []
+
+    def recording(where):
+        def dropout(x, rate, key):
+            jax.debug.callback(lambda data: drawn.append((where, tuple(np.asarray(data).ravel().tolist()))), jax.random.key_data(key))
+            return x
+
+        return dropout
+
+    monkeypatch.setattr("gemma_encoder.model.transformer.dropout", recording("feed_forward"))
+    monkeypatch.setattr("gemma_encoder.model.attention.dropout", recording("attention"))
+    transformer = make_encoder("gemma3").backbone
+    run(transformer, dropout_key=jax.random.key(0), **DROPOUT)
+    jax.effects_barrier()
+    layers = transformer.config.num_layers
+    assert sorted(where for where, _ in drawn) == ["attention"] * layers + ["feed_forward"] * layers
+    assert len({key for _, key in drawn}) == 2 * layers
+
+
+def test_attention_dropout_keeps_the_mean():
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(rng.standard_normal((1, 4, 1, 4)), jnp.float32) for _ in range(3))
+    ids, places = jnp.ones((1, 4), jnp.int32), jnp.arange(4)[None]
+
+    def attend(rate, dropout_key):
+        return dot_product_attention(
+            query, key, value, segment_ids=ids, positions=places, causal=False, reach=None, soft_cap=None, dropout_rate=rate, dropout_key=dropout_key
+        )
+
+    many = jax.jit(jax.vmap(lambda key: attend(0.5, key)))(jax.random.split(jax.random.key(0), 4000))
+    # Standard error: at most the largest value (about 2) times one over the root of 4,000.
+    np.testing.assert_allclose(many.mean(axis=0), attend(0.0, None), rtol=0, atol=5 * 2 / 4000**0.5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_embeddings_are_scaled_in_the_dtype_of_the_parameters(make_encoder, family, dtype):
+    """Gemma's √D is rounded to bfloat16 when the table is bfloat16, and the product too. Layers and norm are switched off to see it."""
+    transformer = make_encoder(family, {"num_layers": 1, "pattern": ("global",)}).backbone
+    for block in (*transformer.blocks, *transformer.rest):
+        for norm in (block.post_attention_norm, block.post_mlp_norm):
+            norm.scale[...] = jnp.full_like(norm.scale[...], -1)  # the factor is 1 + scale
+    transformer.final_norm = lambda x: x
+    table = transformer.embedding[...].astype(dtype)
+    transformer.embedding = nnx.Param(table)
+    hidden = transformer(some_tokens(), compute_dtype=jnp.float32)
+    assert hidden.dtype == jnp.float32
+    chosen = np.asarray(table)[np.asarray(some_tokens())]
+    root = np.asarray(32**0.5, np.float32).astype(chosen.dtype)
+    expected = (chosen.astype(np.float32) * root.astype(np.float32)).astype(chosen.dtype).astype(np.float32)
+    np.testing.assert_array_equal(hidden, expected)
+    exact = chosen.astype(np.float32) * np.float32(32**0.5)
+    assert (np.abs(expected - exact).max() > 1e-3) == (dtype == jnp.bfloat16)  # so that the two can be told apart
+
+
+def test_activations_are_in_the_compute_dtype(one_layer, plain):
+    half = run(one_layer, compute_dtype=jnp.bfloat16)
+    assert (half.dtype, plain.dtype) == (jnp.bfloat16, np.float32)
+    # bfloat16 keeps 8 bits: errors of 2^-9 and a few times that, of states of size 1.
+    error = np.abs(half.astype(np.float32) - plain)
+    assert 1e-4 < error.mean() < 0.03
+
+
+def test_segments_and_positions_have_defaults(one_layer, plain):
+    ones, places = jnp.ones((ROWS, LENGTH), jnp.int32), jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
+    np.testing.assert_array_equal(run(one_layer, segment_ids=ones, positions=places), plain)
+
+
+def test_an_unknown_attention_is_refused(one_layer):
+    """Never read as bidirectional in silence."""
+    with pytest.raises(InputError, match="unknown attention 'casual'; did you mean 'causal'"):
+        nnx.eval_shape(lambda: one_layer(some_tokens(), attention="casual"))
+
+
+def test_an_unknown_remat_policy_is_refused(one_layer):
+    with pytest.raises(InputError, match="unknown remat policy 'ful'; did you mean 'full'"):
+        nnx.eval_shape(lambda: one_layer(some_tokens(), remat="ful"))

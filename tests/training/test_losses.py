@@ -1,0 +1,128 @@
+"""Losses against their equations in plain numpy, and the sum over a batch that does not care how rows were packed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma_encoder.inputs.batch import BatchShape, empty_batch
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import Template
+from gemma_encoder.training import losses
+from gemma_encoder.training.losses import LossOptions, batch_loss
+
+SCORES = np.array([[0.3, -1.2, 2.0, 0.5], [1.0, 0.0, -3.0, 9.0]], np.float32)
+LABELS = np.array([[0, 0, 1, 0], [2, 1, 0, 0]], np.float32)
+WHERE = np.array([[True, True, True, True], [True, True, True, False]])
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum())
+
+
+def expected(name, scores, labels):
+    if name == "point_ce":
+        y, p = np.clip(labels, 0, 1), 1 / (1 + np.exp(-scores))
+        return np.mean(-y * np.log(p) - (1 - y) * np.log(1 - p))
+    if name == "pairwise_logistic":
+        pairs = [np.log1p(np.exp(scores[j] - scores[i])) for i in range(len(scores)) for j in range(len(scores)) if labels[i] > labels[j]]
+        return np.mean(pairs)
+    softmax = -(labels * log_softmax(scores)).sum()
+    if name == "softmax":
+        return softmax
+    return softmax + 1 - (labels / labels.sum() * np.exp(log_softmax(scores))).sum()
+
+
+@pytest.mark.parametrize("name", losses.LOSSES["ranking"])
+def test_list_losses_equal_their_equations(name):
+    values = losses.LOSSES["ranking"][name](jnp.asarray(SCORES), jnp.asarray(LABELS), jnp.asarray(WHERE))
+    wanted = [expected(name, SCORES[0], LABELS[0]), expected(name, SCORES[1, :3], LABELS[1, :3])]
+    np.testing.assert_allclose(values, wanted, rtol=1e-5)  # a few roundings of float32
+
+
+def test_classification_and_regression_equal_their_equations():
+    scores, labels = SCORES[None], np.array([[2.0, 0.0]], np.float32)
+    wanted = [[-log_softmax(SCORES[0])[2], -log_softmax(SCORES[1])[0]]]
+    np.testing.assert_allclose(losses.softmax_cross_entropy(jnp.asarray(scores), jnp.asarray(labels)), wanted, rtol=1e-5)
+    np.testing.assert_allclose(losses.mean_squared_error(jnp.asarray([[[0.5], [2.0]]]), jnp.asarray([[0.0, 1.0]])), [[0.25, 1.0]])
+
+
+TASKS = (
+    Task("c", "classification", Template("{x}"), ("accuracy",), ("a", "b")),
+    Task("r", "regression", Template("{x}"), ("spearman",)),
+    Task("l", "ranking", Template("{x}"), ("mrr@10",)),
+)
+NAMES = {"classification": "softmax_cross_entropy", "regression": "mean_squared_error", "ranking": "softmax"}
+
+
+def mixture(rows, segments, order):
+    """The same eight texts (2 classification, 2 regression, a list of 3 and a list of 1) laid out in some order, with their scores."""
+    texts = [(0, 1, -1, 0), (0, 0, -1, 0), (1, 0.25, -1, 0), (1, 1.0, -1, 0), (2, 0, 0, 0), (2, 1, 0, 1), (2, 0, 0, 2), (2, 1, 1, 0)]
+    raw = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+    batch = empty_batch(BatchShape(rows, 4, segments, 3, 4))
+    scores = np.full((rows, segments, 2), 7.0, np.float32)
+    for place, text in enumerate(order):
+        row, slot = divmod(place, segments)
+        batch.task_id[row, slot], batch.label[row, slot], batch.group_id[row, slot], batch.list_slot[row, slot] = texts[text]
+        batch.weight[row, slot] = 1
+        scores[row, slot] = raw[text]
+    heads = {"c": scores, "r": scores[..., :1], "l": scores[..., 1:]}
+    return batch, {name: jnp.asarray(value) for name, value in heads.items()}
+
+
+def options(**changes):
+    return LossOptions(**({"names": NAMES, "task_weights": {}, "examples_per_step": 6, "groups": 3, "list_size": 4} | changes))
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4, 5)])
+def test_the_loss_does_not_depend_on_how_texts_share_rows(shape):
+    reference, _ = batch_loss(mixture(8, 1, range(8))[1], mixture(8, 1, range(8))[0], TASKS, options())
+    batch, scores = mixture(*shape, np.random.default_rng(1).permutation(8))
+    loss, parts = batch_loss(scores, batch, TASKS, options())
+    np.testing.assert_allclose(loss, reference, rtol=1e-6)  # sums in another order
+    assert {name: float(part.count) for name, part in parts.items()} == {"c": 2, "r": 2, "l": 2}
+
+
+def test_a_list_counts_once_and_the_divisor_is_the_constant():
+    batch, scores = mixture(2, 4, range(8))
+    _, parts = batch_loss(scores, batch, TASKS, options())
+    lists = np.asarray(scores["l"][1, :3, 0])
+    np.testing.assert_allclose(parts["l"].total, -log_softmax(lists)[1] + 0.0, rtol=1e-5)  # the list of one document has loss 0
+    half, _ = batch_loss(scores, batch, TASKS, options(examples_per_step=12))
+    whole, _ = batch_loss(scores, batch, TASKS, options())
+    np.testing.assert_allclose(half * 2, whole, rtol=1e-6)
+
+
+def test_task_weights_scale_their_part():
+    batch, scores = mixture(2, 4, range(8))
+    plain, parts = batch_loss(scores, batch, TASKS, options())
+    weighted, _ = batch_loss(scores, batch, TASKS, options(task_weights={"r": 3.0}))
+    np.testing.assert_allclose(weighted - plain, 2 * parts["r"].total / 6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES["ranking"])
+def test_empty_lists_give_no_loss_and_finite_gradients(name):
+    batch, scores = mixture(2, 4, range(5))  # lists 1 and 2 are empty, list 0 holds one document
+
+    def loss(values):
+        return batch_loss({**scores, "l": values}, batch, TASKS, options(names=NAMES | {"ranking": name}))[0]
+
+    value, gradient = jax.value_and_grad(loss)(scores["l"])
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0], 0)  # other tasks' texts
+    assert not np.asarray(gradient)[1, 1:].any()  # empty slots
+
+
+def test_each_segment_is_scored_by_its_own_tasks_head():
+    batch, scores = mixture(2, 4, range(8))
+    gradients = jax.grad(lambda heads: batch_loss(heads, batch, TASKS, options())[0])(scores)
+    for name, number in (("c", 0), ("r", 1), ("l", 2)):
+        touched = np.abs(np.asarray(gradients[name])).sum(axis=-1) > 0
+        assert not (touched & (batch.task_id != number)).any()
+        assert touched.any()
+
+
+def test_unknown_loss_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'softmax'"):
+        options(names=NAMES | {"ranking": "sofmax"}).function("ranking")

@@ -1,0 +1,116 @@
+"""What a config means, and every refusal of a config."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.training import recipe
+from gemma_encoder.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
+from gemma_encoder.training.recipe import Duration
+
+
+def config(**changes):
+    values = importlib.import_module("experiments.quickstart").get_config()
+    for path, value in changes.items():
+        *parents, field = path.split("__")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        with node.ignore_type():
+            node[field] = value
+    return values
+
+
+def test_the_quickstart_builds():
+    built = recipe.build(config())
+    assert [task.kind for task in built.tasks] == ["classification", "regression", "ranking"]
+    assert built.encoder.heads == {"toy_sentiment": 2, "toy_similarity": 1, "toy_ranking": 1}
+    assert built.losses.list_size == 10 and built.stream.shape.groups >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ("toy_sentimant",)}, "unknown task 'toy_sentimant'; did you mean 'toy_sentiment'"),
+        ({"tasks": ()}, "at least one task"),
+        ({"tasks": ("toy_ranking", "toy_ranking")}, "none twice"),
+        ({"model__size": "gemma2_2c"}, "unknown size 'gemma2_2c'; did you mean 'gemma2_2b'"),
+        ({"model__pooling__name": "meen"}, "unknown pooler 'meen'; did you mean 'mean'"),
+        ({"model__attention": "bidirectionel"}, "did you mean 'bidirectional'"),
+        ({"model__compute_dtype": "float16"}, "float16 is refused"),
+        ({"losses__ranking": "poly"}, "unknown ranking loss 'poly'; did you mean 'poly1'"),
+        ({"batch__padding": "middle"}, "padding must be 'left' or 'right'"),
+        ({"batch__rows": 0}, "rows must be at least 1"),
+        ({"batch__readers": 3}, "cannot share"),
+        ({"batch__examples_per_step": -1}, "examples_per_step"),
+        ({"tokenizer": "nowhere.model"}, "tokenizer 'nowhere.model' cannot be read"),
+        ({"train_for": "many"}, "train_for='many' is no duration"),
+        ({"train_for": "3 fortnights"}, "unknown unit in train_for='3 fortnights'"),
+        ({"model__size": "gemma2_2b", "tokenizer": "small", "model__pooling__k": 0}, "pooling.k"),
+        ({"task_weights": {"glue_cola": 1.0}}, "unknown task in task_weights"),
+    ],
+)
+def test_refusals_name_what_is_wrong(changes, message):
+    with pytest.raises(InputError, match=message):
+        recipe.build(config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("40 steps", 40), ("40", 40), (40, 40), ("2 epochs", 50), ("1 epoch", 25), ("0.5 epochs", 12), ("800 examples", 20), ("10 percent", 8), ("1e2 steps", 100), ("0", 0)],
+)
+def test_durations(text, steps):
+    assert Duration.parse(text, "f").steps(examples_per_step=40, epoch=1000, total=80) == steps
+
+
+def test_train_for_cannot_be_a_share_of_itself():
+    with pytest.raises(InputError, match="percent"):
+        Duration.parse("10 percent", "train_for").steps(40, 1000)
+
+
+def test_arguments_of_a_config_file():
+    assert recipe.parse_arg("sst2,size=gemma2_2b,smoke", ("sst2",)) == ("sst2", {"size": "gemma2_2b"}, True)
+    assert recipe.parse_arg("") == ("", {}, False)
+    with pytest.raises(InputError, match="did you mean 'smoke'"):
+        recipe.parse_arg("smokey")
+    with pytest.raises(InputError, match="did you mean 'size'"):
+        recipe.parse_arg("sise=tiny")
+
+
+@pytest.mark.parametrize("name", ["quickstart", "glue", "msmarco"])
+@pytest.mark.parametrize("arg", ["", "smoke", "size=gemma2_9b", "size=gemma2_tiny,smoke"])
+def test_every_experiment_takes_its_arguments(name, arg):
+    values = importlib.import_module(f"experiments.{name}").get_config(arg)
+    assert set(values) == set(recipe.default_config())
+    with pytest.raises(InputError, match="did you mean 'gemma2_9b'"):
+        importlib.import_module(f"experiments.{name}").get_config("size=gemma2_9")
+
+
+def test_differences_name_fields_and_leave_out_what_may_change():
+    before = {"seed": 0, "optimizer": {"learning_rate": 0.1, "b1": 0.9}, "log_every": "1"}
+    after = {"seed": 0, "optimizer": {"learning_rate": 0.2, "b1": 0.9}, "log_every": "5"}
+    assert recipe.differences(before, after) == ["optimizer.learning_rate: 0.1 -> 0.2"]
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
+def test_schedules(schedule, middle):
+    rate = make_schedule(OptimizerOptions(1.0, schedule), steps=110, warmup=10)
+    values = [float(rate(step)) for step in (0, 5, 10, 60, 109)]
+    np.testing.assert_allclose(values[:4], [0, 0.5, 1, middle], atol=1e-6)
+    assert values[4] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=0.02)
+    with pytest.raises(InputError, match="unknown schedule"):
+        make_schedule(OptimizerOptions(1.0, "lineer"), 10, 1)
+    with pytest.raises(InputError, match="warmup"):
+        make_schedule(OptimizerOptions(1.0), 10, 11)
+
+
+def test_weight_decay_leaves_out_norms_biases_and_embeddings():
+    parameters = {"backbone": {"embedding": np.ones(2), "final_norm": {"scale": np.ones(2)}, "rest": {"0": {"query": np.ones(2)}}}, "heads": {"h": {"bias": np.ones(2)}}}
+    optimizer = make_optimizer(OptimizerOptions(1.0, "constant", weight_decay=0.5, clip_norm=0.0), lambda step: 1.0)
+    zeros = {"backbone": {"embedding": np.zeros(2), "final_norm": {"scale": np.zeros(2)}, "rest": {"0": {"query": np.zeros(2)}}}, "heads": {"h": {"bias": np.zeros(2)}}}
+    updates, _ = optimizer.update(zeros, optimizer.init(parameters), parameters)
+    np.testing.assert_allclose(updates["backbone"]["rest"]["0"]["query"], -0.5)
+    for untouched in (updates["backbone"]["embedding"], updates["backbone"]["final_norm"]["scale"], updates["heads"]["h"]["bias"]):
+        np.testing.assert_array_equal(untouched, 0)
