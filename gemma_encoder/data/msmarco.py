@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from gemma_encoder.data.source import DataOptions, NumberedSource, Source
+from gemma_encoder.data.source import DataOptions, NumberedSource, Source, sample_list
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
@@ -203,9 +203,7 @@ class MsMarcoSource(NumberedSource):
         if rng is None:
             chosen = files.candidates[qid]
         else:
-            positives, negatives = self._positives(split, qid), self._negatives(split, qid)
-            count = min(self.options.list_size - 1, len(negatives))
-            chosen = [positives[rng.integers(len(positives))], *(negatives[i] for i in rng.choice(len(negatives), count, replace=False))]
+            chosen = sample_list(self._positives(split, qid), self._negatives(split, qid), self.options.list_size, rng)
         return [
             Example({"query": files.queries[qid], "document": self.passages[pid]}, float(max(grades.get(pid, 0), 0)), query_id=qid, document_id=pid)
             for pid in chosen

@@ -13,13 +13,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
+
+Item = TypeVar("Item")
 
 SHUFFLE_BUFFER = 10_000  # records; a checkpoint holds them, so it costs a few megabytes there
 
@@ -149,6 +151,12 @@ class Source(abc.ABC):
         return int(self.seqio_source(split).num_input_examples(split))
 
 
+def sample_list(positives: Sequence[Item], negatives: Sequence[Item], list_size: int, rng: np.random.Generator) -> list[Item]:
+    """A training list: one of the positives, then at most `list_size − 1` different negatives."""
+    count = min(list_size - 1, len(negatives))
+    return [positives[rng.integers(len(positives))], *(negatives[i] for i in rng.choice(len(negatives), count, replace=False))]
+
+
 class NumberedSource(Source):
     """A source whose records are mere numbers 0 … n − 1; what they stand for is looked up when a record is expanded."""
 
@@ -206,9 +214,11 @@ class MemorySource(NumberedSource):
         return len(self.records(split))
 
     def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
-        """The examples of the record; nothing is drawn."""
-        del rng
-        return list(self.records(split)[int(record["number"])])
+        """The examples of the record; of a training list that is longer than `list_size`, a sample."""
+        examples = list(self.records(split)[int(record["number"])])
+        if rng is None or len(examples) <= self.options.list_size:
+            return examples
+        return sample_list([e for e in examples if e.label > 0], [e for e in examples if e.label <= 0], self.options.list_size, rng)
 
 
 class TableSource(Source):

@@ -1,33 +1,34 @@
-"""Three seeded toy tasks in plain English, one of each kind, small enough to learn from random weights in a minute.
+"""Three seeded toy tasks in plain English, one of each kind, small enough to learn from random weights in a minute or two.
 
 | task | what has to be learnt | why counting words is not enough |
 | --- | --- | --- |
-| sentiment | what an opinion comes to, given its adjectives | "not" turns a clause round; of two clauses the main one decides |
-| similarity | how many of four slots mean the same in two sentences | a word counts by its twin or synonym in the other sentence |
-| ranking | which document describes the thing that the query asks for | the same, and the order and wording of the attributes differ |
+| sentiment | which way an opinion goes, in the end | "not" turns a clause round; of two clauses, the main one decides |
+| similarity | how many of four slots mean the same in two sentences | a word counts only by its twin or synonym in the other one |
+| ranking | which document describes the thing that the query asks for | the same, with the attributes in another order and wording |
 
-Every label follows from its text without exception. What a split is made of (a noun with its adjective, or the four concepts
-of a description) belongs to that split alone, so validation and test hold only combinations that training never showed.
-Nothing here depends on the machine: combinations are assigned by SHA-256, and the random streams are seeded with strings.
+Every label follows from its text without exception. A split owns combinations of words (a noun with its adjective, or the
+four concepts of a description) that stand in no text of another split, so validation asks for what training never showed.
+Nothing depends on the machine: combinations are shared out by SHA-256, and random streams are seeded with strings.
 """
 
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
 
 from gemma_encoder.inputs.errors import InputError, unknown
 
 SPLITS = ("train", "validation", "test")
+
+# --- The language of sentiment ---
+
 SENTIMENT_CLASSES = ("negative", "positive")
 
-# --- words: sentiment ---------------------------------------------------------------------------------------------------
-
 NOUNS = (
-    "acting animation cast dialogue direction editing ending finale hero humour lighting music narration pace photography plot "
-    "premise romance scenery script sequel soundtrack story villain"
+    "acting animation cast dialogue direction editing ending finale hero humour lighting music narration pace photography "
+    "plot premise romance scenery script sequel soundtrack story villain"
 ).split()
-
 ADJECTIVES = {
     "negative": (
         "annoying awful bland boring clumsy confused dreadful dreary dull flat forgettable horrible lifeless mediocre "
@@ -38,14 +39,13 @@ ADJECTIVES = {
         "imaginative impressive lively lovely memorable moving powerful refreshing stunning superb witty wonderful"
     ).split(),
 }
-
 AFFIRMED = (
     "the {noun} was {adjective}",
     "the {noun} was truly {adjective}",
     "the {noun} seemed rather {adjective}",
     "i found the {noun} {adjective}",
     "everyone called the {noun} {adjective}",
-    "it had a very {adjective} {noun}",
+    "there was something {adjective} about the {noun}",
 )
 NEGATED = (
     "the {noun} was not {adjective}",
@@ -62,70 +62,71 @@ PLAIN = (
     "{main} , i thought .",
     "all in all , {main} .",
 )
-CONTRASTED = (
+CONTRASTED = (  # mostly the last clause decides, which is easy to pick up, but not always
     "although {side} , {main} .",
     "{side} , but {main} .",
     "{side} , yet {main} .",
     "despite the {adjective} {noun} , {main} .",
     "{main} , although {side} .",
 )
-NEGATED_SHARE, CONTRASTED_SHARE = 0.2, 0.4  # low enough that adjectives alone say something, and learning has a start
+# Rare enough that an adjective alone says something: without that first hint, learning takes far longer to start.
+NEGATED_SHARE, CONTRASTED_SHARE = 0.2, 0.4
 
-# --- words: similarity and ranking --------------------------------------------------------------------------------------
+# --- The language of similarity and ranking ---
 
-# A concept is a pair of words for one thing. No word stands in two concepts, so a text has exactly one reading.
-AGENTS = (
-    ("doctor", "physician"), ("lawyer", "attorney"), ("child", "kid"), ("woman", "lady"),
-    ("soldier", "trooper"), ("thief", "robber"),
-)  # fmt: skip
-ACTIONS = (  # past tense and participle are one word, so that a passive keeps it
-    ("bought", "purchased"), ("repaired", "mended"), ("discovered", "noticed"), ("cleaned", "washed"),
-    ("smashed", "shattered"), ("carried", "hauled"),
-)  # fmt: skip
-OBJECTS = (
-    ("chair", "seat"), ("sofa", "couch"), ("cup", "mug"), ("bag", "sack"),
-    ("lamp", "lantern"), ("box", "crate"),
-)  # fmt: skip
-PLACES = (
-    ("shop", "store"), ("forest", "woods"), ("street", "road"), ("beach", "shore"),
-    ("church", "chapel"), ("hill", "slope"),
-)  # fmt: skip
-COLOURS = (
-    ("red", "scarlet"), ("purple", "violet"), ("blue", "azure"), ("green", "emerald"),
-    ("white", "ivory"), ("black", "ebony"),
-)  # fmt: skip
-MATERIALS = (  # adjective, noun
-    ("wooden", "wood"), ("woollen", "wool"), ("silken", "silk"), ("leather", "leather"),
-    ("plastic", "plastic"), ("metal", "metal"),
-)  # fmt: skip
+
+def _concepts(words: str) -> tuple[tuple[str, str], ...]:
+    """Concepts from "word/synonym word/synonym ..."."""
+    return tuple(tuple(concept.split("/")) for concept in words.split())
+
+
+# No word stands for two concepts, so a text has one reading. A verb's past tense is its participle, for the passive.
+_OBJECTS = _concepts("chair/seat sofa/couch cup/mug bag/sack lamp/lantern box/crate")
+_PLACES = _concepts("shop/store forest/woods street/road lake/pond church/chapel hill/slope")
+EVENT = {
+    "agent": _concepts("doctor/physician lawyer/attorney child/kid woman/lady soldier/trooper sailor/seaman"),
+    "action": _concepts("bought/purchased repaired/mended discovered/noticed cleaned/washed smashed/shattered carried/hauled"),
+    "object": _OBJECTS,
+    "place": _PLACES,
+}
+ITEM = {
+    "colour": _concepts("red/scarlet purple/violet blue/azure green/emerald white/ivory black/ebony"),
+    "material": _concepts("wooden/wood woollen/wool leather/leather plastic/plastic metal/metal glass/glass"),  # adjective/noun
+    "object": _OBJECTS,
+    "place": _PLACES,
+}
 SYNONYM_SHARE = 0.15
 
-EVENT = {"agent": AGENTS, "action": ACTIONS, "object": OBJECTS, "place": PLACES}
 SENTENCES = (
     "the {agent} {action} the {object} near the {place} .",
     "near the {place} , the {agent} {action} the {object} .",
     "the {object} was {action} by the {agent} near the {place} .",
-    "it was the {agent} who {action} the {object} near the {place} .",
 )
-ITEM = {"colour": COLOURS, "material": MATERIALS, "object": OBJECTS, "place": PLACES}
 QUERIES = (
     "{colour} {material} {object} near the {place}",
-    "{material} {object} in {colour} , near the {place}",
-    "near the {place} , a {colour} {material} {object}",
+    "{material} {object} in {colour} near the {place}",
 )
 DOCUMENTS = (
     "near the {place} stands a {colour} {object} made of {material_noun} .",
-    "this {object} , {colour} and {material} , was left near the {place} .",
-    "we saw a {material} {object} painted {colour} near the {place} .",
     "someone near the {place} sells a {colour} {object} of {material_noun} .",
+    "the {material} {object} near the {place} is {colour} .",
+    "we saw a {material} {object} painted {colour} near the {place} .",
 )
+MAX_LIST_SIZE = 100
 
 
 def sentiment(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str], float]]:
-    """Opinions of films: ({"sentence"}, class index in `SENTIMENT_CLASSES`), half of them of each class.
+    """Opinions of films: ({"sentence": text}, class index in `SENTIMENT_CLASSES`), half of them of each class.
 
-    A split owns pairs of a noun and an adjective. Raises InputError for a split that does not exist, or one too small for
-    `size` different texts.
+    A split owns pairs of a noun and an adjective.
+
+    Args:
+        split: "train", "validation" or "test".
+        size: number of examples, all different.
+        seed: another seed gives other examples of the same split.
+
+    Raises:
+        InputError: there is no such split, or it holds fewer than `size` different examples.
     """
     rng = _stream("sentiment", split, seed)
     labels = [index % 2 for index in range(size)]
@@ -139,49 +140,61 @@ def sentiment(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str]
 
 
 def similarity(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str], float]]:
-    """Pairs of sentences about an event: ({"sentence1", "sentence2"}, target from 0 to 5), 5 / 4 for each slot that agrees.
+    """Pairs of sentences about an event: ({"sentence1": text, "sentence2": text}, target from 0 to 5).
 
-    A split owns combinations of the four concepts, in either sentence. Raises InputError as `sentiment` does.
+    The target is 5 × the share of slots (agent, action, object, place) in which both name the same concept; each of the five
+    grades is equally likely. A split owns combinations of the four concepts. Arguments and errors are those of `sentiment`.
     """
     rng = _stream("similarity", split, seed)
 
     def draw(index: int):
         agreeing = rng.randrange(len(EVENT) + 1)
-        second = None
+        first, second = None, None
         while second is None:
-            first = _concepts(rng, split, EVENT)
+            first = _description(rng, split, EVENT)
             second = _altered(rng, split, EVENT, first, len(EVENT) - agreeing)
-        sentence1, sentence2 = _describe(rng, SENTENCES, first), _describe(rng, SENTENCES, second)
+        sentence1, sentence2 = _written(rng, SENTENCES, first), _written(rng, SENTENCES, second)
         return (sentence1, sentence2), ({"sentence1": sentence1, "sentence2": sentence2}, 5 * agreeing / len(EVENT))
 
     return _distinct(draw, size)
 
 
 def ranking(split: str, size: int, seed: int = 0, list_size: int = 10) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Searches for a thing: (query, [(document, grade), ...]) with one document of grade 1 among `list_size`, in random order.
+    """Searches for a thing: (query, [(document, grade), ...]), the documents in random order.
 
-    The others, of grade 0, differ from the query in one, two or three of its four attributes. A split owns combinations of
-    the four. Raises InputError as `sentiment` does.
+    One document describes the thing (grade 1). Each of the others (grade 0) describes another, unlike it in one, two, three or
+    all of colour, material, object and place. A split owns combinations of the four.
+
+    Args:
+        split: "train", "validation" or "test".
+        size: number of lists; no two share their query and relevant document.
+        seed: another seed gives other lists of the same split.
+        list_size: number of documents in a list, 2 to 100.
+
+    Raises:
+        InputError: there is no such split, it holds fewer than `size` different lists, or `list_size` is out of range.
     """
+    if not 2 <= list_size <= MAX_LIST_SIZE:
+        raise InputError(f"list_size must be from 2 to {MAX_LIST_SIZE}, got {list_size}")
     rng = _stream("ranking", split, seed)
 
     def draw(index: int):
-        wanted = _concepts(rng, split, ITEM)
-        query = _describe(rng, QUERIES, wanted)
-        things = [wanted]
+        things = [_description(rng, split, ITEM)]
         while len(things) < list_size:
-            thing = _altered(rng, split, ITEM, wanted, rng.randint(1, 4))
-            if thing and thing not in things:
-                things.append(thing)
-        documents = [(_describe(rng, DOCUMENTS, thing), float(thing is wanted)) for thing in things]
+            other = _altered(rng, split, ITEM, things[0], rng.randint(1, len(ITEM)))
+            if other is not None and other not in things:
+                things.append(other)
+        query = _written(rng, QUERIES, things[0])
+        relevant, *others = [_written(rng, DOCUMENTS, thing) for thing in things]
+        documents = [(relevant, 1.0)] + [(document, 0.0) for document in others]
         rng.shuffle(documents)
-        return query, (query, documents)
+        return (query, relevant), (query, documents)
 
     return _distinct(draw, size)
 
 
 def corpus(size_per_task: int, seed: int = 0) -> Iterator[str]:
-    """Every text of `size_per_task` train examples of each task, to train a tokenizer on."""
+    """The texts of `size_per_task` train examples of each task, one field at a time, to train a tokenizer on."""
     for fields, _ in sentiment("train", size_per_task, seed) + similarity("train", size_per_task, seed):
         yield from fields.values()
     for query, documents in ranking("train", size_per_task, seed):
@@ -196,65 +209,74 @@ def _stream(task: str, split: str, seed: int) -> random.Random:
 
 
 def _owner(combination: Iterable[str]) -> str:
-    """The split that a combination of words belongs to whatever the seed: train has eight in ten, the others one each."""
+    """The split that a combination of words belongs to, whatever the seed: train has three in five, the others one each."""
     digest = hashlib.sha256(" ".join(combination).encode()).digest()
-    return {0: "validation", 1: "test"}.get(int.from_bytes(digest[:4]) % 5, "train")
+    return ("train", "train", "train", "validation", "test")[int.from_bytes(digest[:8], "big") % 5]
 
 
-def _distinct(draw, size: int) -> list:
+def _distinct(draw: Callable[[int], tuple[Hashable, Any]], size: int) -> list[Any]:
     """`size` examples with different keys, from `draw(index) -> (key, example)`."""
     examples, repeats = {}, 0
     while len(examples) < size:
         key, example = draw(len(examples))
         repeats = repeats + 1 if key in examples else 0
         if repeats > 1000:
-            raise InputError(f"this split holds hardly more than {len(examples)} different examples; ask for fewer than {size}")
+            raise InputError(f"the split holds hardly more than {len(examples)} different examples; ask for fewer than {size}")
         examples.setdefault(key, example)
     return list(examples.values())
 
 
 def _opinion(rng: random.Random, split: str, label: int) -> str:
     """A sentence whose main clause speaks well (label 1) or ill (label 0) of something."""
-    main = _clause(rng, split, label)
+    main, opposite = _clause(rng, split, label), 1 - label
     if rng.random() >= CONTRASTED_SHARE:
         return rng.choice(PLAIN).format(main=main)
-    noun, adjective = _pair(rng, split, 1 - label)
-    return rng.choice(CONTRASTED).format(main=main, side=_clause(rng, split, 1 - label), noun=noun, adjective=adjective)
+    noun, adjective = _noun_and_adjective(rng, split, opposite)
+    return rng.choice(CONTRASTED).format(main=main, side=_clause(rng, split, opposite), noun=noun, adjective=adjective)
 
 
 def _clause(rng: random.Random, split: str, label: int) -> str:
     negated = rng.random() < NEGATED_SHARE
-    noun, adjective = _pair(rng, split, label ^ negated)
-    return _article(rng.choice(NEGATED if negated else AFFIRMED).format(noun=noun, adjective=adjective))
+    noun, adjective = _noun_and_adjective(rng, split, label ^ negated)
+    return rng.choice(NEGATED if negated else AFFIRMED).format(noun=noun, adjective=adjective)
 
 
-def _pair(rng, split, label):
+def _noun_and_adjective(rng: random.Random, split: str, label: int) -> tuple[str, str]:
     while True:
-        noun, adjective = rng.choice(NOUNS), rng.choice(ADJECTIVES[SENTIMENT_CLASSES[label]])
-        if _owner((noun, adjective)) == split:
-            return noun, adjective
+        pair = rng.choice(NOUNS), rng.choice(ADJECTIVES[SENTIMENT_CLASSES[label]])
+        if _owner(pair) == split:
+            return pair
 
 
-def _concepts(rng, split, slots):
+# A description is one concept per slot, {slot: (word, synonym)}.
+Slots = dict[str, tuple[tuple[str, str], ...]]
+Description = dict[str, tuple[str, str]]
+
+
+def _owns(split: str, description: Description) -> bool:
+    return _owner(word for word, _ in description.values()) == split
+
+
+def _description(rng: random.Random, split: str, slots: Slots) -> Description:
     while True:
-        chosen = {slot: rng.choice(concepts) for slot, concepts in slots.items()}
-        if _owner(words[0] for words in chosen.values()) == split:
-            return chosen
+        description = {slot: rng.choice(concepts) for slot, concepts in slots.items()}
+        if _owns(split, description):
+            return description
 
 
-def _altered(rng, split, slots, original, count):
-    """The same with other concepts in `count` slots."""
-    changed = rng.sample(sorted(slots), count)
-    altered = original | {slot: rng.choice([c for c in slots[slot] if c != original[slot]]) for slot in changed}
-    return altered if _owner(words[0] for words in altered.values()) == split else None
+def _altered(rng: random.Random, split: str, slots: Slots, original: Description, changes: int) -> Description | None:
+    """`original` with other concepts in `changes` slots, or None when what comes out belongs to another split.
+
+    The caller tries again with another draw: some originals have no neighbour in their own split.
+    """
+    altered = dict(original)
+    for slot in rng.sample(list(slots), changes):
+        altered[slot] = rng.choice([concept for concept in slots[slot] if concept != original[slot]])
+    return altered if _owns(split, altered) else None
 
 
-def _describe(rng, templates, concepts):
-    words = {slot: pair[rng.random() < SYNONYM_SHARE] for slot, pair in concepts.items()}
-    if "material" in concepts:
-        words["material"], words["material_noun"] = concepts["material"]
-    return _article(rng.choice(templates).format(**words))
-
-
-def _article(text: str) -> str:
-    return re.sub(r"\ba (?=[aeiou])", "an ", text)
+def _written(rng: random.Random, templates: tuple[str, ...], description: Description) -> str:
+    words = {slot: synonym if rng.random() < SYNONYM_SHARE else word for slot, (word, synonym) in description.items()}
+    if "material" in description:  # here grammar decides between the two words
+        words["material"], words["material_noun"] = description["material"]
+    return re.sub(r"\ba (?=[aeiou])", "an ", rng.choice(templates).format(**words))

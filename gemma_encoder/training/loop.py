@@ -149,6 +149,8 @@ def _restore_or_start(recipe: Recipe, optimizer, abstract: TrainState, mesh: Mes
     """The state to go on from, by the order at the top of this file; `stream` is set to the same moment."""
     step = checkpoints.latest_step()
     if step is not None:
+        if native.load_bundle(epath.Path(checkpoints.folder) / str(step)).tokenizer.model != recipe.tokenizer.model:
+            raise InputError(f"{recipe.tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began with; restore that file, or choose another --workdir")
         state, readers = checkpoints.restore(step, abstract, stream.names)
         stream.restore(readers)
         logging.info("resumed from step %d of %s", step, checkpoints.folder)

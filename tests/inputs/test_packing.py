@@ -16,7 +16,12 @@ def make_unit(number: int, lengths, is_list: bool = False) -> Unit:
     """A unit whose example ids (100 per unit), tokens and labels tell every text apart."""
     return Unit(
         tuple(
-            Segment(1000 * number + 50 * slot + np.arange(1, length + 1, dtype=np.int32), task_id=number % 3, label=number + slot / 4, example_id=100 * number + slot)
+            Segment(
+                1000 * number + 50 * slot + np.arange(1, length + 1, dtype=np.int32),
+                task_id=number % 3,
+                label=number + 0.25 + slot / 8,
+                example_id=100 * number + slot,
+            )
             for slot, length in enumerate(lengths)
         ),
         is_list,
@@ -28,7 +33,11 @@ def streams(draw, max_units=25):
     """(shape, units): any mixture of single texts and lists that a block of this shape can hold."""
     segments = draw(st.integers(1, 4))
     shape = BatchShape(
-        rows=draw(st.integers(1, 4)), row_length=segments * draw(st.integers(1, 6)), segments=segments, groups=draw(st.integers(1, 3)), list_size=draw(st.integers(1, 4))
+        rows=draw(st.integers(1, 4)),
+        row_length=segments * draw(st.integers(1, 6)),
+        segments=segments,
+        groups=draw(st.integers(1, 3)),
+        list_size=draw(st.integers(1, 4)),
     )
     share = shape.row_length // segments  # lists of texts this short always fit into an empty block
     singles = st.integers(1, shape.row_length).map(lambda length: ([length], False))
@@ -152,8 +161,9 @@ def test_a_restored_packer_goes_on_identically(stream, data):
             other = Packer(shape)
             other.add(make_unit(99, [1]))  # forgotten by restore
             other.restore(packer.state())
-        for each in filter(None, (packer, other)):
-            each.add(unit)
+        packer.add(unit)
+        if other is not None:  # an empty packer is false
+            other.add(unit)
         if number in emits:
             block = packer.emit()
             assert other is None or same(block, other.emit())
@@ -205,6 +215,14 @@ def test_rows_are_filled_well(rows, row_length):
     assert fill.mean() >= 0.95
     per_block = fill.reshape(len(blocks), rows).mean(axis=1)
     assert per_block.min() >= 0.95, "no block is sacrificed for the others"
+
+
+@pytest.mark.parametrize(("segments", "first", "too_much", "later"), [(9, [4], [4, 4], [6]), (2, [4], [3, 3], [6])])
+def test_a_list_that_does_not_fit_takes_no_room_from_later_texts(segments, first, too_much, later):
+    """Neither tokens (nine segments) nor segments (two) of its texts that were placed before one was found too many."""
+    shape = BatchShape(rows=1, row_length=10, segments=segments, groups=2, list_size=2)
+    blocks = drain(filled(shape, [make_unit(0, first), make_unit(1, too_much, True), make_unit(2, later)]))
+    assert [[example for _, example, *_ in contents(block)] for block in blocks] == [[0, 200], [100, 101]]
 
 
 def test_concatenated_blocks_keep_their_lists_apart():

@@ -74,7 +74,7 @@ def test_a_class_out_of_range_is_refused(label):
 
 @pytest.mark.parametrize("label", [0.99, 5.01, float("nan"), float("inf")])
 def test_a_target_out_of_range_is_refused(label):
-    with pytest.raises(InputError, match="task 'stsb', record 3: target .* expected 1 to 5"):
+    with pytest.raises(InputError, match=r"task 'stsb', record 3: target .* expected 1 to 5"):
         SIMILARITY.check_label(label, "record 3")
 
 

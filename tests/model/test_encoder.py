@@ -100,7 +100,7 @@ def test_the_order_of_rows_is_the_order_of_results(pooled_by_every_pooler, lay_o
 @pytest.fixture(scope="module")
 def small(tiny_config) -> EncoderConfig:
     return EncoderConfig(
-        tiny_config("gemma3", num_layers=3, pattern=("local", "global")),
+        tiny_config("gemma3", num_layers=1),
         heads={"mnli": 3, "stsb": 1},
         head_hidden=(6,),
         pooling=PoolingConfig("attention_query", probes=2),
@@ -138,10 +138,10 @@ def test_heads_and_pooling_are_float32_when_compute_is_not(small, random_paramet
 
 def test_the_mask_switch_can_be_overridden_per_call(small, random_parameters, some_batch):
     parameters = random_parameters(small)
-    outputs = {
-        (configured, called): np.asarray(encode(skeleton(dataclasses.replace(small, attention=configured)).merge(parameters), some_batch, attention=called).hidden)
-        for configured, called in [("causal", None), ("bidirectional", None), ("causal", "bidirectional"), ("bidirectional", "causal")]
-    }
+    outputs = {}
+    for configured, called in [("causal", None), ("bidirectional", None), ("causal", "bidirectional"), ("bidirectional", "causal")]:
+        encoder = skeleton(dataclasses.replace(small, attention=configured)).merge(parameters)
+        outputs[configured, called] = np.asarray(encode(encoder, some_batch, attention=called).hidden)
     np.testing.assert_array_equal(outputs["causal", "bidirectional"], outputs["bidirectional", None])
     np.testing.assert_array_equal(outputs["bidirectional", "causal"], outputs["causal", None])
     assert np.abs(outputs["causal", None] - outputs["bidirectional", None]).max() > 0.1
@@ -166,6 +166,7 @@ def test_the_configs_dropout_needs_a_key(small, random_parameters, some_batch):
 
 
 def test_the_skeletons_shapes_are_those_of_the_parameters(small):
+    small = dataclasses.replace(small, transformer=dataclasses.replace(small.transformer, num_layers=3, pattern=("local", "global")))
     shapes = parameter_paths(skeleton(small).shapes)
     initial = parameter_paths(jax.eval_shape(lambda: initial_parameters(small, jax.random.key(0))))
     assert {path: (x.shape, x.dtype) for path, x in shapes.items()} == {path: (x.shape, x.dtype) for path, x in initial.items()}
@@ -197,9 +198,8 @@ def test_parameters_are_a_function_of_the_key(drawn):
         constant = path.endswith(("scale", "bias"))
         assert (np.asarray(value) == np.asarray(other[path])).all() == constant, path
         assert (np.asarray(value) == 0).all() == constant, path
-    spread = {"backbone/embedding": 32, "backbone/blocks/0/query": 32, "backbone/blocks/0/attention_out": 32, "backbone/blocks/0/linear": 48, "heads/a/out/kernel": 32}
-    for path, fan_in in spread.items():
-        np.testing.assert_allclose(np.std(first[path]), fan_in**-0.5, rtol=0.25)  # 64 to 2,048 draws
+    for path, fan_in in {"embedding": 32, "blocks/0/query": 32, "blocks/0/attention_out": 32, "blocks/0/gating": 32, "blocks/0/linear": 48}.items():
+        np.testing.assert_allclose(np.std(first[f"backbone/{path}"]), fan_in**-0.5, rtol=0.1)  # at least 1,024 draws: standard error 2 %
 
 
 def test_a_skeleton_and_parameters_make_the_encoder_that_the_constructor_makes(drawn, some_batch):

@@ -1,0 +1,104 @@
+"""Trains the SentencePiece model that comes with the package, `gemma_encoder/assets/small.model` ("small").
+
+    TFDS_DATA_DIR=DATA/tfds python -m experiments.train_tokenizer \
+        --text DATA/text/reviews.train.txt.gz DATA/cranfield_msmarco/collection.tsv \
+        --tfds glue/sst2 glue/cola glue/mrpc glue/stsb
+
+It follows Gemma's conventions (special ids, byte fallback, digits split, text taken as it is), so that what works with it
+works with Gemma's own tokenizer. The toy tasks' texts come first: each of their words should be one piece.
+The same texts give the same model, byte for byte.
+"""
+
+import argparse
+import gzip
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import sentencepiece
+
+from gemma_encoder.data import toy_text
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, SMALL, UNK_ID, Tokenizer
+
+
+def file_texts(path: pathlib.Path) -> Iterator[str]:
+    """One text a line, from a plain or gzipped file; of a table (`.tsv`), the last column.
+
+    Raises InputError when there is no such file or it is not UTF-8.
+    """
+    table = ".tsv" in path.suffixes
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield line.rstrip("\n").rpartition("\t")[2] if table else line.rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text, plain or .gz: {error}") from error
+
+
+def tfds_texts(name: str) -> Iterator[str]:
+    """Every text feature of the train split of a TensorFlow dataset such as "glue/sst2"."""
+    import tensorflow_datasets as tfds  # only here: it brings in TensorFlow, which takes ten seconds and more
+
+    for record in tfds.as_numpy(tfds.load(name, split="train")):
+        yield from (value.decode("utf-8") for _, value in sorted(record.items()) if isinstance(value, bytes))
+
+
+def train(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A serialised BPE model of `vocab_size` pieces with Gemma's conventions, trained on `texts`."""
+    model = io.BytesIO()
+    # An iterator and a writer rather than file names, which the model would store.
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(text for text in texts if text.strip()),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=0.9999,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        max_sentence_length=1 << 16,  # in bytes; longer texts would be left out silently
+        pad_id=PAD_ID,
+        eos_id=EOS_ID,
+        bos_id=BOS_ID,
+        unk_id=UNK_ID,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
+        unk_piece="<unk>",
+        user_defined_symbols=["<mask>"],  # takes the first free id, which is MASK_ID
+        minloglevel=1,
+    )
+    return model.getvalue()
+
+
+def main() -> None:
+    """Trains, checks the special ids, writes the model and prints what it is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", nargs="*", type=pathlib.Path, default=[], help="files of one text a line, .gz or not; of a .tsv, the last column")
+    parser.add_argument("--tfds", nargs="*", default=[], help="TensorFlow datasets whose train splits to read; TFDS_DATA_DIR says where they lie")
+    parser.add_argument("--toy_size", type=int, default=4000, help="examples of each toy task")
+    parser.add_argument("--vocab_size", type=int, default=8000, help="pieces, special ones included")
+    parser.add_argument("--output", type=pathlib.Path, default=SMALL)
+    flags = parser.parse_args()
+
+    texts = list(toy_text.corpus(flags.toy_size))
+    for path in flags.text:
+        texts += file_texts(path)
+    for name in flags.tfds:
+        texts += tfds_texts(name)
+    model = train(texts, flags.vocab_size)
+    tokenizer = Tokenizer(model, str(flags.output))
+    assert tokenizer.pieces([MASK_ID]) == ["<mask>"]
+
+    flags.output.parent.mkdir(parents=True, exist_ok=True)
+    flags.output.write_bytes(model)
+    print(f"{flags.output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, {len(model)} bytes, sha256 {hashlib.sha256(model).hexdigest()}")
+
+
+if __name__ == "__main__":
+    main()

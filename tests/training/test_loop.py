@@ -1,0 +1,159 @@
+"""Whole runs: metrics and files, exact resume after a kill, refusals that lose nothing, and a model that must not learn."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from gemma_encoder.data import registry, toy_text
+from gemma_encoder.data.source import MemorySource
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Example, Task
+from gemma_encoder.inputs.template import Template
+from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.training import loop
+from gemma_encoder.training.checkpoint import Checkpoints
+from gemma_encoder.training.metrics_log import read_metrics
+from gemma_encoder.weights import native
+
+
+class Killed(BaseException):
+    """Stands for a signal that no handler sees."""
+
+
+@pytest.fixture
+def kill_after(monkeypatch):
+    """`kill_after(n)`: the loop dies once it has asked for batch n + 1, before step n + 1; None lets it live."""
+    original = loop.TrainStream.__next__
+    state = {"left": None}
+
+    def counted(self):
+        if state["left"] is not None:
+            if state["left"] == 0:
+                raise Killed
+            state["left"] -= 1
+        return original(self)
+
+    monkeypatch.setattr(loop.TrainStream, "__next__", counted)
+    return lambda n: state.update(left=n)
+
+
+def train_lines(workdir):
+    """The training lines without what a clock measured."""
+    return [{k: v for k, v in line.items() if "per_second" not in k} for line in read_metrics(workdir) if line["split"] == "train"]
+
+
+def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
+    outcome = loop.train(micro(), tmp_path)
+    assert outcome.step == 4 and outcome.checkpoint == native.find(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in train] == [2, 4]
+    assert all({"loss", "toy_sentiment/loss", "toy_similarity/loss", "toy_ranking/loss", "learning_rate"} <= line.keys() for line in train)
+    final = {line["task"]: line for line in lines if line["split"] == "validation" and line["step"] == 4}
+    assert final["toy_sentiment"]["accuracy"] == outcome.metrics["toy_sentiment"]["accuracy"]
+    assert {"mrr@10", "ndcg@10"} <= final["toy_ranking"].keys() and {"spearman", "pearson"} <= final["toy_similarity"].keys()
+    assert final["toy_ranking"]["examples"] == 240  # 24 queries of ten documents
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        "toy_ranking.validation.trec",
+        "toy_sentiment.validation.jsonl",
+        "toy_similarity.validation.jsonl",
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
+    again = loop.train(micro(), tmp_path)  # nothing is left to do: it says what it reached and adds no line
+    assert again.metrics == outcome.metrics
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(lines)
+    evaluated = loop.evaluate(micro(), tmp_path)
+    assert evaluated.metrics == outcome.metrics
+
+
+def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after):
+    config = micro(train_for="40 steps", log_every="1 steps", checkpoint_every="10 steps", evaluate_every="20 steps", max_eval=8, model__attention_dropout=0.1)
+    straight = loop.train(config, tmp_path / "straight")
+    kill_after(25)  # between the checkpoints of steps 20 and 30: steps 21 to 25 are lost and done again
+    with pytest.raises(Killed):
+        loop.train(config, tmp_path / "killed")
+    killed_lines = train_lines(tmp_path / "killed")
+    assert killed_lines[-1]["step"] in (24, 25)
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 26, "spl')  # the kill cut a line short
+    kill_after(None)
+    resumed = loop.train(config, tmp_path / "killed")
+    assert train_lines(tmp_path / "straight") == train_lines(tmp_path / "killed")
+    assert [line["step"] for line in train_lines(tmp_path / "killed")] == list(range(1, 41))
+    assert straight.metrics == resumed.metrics
+    parameters = [native.load_parameters(outcome.checkpoint, native.load_bundle(outcome.checkpoint).encoder) for outcome in (straight, resumed)]
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, parameters))
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(micro, tmp_path):
+    loop.claim_workdir(tmp_path, micro())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.001 -> 0.5"):
+        loop.train(micro(optimizer__learning_rate=0.5), tmp_path)
+    loop.claim_workdir(tmp_path, micro(log_every="1 steps", mesh=(1, -1, 1)))  # what is seen and where it runs may change
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_tokenizer_that_changed_is_refused(micro, tmp_path, monkeypatch):
+    model = tmp_path / "my.model"
+    model.write_bytes(Tokenizer.load("small").model)
+    config = micro(tasks=("toy_sentiment",), tokenizer=str(model), train_for="1 steps")
+    loop.train(config, tmp_path / "run")
+    model.write_bytes(model.read_bytes() + b"\x1a\x00")  # still a valid model, with one more empty field
+    with pytest.raises(InputError, match=r"my.model is not the tokenizer that the run in .* began with"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_an_unwritable_workdir_is_refused(micro, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        loop.train(micro(), tmp_path / "file" / "workdir")
+
+
+def test_rows_must_fit_the_mesh(micro, tmp_path):
+    with pytest.raises(InputError, match="batch.rows=6 must be a multiple of data x fsdp = 8"):
+        loop.train(micro(batch__rows=6), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(micro, tmp_path):
+    with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf).*lower optimizer.learning_rate"):
+        loop.train(micro(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, warmup="0", train_for="6 steps"), tmp_path)
+
+
+def test_evaluation_needs_a_checkpoint_that_knows_the_task(micro, tmp_path):
+    with pytest.raises(InputError, match="holds no checkpoint to evaluate"):
+        loop.evaluate(micro(), tmp_path)
+    loop.train(micro(tasks=("toy_sentiment",), train_for="1 steps"), tmp_path)
+    with pytest.raises(InputError, match="was not trained on 'toy_ranking'; it knows toy_sentiment"):
+        loop.evaluate(micro(tasks=("toy_ranking",)), tmp_path)
+
+
+def test_only_the_newest_checkpoints_are_kept(micro, tmp_path):
+    loop.train(micro(tasks=("toy_sentiment",), checkpoint_every="1 steps", evaluate_every="0"), tmp_path)
+    assert native.checkpoint_steps(tmp_path) == [3, 4]
+
+
+def test_reader_states_are_saved_per_reader(micro, tmp_path):
+    outcome = loop.train(micro(tasks=("toy_sentiment",), batch__readers=2, train_for="1 steps"), tmp_path)
+    assert sorted(path.name for path in (outcome.checkpoint / "data").glob("reader_*")) == ["reader_00000", "reader_00001"]
+    assert Checkpoints(tmp_path).latest_step() == 1
+
+
+def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monkeypatch):
+    task = Task("toy_shuffled", "classification", Template("{sentence}"), ("accuracy",), ("negative", "positive"), chance=0.5)
+
+    def records(split):
+        rng = np.random.default_rng(0)
+        rows = toy_text.sentiment(split, 400)
+        labels = [label for _, label in rows]
+        if split == "train":
+            rng.shuffle(labels)
+        return [[Example(fields, label)] for (fields, _), label in zip(rows, labels, strict=True)]
+
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+    registry.register("toy_shuffled", lambda options: MemorySource(task, options, records))
+    outcome = loop.train(micro(tasks=("toy_shuffled",), train_for="30 steps", max_train=0, max_eval=0), tmp_path)
+    # 400 coin flips: three standard deviations are 0.075.
+    assert abs(outcome.metrics["toy_shuffled"]["accuracy"] - 0.5) < 0.075

@@ -1,0 +1,126 @@
+"""The compiled step: the same on every mesh, donated, compiled once; and where parameters live."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gemma_encoder.data.pipeline import TrainStream
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig
+from gemma_encoder.model.encoder import parameter_paths, skeleton
+from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training import sharding
+from gemma_encoder.training.optimizer import make_optimizer
+from gemma_encoder.training.state import abstract_state, initial_state
+from gemma_encoder.training.step import compile_train_step, place_batch
+
+STEPS = 3
+
+
+def run(config, mesh_shape, devices):
+    recipe = recipes.build(config).measured()
+    mesh = sharding.make_mesh(mesh_shape, jax.devices()[:devices])
+    # Adam divides by the root of squared gradients: where a gradient is all rounding it would blow rounding up to a whole step.
+    optimizer = make_optimizer(recipes.OptimizerOptions(1e-2, epsilon=1e-4), lambda step: 1e-2)
+    abstract = abstract_state(recipe.encoder, optimizer, mesh)
+    state = initial_state(recipe.encoder, optimizer, mesh, seed=3)
+    step = compile_train_step(recipe.encoder, optimizer, abstract, mesh, recipe.tasks, recipe.losses, seed=3)
+    stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
+    losses = []
+    for batch in itertools.islice(stream, STEPS):
+        before = state
+        state, metrics = step(state, place_batch(batch, mesh))
+        losses.append(float(metrics.loss))
+    stream.close()
+    assert step._cache_size() == 1
+    donated = [leaf.is_deleted() for leaf in jax.tree.leaves(before.parameters)]
+    assert all(donated)
+    assert int(state.step) == STEPS
+    return losses, jax.device_get(state.parameters), state
+
+
+@pytest.fixture
+def reference(micro):
+    return run(micro(model__attention_dropout=0.1), (1, 1, 1), 1)
+
+
+def test_meshes_agree(micro, reference):
+    losses, parameters, _ = reference
+    assert losses[0] != losses[-1]
+    for shape in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
+        other_losses, other_parameters, state = run(micro(model__attention_dropout=0.1), shape, 8)
+        # Sums over shards round in another order, a few units of float32 a step.
+        np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=str(shape))
+        for path, value in parameter_paths(parameters).items():
+            np.testing.assert_allclose(parameter_paths(other_parameters)[path], value, rtol=1e-4, atol=2e-5, err_msg=f"{shape} {path}")
+        if shape == (1, 8, 1):
+            query = state.parameters["backbone"]["blocks"]["0"]["query"]
+            assert query.sharding.spec == P(None, "fsdp", "tensor", None)
+            assert query.addressable_shards[0].data.size * 8 == query.size
+            adam = next(part for part in jax.tree.leaves(state.optimizer, is_leaf=lambda part: hasattr(part, "mu")) if hasattr(part, "mu"))
+            for moment in (adam.mu, adam.nu):
+                assert moment["backbone"]["blocks"]["0"]["query"].sharding == query.sharding
+
+
+def test_dropout_depends_on_seed_and_step(micro):
+    losses = {}
+    for seed in (0, 1):
+        config = micro(model__feed_forward_dropout=0.5)
+        recipe = recipes.build(config).measured()
+        mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+        optimizer = make_optimizer(recipes.OptimizerOptions(0.0, weight_decay=0.0), lambda step: 0.0)
+        state = initial_state(recipe.encoder, optimizer, mesh, seed=3)
+        step = compile_train_step(recipe.encoder, optimizer, abstract_state(recipe.encoder, optimizer, mesh), mesh, recipe.tasks, recipe.losses, seed=seed)
+        batch = place_batch(next(TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)), mesh)
+        losses[seed] = []
+        for _ in range(2):  # the learning rate is zero: only the dropout differs
+            state, metrics = step(state, batch)
+            losses[seed].append(float(metrics.loss))
+    assert len({*losses[0], *losses[1]}) == 4
+
+
+@pytest.mark.parametrize("size", GEMMA_CONFIGS)
+@pytest.mark.parametrize("pooler", ["mean", "attention_kv", "attention_query"])
+def test_every_parameter_has_a_rule(size, pooler):
+    from gemma_encoder.model.config import PoolingConfig
+
+    shapes = skeleton(EncoderConfig(GEMMA_CONFIGS[size], {"a": 2}, PoolingConfig(pooler), head_hidden=(8,))).shapes
+    mesh = sharding.make_mesh((1, 4, 2))
+    placed = parameter_paths(sharding.parameter_shardings(shapes, mesh))
+    assert placed.keys() == parameter_paths(shapes).keys()
+    gating = placed["backbone/blocks/0/gating"].spec
+    assert gating == P(None, "fsdp", None, "tensor")
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(InputError, match="no sharding rule matches the parameter 'backbone/novel'"):
+        sharding.spec_for("backbone/novel", (2, 2), sharding.make_mesh((1, 4, 2)))
+
+
+def test_an_axis_that_does_not_divide_is_left_out():
+    mesh = sharding.make_mesh((1, 4, 2))
+    # One key-value head (Gemma 3 1B) cannot be cut in two.
+    assert sharding.spec_for("backbone/blocks/0/key_value", (4, 1152, 2, 1, 256), mesh) == P(None, "fsdp", None, None, None)
+
+
+@pytest.mark.parametrize(("shape", "devices"), [((-1, 1, 1), 8), ((2, -1, 2), 8), ((1, 1, 1), 1)])
+def test_meshes_fill_in_what_is_left(shape, devices):
+    assert sharding.make_mesh(shape, jax.devices()[:devices]).size == devices
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 1), (-1, -1, 1), (0, 8, 1)])
+def test_meshes_that_do_not_fit_are_refused(shape):
+    with pytest.raises(InputError, match="mesh"):
+        sharding.make_mesh(shape)
+
+
+def test_initial_values_do_not_depend_on_the_mesh(micro):
+    recipe = recipes.build(micro())
+    optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0)
+    states = [initial_state(recipe.encoder, optimizer, sharding.make_mesh(shape, jax.devices()[:n]), 7) for shape, n in (((1, 1, 1), 1), ((2, 2, 2), 8))]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b)), states[0].parameters, states[1].parameters)
+    assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(states[0]))
