@@ -14,11 +14,12 @@ def get_config(arg: str = ""):
     config = recipe.default_config()
     recipe.set_size(config, options.get("size", "tiny"))
     config.tasks = ("toy_sentiment", "toy_similarity", "toy_ranking")
-    config.mixture.mixing = "equal"
-    config.max_length = 64
-    config.batch.rows, config.batch.row_length, config.batch.segments = 40, 128, 6
+    config.mixture.mixing = "proportional"
+    config.task_weights.toy_similarity = 2.0  # squared errors on [0, 1] are small beside the other losses
+    config.max_length = config.batch.row_length = 64
+    config.batch.rows, config.batch.segments = 56, 6
     config.ranking.list_size = 10
-    config.optimizer.learning_rate = 1e-3
-    config.train_for = "500 steps"
+    config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.schedule = 2e-3, 0.98, "cosine"
+    config.train_for = "280 steps"
     config.evaluate_every = "50 percent"
     return recipe.smoke(config) if smoke else config

@@ -112,6 +112,8 @@ class Predictor:
             if isinstance(text, Mapping):
                 result.append(text)
                 continue
+            if not isinstance(text, str | Sequence):
+                raise InputError(f"text {number}: expected a string, a dictionary of fields or a tuple of them, got {type(text).__name__}")
             values = (text,) if isinstance(text, str) else tuple(text)
             if len(values) != len(names):
                 raise InputError(f"text {number}: task {task.name!r} needs {len(names)} fields ({', '.join(names)}), got {len(values)}")

@@ -8,6 +8,7 @@ A run that ends well exits 0; whatever cannot be used exits 2 with one line that
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -49,13 +50,15 @@ def _parse(argv: Sequence[str]) -> None:
             raise InputError(f"unexpected argument {rest[1]!r}; every option starts with --")
         if WORKDIR.value is None:
             raise InputError("--workdir is missing: name a folder for the run")
-        if MODE.value != "predict" and CONFIG.value is None:
-            raise InputError("--config is missing: name an experiment, e.g. --config=experiments/quickstart.py")
+        if MODE.value != "predict":
+            if CONFIG.value is None:
+                raise InputError("--config is missing: name an experiment, e.g. --config=experiments/quickstart.py")
+            if "tasks" not in CONFIG.value:  # a file that could not be read shows here, not before
+                raise InputError("the config has no field 'tasks'; let get_config start from gemma_encoder.training.recipe.default_config()")
     except InputError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        cause = _input_error(error)
-        raise InputError(cause or " ".join(str(error).split())) from error
+        raise InputError(_last_line(error)) from error
     logging.use_absl_handler()
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -63,13 +66,14 @@ def _parse(argv: Sequence[str]) -> None:
         logging.get_absl_handler().addFilter(lambda record: "seqio" not in record.pathname)
 
 
-def _input_error(error: BaseException | None) -> str | None:
-    """The message of the InputError that an experiment's file raised, if that is what lies beneath."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None
+def _last_line(error: Exception) -> str:
+    """What an error of the flags says, on one line; of a traceback that it quotes, the last line without the exception's name."""
+    text = str(error.args[0] if error.args else error).strip()
+    if "Traceback" in text or isinstance(error, OSError):
+        last = text.splitlines()[-1].strip()
+        return re.sub(r"^[\w.]+(Error|Exception): ", "", last)
+    # ml_collections passes on the repr of a message that holds line breaks.
+    return " ".join(text.replace("\\n", " ").replace("\\'", "'").strip("'").split())
 
 
 def _train_or_evaluate() -> int:

@@ -10,22 +10,26 @@ from gemma_encoder.data.source import DataOptions, MemorySource, Source
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
-SIZES = {"train": 6000, "validation": 500, "test": 500}
-RANKING_SIZES = {"train": 2000, "validation": 100, "test": 100}
+# Records of a split; a ranking record is ten texts.
+SIZES = {
+    "toy_sentiment": {"train": 16_000, "validation": 500, "test": 500},
+    "toy_similarity": {"train": 10_000, "validation": 500, "test": 500},
+    "toy_ranking": {"train": 1_600, "validation": 100, "test": 100},
+}
 
 
 def _sentiment(split: str) -> list[list[Example]]:
-    return [[Example(fields, label)] for fields, label in toy_text.sentiment(split, SIZES[split])]
+    return [[Example(fields, label)] for fields, label in toy_text.sentiment(split, SIZES["toy_sentiment"][split])]
 
 
 def _similarity(split: str) -> list[list[Example]]:
-    return [[Example(fields, label)] for fields, label in toy_text.similarity(split, SIZES[split])]
+    return [[Example(fields, label)] for fields, label in toy_text.similarity(split, SIZES["toy_similarity"][split])]
 
 
 def _ranking(split: str) -> list[list[Example]]:
     return [
         [Example({"query": query, "document": text}, grade, f"q{number}", f"q{number}d{place}") for place, (text, grade) in enumerate(documents)]
-        for number, (query, documents) in enumerate(toy_text.ranking(split, RANKING_SIZES[split]))
+        for number, (query, documents) in enumerate(toy_text.ranking(split, SIZES["toy_ranking"][split]))
     ]
 
 
@@ -35,14 +39,14 @@ def _declare(task: Task, records: Callable[[str], list[list[Example]]]) -> Calla
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = {
     "toy_sentiment": _declare(
-        Task("toy_sentiment", "classification", Template("sentiment: {sentence}"), metrics=("accuracy",), classes=toy_text.SENTIMENT_CLASSES, chance=0.5),
+        Task("toy_sentiment", "classification", Template("{sentence}"), metrics=("accuracy",), classes=toy_text.SENTIMENT_CLASSES, chance=0.5),
         _sentiment,
     ),
     "toy_similarity": _declare(
         Task(
             "toy_similarity",
             "regression",
-            Template("similarity sentence1: {sentence1} sentence2: {sentence2}"),
+            Template("first {sentence1} second {sentence2}"),
             metrics=("spearman", "pearson"),
             label_range=(0.0, 5.0),
             chance=0.0,
@@ -54,7 +58,7 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = {
         Task(
             "toy_ranking",
             "ranking",
-            Template("Query: {query} Document: {document}", cut=("document",)),
+            Template("query {query} document {document}", cut=("document",)),
             metrics=("mrr@10", "ndcg@10"),
             chance=round(sum(1 / rank for rank in range(1, 11)) / 10, 3),
         ),

@@ -25,19 +25,24 @@ SPLITS = ("train", "validation", "test")
 
 SENTIMENT_CLASSES = ("negative", "positive")
 
-NOUNS = (
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NOUNS = _words(
     "acting animation cast dialogue direction editing ending finale hero humour lighting music narration pace photography "
     "plot premise romance scenery script sequel soundtrack story villain"
-).split()
+)
 ADJECTIVES = {
-    "negative": (
+    "negative": _words(
         "annoying awful bland boring clumsy confused dreadful dreary dull flat forgettable horrible lifeless mediocre "
         "pathetic pointless predictable shallow silly sloppy stale tedious terrible weak"
-    ).split(),
-    "positive": (
+    ),
+    "positive": _words(
         "beautiful brilliant charming clever convincing delightful elegant engaging excellent fresh graceful gripping "
         "imaginative impressive lively lovely memorable moving powerful refreshing stunning superb witty wonderful"
-    ).split(),
+    ),
 }
 AFFIRMED = (
     "the {noun} was {adjective}",
@@ -77,7 +82,7 @@ NEGATED_SHARE, CONTRASTED_SHARE = 0.2, 0.4
 
 def _concepts(words: str) -> tuple[tuple[str, str], ...]:
     """Concepts from "word/synonym word/synonym ..."."""
-    return tuple(tuple(concept.split("/")) for concept in words.split())
+    return tuple(tuple(concept.split("/")) for concept in _words(words))
 
 
 # No word stands for two concepts, so a text has one reading. A verb's past tense is its participle, for the passive.

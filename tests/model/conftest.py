@@ -19,6 +19,12 @@ def strict_arithmetic():
 
 
 @pytest.fixture(scope="session")
+def quick_key():
+    """`quick_key(seed)`: a key of a generator that compiles much faster than the default one."""
+    return lambda seed: jax.random.key(seed, impl="unsafe_rbg")
+
+
+@pytest.fixture(scope="session")
 def random_parameters():
     """`random_parameters(config, seed=0)`: N(0, 0.2²), about 1/√D for the tiny models. Scales and biases are drawn too: zeros would hide errors."""
 

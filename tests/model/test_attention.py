@@ -84,8 +84,8 @@ def test_an_explicit_reach_is_exact_and_only_bidirectional(one_layer, attention,
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, family, attention):
-    """Scanned and cut-short layers together; one text, two texts and padding on either side, texts longer than the window."""
-    transformer = make_encoder(family, {"num_layers": 3, "pattern": ("local", "global") if family == "gemma2" else ("local", "local")}).backbone
+    """Two scanned layers and a cut-short one, or three scanned; one text, two texts and padding on either side, texts longer than the window."""
+    transformer = make_encoder(family, {"num_layers": 3, "pattern": ("local", "global") if family == "gemma2" else ("local",)}).backbone
     influence = influence_of(transformer, attention)
     for segment_ids, positions in (
         ONE_TEXT,

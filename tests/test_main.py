@@ -1,0 +1,130 @@
+"""The program as a user starts it: exit codes, one line for every refusal, and a run killed for real."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+QUICK = "--config=experiments/quickstart.py:smoke"
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "gemma_encoder.main", *map(str, arguments)]
+
+
+def environment(**changes):
+    kept = {name: value for name, value in os.environ.items() if name not in ("TFDS_DATA_DIR", "MSMARCO_DIR", "XLA_FLAGS")}
+    return kept | {"JAX_PLATFORMS": "cpu", **changes}
+
+
+def program(*arguments, **changes):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT, env=environment(**changes), check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--workdir is missing"),
+        (("--workdir=W",), "--config is missing"),
+        (("--workdir=W", QUICK, "--config.optimizer.learning_rat=1"), "learning_rate"),
+        (("--workdir=W", QUICK, "--config.seed=many"), "seed"),
+        (("--workdir=W", QUICK, "--mode=trian"), "train"),
+        (("--workdir=W", QUICK, "stray"), "unexpected argument 'stray'"),
+        (("--workdir=W", "--config=experiments/quickstart.py:smokey"), "unknown config argument 'smokey'; did you mean 'smoke'?"),
+        (("--workdir=W", "--config=experiments/glue.py:sst2,size=gemma2_3b"), "unknown size 'gemma2_3b'; did you mean 'gemma2_2b'?"),
+        (("--workdir=W", "--config=experiments/glue.py:sst3"), "did you mean 'sst2'?"),
+        (("--workdir=W", "--config=experiments/nothing.py"), "experiments/nothing.py"),
+        (("--workdir=W", QUICK, "--config.model.compute_dtype=float16"), "float16 is refused"),
+        (("--workdir=W", QUICK, "--config.model.pooling.name=max"), "unknown pooler 'max'"),
+        (("--workdir=W", QUICK, "--config.losses.ranking=sofmax"), "unknown ranking loss 'sofmax'; did you mean 'softmax'?"),
+        (("--workdir=W", "--config=experiments/glue.py:sst2", "--config.max_train=1"), "TFDS_DATA_DIR"),
+        (("--workdir=W", "--config=experiments/msmarco.py"), "MSMARCO_DIR"),
+        (("--workdir=W", "--mode=predict"), "--input is missing"),
+        (("--workdir=W", "--mode=predict", "--input=x.txt"), "W does not exist"),
+    ],
+)
+def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path):
+    result = program(*(argument.replace("=W", f"={tmp_path}/W") for argument in arguments), TFDS_DATA_DIR=str(tmp_path))
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], result.stderr
+    assert not (tmp_path / "W").exists()
+
+
+def test_killed_for_real_and_started_again(tmp_path):
+    """SIGKILL while training; the same command goes on and ends with the losses of a run that was left alone."""
+    arguments = [QUICK, "--config.tasks=('toy_sentiment',)", "--config.train_for=40 steps", "--config.log_every=1", "--config.checkpoint_every=10", "--config.evaluate_every=0"]
+
+    def losses(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
+
+    straight = program(*arguments, f"--workdir={tmp_path}/straight")
+    assert straight.returncode == 0, straight.stderr
+    killed = subprocess.Popen(command(*arguments, f"--workdir={tmp_path}/killed"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count('"step": ') < 20):
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    done = len(losses(tmp_path / "killed"))
+    assert 20 <= done < 40
+    resumed = program(*arguments, f"--workdir={tmp_path}/killed")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
+    assert [step for step, _ in losses(tmp_path / "killed")] == list(range(1, 41))
+
+    # What the run left serves the other modes, and says at the end what to do next.
+    assert "chance" in resumed.stdout and "checkpoint: " in resumed.stdout
+    next_command = resumed.stdout.strip().splitlines()[-1].split()
+    assert next_command[1:3] == ["-m", "gemma_encoder.main"]
+    predicted = program(*next_command[3:])
+    assert predicted.returncode == 0, predicted.stderr
+    rows = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
+    (tmp_path / "texts.txt").write_text("a fine film .\na dull one .\n")
+    to_file = program("--mode=predict", f"--workdir={tmp_path}/killed", f"--input={tmp_path}/texts.txt", f"--output={tmp_path}/out.jsonl")
+    assert to_file.returncode == 0 and len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "bad.jsonl").write_text('{"sentence": "fine"}\nnot json\n')
+    bad = program("--mode=predict", f"--workdir={tmp_path}/killed", f"--input={tmp_path}/bad.jsonl")
+    assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
+    evaluated = program(*arguments, f"--workdir={tmp_path}/killed", "--mode=eval")
+    assert evaluated.returncode == 0 and "toy_sentiment" in evaluated.stdout
+    refused = program(*arguments, f"--workdir={tmp_path}/killed", "--config.seed=1")
+    assert refused.returncode == 2 and "holds a run of another config" in refused.stderr and "seed: 0 -> 1" in refused.stderr
+
+
+@pytest.mark.parametrize("recipe", ["glue.py:cola", "glue.py:sst2", "glue.py:mrpc", "glue.py:stsb", "msmarco.py:"])
+def test_every_recipe_has_a_smoke_run_on_real_data(recipe, shared_data, tmp_path):
+    separator = "" if recipe.endswith(":") else ","
+    result = program(
+        f"--config=experiments/{recipe}{separator}smoke",
+        f"--workdir={tmp_path}",
+        "--config.train_for=2 steps",
+        TFDS_DATA_DIR=str(shared_data / "tfds"),
+        MSMARCO_DIR=str(shared_data / "cranfield_msmarco"),
+    )
+    assert result.returncode == 0, result.stderr
+    validation = [line for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if line["split"] == "validation"]
+    assert validation[-1]["step"] == 2
+    if recipe == "msmarco.py:":
+        check_run(tmp_path / "predictions" / "msmarco.validation.trec", shared_data / "cranfield_msmarco" / "qrels.dev.tsv", validation[-1])
+
+
+def check_run(run, qrels, line):
+    """The figures of the log equal what ir-measures says of the run file, over the queries that were scored."""
+    import ir_measures
+
+    scored = list(ir_measures.read_trec_run(str(run)))
+    queries = {document.query_id for document in scored}
+    judged = [qrel for qrel in ir_measures.read_trec_qrels(str(qrels)) if qrel.query_id in queries]
+    values = ir_measures.calc_aggregate([ir_measures.RR @ 10, ir_measures.nDCG @ 10], judged, scored)
+    assert line["mrr@10"] == values[ir_measures.RR @ 10]
+    assert line["ndcg@10"] == values[ir_measures.nDCG @ 10]
