@@ -20,6 +20,6 @@ def get_config(arg: str = ""):
     config.batch.rows, config.batch.segments = 56, 6
     config.ranking.list_size = 10
     config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.schedule = 2e-3, 0.98, "cosine"
-    config.train_for = "280 steps"
+    config.train_for = "220 steps"
     config.evaluate_every = "50 percent"
     return recipe.smoke(config) if smoke else config

@@ -73,7 +73,8 @@ def _last_line(error: Exception) -> str:
         last = text.splitlines()[-1].strip()
         return re.sub(r"^[\w.]+(Error|Exception): ", "", last)
     # ml_collections passes on the repr of a message that holds line breaks.
-    return " ".join(text.replace("\\n", " ").replace("\\'", "'").strip("'").split())
+    text = text[1:-1] if text[:1] == text[-1:] == "'" else text
+    return " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
 
 
 def _train_or_evaluate() -> int:
