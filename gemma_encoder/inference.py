@@ -1,7 +1,7 @@
 """A checkpoint in your hands: predict, rank and embed, without TensorFlow and without the data it was trained on.
 
-    predictor = Predictor.load("runs/sst2")
-    predictor.predict(["a fine film"], task="glue_sst2")
+predictor = Predictor.load("runs/sst2")
+predictor.predict(["a fine film"], task="glue_sst2")
 """
 
 from collections.abc import Mapping, Sequence

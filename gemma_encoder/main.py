@@ -93,7 +93,9 @@ def _summary(outcome, split: str) -> str:
         for name, value in values.items():
             main_metric = name == outcome.predictions[task].task.metrics[0]
             chance = outcome.predictions[task].task.chance
-            lines.append(f"{task:<18} {name:<22} {value:>10.3f} {chance:>8.2f}" if main_metric and chance is not None else f"{task:<18} {name:<22} {value:>10.3f}")
+            lines.append(
+                f"{task:<18} {name:<22} {value:>10.3f} {chance:>8.2f}" if main_metric and chance is not None else f"{task:<18} {name:<22} {value:>10.3f}"
+            )
     for task, predictions in outcome.predictions.items():
         lines += ["", f"{task}:"]
         for number, fields in enumerate(outcome.tables[task].shown[:3]):

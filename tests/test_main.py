@@ -59,7 +59,14 @@ def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path):
 
 def test_killed_for_real_and_started_again(tmp_path):
     """SIGKILL while training; the same command goes on and ends with the losses of a run that was left alone."""
-    arguments = [QUICK, "--config.tasks=('toy_sentiment',)", "--config.train_for=40 steps", "--config.log_every=1", "--config.checkpoint_every=10", "--config.evaluate_every=0"]
+    arguments = [
+        QUICK,
+        "--config.tasks=('toy_sentiment',)",
+        "--config.train_for=40 steps",
+        "--config.log_every=1",
+        "--config.checkpoint_every=10",
+        "--config.evaluate_every=0",
+    ]
 
     def losses(folder):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -67,7 +74,9 @@ def test_killed_for_real_and_started_again(tmp_path):
 
     straight = program(*arguments, f"--workdir={tmp_path}/straight")
     assert straight.returncode == 0, straight.stderr
-    killed = subprocess.Popen(command(*arguments, f"--workdir={tmp_path}/killed"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        command(*arguments, f"--workdir={tmp_path}/killed"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     metrics = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count('"step": ') < 20):

@@ -28,6 +28,7 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
     else:
         seqio = load_seqio()
         shares = np.array(
-            [seqio.mixing_rate_num_examples(source.seqio_task("train"), temperature=temperature if mixing == "temperature" else 1.0) for source in sources], float
+            [seqio.mixing_rate_num_examples(source.seqio_task("train"), temperature=temperature if mixing == "temperature" else 1.0) for source in sources],
+            float,
         )
     return shares / shares.sum()

@@ -120,7 +120,9 @@ def _existing(folder: pathlib.Path, *names: str) -> pathlib.Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise InputError(f"{folder} holds no {' or '.join(names)}; MSMARCO_DIR must name a folder with MS MARCO passage-ranking files (collection.tsv, queries.*.tsv, qrels.*.tsv, run.*.tsv)")
+    raise InputError(
+        f"{folder} holds no {' or '.join(names)}; MSMARCO_DIR must name a folder with MS MARCO passage-ranking files (collection.tsv, queries.*.tsv, qrels.*.tsv, run.*.tsv)"
+    )
 
 
 class MsMarcoSource(NumberedSource):
@@ -172,7 +174,12 @@ class MsMarcoSource(NumberedSource):
         else:
             kept = [qid for qid in files.queries if self._positives(split, qid) and self._negatives(split, qid)]
             if len(kept) < len(files.queries):
-                logging.warning("%s: %d of %d train queries have no positive or no negative and are skipped", self.task.name, len(files.queries) - len(kept), len(files.queries))
+                logging.warning(
+                    "%s: %d of %d train queries have no positive or no negative and are skipped",
+                    self.task.name,
+                    len(files.queries) - len(kept),
+                    len(files.queries),
+                )
         if not kept:
             raise InputError(f"{self.folder}: no {FILE_SPLIT[split]} query has {'a positive and a negative' if split == 'train' else 'candidates'}")
         limit = self.options.limit(split)

@@ -94,9 +94,7 @@ class TaskReader:
         with tempfile.TemporaryDirectory() as folder:
             tf.train.Checkpoint(iterator=self._iterator).write(str(pathlib.Path(folder) / "iterator"))
             files = {path.name: path.read_bytes().hex() for path in pathlib.Path(folder).iterdir()}
-        pending = [
-            {name: value.decode("utf-8") if isinstance(value, bytes) else value.item() for name, value in record.items()} for record in self._pending
-        ]
+        pending = [{name: value.decode("utf-8") if isinstance(value, bytes) else value.item() for name, value in record.items()} for record in self._pending]
         return {"epoch": self.epoch, "drawn": self.drawn, "pending": pending, "iterator": files}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -110,7 +108,10 @@ class TaskReader:
                 (pathlib.Path(folder) / name).write_bytes(bytes.fromhex(content))
             tf.train.Checkpoint(iterator=self._iterator).read(str(pathlib.Path(folder) / "iterator")).assert_consumed()
         self._pending = collections.deque(
-            {name: value.encode() if isinstance(value, str) else np.float32(value) if isinstance(value, float) else np.int32(value) for name, value in record.items()}
+            {
+                name: value.encode() if isinstance(value, str) else np.float32(value) if isinstance(value, float) else np.int32(value)
+                for name, value in record.items()
+            }
             for record in state["pending"]
         )
 
@@ -146,7 +147,9 @@ class Reader:
         for number, source in enumerate(self.sources):
             mine = [i for i, (task, _, _) in enumerate(drawn) if task == number]
             flat = [(i, example) for i in mine for example in drawn[i][1]]
-            encoded = iter(make_segments(source, number, [e for _, e in flat], [drawn[i][2] for i, _ in flat], self.tokenizer, self.options.max_length, self.counts))
+            encoded = iter(
+                make_segments(source, number, [e for _, e in flat], [drawn[i][2] for i, _ in flat], self.tokenizer, self.options.max_length, self.counts)
+            )
             for i in mine:
                 segments[i] = tuple(next(encoded) for _ in drawn[i][1])
         for (number, _, _), unit in zip(drawn, segments, strict=True):
@@ -168,8 +171,16 @@ class Reader:
 
 
 def make_segments(
-    source: Source, task_id: int, examples: Sequence[Example], where: Sequence[str], tokenizer: Tokenizer, max_length: int, counts: dict[str, dict[str, int]],
-    *, first_id: int | None = None, check: bool = True,
+    source: Source,
+    task_id: int,
+    examples: Sequence[Example],
+    where: Sequence[str],
+    tokenizer: Tokenizer,
+    max_length: int,
+    counts: dict[str, dict[str, int]],
+    *,
+    first_id: int | None = None,
+    check: bool = True,
 ) -> list[Segment]:
     """Tokenised examples of one task, their labels checked and scaled as training sees them.
 
@@ -216,7 +227,17 @@ class TrainStream:
         prefetch: batches made ahead.
     """
 
-    def __init__(self, sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, *, process: int = 0, processes: int = 1, prefetch: int = 4):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        rates: np.ndarray,
+        tokenizer: Tokenizer,
+        options: StreamOptions,
+        *,
+        process: int = 0,
+        processes: int = 1,
+        prefetch: int = 4,
+    ):
         if options.readers % processes:
             raise InputError(f"batch.readers={options.readers} must be a multiple of the number of processes, {processes}")
         share = options.readers // processes
@@ -256,7 +277,7 @@ class TrainStream:
                     blocks = [reader.next_block() for reader in self._readers]
                     self._ready.append(concatenate(blocks, self._groups, self._first))
                     self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must see it
+        except BaseException as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()

@@ -109,8 +109,7 @@ class Source(abc.ABC):
         import tensorflow as tf
 
         features = {
-            name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.as_dtype(dtype), rank=0)
-            for name, dtype in self.features().items()
+            name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.as_dtype(dtype), rank=0) for name, dtype in self.features().items()
         }
         return seqio.Task(
             f"{self.task.name}_{split}",
@@ -284,6 +283,4 @@ class TfdsSource(TableSource):
         """The seqio source over prepared TFDS files."""
         seqio = load_seqio()
         limit = self.options.limit(split)
-        return seqio.TfdsDataSource(
-            self.tfds_name, tfds_data_dir=self.folder, splits={split: f"{split}[:{limit}]" if limit else split}, read_only=True
-        )
+        return seqio.TfdsDataSource(self.tfds_name, tfds_data_dir=self.folder, splits={split: f"{split}[:{limit}]" if limit else split}, read_only=True)

@@ -76,9 +76,7 @@ class Encoded(NamedTuple):
     cut: int
 
 
-def encode(
-    tokenizer: Tokenizer, template: Template, examples: Sequence[Mapping[str, str]], max_length: int, where: Sequence[str] | str = ""
-) -> list[Encoded]:
+def encode(tokenizer: Tokenizer, template: Template, examples: Sequence[Mapping[str, str]], max_length: int, where: Sequence[str] | str = "") -> list[Encoded]:
     """Tokenises the fields of each example into at most `max_length` tokens, bos and eos included.
 
     Args:

@@ -52,7 +52,7 @@ class Tokenizer:
             return cls(path.read_bytes(), name)
         except InputError:
             raise
-        except Exception as error:
+        except Exception as error:  # each file system's library raises its own
             raise InputError(
                 f"tokenizer {name!r} cannot be read from {path} ({type(error).__name__}); give 'small', 'gemma2', 'gemma3' or the path of a tokenizer.model"
             ) from error

@@ -12,9 +12,7 @@ from gemma_encoder.model.layers import dropout
 MASKED = -2.3819763e38  # finite, as in the gemma package: a row whose every logit is masked still has a softmax
 
 
-def visible(
-    segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *, causal: bool, reach: tuple[int, int] | None
-) -> Bool[Array, "B L L"]:
+def visible(segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], *, causal: bool, reach: tuple[int, int] | None) -> Bool[Array, "B L L"]:
     """What each token (second axis) may see (third axis).
 
     Same segment, and, if causal, not later, and, where `reach` = (left, right) is given, within it. Distances are those of

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.config import ATTENTION, EncoderConfig
 from gemma_encoder.model.heads import Head
 from gemma_encoder.model.pooling import make_pooler
 from gemma_encoder.model.transformer import Transformer
-from gemma_encoder.inputs.errors import unknown
 
 
 class EncoderOutput(NamedTuple):

@@ -31,9 +31,7 @@ class AveragePooler(nnx.Module):
     def __init__(self, config: PoolingConfig):
         self.config = config
 
-    def __call__(
-        self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
-    ) -> Float[Array, "B S D"]:
+    def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S D"]:
         """One vector per segment, zero for an empty one."""
         members = segment_membership(segment_ids, num_segments)
         if self.config.name == "first_k":
@@ -57,9 +55,7 @@ class QueryProbePooler(nnx.Module):
         self.value = normal_param(rngs, (embed_dim, N, H), embed_dim)
         self.mlp = Linear(embed_dim, embed_dim, rngs=rngs)
 
-    def __call__(
-        self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
-    ) -> Float[Array, "B S D"]:
+    def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S D"]:
         """One vector per segment; that of an empty one means nothing."""
         del positions
         hidden = hidden.astype(jnp.float32)
@@ -89,9 +85,7 @@ class KeyValueProbePooler(nnx.Module):
         self.up = Linear(embed_dim, embed_dim, rngs=rngs)
         self.down = Linear(embed_dim, embed_dim, rngs=rngs)
 
-    def __call__(
-        self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
-    ) -> Float[Array, "B S D"]:
+    def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S D"]:
         """One vector per segment, zero for an empty one."""
         del positions
         hidden = hidden.astype(jnp.float32)

@@ -72,9 +72,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     schedule = make_schedule(recipe.optimizer, total, recipe.steps("warmup", epoch, total))
     optimizer = make_optimizer(recipe.optimizer, schedule)
     abstract = abstract_state(recipe.encoder, optimizer, mesh)
-    stream = TrainStream(
-        recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream, process=jax.process_index(), processes=jax.process_count()
-    )
+    stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream, process=jax.process_index(), processes=jax.process_count())
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     state = _restore_or_start(recipe, optimizer, abstract, mesh, checkpoints, stream)
     start = int(state.step)
@@ -150,7 +148,9 @@ def _restore_or_start(recipe: Recipe, optimizer, abstract: TrainState, mesh: Mes
     step = checkpoints.latest_step()
     if step is not None:
         if native.load_bundle(epath.Path(checkpoints.folder) / str(step)).tokenizer.model != recipe.tokenizer.model:
-            raise InputError(f"{recipe.tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began with; restore that file, or choose another --workdir")
+            raise InputError(
+                f"{recipe.tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began with; restore that file, or choose another --workdir"
+            )
         state, readers = checkpoints.restore(step, abstract, stream.names)
         stream.restore(readers)
         logging.info("resumed from step %d of %s", step, checkpoints.folder)
@@ -234,7 +234,9 @@ class Window:
         wanted = self._recipe.losses.examples_per_step
         if not self._warned and not 0.75 < examples / wanted < 1.33:
             logging.warning(
-                "a batch holds %.0f examples on average, batch.examples_per_step is %d: the loss and the length of an epoch are off by that ratio", examples, wanted
+                "a batch holds %.0f examples on average, batch.examples_per_step is %d: the loss and the length of an epoch are off by that ratio",
+                examples,
+                wanted,
             )
             self._warned = True
         return values
@@ -272,7 +274,9 @@ class Evaluator:
                 found.write(self._workdir / "predictions", split)
             if log is not None:
                 count = table.counts[task.name]
-                log.write(step, split, metrics[task.name] | {"examples": len(table.labels), "cut_share": count["cut_texts"] / max(count["texts"], 1)}, task.name)
+                log.write(
+                    step, split, metrics[task.name] | {"examples": len(table.labels), "cut_share": count["cut_texts"] / max(count["texts"], 1)}, task.name
+                )
         return metrics, predictions, tables
 
     def _everywhere(self, stream):

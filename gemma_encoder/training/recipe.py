@@ -245,7 +245,9 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
 def _encoder(config: ml_collections.ConfigDict, sources: Sequence[Source], tokenizer: Tokenizer) -> EncoderConfig:
     transformer = GEMMA_CONFIGS[SIZES[config.model.size]]
     if tokenizer.vocab_size > transformer.vocab_size:
-        raise InputError(f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} pieces, more than the {transformer.vocab_size} embeddings of {config.model.size}")
+        raise InputError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} pieces, more than the {transformer.vocab_size} embeddings of {config.model.size}"
+        )
     heads: dict[str, int] = {}
     for source in sources:
         outputs = heads.setdefault(source.task.head, source.task.num_outputs)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.encoder import parameter_paths
@@ -58,7 +59,9 @@ def spec_for(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     axes = [*stacked, *rule, *(None,) * (len(shape) - len(stacked) - len(rule))]
     for dimension, axis in enumerate(axes):
         if axis is not None and shape[dimension] % mesh.shape[axis]:
-            logging.warning("%s: mesh axis %r (%d) does not divide dimension %d of %s; it is not cut there", path, axis, mesh.shape[axis], dimension, tuple(shape))
+            logging.warning(
+                "%s: mesh axis %r (%d) does not divide dimension %d of %s; it is not cut there", path, axis, mesh.shape[axis], dimension, tuple(shape)
+            )
             axes[dimension] = None
     return P(*axes)
 

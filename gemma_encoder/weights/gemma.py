@@ -110,7 +110,9 @@ def _check(tree: Mapping, config: TransformerConfig) -> None:
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
     problems += [f"{name} is surplus" for name in sorted(found.keys() - wanted.keys())]
     problems += [
-        f"{name} has shape {found[name]}, expected {' or '.join(map(str, shapes))}" for name, shapes in wanted.items() if name in found and found[name] not in shapes
+        f"{name} has shape {found[name]}, expected {' or '.join(map(str, shapes))}"
+        for name, shapes in wanted.items()
+        if name in found and found[name] not in shapes
     ]
     if problems:
         raise InputError(f"the checkpoint does not hold this model: {'; '.join(problems)}")

@@ -1,9 +1,9 @@
 """Our own checkpoints: what is in them, and reading what inference needs.
 
-    WORKDIR/checkpoints/STEP/inference/inference.json   encoder, tasks, templates, lengths, format version
-    WORKDIR/checkpoints/STEP/inference/tokenizer.model  the SentencePiece model
-    WORKDIR/checkpoints/STEP/parameters/                Orbax
-    WORKDIR/checkpoints/STEP/training/, data/           what only resuming needs
+WORKDIR/checkpoints/STEP/inference/inference.json   encoder, tasks, templates, lengths, format version
+WORKDIR/checkpoints/STEP/inference/tokenizer.model  the SentencePiece model
+WORKDIR/checkpoints/STEP/parameters/                Orbax
+WORKDIR/checkpoints/STEP/training/, data/           what only resuming needs
 """
 
 import dataclasses
@@ -84,7 +84,9 @@ def load_bundle(checkpoint: epath.Path) -> Bundle:
         values = json.loads((checkpoint / "inference" / "inference.json").read_text())
         tokenizer = Tokenizer((checkpoint / "inference" / "tokenizer.model").read_bytes(), values.get("tokenizer", "tokenizer.model"))
     except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the checkpoint is damaged or was copied in part") from error
+        raise InputError(
+            f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the checkpoint is damaged or was copied in part"
+        ) from error
     if values.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"{checkpoint} has format version {values.get('format_version')}, this library reads version {FORMAT_VERSION}; "

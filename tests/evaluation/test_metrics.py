@@ -1,5 +1,6 @@
 """Metrics against values worked by hand."""
 
+import itertools
 import json
 
 import numpy as np
@@ -78,10 +79,10 @@ def test_ties_are_ordered_by_document_id_and_evaluators_agree(tmp_path):
     run = ranking.make_run(queries, documents, scores)
     for scored in run.values():
         values = [score for _, score in scored]
-        assert all(a > b for a, b in zip(values[:-1], values[1:], strict=True))
+        assert all(a > b for a, b in itertools.pairwise(values))
     tied = [document for document, score in run["q0"] if scores[int(document[1:])] == scores[:20].max()]
     assert tied == sorted(tied)
-    qrels = {f"q{i}": {f"d{int(rng.integers(20))}": 1, f"d{int(rng.integers(20))}": 2} for i in range(20)}
+    qrels = {f"q{i}": {f"d{place}": grade for place, grade in zip(rng.choice(20, 2, replace=False), (1, 2), strict=True)} for i in range(20)}
     ranking.write_trec(run, tmp_path / "run.trec")
     written = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
     measures = [ir_measures.RR @ 10, ir_measures.nDCG @ 10]
@@ -142,4 +143,5 @@ def test_prediction_files(tmp_path):
     ranked = Predictions(task("ranking", ("mrr@10",)), np.array([0.5, 2.0]), np.array([0, 1]), ["q", "q"], ["a", "b"])
     assert ranked.metrics() == {"mrr@10": 1.0}
     path = ranked.write(tmp_path, "validation")
-    assert path.name == "t.validation.trec" and path.read_text().split() == "q Q0 b 1 2 gemma_encoder q Q0 a 2 0.5 gemma_encoder".split()
+    assert path.name == "t.validation.trec"
+    assert path.read_text() == "q Q0 b 1 2 gemma_encoder\nq Q0 a 2 0.5 gemma_encoder\n"

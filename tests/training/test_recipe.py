@@ -59,7 +59,18 @@ def test_refusals_name_what_is_wrong(changes, message):
 
 @pytest.mark.parametrize(
     ("text", "steps"),
-    [("40 steps", 40), ("40", 40), (40, 40), ("2 epochs", 50), ("1 epoch", 25), ("0.5 epochs", 12), ("800 examples", 20), ("10 percent", 8), ("1e2 steps", 100), ("0", 0)],
+    [
+        ("40 steps", 40),
+        ("40", 40),
+        (40, 40),
+        ("2 epochs", 50),
+        ("1 epoch", 25),
+        ("0.5 epochs", 12),
+        ("800 examples", 20),
+        ("10 percent", 8),
+        ("1e2 steps", 100),
+        ("0", 0),
+    ],
 )
 def test_durations(text, steps):
     assert Duration.parse(text, "f").steps(examples_per_step=40, epoch=1000, total=80) == steps
@@ -107,9 +118,15 @@ def test_schedules(schedule, middle):
 
 
 def test_weight_decay_leaves_out_norms_biases_and_embeddings():
-    parameters = {"backbone": {"embedding": np.ones(2), "final_norm": {"scale": np.ones(2)}, "rest": {"0": {"query": np.ones(2)}}}, "heads": {"h": {"bias": np.ones(2)}}}
+    parameters = {
+        "backbone": {"embedding": np.ones(2), "final_norm": {"scale": np.ones(2)}, "rest": {"0": {"query": np.ones(2)}}},
+        "heads": {"h": {"bias": np.ones(2)}},
+    }
     optimizer = make_optimizer(OptimizerOptions(1.0, "constant", weight_decay=0.5, clip_norm=0.0), lambda step: 1.0)
-    zeros = {"backbone": {"embedding": np.zeros(2), "final_norm": {"scale": np.zeros(2)}, "rest": {"0": {"query": np.zeros(2)}}}, "heads": {"h": {"bias": np.zeros(2)}}}
+    zeros = {
+        "backbone": {"embedding": np.zeros(2), "final_norm": {"scale": np.zeros(2)}, "rest": {"0": {"query": np.zeros(2)}}},
+        "heads": {"h": {"bias": np.zeros(2)}},
+    }
     updates, _ = optimizer.update(zeros, optimizer.init(parameters), parameters)
     np.testing.assert_allclose(updates["backbone"]["rest"]["0"]["query"], -0.5)
     for untouched in (updates["backbone"]["embedding"], updates["backbone"]["final_norm"]["scale"], updates["heads"]["h"]["bias"]):

@@ -18,7 +18,15 @@ CONFIGS = {
     "gemma2": dataclasses.replace(GEMMA_CONFIGS["gemma2_tiny"], embed_dim=32, hidden_dim=48, head_dim=8, query_scale=8**-0.5, vocab_size=64, sliding_window=5),
     # QK-norm, two rotary bases, positions scaled on global layers, a cut-short last group; gating stored (2, F, D).
     "gemma3": dataclasses.replace(
-        GEMMA_CONFIGS["gemma3_tiny"], embed_dim=32, hidden_dim=48, head_dim=8, query_scale=8**-0.5, vocab_size=64, sliding_window=5, num_layers=5, global_rope_scale=8.0
+        GEMMA_CONFIGS["gemma3_tiny"],
+        embed_dim=32,
+        hidden_dim=48,
+        head_dim=8,
+        query_scale=8**-0.5,
+        vocab_size=64,
+        sliding_window=5,
+        num_layers=5,
+        global_rope_scale=8.0,
     ),
 }
 
