@@ -121,7 +121,8 @@ def _existing(folder: pathlib.Path, *names: str) -> pathlib.Path:
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"{folder} holds no {' or '.join(names)}; MSMARCO_DIR must name a folder with MS MARCO passage-ranking files (collection.tsv, queries.*.tsv, qrels.*.tsv, run.*.tsv)"
+        f"{folder} holds no {' or '.join(names)}; MSMARCO_DIR must name a folder with MS MARCO passage-ranking files "
+        "(collection.tsv, queries.*.tsv, qrels.*.tsv, run.*.tsv)"
     )
 
 
@@ -132,6 +133,8 @@ class MsMarcoSource(NumberedSource):
 
     def __init__(self, options: DataOptions, task: Task = TASK):
         super().__init__(task, options)
+        self._files: dict[str, RankingFiles] = {}
+        self._query_ids: dict[str, tuple[str, ...]] = {}
         low, high = options.negative_ranks
         if not 1 <= low <= high:
             raise InputError(f"ranking.negative_ranks must be (first, last) with 1 <= first <= last, got {options.negative_ranks}")
@@ -143,8 +146,8 @@ class MsMarcoSource(NumberedSource):
         folder = os.environ.get("MSMARCO_DIR")
         if not folder:
             raise InputError(
-                f"task {self.task.name!r}: MSMARCO_DIR is not set; it names a folder with collection.tsv, queries.{{train,dev}}.tsv, qrels.{{train,dev}}.tsv and "
-                "run.{train,dev}.tsv, as published at https://microsoft.github.io/msmarco/"
+                f"task {self.task.name!r}: MSMARCO_DIR is not set; it names a folder with collection.tsv, queries.{{train,dev}}.tsv, "
+                "qrels.{train,dev}.tsv and run.{train,dev}.tsv, as published at https://microsoft.github.io/msmarco/"
             )
         if not self.folder.is_dir():
             raise InputError(f"MSMARCO_DIR={folder} is not a folder")
@@ -160,14 +163,19 @@ class MsMarcoSource(NumberedSource):
         """The collection."""
         return Passages(_existing(self.folder, "collection.tsv"))
 
-    @functools.cache
     def files(self, split: str) -> RankingFiles:
-        """Queries, judgements and candidates of a split."""
-        return RankingFiles(self.folder, split, self.passages)
+        """Queries, judgements and candidates of a split; read once."""
+        if split not in self._files:
+            self._files[split] = RankingFiles(self.folder, split, self.passages)
+        return self._files[split]
 
-    @functools.cache
     def query_ids(self, split: str) -> tuple[str, ...]:
         """The queries that records number: for training those that have a positive and a negative, else all with candidates."""
+        if split not in self._query_ids:
+            self._query_ids[split] = self._choose_queries(split)
+        return self._query_ids[split]
+
+    def _choose_queries(self, split: str) -> tuple[str, ...]:
         files = self.files(split)
         if split != "train":
             kept = [qid for qid in files.queries if qid in files.candidates]

@@ -73,7 +73,8 @@ class Task:
         if self.kind == "classification":
             if label != int(label) or not 0 <= label < len(self.classes):
                 raise InputError(
-                    f"task {self.name!r}, {where}: label {label:g} is out of range; expected a class index from 0 to {len(self.classes) - 1} ({', '.join(self.classes)})"
+                    f"task {self.name!r}, {where}: label {label:g} is out of range; "
+                    f"expected a class index from 0 to {len(self.classes) - 1} ({', '.join(self.classes)})"
                 )
             return float(label)
         if self.kind == "regression":

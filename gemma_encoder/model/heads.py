@@ -1,5 +1,7 @@
 """Task heads: an MLP, then linear to the task's outputs, in float32."""
 
+import itertools
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -18,7 +20,7 @@ class Head(nnx.Module):
 
     def __init__(self, embed_dim: int, hidden: tuple[int, ...], num_outputs: int, *, rngs: nnx.Rngs):
         widths = (embed_dim, *hidden)
-        self.hidden = nnx.List([Linear(a, b, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+        self.hidden = nnx.List([Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.out = Linear(widths[-1], num_outputs, rngs=rngs)
 
     def __call__(self, pooled: Float[Array, "B S D"]) -> Float[Array, "B S C"]:

@@ -177,12 +177,11 @@ def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoc
 
     logging.info("%s", parameter_overview.get_parameter_overview(abstract.parameters, include_stats=False))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.parameters))
-    shape = recipe.stream.shape
+    shape, encoder = recipe.stream.shape, recipe.encoder
     progress.say(
-        f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {recipe.encoder.attention}, {recipe.encoder.pooling.name} pooling, {recipe.encoder.compute_dtype}; "
-        f"{', '.join(task.name for task in recipe.tasks)}: {epoch} examples an epoch; "
-        f"{total} steps of {shape.rows} x {shape.row_length} tokens, about {recipe.losses.examples_per_step} examples, on "
-        f"{mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''} {dict(mesh.shape)}"
+        f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {encoder.attention}, {encoder.pooling.name} pooling, {encoder.compute_dtype}; "
+        f"{', '.join(task.name for task in recipe.tasks)}: {epoch} examples an epoch; {total} steps of {shape.rows} x {shape.row_length} tokens, "
+        f"about {recipe.losses.examples_per_step} examples, on {mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''} {dict(mesh.shape)}"
     )
 
 
