@@ -181,7 +181,7 @@ def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoc
     progress.say(
         f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {encoder.attention}, {encoder.pooling.name} pooling, {encoder.compute_dtype}; "
         f"{', '.join(task.name for task in recipe.tasks)}: {epoch} examples an epoch; {total} steps of {shape.rows} x {shape.row_length} tokens, "
-        f"about {recipe.losses.examples_per_step} examples, on {mesh.size} {mesh.devices.flat[0].platform} device{'s' if mesh.size > 1 else ''} {dict(mesh.shape)}"
+        f"about {recipe.losses.examples_per_step} examples, on {mesh.size} {mesh.devices.flat[0].platform} device(s) {dict(mesh.shape)}"
     )
 
 
