@@ -20,7 +20,7 @@ def command(*arguments):
 
 def environment(**changes):
     kept = {name: value for name, value in os.environ.items() if name not in ("TFDS_DATA_DIR", "MSMARCO_DIR", "XLA_FLAGS")}
-    return kept | {"JAX_PLATFORMS": "cpu", **changes}
+    return kept | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **changes}  # models this small take longer to compile than to run
 
 
 def program(*arguments, **changes):
@@ -31,18 +31,14 @@ def program(*arguments, **changes):
     ("arguments", "message"),
     [
         ((), "--workdir is missing"),
+        (("--workdir=W", "stray"), "unexpected argument 'stray'"),
+        (("--workdir=W", "--mode=trian"), "train"),
         (("--workdir=W",), "--config is missing"),
         (("--workdir=W", QUICK, "--config.optimizer.learning_rat=1"), "learning_rate"),
         (("--workdir=W", QUICK, "--config.seed=many"), "seed"),
-        (("--workdir=W", QUICK, "--mode=trian"), "train"),
-        (("--workdir=W", QUICK, "stray"), "unexpected argument 'stray'"),
-        (("--workdir=W", "--config=experiments/quickstart.py:smokey"), "unknown config argument 'smokey'; did you mean 'smoke'?"),
-        (("--workdir=W", "--config=experiments/glue.py:sst2,size=gemma2_3b"), "unknown size 'gemma2_3b'; did you mean 'gemma2_2b'?"),
-        (("--workdir=W", "--config=experiments/glue.py:sst3"), "did you mean 'sst2'?"),
+        (("--workdir=W", "--config=experiments/glue.py:sst2,size=gemma2_2bb"), "unknown size 'gemma2_2bb'; did you mean 'gemma2_2b'?"),
         (("--workdir=W", "--config=experiments/nothing.py"), "experiments/nothing.py"),
         (("--workdir=W", QUICK, "--config.model.compute_dtype=float16"), "float16 is refused"),
-        (("--workdir=W", QUICK, "--config.model.pooling.name=max"), "unknown pooler 'max'"),
-        (("--workdir=W", QUICK, "--config.losses.ranking=sofmax"), "unknown ranking loss 'sofmax'; did you mean 'softmax'?"),
         (("--workdir=W", "--config=experiments/glue.py:sst2", "--config.max_train=1"), "TFDS_DATA_DIR"),
         (("--workdir=W", "--config=experiments/msmarco.py"), "MSMARCO_DIR"),
         (("--workdir=W", "--mode=predict"), "--input is missing"),

@@ -212,8 +212,8 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
     if config.model.size not in SIZES:
         raise unknown("size", config.model.size, SIZES)
     for name in config.task_weights:
-        if name not in tasks:
-            raise unknown("task in task_weights", name, tasks)
+        if name not in registry.names():
+            raise unknown("task in task_weights", name, registry.names())
     for field in ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every"):
         Duration.parse(config[field], field)
     options = DataOptions(config.ranking.list_size, tuple(config.ranking.negative_ranks), config.max_train, config.max_eval)

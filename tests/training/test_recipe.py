@@ -49,7 +49,7 @@ def test_the_quickstart_builds():
         ({"train_for": "many"}, "train_for='many' is no duration"),
         ({"train_for": "3 fortnights"}, "unknown unit in train_for='3 fortnights'"),
         ({"model__size": "gemma2_2b", "tokenizer": "small", "model__pooling__k": 0}, "pooling.k"),
-        ({"task_weights": {"glue_cola": 1.0}}, "unknown task in task_weights"),
+        ({"task_weights": {"glue_colla": 1.0}}, "unknown task in task_weights"),
     ],
 )
 def test_refusals_name_what_is_wrong(changes, message):
