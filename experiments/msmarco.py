@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
         config.ranking.list_size, config.ranking.negative_ranks = 8, (1, 100)
         config.batch.rows, config.batch.segments = 32, 4
         config.optimizer.learning_rate = 5e-4
-        config.train_for = "10 epochs"
+        config.train_for = "5 epochs"
     else:
         # Listwise softmax wants some 20 to 30 documents or more (RankT5, arXiv 2210.10634); 36 is common: one positive, 35 negatives.
         config.max_length = config.batch.row_length = 512

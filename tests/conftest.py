@@ -49,3 +49,35 @@ def tiny_config():
         return dataclasses.replace(published, **(small | {"query_scale": 8**-0.5} | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def micro():
+    """`micro(**changes)`: the quickstart's config with a model and batches so small that a run takes seconds.
+
+    Changes are given as `batch__rows=8`. The model has one local and one global layer.
+    """
+    import dataclasses
+    import importlib
+
+    from gemma_encoder.model import config as model_config
+    from gemma_encoder.training import recipe
+
+    small = dataclasses.replace(model_config.GEMMA_CONFIGS["gemma2_tiny"], num_layers=2, embed_dim=32, hidden_dim=64, head_dim=8, query_scale=8**-0.5)
+
+    def make(**changes):
+        config = importlib.import_module("experiments.quickstart").get_config("smoke")
+        defaults = {"model__size": "micro", "max_length": 64, "batch__row_length": 64, "batch__rows": 8, "batch__segments": 4, "train_for": "4 steps"}
+        for path, value in (defaults | changes).items():
+            *parents, field = path.split("__")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            with node.ignore_type():
+                node[field] = value
+        return config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(model_config.GEMMA_CONFIGS, "micro", small)
+        patch.setitem(recipe.SIZES, "micro", "micro")
+        yield make

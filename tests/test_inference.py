@@ -1,6 +1,5 @@
 """A checkpoint in the hand: predictions equal those of training's evaluation, order is kept, and misuse is told in one line."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -17,12 +16,11 @@ from gemma_encoder.weights import native
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, micro):
     """A checkpoint of the three toy tasks, a few steps old, and what its evaluation said."""
     jax.config.update("jax_disable_most_optimizations", True)
     workdir = tmp_path_factory.mktemp("run")
-    config = importlib.import_module("experiments.quickstart").get_config("smoke")
-    outcome = loop.train(config, workdir)
+    outcome = loop.train(micro(), workdir)
     yield workdir, outcome
     jax.config.update("jax_disable_most_optimizations", False)
 
@@ -61,9 +59,9 @@ def test_rank_sorts_the_scores(predictor):
 
 def test_embeddings_are_the_pooled_states(predictor):
     bare = predictor.embed(["a fine film", "a dull one"])
-    assert bare.shape == (2, 128) and bare.dtype == np.float32
+    assert bare.shape == (2, 32) and bare.dtype == np.float32
     framed = predictor.embed([("a fine film", "a dull one")], task="toy_similarity")
-    assert framed.shape == (1, 128) and not np.allclose(framed, bare[:1])
+    assert framed.shape == (1, 32) and not np.allclose(framed, bare[:1])
 
 
 def test_fields_may_be_strings_tuples_or_dictionaries(predictor):
@@ -76,7 +74,7 @@ def test_long_strange_and_unicode_texts(predictor, caplog):
     texts = ["word " * 20_000, "😀 日本語 \x07 ▁", "a"]
     result = predictor.predict(texts, "toy_sentiment")
     assert np.isfinite(result).all()
-    assert "1 of 3 texts exceed max_length=128 tokens and were cut" in caplog.text
+    assert "1 of 3 texts exceed max_length=64 tokens and were cut" in caplog.text
 
 
 @pytest.mark.parametrize(

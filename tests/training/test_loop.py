@@ -90,7 +90,7 @@ def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_aft
 def test_a_workdir_of_another_config_is_refused_and_left_alone(micro, tmp_path):
     loop.claim_workdir(tmp_path, micro())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.001 -> 0.5"):
+    with pytest.raises(InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.002 -> 0.5"):
         loop.train(micro(optimizer__learning_rate=0.5), tmp_path)
     loop.claim_workdir(tmp_path, micro(log_every="1 steps", mesh=(1, -1, 1)))  # what is seen and where it runs may change
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
