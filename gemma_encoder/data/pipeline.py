@@ -50,6 +50,8 @@ class StreamOptions:
     def __post_init__(self):
         if self.padding not in ("left", "right"):
             raise InputError(f"padding must be 'left' or 'right', got {self.padding!r}")
+        if self.max_length < 3:
+            raise InputError(f"max_length={self.max_length} leaves no room for a token between bos and eos")
         if self.max_length > self.shape.row_length:
             raise InputError(f"max_length={self.max_length} exceeds batch.row_length={self.shape.row_length}")
         self.shape.split(self.readers)
@@ -246,7 +248,8 @@ class TrainStream:
         self._readers = [Reader(sources, rates, tokenizer, options, self._first + i) for i in range(share)]
         self._ready: collections.deque[Batch] = collections.deque()
         self._prefetch = prefetch
-        self._changed = threading.Condition()
+        self._making = threading.Lock()  # held while a batch is made and queued: a state is never taken in between; taken before _changed
+        self._changed = threading.Condition()  # guards the queue
         self._error: BaseException | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -273,10 +276,11 @@ class TrainStream:
                     self._changed.wait_for(lambda: self._closed or len(self._ready) < self._prefetch)
                     if self._closed:
                         return
-                    # Made under the lock: a state is never taken between a reader's step and its batch.
-                    blocks = [reader.next_block() for reader in self._readers]
-                    self._ready.append(concatenate(blocks, self._groups, self._first))
-                    self._changed.notify_all()
+                with self._making:
+                    batch = concatenate([reader.next_block() for reader in self._readers], self._groups, self._first)
+                    with self._changed:
+                        self._ready.append(batch)
+                        self._changed.notify_all()
         except BaseException as error:
             with self._changed:
                 self._error = error
@@ -285,7 +289,7 @@ class TrainStream:
     @property
     def counts(self) -> dict[str, dict[str, int]]:
         """Per task of this process: texts tokenised so far, how many were cut, and by how many tokens in all."""
-        with self._changed:
+        with self._making:
             total: dict[str, dict[str, int]] = {}
             for reader in self._readers:
                 for task, values in reader.counts.items():
@@ -301,7 +305,7 @@ class TrainStream:
 
     def state(self) -> dict[str, bytes]:
         """One entry per reader of this process, batches made ahead included; `restore` is its inverse."""
-        with self._changed:
+        with self._making, self._changed:
             ahead = list(self._ready)
             states = {}
             for place, (name, reader) in enumerate(zip(self.names, self._readers, strict=True)):
@@ -312,7 +316,7 @@ class TrainStream:
 
     def restore(self, states: dict[str, bytes]) -> None:
         """Makes the stream go on where `state()` was taken. Call it before the first batch is drawn."""
-        with self._changed:
+        with self._making, self._changed:
             parts: list[list[Batch]] = []
             for name, reader in zip(self.names, self._readers, strict=True):
                 state, arrays = _unpack_bytes(states[name])

@@ -54,13 +54,24 @@ class Packer:
 
     def add(self, unit: Unit) -> None:
         """Puts a unit at the end of the pool. Raises InputError when no block of this shape could ever hold it."""
+        if not unit.segments or not all(len(segment.tokens) for segment in unit.segments):
+            raise InputError("a unit needs at least one text, and every text at least one token")
         longest = max(len(segment.tokens) for segment in unit.segments)
         if longest > self.shape.row_length:
             raise InputError(f"a text of {longest} tokens does not fit in a row of {self.shape.row_length}; raise batch.row_length or lower max_length")
         if unit.is_list and len(unit.segments) > self.shape.list_size:
             raise InputError(f"a list of {len(unit.segments)} documents exceeds the batch's list_size={self.shape.list_size}")
+        if len(unit.segments) > 1 and _best_fit(unit, *self._empty_rows()) is None:
+            shape = self.shape
+            raise InputError(
+                f"{len(unit.segments)} texts of one list, {unit.num_tokens} tokens in all, do not fit in {shape.rows} rows of "
+                f"{shape.row_length} tokens and {shape.segments} segments; raise batch.rows or lower ranking.list_size"
+            )
         self._pool.append(unit)
         self._count(unit, 1)
+
+    def _empty_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.full(self.shape.rows, self.shape.row_length), np.full(self.shape.rows, self.shape.segments)
 
     def _count(self, unit: Unit, sign: int) -> None:
         self._pool_tokens += sign * unit.num_tokens
@@ -83,8 +94,7 @@ class Packer:
     def emit(self) -> Batch:
         """Fills one block from the pool; slots that nothing fits stay empty."""
         shape = self.shape
-        free = np.full(shape.rows, shape.row_length)
-        slots = np.full(shape.rows, shape.segments)
+        free, slots = self._empty_rows()
         rows: list[list[tuple[Segment, int, int]]] = [[] for _ in range(shape.rows)]
         waiting, groups = [], 0
         for number, unit in enumerate(self._pool):
@@ -96,11 +106,6 @@ class Packer:
                 continue
             places = _best_fit(unit, free, slots)
             if places is None:
-                if number == 0:
-                    raise InputError(
-                        f"{len(unit.segments)} texts of one list, {unit.num_tokens} tokens in all, do not fit in {shape.rows} rows of "
-                        f"{shape.row_length} tokens and {shape.segments} segments; raise batch.rows or lower ranking.list_size"
-                    )
                 waiting.append(unit)
                 continue
             for slot, (segment, row) in enumerate(zip(unit.segments, places, strict=True)):

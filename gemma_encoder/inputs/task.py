@@ -1,6 +1,7 @@
 """What a task is: its name, kind, template, classes and metrics. Where its records come from is `data`'s business."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ class Task:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise unknown("task kind", self.kind, KINDS)
-        if (self.kind == "classification") != (len(self.classes) >= 2):
+        if len(self.classes) < 2 if self.kind == "classification" else self.classes:
             raise InputError(f"task {self.name!r}: a classification task names at least two classes, any other kind none; got {self.classes}")
         if not self.label_range[0] < self.label_range[1]:
             raise InputError(f"task {self.name!r}: label_range must be (lowest, highest), got {self.label_range}")
@@ -71,7 +72,7 @@ class Task:
             where: names the record in the message, e.g. "train record 17".
         """
         if self.kind == "classification":
-            if label != int(label) or not 0 <= label < len(self.classes):
+            if not 0 <= label < len(self.classes) or label != int(label):
                 raise InputError(
                     f"task {self.name!r}, {where}: label {label:g} is out of range; "
                     f"expected a class index from 0 to {len(self.classes) - 1} ({', '.join(self.classes)})"
@@ -82,8 +83,8 @@ class Task:
             if not low <= label <= high:
                 raise InputError(f"task {self.name!r}, {where}: target {label:g} is out of range; expected {low:g} to {high:g}")
             return (label - low) / (high - low)
-        if not label >= 0:
-            raise InputError(f"task {self.name!r}, {where}: relevance grade {label:g} is negative or not a number")
+        if not 0 <= label < math.inf:
+            raise InputError(f"task {self.name!r}, {where}: relevance grade {label:g} is negative or not a finite number")
         return float(label)
 
     def unscale(self, score):

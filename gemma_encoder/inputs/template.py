@@ -30,8 +30,17 @@ class Template:
     cut: tuple[str, ...] = ()
 
     def __post_init__(self):
+        try:
+            parsed = [part[1:] for part in string.Formatter().parse(self.text) if part[1] is not None]
+        except ValueError as error:
+            raise InputError(f"template {self.text!r} is malformed: {error}; write a field as {{name}} and a brace as {{{{ or }}}}") from None
+        for field, form, conversion in parsed:
+            if not field.isidentifier() or form or conversion:
+                raise InputError(f"template {self.text!r}: a field is a plain name in braces, such as {{name}}; got {field!r}")
         if not self.fields:
             raise InputError(f"template {self.text!r} names no field; write one as {{name}}")
+        if len(set(self.fields)) < len(self.fields):
+            raise InputError(f"template {self.text!r} names a field twice")
         surplus = set(self.cut) - set(self.fields)
         if surplus:
             raise InputError(f"template {self.text!r} has no field {sorted(surplus)[0]!r} to cut")
@@ -62,7 +71,10 @@ class Template:
             if not isinstance(value, str):
                 got = f"got {type(value).__name__}" if field in values else f"got only {', '.join(map(repr, values)) or 'nothing'}"
                 raise InputError(f"{where}: the template {self.text!r} needs the field {field!r} as text; {got}".removeprefix(": "))
-            spans[field] = (size, size + len(value.encode(errors="replace")))
+            try:
+                spans[field] = (size, size + len(value.encode()))
+            except UnicodeEncodeError as error:
+                raise InputError(f"{where}: field {field!r} is no valid Unicode: {error.reason} at character {error.start}".removeprefix(": ")) from None
             text, size = text + value, spans[field][1]
         if not any(values[field].strip() for field in self.fields):
             raise InputError(f"{where}: the text is empty: {', '.join(map(repr, self.fields))} hold nothing but blanks".removeprefix(": "))
@@ -93,12 +105,12 @@ def encode(tokenizer: Tokenizer, template: Template, examples: Sequence[Mapping[
     rendered = [template.render(values, place) for values, place in zip(examples, places, strict=True)]
     encoded = []
     for ids, (text, spans), place in zip(tokenizer.encode([text for text, _ in rendered]), rendered, places, strict=True):
-        surplus = len(ids) + 2 - max_length
-        if surplus > 0:
-            ids = _cut(tokenizer, template, text, spans, surplus, max_length, place)
+        whole = len(ids)
+        if whole + 2 > max_length:
+            ids = _cut(tokenizer, template, text, spans, whole + 2 - max_length, max_length, place)
         tokens = np.empty(len(ids) + 2, np.int32)
         tokens[0], tokens[1:-1], tokens[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
-        encoded.append(Encoded(tokens, max(surplus, 0)))
+        encoded.append(Encoded(tokens, whole - len(ids)))
     return encoded
 
 
@@ -108,7 +120,7 @@ def _cut(tokenizer, template, text, spans, surplus, max_length, where) -> list[i
     removed = np.zeros(len(pieces), bool)
     for field in template.cut:
         first, last = spans[field]
-        inside = [i for i, (_, begin, end) in enumerate(pieces) if begin >= first and end <= last]
+        inside = [i for i, (_, begin, end) in enumerate(pieces) if first <= begin < last and end <= last]
         start = max(len(inside) - (surplus - int(removed.sum())), 0)
         while 0 < start < len(inside) and pieces[inside[start - 1]][1] == pieces[inside[start - 1]][2]:
             start -= 1  # the byte tokens before belong to the character that is cut: never leave half a character

@@ -5,6 +5,7 @@ Sizes are those of the Gemma 2 and Gemma 3 reports and of the `gemma` package's 
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,16 @@ class TransformerConfig:
     bidirectional_reach: tuple[int, int] | None = None
 
     def __post_init__(self):
+        for field in ("num_layers", "vocab_size", "embed_dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim", "sliding_window"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
+        if not self.pattern:
+            raise InputError("pattern must name at least one kind of layer, e.g. ('local', 'global')")
+        if self.attention_soft_cap is not None and not self.attention_soft_cap > 0:
+            raise InputError(f"attention_soft_cap must be above 0, or None for none, got {self.attention_soft_cap}")
+        reach = self.bidirectional_reach
+        if reach is not None and (len(reach) != 2 or min(reach) < 0):
+            raise InputError(f"bidirectional_reach must be (left, right), both at least 0, or None, got {reach}")
         if self.num_heads % self.num_kv_heads:
             raise InputError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
         if self.head_dim % 2:
@@ -210,11 +221,19 @@ class EncoderConfig:
             raise unknown("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         if self.remat not in REMAT_POLICIES:
             raise unknown("remat policy", self.remat, REMAT_POLICIES)
+        for name, outputs in self.heads.items():
+            if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
+                raise InputError(f"head name {name!r} must start with a letter and hold only letters, digits, '_', '-' and '.'")
+            if outputs < 1:
+                raise InputError(f"head {name!r} must have at least 1 output, got {outputs}")
         for field in ("attention_dropout", "feed_forward_dropout"):
             if not 0 <= getattr(self, field) < 1 or math.isnan(getattr(self, field)):
                 raise InputError(f"{field} must be at least 0 and below 1, got {getattr(self, field)}")
         if self.transformer.embed_dim % self.pooling.heads and self.pooling.name.startswith("attention"):
             raise InputError(f"pooling.heads={self.pooling.heads} does not divide the model's width {self.transformer.embed_dim}")
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.heads.items())), *(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "heads")))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; `from_dict` is its inverse."""

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from gemma_encoder.inputs.errors import unknown
-from gemma_encoder.model.config import ATTENTION, EncoderConfig
+from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.heads import Head
 from gemma_encoder.model.pooling import make_pooler
 from gemma_encoder.model.transformer import Transformer
@@ -55,9 +54,7 @@ class GemmaEncoder(nnx.Module):
             dropout_key: draws dropout; None means none (evaluation).
         """
         config = self.config
-        attention = attention or config.attention
-        if attention not in ATTENTION:
-            raise unknown("attention", attention, ATTENTION)
+        attention = config.attention if attention is None else attention
         hidden = self.backbone(
             tokens,
             segment_ids,

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.attention import dot_product_attention, rotate
-from gemma_encoder.model.config import TransformerConfig
+from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, dropout, normal_param
 
 
@@ -124,6 +125,10 @@ class Transformer(nnx.Module):
             remat: "none", "full" or "dots".
         """
         config = self.config
+        if attention not in ATTENTION:
+            raise unknown("attention", attention, ATTENTION)
+        if remat not in REMAT_POLICIES:
+            raise unknown("remat policy", remat, REMAT_POLICIES)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:

@@ -163,6 +163,8 @@ def test_stream_refusals(tokenizer):
         stream(tokenizer, process=0, processes=3)
     with pytest.raises(InputError, match="max_length=99 exceeds batch.row_length=64"):
         stream(tokenizer, StreamOptions(OPTIONS.shape, 99, 4))
+    with pytest.raises(InputError, match="max_length=2 leaves no room"):
+        stream(tokenizer, StreamOptions(OPTIONS.shape, 2, 4))
     with pytest.raises(InputError, match="cannot share"):
         stream(tokenizer, StreamOptions(OPTIONS.shape, 48, 3))
     few = MemorySource(CLASSES, DataOptions(), lambda split: [[Example({"x": "one"}, 0)]])
