@@ -5,6 +5,7 @@ not named here is an error. Durations are text in the user's unit: "500 steps", 
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -152,7 +153,7 @@ class Duration:
         if self.unit == "percent":
             if total is None:
                 raise InputError("train_for cannot be given in percent")
-            return max(round(self.value / 100 * total), 1)
+            return max(math.ceil(self.value / 100 * total), 1)  # rounded up: 50 percent is due twice, not a third time just before the end
         examples = {"steps": examples_per_step, "epochs": epoch, "examples": 1}[self.unit] * self.value
         return max(round(examples / examples_per_step), 1)
 
