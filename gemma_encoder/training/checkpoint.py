@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from gemma_encoder.training.state import TrainState
-from gemma_encoder.weights.native import Bundle
+from gemma_encoder.weights.native import Bundle, absolute
 
 
 class FilesHandler(ocp.CheckpointHandler):
@@ -50,7 +50,7 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(epath.Path(workdir) / "checkpoints", options=options)
+        self._manager = ocp.CheckpointManager(absolute(workdir) / "checkpoints", options=options)
         self.folder = self._manager.directory
 
     def save(self, state: TrainState, bundle: Bundle, data: dict[str, bytes]) -> None:

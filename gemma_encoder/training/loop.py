@@ -121,7 +121,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
 
 def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> epath.Path:
     """Makes the workdir this config's own; raises InputError when it holds another config's run, or cannot be written."""
-    workdir = epath.Path(workdir)
+    workdir = native.absolute(workdir)
     stored = workdir / "config.json"
     now = json.loads(config.to_json_best_effort())
     try:
@@ -301,7 +301,7 @@ class Evaluator:
 
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`; the log gets the lines, the predictions their files."""
-    workdir = epath.Path(workdir)
+    workdir = native.absolute(workdir)
     if not native.checkpoint_steps(workdir):
         raise InputError(f"{workdir} holds no checkpoint to evaluate; train first, with the same command and --mode=train")
     recipe = recipes.build(config)

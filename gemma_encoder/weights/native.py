@@ -8,6 +8,7 @@ WORKDIR/checkpoints/STEP/training/, data/           what only resuming needs
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 import jax
@@ -60,15 +61,21 @@ class Bundle:
         return {"inference.json": json.dumps(description, indent=1).encode(), "tokenizer.model": self.tokenizer.model}
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path from the root, which is what Orbax wants; a `gs://` path is that already."""
+    text = os.fspath(path)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
 def checkpoint_steps(workdir: epath.PathLike) -> list[int]:
     """Steps of the whole checkpoints under a workdir, in order; half-written ones are not among them."""
-    folder = epath.Path(workdir) / "checkpoints"
+    folder = absolute(workdir) / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def find(path: epath.PathLike) -> epath.Path:
     """The checkpoint that `path` means: itself, or the newest one of a workdir. Raises InputError where there is none."""
-    path = epath.Path(path)
+    path = absolute(path)
     if (path / "inference" / "inference.json").exists():
         return path
     steps = checkpoint_steps(path)

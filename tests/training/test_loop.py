@@ -130,6 +130,16 @@ def test_evaluation_needs_a_checkpoint_that_knows_the_task(micro, tmp_path):
         loop.evaluate(micro(tasks=("toy_ranking",)), tmp_path)
 
 
+def test_a_workdir_may_be_a_relative_path(micro, tmp_path, monkeypatch):
+    from gemma_encoder.inference import Predictor
+
+    monkeypatch.chdir(tmp_path)
+    config = micro(tasks=("toy_sentiment",), train_for="1 steps")
+    outcome = loop.train(config, "runs/here")
+    assert loop.evaluate(config, "runs/here").metrics == outcome.metrics
+    assert Predictor.load("runs/here").predict(["a fine film ."]).shape == (1, 2)
+
+
 def test_only_the_newest_checkpoints_are_kept(micro, tmp_path):
     loop.train(micro(tasks=("toy_sentiment",), checkpoint_every="1 steps", evaluate_every="0"), tmp_path)
     assert native.checkpoint_steps(tmp_path) == [3, 4]
