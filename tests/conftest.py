@@ -52,7 +52,24 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def micro():
+def changed():
+    """`changed(config, {"batch__rows": 8})`: the config with those fields set, whatever their types."""
+
+    def change(config, changes):
+        for path, value in changes.items():
+            *parents, field = path.split("__")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            with node.ignore_type():
+                node[field] = value
+        return config
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def micro(changed):
     """`micro(**changes)`: the quickstart's config with a model and batches so small that a run takes seconds.
 
     Changes are given as `batch__rows=8`. The model has one local and one global layer.
@@ -68,14 +85,7 @@ def micro():
     def make(**changes):
         config = importlib.import_module("experiments.quickstart").get_config("smoke")
         defaults = {"model__size": "micro", "max_length": 64, "batch__row_length": 64, "batch__rows": 8, "batch__segments": 4, "train_for": "4 steps"}
-        for path, value in (defaults | changes).items():
-            *parents, field = path.split("__")
-            node = config
-            for parent in parents:
-                node = node[parent]
-            with node.ignore_type():
-                node[field] = value
-        return config
+        return changed(config, defaults | changes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(model_config.GEMMA_CONFIGS, "micro", small)

@@ -11,19 +11,13 @@ from gemma_encoder.training.optimizer import OptimizerOptions, make_optimizer, m
 from gemma_encoder.training.recipe import Duration
 
 
-def config(**changes):
-    values = importlib.import_module("experiments.quickstart").get_config()
-    for path, value in changes.items():
-        *parents, field = path.split("__")
-        node = values
-        for parent in parents:
-            node = node[parent]
-        with node.ignore_type():
-            node[field] = value
-    return values
+@pytest.fixture
+def config(changed):
+    """`config(**changes)`: the quickstart's config, changed."""
+    return lambda **changes: changed(importlib.import_module("experiments.quickstart").get_config(), changes)
 
 
-def test_the_quickstart_builds():
+def test_the_quickstart_builds(config):
     built = recipe.build(config())
     assert [task.kind for task in built.tasks] == ["classification", "regression", "ranking"]
     assert built.encoder.heads == {"toy_sentiment": 2, "toy_similarity": 1, "toy_ranking": 1}
@@ -52,7 +46,7 @@ def test_the_quickstart_builds():
         ({"task_weights": {"glue_colla": 1.0}}, "unknown task in task_weights"),
     ],
 )
-def test_refusals_name_what_is_wrong(changes, message):
+def test_refusals_name_what_is_wrong(config, changes, message):
     with pytest.raises(InputError, match=message):
         recipe.build(config(**changes))
 
