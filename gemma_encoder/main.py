@@ -18,11 +18,12 @@ if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
     for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}.items():
         os.environ.setdefault(name, value)
 
-from absl import flags, logging
+from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder import commandline
+from gemma_encoder.inputs.errors import InputError
 
 MODES = ("train", "eval", "predict")
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(); FILE:ARG passes ARG to it; --config.FIELD=VALUE changes a field.")
@@ -48,26 +49,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> None:
     """Reads the flags; whatever is wrong with them becomes one line."""
-    try:
-        rest = flags.FLAGS(list(argv))
-        if len(rest) > 1:
-            raise InputError(f"unexpected argument {rest[1]!r}; every option starts with --")
-        if WORKDIR.value is None:
-            raise InputError("--workdir is missing: name a folder for the run")
-        if MODE.value != "predict":
-            if CONFIG.value is None:
-                raise InputError("--config is missing: name an experiment, e.g. --config=experiments/quickstart.py")
-            if "tasks" not in CONFIG.value:  # a file that could not be read shows here, not before
-                raise InputError("the config has no field 'tasks'; let get_config start from gemma_encoder.training.recipe.default_config()")
-    except InputError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(one_line(error)) from error
-    logging.use_absl_handler()
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-        # seqio warns that sources are not cached, whatever their size.
-        logging.get_absl_handler().addFilter(lambda record: "seqio" not in record.pathname)
+    config = commandline.parse(argv, CONFIG)
+    if WORKDIR.value is None:
+        raise InputError("--workdir is missing: name a folder for the run")
+    if MODE.value != "predict" and config is None:
+        raise InputError("--config is missing: name an experiment, e.g. --config=experiments/quickstart.py")
 
 
 def _train_or_evaluate() -> int:

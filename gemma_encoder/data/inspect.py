@@ -14,13 +14,14 @@ from typing import NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
+from gemma_encoder import commandline
 from gemma_encoder.data import registry
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.batch import Batch, BatchShape
-from gemma_encoder.inputs.errors import InputError, one_line, unknown
+from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.packing import Packer, Segment, Unit
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import encode
@@ -75,21 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _settings(argv: Sequence[str]) -> Settings:
-    try:
-        rest = FLAGS(list(argv))
-        flags.FLAGS.mark_as_parsed()  # absl's logging looks there
-        config = CONFIG.value
-        if config is not None and "tasks" not in config:  # a file that could not be read shows here, not before
-            raise InputError("the config has no field 'tasks'; let get_config start from gemma_encoder.training.recipe.default_config()")
-    except InputError:
-        raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InputError(one_line(error)) from error
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}; every option starts with --")
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().addFilter(lambda record: "seqio" not in record.pathname)
+    config = commandline.parse(argv, CONFIG, FLAGS)
     if config is None and TASK.value is None:
         raise InputError("name a task, e.g. --task=glue_mrpc, or an experiment, e.g. --config=experiments/own.py; tasks: " + ", ".join(registry.names()))
     if config is None:
@@ -99,6 +86,8 @@ def _settings(argv: Sequence[str]) -> Settings:
     if name not in config.tasks:
         raise unknown("task of the config", name, config.tasks)
     source = _source(name, DataOptions.from_config(config))
+    if config.tokenizer == "auto":
+        raise InputError("which tokenizer comes with the weights is for training to find out; name it here, e.g. --config.tokenizer=gemma2")
     return Settings(source, Tokenizer.load(config.tokenizer), config.max_length, config.batch.row_length, config.batch.segments)
 
 

@@ -13,7 +13,7 @@ import json
 import pathlib
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from gemma_encoder.inputs.task import Example, ExampleTable
 from gemma_encoder.inputs.template import encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
+PREFETCH = 4  # batches made ahead
+MEASURED = 16  # batches whose average says how many examples a batch holds
 CHUNK = 64  # records that are read, and texts that are tokenised, at a time
 
 
@@ -61,15 +63,14 @@ class StreamOptions:
 class TaskReader:
     """Endless examples of one task's training split, epoch after epoch, each epoch complete and shuffled anew."""
 
-    def __init__(self, source: Source, number: int, options: StreamOptions, reader: int):
-        self.source, self.number, self.options, self.reader = source, number, options, reader
-        self.epoch, self.drawn, self.skipped = 0, 0, 0
+    def __init__(self, source: Source, options: StreamOptions, reader: int):
+        self.source, self.options, self.reader = source, options, reader
         self._pending: collections.deque[dict[str, Any]] = collections.deque()
-        self._open()
+        self._open(0)
 
-    def _open(self) -> None:
-        seed = int(np.random.SeedSequence([self.options.seed, self.number, self.epoch]).generate_state(1)[0] >> 1)
-        dataset = self.source.dataset("train", seed=seed, shard=self.reader, shards=self.options.readers)
+    def _open(self, epoch: int) -> None:
+        self.epoch, self.place, self.skipped = epoch, 0, 0
+        dataset = self.source.training_epoch(self.options.seed, epoch, self.reader, self.options.readers)
         self._iterator = iter(dataset.batch(CHUNK))
 
     def next(self) -> tuple[list[Example], str]:
@@ -78,30 +79,26 @@ class TaskReader:
             while not self._pending:
                 self._read()
             record = self._pending.popleft()
-            rng = np.random.default_rng([self.options.seed, self.number, self.reader, self.drawn])
-            self.drawn += 1
-            examples = self.source.expand(record, "train", rng)
+            examples = self.source.training_examples(record, self.options.seed, self.epoch, self.reader, self.place)
+            self.place += 1
             if examples:
-                return examples, f"train record {self.drawn} of reader {self.reader}"
+                return examples, f"train record {self.place} of reader {self.reader}"
             self.skipped += 1
 
     def _read(self) -> None:
         """Puts the next records into the queue, or begins the next epoch."""
         batch = next(self._iterator, None)
         if batch is not None:
-            columns = {name: column.numpy() for name, column in batch.items()}
-            size = len(next(iter(columns.values())))
-            self._pending.extend({name: column[i] for name, column in columns.items()} for i in range(size))
+            self._pending.extend(to_records(batch))
             return
         name, shard = self.source.task.name, f"shard {self.reader} of {self.options.readers}"
-        if not self.drawn:
+        if not self.place:
             raise InputError(f"task {name!r}: {shard} holds no record; use fewer readers")
-        if self.skipped == self.drawn:
+        if self.skipped == self.place:
             raise InputError(f"task {name!r}: no record of {shard} has both a right and a wrong option; there is nothing to learn")
         if self.skipped and not self.epoch:
-            logging.warning("%s: %d of %d train records of %s have no right or no wrong option and are skipped", name, self.skipped, self.drawn, shard)
-        self.epoch += 1
-        self._open()
+            logging.warning("%s: %d of %d train records of %s have no right or no wrong option and are skipped", name, self.skipped, self.place, shard)
+        self._open(self.epoch + 1)
 
     def state(self) -> dict[str, Any]:
         """Where it stands, for JSON; `restore` is its inverse."""
@@ -110,26 +107,34 @@ class TaskReader:
         with tempfile.TemporaryDirectory() as folder:
             tf.train.Checkpoint(iterator=self._iterator).write(str(pathlib.Path(folder) / "iterator"))
             files = {path.name: path.read_bytes().hex() for path in pathlib.Path(folder).iterdir()}
-        pending = [{name: value.decode("utf-8") if isinstance(value, bytes) else value.item() for name, value in record.items()} for record in self._pending]
-        return {"epoch": self.epoch, "drawn": self.drawn, "skipped": self.skipped, "pending": pending, "iterator": files}
+        # Latin-1 has a character for every byte: JSON can hold any of them.
+        pending = [{name: value.decode("latin-1") if isinstance(value, bytes) else value.item() for name, value in record.items()} for record in self._pending]
+        return {"epoch": self.epoch, "place": self.place, "skipped": self.skipped, "pending": pending, "iterator": files}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Makes it stand where `state()` said."""
         import tensorflow as tf
 
-        self.epoch, self.drawn, self.skipped = state["epoch"], state["drawn"], state["skipped"]
-        self._open()
+        self._open(state["epoch"])
+        self.place, self.skipped = state["place"], state["skipped"]
         with tempfile.TemporaryDirectory() as folder:
             for name, content in state["iterator"].items():
                 (pathlib.Path(folder) / name).write_bytes(bytes.fromhex(content))
             tf.train.Checkpoint(iterator=self._iterator).read(str(pathlib.Path(folder) / "iterator")).assert_consumed()
         self._pending = collections.deque(
             {
-                name: value.encode() if isinstance(value, str) else np.float32(value) if isinstance(value, float) else np.int32(value)
+                name: value.encode("latin-1") if isinstance(value, str) else np.float32(value) if isinstance(value, float) else np.int32(value)
                 for name, value in record.items()
             }
             for record in state["pending"]
         )
+
+
+def to_records(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The records of a batch that a `tf.data.Dataset` made of them."""
+    columns = {name: column.numpy() for name, column in batch.items()}
+    for row in range(len(next(iter(columns.values())))):
+        yield {name: column[row] for name, column in columns.items()}
 
 
 class Reader:
@@ -138,7 +143,7 @@ class Reader:
     def __init__(self, sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, number: int):
         self.sources, self.rates, self.tokenizer, self.options, self.number = sources, rates, tokenizer, options, number
         # A task that is never drawn may have nothing to draw from: a diagnostic set has no train split.
-        self._tasks = {i: TaskReader(source, i, options, number) for i, source in enumerate(sources) if rates[i]}
+        self._tasks = {i: TaskReader(source, options, number) for i, source in enumerate(sources) if rates[i]}
         self._packer = Packer(options.shape.split(options.readers), options.padding)
         self._draws = 0
         self.counts = {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0} for source in sources}
@@ -204,14 +209,17 @@ def make_segments(
     Args:
         source: the task.
         task_id: its number in the mixture.
-        examples: what to tokenise.
+        examples: what to tokenise, unless that was done ahead.
         where: names each example in messages.
         tokenizer, max_length: as for `encode`.
         counts: per task, how many texts there were and what was cut; added to.
         first_id: `example_id` of the first; the others follow. None for training, where no table is kept.
         unlabelled: whether labels may be unknown (a test split); those that are stay as they are.
     """
-    encoded = encode(tokenizer, source.task.template, [example.fields for example in examples], max_length, where)
+    if any(example.encoded is None for example in examples):
+        encoded = encode(tokenizer, source.task.template, [example.fields for example in examples], max_length, where)
+    else:
+        encoded = [example.encoded for example in examples]
     count = counts[source.task.name]
     count["texts"] += len(encoded)
     count["cut_texts"] += sum(text.cut > 0 for text in encoded)
@@ -224,7 +232,7 @@ def make_segments(
     return [Segment(text.tokens, task_id, label, -1 if first_id is None else first_id + i) for i, (text, label) in enumerate(zip(encoded, labels, strict=True))]
 
 
-def average_examples(sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, blocks: int = 16) -> float:
+def average_examples(sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, blocks: int = MEASURED) -> float:
     """Texts (a list counts once) in a global batch, averaged over the first blocks of reader 0: a function of config and data alone."""
     reader = Reader(sources, rates, tokenizer, options, 0)
     counts = []
@@ -255,7 +263,7 @@ class TrainStream:
         *,
         process: int = 0,
         processes: int = 1,
-        prefetch: int = 4,
+        prefetch: int = PREFETCH,
     ):
         if options.readers % processes:
             raise InputError(f"batch.readers={options.readers} must be a multiple of the number of processes, {processes}")
@@ -386,9 +394,8 @@ def evaluation_stream(
 
     pending: list[tuple[int, Example]] = []
     for batch in source.dataset(split).batch(CHUNK):
-        columns = {name: column.numpy() for name, column in batch.items()}
-        for row in range(len(next(iter(columns.values())))):
-            for example in source.expand({name: column[row] for name, column in columns.items()}, split, None):
+        for record in to_records(batch):
+            for example in source.expand(record, split, None):
                 number = len(table.labels)
                 table.add(example)
                 if first <= number % options.readers < first + share:

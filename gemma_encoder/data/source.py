@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -135,20 +136,37 @@ class Source(abc.ABC):
             name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.as_dtype(dtype), rank=0) for name, dtype in self.features().items()
         }
         return seqio.Task(
-            f"{self.task.name}_{split}",
+            f"{self.task.name}_{split.replace('/', '_')}",
             source=self.seqio_source(split),
             preprocessors=[self.preprocess],
             output_features=features,
             shuffle_buffer_size=self.shuffle_buffer,
         )
 
+    def training_epoch(self, seed: int, epoch: int, shard: int, shards: int) -> Any:
+        """The records of one epoch as a `tf.data.Dataset`: shard `shard` of `shards`, in an order of its own that hangs on the arguments alone."""
+        return self.dataset("train", seed=int(np.random.SeedSequence([seed, self._key, epoch]).generate_state(1)[0] >> 1), shard=shard, shards=shards)
+
+    def training_examples(self, record: Mapping[str, Any], seed: int, epoch: int, shard: int, place: int) -> list[Example]:
+        """The examples of the record at `place` of a shard of an epoch; none where training skips it."""
+        return self.expand(record, "train", np.random.default_rng([seed, self._key, epoch, shard, place]))
+
+    @property
+    def _key(self) -> int:
+        """A number for the task, the same in every mixture."""
+        return zlib.crc32(self.task.name.encode())
+
     def dataset(self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
         """One pass over a split as a `tf.data.Dataset` of records, shuffled if there is a seed; shard `shard` of `shards`."""
+        if split not in self.splits:
+            raise InputError(f"task {self.task.name!r} has no {split} split; it has {', '.join(self.splits)}")
+        return self._dataset(split, seed, shard, shards)
+
+    def _dataset(self, split: str, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
+        """The same for whatever `seqio_source` knows as a split."""
         seqio = load_seqio()
         import tensorflow as tf
 
-        if split not in self.splits:
-            raise InputError(f"task {self.task.name!r} has no {split} split; it has {', '.join(self.splits)}")
         dataset = self.seqio_task(split).get_dataset(
             split=split,
             shuffle=seed is not None,

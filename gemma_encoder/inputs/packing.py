@@ -45,7 +45,9 @@ class Packer:
             mixes the order of texts more.
     """
 
-    def __init__(self, shape: BatchShape, padding: str = "right", lookahead: float = 3.0):
+    LOOKAHEAD = 3.0
+
+    def __init__(self, shape: BatchShape, padding: str = "right", lookahead: float = LOOKAHEAD):
         if padding not in ("left", "right"):
             raise InputError(f"padding must be 'left' or 'right', got {padding!r}")
         self.shape, self.padding, self.lookahead = shape, padding, lookahead

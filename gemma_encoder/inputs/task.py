@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.template import Template
+from gemma_encoder.inputs.template import Encoded, Template
 
 KINDS = ("classification", "regression", "ranking", "choice")
 UNLABELLED = -1.0  # what test splits hold where a label is unknown
@@ -24,6 +24,7 @@ class Example(NamedTuple):
         document_id: its document or option within that group.
         info: what else metrics and submissions need of it, ready for JSON: `idx` (the benchmark's own number of it), `option` (the
             text of an option), `answers` (all texts that are right).
+        encoded: the tokens of its text where they were made ahead; None where they are yet to be made from the fields.
     """
 
     fields: dict[str, str]
@@ -31,6 +32,7 @@ class Example(NamedTuple):
     query_id: str = ""
     document_id: str = ""
     info: Mapping[str, Any] = types.MappingProxyType({})
+    encoded: Encoded | None = None
 
 
 @dataclasses.dataclass

@@ -15,11 +15,13 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data import mixtures, own, registry
-from gemma_encoder.data.pipeline import StreamOptions, average_examples
+from gemma_encoder.data.pipeline import CHUNK, MEASURED, PREFETCH, StreamOptions, average_examples
+from gemma_encoder.data.prepared import PreparedSource, check_prepared
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.packing import Packer
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig, TransformerConfig
@@ -68,6 +70,7 @@ def default_config() -> ml_collections.ConfigDict:
         {"list_size": 8, "negative_ranks": (1, 1000), "run": ""}
     )  # run: path of the first stage's, by default beside the data
     config.own = ml_collections.ConfigDict(own.DEFAULTS)  # the user's own files and what their columns mean, see OwnOptions
+    config.prepared = ""  # folder that `python -m gemma_encoder.prepare` filled for this config; "" to read and tokenise the raw data
     config.max_train = 0  # use only the first so many records of each training split; 0 for all
     config.max_eval = 0  # the same for evaluation
     config.losses = ml_collections.ConfigDict(
@@ -203,6 +206,21 @@ class Recipe:
         """Training records of all tasks together: one epoch, in examples."""
         return sum(source.num_records("train") for source in self.sources if "train" in source.splits)
 
+    def epochs(self, steps: int) -> list[int]:
+        """For each task, a number of epochs that no reader's share of so many steps exceeds.
+
+        Draws from a mixture are random and rows hold some texts more or fewer: two percent, five standard deviations and what
+        waits to be packed or trained on are added to what is drawn on average.
+        """
+        shape, readers = self.stream.shape, self.stream.readers
+        waiting = (Packer.LOOKAHEAD + PREFETCH + 1) * shape.split(readers).rows * shape.segments + CHUNK
+        draws = 1.02 * max(steps, MEASURED) * self.losses.examples_per_step / readers + waiting
+        result = []
+        for source, rate in zip(self.sources, self.rates(), strict=True):
+            mine = draws * rate + 5 * math.sqrt(draws * rate * (1 - rate))
+            result.append(math.ceil(mine / max(source.num_records("train") // readers, 1)) if rate else 0)
+        return result
+
     def steps(self, field: str, epoch: int, total: int | None = None) -> int:
         """A duration field as a number of steps."""
         return Duration.parse(self.config[field], field).steps(self.losses.examples_per_step, epoch, total)
@@ -228,7 +246,7 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
     for field in ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every"):
         Duration.parse(config[field], field)
     options = DataOptions.from_config(config)
-    sources = tuple(registry.get(name, options) for name in tasks)
+    sources = tuple(PreparedSource(name, config.prepared, options) if config.prepared else registry.get(name, options) for name in tasks)
     for source in sources:
         source.check()
     _check_splits(sources, config.evaluate_split)
@@ -246,12 +264,15 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
         losses.function(source.task.kind)
         if source.task.kind == "ranking":
             ranking.check_names(source.task.metrics)
+    stream = StreamOptions(shape, config.max_length, batch.readers, config.seed, batch.padding)
+    if config.prepared:
+        check_prepared(sources, tokenizer, stream)
     return Recipe(
         config=config,
         sources=sources,
         tokenizer=tokenizer,
         encoder=encoder,
-        stream=StreamOptions(shape, config.max_length, batch.readers, config.seed, batch.padding),
+        stream=stream,
         losses=losses,
         optimizer=OptimizerOptions(**config.optimizer),
     )

@@ -1,11 +1,16 @@
 """Streams of batches: complete, exact, the same for any number of hosts, and resumed to the byte."""
 
+import dataclasses
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
-from gemma_encoder.data.pipeline import StreamOptions, TrainStream, average_examples, evaluation_stream
+from gemma_encoder.data import registry
+from gemma_encoder.data.pipeline import Reader, StreamOptions, TrainStream, average_examples, evaluation_stream
 from gemma_encoder.data.source import DataOptions, MemorySource
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError
@@ -59,30 +64,125 @@ def assert_equal(first, second):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
-def test_the_global_batch_does_not_depend_on_the_number_of_hosts(tokenizer):
-    alone = take(stream(tokenizer), 5)
-    for processes in (2, 4):
-        parts = [take(stream(tokenizer, process=i, processes=processes), 5) for i in range(processes)]
-        joined = [Batch(*(np.concatenate(field) for field in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True)]
-        assert_equal(alone, joined)
+class OneFile(MemorySource):
+    """Read as from a single file, which readers share: fewer files than readers."""
+
+    def seqio_source(self, split):
+        import seqio
+        import tensorflow as tf
+
+        numbers = seqio.FunctionDataSource(
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.range(self.count(split)).map(lambda i: {"number": tf.cast(i, tf.int32)}),
+            splits=(split,),
+            num_input_examples={split: self.count(split)},
+        )
+        return numbers
+
+    shuffle_buffer = 16
+
+
+@st.composite
+def streams(draw):
+    """(sources, rates, options) with eight readers, of any mixture, sizes, seed and packing."""
+    chosen = draw(st.lists(st.sampled_from([(CLASSES, texts), (TARGETS, targets), (LISTS, lists)]), min_size=1, max_size=2, unique_by=lambda pair: pair[0]))
+    kinds = [draw(st.sampled_from([MemorySource, OneFile])) for _ in chosen]
+    rates = np.array([draw(st.floats(0.1, 1)) for _ in chosen])
+    segments = draw(st.sampled_from([1, 3]))
+    shape = BatchShape(rows=8 * draw(st.sampled_from([4, 5])), row_length=48 * segments, segments=segments, groups=8 * draw(st.integers(1, 2)), list_size=4)
+    options = StreamOptions(shape, 48, readers=8, seed=draw(st.integers(0, 99)), padding=draw(st.sampled_from(["left", "right"])))
+    made = [kind(task, DataOptions(), lambda split, make=make: 8 * make(split)) for kind, (task, make) in zip(kinds, chosen, strict=True)]
+    return made, rates / rates.sum(), options
+
+
+def joined(parts):
+    """The global batches from the processes' parts."""
+    return [Batch(*(np.concatenate(field) for field in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True)]
+
+
+@settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
+@given(streams(), st.integers(0, 3), st.data())
+def test_any_stream_is_the_same_for_any_number_of_hosts_and_after_any_restart(tokenizer, drawn, done, data):
+    mixture, rates, options = drawn
+    straight = take(TrainStream(mixture, rates, tokenizer, options), 5)
+    processes = data.draw(st.sampled_from([2, 4, 8]))
+    parts = []
+    for process in range(processes):
+        first = TrainStream(mixture, rates, tokenizer, options, process=process, processes=processes)
+        before = take(first, done)
+        second = TrainStream(mixture, rates, tokenizer, options, process=process, processes=processes)
+        state = first.state()
+        assert sorted(state) == first.names
+        second.restore(state)
+        parts.append(before + take(second, 5 - done))
+        first.close()
+        second.close()
+    assert_equal(straight, joined(parts))
+
+
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
+@given(streams(), st.data())
+def test_any_evaluation_holds_every_example_once_on_any_number_of_hosts(tokenizer, drawn, data):
+    (source, *_), _, options = drawn
+    options = dataclasses.replace(options, shape=dataclasses.replace(options.shape, groups=8, list_size=1))
+    alone = list(evaluation_stream(source, 0, "validation", tokenizer, options, ExampleTable()))
+    processes = data.draw(st.sampled_from([2, 4, 8]))
+    ids = []
+    for process in range(processes):
+        table = ExampleTable()
+        batches = list(evaluation_stream(source, 0, "validation", tokenizer, options, table, process=process, processes=processes))
+        ids += [int(i) for batch in batches for i in batch.example_id[batch.weight > 0]]
+        assert len(batches) <= len(alone) and all(batch.tokens.shape[0] == options.shape.rows // processes for batch in batches)
+    assert sorted(ids) == list(range(len(table.labels))) == sorted(int(i) for batch in alone for i in batch.example_id[batch.weight > 0])
+
+
+@pytest.mark.parametrize("kind", [MemorySource, OneFile])
+def test_shards_are_disjoint_and_complete_and_epochs_differ_in_order_alone(kind):
+    source = kind(CLASSES, DataOptions(), texts)
+
+    def numbers(epoch, shards, seed=3):
+        return [[int(r["number"]) for r in source.training_epoch(seed, epoch, shard, shards).as_numpy_iterator()] for shard in range(shards)]
+
+    for shards in (1, 2, 8, 40):
+        assert sorted(itertools.chain(*numbers(0, shards))) == list(range(40))
+    assert numbers(0, 2) == numbers(0, 2) != numbers(1, 2)
+    assert numbers(0, 2) != numbers(0, 2, seed=4)
+
+
+@pytest.mark.parametrize("segments", [1, 4])
+def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one(tokenizer, segments):
+    """What was given out and what waits are together the first draws of the epoch order; so no text counts more for where it lies."""
+    drawn = []
+    for reader_segments in (segments, 1):
+        shape = BatchShape(rows=8, row_length=64, segments=reader_segments, groups=4, list_size=4)
+        reader = Reader(sources(), RATES, tokenizer, StreamOptions(shape, 48, seed=5), 0)
+        out = []
+        for _ in range(12):
+            block = reader.next_block()
+            for row, slot in zip(*np.nonzero(block.weight), strict=True):
+                assert block.weight[row, slot] == 1
+                out.append((int(block.task_id[row, slot]), float(block.label[row, slot]), tuple(block.tokens[row][block.segment_ids[row] == slot + 1])))
+        waiting = [(s.task_id, float(np.float32(s.label)), tuple(s.tokens)) for unit in reader._packer._pool for s in unit.segments]
+        drawn.append((out, waiting))
+    (packed, packed_waiting), (plain, plain_waiting) = drawn
+    more, fewer = Counter(packed + packed_waiting), Counter(plain + plain_waiting)
+    assert len(packed) >= len(plain)
+    assert fewer <= more, "the longer stream begins with the shorter one"
+
+
+@pytest.mark.parametrize(("rows", "row_length"), [(16, 128), (16, 512)])
+def test_at_least_95_percent_of_tokens_are_real_on_sst2(tokenizer, shared_data, monkeypatch, rows, row_length):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
+    shape = BatchShape(rows, row_length, segments=row_length // 8)
+    stream = TrainStream([registry.get("glue_sst2")], np.ones(1), tokenizer, StreamOptions(shape, 128))
+    real = [np.mean(batch.segment_ids > 0) for batch in take(stream, 40)]
+    stream.close()
+    assert np.mean(real) >= 0.95 and np.min(real) >= 0.9
 
 
 def test_the_same_seed_gives_the_same_stream_and_another_seed_another(tokenizer):
     assert_equal(take(stream(tokenizer), 3), take(stream(tokenizer), 3))
     other = take(stream(tokenizer, StreamOptions(OPTIONS.shape, 48, 4, seed=6)), 3)
     assert any(not np.array_equal(a.tokens, b.tokens) for a, b in zip(take(stream(tokenizer), 3), other, strict=True))
-
-
-@pytest.mark.parametrize("done", [0, 1, 3, 6])
-def test_a_restored_stream_goes_on_exactly(tokenizer, done):
-    straight = take(stream(tokenizer), 10)
-    first = stream(tokenizer)
-    before = take(first, done)
-    state = first.state()
-    second = stream(tokenizer)
-    second.restore(state)
-    assert_equal(straight, before + take(second, 10 - done))
-    assert first.names == sorted(state)
 
 
 def test_every_epoch_holds_each_text_once_before_the_next_begins(tokenizer):
@@ -111,23 +211,6 @@ def test_average_examples_counts_a_list_once(tokenizer):
     measured = average_examples(sources(), RATES, tokenizer, OPTIONS)
     counts = [((b.weight > 0) & (b.group_id < 0)).sum() + len(np.unique(b.group_id[b.group_id >= 0])) for b in batches]
     assert measured == pytest.approx(np.mean(counts), rel=0.25)  # reader 0 stands for all four
-
-
-@pytest.mark.parametrize("readers", [1, 4])
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("number", [0, 2])
-def test_evaluation_holds_every_example_once(tokenizer, readers, processes, number):
-    if readers % processes:
-        processes = 1
-    source = sources()[number]
-    options = StreamOptions(BatchShape(8, 64, 4, readers), 48, readers)
-    ids = []
-    for process in range(processes):
-        table = ExampleTable()
-        for batch in evaluation_stream(source, number, "validation", tokenizer, options, table, process=process, processes=processes):
-            ids += list(batch.example_id[batch.weight > 0])
-        assert len(table.labels) == 40
-    assert sorted(ids) == list(range(40))
 
 
 def test_what_is_cut_is_counted(tokenizer):

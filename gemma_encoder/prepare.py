@@ -1,0 +1,144 @@
+"""Tokenises the data of a config ahead of training, on this machine or on many: an Apache Beam pipeline.
+
+    python -m gemma_encoder.prepare --config=experiments/glue.py:mnli --output=DIR
+    python -m gemma_encoder.main --config=experiments/glue.py:mnli --config.prepared=DIR --workdir=runs/mnli
+
+Training then gives the same results to the bit, reads no raw data and tokenises nothing. A second start goes on where the first
+one stopped. By default Beam runs in this process; `--pipeline_options` names another runner, as for `seqio_cache_tasks`:
+--pipeline_options="--runner=DataflowRunner,--project=NAME,--region=NAME,--temp_location=gs://BUCKET/tmp". Workers must see the raw data
+under the same paths, and have this package with its extra `prepare`.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from gemma_encoder import commandline
+from gemma_encoder.data import prepared, registry
+from gemma_encoder.data.source import Source
+from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.training import recipe as recipes
+
+FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
+CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment's config, as for training.", flag_values=FLAGS)
+OUTPUT = flags.DEFINE_string("output", None, "Folder for the prepared tasks, local or gs://.", flag_values=FLAGS)
+EPOCHS = flags.DEFINE_integer("epochs", None, "Epochs of each training split; by default as many as the config may need.", lower_bound=1, flag_values=FLAGS)
+PIPELINE_OPTIONS = flags.DEFINE_list("pipeline_options", ["--runner=DirectRunner"], "Beam's own flags, separated by commas.", flag_values=FLAGS)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    try:
+        prepare(_recipe(argv), OUTPUT.value, EPOCHS.value, PIPELINE_OPTIONS.value)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _recipe(argv: Sequence[str]) -> recipes.Recipe:
+    config = commandline.parse(argv, CONFIG, FLAGS)
+    for flag, value in (("config", config), ("output", OUTPUT.value)):
+        if value is None:
+            raise InputError(f"--{flag} is missing; for example: --config=experiments/glue.py:mnli --output=prepared")
+    with config.unlocked():
+        config.prepared = ""
+    return recipes.build(config)
+
+
+def prepare(recipe: recipes.Recipe, output: epath.PathLike, epochs: int | None, pipeline_options: Sequence[str]) -> None:
+    """Writes the prepared folder of every task of a recipe under `output`.
+
+    Args:
+        recipe: what will be trained.
+        output: where.
+        epochs: of each training split; None for as many as the recipe may need.
+        pipeline_options: Beam's flags.
+
+    Raises:
+        InputError: Beam is not installed, a folder holds something else, or the data cannot be used.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise InputError(
+            f"preparing needs Apache Beam, which is not installed ({one_line(error)}); make prepare-setup makes an environment that has it"
+        ) from error
+    recipe = recipe.measured()
+    needed = [epochs] * len(recipe.sources) if epochs else recipe.epochs(recipe.steps("train_for", recipe.epoch()))
+    jobs = []
+    for source, count in zip(recipe.sources, needed, strict=True):
+        folder = epath.Path(output) / source.task.name
+        if prepared.begin(folder, prepared.describe(source, recipe.tokenizer, recipe.stream, count)):
+            jobs += [(source.task.name, part) for part in prepared.parts(source, recipe.stream.readers, count)]
+        else:
+            print(f"{source.task.name}: {folder} is whole already")
+    names = {name for name, _ in jobs}
+    if jobs:
+        pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_options)))
+        _ = pipeline | "Parts" >> beam.Create(jobs) | "Spread" >> beam.Reshuffle() | "Write" >> beam.Map(_Writer(recipe, output))
+        try:
+            result = pipeline.run()
+            result.wait_until_finish()
+        except InputError:
+            raise
+        except Exception as error:  # runners wrap what a worker raised, each in its own way
+            if message := _input_error(error):
+                raise InputError(message) from error
+            raise
+        totals = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"] if counter.key.metric.namespace == __name__}
+        print(", ".join(f"{totals.get(name, 0):,} {what}" for name, what in _TOTALS.items()))
+    for name in sorted(names):
+        prepared.finish(epath.Path(output) / name)
+    print(f"next, train: add --config.prepared={output} to the command")
+
+
+_TOTALS = {"records": "records", "texts": "texts", "tokens": "tokens", "cut_texts": "texts cut"}
+
+
+def _input_error(error: BaseException | None) -> str:
+    """The message of the InputError that lies under `error`, or under its cause; "" where there is none."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return str(error)
+        for line in str(error).splitlines():
+            if "InputError: " in line:
+                return line.split("InputError: ", 1)[1].split(" [while running")[0]
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+class _Writer:
+    """Writes one file of one task; each worker opens the sources once."""
+
+    def __init__(self, recipe: recipes.Recipe, output: epath.PathLike):
+        self._options, self._stream, self._output = recipe.sources[0].options, recipe.stream, str(output)
+        self._model = recipe.tokenizer.model, recipe.tokenizer.name
+        self._sources: dict[str, Source] = {}
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(*self._model)
+
+    def __call__(self, job: tuple[str, prepared.Part]) -> None:
+        from apache_beam.metrics import Metrics
+
+        name, part = job
+        if name not in self._sources:
+            self._sources[name] = registry.get(name, self._options)
+        counts = prepared.write(self._sources[name], prepared.Part(*part), self._tokenizer, self._stream, epath.Path(self._output) / name)
+        for what, value in counts.items():
+            Metrics.counter(__name__, what).inc(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

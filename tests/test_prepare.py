@@ -1,0 +1,97 @@
+"""The program that prepares data: what it refuses; and, where Apache Beam is installed, that training gives the same with what it makes."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+
+from gemma_encoder import prepare
+from gemma_encoder.data import prepared, registry
+from gemma_encoder.data.pipeline import TrainStream
+from gemma_encoder.data.source import MemorySource
+from gemma_encoder.inputs.batch import Batch
+from gemma_encoder.inputs.task import Example, Task
+from gemma_encoder.inputs.template import Template
+from gemma_encoder.training import recipe as recipes
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Runs the program with arguments in this process."""
+
+    def start(*arguments):
+        prepare.FLAGS.unparse_flags()
+        for name in [name for name in prepare.FLAGS if name.startswith("config.")]:  # of an earlier start
+            delattr(prepare.FLAGS, name)
+        monkeypatch.setattr(sys, "argv", ["prepare", *arguments])  # ml_collections looks there for the fields that are set
+        return prepare.main(sys.argv)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--config is missing"),
+        (("--config=experiments/quickstart.py",), "--output is missing"),
+        (("--config=experiments/quickstart.py", "--output=x", "more"), "unexpected argument 'more'"),
+        (("--config=experiments/quickstart.py", "--output=x", "--epochs=0"), "epochs"),
+        (("--config=experiments/nothing.py", "--output=x"), "nothing.py"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(run, arguments, message, capsys):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_without_beam_it_says_how_to_get_it(run, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    assert run("--config=experiments/quickstart.py:smoke", f"--output={tmp_path}") == 2
+    assert "make prepare-setup" in capsys.readouterr().err
+
+
+def test_epochs_cover_what_a_run_draws(micro):
+    """A stream that runs to the end of training opens no epoch beyond those that are prepared."""
+    recipe = recipes.build(micro(max_train=64, batch__readers=2)).measured()
+    steps = 40
+    stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
+    list(itertools.islice(stream, steps))
+    opened = np.array([[reader._tasks[i].epoch + 1 for i in range(len(recipe.sources))] for reader in stream._readers]).max(0)
+    stream.close()
+    needed = np.array(recipe.epochs(steps))
+    assert (opened <= needed).all() and (needed <= 2 * opened + 6).all()
+
+
+def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
+    pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: make test-prepare")
+    flag = "--config=experiments/quickstart.py:smoke"
+    assert run(flag, f"--output={tmp_path}", "--config.batch.readers=2") == 0
+    assert f"next, train: add --config.prepared={tmp_path}" in capsys.readouterr().out
+    from experiments import quickstart
+
+    batches = []
+    for folder in ("", str(tmp_path)):
+        recipe = recipes.build(changed(quickstart.get_config("smoke"), {"prepared": folder, "batch__readers": 2})).measured()
+        stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
+        batches.append(list(itertools.islice(stream, recipe.steps("train_for", recipe.epoch()))))
+        stream.close()
+    for raw, ready in zip(*batches, strict=True):
+        for name in Batch._fields:
+            np.testing.assert_array_equal(getattr(raw, name), getattr(ready, name), err_msg=name)
+    assert run(flag, f"--output={tmp_path}", "--config.batch.readers=2") == 0
+    assert "is whole already" in capsys.readouterr().out
+    assert run(flag, f"--output={tmp_path}", "--config.batch.readers=2", "--config.seed=1") == 2
+    assert "was prepared differently (seed: 0 -> 1)" in capsys.readouterr().err
+
+
+def test_what_a_worker_refuses_arrives_in_one_line(run, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: make test-prepare")
+    task = Task("broken", "classification", Template("{x}"), ("accuracy",), ("a", "b"))
+    good, bad = [[Example({"x": f"word {i}"}, i % 2)] for i in range(64)], [[Example({"x": " "}, 0)]]
+    monkeypatch.setitem(registry._TASKS, "broken", lambda options: MemorySource(task, options, lambda split: bad if split == "validation" else good))
+    assert run("--config=experiments/quickstart.py:smoke", "--config.tasks=('broken',)", f"--output={tmp_path}", "--epochs=2") == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert error.startswith("error: validation record 1: the text is empty: 'x'")
+    assert not (tmp_path / "broken" / prepared.INFO).exists()
