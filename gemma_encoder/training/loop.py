@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -86,7 +87,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     evaluated = None
     try:
         for step in range(start + 1, total + 1):
-            batch = place_batch(next(stream), mesh)
+            batch = place_batch(window.wait_for(stream), mesh)
             state, metrics = step_function(state, batch)
             # Step n is under way before the numbers of step n − 1 are waited for.
             if previous is not None:
@@ -189,7 +190,14 @@ class Window:
 
     def restart(self) -> None:
         """Starts counting anew."""
-        self._steps, self._sums, self._began = 0, collections.Counter(), time.monotonic()
+        self._steps, self._sums, self._began, self._waited = 0, collections.Counter(), time.monotonic(), 0.0
+
+    def wait_for(self, stream: Iterator[Batch]) -> Batch:
+        """The stream's next batch; the time until it is there counts as waiting."""
+        began = time.monotonic()
+        batch = next(stream)
+        self._waited += time.monotonic() - began
+        return batch
 
     def add(self, step: int, metrics: StepMetrics) -> float:
         """Counts a step and returns its loss; raises InputError when it is not finite."""
@@ -217,6 +225,7 @@ class Window:
             "examples_per_step": examples,
             "texts_per_second": sums["texts"] / seconds,
             "real_tokens_per_second": sums["real_tokens"] / seconds,
+            "waiting_for_data_share": self._waited / seconds,
             "real_token_share": sums["real_tokens"] / (self._steps * shape.rows * shape.row_length),
         }
         for task in self._recipe.tasks:
