@@ -28,10 +28,9 @@ from gemma_encoder.model.encoder import skeleton
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.metrics_log import MetricsLog, Progress
-from gemma_encoder.training.optimizer import make_optimizer, make_schedule
 from gemma_encoder.training.recipe import Recipe
-from gemma_encoder.training.state import TrainState, abstract_state, initial_state
-from gemma_encoder.training.step import StepMetrics, compile_forward, compile_train_step, place_batch
+from gemma_encoder.training.state import TrainState, initial_state
+from gemma_encoder.training.step import Program, StepMetrics, compile_forward, make_program, place_batch
 from gemma_encoder.weights import native
 from gemma_encoder.weights.backbone import load_pretrained
 from gemma_encoder.weights.native import Bundle
@@ -70,25 +69,22 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     epoch = recipe.epoch()
     total = recipe.steps("train_for", epoch)
     cadence = {name: recipe.steps(name, epoch, total) for name in ("log_every", "evaluate_every", "checkpoint_every")}
-    schedule = make_schedule(recipe.optimizer, total, recipe.steps("warmup", epoch, total))
-    optimizer = make_optimizer(recipe.optimizer, schedule)
-    abstract = abstract_state(recipe.encoder, optimizer, mesh)
+    program = make_program(recipe, mesh, total, recipe.steps("warmup", epoch, total))
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream, process=jax.process_index(), processes=jax.process_count())
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    state = _restore_or_start(recipe, optimizer, abstract, mesh, checkpoints, stream)
+    state = _restore_or_start(recipe, program, mesh, checkpoints, stream)
     start = int(state.step)
     log, progress = MetricsLog(workdir, start), Progress(total, start)
-    step_function = compile_train_step(recipe.encoder, optimizer, abstract, mesh, recipe.tasks, recipe.losses, config.seed)
     evaluator = Evaluator(recipe, mesh, workdir)
-    window = Window(recipe, schedule)
-    _describe(recipe, abstract, mesh, total, epoch, progress)
+    window = Window(recipe, program.schedule)
+    _describe(recipe, program.abstract, mesh, total, epoch, progress)
     seconds, began = 0.0, time.monotonic()
     previous: tuple[int, StepMetrics] | None = None
     evaluated = None
     try:
         for step in range(start + 1, total + 1):
             batch = place_batch(window.wait_for(stream), mesh)
-            state, metrics = step_function(state, batch)
+            state, metrics = program.step(state, batch)
             # Step n is under way before the numbers of step n − 1 are waited for.
             if previous is not None:
                 progress.advance(window.add(*previous))
@@ -144,7 +140,7 @@ def _check_rows(recipe: Recipe, mesh: Mesh) -> None:
         raise InputError(f"batch.rows={recipe.stream.shape.rows} must be a multiple of data x fsdp = {shards} of the mesh {dict(mesh.shape)}")
 
 
-def _restore_or_start(recipe: Recipe, optimizer, abstract: TrainState, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream) -> TrainState:
+def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream) -> TrainState:
     """The state to go on from, by the order at the top of this file; `stream` is set to the same moment."""
     step = checkpoints.latest_step()
     if step is not None:
@@ -152,13 +148,13 @@ def _restore_or_start(recipe: Recipe, optimizer, abstract: TrainState, mesh: Mes
             raise InputError(
                 f"{recipe.tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began with; restore that file, or choose another --workdir"
             )
-        state, readers = checkpoints.restore(step, abstract, stream.names)
+        state, readers = checkpoints.restore(step, program.abstract, stream.names)
         stream.restore(readers)
         logging.info("resumed from step %d of %s", step, checkpoints.folder)
         return state
     path = recipe.config.model.pretrained
-    pretrained = load_pretrained(path, recipe.encoder, abstract.parameters) if path else None
-    return initial_state(recipe.encoder, optimizer, mesh, recipe.config.seed, pretrained)
+    pretrained = load_pretrained(path, recipe.encoder, program.abstract.parameters) if path else None
+    return initial_state(recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained)
 
 
 def _bundle(recipe: Recipe, step: int) -> Bundle:

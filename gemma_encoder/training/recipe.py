@@ -233,8 +233,14 @@ class Recipe:
         return dataclasses.replace(self, losses=self.losses._replace(examples_per_step=max(round(average), 1)))
 
 
-def build(config: ml_collections.ConfigDict) -> Recipe:
-    """Checks a config and makes what it describes; raises InputError for whatever cannot be."""
+def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
+    """Checks a config and makes what it describes; raises InputError for whatever cannot be.
+
+    Args:
+        config: all its fields.
+        dry: touch neither data nor weights nor a published tokenizer: enough to compile the step, not to train. The tokenizer is
+            then the small one, the size must be named, and `examples_per_step`, where it would be measured, is a guess.
+    """
     tasks = mixtures.expand(config.tasks)
     if not tasks or len(set(tasks)) < len(tasks):
         raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
@@ -247,11 +253,11 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
         Duration.parse(config[field], field)
     options = DataOptions.from_config(config)
     sources = tuple(PreparedSource(name, config.prepared, options) if config.prepared else registry.get(name, options) for name in tasks)
-    for source in sources:
+    for source in () if dry else sources:
         source.check()
     _check_splits(sources, config.evaluate_split)
-    transformer = _transformer(config)
-    tokenizer = _tokenizer(config, transformer)
+    transformer = _named_size(config) if dry else _transformer(config)
+    tokenizer = Tokenizer.load("small") if dry else _tokenizer(config, transformer)
     encoder = _encoder(config, sources, transformer)
     lists = any(source.task.is_list for source in sources)
     batch, list_size = config.batch, config.ranking.list_size if lists else 1
@@ -259,7 +265,8 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
     shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size)
     if batch.examples_per_step < 0:
         raise InputError(f"batch.examples_per_step must be positive, or 0 to have it measured; got {batch.examples_per_step}")
-    losses = LossOptions(dict(config.losses), dict(config.task_weights), batch.examples_per_step, groups, list_size, config.poly1_epsilon)
+    examples = batch.examples_per_step or dry * batch.rows
+    losses = LossOptions(dict(config.losses), dict(config.task_weights), examples, groups, list_size, config.poly1_epsilon)
     for source in sources:
         losses.function(source.task.kind)
         if source.task.kind == "ranking":
@@ -278,14 +285,20 @@ def build(config: ml_collections.ConfigDict) -> Recipe:
     )
 
 
+def _named_size(config: ml_collections.ConfigDict) -> TransformerConfig:
+    """The transformer of the chosen size."""
+    name = SIZES[config.model.size]
+    if name is None:
+        raise InputError("model.size=pretrained needs model.pretrained, the checkpoint that says what the model is; else name a size")
+    return GEMMA_CONFIGS[name]
+
+
 def _transformer(config: ml_collections.ConfigDict) -> TransformerConfig:
     """The transformer of the chosen size; with pretrained weights, exactly theirs, which must be of that size."""
     size, path = config.model.size, config.model.pretrained
-    known = GEMMA_CONFIGS[SIZES[size]] if SIZES[size] else None
     if not path:
-        if known is None:
-            raise InputError("model.size=pretrained needs model.pretrained, the checkpoint that says what the model is")
-        return known
+        return _named_size(config)
+    known = _named_size(config) if SIZES[size] else None
     transformer = backbone.open_checkpoint(path).config(known)
     if known is not None and (found := backbone.differences(transformer, known)):
         raise InputError(f"model.pretrained={path} is not {size}: {'; '.join(found)}; choose model.size=pretrained, or another checkpoint")

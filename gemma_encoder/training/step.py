@@ -15,7 +15,9 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import skeleton
 from gemma_encoder.training.losses import LossOptions, TaskLoss, batch_loss
-from gemma_encoder.training.state import TrainState
+from gemma_encoder.training.optimizer import make_optimizer, make_schedule
+from gemma_encoder.training.recipe import Recipe
+from gemma_encoder.training.state import TrainState, abstract_state
 
 
 class StepMetrics(NamedTuple):
@@ -50,17 +52,34 @@ def train_step(
     return TrainState(optax.apply_updates(state.parameters, updates), moments, state.step + 1), metrics
 
 
-def compile_train_step(
-    config: EncoderConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh, tasks: Sequence[Task], options: LossOptions, seed: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """`train_step` jitted over the mesh; it donates the state that it is given."""
-    encoder = skeleton(config)
+class Program(NamedTuple):
+    """A training step and what it works on, compiled when it is first called or lowered; the same for a run and for a plan of one.
+
+    Attributes:
+        abstract: shapes, dtypes and shardings of the state.
+        optimizer: what made them.
+        schedule: learning rate by step.
+        step: from (state, batch) to (state, metrics); it donates the state that it is given.
+    """
+
+    abstract: TrainState
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program:
+    """What trains `recipe` on `mesh` for `total` steps, of which the learning rate rises over `warmup`."""
+    schedule = make_schedule(recipe.optimizer, total, warmup)
+    optimizer = make_optimizer(recipe.optimizer, schedule)
+    abstract, encoder = abstract_state(recipe.encoder, optimizer, mesh), skeleton(recipe.encoder)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def step(state, batch):
-        return train_step(state, batch, encoder=encoder, optimizer=optimizer, tasks=tasks, options=options, seed=seed, mesh=mesh)
+        return train_step(state, batch, encoder=encoder, optimizer=optimizer, tasks=recipe.tasks, options=recipe.losses, seed=recipe.config.seed, mesh=mesh)
 
-    return jax.jit(step, in_shardings=(places, sharding.batch_sharding(mesh)), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
+    compiled = jax.jit(step, in_shardings=(places, sharding.batch_sharding(mesh)), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
+    return Program(abstract, optimizer, schedule, compiled)
 
 
 def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:

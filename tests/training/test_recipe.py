@@ -127,3 +127,16 @@ def test_weight_decay_leaves_out_norms_biases_and_embeddings():
     np.testing.assert_allclose(updates["backbone"]["rest"]["0"]["query"], -0.5)
     for untouched in (updates["backbone"]["embedding"], updates["backbone"]["final_norm"]["scale"], updates["heads"]["h"]["bias"]):
         np.testing.assert_array_equal(untouched, 0)
+
+
+def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):
+    from experiments import glue
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = glue.get_config("mnli,size=gemma2_9b")
+    config.model.pretrained = "GEMMA2_9B_PT"
+    recipe = recipes.build(config, dry=True)
+    assert recipe.encoder.transformer.num_layers == 42 and recipe.losses.examples_per_step > 0
+    config.model.size = "pretrained"
+    with pytest.raises(InputError, match="else name a size"):
+        recipes.build(config, dry=True)

@@ -16,8 +16,8 @@ from gemma_encoder.model.config import GEMMA_CONFIGS
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.optimizer import make_optimizer
-from gemma_encoder.training.state import abstract_state, initial_state
-from gemma_encoder.training.step import compile_train_step, place_batch
+from gemma_encoder.training.state import initial_state
+from gemma_encoder.training.step import make_program, place_batch
 
 STEPS = 3
 
@@ -26,10 +26,9 @@ def run(config, mesh_shape, devices):
     recipe = recipes.build(config).measured()
     mesh = sharding.make_mesh(mesh_shape, jax.devices()[:devices])
     # Adam divides by the root of squared gradients: where a gradient is all rounding it would blow rounding up to a whole step.
-    optimizer = make_optimizer(recipes.OptimizerOptions(1e-2, epsilon=1e-4), lambda step: 1e-2)
-    abstract = abstract_state(recipe.encoder, optimizer, mesh)
-    state = initial_state(recipe.encoder, optimizer, mesh, seed=3)
-    step = compile_train_step(recipe.encoder, optimizer, abstract, mesh, recipe.tasks, recipe.losses, seed=3)
+    recipe = dataclasses.replace(recipe, optimizer=recipes.OptimizerOptions(1e-2, "constant", epsilon=1e-4))
+    program = make_program(recipe, mesh, 100, 0)
+    state, step = initial_state(recipe.encoder, program.optimizer, mesh, seed=3), program.step
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
     losses = []
     for batch in itertools.islice(stream, STEPS):
@@ -70,16 +69,14 @@ def test_meshes_agree(micro, reference):
 def test_dropout_depends_on_seed_and_step(micro):
     losses = {}
     for seed in (0, 1):
-        config = micro(model__feed_forward_dropout=0.5)
-        recipe = recipes.build(config).measured()
+        recipe = recipes.build(micro(model__feed_forward_dropout=0.5, seed=seed, optimizer__learning_rate=0.0)).measured()
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-        optimizer = make_optimizer(recipes.OptimizerOptions(0.0, weight_decay=0.0), lambda step: 0.0)
-        state = initial_state(recipe.encoder, optimizer, mesh, seed=3)
-        step = compile_train_step(recipe.encoder, optimizer, abstract_state(recipe.encoder, optimizer, mesh), mesh, recipe.tasks, recipe.losses, seed=seed)
+        program = make_program(recipe, mesh, 100, 0)
+        state = initial_state(recipe.encoder, program.optimizer, mesh, seed=3)
         batch = place_batch(next(TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)), mesh)
         losses[seed] = []
         for _ in range(2):  # the learning rate is zero: only the dropout differs
-            state, metrics = step(state, batch)
+            state, metrics = program.step(state, batch)
             losses[seed].append(float(metrics.loss))
     assert len({*losses[0], *losses[1]}) == 4
 
@@ -91,18 +88,15 @@ def count_equations(jaxpr) -> int:
 
 def test_depth_hardly_changes_the_size_of_the_step(micro):
     """Forward, backward and update of Gemma 3's 62 layers (ten groups of six, and two) against 12 (two groups) of the same width."""
-    recipe = recipes.build(micro())
+    recipe = recipes.build(micro(batch__examples_per_step=8))
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0)
     batch = empty_batch(recipe.stream.shape)
     sizes = {}
     for num_layers in (12, 62):
         transformer = dataclasses.replace(recipe.encoder.transformer, num_layers=num_layers, pattern=GEMMA_CONFIGS["gemma3_27b"].pattern)
         encoder = dataclasses.replace(recipe.encoder, transformer=transformer, remat="full")
-        abstract = abstract_state(encoder, optimizer, mesh)
-        losses = recipe.losses._replace(examples_per_step=8)
-        step = compile_train_step(encoder, optimizer, abstract, mesh, recipe.tasks, losses, seed=0)
-        sizes[num_layers] = count_equations(step.trace(abstract, batch).jaxpr.jaxpr)
+        program = make_program(dataclasses.replace(recipe, encoder=encoder), mesh, 100, 0)
+        sizes[num_layers] = count_equations(program.step.trace(program.abstract, batch).jaxpr.jaxpr)
     assert sizes[62] <= 1.5 * sizes[12], sizes
 
 
