@@ -135,8 +135,8 @@ def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = glue.get_config("mnli,size=gemma2_9b")
     config.model.pretrained = "GEMMA2_9B_PT"
-    recipe = recipes.build(config, dry=True)
-    assert recipe.encoder.transformer.num_layers == 42 and recipe.losses.examples_per_step > 0
+    built = recipe.build(config, dry=True)
+    assert built.encoder.transformer.num_layers == 42 and built.losses.examples_per_step > 0
     config.model.size = "pretrained"
     with pytest.raises(InputError, match="else name a size"):
-        recipes.build(config, dry=True)
+        recipe.build(config, dry=True)
