@@ -42,6 +42,7 @@ class StreamOptions:
         readers: how many independent readers fill a batch; a multiple of the number of processes.
         seed: of shuffling, mixing and sampling.
         padding: the side of a row that padding takes.
+        micro_batches: into how many equal parts a global batch is cut, whose gradients are summed; no list lies in two of them.
     """
 
     shape: BatchShape
@@ -49,6 +50,12 @@ class StreamOptions:
     readers: int = 1
     seed: int = 0
     padding: str = "right"
+    micro_batches: int = 1
+
+    @property
+    def block(self) -> BatchShape:
+        """What one reader adds to one micro-batch."""
+        return self.shape.split(self.readers * self.micro_batches)
 
     def __post_init__(self):
         if self.padding not in ("left", "right"):
@@ -57,7 +64,9 @@ class StreamOptions:
             raise InputError(f"max_length={self.max_length} leaves no room for a token between bos and eos")
         if self.max_length > self.shape.row_length:
             raise InputError(f"max_length={self.max_length} exceeds batch.row_length={self.shape.row_length}")
-        self.shape.split(self.readers)
+        if self.micro_batches < 1:
+            raise InputError(f"batch.micro_batches must be at least 1, got {self.micro_batches}")
+        _ = self.block
 
 
 class TaskReader:
@@ -144,12 +153,16 @@ class Reader:
         self.sources, self.rates, self.tokenizer, self.options, self.number = sources, rates, tokenizer, options, number
         # A task that is never drawn may have nothing to draw from: a diagnostic set has no train split.
         self._tasks = {i: TaskReader(source, options, number) for i, source in enumerate(sources) if rates[i]}
-        self._packer = Packer(options.shape.split(options.readers), options.padding)
+        self._packer = Packer(options.block, options.padding)
         self._draws = 0
+        self._ahead: collections.deque[list[Batch]] = collections.deque()  # made before a restart, not given out yet
         self.counts = {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0} for source in sources}
 
-    def next_block(self) -> Batch:
-        """This reader's rows of the next global batch."""
+    def next_blocks(self) -> list[Batch]:
+        """This reader's rows of the next global batch, one block for each micro-batch."""
+        return self._ahead.popleft() if self._ahead else [self._next_block() for _ in range(self.options.micro_batches)]
+
+    def _next_block(self) -> Batch:
         while not self._packer.ready:
             self._draw()
         return self._packer.emit()
@@ -177,19 +190,33 @@ class Reader:
         for (number, _, _), unit in zip(drawn, segments, strict=True):
             self._packer.add(Unit(unit, self.sources[number].task.is_list))
 
-    def state(self) -> bytes:
-        """Everything that decides what comes next, as bytes; `restore` is its inverse."""
-        header = {"draws": self._draws, "counts": self.counts, "tasks": {reader.source.task.name: reader.state() for reader in self._tasks.values()}}
-        return _pack_bytes(json.dumps(header).encode(), self._packer.state())
+    def state(self, ahead: Sequence[list[Batch]] = ()) -> bytes:
+        """Everything that decides what comes next, as bytes; `restore` is its inverse.
+
+        Args:
+            ahead: blocks that `next_blocks` gave and nobody used; a restored reader gives them again.
+        """
+        ahead = [block for blocks in (*ahead, *self._ahead) for block in blocks]
+        header = {
+            "draws": self._draws,
+            "counts": self.counts,
+            "ahead": len(ahead) // self.options.micro_batches,
+            "tasks": {reader.source.task.name: reader.state() for reader in self._tasks.values()},
+        }
+        blocks = {f"ahead/{i}/{name}": value for i, block in enumerate(ahead) for name, value in block._asdict().items()}
+        return _pack_bytes(json.dumps(header).encode(), {**{f"packer/{name}": value for name, value in self._packer.state().items()}, **blocks})
 
     def restore(self, state: bytes) -> None:
         """Makes the reader go on where `state()` was taken."""
         header, arrays = _unpack_bytes(state)
         values = json.loads(header)
+        count = self.options.micro_batches
+        blocks = [Batch(*(arrays[f"ahead/{i}/{name}"] for name in Batch._fields)) for i in range(values["ahead"] * count)]
+        self._ahead = collections.deque(blocks[i : i + count] for i in range(0, len(blocks), count))
         self._draws, self.counts = values["draws"], values["counts"]
         for reader in self._tasks.values():
             reader.restore(values["tasks"][reader.source.task.name])
-        self._packer.restore(arrays)
+        self._packer.restore({name.removeprefix("packer/"): value for name, value in arrays.items() if name.startswith("packer/")})
 
 
 def make_segments(
@@ -237,13 +264,15 @@ def average_examples(sources: Sequence[Source], rates: np.ndarray, tokenizer: To
     reader = Reader(sources, rates, tokenizer, options, 0)
     counts = []
     for _ in range(blocks):
-        block = reader.next_block()
-        counts.append(np.sum((block.weight > 0) & (block.group_id < 0)) + block.group_id.max() + 1)
+        made = reader.next_blocks()
+        counts.append(sum(np.sum((block.weight > 0) & (block.group_id < 0)) + block.group_id.max() + 1 for block in made))
     return float(np.mean(counts)) * options.readers
 
 
 class TrainStream:
     """Endless training batches: this process's rows of every global batch, made ahead in a background thread.
+
+    Rows of one micro-batch stand together, and lists are numbered within it.
 
     Args:
         sources: the tasks of the mixture; a segment's `task_id` is its task's place here.
@@ -269,9 +298,9 @@ class TrainStream:
             raise InputError(f"batch.readers={options.readers} must be a multiple of the number of processes, {processes}")
         share = options.readers // processes
         self._first = process * share
-        self._groups = options.shape.groups // options.readers
+        self._options = options
         self._readers = [Reader(sources, rates, tokenizer, options, self._first + i) for i in range(share)]
-        self._ready: collections.deque[Batch] = collections.deque()
+        self._ready: collections.deque[tuple[Batch, list[list[Batch]]]] = collections.deque()  # a batch, and the blocks that each reader gave to it
         self._prefetch = prefetch
         self._making = threading.Lock()  # held while a batch is made and queued: a state is never taken in between; taken before _changed
         self._changed = threading.Condition()  # guards the queue
@@ -290,7 +319,7 @@ class TrainStream:
             self._changed.wait_for(lambda: self._ready or self._error)
             if not self._ready:
                 raise self._error
-            batch = self._ready.popleft()
+            batch, _ = self._ready.popleft()
             self._changed.notify_all()
             return batch
 
@@ -302,9 +331,10 @@ class TrainStream:
                     if self._closed:
                         return
                 with self._making:
-                    batch = concatenate([reader.next_block() for reader in self._readers], self._groups, self._first)
+                    blocks = [reader.next_blocks() for reader in self._readers]
+                    micro = [concatenate(part, self._options.block.groups, self._first) for part in zip(*blocks, strict=True)]
                     with self._changed:
-                        self._ready.append(batch)
+                        self._ready.append((Batch(*(np.concatenate(field) for field in zip(*micro, strict=True))), blocks))
                         self._changed.notify_all()
         except BaseException as error:
             with self._changed:
@@ -331,29 +361,16 @@ class TrainStream:
     def state(self) -> dict[str, bytes]:
         """One entry per reader of this process, batches made ahead included; `restore` is its inverse."""
         with self._making, self._changed:
-            ahead = list(self._ready)
-            states = {}
-            for place, (name, reader) in enumerate(zip(self.names, self._readers, strict=True)):
-                rows = self._rows(place)
-                arrays = {f"{i}/{field}": getattr(batch, field)[rows] for i, batch in enumerate(ahead) for field in Batch._fields}
-                states[name] = _pack_bytes(reader.state(), arrays)
-            return states
+            return {
+                name: reader.state([blocks[place] for _, blocks in self._ready])
+                for place, (name, reader) in enumerate(zip(self.names, self._readers, strict=True))
+            }
 
     def restore(self, states: dict[str, bytes]) -> None:
-        """Makes the stream go on where `state()` was taken. Call it before the first batch is drawn."""
-        with self._making, self._changed:
-            parts: list[list[Batch]] = []
+        """Makes the stream go on where `state()` was taken, on this or another number of processes. Call it before the first batch is drawn."""
+        with self._making:
             for name, reader in zip(self.names, self._readers, strict=True):
-                state, arrays = _unpack_bytes(states[name])
-                reader.restore(state)
-                count = len(arrays) // len(Batch._fields)
-                parts.append([Batch(*(arrays[f"{i}/{field}"] for field in Batch._fields)) for i in range(count)])
-            # Lists were numbered when the batches were made: the blocks are only joined here.
-            self._ready.extend(Batch(*(np.concatenate(field) for field in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True))
-
-    def _rows(self, place: int) -> slice:
-        rows = self._readers[place]._packer.shape.rows
-        return slice(place * rows, (place + 1) * rows)
+                reader.restore(states[name])
 
     def close(self) -> None:
         """Ends the background thread."""

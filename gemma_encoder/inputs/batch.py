@@ -50,11 +50,11 @@ class BatchShape:
             if getattr(self, field.name) < 1:
                 raise InputError(f"batch {field.name} must be at least 1, got {getattr(self, field.name)}")
 
-    def split(self, readers: int) -> "BatchShape":
-        """The shape of one reader's block when `readers` of them fill a batch."""
-        if self.rows % readers or self.groups % readers:
-            raise InputError(f"{readers} readers cannot share {self.rows} rows and {self.groups} lists evenly; use multiples of {readers}")
-        return dataclasses.replace(self, rows=self.rows // readers, groups=self.groups // readers)
+    def split(self, parts: int) -> "BatchShape":
+        """The shape of one of `parts` equal blocks that fill a batch: one for each reader and micro-batch."""
+        if self.rows % parts or self.groups % parts:
+            raise InputError(f"readers x micro-batches = {parts} cannot share {self.rows} rows and {self.groups} lists evenly; use multiples of {parts}")
+        return dataclasses.replace(self, rows=self.rows // parts, groups=self.groups // parts)
 
 
 def empty_batch(shape: BatchShape) -> Batch:

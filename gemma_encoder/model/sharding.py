@@ -92,6 +92,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data and fsdp axes."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+def batch_sharding(mesh: Mesh, micro: bool = False) -> NamedSharding:
+    """Rows over the data and fsdp axes; `micro` where an axis of micro-batches comes first."""
+    return NamedSharding(mesh, P(None, ("data", "fsdp")) if micro else P(("data", "fsdp")))

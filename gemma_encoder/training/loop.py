@@ -83,7 +83,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     evaluated = None
     try:
         for step in range(start + 1, total + 1):
-            batch = place_batch(window.wait_for(stream), mesh)
+            batch = program.place(window.wait_for(stream))
             state, metrics = program.step(state, batch)
             # Step n is under way before the numbers of step n − 1 are waited for.
             if previous is not None:
@@ -136,8 +136,10 @@ def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) ->
 
 def _check_rows(recipe: Recipe, mesh: Mesh) -> None:
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if recipe.stream.shape.rows % shards:
-        raise InputError(f"batch.rows={recipe.stream.shape.rows} must be a multiple of data x fsdp = {shards} of the mesh {dict(mesh.shape)}")
+    rows, parts = recipe.stream.shape.rows, recipe.stream.micro_batches
+    if rows // parts % shards:
+        cut = f" / micro_batches={parts}" if parts > 1 else ""
+        raise InputError(f"batch.rows={rows}{cut} must be a multiple of data x fsdp = {shards} of the mesh {dict(mesh.shape)}")
 
 
 def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream) -> TrainState:
@@ -255,7 +257,7 @@ class Evaluator:
         self._forward = compile_forward(recipe.encoder, mesh)
         shape = recipe.stream.shape
         # Candidates are scored one by one, so no list has to fit in a batch.
-        self._stream = dataclasses.replace(recipe.stream, shape=dataclasses.replace(shape, groups=recipe.stream.readers, list_size=1))
+        self._stream = dataclasses.replace(recipe.stream, shape=dataclasses.replace(shape, groups=recipe.stream.readers, list_size=1), micro_batches=1)
 
     def run(self, parameters: Any, step: int, log: MetricsLog | None) -> tuple[dict[str, dict[str, float]], dict[str, list[Predictions]]]:
         """Metrics and predictions by task; metrics go to the log, predictions to files."""

@@ -83,7 +83,7 @@ class LossOptions(NamedTuple):
         names: for each kind of task, a name in `LOSSES`.
         task_weights: by task name; 1 where a task is not named.
         examples_per_step: the divisor.
-        groups, list_size: G and N, the static shape of lists.
+        groups, list_size: G and N, the static shape of a micro-batch's lists.
         poly1_epsilon: ε of Poly-1.
     """
 

@@ -64,6 +64,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.batch.segments = 12  # most texts that share a row; 1 turns packing off
     config.batch.examples_per_step = 0  # what the loss is divided by, a constant; 0: the texts (a list counts once) that a batch holds on average
     config.batch.padding = "right"  # or "left"
+    config.batch.micro_batches = 1  # parts of a batch that are worked on one after another, to save memory
     config.batch.readers = 1  # parallel data readers, a multiple of the number of hosts
 
     config.ranking = ml_collections.ConfigDict(
@@ -213,7 +214,7 @@ class Recipe:
         waits to be packed or trained on are added to what is drawn on average.
         """
         shape, readers = self.stream.shape, self.stream.readers
-        waiting = (Packer.LOOKAHEAD + PREFETCH + 1) * shape.split(readers).rows * shape.segments + CHUNK
+        waiting = (Packer.LOOKAHEAD + PREFETCH + 1) * shape.rows // readers * shape.segments + CHUNK
         draws = 1.02 * max(steps, MEASURED) * self.losses.examples_per_step / readers + waiting
         result = []
         for source, rate in zip(self.sources, self.rates(), strict=True):
@@ -261,17 +262,18 @@ def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
     encoder = _encoder(config, sources, transformer)
     lists = any(source.task.is_list for source in sources)
     batch, list_size = config.batch, config.ranking.list_size if lists else 1
-    groups = max(batch.rows * batch.segments // list_size // batch.readers, 1) * batch.readers if lists else batch.readers
+    parts = batch.readers * max(batch.micro_batches, 1)
+    groups = max(batch.rows * batch.segments // list_size // parts, 1) * parts if lists else parts
     shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size)
     if batch.examples_per_step < 0:
         raise InputError(f"batch.examples_per_step must be positive, or 0 to have it measured; got {batch.examples_per_step}")
     examples = batch.examples_per_step or dry * batch.rows
-    losses = LossOptions(dict(config.losses), dict(config.task_weights), examples, groups, list_size, config.poly1_epsilon)
+    losses = LossOptions(dict(config.losses), dict(config.task_weights), examples, groups // max(batch.micro_batches, 1), list_size, config.poly1_epsilon)
     for source in sources:
         losses.function(source.task.kind)
         if source.task.kind == "ranking":
             ranking.check_names(source.task.metrics)
-    stream = StreamOptions(shape, config.max_length, batch.readers, config.seed, batch.padding)
+    stream = StreamOptions(shape, config.max_length, batch.readers, config.seed, batch.padding, batch.micro_batches)
     if config.prepared:
         check_prepared(sources, tokenizer, stream)
     return Recipe(

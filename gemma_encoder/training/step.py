@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gemma_encoder.inputs.batch import Batch
+from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
@@ -33,22 +33,37 @@ class StepMetrics(NamedTuple):
 def train_step(
     state: TrainState, batch: Batch, *, encoder, optimizer: optax.GradientTransformation, tasks: Sequence[Task], options: LossOptions, seed: int, mesh: Mesh
 ) -> tuple[TrainState, StepMetrics]:
-    """One update. Dropout is drawn from (seed, step, layer), so it does not depend on the mesh or on a restart."""
+    """One update. Dropout is drawn from (seed, step, micro-batch, layer), so it does not depend on the mesh or on a restart.
+
+    Args:
+        state: before.
+        batch: with a leading axis of micro-batches, which are worked on one after another and whose gradients are summed. The loss
+            is a sum over texts and lists, so that this is the gradient of the whole batch.
+        encoder, optimizer, tasks, options, seed, mesh: constants of the program.
+    """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-    def loss_of(parameters):
-        output = encoder.merge(parameters)(batch.tokens, batch.segment_ids, batch.positions, batch.weight.shape[1], dropout_key=key, mesh=mesh)
-        return batch_loss(output.scores, batch, tasks, options)
+    def loss_of(parameters, part, key):
+        output = encoder.merge(parameters)(part.tokens, part.segment_ids, part.positions, part.weight.shape[1], dropout_key=key, mesh=mesh)
+        loss, tasks_ = batch_loss(output.scores, part, tasks, options)
+        return loss, (loss, tasks_, part.weight.sum(), (part.segment_ids > 0).sum(dtype=jnp.int32))
 
-    (loss, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    count = batch.tokens.shape[0]
+    if count == 1:
+        gradients, sums = gradient_of(state.parameters, jax.tree.map(lambda field: field[0], batch), key)
+    else:
+
+        def add(total, numbered):
+            number, part = numbered
+            return jax.tree.map(jnp.add, total, gradient_of(state.parameters, part, jax.random.fold_in(key, number))), None
+
+        first = jax.tree.map(lambda field: field[0], batch)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient_of, state.parameters, first, key))
+        (gradients, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
+    loss, parts, texts, real_tokens = sums
     updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
-    metrics = StepMetrics(
-        loss=loss,
-        tasks=parts,
-        gradient_norm=optax.global_norm(gradients),
-        texts=batch.weight.sum(),
-        real_tokens=(batch.segment_ids > 0).sum(dtype=jnp.int32),
-    )
+    metrics = StepMetrics(loss, parts, optax.global_norm(gradients), texts, real_tokens)
     return TrainState(optax.apply_updates(state.parameters, updates), moments, state.step + 1), metrics
 
 
@@ -57,15 +72,22 @@ class Program(NamedTuple):
 
     Attributes:
         abstract: shapes, dtypes and shardings of the state.
-        optimizer: what made them.
-        schedule: learning rate by step.
+        batch: the same of the batch that `step` takes, with a leading axis of micro-batches.
+        optimizer, schedule: what changes the state, and its learning rate by step.
         step: from (state, batch) to (state, metrics); it donates the state that it is given.
     """
 
     abstract: TrainState
+    batch: Batch
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+    def place(self, batch: Batch) -> Batch:
+        """The global batch on the mesh, from this process's rows of it as `TrainStream` gives them."""
+        count = self.batch.tokens.shape[0]
+        fields = (field.reshape(count, -1, *field.shape[1:]) for field in batch)
+        return Batch(*(jax.make_array_from_process_local_data(like.sharding, field) for field, like in zip(fields, self.batch, strict=True)))
 
 
 def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program:
@@ -78,8 +100,11 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
     def step(state, batch):
         return train_step(state, batch, encoder=encoder, optimizer=optimizer, tasks=recipe.tasks, options=recipe.losses, seed=recipe.config.seed, mesh=mesh)
 
-    compiled = jax.jit(step, in_shardings=(places, sharding.batch_sharding(mesh)), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
-    return Program(abstract, optimizer, schedule, compiled)
+    where, stream = sharding.batch_sharding(mesh, micro=True), recipe.stream
+    rows = empty_batch(stream.shape.split(stream.micro_batches))
+    batch = Batch(*(jax.ShapeDtypeStruct((stream.micro_batches, *field.shape), field.dtype, sharding=where) for field in rows))
+    compiled = jax.jit(step, in_shardings=(places, where), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
+    return Program(abstract, batch, optimizer, schedule, compiled)
 
 
 def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
@@ -95,6 +120,6 @@ def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch],
 
 
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """The global batch on the mesh, from this process's rows of it."""
+    """The global batch of an evaluation on the mesh, from this process's rows of it."""
     where = sharding.batch_sharding(mesh)
     return Batch(*(jax.make_array_from_process_local_data(where, field) for field in batch))

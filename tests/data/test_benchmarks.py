@@ -255,13 +255,13 @@ def test_questions_without_a_right_option_are_skipped_and_said_once(tokenizer, b
     source = registry.get("superglue_record")
     reader = Reader([source], np.ones(1), tokenizer, TRAINING, 0)
     for _ in range(12):
-        reader.next_block()
+        reader.next_blocks()
     lines = [record.getMessage() for record in caplog.records if "no right or no wrong option" in record.getMessage()]
     assert lines == ["superglue_record: 2 of 8 train records of shard 0 of 1 have no right or no wrong option and are skipped"]
     state = reader.state()
     again = Reader([source], np.ones(1), tokenizer, TRAINING, 0)
     again.restore(state)
-    np.testing.assert_array_equal(again.next_block().tokens, reader.next_block().tokens)
+    np.testing.assert_array_equal(again.next_blocks()[0].tokens, reader.next_blocks()[0].tokens)
 
 
 def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
@@ -275,7 +275,7 @@ def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
         examples=lambda row: superglue._record(row | {"answers": ["Nobody"]}),
     )
     with pytest.raises(InputError, match=f"task '{name}': no record of shard 0 of 1 has both a right and a wrong option"):
-        Reader([make(DataOptions())], np.ones(1), tokenizer, TRAINING, 0).next_block()
+        Reader([make(DataOptions())], np.ones(1), tokenizer, TRAINING, 0).next_blocks()
 
 
 # What mixtures do with tasks that have nothing to train on

@@ -200,7 +200,7 @@ def test_a_run_by_path(marco, tmp_path):
 def epochs(source, count, seed=0):
     """The lists of whole epochs, as training draws them."""
     options = StreamOptions(BatchShape(1, 128), 128, seed=seed)
-    reader = TaskReader(source, 0, options, 0)
+    reader = TaskReader(source, options, 0)
     lists = [tuple(e.document_id for e in reader.next()[0]) for _ in range(count * source.count("train"))]
     queries = source.count("train")
     return [lists[i : i + queries] for i in range(0, len(lists), queries)]

@@ -157,7 +157,7 @@ def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one
         reader = Reader(sources(), RATES, tokenizer, StreamOptions(shape, 48, seed=5), 0)
         out = []
         for _ in range(12):
-            block = reader.next_block()
+            (block,) = reader.next_blocks()
             for row, slot in zip(*np.nonzero(block.weight), strict=True):
                 assert block.weight[row, slot] == 1
                 out.append((int(block.task_id[row, slot]), float(block.label[row, slot]), tuple(block.tokens[row][block.segment_ids[row] == slot + 1])))

@@ -56,7 +56,7 @@ def test_readers_share_rows_and_groups(readers, rows, groups):
 
 @pytest.mark.parametrize(("rows", "groups"), [(6, 4), (4, 6)])
 def test_an_uneven_split_is_refused(rows, groups):
-    with pytest.raises(InputError, match=f"4 readers cannot share {rows} rows and {groups} lists evenly"):
+    with pytest.raises(InputError, match=f"readers x micro-batches = 4 cannot share {rows} rows and {groups} lists evenly"):
         BatchShape(rows=rows, row_length=8, groups=groups).split(4)
 
 

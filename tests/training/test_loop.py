@@ -41,7 +41,7 @@ def kill_after(monkeypatch):
 
 def train_lines(workdir):
     """The training lines without what a clock measured."""
-    return [{k: v for k, v in line.items() if "per_second" not in k} for line in read_metrics(workdir) if line["split"] == "train"]
+    return [{k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k} for line in read_metrics(workdir) if line["split"] == "train"]
 
 
 def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):

@@ -10,14 +10,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.data.pipeline import TrainStream
-from gemma_encoder.inputs.batch import empty_batch
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import GEMMA_CONFIGS
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.optimizer import make_optimizer
 from gemma_encoder.training.state import initial_state
-from gemma_encoder.training.step import make_program, place_batch
+from gemma_encoder.training.step import make_program
 
 STEPS = 3
 
@@ -33,7 +32,7 @@ def run(config, mesh_shape, devices):
     losses = []
     for batch in itertools.islice(stream, STEPS):
         before = state
-        state, metrics = step(state, place_batch(batch, mesh))
+        state, metrics = step(state, program.place(batch))
         losses.append(float(metrics.loss))
     stream.close()
     assert step._cache_size() == 1
@@ -73,12 +72,42 @@ def test_dropout_depends_on_seed_and_step(micro):
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
         program = make_program(recipe, mesh, 100, 0)
         state = initial_state(recipe.encoder, program.optimizer, mesh, seed=3)
-        batch = place_batch(next(TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)), mesh)
+        batch = program.place(next(TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)))
         losses[seed] = []
         for _ in range(2):  # the learning rate is zero: only the dropout differs
             state, metrics = program.step(state, batch)
             losses[seed].append(float(metrics.loss))
     assert len({*losses[0], *losses[1]}) == 4
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
+    """The same rows as one batch and as four; lists included, each in one micro-batch."""
+    changes = {"batch__rows": 16, "batch__micro_batches": 4, "ranking__list_size": 2, "optimizer__schedule": "constant", "optimizer__epsilon": 1e-4}
+    recipe = recipes.build(micro(model__feed_forward_dropout=0.0, **changes)).measured()
+    mesh = sharding.make_mesh((2, 1, 1), jax.devices()[:2])
+    stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
+    batches = list(itertools.islice(stream, STEPS))
+    stream.close()
+    groups = recipe.losses.groups
+    assert any((batch.group_id >= 0).any() for batch in batches)
+    results = []
+    for parts in (4, 1):
+        shape = recipe.stream.shape
+        stream_options, losses_options = dataclasses.replace(recipe.stream, micro_batches=parts), recipe.losses._replace(groups=4 * groups // parts)
+        one = dataclasses.replace(recipe, stream=stream_options, losses=losses_options)
+        program = make_program(one, mesh, 100, 0)
+        state, losses = initial_state(recipe.encoder, program.optimizer, mesh, seed=3), []
+        for batch in batches:
+            if parts == 1:  # lists are numbered within their micro-batch: number them anew
+                micro_batch = np.arange(shape.rows)[:, None] // (shape.rows // 4)
+                batch = batch._replace(group_id=np.where(batch.group_id < 0, -1, batch.group_id + micro_batch * groups).astype(np.int32))
+            state, metrics = program.step(state, program.place(batch))
+            losses.append([float(metrics.loss), float(metrics.gradient_norm), float(metrics.texts), *(float(part.count) for part in metrics.tasks.values())])
+        results.append((losses, parameter_paths(jax.device_get(state.parameters))))
+    (losses, parameters), (whole_losses, whole_parameters) = results
+    np.testing.assert_allclose(losses, whole_losses, rtol=2e-5)  # four sums instead of one: a few units of float32
+    for path, value in whole_parameters.items():
+        np.testing.assert_allclose(parameters[path], value, rtol=1e-4, atol=2e-5, err_msg=path)
 
 
 def count_equations(jaxpr) -> int:
@@ -90,13 +119,12 @@ def test_depth_hardly_changes_the_size_of_the_step(micro):
     """Forward, backward and update of Gemma 3's 62 layers (ten groups of six, and two) against 12 (two groups) of the same width."""
     recipe = recipes.build(micro(batch__examples_per_step=8))
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    batch = empty_batch(recipe.stream.shape)
     sizes = {}
     for num_layers in (12, 62):
         transformer = dataclasses.replace(recipe.encoder.transformer, num_layers=num_layers, pattern=GEMMA_CONFIGS["gemma3_27b"].pattern)
         encoder = dataclasses.replace(recipe.encoder, transformer=transformer, remat="full")
         program = make_program(dataclasses.replace(recipe, encoder=encoder), mesh, 100, 0)
-        sizes[num_layers] = count_equations(program.step.trace(program.abstract, batch).jaxpr.jaxpr)
+        sizes[num_layers] = count_equations(program.step.trace(program.abstract, program.batch).jaxpr.jaxpr)
     assert sizes[62] <= 1.5 * sizes[12], sizes
 
 
