@@ -2,7 +2,8 @@
 
     python -m gemma_encoder.main --config=experiments/quickstart.py --workdir=DIR [--mode=train|eval|predict] [--config.FIELD=VALUE …]
 
-A run that ends well exits 0; whatever cannot be used exits 2 with one line that says why.
+A run that ends well exits 0; whatever cannot be used exits 2 with one line that says why; a run that was told to stop (SIGTERM)
+saves and exits 75: the same command goes on.
 """
 
 import glob
@@ -57,10 +58,15 @@ def _parse(argv: Sequence[str]) -> None:
 
 
 def _train_or_evaluate() -> int:
-    from gemma_encoder.training import loop
+    from gemma_encoder.training import loop, processes
 
+    processes.start()
     run = loop.train if MODE.value == "train" else loop.evaluate
     outcome = run(CONFIG.value, WORKDIR.value)
+    if outcome.preempted:
+        return processes.EXIT_PREEMPTED
+    if not processes.is_first():
+        return 0
     print(_summary(outcome, CONFIG.value.evaluate_split))
     return 0
 
@@ -86,6 +92,8 @@ def _summary(outcome, split: str) -> str:
     texts = folder / "predictions" / f"{task}.examples.jsonl"
     texts.write_text("".join(json.dumps(fields) + "\n" for fields in predictions[0].table.shown))
     lines += ["", f"checkpoint: {outcome.checkpoint}"]
+    if outcome.best and outcome.best[0] != outcome.step:
+        lines.append(f"best checkpoint: {outcome.checkpoint.parent / str(outcome.best[0])}, {outcome.best[1]:.3f}")
     if outcome.seconds:
         lines.append(f"training took {outcome.seconds:.0f} s, evaluation and checkpoints apart")
     lines += [

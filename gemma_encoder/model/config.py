@@ -130,6 +130,15 @@ class TransformerConfig:
         block = attention + 3 * self.embed_dim * self.hidden_dim + 4 * self.embed_dim
         return self.num_layers * block + self.vocab_size * self.embed_dim + self.embed_dim
 
+    def forward_flops(self, tokens: float, length: float) -> float:
+        """Floating-point operations of a forward pass over so many tokens in texts of `length` on average.
+
+        Two for each weight that multiplies a token (looking up an embedding multiplies nothing), and four for each query's element
+        and key: scores, and the sum of values. Windows shorter than the texts are not taken off.
+        """
+        weights = self.num_layers * (2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads) + 3 * self.embed_dim * self.hidden_dim)
+        return tokens * (2 * weights + 4 * self.num_layers * self.num_heads * self.head_dim * length)
+
 
 def _gemma2(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, num_kv_heads: int, head_dim: int = 256, **changes) -> TransformerConfig:
     return TransformerConfig(

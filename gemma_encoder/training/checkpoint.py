@@ -1,11 +1,16 @@
 """Checkpoints of a run: written by Orbax in the background, each one whole or absent, one folder enough to resume and to predict."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Mapping
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights.native import Bundle, absolute
 
@@ -45,36 +50,86 @@ class Checkpoints:
 
     Args:
         workdir: local or `gs://`.
-        keep: how many of the newest stay.
+        keep: how many of the newest stay, besides the best one.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(absolute(workdir) / "checkpoints", options=options)
-        self.folder = self._manager.directory
+        if keep < 1:
+            raise InputError(f"keep_checkpoints must be at least 1, got {keep}")
+        best = BestN(get_metric_fn=lambda metrics: metrics["best"], n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
+            best_fn=lambda metrics: metrics["best"],
+            create=True,
+            enable_async_checkpointing=True,
+        )
+        self.folder = absolute(workdir) / "checkpoints"
+        self._saving: int | None = None
+        with self._refusing("opened"):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, state: TrainState, bundle: Bundle, data: dict[str, bytes]) -> None:
+    @contextlib.contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        """Turns whatever Orbax, TensorStore or the file system raises into one line."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{self.folder} cannot be {what}: {_reason(error)}") from error
+
+    def save(self, state: TrainState, bundle: Bundle, data: dict[str, bytes], chosen_by: Mapping[str, float]) -> None:
         """Starts saving; returns when the state may change again.
 
         Args:
             state: parameters, optimiser state and step.
             bundle: what inference needs.
             data: the state of this process's readers.
+            chosen_by: "best" and the value that the best checkpoint is chosen by; empty where there was no evaluation.
+
+        Raises:
+            InputError: this checkpoint, or the one before it, could not be written. Those before stay whole.
         """
-        inference = bundle.files() if jax.process_index() == 0 else {}
-        self._manager.save(
-            bundle.step,
-            args=ocp.args.Composite(
-                parameters=ocp.args.StandardSave(state.parameters),
-                training=ocp.args.StandardSave({"optimizer": state.optimizer, "step": state.step}),
-                data=FilesSave(data),
-                inference=FilesSave(inference),
-            ),
-        )
+        with self._writing():
+            self._manager.check_for_errors()
+            self._saving = bundle.step
+            inference = bundle.files() if jax.process_index() == 0 else {}
+            self._manager.save(
+                bundle.step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardSave(state.parameters),
+                    training=ocp.args.StandardSave({"optimizer": state.optimizer, "step": state.step}),
+                    data=FilesSave(data),
+                    inference=FilesSave(inference),
+                ),
+                metrics=dict(chosen_by) or None,
+                force=True,
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise InputError(
+                f"the checkpoint of step {self._saving} could not be written to {self.folder}: {_reason(error)}; those before it are whole. "
+                "Make room, or mend the folder, and start the same command again"
+            ) from error
+
+    def wait(self) -> None:
+        """Waits for what is being written; raises InputError where it could not be."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def latest_step(self) -> int | None:
         """The newest whole checkpoint's step."""
         return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float] | None:
+        """The step and the value of the best of the kept checkpoints; None where none has a value."""
+        found = [(info.metrics["best"], info.step) for info in self._manager._checkpoints if info.metrics and "best" in info.metrics]
+        return (max(found)[1], max(found)[0]) if found else None
 
     def restore(self, step: int, abstract: TrainState, readers: list[str]) -> tuple[TrainState, dict[str, bytes]]:
         """The state of training at `step`, each array where `abstract` says, and the data readers' states.
@@ -83,19 +138,32 @@ class Checkpoints:
             step: of an existing checkpoint.
             abstract: shapes and shardings.
             readers: the files of this process's readers.
+
+        Raises:
+            InputError: the checkpoint is damaged, or of another model.
         """
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                parameters=ocp.args.StandardRestore(abstract.parameters),
-                training=ocp.args.StandardRestore({"optimizer": abstract.optimizer, "step": abstract.step}),
-                data=FilesRestore(readers),
-            ),
-        )
+        away = f"choose another --workdir, or move {self.folder / str(step)} away to go on from the one before"
+        with self._refusing(f"read at step {step}, which is damaged or of another run ({away})"):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardRestore(abstract.parameters),
+                    training=ocp.args.StandardRestore({"optimizer": abstract.optimizer, "step": abstract.step}),
+                    data=FilesRestore(readers),
+                ),
+            )
         training = restored["training"]
         return TrainState(restored["parameters"], training["optimizer"], training["step"]), restored["data"]
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Lets go of the folder; what is being written is finished first, and what goes wrong with it is said by `wait`."""
+        try:
+            self._manager.close()
+        except Exception:
+            logging.warning("the last checkpoint of %s may not have been written", self.folder)
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, without the C++ source lines that TensorStore adds."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(" [tensorstore_spec")[0].split(" [source locations")[0][:300]

@@ -1,15 +1,13 @@
 """The training program, from a config and a workdir to a fine-tuned checkpoint and its metrics.
 
-Where the state comes from, in this order: this workdir's newest checkpoint; a pretrained Gemma backbone; random weights.
+Where the state comes from, in this order: this workdir's newest checkpoint; a fine-tuned encoder to start warm from; a pretrained
+Gemma backbone; random weights.
 """
 
-import collections
 import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import jax
 import ml_collections
@@ -18,21 +16,23 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from gemma_encoder.data.pipeline import TrainStream, evaluation_stream
-from gemma_encoder.evaluation.evaluator import Predictions, predict
-from gemma_encoder.inputs.batch import Batch, empty_batch
+from gemma_encoder.data.pipeline import TrainStream
+from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import skeleton
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.checkpoint import Checkpoints
-from gemma_encoder.training.metrics_log import MetricsLog, Progress
+from gemma_encoder.training.evaluation import Evaluator, Stopped
+from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
+from gemma_encoder.training.processes import Notice
 from gemma_encoder.training.recipe import Recipe
 from gemma_encoder.training.state import TrainState, initial_state
-from gemma_encoder.training.step import Program, StepMetrics, compile_forward, make_program, place_batch
+from gemma_encoder.training.step import Program, StepMetrics, make_program
+from gemma_encoder.training.window import NotFinite, Window
 from gemma_encoder.weights import native
-from gemma_encoder.weights.backbone import load_pretrained
+from gemma_encoder.weights.backbone import load_pretrained, load_warm
 from gemma_encoder.weights.native import Bundle
 
 
@@ -46,6 +46,8 @@ class Outcome:
         predictions: of each of these splits, by task.
         checkpoint: the newest checkpoint's folder.
         seconds: spent in training steps by this process, evaluation and checkpoints apart.
+        preempted: whether the run was told to stop before its end; started again, it goes on.
+        best: the step of the kept checkpoint whose `best_metric` is the highest, and that value; None where none was evaluated.
     """
 
     step: int
@@ -53,6 +55,8 @@ class Outcome:
     predictions: dict[str, list[Predictions]]
     checkpoint: epath.Path
     seconds: float
+    preempted: bool = False
+    best: tuple[int, float] | None = None
 
 
 def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:
@@ -71,49 +75,141 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     cadence = {name: recipe.steps(name, epoch, total) for name in ("log_every", "evaluate_every", "checkpoint_every")}
     program = make_program(recipe, mesh, total, recipe.steps("warmup", epoch, total))
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream, process=jax.process_index(), processes=jax.process_count())
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    state = _restore_or_start(recipe, program, mesh, checkpoints, stream)
-    start = int(state.step)
-    log, progress = MetricsLog(workdir, start), Progress(total, start)
-    evaluator = Evaluator(recipe, mesh, workdir)
-    window = Window(recipe, program.schedule)
-    _describe(recipe, program.abstract, mesh, total, epoch, progress)
-    seconds, began = 0.0, time.monotonic()
-    previous: tuple[int, StepMetrics] | None = None
-    evaluated = None
-    try:
-        for step in range(start + 1, total + 1):
-            batch = program.place(window.wait_for(stream))
-            state, metrics = program.step(state, batch)
-            # Step n is under way before the numbers of step n − 1 are waited for.
-            if previous is not None:
-                progress.advance(window.add(*previous))
-            previous = (step, metrics)
-            due = {name for name, every in cadence.items() if step == total or (every and step % every == 0)}
-            if not due:
-                continue
-            progress.advance(window.add(*previous))
-            previous = None
-            seconds += time.monotonic() - began
-            if "log_every" in due:
-                values = window.close(step, stream.counts)
-                log.write(step, "train", values)
-                progress.report(step, f"loss {values['loss']:.4f}  {values['texts_per_second']:.0f} texts/s")
-            if "evaluate_every" in due:
-                evaluated = evaluator.run(state.parameters, step, log)
-                progress.say(f"step {step}: {evaluator.line(evaluated[0])}")
-            if "checkpoint_every" in due:
-                checkpoints.save(state, _bundle(recipe, step), stream.state())
-            window.restart()
-            began = time.monotonic()
-        if evaluated is None:  # the run had ended before: say what it reached
-            evaluated = evaluator.run(state.parameters, start, None)
-    finally:
-        stream.close()
-        progress.close()
-        log.close()
-        checkpoints.close()
-    return Outcome(total, *evaluated, epath.Path(checkpoints.folder) / str(total), seconds)
+    best = recipe.best_metric()
+    with Notice() as notice:
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        state = _restore_or_start(recipe, program, mesh, checkpoints, stream)
+        start = int(state.step)
+        log, progress = MetricsLog(workdir, start), Progress(total, start)
+        evaluator, window = Evaluator(recipe, mesh, workdir, notice.reached), Window(recipe, program.schedule, mesh)
+        profile = Profile(workdir, config.profile)
+        _describe(recipe, program.abstract, mesh, total, epoch, progress, workdir)
+        seconds, began = 0.0, time.monotonic()
+        previous: tuple[int, StepMetrics, Batch] | None = None
+        evaluated, step, stopped = None, start, False
+
+        def evaluate_at(step: int) -> dict[str, float]:
+            """Evaluates, and gives what a checkpoint is chosen by."""
+            nonlocal evaluated
+            evaluated = evaluator.run(state.parameters, step, log)
+            progress.say(f"step {step}: {evaluator.line(evaluated[0])}")
+            return {"best": evaluated[0][best[0]][best[1]]} if best[1] in evaluated[0].get(best[0], {}) else {}
+
+        try:
+            if 0 < start < total and start % cadence["evaluate_every"] == 0 and not _was_evaluated(workdir, start, config.evaluate_split):
+                evaluate_at(start)  # a notice to stop had come before it could be done
+                window.restart()
+            for step in range(start + 1, total + 1):
+                profile.before(step)
+                batch = window.wait_for(stream)
+                state, metrics = program.step(state, program.place(batch))
+                # Step n is under way before the numbers of step n − 1 are waited for.
+                if previous is not None:
+                    progress.advance(window.add(*previous[:2]))
+                previous = (step, metrics, batch)
+                stopped = notice.reached()
+                due = {name for name, every in cadence.items() if step == total or (every and step % every == 0)}
+                due |= {"log_every", "checkpoint_every"} if stopped else set()
+                profile.after(step, metrics)
+                if not due:
+                    continue
+                progress.advance(window.add(*previous[:2]))
+                previous = None
+                seconds += time.monotonic() - began
+                if "log_every" in due:
+                    values = window.close(step, stream.counts)
+                    log.write(step, "train", values)
+                    progress.report(step, f"loss {values['loss']:.4f}  {values['texts_per_second']:.0f} texts/s")
+                chosen_by: dict[str, float] = {}
+                if "evaluate_every" in due and not stopped:
+                    try:
+                        chosen_by = evaluate_at(step)
+                    except Stopped:
+                        stopped, due = True, due | {"checkpoint_every"}
+                if "checkpoint_every" in due:
+                    checkpoints.save(state, _bundle(recipe, step), stream.state(), chosen_by)
+                if stopped:
+                    break
+                window.restart()
+                began = time.monotonic()
+            if stopped:
+                progress.say(f"told to stop: saving step {step}, start the same command again to go on")
+            elif evaluated is None:  # the run had ended before: say what it reached
+                evaluated = evaluator.run(state.parameters, start, None)
+            checkpoints.wait()
+        except NotFinite as error:
+            folder = _report_failure(workdir, recipe, previous, str(error))
+            raise InputError(
+                f"{error}; lower optimizer.learning_rate or lengthen warmup. What led to it is in {folder}; checkpoints before it are kept"
+            ) from error
+        finally:
+            profile.close()
+            stream.close()
+            progress.close()
+            log.close()
+            checkpoints.close()
+    metrics, predictions = evaluated or ({}, {})
+    return Outcome(step, metrics, predictions, epath.Path(checkpoints.folder) / str(step), seconds, stopped, checkpoints.best())
+
+
+class Profile:
+    """A profile of some steps, for TensorBoard or Perfetto, under `profile/` of the workdir.
+
+    Args:
+        workdir: of the run.
+        steps: (first, last); empty for none.
+    """
+
+    def __init__(self, workdir: epath.Path, steps: tuple[int, ...]):
+        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
+            raise InputError(f"profile must be (first step, last step), got {tuple(steps)}")
+        self._folder, self._steps, self._running = workdir / "profile", tuple(steps), False
+
+    def before(self, step: int) -> None:
+        """Begins, if `step` is the first one."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, metrics: StepMetrics) -> None:
+        """Ends, if `step` is the last one, once the devices have done it."""
+        if self._running and step == self._steps[1]:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Ends."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+def _was_evaluated(workdir: epath.Path, step: int, split: str) -> bool:
+    found = any(line["step"] == step and line["split"] == split for line in read_metrics(workdir)) if jax.process_index() == 0 else False
+    if jax.process_count() == 1:
+        return found
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
+
+
+def _report_failure(workdir: epath.Path, recipe: Recipe, previous: tuple[int, StepMetrics, Batch], error: str) -> epath.Path:
+    """Saves what a person needs to see why: the numbers of the step and of each task, and this process's rows of the batch, with texts as pieces."""
+    step, metrics, batch = previous
+    folder = workdir / "failures" / f"step_{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = jax.device_get(metrics)
+    tasks = {name: {"loss_sum": float(part.total), "count": float(part.count)} for name, part in metrics.tasks.items()}
+    norms = {name: float(getattr(metrics, name)) for name in ("loss", "gradient_norm", "parameter_norm", "texts", "real_tokens")}
+    report = {"error": error, "step": step, **{name: str(value) for name, value in norms.items()}, "tasks": tasks}
+    with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:
+        np.savez_compressed(file, **batch._asdict())
+    if jax.process_index() == 0:
+        (folder / "report.json").write_text(json.dumps(report, indent=1))
+        with (folder / "texts.txt").open("w") as file:
+            for row, ids in zip(batch.tokens, batch.segment_ids, strict=True):
+                file.writelines(f"{''.join(recipe.tokenizer.pieces(row[ids == slot]))}\n" for slot in range(1, ids.max() + 1))
+    return folder
 
 
 def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> epath.Path:
@@ -154,8 +250,12 @@ def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints:
         stream.restore(readers)
         logging.info("resumed from step %d of %s", step, checkpoints.folder)
         return state
-    path = recipe.config.model.pretrained
-    pretrained = load_pretrained(path, recipe.encoder, program.abstract.parameters) if path else None
+    model, shapes = recipe.config.model, program.abstract.parameters
+    pretrained = None
+    if model.warm_start:
+        pretrained = load_warm(model.warm_start, recipe.encoder, shapes)
+    elif model.pretrained:
+        pretrained = load_pretrained(model.pretrained, recipe.encoder, shapes)
     return initial_state(recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained)
 
 
@@ -164,11 +264,14 @@ def _bundle(recipe: Recipe, step: int) -> Bundle:
     return Bundle(recipe.encoder, recipe.tasks, recipe.tokenizer, recipe.stream.max_length, shape.row_length, recipe.stream.padding, step)
 
 
-def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoch: int, progress: Progress) -> None:
-    """Says what is about to happen, and logs the table of parameters."""
+def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoch: int, progress: Progress, workdir: epath.Path) -> None:
+    """Says what is about to happen, and writes the table of parameters."""
     from clu import parameter_overview
 
-    logging.info("%s", parameter_overview.get_parameter_overview(abstract.parameters, include_stats=False))
+    table = parameter_overview.get_parameter_overview(abstract.parameters, include_stats="sharding")
+    logging.info("%s", table)
+    if jax.process_index() == 0:
+        (workdir / "parameters.txt").write_text(table + "\n")
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.parameters))
     shape, encoder = recipe.stream.shape, recipe.encoder
     progress.say(
@@ -176,137 +279,6 @@ def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoc
         f"{', '.join(task.name for task in recipe.tasks)}: {epoch} examples an epoch; {total} steps of {shape.rows} x {shape.row_length} tokens, "
         f"about {recipe.losses.examples_per_step} examples, on {mesh.size} {mesh.devices.flat[0].platform} device(s) {dict(mesh.shape)}"
     )
-
-
-class Window:
-    """Training numbers since the last line of the log: means, not the last step's."""
-
-    def __init__(self, recipe: Recipe, schedule):
-        self._recipe, self._schedule = recipe, schedule
-        self._warned = False
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts counting anew."""
-        self._steps, self._sums, self._began, self._waited = 0, collections.Counter(), time.monotonic(), 0.0
-
-    def wait_for(self, stream: Iterator[Batch]) -> Batch:
-        """The stream's next batch; the time until it is there counts as waiting."""
-        began = time.monotonic()
-        batch = next(stream)
-        self._waited += time.monotonic() - began
-        return batch
-
-    def add(self, step: int, metrics: StepMetrics) -> float:
-        """Counts a step and returns its loss; raises InputError when it is not finite."""
-        metrics = jax.device_get(metrics)
-        loss = float(metrics.loss)
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the loss of step {step} is {loss} (gradient norm {float(metrics.gradient_norm)}); lower optimizer.learning_rate or lengthen warmup. "
-                "Checkpoints before it are kept"
-            )
-        self._steps += 1
-        self._sums.update(loss=loss, gradient_norm=float(metrics.gradient_norm), texts=float(metrics.texts), real_tokens=float(metrics.real_tokens))
-        for task, part in metrics.tasks.items():
-            self._sums.update({f"{task}/total": float(part.total), f"{task}/count": float(part.count)})
-        return loss
-
-    def close(self, step: int, counts: dict[str, dict[str, int]]) -> dict[str, float]:
-        """The means, rates per second, each task's loss, and what was cut so far."""
-        seconds, sums, shape = time.monotonic() - self._began, self._sums, self._recipe.stream.shape
-        examples = sum(sums[f"{task.name}/count"] for task in self._recipe.tasks) / self._steps
-        values = {
-            "loss": sums["loss"] / self._steps,
-            "learning_rate": float(self._schedule(step - 1)),
-            "gradient_norm": sums["gradient_norm"] / self._steps,
-            "examples_per_step": examples,
-            "texts_per_second": sums["texts"] / seconds,
-            "real_tokens_per_second": sums["real_tokens"] / seconds,
-            "waiting_for_data_share": self._waited / seconds,
-            "real_token_share": sums["real_tokens"] / (self._steps * shape.rows * shape.row_length),
-        }
-        for task in self._recipe.tasks:
-            count = sums[f"{task.name}/count"]
-            if count:
-                values[f"{task.name}/loss"] = sums[f"{task.name}/total"] / count
-            if counts[task.name]["texts"]:
-                values[f"{task.name}/cut_share"] = counts[task.name]["cut_texts"] / counts[task.name]["texts"]
-        wanted = self._recipe.losses.examples_per_step
-        if not self._warned and not 0.75 < examples / wanted < 1.33:
-            logging.warning(
-                "a batch holds %.0f examples on average, batch.examples_per_step is %d: the loss and the length of an epoch are off by that ratio",
-                examples,
-                wanted,
-            )
-            self._warned = True
-        return values
-
-
-class Evaluator:
-    """Evaluates all tasks of a recipe on its evaluation split and writes predictions.
-
-    Args:
-        recipe: what to evaluate.
-        mesh: where.
-        workdir: predictions go under it.
-    """
-
-    def __init__(self, recipe: Recipe, mesh: Mesh, workdir: epath.Path):
-        self._recipe, self._mesh, self._workdir = recipe, mesh, workdir
-        self._forward = compile_forward(recipe.encoder, mesh)
-        shape = recipe.stream.shape
-        # Candidates are scored one by one, so no list has to fit in a batch.
-        self._stream = dataclasses.replace(recipe.stream, shape=dataclasses.replace(shape, groups=recipe.stream.readers, list_size=1), micro_batches=1)
-
-    def run(self, parameters: Any, step: int, log: MetricsLog | None) -> tuple[dict[str, dict[str, float]], dict[str, list[Predictions]]]:
-        """Metrics and predictions by task; metrics go to the log, predictions to files."""
-        metrics, predictions = {}, {}
-        for number, source in enumerate(self._recipe.sources):
-            task, values, counts = source.task, {}, collections.Counter()
-            for part, split in source.evaluation_splits(self._recipe.config.evaluate_split).items():
-                found = self._predict(parameters, number, split)
-                if jax.process_index() == 0:
-                    found.write(self._workdir / "predictions")
-                values |= {f"{name}_{part}" if part else name: value for name, value in found.metrics().items()}
-                counts.update(found.table.counts[task.name], examples=len(found.table.labels))
-                predictions.setdefault(task.name, []).append(found)
-            if not counts:
-                continue
-            metrics[task.name] = values
-            if log is not None:
-                figures = {"examples": counts["examples"], "cut_share": counts["cut_texts"] / max(counts["texts"], 1)}
-                log.write(step, self._recipe.config.evaluate_split, values | figures, task.name)
-        return metrics, predictions
-
-    def _predict(self, parameters: Any, number: int, split: str) -> Predictions:
-        """What the model says of every example of a split of the recipe's task `number`."""
-        source, table = self._recipe.sources[number], ExampleTable()
-        stream = evaluation_stream(
-            source, number, split, self._recipe.tokenizer, self._stream, table, process=jax.process_index(), processes=jax.process_count()
-        )
-        outputs = predict(source.task, self._everywhere(stream), lambda batch: self._forward(parameters, place_batch(batch, self._mesh)))
-        return Predictions(source.task, split, outputs, table, source.qrels(split))
-
-    def _everywhere(self, stream):
-        """The same number of batches on every process: those that end early go on with empty ones."""
-        if jax.process_count() == 1:
-            yield from stream
-            return
-        from jax.experimental import multihost_utils
-
-        share = self._stream.shape.rows // jax.process_count()
-        empty = empty_batch(dataclasses.replace(self._stream.shape, rows=share))
-        while True:
-            batch: Batch | None = next(stream, None)
-            if not np.any(multihost_utils.process_allgather(np.array(batch is not None))):
-                return
-            yield empty if batch is None else batch
-
-    @staticmethod
-    def line(metrics: dict[str, dict[str, float]]) -> str:
-        """All metrics on one line."""
-        return "  ".join(f"{task} {' '.join(f'{name} {value:.3f}' for name, value in values.items()) or '(no labels)'}" for task, values in metrics.items())
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:

@@ -33,7 +33,7 @@ SIZES = {"tiny": "gemma3_tiny", "pretrained": None} | {name: name for name in GE
 UNITS = ("steps", "epochs", "examples", "percent")
 
 # Fields that may change between two starts of one run: they decide what is seen and where it runs, not what is learnt.
-MAY_CHANGE = ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "mesh")
+MAY_CHANGE = ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "best_metric", "profile", "mesh")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -47,6 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.size = "tiny"  # a name in SIZES
     config.model.pretrained = ""  # what weights.load_backbone reads: a folder, or a name such as GEMMA2_2B_PT; "" for random weights
+    config.model.warm_start = ""  # a workdir of this project, one of its checkpoints: backbone, pooler and the heads of the same name and shape
     config.model.attention = "bidirectional"  # or "causal"
     config.model.pooling = ml_collections.ConfigDict({"name": "mean", "k": 1, "probes": 1, "heads": 4, "projection": (), "normalize": False})
     config.model.head_hidden = ()  # widths of the heads' hidden layers
@@ -85,7 +86,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.log_every = "20 steps"
     config.evaluate_every = "100 percent"  # and always at the end
     config.checkpoint_every = "100 percent"  # and always at the end
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # the newest ones; the best one stays too
+    config.best_metric = ""  # what the best checkpoint is chosen by, as "task/metric"; "" for the first task's main metric
+    config.profile = ()  # (first, last) step of which a profile is written to the workdir
     config.evaluate_split = "validation"
     config.mesh = (-1, 1, 1)  # sizes of the axes data, fsdp, tensor; -1 for all devices that are left
     return config
@@ -226,6 +229,18 @@ class Recipe:
         """A duration field as a number of steps."""
         return Duration.parse(self.config[field], field).steps(self.losses.examples_per_step, epoch, total)
 
+    def best_metric(self) -> tuple[str, str]:
+        """The task and the metric that the best checkpoint is chosen by; raises InputError where the config names another."""
+        evaluated = [source for source in self.sources if source.evaluation_splits(self.config.evaluate_split)]
+        names = {}
+        for source in evaluated:
+            parts = source.evaluation_splits(self.config.evaluate_split)
+            names |= {f"{source.task.name}/{name}{f'_{part}' if part else ''}": None for name in source.task.metrics for part in parts}
+        chosen = self.config.best_metric or next(iter(names))
+        if chosen not in names:
+            raise unknown("best_metric", chosen, names)
+        return tuple(chosen.split("/", 1))
+
     def measured(self) -> "Recipe":
         """This recipe with `examples_per_step` known: the config's, or the average of the stream's first batches."""
         if self.losses.examples_per_step:
@@ -297,19 +312,20 @@ def _named_size(config: ml_collections.ConfigDict) -> TransformerConfig:
 
 def _transformer(config: ml_collections.ConfigDict) -> TransformerConfig:
     """The transformer of the chosen size; with pretrained weights, exactly theirs, which must be of that size."""
-    size, path = config.model.size, config.model.pretrained
+    size, path = config.model.size, config.model.pretrained or config.model.warm_start
     if not path:
         return _named_size(config)
     known = _named_size(config) if SIZES[size] else None
     transformer = backbone.open_checkpoint(path).config(known)
     if known is not None and (found := backbone.differences(transformer, known)):
-        raise InputError(f"model.pretrained={path} is not {size}: {'; '.join(found)}; choose model.size=pretrained, or another checkpoint")
+        raise InputError(f"the checkpoint {path} is not {size}: {'; '.join(found)}; choose model.size=pretrained, or another checkpoint")
     return transformer
 
 
 def _tokenizer(config: ml_collections.ConfigDict, transformer: TransformerConfig) -> Tokenizer:
-    if config.tokenizer == "auto" and config.model.pretrained:
-        return backbone.load_tokenizer(config.model.pretrained, transformer)
+    source = config.model.pretrained or config.model.warm_start
+    if config.tokenizer == "auto" and source:
+        return backbone.load_tokenizer(source, transformer)
     tokenizer = Tokenizer.load(backbone.family(transformer) if config.tokenizer == "auto" else config.tokenizer)
     backbone.check_vocabulary(tokenizer, transformer)
     return tokenizer

@@ -26,6 +26,7 @@ class StepMetrics(NamedTuple):
     loss: jax.Array
     tasks: Mapping[str, TaskLoss]
     gradient_norm: jax.Array
+    parameter_norm: jax.Array  # before the update
     texts: jax.Array
     real_tokens: jax.Array
 
@@ -63,7 +64,7 @@ def train_step(
         (gradients, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
     loss, parts, texts, real_tokens = sums
     updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
-    metrics = StepMetrics(loss, parts, optax.global_norm(gradients), texts, real_tokens)
+    metrics = StepMetrics(loss, parts, optax.global_norm(gradients), optax.global_norm(state.parameters), texts, real_tokens)
     return TrainState(optax.apply_updates(state.parameters, updates), moments, state.step + 1), metrics
 
 

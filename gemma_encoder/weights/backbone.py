@@ -104,6 +104,32 @@ def load_pretrained(path: epath.PathLike, encoder: EncoderConfig, abstract: dict
     return loaded
 
 
+def load_warm(path: epath.PathLike, encoder: EncoderConfig, abstract: dict) -> dict:
+    """What a fine-tuned encoder can give another one: the backbone, the pooler and the heads of the same name, where shapes agree.
+
+    Args:
+        path: a workdir of this project, or one of its checkpoints.
+        encoder: the encoder to fill.
+        abstract: shapes and shardings of its parameters.
+
+    Returns:
+        A part of the nested dict of parameters, on the mesh; the rest is for random initial values.
+
+    Raises:
+        InputError: the checkpoint is not one of ours, or its transformer is another.
+    """
+    checkpoint = open_checkpoint(path)
+    if not isinstance(checkpoint, native.NativeCheckpoint):
+        raise InputError(f"model.warm_start={path} is {checkpoint.description}; it takes a workdir of this project. For others there is model.pretrained")
+    checkpoint.check(encoder.transformer)
+    stored = parameter_paths(skeleton(checkpoint.bundle.encoder).shapes)
+    wanted = parameter_paths(abstract)
+    common = [name for name, leaf in wanted.items() if name in stored and stored[name].shape == leaf.shape]
+    fresh = sorted({"/".join(name.split("/")[:2]) for name in wanted if name not in common})
+    logging.warning("%s starts from %s; new are %s", "the encoder", checkpoint.description, ", ".join(fresh) or "no parameters")
+    return native.load_part(checkpoint.folder, {name: wanted[name] for name in common})
+
+
 def load_encoder(path: epath.PathLike) -> tuple[Bundle, dict]:
     """A whole encoder on the first device: one of our checkpoints, an export of ours, or a sentence-transformers folder such as EmbeddingGemma.
 

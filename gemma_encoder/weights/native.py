@@ -7,8 +7,10 @@ WORKDIR/checkpoints/STEP/training/, data/           what only resuming needs
 """
 
 import dataclasses
+import functools
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -134,6 +136,15 @@ def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any
     shapes = skeleton(config).shapes
     places = sharding if isinstance(sharding, dict) else jax.tree.map(lambda _: sharding, shapes)
     return _restore(checkpoint, shapes, places, None)
+
+
+def load_part(checkpoint: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
+    """Some parameters of a checkpoint by their paths, as a nested dict, each with the sharding of its entry."""
+    shapes: dict = {}
+    for path, leaf in wanted.items():
+        *parents, name = path.split("/")
+        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, shapes)[name] = leaf
+    return _restore(checkpoint, shapes, jax.tree.map(lambda leaf: leaf.sharding, shapes), None)
 
 
 def _restore(checkpoint: epath.Path, shapes: dict, places: dict, dtype: Any) -> dict:
