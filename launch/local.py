@@ -87,7 +87,7 @@ class Job:
             printer.start()
         before = {number: signal.signal(number, lambda *_: self._stop()) for number in (signal.SIGTERM, signal.SIGINT)}
         failed = 0
-        while any(process.poll() is None for process in self._processes):
+        while self._running():
             failed = failed or next((process.returncode for process in self._processes if process.returncode), 0)
             if failed:
                 # A process that waits for one that is gone would wait for long.
@@ -99,13 +99,17 @@ class Job:
             signal.signal(number, handler)
         return failed or next((process.returncode for process in self._processes if process.returncode), 0)
 
+    def _running(self) -> bool:
+        """Whether any process still runs; each is asked, so that each has its return code."""
+        return None in [process.poll() for process in self._processes]
+
     def _stop(self, grace: float = GRACE) -> None:
         """Asks all to stop, and kills them after `grace` seconds."""
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM) if grace else process.kill()
         deadline = time.monotonic() + grace
-        while any(process.poll() is None for process in self._processes) and time.monotonic() < deadline:
+        while self._running() and time.monotonic() < deadline:
             time.sleep(0.1)
         for process in self._processes:
             if process.poll() is None:
