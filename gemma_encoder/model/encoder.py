@@ -3,6 +3,8 @@
 B rows, L length, S segments, D embed, C outputs of a head.
 """
 
+import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,10 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.heads import Head
 from gemma_encoder.model.pooling import make_pooler
-from gemma_encoder.model.transformer import Transformer
+from gemma_encoder.model.transformer import Transformer, layer_index
 
 
 class EncoderOutput(NamedTuple):
@@ -119,3 +121,30 @@ def parameter_paths(parameters: dict) -> dict[str, jax.Array]:
     """Each parameter by its path, e.g. "backbone/blocks/0/query"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(parameters)
     return {"/".join(entry.key for entry in path): leaf for path, leaf in leaves}
+
+
+def layer_paths(config: TransformerConfig, path: str) -> list[str]:
+    """The paths of the single layers that the parameter at `path` holds, "backbone/layers/17/query", in the order in which they are stacked.
+
+    A parameter outside the layers has one: its own.
+    """
+    found = re.fullmatch(r"backbone/(blocks|rest)/(\d+)/(.*)", path)
+    return [f"backbone/layers/{layer}/{found[3]}" for layer in layer_index(config, found[1], int(found[2]))] if found else [path]
+
+
+def select(parameters: dict, wanted: Callable[[str], bool], prefix: str = "") -> dict:
+    """The nested dict of those parameters whose path is wanted."""
+    result = {}
+    for name, child in parameters.items():
+        if isinstance(child, dict):
+            if part := select(child, wanted, f"{prefix}{name}/"):
+                result[name] = part
+        elif wanted(f"{prefix}{name}"):
+            result[name] = child
+    return result
+
+
+def merge_parameters(one: dict, other: dict) -> dict:
+    """The union of two nested dicts that share no parameter."""
+    both = {name: merge_parameters(one[name], other[name]) for name in one.keys() & other.keys()}
+    return {**one, **other, **both}

@@ -73,15 +73,27 @@ def parameter_shardings(parameters: dict, mesh: Mesh) -> dict:
 
 
 def like_parameters(tree, parameters: dict, shardings: dict, mesh: Mesh):
-    """Shardings for an optimiser state: a leaf that mirrors a parameter (by the end of its path) lives where that parameter does."""
-    by_path = dict(zip(parameter_paths(parameters), jax.tree.leaves(shardings), strict=True))
+    """Shardings for an optimiser state: a leaf that mirrors a parameter (by the end of its path) lives where that parameter does.
+
+    Adafactor's factored moments lack one of the parameter's two largest dimensions: `v_row` the largest, `v_col` the other. They are
+    cut as the parameter is along those that they have.
+    """
+    by_path = dict(zip(parameter_paths(parameters), zip(jax.tree.leaves(parameters), jax.tree.leaves(shardings), strict=True), strict=True))
 
     def place(path, leaf):
         names = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path]
         for start in range(len(names)):
-            sharding = by_path.get("/".join(names[start:]))
-            if sharding is not None and leaf.ndim:
+            if "/".join(names[start:]) not in by_path:
+                continue
+            parameter, sharding = by_path["/".join(names[start:])]
+            if leaf.shape == parameter.shape:
                 return sharding
+            lacks = {"v_row": -1, "v_col": -2}.get(names[start - 1])
+            if lacks is None or leaf.ndim != parameter.ndim - 1:
+                break  # a placeholder, of one number
+            spec = [*sharding.spec, *(None,) * (parameter.ndim - len(sharding.spec))]
+            del spec[int(np.argsort(parameter.shape)[lacks])]
+            return NamedSharding(mesh, P(*spec))
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, tree)

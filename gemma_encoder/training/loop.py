@@ -256,7 +256,7 @@ def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints:
         pretrained = load_warm(model.warm_start, recipe.encoder, shapes)
     elif model.pretrained:
         pretrained = load_pretrained(model.pretrained, recipe.encoder, shapes)
-    return initial_state(recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained)
+    return initial_state(recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained, program.changes)
 
 
 def _bundle(recipe: Recipe, step: int) -> Bundle:

@@ -13,9 +13,9 @@ from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import Skeleton, merge_parameters, select, skeleton
 from gemma_encoder.training.losses import LossOptions, TaskLoss, batch_loss
-from gemma_encoder.training.optimizer import make_optimizer, make_schedule
+from gemma_encoder.training.optimizer import make_optimizer, make_schedule, trainable
 from gemma_encoder.training.recipe import Recipe
 from gemma_encoder.training.state import TrainState, abstract_state
 
@@ -32,7 +32,16 @@ class StepMetrics(NamedTuple):
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, encoder, optimizer: optax.GradientTransformation, tasks: Sequence[Task], options: LossOptions, seed: int, mesh: Mesh
+    state: TrainState,
+    batch: Batch,
+    *,
+    encoder: Skeleton,
+    optimizer: optax.GradientTransformation,
+    changes: Callable[[str], bool],
+    tasks: Sequence[Task],
+    options: LossOptions,
+    seed: int,
+    mesh: Mesh,
 ) -> tuple[TrainState, StepMetrics]:
     """One update. Dropout is drawn from (seed, step, micro-batch, layer), so it does not depend on the mesh or on a restart.
 
@@ -41,31 +50,35 @@ def train_step(
         batch: with a leading axis of micro-batches, which are worked on one after another and whose gradients are summed. The loss
             is a sum over texts and lists, so that this is the gradient of the whole batch.
         encoder, optimizer, tasks, options, seed, mesh: constants of the program.
+        changes: whether the parameter at a path is trained; the gradient of the others is never made.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    trained, frozen = select(state.parameters, changes), select(state.parameters, lambda path: not changes(path))
 
-    def loss_of(parameters, part, key):
-        output = encoder.merge(parameters)(part.tokens, part.segment_ids, part.positions, part.weight.shape[1], dropout_key=key, mesh=mesh)
+    def loss_of(trained, part, key):
+        output = encoder.merge(merge_parameters(trained, frozen))(
+            part.tokens, part.segment_ids, part.positions, part.weight.shape[1], dropout_key=key, mesh=mesh
+        )
         loss, tasks_ = batch_loss(output.scores, part, tasks, options)
         return loss, (loss, tasks_, part.weight.sum(), (part.segment_ids > 0).sum(dtype=jnp.int32))
 
     gradient_of = jax.grad(loss_of, has_aux=True)
     count = batch.tokens.shape[0]
     if count == 1:
-        gradients, sums = gradient_of(state.parameters, jax.tree.map(lambda field: field[0], batch), key)
+        gradients, sums = gradient_of(trained, jax.tree.map(lambda field: field[0], batch), key)
     else:
 
         def add(total, numbered):
             number, part = numbered
-            return jax.tree.map(jnp.add, total, gradient_of(state.parameters, part, jax.random.fold_in(key, number))), None
+            return jax.tree.map(jnp.add, total, gradient_of(trained, part, jax.random.fold_in(key, number))), None
 
         first = jax.tree.map(lambda field: field[0], batch)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient_of, state.parameters, first, key))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient_of, trained, first, key))
         (gradients, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
     loss, parts, texts, real_tokens = sums
-    updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
+    updates, moments = optimizer.update(gradients, state.optimizer, trained)
     metrics = StepMetrics(loss, parts, optax.global_norm(gradients), optax.global_norm(state.parameters), texts, real_tokens)
-    return TrainState(optax.apply_updates(state.parameters, updates), moments, state.step + 1), metrics
+    return TrainState(merge_parameters(optax.apply_updates(trained, updates), frozen), moments, state.step + 1), metrics
 
 
 class Program(NamedTuple):
@@ -82,6 +95,7 @@ class Program(NamedTuple):
     batch: Batch
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    changes: Callable[[str], bool]
     step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
     def place(self, batch: Batch) -> Batch:
@@ -94,18 +108,19 @@ class Program(NamedTuple):
 def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program:
     """What trains `recipe` on `mesh` for `total` steps, of which the learning rate rises over `warmup`."""
     schedule = make_schedule(recipe.optimizer, total, warmup)
-    optimizer = make_optimizer(recipe.optimizer, schedule)
-    abstract, encoder = abstract_state(recipe.encoder, optimizer, mesh), skeleton(recipe.encoder)
+    optimizer, changes = make_optimizer(recipe.optimizer, schedule, recipe.encoder), trainable(recipe.optimizer, recipe.encoder)
+    abstract = abstract_state(recipe.encoder, optimizer, mesh, changes)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    constants = {"encoder": skeleton(recipe.encoder), "optimizer": optimizer, "changes": changes, "tasks": recipe.tasks, "options": recipe.losses}
 
     def step(state, batch):
-        return train_step(state, batch, encoder=encoder, optimizer=optimizer, tasks=recipe.tasks, options=recipe.losses, seed=recipe.config.seed, mesh=mesh)
+        return train_step(state, batch, **constants, seed=recipe.config.seed, mesh=mesh)
 
     where, stream = sharding.batch_sharding(mesh, micro=True), recipe.stream
     rows = empty_batch(stream.shape.split(stream.micro_batches))
     batch = Batch(*(jax.ShapeDtypeStruct((stream.micro_batches, *field.shape), field.dtype, sharding=where) for field in rows))
     compiled = jax.jit(step, in_shardings=(places, where), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
-    return Program(abstract, batch, optimizer, schedule, compiled)
+    return Program(abstract, batch, optimizer, schedule, changes, compiled)
 
 
 def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:

@@ -56,7 +56,7 @@ def test_a_run_starts_from_pretrained_weights_and_its_checkpoint_is_read_back(mi
 def test_what_is_not_pretrained_is_drawn_as_ever(micro, pretrained):
     folder, backbone = pretrained
     recipe, mesh = recipes.build(micro()), sharding.make_mesh((2, 2, 2))
-    optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0)
+    optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0, recipe.encoder)
     random = initial_state(recipe.encoder, optimizer, mesh, 7)
     abstract = abstract_state(recipe.encoder, optimizer, mesh)
     state = initial_state(recipe.encoder, optimizer, mesh, 7, load_pretrained(folder, recipe.encoder, abstract.parameters))
@@ -72,7 +72,9 @@ def test_the_projection_of_a_folder_comes_along_where_it_fits():
     for widths, loaded in (((32, 16), True), ((8,), False)):
         encoder = EncoderConfig(transformer, {"a": 1}, PoolingConfig(projection=widths))
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-        found = load_pretrained(folder, encoder, abstract_state(encoder, make_optimizer(recipes.OptimizerOptions(1.0), lambda step: 1.0), mesh).parameters)
+        found = load_pretrained(
+            folder, encoder, abstract_state(encoder, make_optimizer(recipes.OptimizerOptions(1.0), lambda step: 1.0, encoder), mesh).parameters
+        )
         assert ("pooler" in found) == loaded
 
 

@@ -2,12 +2,10 @@
 
 import importlib
 
-import numpy as np
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training import recipe
-from gemma_encoder.training.optimizer import OptimizerOptions, make_optimizer, make_schedule
 from gemma_encoder.training.recipe import Duration
 
 
@@ -99,34 +97,6 @@ def test_differences_name_fields_and_leave_out_what_may_change():
     before = {"seed": 0, "optimizer": {"learning_rate": 0.1, "b1": 0.9}, "log_every": "1"}
     after = {"seed": 0, "optimizer": {"learning_rate": 0.2, "b1": 0.9}, "log_every": "5"}
     assert recipe.differences(before, after) == ["optimizer.learning_rate: 0.1 -> 0.2"]
-
-
-@pytest.mark.parametrize(("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)])
-def test_schedules(schedule, middle):
-    rate = make_schedule(OptimizerOptions(1.0, schedule), steps=110, warmup=10)
-    values = [float(rate(step)) for step in (0, 5, 10, 60, 109)]
-    np.testing.assert_allclose(values[:4], [0, 0.5, 1, middle], atol=1e-6)
-    assert values[4] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=0.02)
-    with pytest.raises(InputError, match="unknown schedule"):
-        make_schedule(OptimizerOptions(1.0, "lineer"), 10, 1)
-    with pytest.raises(InputError, match="warmup"):
-        make_schedule(OptimizerOptions(1.0), 10, 11)
-
-
-def test_weight_decay_leaves_out_norms_biases_and_embeddings():
-    parameters = {
-        "backbone": {"embedding": np.ones(2), "final_norm": {"scale": np.ones(2)}, "rest": {"0": {"query": np.ones(2)}}},
-        "heads": {"h": {"bias": np.ones(2)}},
-    }
-    optimizer = make_optimizer(OptimizerOptions(1.0, "constant", weight_decay=0.5, clip_norm=0.0), lambda step: 1.0)
-    zeros = {
-        "backbone": {"embedding": np.zeros(2), "final_norm": {"scale": np.zeros(2)}, "rest": {"0": {"query": np.zeros(2)}}},
-        "heads": {"h": {"bias": np.zeros(2)}},
-    }
-    updates, _ = optimizer.update(zeros, optimizer.init(parameters), parameters)
-    np.testing.assert_allclose(updates["backbone"]["rest"]["0"]["query"], -0.5)
-    for untouched in (updates["backbone"]["embedding"], updates["backbone"]["final_norm"]["scale"], updates["heads"]["h"]["bias"]):
-        np.testing.assert_array_equal(untouched, 0)
 
 
 def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):

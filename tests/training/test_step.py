@@ -130,7 +130,7 @@ def test_depth_hardly_changes_the_size_of_the_step(micro):
 
 def test_initial_values_do_not_depend_on_the_mesh(micro):
     recipe = recipes.build(micro())
-    optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0)
+    optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0, recipe.encoder)
     states = [initial_state(recipe.encoder, optimizer, sharding.make_mesh(shape, jax.devices()[:n]), 7) for shape, n in (((1, 1, 1), 1), ((2, 2, 2), 8))]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b)), states[0].parameters, states[1].parameters)
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(states[0]))
