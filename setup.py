@@ -21,6 +21,7 @@ DEPENDENCIES = [
     "optax",
     "orbax-checkpoint",
     "pyarrow",
+    "qwix",
     "rax",
     "safetensors",
     "scikit-learn",

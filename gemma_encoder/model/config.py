@@ -230,6 +230,23 @@ class PoolingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on the layers' matrices.
+
+    Attributes:
+        rank: of the adapters; 0 for none.
+        alpha: they are scaled by alpha / rank.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+
+    def __post_init__(self):
+        if self.rank < 0 or self.alpha <= 0:
+            raise InputError(f"lora.rank must be at least 0 and lora.alpha positive, got {self.rank} and {self.alpha}")
+
+
+@dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """An encoder: a transformer, a pooler and one head per task (or several tasks).
 
@@ -246,6 +263,7 @@ class EncoderConfig:
             (as "full", what each group starts from kept in the host's memory).
         attention_implementation: "auto" (the fastest that can do what is asked), "xla" (everything, everywhere), "splash" (TPU),
             "cudnn" or "tokamax" (NVIDIA GPUs).
+        lora: low-rank adapters, none by default.
     """
 
     transformer: TransformerConfig
@@ -258,6 +276,7 @@ class EncoderConfig:
     compute_dtype: str = "bfloat16"
     remat: str = "none"
     attention_implementation: str = "auto"
+    lora: LoraConfig = LoraConfig()
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
@@ -297,7 +316,12 @@ class EncoderConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
         """The config that `to_dict` described, also after a trip through JSON."""
         values = _tuples(values)
-        return cls(transformer=TransformerConfig.from_dict(values.pop("transformer")), pooling=PoolingConfig(**_tuples(values.pop("pooling"))), **values)
+        parts = {
+            "transformer": TransformerConfig.from_dict(values.pop("transformer")),
+            "pooling": PoolingConfig(**_tuples(values.pop("pooling"))),
+            "lora": LoraConfig(**values.pop("lora", {})),
+        }
+        return cls(**parts, **values)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class GemmaEncoder(nnx.Module):
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.backbone = Transformer(config.transformer, rngs=rngs)
+        self.backbone = Transformer(config.transformer, rngs=rngs, lora=config.lora)
         self.pooler = make_pooler(config.pooling, config.transformer.embed_dim, rngs=rngs)
         self.heads = nnx.Dict({name: Head(config.pooled_dim, config.head_hidden, outputs, rngs=rngs) for name, outputs in sorted(config.heads.items())})
 

@@ -27,6 +27,7 @@ RULES: Sequence[tuple[str, P]] = (
     (r"backbone/layers/gating", P("fsdp", None, "tensor")),  # D, 2, F
     (r"backbone/layers/linear", P("tensor", "fsdp")),  # F, D
     (r"backbone/.*_norm/scale", P()),
+    (r"backbone/layers/.*_lora_[ab]", P()),
     (r"(pooler|heads)/.*", P()),
 )
 

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.attention import choose_implementation, dot_product_attention, rotate
-from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, TransformerConfig
+from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, dropout, normal_param
+from gemma_encoder.model.lora import adapt, cast_adapters
 
 
 class Call(NamedTuple):
@@ -65,7 +66,7 @@ class Block(nnx.Module):
         x += self.post_attention_norm(self._attend(self.pre_attention_norm(x), call, attention_key))
         gate_up = jnp.einsum("BLD,DCF->BLCF", self.pre_mlp_norm(x), self.gating[...].astype(x.dtype))
         activation = jax.nn.gelu(gate_up[:, :, 0], approximate=True) * gate_up[:, :, 1]
-        output = self.post_mlp_norm(activation @ self.linear[...].astype(x.dtype))
+        output = self.post_mlp_norm(jnp.einsum("BLF,FD->BLD", activation, self.linear[...].astype(x.dtype)))
         return x + dropout(output, call.feed_forward_dropout, mlp_key)
 
     def _attend(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
@@ -93,14 +94,31 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A Gemma text transformer without its output embedding: tokens to hidden states."""
+    """A Gemma text transformer without its output embedding: tokens to hidden states.
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    Args:
+        config: its sizes.
+        rngs: for the initial values.
+        lora: low-rank adapters on its layers; none by default.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None):
+        self.config, self.lora = config, lora or LoraConfig()
+
+        def layer(kind: str, stack: tuple[int, ...] = ()) -> nnx.Module:
+            def make(stack):
+                return Block(config, kind, rngs=rngs, stack=stack)
+
+            if not self.lora.rank:
+                return make(stack)
+            one = jnp.zeros((1, 1), jnp.int32)
+            example = (jnp.zeros((1, 1, config.embed_dim)), Call(one + 1, one, "bidirectional", 0.0, 0.0), None)
+            return adapt(make, example, self.lora, rngs, stack)
+
         self.embedding = normal_param(rngs, (config.vocab_size, config.embed_dim), config.embed_dim)
         repeats = config.num_repeats
-        self.blocks = nnx.List([Block(config, kind, rngs=rngs, stack=(repeats,)) for kind in config.pattern] if repeats else [])
-        self.rest = nnx.List([Block(config, kind, rngs=rngs) for kind in config.layer_kinds[repeats * len(config.pattern) :]])
+        self.blocks = nnx.List([layer(kind, (repeats,)) for kind in config.pattern] if repeats else [])
+        self.rest = nnx.List([layer(kind) for kind in config.layer_kinds[repeats * len(config.pattern) :]])
         self.final_norm = RMSNorm(config.embed_dim)
 
     def __call__(
@@ -157,6 +175,10 @@ class Transformer(nnx.Module):
         def layer_key(index) -> Array | None:
             return None if dropout_key is None else jax.random.fold_in(dropout_key, index)
 
+        def apply(graph, state, x, key):
+            state = cast_adapters(state, compute_dtype) if self.lora.rank else state
+            return nnx.merge(graph, state)(x, call, key)
+
         period = len(config.pattern)
         if config.num_repeats:
             graphs, states = zip(*(nnx.split(block) for block in self.blocks), strict=True)
@@ -164,7 +186,7 @@ class Transformer(nnx.Module):
             def repeat(x, inputs):
                 states, number = inputs
                 for offset, (graph, state) in enumerate(zip(graphs, states, strict=True)):
-                    x = nnx.merge(graph, state)(x, call, layer_key(number * period + offset))
+                    x = apply(graph, state, x, layer_key(number * period + offset))
                 return x, None
 
             x, _ = jax.lax.scan(_rematerialised(repeat, remat), x, (states, jnp.arange(config.num_repeats)))
@@ -172,7 +194,7 @@ class Transformer(nnx.Module):
             graph, state = nnx.split(block)
 
             def one(x, state, key, graph=graph):
-                return nnx.merge(graph, state)(x, call, key)
+                return apply(graph, state, x, key)
 
             x = _rematerialised(one, remat)(x, state, layer_key(config.num_repeats * period + offset))
         return self.final_norm(x)

@@ -24,7 +24,8 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.packing import Packer
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig, TransformerConfig
+from gemma_encoder.model import lora
+from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, LoraConfig, PoolingConfig, TransformerConfig
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer import OptimizerOptions
 from gemma_encoder.weights import backbone
@@ -56,6 +57,8 @@ def default_config() -> ml_collections.ConfigDict:
     config.model.compute_dtype = "bfloat16"  # or "float32"
     config.model.remat = "none"  # "none", "full", "dots", "offload"
     config.model.attention_implementation = "auto"  # or "xla", "splash" (TPU), "cudnn", "tokamax" (NVIDIA GPUs)
+
+    config.model.lora = ml_collections.ConfigDict({"rank": 0, "alpha": 16.0})  # adapters instead of all the backbone; rank 0 for none
 
     config.tokenizer = "small"  # "small", "gemma2", "gemma3", the path of a SentencePiece model; "auto": what comes with the weights
     config.max_length = 128  # tokens of one text, bos and eos included; what is longer is cut as the task's template says
@@ -298,7 +301,7 @@ def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
         encoder=encoder,
         stream=stream,
         losses=losses,
-        optimizer=OptimizerOptions(**config.optimizer),
+        optimizer=_optimizer(config),
     )
 
 
@@ -369,7 +372,17 @@ def _encoder(config: ml_collections.ConfigDict, sources: Sequence[Source], trans
         compute_dtype=model.compute_dtype,
         remat=model.remat,
         attention_implementation=model.attention_implementation,
+        lora=LoraConfig(**model.lora),
     )
+
+
+def _optimizer(config: ml_collections.ConfigDict) -> OptimizerOptions:
+    """The optimiser's options; with adapters, the backbone's own parameters are frozen."""
+    options = OptimizerOptions(**config.optimizer)
+    if not config.model.lora.rank:
+        return options
+    frozen = rf"backbone/.*(?<!{lora.A}|{lora.B})"
+    return dataclasses.replace(options, freeze=f"{options.freeze}|{frozen}" if options.freeze else frozen)
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

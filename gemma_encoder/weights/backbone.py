@@ -13,7 +13,8 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, TransformerConfig
-from gemma_encoder.model.encoder import parameter_dict, parameter_paths, parameter_state, skeleton
+from gemma_encoder.model.encoder import parameter_dict, parameter_paths, parameter_state, select, skeleton
+from gemma_encoder.model.lora import fold_backbone, is_adapter
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.weights import gemma, native
 from gemma_encoder.weights.gemma import GemmaCheckpoint
@@ -82,7 +83,9 @@ def save_gemma(backbone: Transformer, path: epath.PathLike) -> None:
         backbone: as `load_backbone` gives it; or `encoder.backbone` of a fine-tuned encoder.
         path: a new folder, local or `gs://`.
     """
-    gemma.save(parameter_dict(nnx.state(backbone)), backbone.config, native.absolute(path))
+    parameters = parameter_dict(nnx.state(backbone))
+    parameters = fold_backbone(parameters, backbone.lora) if backbone.lora.rank else parameters
+    gemma.save(parameters, backbone.config, native.absolute(path))
 
 
 def load_pretrained(path: epath.PathLike, encoder: EncoderConfig, abstract: dict) -> dict:
@@ -97,7 +100,8 @@ def load_pretrained(path: epath.PathLike, encoder: EncoderConfig, abstract: dict
     """
     checkpoint = open_checkpoint(path)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    loaded = {"backbone": checkpoint.load(encoder.transformer, abstract["backbone"], shardings["backbone"], jnp.float32)}
+    own = [select(tree["backbone"], lambda path: not is_adapter(path)) for tree in (abstract, shardings)]
+    loaded = {"backbone": checkpoint.load(encoder.transformer, *own, jnp.float32)}
     if isinstance(checkpoint, HuggingFaceCheckpoint) and (modules := checkpoint.modules) and encoder.pooling.projection == modules.pooling.projection != ():
         loaded["pooler"] = {"projection": jax.tree.map(jax.device_put, modules.projection_kernels(), shardings["pooler"]["projection"])}
     logging.info("%s initialised from %s", " and ".join(loaded), checkpoint.description)

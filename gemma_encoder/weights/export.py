@@ -17,7 +17,8 @@ import safetensors.numpy
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import EncoderConfig, TransformerConfig
+from gemma_encoder.model.config import EncoderConfig, LoraConfig, TransformerConfig
+from gemma_encoder.model.lora import fold_backbone
 from gemma_encoder.weights import huggingface, tensors
 from gemma_encoder.weights.native import Bundle, absolute
 from gemma_encoder.weights.tokenizer_files import huggingface_files
@@ -45,6 +46,9 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
         raise InputError(f"{folder} exists and is not empty; name a new folder for the export")
     if not heads:
         bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, heads={}), tasks=())
+    if bundle.encoder.lora.rank:  # other libraries get plain matrices
+        parameters = {**parameters, "backbone": fold_backbone(parameters["backbone"], bundle.encoder.lora)}
+        bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, lora=LoraConfig()))
     encoder = bundle.encoder
     config = transformer_json(encoder)
     modules = list(_modules(encoder, parameters))

@@ -25,6 +25,7 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import parameter_paths, skeleton
+from gemma_encoder.model.lora import fold_backbone, is_adapter
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
 FORMAT_VERSION = 1
@@ -155,6 +156,11 @@ def _restore(checkpoint: epath.Path, shapes: dict, places: dict, dtype: Any) -> 
     return reader.restore(checkpoint / "parameters", args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True))
 
 
+def replicated(sharding: Sharding) -> Sharding:
+    """The whole of an array on every device that `sharding` names."""
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()) if isinstance(sharding, jax.sharding.NamedSharding) else sharding
+
+
 class NativeCheckpoint(Checkpoint):
     """The backbone of one of our own checkpoints; its pooler and heads are what is skipped.
 
@@ -167,7 +173,7 @@ class NativeCheckpoint(Checkpoint):
         self.bundle = load_bundle(self.folder)
         self.description = f"the fine-tuned checkpoint {self.folder}"
         metadata = ocp.PyTreeCheckpointHandler().metadata(self.folder / "parameters").tree
-        found = parameter_paths(metadata)
+        found = {name: leaf for name, leaf in parameter_paths(metadata).items() if not is_adapter(name)}
         self.tensors = {
             name.removeprefix("backbone/"): Tensor(tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in found.items() if name.startswith("backbone/")
         }
@@ -192,6 +198,14 @@ class NativeCheckpoint(Checkpoint):
         return next(iter(jax.tree.leaves(_restore(self.folder, shapes, place, None))))
 
     def load(self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype) -> dict:
-        """Restored straight to where it goes: nothing has to be rearranged."""
+        """Restored straight to where it goes: nothing has to be rearranged, but adapters are added to their matrices."""
         self.check(config)
+        lora = self.bundle.encoder.lora
+        if lora.rank:
+            own = parameter_paths(shapes)
+            place = replicated(next(iter(jax.tree.leaves(shardings))))
+            everything = skeleton(self.bundle.encoder).shapes["backbone"]
+            places = {**{path: place for path in parameter_paths(everything)}, **dict(zip(own, jax.tree.leaves(shardings), strict=True))}
+            nested = jax.tree.unflatten(jax.tree.structure(everything), [places[path] for path in parameter_paths(everything)])
+            return fold_backbone(_restore(self.folder, {"backbone": everything}, {"backbone": nested}, dtype)["backbone"], lora)
         return _restore(self.folder, {"backbone": shapes}, {"backbone": shardings}, dtype)["backbone"]

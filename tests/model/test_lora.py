@@ -1,0 +1,101 @@
+"""Adapters: at the start they change nothing; they are made for every matrix; folding them in computes the same."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.config import EncoderConfig, LoraConfig
+from gemma_encoder.model.encoder import initial_parameters, layer_paths, merge_parameters, parameter_paths, select, skeleton
+from gemma_encoder.model.lora import fold_backbone, is_adapter
+
+LORA = LoraConfig(rank=3, alpha=6.0)
+MATRICES = ("query", "key_value", "attention_out", "gating", "linear")
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.integers(5, 60, (2, 9)), jnp.int32), jnp.ones((2, 9), jnp.int32), jnp.broadcast_to(jnp.arange(9), (2, 9)), 1
+
+
+@pytest.fixture(scope="module", params=["gemma2", "gemma3"])
+def adapted(request, tiny_config):
+    """(config, parameters) with adapters."""
+    config = EncoderConfig(tiny_config(request.param), {"a": 2}, compute_dtype="float32", lora=LORA)
+    return config, initial_parameters(config, jax.random.key(0))
+
+
+def disturbed(parameters):
+    """With adapters that do something."""
+
+    def move(leaf):
+        return leaf + 0.02 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape))
+
+    base, adapters = select(parameters, lambda path: not is_adapter(path)), select(parameters, is_adapter)
+    return merge_parameters(base, jax.tree.map(move, adapters))
+
+
+def plain(config, parameters):
+    backbone = fold_backbone(parameters["backbone"], config.lora)
+    return dataclasses.replace(config, lora=LoraConfig()), {**parameters, "backbone": backbone}
+
+
+def scores(config, parameters, **arguments):
+    return skeleton(config).merge(parameters)(*batch(), **arguments).scores["a"]
+
+
+def test_every_matrix_of_every_layer_has_an_adapter(adapted):
+    config, parameters = adapted
+    found = {path for stacked in parameter_paths(parameters) for path in layer_paths(config.transformer, stacked) if is_adapter(path)}
+    layers = range(config.transformer.num_layers)
+    assert found == {f"backbone/layers/{layer}/{matrix}_lora_{part}" for layer in layers for matrix in MATRICES for part in "ab"}
+    a = parameters["backbone"]["blocks"]["0"]["linear_lora_a"]
+    assert a.shape == (2, 48, 3) and not np.array_equal(a[0], a[1]), "each layer draws its own"
+
+
+def test_adapters_that_were_not_trained_change_nothing(adapted):
+    config, parameters = adapted
+    without, base = plain(config, parameters)
+    np.testing.assert_array_equal(scores(config, parameters), scores(without, base))
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_folded_adapters_compute_the_same(adapted, remat):
+    config, parameters = adapted
+    parameters = disturbed(parameters)
+    without, folded = plain(config, parameters)
+    found, expected = scores(dataclasses.replace(config, remat=remat), parameters), scores(without, folded)
+    # (W + AB) x and Wx + A(Bx) round differently, in float32, over five or more layers.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(found - scores(config, initial_parameters(config, jax.random.key(0)))).max() > 1e-2
+
+
+def test_gradients_reach_every_adapter_under_scan_and_remat(adapted):
+    config, parameters = adapted
+    config, parameters = dataclasses.replace(config, remat="full"), disturbed(parameters)
+    adapters, base = select(parameters, is_adapter), select(parameters, lambda path: not is_adapter(path))
+    gradients = jax.grad(lambda part: jnp.sum(scores(config, merge_parameters(part, base)) ** 2))(adapters)
+    for path, leaf in parameter_paths(gradients).items():
+        assert np.abs(leaf).max() > 0, path
+
+
+def test_activations_stay_in_bfloat16(adapted):
+    config, parameters = adapted
+    half = dataclasses.replace(config, compute_dtype="bfloat16")
+    hidden = skeleton(half).merge(disturbed(parameters))(*batch()).hidden
+    assert hidden.dtype == jnp.bfloat16
+    exact = skeleton(config).merge(disturbed(parameters))(*batch()).hidden
+    assert jnp.linalg.norm(hidden.astype(jnp.float32) - exact) < 0.05 * jnp.linalg.norm(exact)
+
+
+def test_the_config_survives_json_and_refuses_nonsense(adapted):
+    config, _ = adapted
+    assert EncoderConfig.from_dict(config.to_dict()) == config
+    old = config.to_dict()
+    del old["lora"]
+    assert EncoderConfig.from_dict(old).lora == LoraConfig()
+    with pytest.raises(InputError, match="lora.rank must be at least 0"):
+        LoraConfig(rank=-1)
