@@ -42,7 +42,7 @@ class Evaluator:
 
     def run(self, parameters: Any, step: int, log: MetricsLog | None) -> tuple[dict[str, dict[str, float]], dict[str, list[Predictions]]]:
         """Metrics and predictions by task; metrics go to the log, predictions to files."""
-        metrics, predictions = {}, {}
+        metrics, predictions, lines = {}, {}, []
         for number, source in enumerate(self._recipe.sources):
             task, values, counts = source.task, {}, collections.Counter()
             for part, split in source.evaluation_splits(self._recipe.config.evaluate_split).items():
@@ -55,9 +55,11 @@ class Evaluator:
             if not counts:
                 continue
             metrics[task.name] = values
-            if log is not None:
-                figures = {"examples": counts["examples"], "cut_share": counts["cut_texts"] / max(counts["texts"], 1)}
-                log.write(step, self._recipe.config.evaluate_split, values | figures, task.name)
+            figures = {"examples": counts["examples"], "cut_share": counts["cut_texts"] / max(counts["texts"], 1)}
+            lines.append((step, self._recipe.config.evaluate_split, values | figures, task.name))
+        if log is not None:  # once all are known: an evaluation that was given up has no line
+            for line in lines:
+                log.write(*line)
         return metrics, predictions
 
     def _predict(self, parameters: Any, number: int, split: str) -> Predictions:

@@ -1,0 +1,190 @@
+"""What can happen to a run, and what is left of it: notices to stop, full disks, damaged checkpoints, other meshes, losses that are no numbers."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import gemma_encoder as ge
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model import sharding
+from gemma_encoder.model.encoder import parameter_paths
+from gemma_encoder.training import checkpoint, loop, processes
+from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.metrics_log import read_metrics
+from gemma_encoder.training.step import make_program
+from gemma_encoder.weights import native
+
+STEPS = {"train_for": "12 steps", "checkpoint_every": "4 steps", "evaluate_every": "6 steps", "log_every": "1 steps", "max_eval": 8}
+
+
+def untimed(workdir):
+    """The lines of a run without what a clock measured."""
+    return [{k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k} for line in read_metrics(workdir)]
+
+
+def tell_at(monkeypatch, owner, name, count):
+    """Sends SIGTERM to this process in the `count`-th call of a method."""
+    original, calls = getattr(owner, name), [0]
+
+    def counted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.fixture(scope="module")
+def straight(micro, tmp_path_factory):
+    """A run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    loop.train(micro(**STEPS), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize(("owner", "name", "count", "saved"), [(loop.TrainStream, "__next__", 9, 9), (loop.Evaluator, "_predict", 2, 6)])
+def test_told_to_stop_it_saves_and_goes_on_to_the_bit(micro, tmp_path, straight, monkeypatch, owner, name, count, saved):
+    """In the middle of training, and in the middle of an evaluation, which is done anew."""
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        tell_at(patch, owner, name, count)
+        outcome = loop.train(micro(**STEPS), tmp_path)
+    assert outcome.preempted and outcome.step == saved == native.checkpoint_steps(tmp_path)[-1]
+    assert signal.getsignal(signal.SIGTERM) == before
+    outcome = loop.train(micro(**STEPS), tmp_path)
+    assert not outcome.preempted and outcome.step == 12
+    assert sorted(map(str, untimed(tmp_path))) == sorted(map(str, untimed(straight)))
+
+
+def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeypatch):
+    values = iter([0.2, 0.9, 0.4, 0.3, 0.1])
+    run = loop.Evaluator.run
+
+    def evaluated(self, *args):
+        metrics, predictions = run(self, *args)
+        metrics["toy_sentiment"]["accuracy"] = next(values)
+        return metrics, predictions
+
+    monkeypatch.setattr(loop.Evaluator, "run", evaluated)
+    every = {"train_for": "5 steps", "checkpoint_every": "1 steps", "evaluate_every": "1 steps", "keep_checkpoints": 1, "max_eval": 4}
+    outcome = loop.train(micro(**every), tmp_path)
+    assert native.checkpoint_steps(tmp_path) == [2, 5] and outcome.best == (2, 0.9)
+    with pytest.raises(InputError, match="unknown best_metric 'toy_sentiment/f1'; did you mean 'toy_sentiment/accuracy'"):
+        recipes.build(micro(best_metric="toy_sentiment/f1")).best_metric()
+
+
+def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, straight, monkeypatch):
+    workdir = tmp_path / "run"
+    write = checkpoint.FilesHandler.save
+
+    def full(self, directory, args):
+        if "12" in str(directory):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, directory, args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.FilesHandler, "save", full)
+        with pytest.raises(InputError, match=r"checkpoint of step 12 could not be written to .*No space left on device; those before it are whole"):
+            loop.train(micro(**STEPS), workdir)
+    assert native.checkpoint_steps(workdir)[-1] == 8
+    loop.train(micro(**STEPS), workdir)
+    assert [line["loss"] for line in untimed(workdir) if "loss" in line] == [line["loss"] for line in untimed(straight) if "loss" in line]
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, tmp_path, straight):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    chunks = sorted((workdir / "checkpoints/12/parameters").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
+    chunks[-1].write_bytes(chunks[-1].read_bytes()[:100])
+    with pytest.raises(InputError, match=r"cannot be read at step 12, which is damaged or of another run \(choose another --workdir, or move .*12 away"):
+        loop.train(micro(**STEPS), workdir)
+    shutil.move(workdir / "checkpoints/12", tmp_path / "away")
+    assert loop.train(micro(**STEPS), workdir).step == 12
+    foreign = tmp_path / "foreign"
+    shutil.copytree(straight, foreign)
+    (foreign / "config.json").unlink()
+    before = sorted(path for path in foreign.rglob("checkpoints/**/*"))
+    with pytest.raises(InputError, match="damaged or of another run"):
+        loop.train(micro(**STEPS, model__pooling__name="attention_query"), foreign)
+    assert sorted(path for path in foreign.rglob("checkpoints/**/*")) == before
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1)])
+def test_a_run_goes_on_on_another_mesh(micro, tmp_path, straight, shape):
+    """Saved on (8, 1, 1): parameters are equal to the bit, the losses that follow to float32."""
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "checkpoints/12")
+    config = micro(**STEPS, mesh=shape)
+    recipe = recipes.build(config).measured()
+    mesh = sharding.make_mesh(shape)
+    program = make_program(recipe, mesh, 12, 1)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    state, _ = checkpoints.restore(8, program.abstract, ["reader_00000"])
+    checkpoints.close()
+    saved = native.load_parameters(workdir / "checkpoints/8", recipe.encoder)
+    for path, leaf in parameter_paths(state.parameters).items():
+        np.testing.assert_array_equal(leaf, parameter_paths(saved)[path], err_msg=path)
+        assert leaf.sharding == parameter_paths(program.abstract.parameters)[path].sharding
+    loop.train(config, workdir)
+    for found, expected in zip(untimed(workdir), untimed(straight), strict=True):
+        assert found["step"] == expected["step"]
+        if "loss" in found:
+            np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)  # other sums, four steps of Adam
+
+
+def test_a_loss_that_is_no_number_leaves_a_report(micro, tmp_path):
+    with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf).*What led to it is in .*step_"):
+        loop.train(micro(optimizer__learning_rate=1e30, warmup="0 steps", optimizer__clip_norm=0.0, train_for="8 steps"), tmp_path)
+    (folder,) = (tmp_path / "failures").iterdir()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["step"] == int(folder.name.removeprefix("step_")) and {"loss", "gradient_norm", "parameter_norm", "tasks"} <= report.keys()
+    batch = np.load(folder / "batch.process_0.npz")
+    assert (batch["weight"] > 0).any() and len((folder / "texts.txt").read_text().splitlines()) == int(batch["weight"].sum())
+
+
+def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
+    """Backbone, pooler and the heads of the same name; a head of another name is drawn anew. Adapters are trained alone, and saved with the heads."""
+    donor = native.load_parameters(native.find(straight), native.load_bundle(native.find(straight)).encoder)
+    config = micro(
+        tasks=("toy_sentiment",), train_for="2 steps", model__warm_start=str(straight), model__lora__rank=2, optimizer__learning_rate=0.1, max_eval=4
+    )
+    config.warmup = "0 steps"
+    outcome = loop.train(config, tmp_path / "run")
+    assert "starts from the fine-tuned checkpoint" in caplog.text
+    bundle = native.load_bundle(outcome.checkpoint)
+    found, given = parameter_paths(native.load_parameters(outcome.checkpoint, bundle.encoder)), parameter_paths(donor)
+    for path, leaf in found.items():
+        kept = path in given and np.array_equal(leaf, given[path])
+        assert (kept == path.startswith("backbone/") and "_lora_" not in path) or "_lora_" in path, path
+    assert any(np.abs(leaf).max() > 0 for path, leaf in found.items() if path.endswith("_lora_b"))
+    predictor = ge.Predictor.load(tmp_path / "run")
+    texts = ["the acting was not dull .", "a fine film ."]
+    ge.export_huggingface(predictor, tmp_path / "export")
+    # (W + AB) x against W x + A (B x), in float32.
+    np.testing.assert_allclose(ge.Predictor.load(tmp_path / "export").embed(texts), predictor.embed(texts), rtol=1e-4, atol=1e-5)
+    assert "query_lora_a" not in str(ge.load_backbone(tmp_path / "run"))
+    with pytest.raises(InputError, match="it takes a workdir of this project"):
+        loop.load_warm(tmp_path / "export", recipes.build(config).encoder, {})
+
+
+def test_some_steps_are_profiled(micro, tmp_path):
+    loop.train(micro(profile=(2, 3), max_eval=4), tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert "backbone/embedding" in (tmp_path / "parameters.txt").read_text()
+    with pytest.raises(InputError, match="profile must be"):
+        loop.Profile(tmp_path, (3, 2))
+
+
+def test_processes_are_found_by_all_three_variables_or_none(monkeypatch):
+    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
+    with pytest.raises(InputError, match="only JAX_COORDINATOR_ADDRESS is set; set all three or none"):
+        processes.start()
+    assert jax.process_count() == 1
