@@ -7,7 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 from absl import flags
@@ -37,7 +37,10 @@ _PATTERNS = {
     "workdir": (r"gs://[a-z0-9][-_.a-z0-9]+[a-z0-9](/[^\s/]+)+/?", "a folder in a bucket, e.g. gs://bucket/runs/first"),
     "service_account": (r"[-a-z0-9]+@[-a-z0-9.]+", "an e-mail address, e.g. trainer@my-project-123.iam.gserviceaccount.com"),
     "runtime_version": (r"[a-z0-9][-.a-z0-9]*", "a TPU software version, e.g. v2-alpha-tpuv6e"),
-    "image": (r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+((:[\w][-.\w]*)|(@sha256:[0-9a-f]{64}))?", "an image, e.g. us-docker.pkg.dev/project/repository/image:tag"),
+    "image": (
+        r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+((:[\w][-.\w]*)|(@sha256:[0-9a-f]{64}))?",
+        "an image, e.g. us-docker.pkg.dev/project/repository/image:tag",
+    ),
     "registry": (r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+", "a repository of images, e.g. us-docker.pkg.dev/project/repository"),
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -243,6 +246,43 @@ def check(job: Job, *, skip_plan: bool) -> None:
     code = subprocess.run(job.plan(), cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
     if code:
         raise InputError(f"launch.plan exited with {code}, see above; choose a larger --topology or a smaller batch, or leave the check out by --skip_plan")
+
+
+class NotDeleted(Exception):
+    """Something is left that someone pays for."""
+
+
+def guarded(launcher: Callable[[], int]) -> int:
+    """Runs a launcher; whatever stops it becomes one line and an exit code."""
+    try:
+        return launcher()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except NotDeleted as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except command.Interrupted as interrupted:
+        say(f"stopped by {interrupted}")
+        return interrupted.exit_code
+
+
+def say(text: str) -> None:
+    """One line of the launcher's own, apart from the log that it streams."""
+    print(f"launch: {text}", file=sys.stderr, flush=True)
+
+
+def pack(job: Job) -> None:
+    """Packs the committed code; raises InputError where git cannot."""
+    if (packed := command.run(job.archive())).code:
+        raise InputError(f"the code could not be packed: {packed.errors.strip()}")
+
+
+def explain(job: Job, what: str) -> None:
+    """Shows the log's last lines, and says where to look."""
+    lines = job.file(".log").read_text(errors="replace").splitlines()[-command.TAIL :]
+    print("\n".join(["", *lines, ""]), file=sys.stderr)
+    say(f"failed while {what}; above are the last lines. Look at {job.file('.log')} and {job.workdir}/metrics.jsonl, and at the table in launch/README.md")
 
 
 def print_dry_run(steps: Sequence[Sequence[str]]) -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import json
 import os
 import pathlib
 import shlex
@@ -30,6 +31,14 @@ class Result(NamedTuple):
     output: str
     errors: str = ""
 
+    def json(self) -> dict | None:
+        """The JSON object that it printed; None where it failed or printed something else."""
+        try:
+            answer = json.loads(self.output) if self.code == 0 else None
+        except json.JSONDecodeError:
+            answer = None
+        return answer if isinstance(answer, dict) else None
+
 
 class Interrupted(BaseException):
     """Someone asked the launcher to stop; like KeyboardInterrupt, no `except Exception` catches it."""
@@ -55,19 +64,20 @@ def run(arguments: Sequence[str]) -> Result:
     return Result(process.returncode, output, errors)
 
 
-def stream(arguments: Sequence[str], log: pathlib.Path, see: Callable[[str], None] = lambda text: None) -> Result:
+def stream(arguments: Sequence[str], log: pathlib.Path, see: Callable[[str], None] = lambda text: None, stdin: pathlib.Path | None = None) -> Result:
     """Runs a command while its lines go to the terminal and to a file.
 
     Args:
         arguments: the command.
         log: the file, which grows.
         see: called with each line.
+        stdin: the file that the command reads; none by default.
 
     Raises:
         InputError: there is no such program.
     """
     tail = collections.deque(maxlen=TAIL)
-    with log.open("a") as file, _started(arguments, stderr=subprocess.STDOUT) as process:
+    with log.open("a") as file, _started(arguments, stderr=subprocess.STDOUT, stdin=stdin) as process:
         file.write(f"$ {line(arguments)}\n")
         for text in process.stdout:
             print(text, end="", flush=True)
@@ -80,15 +90,17 @@ def stream(arguments: Sequence[str], log: pathlib.Path, see: Callable[[str], Non
 
 
 @contextlib.contextmanager
-def _started(arguments: Sequence[str], stderr: int) -> Iterator[subprocess.Popen]:
+def _started(arguments: Sequence[str], stderr: int, stdin: pathlib.Path | None = None) -> Iterator[subprocess.Popen]:
     """A running command; it ends with the block, however the block ends."""
+    source = stdin.open("rb") if stdin else subprocess.DEVNULL
     try:
         # A session of its own: what the terminal sends on Ctrl-C goes to the launcher, which knows what must be ended first.
-        process = subprocess.Popen(
-            list(arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", start_new_session=True
-        )
+        process = subprocess.Popen(list(arguments), stdin=source, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", start_new_session=True)
     except FileNotFoundError as error:
         raise InputError(f"{arguments[0]} is not on the PATH; launch/README.md says what to install") from error
+    finally:
+        if stdin:
+            source.close()
     try:
         yield process
     finally:
