@@ -15,6 +15,7 @@ from typing import NamedTuple
 from gemma_encoder.inputs.errors import InputError
 
 TAIL = 30  # lines that are shown again where something failed
+PATIENCE = 10.0  # seconds between asking a command to end and ending it
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -108,7 +109,7 @@ def _started(arguments: Sequence[str], stderr: int, stdin: pathlib.Path | None =
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(10)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
