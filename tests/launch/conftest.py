@@ -70,9 +70,9 @@ class Cloud:
         (self._folder / "plan_code").write_text(str(code))
 
     def calls(self, *words: str) -> list[list[str]]:
-        """The calls, in order; with `words`, those that hold all of them."""
+        """The calls, in order; with `words`, those that hold all of them as whole words."""
         calls = [json.loads(line) for line in (self._folder / "calls").read_text().splitlines()]
-        return [call for call in calls if all(word in " ".join(call) for word in words)]
+        return [call for call in calls if all(f" {word} " in f" {' '.join(call)} " for word in words)]
 
     def context(self) -> bytes:
         return (self._folder / "context").read_bytes()
@@ -105,6 +105,17 @@ def repository(tmp_path, monkeypatch, cloud) -> pathlib.Path:
     monkeypatch.setattr(cluster, "ROOT", folder)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def launch(monkeypatch):
+    """`launch(program, argv)`: the exit code of a launcher."""
+
+    def run(program, argv: list[str]) -> int:
+        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for --config.FIELD
+        return program.main(argv)
+
+    return run
 
 
 def lists(text: str) -> list[list[str]]:
