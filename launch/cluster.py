@@ -54,15 +54,16 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 class _Generation:
     prefix: str  # of accelerator types
     cores: int  # an accelerator type counts these, per chip
+    largest_host: int  # chips of its largest machine, which holds a whole slice
     shapes: tuple[str, ...]
     runtime_version: str  # of TPU VMs
 
 
 GENERATIONS = {
-    "v4": _Generation("v4", 2, _CUBES, "tpu-ubuntu2204-base"),
-    "v5e": _Generation("v5litepod", 1, _FLAT, "v2-alpha-tpuv5-lite"),
-    "v5p": _Generation("v5p", 2, _CUBES, "v2-alpha-tpuv5"),
-    "v6e": _Generation("v6e", 1, _FLAT, "v2-alpha-tpuv6e"),
+    "v4": _Generation("v4", 2, 4, _CUBES, "tpu-ubuntu2204-base"),
+    "v5e": _Generation("v5litepod", 1, 8, _FLAT, "v2-alpha-tpuv5-lite"),
+    "v5p": _Generation("v5p", 2, 4, _CUBES, "v2-alpha-tpuv5"),
+    "v6e": _Generation("v6e", 1, 8, _FLAT, "v2-alpha-tpuv6e"),
 }
 
 
@@ -95,8 +96,8 @@ class Topology:
         return f"{generation.prefix}-{self.chips * generation.cores}"
 
     def hosts(self, largest: int) -> int:
-        """Machines of a slice: four chips each, unless all of it fits one machine of `largest` chips."""
-        return 1 if self.chips <= largest else self.chips // 4
+        """Machines of a slice: of four chips each, unless one holds all of it; `largest` is the most chips that a machine may have."""
+        return 1 if self.chips <= min(largest, GENERATIONS[self.generation].largest_host) else self.chips // 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +195,7 @@ class Flags:
 
         Args:
             argv: the program's name and its arguments.
-            largest_host: chips of the largest machine that holds a whole slice.
+            largest_host: the most chips that a machine may have.
 
         Raises:
             InputError: whatever cannot be launched.

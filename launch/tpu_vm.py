@@ -18,7 +18,7 @@ from gemma_encoder.inputs.errors import InputError
 from launch import cluster, command
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
-LARGEST_HOST = 8  # chips of one TPU VM that holds a whole slice, of v5e and v6e
+LARGEST_HOST = 8  # chips of one TPU VM
 WAITING = {"", "CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES", "STATE_UNSPECIFIED"}
 CHECKS = 3  # looks at the machines after a failure: that they were taken away shows late
 UNSEEN = 5  # looks that may fail in a row

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from gemma_encoder.inputs.errors import InputError
 from launch import cluster, command
 
-LARGEST_HOST = 4  # chips of one machine: xpk makes all pools of machines with one or four
+LARGEST_HOST = 4  # chips of one machine: xpk makes pools of machines with one or four
 GRACE_SECONDS = 120  # from the notice to the end: time to save a checkpoint
 UNSEEN = 5  # looks that may fail in a row
 _KUBECTL = ["kubectl", "--namespace=default"]
