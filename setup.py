@@ -28,6 +28,7 @@ DEPENDENCIES = [
     "scipy",
     "sentencepiece",
     "seqio",
+    "tensorboard",  # clu imports it without declaring it
     "tensorflow",
     "tensorflow-datasets",
     "tokenizers",
@@ -40,9 +41,9 @@ EXTRAS = {
     "notebook": ["jupyterlab", "matplotlib", "pandas"],
     # Beam needs protobuf 6: its environment is one of its own, with its own lock (`make prepare-setup`).
     "prepare": ["apache-beam>=2.60", "protobuf<7", "sentencepiece<0.2.1"],
-    # The gemma package is what weights and hidden states are compared with; kauldron imports tensorboard without declaring it.
+    # The gemma package is what weights and hidden states are compared with.
     # With jax[tpu], programs are compiled for a TPU that is not there.
-    "test": ["gemma>=3.3", "hypothesis", "jax[tpu]", "kauldron>=1.3", "pytest", "pytest-xdist", "ruff", "tensorboard"],
+    "test": ["gemma>=3.3", "hypothesis", "jax[tpu]", "kauldron>=1.3", "pytest", "pytest-xdist", "ruff"],
 }
 
 setuptools.setup(

@@ -1,0 +1,40 @@
+"""Topologies, and the Dockerfile beside the lock."""
+
+import pytest
+
+from gemma_encoder.inputs.errors import InputError
+from launch import cluster, tpu_vm, xpk
+
+
+@pytest.mark.parametrize(
+    ("text", "accelerator_type", "chips", "tpu_vms", "pods"),
+    [
+        ("v5e:1x1", "v5litepod-1", 1, 1, 1),
+        ("v5e:2x4", "v5litepod-8", 8, 1, 2),
+        ("v5e:4x4", "v5litepod-16", 16, 4, 4),
+        ("v6e:8x8", "v6e-64", 64, 16, 16),
+        ("v5p:2x2x1", "v5p-8", 4, 1, 1),
+        ("v5p:4x4x4", "v5p-128", 64, 16, 16),
+        ("v4:2x2x2", "v4-16", 8, 2, 2),
+    ],
+)
+def test_topologies(text, accelerator_type, chips, tpu_vms, pods):
+    """v4 and v5p are named by cores and have four chips a machine; only v5e and v6e have machines of eight."""
+    topology = cluster.Topology.parse(text)
+    assert (topology.accelerator_type, topology.chips) == (accelerator_type, chips)
+    assert (topology.hosts(tpu_vm.LARGEST_HOST), topology.hosts(xpk.LARGEST_HOST)) == (tpu_vms, pods)
+
+
+@pytest.mark.parametrize("text", ["", "v5e", "8x8", "v5e:64", "v5p:8x8", "v5p:2x4x8", "v5e:8x8x1", "V5E:8x8"])
+def test_a_shape_that_no_accelerator_type_stands_for_is_refused(text):
+    """v5p-128 is 4x4x4: asked for 2x4x8, another slice would come than was planned for."""
+    with pytest.raises(InputError, match="topology"):
+        cluster.Topology.parse(text)
+
+
+def test_workers_and_images_get_the_locked_libtpu():
+    lock = (cluster.ROOT / "requirements" / "py311.txt").read_text()
+    assert "\nlibtpu==" in lock and "\njax==" in lock
+    for file in ("Dockerfile", "worker.py"):
+        text = (cluster.ROOT / "launch" / file).read_text()
+        assert "requirements/py311.txt" in text and ".[tpu]" in text
