@@ -5,12 +5,21 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 
 def normal_param(rngs: nnx.Rngs, shape: Sequence[int], fan_in: int) -> nnx.Param:
     """A float32 parameter drawn from N(0, 1 / fan_in)."""
     return nnx.Param(jax.random.normal(rngs.params(), tuple(shape), jnp.float32) * fan_in**-0.5)
+
+
+def spread_rows(x: Float[Array, "B ..."], mesh: Mesh | None) -> Float[Array, "B ..."]:
+    """`x` with its rows over the data and fsdp axes of the mesh; without it, XLA may rather gather activations than parameters."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(("data", "fsdp"))))
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:

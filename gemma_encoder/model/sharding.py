@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -35,8 +36,11 @@ RULES: Sequence[tuple[str, P]] = (
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of (data, fsdp, tensor); one of them may be −1 for "all that are left".
 
+    Of several TPU slices, each holds a part of the data axis and the whole of the others: only gradients cross the slower network
+    between slices.
+
     Raises:
-        InputError: the shape does not use every device exactly once.
+        InputError: the shape does not use every device exactly once, or cannot be laid over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
@@ -47,6 +51,12 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
         sizes[sizes.index(-1)] = len(devices) // rest
     if int(np.prod(sizes)) != len(devices):
         raise InputError(f"mesh {tuple(shape)} does not fit {len(devices)} devices")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if sizes[0] % slices:
+            raise InputError(f"mesh {tuple(sizes)}: the data axis must be a multiple of the {slices} slices, since fsdp and tensor stay within one")
+        grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.attention import choose_implementation, dot_product_attention, rotate
 from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
-from gemma_encoder.model.layers import RMSNorm, dropout, normal_param
+from gemma_encoder.model.layers import RMSNorm, dropout, normal_param, spread_rows
 from gemma_encoder.model.lora import adapt, cast_adapters
 
 
@@ -170,14 +170,14 @@ class Transformer(nnx.Module):
         call = Call(segment_ids, positions, attention, attention_dropout, feed_forward_dropout, implementation, mesh)
         table = self.embedding[...]
         # Gemma scales by √D in the parameters' dtype: in bfloat16 the factor itself is rounded.
-        x = (table[tokens] * jnp.sqrt(config.embed_dim).astype(table.dtype)).astype(compute_dtype)
+        x = spread_rows((table[tokens] * jnp.sqrt(config.embed_dim).astype(table.dtype)).astype(compute_dtype), mesh)
 
         def layer_key(index) -> Array | None:
             return None if dropout_key is None else jax.random.fold_in(dropout_key, index)
 
         def apply(graph, state, x, key):
             state = cast_adapters(state, compute_dtype) if self.lora.rank else state
-            return nnx.merge(graph, state)(x, call, key)
+            return spread_rows(nnx.merge(graph, state)(x, call, key), mesh)
 
         period = len(config.pattern)
         if config.num_repeats:

@@ -67,7 +67,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     """
     recipe = recipes.build(config)
     mesh = sharding.make_mesh(config.mesh)
-    _check_rows(recipe, mesh)
+    recipe.check_rows(mesh)
     workdir = claim_workdir(workdir, config)
     recipe = recipe.measured()
     epoch = recipe.epoch()
@@ -230,14 +230,6 @@ def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) ->
     return workdir
 
 
-def _check_rows(recipe: Recipe, mesh: Mesh) -> None:
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows, parts = recipe.stream.shape.rows, recipe.stream.micro_batches
-    if rows // parts % shards:
-        cut = f" / micro_batches={parts}" if parts > 1 else ""
-        raise InputError(f"batch.rows={rows}{cut} must be a multiple of data x fsdp = {shards} of the mesh {dict(mesh.shape)}")
-
-
 def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream) -> TrainState:
     """The state to go on from, by the order at the top of this file; `stream` is set to the same moment."""
     step = checkpoints.latest_step()
@@ -288,7 +280,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outc
         raise InputError(f"{workdir} holds no checkpoint to evaluate; train first, with the same command and --mode=train")
     recipe = recipes.build(config)
     mesh = sharding.make_mesh(config.mesh)
-    _check_rows(recipe, mesh)
+    recipe.check_rows(mesh)
     checkpoint = native.find(workdir)
     bundle = native.load_bundle(checkpoint)
     trained = {task.name for task in bundle.tasks}

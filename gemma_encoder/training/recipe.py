@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from gemma_encoder.data import mixtures, own, registry
 from gemma_encoder.data.pipeline import CHUNK, MEASURED, PREFETCH, StreamOptions, average_examples
@@ -231,6 +232,13 @@ class Recipe:
     def steps(self, field: str, epoch: int, total: int | None = None) -> int:
         """A duration field as a number of steps."""
         return Duration.parse(self.config[field], field).steps(self.losses.examples_per_step, epoch, total)
+
+    def check_rows(self, mesh: Mesh) -> None:
+        """Raises InputError where a micro-batch's rows cannot be spread evenly over a mesh."""
+        rows, parts, shards = self.stream.shape.rows, self.stream.micro_batches, mesh.shape["data"] * mesh.shape["fsdp"]
+        if rows // parts % shards:
+            cut = f" / micro_batches={parts}" if parts > 1 else ""
+            raise InputError(f"batch.rows={rows}{cut} must be a multiple of data x fsdp = {shards} of the mesh {dict(mesh.shape)}")
 
     def best_metric(self) -> tuple[str, str]:
         """The task and the metric that the best checkpoint is chosen by; raises InputError where the config names another."""

@@ -1,0 +1,74 @@
+"""Writes launch/PLANS.md: what the planner says of the sizes that people ask for.
+
+    python -m launch.table
+
+Each plan is made anew, in a process of its own; some take minutes.
+"""
+
+import datetime
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GIB = 2**30
+
+# Size, topology, and rows of 512 tokens in a step.
+PLANS = (
+    ("gemma3_270m", "v5e:2x2", 64),
+    ("gemma3_1b", "v5e:2x4", 64),
+    ("gemma2_2b", "v5e:4x4", 32),
+    ("gemma2_9b", "v5e:8x8", 64),
+    ("gemma2_27b", "v5p:4x4x4", 128),
+)
+
+
+def command(size: str, topology: str, rows: int) -> list[str]:
+    """The planner's arguments."""
+    return [
+        *(f"--config=experiments/msmarco.py:size={size}", f"--topology={topology}", "--config.mesh=(1,-1,1)"),
+        *(f"--config.batch.rows={rows}", "--config.batch.row_length=512", "--config.max_length=512"),
+    ]
+
+
+def row(figures: dict) -> str:
+    """A plan as a line of the table."""
+    fits = f"fits, {(figures['memory'] - figures['peak']) / GIB:.1f} GiB to spare" if figures["fits"] else "does not fit"
+    memory = f"{figures['peak'] / GIB:.2f} of {figures['memory'] / GIB:.0f} GiB"
+    batch = f"{figures['rows']} x {figures['row_length']}"
+    return (
+        f"| {figures['size']} | {figures['topology']} | {batch} | {figures['parameters'] / GIB:.2f} | {figures['optimizer'] / GIB:.2f} "
+        f"| {figures['temporaries'] / GIB:.2f} | {memory} | {fits} | {figures['seconds']:.3f} | {figures['tokens_per_second']:,.0f} | {figures['compile_seconds']:.0f} |"
+    )
+
+
+def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
+    """Makes the plans and writes the file."""
+    lines = []
+    for plan in plans:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            subprocess.run([sys.executable, "-m", "launch.plan", *command(*plan), f"--json={file.name}"], cwd=ROOT, stdout=subprocess.DEVNULL)
+            lines.append(row(json.loads(pathlib.Path(file.name).read_text())))
+        print(lines[-1], flush=True)
+    example = " ".join(command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
+    (ROOT / "launch" / "PLANS.md").write_text(
+        "# Plans\n\nWritten by `python -m launch.table` from the planner's own figures, "
+        f"{datetime.date.today()}, jax {jax.__version__}, {platform.machine()}, two cores. No TPU was attached: memory is what the compiler says, the step's "
+        "time a lower bound (published peaks of arithmetic, memory and links, wholly overlapped), not a measurement.\n\n"
+        "Full fine-tuning with AdamW in bfloat16 with float32 parameters and moments, remat `full`, parameters cut up over all chips. GiB are of one chip.\n\n"
+        "| size | topology | tokens a step | parameters, GiB | optimiser, GiB | temporaries, GiB | peak of a chip | | s a step, at least | tokens/s, at most | compiled in, s |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        + "\n".join(lines)
+        + f"\n\nFor example:\n\n```\npython -m launch.plan {example}\n```\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
