@@ -8,7 +8,6 @@ Each plan is made anew, in a process of its own; some take minutes.
 import datetime
 import json
 import pathlib
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,27 @@ PLANS = (
     ("gemma2_27b", "v5p:4x4x4", 128),
 )
 
+HEADER = """\
+# Plans
+
+Written by `python -m launch.table` from the planner's own figures, {date}, jax {jax}, two cores. No TPU was attached: memory is what the
+compiler says; the step's time is a lower bound (published peaks of arithmetic, memory and links, wholly overlapped), not a measurement.
+
+Full fine-tuning with AdamW, bfloat16 compute, float32 parameters and moments, remat `full`, parameters cut up over all chips. GiB are
+of one chip.
+
+| size | topology | tokens a step | parameters, GiB | optimiser, GiB | temporaries, GiB | peak of a chip | | s a step, at least | tokens/s, at most | compiled, s |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+FOOTER = """
+
+The last line is
+
+```
+python -m launch.plan {example}
+```
+"""
+
 
 def command(size: str, topology: str, rows: int) -> list[str]:
     """The planner's arguments."""
@@ -41,11 +61,18 @@ def row(figures: dict) -> str:
     """A plan as a line of the table."""
     fits = f"fits, {(figures['memory'] - figures['peak']) / GIB:.1f} GiB to spare" if figures["fits"] else "does not fit"
     memory = f"{figures['peak'] / GIB:.2f} of {figures['memory'] / GIB:.0f} GiB"
-    batch = f"{figures['rows']} x {figures['row_length']}"
-    return (
-        f"| {figures['size']} | {figures['topology']} | {batch} | {figures['parameters'] / GIB:.2f} | {figures['optimizer'] / GIB:.2f} "
-        f"| {figures['temporaries'] / GIB:.2f} | {memory} | {fits} | {figures['seconds']:.3f} | {figures['tokens_per_second']:,.0f} | {figures['compile_seconds']:.0f} |"
-    )
+    cells = [
+        figures["size"],
+        figures["topology"],
+        f"{figures['rows']} x {figures['row_length']}",
+        *(f"{figures[name] / GIB:.2f}" for name in ("parameters", "optimizer", "temporaries")),
+        memory,
+        fits,
+        f"{figures['seconds']:.3f}",
+        f"{figures['tokens_per_second']:,.0f}",
+        f"{figures['compile_seconds']:.0f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
@@ -57,16 +84,8 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
             lines.append(row(json.loads(pathlib.Path(file.name).read_text())))
         print(lines[-1], flush=True)
     example = " ".join(command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
-    (ROOT / "launch" / "PLANS.md").write_text(
-        "# Plans\n\nWritten by `python -m launch.table` from the planner's own figures, "
-        f"{datetime.date.today()}, jax {jax.__version__}, {platform.machine()}, two cores. No TPU was attached: memory is what the compiler says, the step's "
-        "time a lower bound (published peaks of arithmetic, memory and links, wholly overlapped), not a measurement.\n\n"
-        "Full fine-tuning with AdamW in bfloat16 with float32 parameters and moments, remat `full`, parameters cut up over all chips. GiB are of one chip.\n\n"
-        "| size | topology | tokens a step | parameters, GiB | optimiser, GiB | temporaries, GiB | peak of a chip | | s a step, at least | tokens/s, at most | compiled in, s |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-        + "\n".join(lines)
-        + f"\n\nFor example:\n\n```\npython -m launch.plan {example}\n```\n"
-    )
+    text = HEADER.format(date=datetime.date.today(), jax=jax.__version__) + "\n".join(lines) + FOOTER.format(example=example)
+    (ROOT / "launch" / "PLANS.md").write_text(text)
     return 0
 
 

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
+from experiments import quickstart
+from gemma_encoder.training import loop
 from gemma_encoder.training.metrics_log import read_metrics
 from launch import local
 
@@ -91,17 +94,14 @@ def wait_for(condition, process, seconds=240):
         time.sleep(0.05)
 
 
-def test_two_processes_killed_and_told_to_stop_equal_one_that_runs_through(tmp_path):
+def test_two_processes_killed_and_told_to_stop_equal_one_that_runs_through(changed, tmp_path):
     """Process 1 is killed, later process 0 is told to stop; the losses are those of one process with as many devices."""
-    fields = {"train_for": "16 steps", "checkpoint_every": "4 steps", "log_every": "1 steps", "evaluate_every": "8 steps", "max_eval": "16"}
-    flags = [*(f"--config.{name}={value}" for name, value in fields.items()), "--config.batch.readers=4", "--config.batch.rows=8", "--config.mesh=(2,2,2)"]
-    arguments = ["--config=experiments/quickstart.py:smoke", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    straight = tmp_path / "straight"
-    subprocess.run(
-        [sys.executable, "-m", "gemma_encoder.main", *arguments, f"--workdir={straight}"],
-        check=True, cwd=ROOT, env={**environment, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}, capture_output=True,
-    )  # fmt: skip
+    fields = {"train_for": "16 steps", "checkpoint_every": "4 steps", "log_every": "1 steps", "evaluate_every": "8 steps", "max_eval": 16}
+    fields |= {"batch.readers": 4, "batch.rows": 8, "mesh": (2, 2, 2)}
+    straight, environment = tmp_path / "straight", {**os.environ, "PYTHONPATH": str(ROOT)}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        loop.train(changed(quickstart.get_config("smoke"), {name.replace(".", "__"): value for name, value in fields.items()}), straight)
+    arguments = ["--config=experiments/quickstart.py:smoke", *(f"--config.{name}={value}" for name, value in fields.items())]
     workdir = tmp_path / "two"
     command = [sys.executable, "-m", "launch.local", "--processes=2", "--devices_per_process=4", "--restarts=2", "--", *arguments, f"--workdir={workdir}"]
     with (tmp_path / "log").open("w") as log:
