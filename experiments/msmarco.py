@@ -30,7 +30,7 @@ def get_config(arg: str = ""):
         # Listwise softmax wants some 20 to 30 documents or more (RankT5, arXiv 2210.10634); 36 is common: one positive, 35 negatives.
         config.max_length = config.batch.row_length = 512
         config.ranking.list_size, config.ranking.negative_ranks = 36, (1, 1000)
-        config.batch.rows, config.batch.segments = 288, 8
+        config.batch.rows, config.batch.segments = 256, 8  # a power of two divides over any slice
         config.optimizer.learning_rate = 1e-5
         config.train_for = "100000 steps"
         config.checkpoint_every = "5000 steps"

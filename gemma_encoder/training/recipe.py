@@ -129,7 +129,7 @@ def set_size(config: ml_collections.ConfigDict, size: str) -> None:
     """Chooses the model's size, with the tokenizer and the compute dtype that go with it.
 
     Tiny sizes use the small tokenizer and float32, for a machine without an accelerator; the others use the tokenizer that comes
-    with their weights (or their family's) and bfloat16.
+    with their weights (or their family's) and bfloat16, recompute layers in the backward pass, and are cut up over all devices.
     """
     if size not in SIZES:
         raise unknown("size", size, SIZES)
@@ -138,6 +138,7 @@ def set_size(config: ml_collections.ConfigDict, size: str) -> None:
         config.tokenizer, config.model.compute_dtype = "small", "float32"
     else:
         config.tokenizer, config.model.compute_dtype, config.model.remat = "auto", "bfloat16", "full"
+        config.mesh = (1, -1, 1)
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -97,7 +97,7 @@ def wait_for(condition, process, seconds=240):
 def test_two_processes_killed_and_told_to_stop_equal_one_that_runs_through(changed, tmp_path):
     """Process 1 is killed, later process 0 is told to stop; the losses are those of one process with as many devices."""
     fields = {"train_for": "16 steps", "checkpoint_every": "4 steps", "log_every": "1 steps", "evaluate_every": "8 steps", "max_eval": 16}
-    fields |= {"batch.readers": 4, "batch.rows": 8, "mesh": (2, 2, 2)}
+    fields |= {"model.size": "gemma2_tiny", "batch.readers": 4, "batch.rows": 8, "mesh": (2, 2, 2)}
     straight, environment = tmp_path / "straight", {**os.environ, "PYTHONPATH": str(ROOT)}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         loop.train(changed(quickstart.get_config("smoke"), {name.replace(".", "__"): value for name, value in fields.items()}), straight)
