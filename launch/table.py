@@ -36,7 +36,7 @@ compiler says; the step's time is a lower bound (published peaks of arithmetic, 
 Full fine-tuning with AdamW, bfloat16 compute, float32 parameters and moments, remat `full`, parameters cut up over all chips. GiB are
 of one chip.
 
-| size | topology | tokens a step | parameters, GiB | optimiser, GiB | temporaries, GiB | peak of a chip | | s a step, at least | tokens/s, at most | compiled, s |
+| size | topology | tokens a step | parameters, GiB | optimiser, GiB | temporaries, GiB | peak of a chip | | step, s | tokens/s, at most | compiled, s |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 FOOTER = """

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gemma_encoder import commandline
-from gemma_encoder.data import registry
+from gemma_encoder.data import mixtures, registry
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -82,9 +82,10 @@ def _settings(argv: Sequence[str]) -> Settings:
     if config is None:
         length = MAX_LENGTH.value
         return Settings(_source(TASK.value, DataOptions()), Tokenizer.load(TOKENIZER.value), length, -(-length // 128) * 128, length)
-    name = TASK.value or config.tasks[0]
-    if name not in config.tasks:
-        raise unknown("task of the config", name, config.tasks)
+    tasks = mixtures.expand(config.tasks)
+    name = TASK.value or tasks[0]
+    if name not in tasks:
+        raise unknown("task of the config", name, tasks)
     source = _source(name, DataOptions.from_config(config))
     if config.tokenizer == "auto":
         raise InputError("which tokenizer comes with the weights is for training to find out; name it here, e.g. --config.tokenizer=gemma2")

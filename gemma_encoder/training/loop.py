@@ -96,7 +96,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
             return {"best": evaluated[0][best[0]][best[1]]} if best[1] in evaluated[0].get(best[0], {}) else {}
 
         try:
-            was_due = 0 < start < total and cadence["evaluate_every"] and start % cadence["evaluate_every"] == 0
+            was_due = start == total or (start and cadence["evaluate_every"] and start % cadence["evaluate_every"] == 0)
             if was_due and not _was_evaluated(workdir, start, config.evaluate_split):
                 evaluate_at(start)  # a notice to stop had come before it could be done
                 window.restart()
