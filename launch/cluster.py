@@ -23,7 +23,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent  # the git repository whos
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2  # what the user handed over cannot be used: trying again cannot help
-EXIT_PREEMPTED = 75  # stopped from outside, the state is saved: the same command goes on (gemma_encoder.main has the same code)
 
 # Fields of a config that may name files; a path on this machine means nothing to a worker.
 PATH_FIELDS = ("prepared", "tokenizer", "model.pretrained", "ranking.run", "own.train", "own.validation", "own.test")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.training.processes import EXIT_PREEMPTED
 from launch import cluster, command
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -111,7 +112,7 @@ class Launch:
                 if outcome is not Outcome.DISCONNECTED and retry < self._job.max_retries:
                     self._delete()
             cluster.say("gave up; give the same command again and the run goes on from its last checkpoint")
-            return cluster.EXIT_PREEMPTED
+            return EXIT_PREEMPTED
         finally:
             self._leave()
 
@@ -172,7 +173,7 @@ class Launch:
         if len(codes) == self._job.hosts and not any(codes.values()):
             cluster.say(f"done; {self._job.workdir} holds checkpoints, metrics and predictions")
             return Outcome.DONE
-        if cluster.EXIT_PREEMPTED in codes.values():
+        if EXIT_PREEMPTED in codes.values():
             return Outcome.PREEMPTED
         if self._lost():
             return Outcome.LOST

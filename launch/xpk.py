@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.training.processes import EXIT_PREEMPTED
 from launch import cluster, command
 
 LARGEST_HOST = 4  # chips of one machine: xpk makes pools of machines with one or four
@@ -47,7 +48,7 @@ class Workload:
             *self._place,
             *(f"--tpu-type={job.topology.accelerator_type}", f"--num-slices={job.slices}", f"--docker-image={self.image}"),
             *self._spot,
-            *(f"--max-restarts={job.max_retries}", f"--restart-on-exit-codes={cluster.EXIT_PREEMPTED}"),
+            *(f"--max-restarts={job.max_retries}", f"--restart-on-exit-codes={EXIT_PREEMPTED}"),
             *(f"--termination-grace-period-seconds={GRACE_SECONDS}", f"--command={program}"),
         ]
 
@@ -144,9 +145,9 @@ class Launch:
         cluster.explain(self._job, f"training: exit codes {sorted(codes)}")
         if cluster.EXIT_BAD_INPUT in codes:
             return cluster.EXIT_BAD_INPUT
-        if cluster.EXIT_PREEMPTED in codes:
+        if EXIT_PREEMPTED in codes:
             cluster.say("preempted too often; give the same command again and the run goes on from its last checkpoint")
-            return cluster.EXIT_PREEMPTED
+            return EXIT_PREEMPTED
         return cluster.EXIT_FAILED
 
     def _leave(self) -> None:

@@ -25,8 +25,10 @@ from gemma_encoder.model.encoder import skeleton
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.evaluation import Evaluator, Stopped
+from gemma_encoder.training.failure import report_failure
 from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
 from gemma_encoder.training.processes import Notice
+from gemma_encoder.training.profile import Profile
 from gemma_encoder.training.recipe import Recipe
 from gemma_encoder.training.state import TrainState, initial_state
 from gemma_encoder.training.step import Program, StepMetrics, make_program
@@ -134,12 +136,14 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
                 window.restart()
                 began = time.monotonic()
             if stopped:
-                progress.say(f"told to stop: saving step {step}, start the same command again to go on")
+                progress.say(f"told to stop: saving step {step}; start the same command again to go on")
             elif evaluated is None:  # the run had ended before: say what it reached
                 evaluated = evaluator.run(state.parameters, start, None)
             checkpoints.wait()
+        except Stopped:  # before anything had changed
+            stopped = True
         except NotFinite as error:
-            folder = _report_failure(workdir, recipe, previous, str(error))
+            folder = report_failure(workdir, recipe, previous, str(error))
             raise InputError(
                 f"{error}; lower optimizer.learning_rate or lengthen warmup. What led to it is in {folder}; checkpoints before it are kept"
             ) from error
@@ -153,38 +157,6 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
     return Outcome(step, metrics, predictions, epath.Path(checkpoints.folder) / str(step), seconds, stopped, checkpoints.best())
 
 
-class Profile:
-    """A profile of some steps, for TensorBoard or Perfetto, under `profile/` of the workdir.
-
-    Args:
-        workdir: of the run.
-        steps: (first, last); empty for none.
-    """
-
-    def __init__(self, workdir: epath.Path, steps: tuple[int, ...]):
-        if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
-            raise InputError(f"profile must be (first step, last step), got {tuple(steps)}")
-        self._folder, self._steps, self._running = workdir / "profile", tuple(steps), False
-
-    def before(self, step: int) -> None:
-        """Begins, if `step` is the first one."""
-        if self._steps and step == self._steps[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-
-    def after(self, step: int, metrics: StepMetrics) -> None:
-        """Ends, if `step` is the last one, once the devices have done it."""
-        if self._running and step == self._steps[1]:
-            jax.block_until_ready(metrics)
-            self.close()
-
-    def close(self) -> None:
-        """Ends."""
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
-
-
 def _was_evaluated(workdir: epath.Path, step: int, split: str) -> bool:
     found = any(line["step"] == step and line["split"] == split for line in read_metrics(workdir)) if jax.process_index() == 0 else False
     if jax.process_count() == 1:
@@ -192,25 +164,6 @@ def _was_evaluated(workdir: epath.Path, step: int, split: str) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
-
-
-def _report_failure(workdir: epath.Path, recipe: Recipe, previous: tuple[int, StepMetrics, Batch], error: str) -> epath.Path:
-    """Saves what a person needs to see why: the numbers of the step and of each task, and this process's rows of the batch, with texts as pieces."""
-    step, metrics, batch = previous
-    folder = workdir / "failures" / f"step_{step}"
-    folder.mkdir(parents=True, exist_ok=True)
-    metrics = jax.device_get(metrics)
-    tasks = {name: {"loss_sum": float(part.total), "count": float(part.count)} for name, part in metrics.tasks.items()}
-    norms = {name: float(getattr(metrics, name)) for name in ("loss", "gradient_norm", "parameter_norm", "texts", "real_tokens")}
-    report = {"error": error, "step": step, **{name: str(value) for name, value in norms.items()}, "tasks": tasks}
-    with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:
-        np.savez_compressed(file, **batch._asdict())
-    if jax.process_index() == 0:
-        (folder / "report.json").write_text(json.dumps(report, indent=1))
-        with (folder / "texts.txt").open("w") as file:
-            for row, ids in zip(batch.tokens, batch.segment_ids, strict=True):
-                file.writelines(f"{''.join(recipe.tokenizer.pieces(row[ids == slot]))}\n" for slot in range(1, ids.max() + 1))
-    return folder
 
 
 def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> epath.Path:
