@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -56,14 +57,15 @@ def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path):
 
 
 def test_killed_for_real_and_started_again(tmp_path):
-    """SIGKILL while training; the same command goes on and ends with the losses of a run that was left alone."""
+    """SIGKILL at three moments, saves included, under packing, dropout and a mixture; in the end the losses of a run that was left alone."""
     arguments = [
         QUICK,
-        "--config.tasks=('toy_sentiment',)",
+        "--config.tasks=('toy_sentiment','toy_similarity')",
+        "--config.model.attention_dropout=0.1",
         "--config.train_for=24 steps",
         "--config.log_every=1",
         "--config.batch.rows=2",
-        "--config.checkpoint_every=5",
+        "--config.checkpoint_every=2",
         "--config.evaluate_every=0",
     ]
 
@@ -73,17 +75,17 @@ def test_killed_for_real_and_started_again(tmp_path):
 
     straight = program(*arguments, f"--workdir={tmp_path}/straight")
     assert straight.returncode == 0, straight.stderr
-    killed = subprocess.Popen(
-        command(*arguments, f"--workdir={tmp_path}/killed"), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count('"step": ') < 12):
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    done = len(losses(tmp_path / "killed"))
-    assert 12 <= done < 24
+    metrics, moments = tmp_path / "killed" / "metrics.jsonl", random.Random(0)
+    for least in (2, 8, 15):
+        log = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        killed = subprocess.Popen(command(*arguments, f"--workdir={tmp_path}/killed"), cwd=ROOT, env=environment(), **log)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count('"step": ') < least):
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.2))
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert least <= len(losses(tmp_path / "killed")) < 24
     resumed = program(*arguments, f"--workdir={tmp_path}/killed")
     assert resumed.returncode == 0, resumed.stderr
     assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
@@ -98,10 +100,12 @@ def test_killed_for_real_and_started_again(tmp_path):
     rows = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
     (tmp_path / "texts.txt").write_text("a fine film .\na dull one .\n")
-    to_file = program("--mode=predict", f"--workdir={tmp_path}/killed", f"--input={tmp_path}/texts.txt", f"--output={tmp_path}/out.jsonl")
+    to_file = program(
+        "--mode=predict", "--task=toy_sentiment", f"--workdir={tmp_path}/killed", f"--input={tmp_path}/texts.txt", f"--output={tmp_path}/out.jsonl"
+    )
     assert to_file.returncode == 0 and len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
     (tmp_path / "bad.jsonl").write_text('{"sentence": "fine"}\nnot json\n')
-    bad = program("--mode=predict", f"--workdir={tmp_path}/killed", f"--input={tmp_path}/bad.jsonl")
+    bad = program(*predict, f"--input={tmp_path}/bad.jsonl")
     assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
     evaluated = program(*arguments, f"--workdir={tmp_path}/killed", "--mode=eval")
     assert evaluated.returncode == 0 and "toy_sentiment" in evaluated.stdout
