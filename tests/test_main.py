@@ -95,7 +95,8 @@ def test_killed_for_real_and_started_again(tmp_path):
     assert "chance" in resumed.stdout and "checkpoint: " in resumed.stdout
     next_command = resumed.stdout.strip().splitlines()[-1].split()
     assert next_command[1:3] == ["-m", "gemma_encoder.main"]
-    predicted = program(*next_command[3:])
+    predict = next_command[3:]
+    predicted = program(*predict)
     assert predicted.returncode == 0, predicted.stderr
     rows = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
