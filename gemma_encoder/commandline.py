@@ -1,5 +1,9 @@
 """What the programs that take a config have in common: reading flags, refusing them in one line, keeping logs quiet."""
 
+import inspect
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 
 import ml_collections
@@ -19,6 +23,9 @@ def parse(argv: Sequence[str], config: flags.FlagHolder, values: flags.FlagValue
     Raises:
         InputError: an unknown flag, a value that cannot be, a config file that cannot be read or gives no config.
     """
+    if {"--help", "-help", "-h", "-?"} & set(argv[1:]):
+        print(usage(values))
+        raise SystemExit(0)
     try:
         rest = values(list(argv))
         if not flags.FLAGS.is_parsed():
@@ -37,3 +44,21 @@ def parse(argv: Sequence[str], config: flags.FlagHolder, values: flags.FlagValue
         # seqio warns that sources are not cached, whatever their size.
         logging.get_absl_handler().addFilter(lambda record: "seqio" not in record.pathname)
     return config.value
+
+
+def usage(values: flags.FlagValues) -> str:
+    """What `--help` prints: the program's docstring and its own flags, those of the libraries left out."""
+    lines = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), "", "options:"]
+    width = min(shutil.get_terminal_size().columns, 110)
+    seen = set()
+    for module, found in values.flags_by_module_dict().items():
+        for flag in found:
+            if module.startswith(("absl", "tensorflow", "jax")) or flag.name in seen:
+                continue
+            seen.add(flag.name)
+            choices = f"={'|'.join(flag.parser.enum_values)}" if hasattr(flag.parser, "enum_values") else "" if flag.boolean else "=…"
+            default = f" (default: {flag.default})" if flag.default not in (None, False, "") else ""
+            lines.append(f"  --{flag.name}{choices}")
+            text = flag.help.split(">: ", 1)[1] if choices[1:] and flag.help.startswith("<") else flag.help  # absl puts the choices before it
+            lines += textwrap.wrap(f"{text}{default}", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)

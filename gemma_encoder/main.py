@@ -3,15 +3,16 @@
     python -m gemma_encoder.main --config=experiments/quickstart.py --workdir=DIR [--mode=train|eval|predict] [--config.FIELD=VALUE …]
 
 A run that ends well exits 0; whatever cannot be used exits 2 with one line that says why; a run that was told to stop (SIGTERM)
-saves and exits 75: the same command goes on.
+saves and exits 75: the same command goes on. Ctrl-C exits 130.
 """
 
 import glob
-import itertools
 import json
 import os
+import pathlib
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
 if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
@@ -20,7 +21,6 @@ if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
         os.environ.setdefault(name, value)
 
 from absl import flags
-from etils import epath
 from ml_collections import config_flags
 
 from gemma_encoder import commandline
@@ -31,9 +31,12 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "train: train, or go on; eval: evaluate the newest checkpoint; predict: score the texts of --input.")
 TASK = flags.DEFINE_string("task", None, "predict: the task to score for; may be left out when the checkpoint knows only one.")
-INPUT = flags.DEFINE_string("input", None, "predict: a .txt file (one text a line) or a .jsonl file (one object with the task's fields a line).")
-OUTPUT = flags.DEFINE_string("output", None, "predict: where the predictions go, one JSON object a line; by default the terminal.")
-CHUNK = 4096  # texts that are held at a time in predict
+INPUT = flags.DEFINE_string(
+    "input", None, "predict: .txt (one text a line), or .csv, .tsv, .jsonl, .parquet with a column for each of the task's fields; text also as .gz."
+)
+OUTPUT = flags.DEFINE_string("output", None, "predict: a .jsonl, .csv or .parquet file; by default JSON lines on the terminal. A run that was cut off goes on.")
+COLUMNS = flags.DEFINE_list("columns", None, "predict: the columns of --input that hold the task's fields, in their order, where they have other names.")
+KEEP = flags.DEFINE_list("keep", None, "predict: further columns of --input to repeat in the output, e.g. an id.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,6 +49,12 @@ def main(argv: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was saved stays, and the same command goes on from it", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _parse(argv: Sequence[str]) -> None:
@@ -61,8 +70,10 @@ def _train_or_evaluate() -> int:
     from gemma_encoder.training import loop, processes
 
     processes.start()
-    run = loop.train if MODE.value == "train" else loop.evaluate
-    outcome = run(CONFIG.value, WORKDIR.value)
+    if MODE.value == "train":
+        outcome = loop.train(CONFIG.value, WORKDIR.value, shlex.join(["python", "-m", "gemma_encoder.main", *sys.argv[1:]]))
+    else:
+        outcome = loop.evaluate(CONFIG.value, WORKDIR.value)
     if outcome.preempted:
         return processes.EXIT_PREEMPTED
     if not processes.is_first():
@@ -121,45 +132,14 @@ def _shown(predictions, number: int) -> str:
 
 def _predict() -> int:
     if INPUT.value is None:
-        raise InputError("--input is missing: name a .txt or .jsonl file with texts")
+        raise InputError("--input is missing: name a .txt, .csv, .tsv, .jsonl or .parquet file with texts")
     from gemma_encoder.inference import Predictor
+    from gemma_encoder.predict_file import predict_file
 
     predictor = Predictor.load(WORKDIR.value)
-    task = predictor._task(TASK.value)
-    lines = _read(epath.Path(INPUT.value))
-    out = epath.Path(OUTPUT.value).open("w") if OUTPUT.value else sys.stdout
-    try:
-        while chunk := list(itertools.islice(lines, CHUNK)):
-            for output in predictor.predict(chunk, task.name):
-                if task.kind == "classification":
-                    line = {"prediction": task.classes[int(output.argmax())], "probabilities": dict(zip(task.classes, map(float, output), strict=True))}
-                else:
-                    line = {"prediction": float(output)}
-                out.write(json.dumps(line) + "\n")
-    finally:
-        if OUTPUT.value:
-            out.close()
+    output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+    predict_file(predictor, predictor.task(TASK.value), pathlib.Path(INPUT.value), output, COLUMNS.value or (), KEEP.value or ())
     return 0
-
-
-def _read(path: epath.Path) -> Iterator[str | dict]:
-    """The texts of a file, one by one."""
-    if path.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"--input={path}: expected a .txt file (one text a line) or a .jsonl file (one object a line)")
-    if not path.exists():
-        raise InputError(f"--input={path} does not exist")
-    with path.open() as file:
-        for number, line in enumerate(file, 1):
-            if path.suffix == ".txt":
-                yield line.rstrip("\n")
-                continue
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not a JSON object ({error.msg})") from error
-            if not isinstance(fields, dict):
-                raise InputError(f"{path}:{number}: expected a JSON object with the task's fields, got {type(fields).__name__}")
-            yield fields
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 from gemma_encoder.data.pipeline import evaluation_stream
 from gemma_encoder.evaluation.evaluator import Predictions, predict
+from gemma_encoder.evaluation.forward import compile_forward, place_batch
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.training.metrics_log import MetricsLog
 from gemma_encoder.training.recipe import Recipe
-from gemma_encoder.training.step import compile_forward, place_batch
 
 
 class Stopped(Exception):
@@ -68,7 +68,12 @@ class Evaluator:
         stream = evaluation_stream(
             source, number, split, self._recipe.tokenizer, self._stream, table, process=jax.process_index(), processes=jax.process_count()
         )
-        outputs = predict(source.task, self._everywhere(stream), lambda batch: self._forward(parameters, place_batch(batch, self._mesh)))
+
+        def forward(batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+            said = self._forward(parameters, place_batch(batch, self._mesh))
+            return jax.device_get((said.scores, said.example_id, said.weight))
+
+        outputs = predict(source.task, self._everywhere(stream), forward)
         return Predictions(source.task, split, outputs, table, source.qrels(split))
 
     def _everywhere(self, stream: Iterator[Batch]) -> Iterator[Batch]:

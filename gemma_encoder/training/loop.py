@@ -61,8 +61,13 @@ class Outcome:
     best: tuple[int, float] | None = None
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:
+def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: str = "") -> Outcome:
     """Trains as `config` says, or goes on where the run in `workdir` stopped.
+
+    Args:
+        config: as `recipe.default_config` has it.
+        workdir: of the run.
+        command: how the run was started; checkpoints keep it for whoever gets one.
 
     Raises:
         InputError: something in the config, the data or the workdir cannot be used; nothing of an earlier run is lost.
@@ -130,7 +135,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome
                     except Stopped:
                         stopped, due = True, due | {"checkpoint_every"}
                 if "checkpoint_every" in due:
-                    checkpoints.save(state, _bundle(recipe, step), stream.state(), chosen_by)
+                    checkpoints.save(state, _bundle(recipe, step, command, log), stream.state(), chosen_by)
                 if stopped:
                     break
                 window.restart()
@@ -205,9 +210,16 @@ def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints:
     return initial_state(recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained, program.changes)
 
 
-def _bundle(recipe: Recipe, step: int) -> Bundle:
-    shape = recipe.stream.shape
-    return Bundle(recipe.encoder, recipe.tasks, recipe.tokenizer, recipe.stream.max_length, shape.row_length, recipe.stream.padding, step)
+def _bundle(recipe: Recipe, step: int, command: str, log: MetricsLog) -> Bundle:
+    """What inference needs, and what a reader of the checkpoint wants to know."""
+    stream = recipe.stream
+    record = {
+        "command": command,
+        "config": json.loads(recipe.config.to_json_best_effort()),
+        "examples": {source.task.name: source.num_records("train") for source in recipe.sources if "train" in source.splits},
+        "metrics": list(log.latest.values()),
+    }
+    return Bundle(recipe.encoder, recipe.tasks, recipe.tokenizer, stream.max_length, stream.shape.row_length, stream.padding, step, record)
 
 
 def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoch: int, progress: Progress, workdir: epath.Path) -> None:

@@ -18,14 +18,20 @@ class MetricsLog:
         workdir: where they go.
         step: the step that was restored: later lines, of a run that was killed after its last checkpoint, are dropped, and
             so is a line that a kill cut short.
+
+    Attributes:
+        latest: the newest line of each task and split; empty on all processes but the first.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
         self.path = workdir / "metrics.jsonl"
         self._writer = None
+        self.latest: dict[tuple[str, str], dict[str, Any]] = {}
         if jax.process_index() != 0:
             return
         kept = [line for line in read_metrics(workdir) if line["step"] <= step]
+        for line in kept:
+            self._remember(line)
         temporary = workdir / "metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(self.path)
@@ -40,9 +46,14 @@ class MetricsLog:
         line: dict[str, Any] = {"step": step, "split": split} | ({"task": task} if task else {}) | dict(values)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._remember(line)
         prefix = f"{split}/{task}/" if task else f"{split}/"
         self._writer.write_scalars(step, {prefix + name: value for name, value in values.items()})
         self._writer.flush()
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        if "task" in line:
+            self.latest[line["task"], line["split"]] = line
 
     def close(self) -> None:
         """Ends the TensorBoard file."""

@@ -1,18 +1,16 @@
-"""The compiled step: forward, loss, backward, update, in one program over the mesh. And the forward pass for evaluation."""
+"""The compiled step: forward, loss, backward, update, in one program over the mesh."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
-from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import Skeleton, merge_parameters, select, skeleton
 from gemma_encoder.training.losses import LossOptions, TaskLoss, batch_loss
 from gemma_encoder.training.optimizer import make_optimizer, make_schedule, trainable
@@ -121,21 +119,3 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
     batch = Batch(*(jax.ShapeDtypeStruct((stream.micro_batches, *field.shape), field.dtype, sharding=where) for field in rows))
     compiled = jax.jit(step, in_shardings=(places, where), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
     return Program(abstract, batch, optimizer, schedule, changes, compiled)
-
-
-def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-    """From parameters and a global batch to (scores of each head, example ids, weights) on the host of every process."""
-    encoder = skeleton(config)
-
-    def forward(parameters, batch):
-        output = encoder.merge(parameters)(batch.tokens, batch.segment_ids, batch.positions, batch.weight.shape[1], mesh=mesh)
-        return output.scores, batch.example_id, batch.weight
-
-    compiled = jax.jit(forward, out_shardings=sharding.replicated(mesh))
-    return lambda parameters, batch: jax.device_get(compiled(parameters, batch))
-
-
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """The global batch of an evaluation on the mesh, from this process's rows of it."""
-    where = sharding.batch_sharding(mesh)
-    return Batch(*(jax.make_array_from_process_local_data(where, field) for field in batch))

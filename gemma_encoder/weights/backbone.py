@@ -134,26 +134,28 @@ def load_warm(path: epath.PathLike, encoder: EncoderConfig, abstract: dict) -> d
     return native.load_part(checkpoint.folder, {name: wanted[name] for name in common})
 
 
-def load_encoder(path: epath.PathLike) -> tuple[Bundle, dict]:
-    """A whole encoder on the first device: one of our checkpoints, an export of ours, or a sentence-transformers folder such as EmbeddingGemma.
+def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[Bundle, dict]:
+    """A whole encoder: one of our checkpoints, an export of ours, or a sentence-transformers folder such as EmbeddingGemma.
 
     Args:
         path: as `open_checkpoint` takes it; a transformer without a pooler is refused.
+        mesh: what the parameters are spread over.
 
     Returns:
         Everything but the parameters, and the parameters as a nested dict.
     """
     checkpoint = open_checkpoint(path)
     if isinstance(checkpoint, native.NativeCheckpoint):
-        return checkpoint.bundle, native.load_parameters(checkpoint.folder, checkpoint.bundle.encoder)
+        places = sharding.parameter_shardings(skeleton(checkpoint.bundle.encoder).shapes, mesh)
+        return checkpoint.bundle, native.load_parameters(checkpoint.folder, checkpoint.bundle.encoder, places)
     if not isinstance(checkpoint, HuggingFaceCheckpoint) or checkpoint.modules is None:
         raise InputError(f"{checkpoint.description} holds a transformer without pooler or head; fine-tune it first, or use load_backbone")
     bundle = checkpoint.bundle()
     shapes = skeleton(bundle.encoder).shapes
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+    places = sharding.parameter_shardings(shapes, mesh)
+    abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
     parameters = load_pretrained(path, bundle.encoder, abstract)
-    parameters["heads"] = {name: jax.device_put(checkpoint.modules.head_parameters(), place) for name in bundle.encoder.heads}
+    parameters["heads"] = {name: jax.device_put(checkpoint.modules.head_parameters(), sharding.replicated(mesh)) for name in bundle.encoder.heads}
     found, wanted = parameter_paths(parameters), parameter_paths(shapes)
     if {name: leaf.shape for name, leaf in found.items()} != {name: leaf.shape for name, leaf in wanted.items()}:
         raise InputError(f"{checkpoint.description}: the modules after the transformer are not those that its {SIDECAR} describes")

@@ -4,12 +4,13 @@ config.json, model*.safetensors               the transformer, with the mask swi
 tokenizer.model, tokenizer.json, …            bos and eos around every text, as here
 modules.json, 1_Pooling, 2_Dense, …           sentence-transformers: pooling, projection, and the head, which writes "scores"
 gemma_encoder.json                            what our own checkpoints say of themselves
+README.md                                     the model card
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ import safetensors.numpy
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import EncoderConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import fold_backbone
-from gemma_encoder.weights import huggingface, tensors
+from gemma_encoder.weights import card, huggingface, tensors
 from gemma_encoder.weights.native import Bundle, absolute
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
@@ -44,6 +46,7 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
     folder = absolute(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} exists and is not empty; name a new folder for the export")
+    prompts = _prompts(bundle.tasks)
     if not heads:
         bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, heads={}), tasks=())
     if bundle.encoder.lora.rank:  # other libraries get plain matrices
@@ -58,9 +61,10 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
     files |= {
         "config.json": _json(config),
         huggingface.SIDECAR: _json(bundle.description()),
+        "README.md": card.markdown(bundle).encode(),
         "sentence_bert_config.json": _json({"max_seq_length": bundle.max_length, "do_lower_case": False}),
         "config_sentence_transformers.json": _json(
-            {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
+            {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
         ),
     }
     listed = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
@@ -75,6 +79,11 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def _prompts(tasks: Sequence[Task]) -> dict[str, str]:
+    """What stands before the text in the templates of tasks of one text, by task, as sentence-transformers puts it there."""
+    return {task.name: prefix for task in tasks for prefix, rest in [task.template.text.split("{", 1)] if prefix and rest == f"{task.template.fields[0]}}}"}
 
 
 def _json(value: Any) -> bytes:

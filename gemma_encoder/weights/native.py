@@ -43,6 +43,8 @@ class Bundle:
         row_length: tokens of a row in training.
         padding: the side that padding took.
         step: updates taken.
+        record: how it came about, for people to read: "command", "config", "examples" (training records by task) and "metrics" (the
+            latest line of `metrics.jsonl` of each task and split). Empty where nobody wrote it down.
     """
 
     encoder: EncoderConfig
@@ -52,6 +54,7 @@ class Bundle:
     row_length: int
     padding: str
     step: int
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def description(self) -> dict[str, Any]:
         """All of it but the tokenizer's model, JSON-ready; `from_description` is its inverse."""
@@ -64,6 +67,7 @@ class Bundle:
             "row_length": self.row_length,
             "padding": self.padding,
             "step": self.step,
+            "record": dict(self.record),
         }
 
     @classmethod
@@ -82,6 +86,7 @@ class Bundle:
             row_length=values["row_length"],
             padding=values["padding"],
             step=values["step"],
+            record=values.get("record", {}),
         )
 
     def files(self) -> dict[str, bytes]:

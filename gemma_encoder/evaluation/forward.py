@@ -1,0 +1,43 @@
+"""The forward pass without dropout: one program for evaluation during training and for inference, so that both give the same bits.
+
+B rows, S segments, D width of a pooled state, C outputs of a head.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from gemma_encoder.inputs.batch import Batch
+from gemma_encoder.model import sharding
+from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.model.encoder import skeleton
+
+
+class Encoded(NamedTuple):
+    """What the encoder says of a global batch; every process has the whole of it."""
+
+    pooled: Float[Array, "B S D"]
+    scores: dict[str, Float[Array, "B S C"]]  # by head
+    example_id: Int[Array, "B S"]
+    weight: Float[Array, "B S"]  # 0 for an empty slot, of which nothing is said
+
+
+def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], Encoded]:
+    """From parameters and a global batch on the mesh to what the encoder says; compiled once for each shape of a batch."""
+    encoder = skeleton(config)
+
+    def forward(parameters, batch):
+        output = encoder.merge(parameters)(batch.tokens, batch.segment_ids, batch.positions, batch.weight.shape[1], mesh=mesh)
+        return Encoded(output.pooled, output.scores, batch.example_id, batch.weight)
+
+    return jax.jit(forward, out_shardings=sharding.replicated(mesh))
+
+
+def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """The global batch on the mesh, from this process's rows of it."""
+    where = sharding.batch_sharding(mesh)
+    return Batch(*(jax.make_array_from_process_local_data(where, np.asarray(field)) for field in batch))
