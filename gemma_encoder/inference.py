@@ -124,7 +124,7 @@ class Predictor:
             InputError: no text, one that is empty, or fields that are not the task's.
         """
         chosen = self.task(task)
-        fields = self._fields(chosen, texts, names)
+        fields = self.fields(chosen.name, texts, names)
         outputs = to_outputs(chosen, self._run(chosen.template, fields, names, progress)[1][chosen.head])
         return _frame(prediction_columns(chosen, fields, outputs)) if as_frame else outputs
 
@@ -160,7 +160,7 @@ class Predictor:
             progress: as in `predict`.
         """
         template = BARE if task is None else self.task(task).template
-        fields = [{"text": text} for text in _listed(texts, "texts")] if task is None else self._fields(self.task(task), texts, None)
+        fields = [{"text": text} for text in _listed(texts, "texts")] if task is None else self.fields(task, texts)
         pooled = self._run(template, fields, None, progress)[0]
         return _frame({str(i): pooled[:, i] for i in range(pooled.shape[1])}) if as_frame else pooled
 
@@ -182,9 +182,10 @@ class Predictor:
         first = unit(texts)
         return first @ (first if others is None else unit(others)).T
 
-    def _fields(self, task: Task, texts: Texts, names: Sequence[str] | None) -> list[Mapping[str, str]]:
-        """Each text as a dictionary of the task's fields."""
-        fields = task.template.fields
+    def fields(self, task: str | None, texts: Texts, names: Sequence[str] | None = None) -> list[Mapping[str, str]]:
+        """Each text as a dictionary of the task's fields; arguments as in `predict`."""
+        chosen = self.task(task)
+        fields = chosen.template.fields
         result = []
         for number, text in enumerate(_listed(texts, "texts")):
             if isinstance(text, Mapping):
@@ -195,7 +196,7 @@ class Predictor:
                 raise InputError(f"{where}: expected a string, a dictionary of fields or a tuple of them, got {type(text).__name__}")
             values = (text,) if isinstance(text, str) else tuple(text)
             if len(values) != len(fields):
-                raise InputError(f"{where}: task {task.name!r} needs {len(fields)} fields ({', '.join(fields)}), got {len(values)}")
+                raise InputError(f"{where}: task {chosen.name!r} needs {len(fields)} fields ({', '.join(fields)}), got {len(values)}")
             result.append(dict(zip(fields, values, strict=True)))
         return result
 

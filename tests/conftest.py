@@ -106,3 +106,32 @@ def micro(changed):
         patch.setitem(model_config.GEMMA_CONFIGS, "micro", small)
         patch.setitem(recipe.SIZES, "micro", "micro")
         yield make
+
+
+@pytest.fixture(scope="session")
+def random_predictor(tiny_config):
+    """`random_predictor(pooling="mean", **changes)`: a Predictor of random weights with a task of each kind; nothing is trained.
+
+    Changes are fields of the EncoderConfig.
+    """
+    import gemma_encoder as ge
+    from gemma_encoder.data.source import DataOptions
+    from gemma_encoder.data.toy import TASKS
+    from gemma_encoder.model.encoder import initial_parameters
+    from gemma_encoder.weights.native import Bundle
+
+    tasks = tuple(declare(DataOptions()).task for declare in TASKS.values())
+    tokenizer = ge.Tokenizer.load("small")
+
+    def make(pooling: str = "mean", **changes):
+        transformer = tiny_config("gemma3", vocab_size=tokenizer.vocab_size, sliding_window=4)
+        config = ge.EncoderConfig(
+            transformer,
+            {task.head: task.num_outputs for task in tasks},
+            pooling=ge.PoolingConfig(pooling, probes=3, heads=4),
+            compute_dtype="float32",
+            **changes,
+        )
+        return ge.Predictor(Bundle(config, tasks, tokenizer, 64, 64, "right", 0), initial_parameters(config, jax.random.key(0)))
+
+    return make

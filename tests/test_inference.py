@@ -1,5 +1,7 @@
 """A checkpoint in the hand: predictions equal those of training's evaluation, order is kept, and misuse is told in one line."""
 
+import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -10,9 +12,15 @@ import pytest
 
 import gemma_encoder as ge
 from gemma_encoder import inference
+from gemma_encoder.data.pipeline import evaluation_stream
+from gemma_encoder.evaluation import evaluator
+from gemma_encoder.evaluation.forward import place_batch
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.training import loop
+from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.training import loop, recipe
 from gemma_encoder.weights import native
+
+RECIPE = {}
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +28,8 @@ def trained(tmp_path_factory, micro):
     """A checkpoint of the three toy tasks, a few steps old, and what its evaluation said."""
     jax.config.update("jax_disable_most_optimizations", True)
     workdir = tmp_path_factory.mktemp("run")
-    outcome = loop.train(micro(), workdir)
+    RECIPE.update(config=micro(), workdir=workdir)
+    outcome = loop.train(RECIPE["config"], workdir, "the command")
     yield workdir, outcome
     jax.config.update("jax_disable_most_optimizations", False)
 
@@ -30,12 +39,102 @@ def predictor(trained):
     return ge.Predictor.load(trained[0])
 
 
-def test_predictions_equal_the_evaluations(trained, predictor):
+@pytest.fixture(scope="module")
+def predictors(trained):
+    return functools.cache(lambda mesh: ge.Predictor.load(trained[0], mesh=mesh))
+
+
+def evaluation_batches(number):
+    """The batches that training's evaluation saw of task `number`."""
+    micro_recipe = recipe.build(RECIPE["config"])
+    shape = dataclasses.replace(micro_recipe.stream.shape, groups=micro_recipe.stream.readers, list_size=1)
+    options = dataclasses.replace(micro_recipe.stream, shape=shape, micro_batches=1)
+    return evaluation_stream(micro_recipe.sources[number], number, "validation", micro_recipe.tokenizer, options, ExampleTable())
+
+
+def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
+    """The same batches on the same mesh: predictions are those that training wrote down, to the bit."""
     _, outcome = trained
-    for task, (predictions,) in outcome.predictions.items():
+    spread = predictors((-1, 1, 1))
+
+    def forward(batch):
+        said = jax.device_get(spread._forward(spread.parameters, place_batch(batch, spread.mesh)))
+        return said.scores, said.example_id, said.weight
+
+    for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
+        assert spread.mesh.size == 8
+        np.testing.assert_array_equal(evaluator.predict(spread.tasks[task], evaluation_batches(number), forward), predictions.outputs)
+
+
+def test_predictions_equal_the_evaluations_however_they_are_packed(trained, predictor):
+    _, outcome = trained
+    for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
         shown = predictions.table.shown
         # Texts share rows with others here than there: float32 sums differ in their last places.
-        np.testing.assert_allclose(predictor.predict(shown, task), predictions.outputs[: len(shown)], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(predictor.predict(shown, task), predictions.outputs[: len(shown)], rtol=1e-5, atol=1e-5)
+        pooled = {}
+        for batch in evaluation_batches(number):
+            said = predictor._forward(predictor.parameters, place_batch(batch, predictor.mesh))
+            real = batch.weight > 0
+            pooled |= dict(zip(batch.example_id[real], np.asarray(said.pooled)[real], strict=True))
+        np.testing.assert_allclose(predictor.embed(shown, task), [pooled[i] for i in range(len(shown))], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [(-1, 1, 1), (1, -1, 1), (2, 2, 2)])
+def test_several_devices_give_the_same(predictor, predictors, mesh):
+    texts = [f"the plot was {'very ' * (i % 7)}dull ." for i in range(70)]
+    spread = predictors(mesh)
+    np.testing.assert_allclose(spread.predict(texts, "toy_sentiment"), predictor.predict(texts, "toy_sentiment"), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(spread.embed(texts[:1]), predictor.embed(texts[:1]), rtol=1e-5, atol=1e-5)
+    if mesh[1] != 1:
+        assert not spread.parameters["backbone"]["embedding"].is_fully_replicated
+    with pytest.raises(InputError, match="does not fit 8 devices"):
+        ge.Predictor.load(RECIPE["workdir"], mesh=(3, 1, 1))
+
+
+def test_frames(predictor):
+    texts = ["a fine film .", "a dull one ."]
+    frame, plain = predictor.predict(texts, "toy_sentiment", as_frame=True), predictor.predict(texts, "toy_sentiment")
+    assert list(frame) == ["sentence", "prediction", "probability_negative", "probability_positive"]
+    assert list(frame["sentence"]) == texts and list(frame["prediction"]) == [("negative", "positive")[i] for i in plain.argmax(axis=1)]
+    np.testing.assert_array_equal(frame["probability_positive"], plain[:, 1])
+    np.testing.assert_array_equal(predictor.predict(frame, "toy_sentiment"), plain)  # a frame with the task's columns is texts, too
+    ranked = predictor.rank("wool", ["a red box .", "wool ."], as_frame=True)
+    assert list(zip(ranked["index"], ranked["score"], strict=True)) == predictor.rank("wool", ["a red box .", "wool ."])
+    np.testing.assert_array_equal(predictor.embed(texts, as_frame=True).to_numpy(), predictor.embed(texts))
+
+
+def test_similarity_is_the_cosine(predictor):
+    texts = ["a fine film .", "a dull one .", "a fine film ."]
+    vectors = predictor.embed(texts)
+    expected = [[float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for b in vectors] for a in vectors]
+    np.testing.assert_allclose(predictor.similarity(texts), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(predictor.similarity(texts[:2], vectors), np.array(expected)[:2], rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_notebook_shows(predictor):
+    shown = predictor._repr_html_()
+    for word in ("toy_sentiment", "bidirectional", "mean", "negative, positive", "accuracy", "random weights", "4 steps"):
+        assert word in shown, word
+    hostile = dataclasses.replace(predictor.bundle, record={**predictor.bundle.record, "command": "<script>alert(1)</script>"})
+    assert "<script>" not in ge.Predictor(hostile, predictor.parameters)._repr_html_()
+
+
+def test_a_checkpoint_records_how_it_came_about(trained, predictor):
+    record = predictor.bundle.record
+    assert record["command"] == "the command" and record["config"]["train_for"] == "4 steps"
+    assert record["examples"]["toy_sentiment"] == 64
+    found = {(line["task"], line["split"]): line for line in record["metrics"]}
+    assert found["toy_sentiment", "validation"]["accuracy"] == trained[1].metrics["toy_sentiment"]["accuracy"]
+    assert found["toy_sentiment", "validation"]["step"] == 4
+
+
+def test_progress_is_shown_on_long_work_only(predictor, capsys, monkeypatch):
+    predictor.embed(["a"], progress=True)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(inference, "PATIENCE", 0.0)
+    predictor.embed(["a"] * 50, progress=True)
+    assert "encoding" in capsys.readouterr().err
 
 
 def test_order_and_company_do_not_matter(predictor):
@@ -91,6 +190,11 @@ def test_long_strange_and_unicode_texts(predictor, caplog):
         (lambda p: p.predict([3], "toy_sentiment"), "text 0"),
         (lambda p: p.rank("x", ["y"], "toy_sentiment"), "a ranking task is needed"),
         (lambda p: p.rank("x", "y"), "documents must be a list"),
+        (lambda p: p.embed(7), "texts must be a list, got int"),
+        (lambda p: p.embed([]), "no text"),
+        (lambda p: p.embed([3]), "text 0: the template .* needs the field 'text' as text; got int"),
+        (lambda p: p.similarity(np.ones((2, 3), np.float32)), r"embeddings must be \[N, 32\], got \[2, 3\]"),
+        (lambda p: p.predict([{"sentence": "a"}, {"sentense": "b"}], "toy_sentiment", names=["f.csv:2", "f.csv:3"]), "f.csv:3: .*got only 'sentense'"),
         (lambda p: p.rank("q " * 200, ["y"]), r"never cut \(query\) alone exceed max_length"),
     ],
 )
@@ -120,10 +224,10 @@ def test_what_is_no_checkpoint_is_refused(trained, tmp_path):
 
 
 def test_a_bounded_number_of_programs_is_compiled(predictor):
+    fresh = ge.Predictor(predictor.bundle, predictor.parameters)
     for count in (1, 3, 20, 100, 400, 401):
-        predictor.embed([f"text number {i} " * (1 + i % 5) for i in range(count)])
-    rows = int(np.log2(inference.MAX_ROWS)) + 1
-    assert predictor._forward._cache_size() <= rows
+        fresh.embed([f"text number {i} " * (1 + i % 5) ** (i % 5) for i in range(count)])
+    assert fresh._forward._cache_size() <= int(np.log2(inference.MAX_ROWS)) + 1
 
 
 def test_import_is_light_and_inference_needs_no_tensorflow(trained):

@@ -56,6 +56,14 @@ def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path):
     assert not (tmp_path / "W").exists()
 
 
+@pytest.mark.parametrize("module", ["gemma_encoder.main", "gemma_encoder.data.inspect", "gemma_encoder.prepare", "launch.plan"])
+def test_help_is_for_people(module):
+    result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False)
+    assert result.returncode == 0 and not result.stderr
+    assert f"python -m {module}" in result.stdout and "  --config=" in result.stdout
+    assert "absl" not in result.stdout and len(result.stdout.splitlines()) < 90
+
+
 def test_killed_for_real_and_started_again(tmp_path):
     """SIGKILL at three moments, saves included, under packing, dropout and a mixture; in the end the losses of a run that was left alone."""
     arguments = [
@@ -100,11 +108,11 @@ def test_killed_for_real_and_started_again(tmp_path):
     assert predicted.returncode == 0, predicted.stderr
     rows = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
-    (tmp_path / "texts.txt").write_text("a fine film .\na dull one .\n")
-    to_file = program(
-        "--mode=predict", "--task=toy_sentiment", f"--workdir={tmp_path}/killed", f"--input={tmp_path}/texts.txt", f"--output={tmp_path}/out.jsonl"
-    )
-    assert to_file.returncode == 0 and len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    (tmp_path / "texts.csv").write_text("id,text\n7,a fine film .\n8,a dull one .\n")
+    to_file = program(*predict[:3], f"--input={tmp_path}/texts.csv", "--columns=text", "--keep=id", f"--output={tmp_path}/out.csv")
+    assert to_file.returncode == 0, to_file.stderr
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[0] == "id,prediction,probability_negative,probability_positive" and [line.split(",")[0] for line in lines[1:]] == ["7", "8"]
     (tmp_path / "bad.jsonl").write_text('{"sentence": "fine"}\nnot json\n')
     bad = program(*predict, f"--input={tmp_path}/bad.jsonl")
     assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr

@@ -193,11 +193,17 @@ def _attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Float[Array, "B T N H"]:
+    weights = dropout(probabilities(query, key, sees, soft_cap), dropout_rate, dropout_key).astype(value.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, value).reshape(query.shape)
+
+
+def probabilities(
+    query: Float[Array, "B T N H"], key: Float[Array, "B S K H"], sees: Bool[Array, "B T S"], soft_cap: float | None
+) -> Float[Array, "B K G T S"]:
+    """How much each query attends to each key, in float32; queries come scaled."""
     batch, length, heads, width = query.shape
     grouped = query.reshape(batch, length, key.shape[2], heads // key.shape[2], width)
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, key, preferred_element_type=jnp.float32)
     if soft_cap is not None:
         logits = jnp.tanh(logits / soft_cap) * soft_cap
-    probabilities = jax.nn.softmax(jnp.where(sees[:, None, None, :, :], logits, MASKED), axis=-1)
-    probabilities = dropout(probabilities, dropout_rate, dropout_key).astype(value.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", probabilities, value).reshape(batch, length, heads, width)
+    return jax.nn.softmax(jnp.where(sees[:, None, None, :, :], logits, MASKED), axis=-1)

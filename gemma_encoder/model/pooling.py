@@ -35,13 +35,17 @@ class AveragePooler(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S D"]:
         """One vector per segment, zero for an empty one."""
+        return _average(hidden.astype(jnp.float32), self.chosen(segment_ids, positions, num_segments))
+
+    def chosen(self, segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Bool[Array, "B S L"]:
+        """The tokens whose states are averaged."""
         members = segment_membership(segment_ids, num_segments)
         if self.config.name == "first_k":
             members &= positions[:, None, :] < self.config.k
         elif self.config.name == "last_k":
             lengths = members.sum(axis=-1, dtype=jnp.int32)
             members &= positions[:, None, :] >= lengths[:, :, None] - self.config.k
-        return _average(hidden.astype(jnp.float32), members)
+        return members
 
 
 class QueryProbePooler(nnx.Module):
@@ -61,15 +65,19 @@ class QueryProbePooler(nnx.Module):
         """One vector per segment; that of an empty one means nothing."""
         del positions
         hidden = hidden.astype(jnp.float32)
-        probes = self.probes[...]
-        keys = jnp.einsum("BLD,DNH->BLNH", hidden, self.key[...])
         values = jnp.einsum("BLD,DNH->BLNH", hidden, self.value[...])
-        logits = jnp.einsum("PNH,BLNH->BPNL", probes, keys) * probes.shape[-1] ** -0.5
-        members = segment_membership(segment_ids, num_segments)
-        weights = jax.nn.softmax(jnp.where(members[:, :, None, None, :], logits[:, None], MASKED), axis=-1)
-        attended = jnp.einsum("BSPNL,BLNH->BSPNH", weights, values) + probes[None, None]
+        weights = self.weights(hidden, segment_ids, num_segments)
+        attended = jnp.einsum("BSPNL,BLNH->BSPNH", weights, values) + self.probes[...][None, None]
         x = attended.reshape(*attended.shape[:3], -1)
         return (x + jax.nn.relu(self.mlp(x))).mean(axis=2)
+
+    def weights(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S P N L"]:
+        """How much each probe attends to each token of a segment."""
+        probes = self.probes[...]
+        keys = jnp.einsum("BLD,DNH->BLNH", hidden.astype(jnp.float32), self.key[...])
+        logits = jnp.einsum("PNH,BLNH->BPNL", probes, keys) * probes.shape[-1] ** -0.5
+        members = segment_membership(segment_ids, num_segments)
+        return jax.nn.softmax(jnp.where(members[:, :, None, None, :], logits[:, None], MASKED), axis=-1)
 
 
 class KeyValueProbePooler(nnx.Module):
@@ -91,12 +99,15 @@ class KeyValueProbePooler(nnx.Module):
         """One vector per segment, zero for an empty one."""
         del positions
         hidden = hidden.astype(jnp.float32)
-        queries = jnp.einsum("BLD,DNH->BLNH", hidden, self.query[...])
-        weights = jax.nn.softmax(jnp.einsum("BLNH,PNH->BLNP", queries, self.key[...]) * queries.shape[-1] ** -0.5, axis=-1)
-        attended = jnp.einsum("BLNP,PNH->BLNH", weights, self.value[...])
+        attended = jnp.einsum("BLNP,PNH->BLNH", self.weights(hidden), self.value[...])
         x = hidden + jnp.einsum("BLNH,NHD->BLD", attended, self.out[...])
         x += self.down(jax.nn.gelu(self.up(x)))
         return _average(x, segment_membership(segment_ids, num_segments))
+
+    def weights(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L N P"]:
+        """How much each token attends to each latent."""
+        queries = jnp.einsum("BLD,DNH->BLNH", hidden.astype(jnp.float32), self.query[...])
+        return jax.nn.softmax(jnp.einsum("BLNH,PNH->BLNP", queries, self.key[...]) * queries.shape[-1] ** -0.5, axis=-1)
 
 
 class Projected(nnx.Module):

@@ -70,6 +70,23 @@ class Block(nnx.Module):
         return x + dropout(output, call.feed_forward_dropout, mlp_key)
 
     def _attend(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
+        query, keys, values = self.projections(x, call)
+        encoded = dot_product_attention(
+            query,
+            keys,
+            values,
+            segment_ids=call.segment_ids,
+            positions=call.positions,
+            spec=self.config.attention_spec(self.kind, call.attention),
+            dropout_rate=call.attention_dropout,
+            dropout_key=key,
+            implementation=call.implementation,
+            mesh=call.mesh,
+        )
+        return jnp.einsum("BLNH,NHD->BLD", encoded, self.attention_out[...].astype(x.dtype))
+
+    def projections(self, x: Float[Array, "B L D"], call: Call) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
+        """Queries (scaled), keys and values of the normed residual stream, as attention takes them: normed and rotated."""
         config = self.config
         query = jnp.einsum("BLD,DNH->BLNH", x, self.query[...].astype(x.dtype))
         key_value = jnp.einsum("BLD,DCKH->BLCKH", x, self.key_value[...].astype(x.dtype))
@@ -78,19 +95,7 @@ class Block(nnx.Module):
             query, keys = self.query_norm(query), self.key_norm(keys)
         is_global = self.kind == "global"
         base, scale = (config.global_rope_base, config.global_rope_scale) if is_global else (config.local_rope_base, 1.0)
-        encoded = dot_product_attention(
-            rotate(query, call.positions, base=base, scale=scale) * config.query_scale,
-            rotate(keys, call.positions, base=base, scale=scale),
-            values,
-            segment_ids=call.segment_ids,
-            positions=call.positions,
-            spec=config.attention_spec(self.kind, call.attention),
-            dropout_rate=call.attention_dropout,
-            dropout_key=key,
-            implementation=call.implementation,
-            mesh=call.mesh,
-        )
-        return jnp.einsum("BLNH,NHD->BLD", encoded, self.attention_out[...].astype(x.dtype))
+        return rotate(query, call.positions, base=base, scale=scale) * config.query_scale, rotate(keys, call.positions, base=base, scale=scale), values
 
 
 class Transformer(nnx.Module):

@@ -27,7 +27,7 @@ def facts(bundle: Bundle) -> dict[str, str]:
         "attention": encoder.attention,
         "pooling": f"{pooling}, {encoder.pooled_dim} numbers a text",
         "computes in": encoder.compute_dtype,
-        "texts": f"at most {bundle.max_length} tokens of {bundle.tokenizer.name}",
+        "texts": f"at most {bundle.max_length} tokens each, tokenizer {bundle.tokenizer.name}",
         "started from": _origin(record) or "not recorded",
         "trained for": f"{bundle.step:,} steps" if bundle.step else "not by this library",
     }

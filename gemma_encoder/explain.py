@@ -1,0 +1,180 @@
+"""Why a model says what it says, for one text at a time: attention maps, what the pooler takes, and token attributions.
+
+L tokens of the text, bos and eos included; D width, N heads, P probes or latents of a pooler.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from gemma_encoder.evaluation.evaluator import to_outputs
+from gemma_encoder.inference import BARE, Predictor
+from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.template import encode
+from gemma_encoder.model.attention import probabilities, visible
+from gemma_encoder.model.config import EncoderConfig, LoraConfig
+from gemma_encoder.model.encoder import GemmaEncoder, skeleton
+from gemma_encoder.model.lora import fold_backbone
+from gemma_encoder.model.pooling import AveragePooler, KeyValueProbePooler, Projected
+from gemma_encoder.model.transformer import Call, layer_index
+
+Text = str | Mapping[str, str] | Sequence[str]
+
+
+class AttentionMap(NamedTuple):
+    """What one layer's tokens attend to."""
+
+    layer: int
+    kind: str  # "local" or "global"
+    weights: Float[np.ndarray, "N L L"]  # from each token (second axis) to each (third axis); every row sums to 1
+
+
+class Attribution(NamedTuple):
+    """What each token did for a score."""
+
+    pieces: list[str]
+    values: Float[np.ndarray, "L"]
+    target: str  # what was explained: a class, or the task
+    output: float  # that class's probability, or the prediction
+
+
+def pieces(predictor: Predictor, text: Text, task: str | None = None) -> list[str]:
+    """The text as the model reads it, one string per token.
+
+    Args:
+        predictor: whose tokenizer and templates.
+        text: bare, or, where a task is named, with the task's fields as `Predictor.predict` takes them.
+        task: whose template to use.
+    """
+    return predictor.bundle.tokenizer.pieces(_tokens(predictor, text, task))
+
+
+def attention_maps(predictor: Predictor, text: Text, task: str | None = None, *, attention: str | None = None) -> list[AttentionMap]:
+    """The attention probabilities of every layer.
+
+    Args:
+        predictor: the model.
+        text, task: as in `pieces`.
+        attention: "bidirectional" or "causal", the mask switch; by default as the model was trained.
+    """
+    tokens = jnp.asarray(_tokens(predictor, text, task))[None]
+    encoder, config = _encoder(predictor)
+    transformer = config.transformer
+    # Attention is computed anew beside the block, from the same projections: the block itself keeps no L x L array.
+    call = Call(jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None], attention or config.attention, 0.0, 0.0)
+    table = encoder.backbone.embedding[...]
+    x = (table[tokens] * jnp.sqrt(transformer.embed_dim).astype(table.dtype)).astype(config.compute_dtype)
+    maps = []
+    for number, block in enumerate(_blocks(encoder)):
+        query, keys, _ = block.projections(block.pre_attention_norm(x), call)
+        spec = transformer.attention_spec(block.kind, call.attention)
+        sees = visible(call.segment_ids, call.positions, causal=spec.causal, reach=spec.reach)
+        weights = probabilities(query, keys, sees, spec.soft_cap)[0]
+        maps.append(AttentionMap(number, block.kind, np.asarray(weights.reshape(-1, *weights.shape[-2:]))))
+        x = block(x, call, None)
+    return maps
+
+
+def pooler_weights(predictor: Predictor, text: Text, task: str | None = None) -> Float[np.ndarray, "P L"]:
+    """What the pooler takes from each token.
+
+    For averages one row: each token's share. For learned queries a row per probe: the mean of its heads' attention to the tokens.
+    For learned keys and values a row per latent: how much each token attends to it, the mean over heads; every column sums to 1.
+
+    Args:
+        predictor: the model.
+        text, task: as in `pieces`.
+    """
+    tokens = jnp.asarray(_tokens(predictor, text, task))[None]
+    encoder, config = _encoder(predictor)
+    pooler = encoder.pooler.pooler if isinstance(encoder.pooler, Projected) else encoder.pooler
+    segment_ids, positions = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
+    if isinstance(pooler, AveragePooler):
+        chosen = np.asarray(pooler.chosen(segment_ids, positions, 1)[0], np.float32)
+        return chosen / chosen.sum()
+    hidden = encoder.backbone(tokens, attention=config.attention, compute_dtype=jnp.dtype(config.compute_dtype))
+    if isinstance(pooler, KeyValueProbePooler):
+        return np.asarray(pooler.weights(hidden)[0].mean(axis=1).T)
+    return np.asarray(pooler.weights(hidden, segment_ids, 1)[0, 0].mean(axis=1))
+
+
+def attribute(predictor: Predictor, text: Text, task: str | None = None, target: str | None = None) -> Attribution:
+    """Gradient x input: to first order, what each token's embedding adds to the score (arXiv 1412.6815).
+
+    The score is the head's: for a class, how far its score lies above the mean of the others'.
+
+    Args:
+        predictor: the model.
+        text: with the task's fields.
+        task: by name; may be left out when the checkpoint knows only one.
+        target: the class to explain; by default the predicted one.
+    """
+    chosen = predictor.task(task)
+    tokens = _tokens(predictor, text, chosen.name)
+    encoder, _ = _encoder(predictor)
+    table = encoder.backbone.embedding[...]
+    graph, state = nnx.split(encoder)
+
+    def scores(rows):
+        # The text's own rows stand in for the embedding table, so that a row's gradient is a token's.
+        own = nnx.merge(graph, state)
+        own.backbone.embedding = nnx.Param(rows)
+        ids = jnp.arange(len(tokens))[None]
+        return own(ids, jnp.ones_like(ids), ids, 1).scores[chosen.head][0, 0]
+
+    rows = table[jnp.asarray(tokens)]
+    said = scores(rows)
+    output = to_outputs(chosen, np.asarray(said)[None])[0]
+    if chosen.kind == "classification":
+        if target is not None and target not in chosen.classes:
+            raise unknown(f"class of task {chosen.name!r}:", target, chosen.classes)
+        number = int(np.argmax(output)) if target is None else chosen.classes.index(target)
+        others = len(chosen.classes) - 1
+        direction = np.full(len(chosen.classes), -1 / others, np.float32)
+        direction[number] = 1
+        target, output = chosen.classes[number], output[number]
+    elif target is not None:
+        raise InputError(f"task {chosen.name!r} has no classes; leave the target out")
+    else:
+        direction, target = np.ones(1, np.float32), chosen.name
+    gradient = jax.grad(lambda rows: scores(rows) @ direction)(rows)
+    return Attribution(predictor.bundle.tokenizer.pieces(tokens), np.asarray((gradient * rows).sum(axis=-1)), target, float(output))
+
+
+def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:
+    """The ids of one text, bos and eos included."""
+    if task is None:
+        if not isinstance(text, str):
+            raise InputError("a text with fields needs a task, whose template puts them together")
+        template, fields = BARE, {"text": text}
+    else:
+        template, fields = predictor.task(task).template, predictor.fields(task, [text] if not isinstance(text, list) else [tuple(text)])[0]
+    return encode(predictor.bundle.tokenizer, template, [fields], predictor.bundle.max_length, "the text")[0].tokens
+
+
+def _encoder(predictor: Predictor) -> tuple[GemmaEncoder, EncoderConfig]:
+    """The model as one module, its adapters added to their matrices, its attention in plain XLA."""
+    config, parameters = predictor.bundle.encoder, predictor.parameters
+    if config.lora.rank:
+        parameters = {**parameters, "backbone": fold_backbone(parameters["backbone"], config.lora)}
+        config = dataclasses.replace(config, lora=LoraConfig())
+    config = dataclasses.replace(config, attention_implementation="xla", remat="none")
+    return skeleton(config).merge(parameters), config
+
+
+def _blocks(encoder: GemmaEncoder) -> list:
+    """The layers one by one, lowest first."""
+    backbone = encoder.backbone
+    found = {}
+    for group, blocks in (("blocks", backbone.blocks), ("rest", backbone.rest)):
+        for position, block in enumerate(blocks):
+            graph, state = nnx.split(block)
+            for place, layer in enumerate(layer_index(backbone.config, group, position)):
+                found[layer] = nnx.merge(graph, jax.tree.map(lambda leaf, place=place: leaf[place], state)) if group == "blocks" else block
+    return [found[layer] for layer in sorted(found)]

@@ -1,0 +1,194 @@
+"""Files of texts in, files of predictions out: every format, a run that is cut off and goes on, and what is refused."""
+
+import gzip
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from gemma_encoder import predict_file as bulk
+from gemma_encoder.inputs.errors import InputError
+
+TEXTS = [f"the {word} was {'very ' * (i % 5)}good , “naïve” 😀 ." for i, word in enumerate(["plot", "music", "cast", "ending"] * 6)]
+
+
+@pytest.fixture(scope="module")
+def predictor(random_predictor):
+    return random_predictor()
+
+
+@pytest.fixture
+def task(predictor):
+    return predictor.task("toy_sentiment")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(bulk, "CHUNK", 5)
+
+
+def write(folder, name):
+    path = folder / name
+    rows = [{"id": i, "sentence": text} for i, text in enumerate(TEXTS)]
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    if ".txt" in name:
+        text = "".join(f"{text}\n" for text in TEXTS)
+    elif ".jsonl" in name:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        separator = "\t" if ".tsv" in name else ","
+        text = f"id{separator}sentence\n" + "".join(f'{i}{separator}"{text}"\n' if separator == "," else f"{i}\t{text}\n" for i, text in enumerate(TEXTS))
+    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return path
+
+
+def read(path):
+    """(kept columns, prediction, probabilities) of each line."""
+    if path.suffix == ".parquet":
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    elif path.suffix == ".csv":
+        import csv
+
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            row |= {f"probability_{name}": value for name, value in row.pop("probabilities").items()}
+    return rows
+
+
+@pytest.mark.parametrize("source", ["a.txt", "a.txt.gz", "a.csv", "a.tsv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize("target", ["o.jsonl", "o.csv", "o.parquet"])
+def test_every_format(predictor, task, tmp_path, source, target):
+    keep = () if ".txt" in source else ("id",)
+    count = bulk.predict_file(predictor, task, write(tmp_path, source), tmp_path / target, keep=keep)
+    assert count == len(TEXTS)
+    rows = read(tmp_path / target)
+    expected = predictor.predict(TEXTS, task.name)
+    np.testing.assert_allclose([float(row["probability_positive"]) for row in rows], expected[:, 1], rtol=1e-5, atol=1e-6)
+    assert [row["prediction"] for row in rows] == [task.classes[i] for i in expected.argmax(axis=1)]
+    if keep:
+        assert [int(row["id"]) for row in rows] == list(range(len(TEXTS)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source, target]), "nothing else is left behind"
+
+
+def test_columns_of_other_names_and_pairs(predictor, tmp_path):
+    (tmp_path / "p.csv").write_text("a,b,note\none .,two .,x\nthree .,four .,y\n")
+    task = predictor.task("toy_similarity")
+    bulk.predict_file(predictor, task, tmp_path / "p.csv", tmp_path / "o.jsonl", columns=("a", "b"), keep=("note", "a"))
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose([row["prediction"] for row in rows], predictor.predict([("one .", "two ."), ("three .", "four .")], task.name), rtol=1e-5)
+    assert [(row["note"], row["a"]) for row in rows] == [("x", "one ."), ("y", "three .")]
+
+
+def test_the_terminal(predictor, task, tmp_path, capsys):
+    bulk.predict_file(predictor, task, write(tmp_path, "a.txt"))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == len(TEXTS) and lines[0].keys() == {"prediction", "probabilities"}
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_off(predictor, monkeypatch, chunks):
+    """Lets `chunks` chunks through, then fails."""
+    done, whole = [0], type(predictor).predict
+
+    def predict(*arguments, **options):
+        if done[0] == chunks:
+            raise Cut
+        done[0] += 1
+        return whole(predictor, *arguments, **options)
+
+    monkeypatch.setattr(predictor, "predict", predict)
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 3])
+@pytest.mark.parametrize("target", ["o.jsonl", "o.parquet"])
+def test_a_run_that_was_cut_off_goes_on(predictor, task, tmp_path, monkeypatch, capsys, chunks, target):
+    source = write(tmp_path, "a.csv")
+    bulk.predict_file(predictor, task, source, tmp_path / f"whole-{target}", keep=("id",))
+    with monkeypatch.context() as patch:
+        cut_off(predictor, patch, chunks)
+        with pytest.raises(Cut):
+            bulk.predict_file(predictor, task, source, tmp_path / target, keep=("id",))
+    assert not (tmp_path / target).exists()
+    part = tmp_path / f"{target}.part"
+    with part.open("ab") as file:
+        file.write(b'{"prediction": "half a li')  # a kill in the middle of a write
+    with monkeypatch.context() as patch:
+        cut_off(predictor, patch, 5 - chunks)  # no more than what is left is predicted
+        bulk.predict_file(predictor, task, source, tmp_path / target, keep=("id",))
+    assert (tmp_path / target).read_bytes() == (tmp_path / f"whole-{target}").read_bytes()
+    assert (f"going on after {5 * chunks} texts" in capsys.readouterr().err) == bool(chunks)
+    assert not part.exists() and not (tmp_path / f"{target}.part.json").exists()
+
+
+def test_what_was_cut_off_is_not_mixed_with_other_texts(predictor, task, tmp_path, monkeypatch):
+    source, output = write(tmp_path, "a.txt"), tmp_path / "o.jsonl"
+    with monkeypatch.context() as patch:
+        cut_off(predictor, patch, 2)
+        with pytest.raises(Cut):
+            bulk.predict_file(predictor, task, source, output)
+    kept = (tmp_path / "o.jsonl.part").read_bytes()
+    with pytest.raises(InputError, match=r"left by another command \(task: 'toy_sentiment' -> 'toy_other'"):
+        bulk.predict_file(predictor, type(task)(**{**task.to_dict(), "name": "toy_other", "template": task.template, "head": task.head}), source, output)
+    source.write_text("another text .\n" * 30)
+    with pytest.raises(InputError, match="was made from other texts"):
+        bulk.predict_file(predictor, task, source, output)
+    assert (tmp_path / "o.jsonl.part").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.csv", "text\na\n", {}, "a.csv has no column 'sentence'; its columns: text. Task 'toy_sentiment' needs sentence; --columns says"),
+        ("a.csv", "sentence\na\n", {"keep": ("id",)}, "a.csv has no column 'id'"),
+        ("a.csv", "sentence\na\n", {"columns": ("sentence", "b")}, "--columns names 2 columns; task 'toy_sentiment' needs 1"),
+        ("a.csv", "sentence\n", {}, "a.csv holds no text"),
+        ("a.csv", "", {}, "a.csv is empty"),
+        ("a.txt", "", {}, "a.txt holds no text"),
+        ("a.txt", "good\n\ngood\n", {}, "a.txt:2: the text is empty"),
+        ("a.txt", "good\n", {"keep": ("id",)}, "a .txt file has one text a line and no columns"),
+        ("a.jsonl", '{"sentence": "a"}\n{"text": "b"}\n', {}, "a.jsonl:2: .*needs the field 'sentence'"),
+        ("a.jsonl", '{"sentence": "a"}\n{"sentence": 3}\n', {}, "a.jsonl:2: .*got int"),
+        ("a.jsonl", '{"sentence": "a"\n', {}, "a.jsonl:1: not a JSON object"),
+        ("a.jsonl", '{"sentence": "a", "id": 1}\n{"sentence": "a"}\n', {"keep": ("id",)}, "a.jsonl:2: there is no 'id'"),
+        ("a.doc", "x", {}, "expected a file that ends in"),
+        ("a.txt", b"\xff\xfe", {}, "not valid UTF-8"),
+    ],
+)
+def test_refusals_name_the_place(predictor, task, tmp_path, name, content, options, message):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl", **options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "o.jsonl").exists()
+
+
+def test_what_was_predicted_before_a_bad_row_stays(predictor, task, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("good .\n" * 12 + " \n")
+    with pytest.raises(InputError, match="a.txt:13: the text is empty"):
+        bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl")
+    path.write_text("good .\n" * 12 + "mended .\n")
+    assert bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl") == 13
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 13
+
+
+def test_outputs_that_cannot_be(predictor, task, tmp_path):
+    source = write(tmp_path, "a.txt")
+    with pytest.raises(InputError, match=r"expected a file that ends in .jsonl, .csv, .parquet"):
+        bulk.predict_file(predictor, task, source, tmp_path / "o.xlsx")
+    with pytest.raises(InputError, match="cannot be written"):
+        bulk.predict_file(predictor, task, source, tmp_path / "no" / "o.csv")
+    with pytest.raises(InputError, match="is not a file"):
+        bulk.predict_file(predictor, task, tmp_path / "none.txt", tmp_path / "o.csv")
+    with pytest.raises(InputError, match="no columns"):
+        bulk.predict_file(predictor, predictor.task("toy_similarity"), source)

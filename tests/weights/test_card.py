@@ -1,0 +1,67 @@
+"""The card of an export says what it is, what it was trained on, how good it was, and on what terms its weights are given."""
+
+import dataclasses
+import json
+
+import pytest
+
+import gemma_encoder as ge
+from gemma_encoder.weights import card
+
+METRICS = [{"step": 9, "split": "validation", "task": "toy_sentiment", "accuracy": 0.5, "examples": 12, "cut_share": 0.0}]
+
+
+def record(**model):
+    config = {"model": {"pretrained": "", "warm_start": "", **model}}
+    return {"command": "python -m gemma_encoder.main --config=a|b.py", "config": config, "examples": {"toy_sentiment": 16_000}, "metrics": METRICS}
+
+
+@pytest.fixture(scope="module")
+def bundle(random_predictor):
+    return dataclasses.replace(random_predictor().bundle, step=9, record=record())
+
+
+def test_a_card_of_random_weights(bundle):
+    text = card.markdown(bundle)
+    for part in (
+        "toy_sentiment",
+        "16,000",
+        "0.500",
+        "--config=a|b.py",
+        "at most 64 tokens",
+        "random weights",
+        "do not derive from Gemma's",
+        "negative, positive",
+    ):
+        assert part in text, part
+    assert "license: " not in text and text.startswith('---\nlibrary_name: "sentence-transformers"')
+
+
+@pytest.mark.parametrize("start", [{"pretrained": "GEMMA3_270M_PT"}, {"warm_start": "runs/mnli"}])
+def test_gemmas_terms_hold_for_what_derives_from_it(bundle, start):
+    text = card.markdown(dataclasses.replace(bundle, record=record(**start)))
+    assert 'license: "gemma"' in text and card.TERMS in text and next(iter(start.values())) in text
+
+
+def test_what_is_not_recorded_is_said(bundle):
+    text = card.markdown(dataclasses.replace(bundle, record={}, tasks=()))
+    assert "is not recorded" in text and "if they derive from Gemma's" in text
+
+
+def test_cells_cannot_break_the_tables(bundle):
+    hostile = dataclasses.replace(bundle.tasks[0], classes=("a|b", "<b>x</b>\n"))
+    altered = dataclasses.replace(bundle, tasks=(hostile,))
+    assert "a\\|b" in card.markdown(altered)
+    assert "<b>x</b>" not in card.to_html(altered) and "&lt;b&gt;" in card.to_html(altered)
+
+
+def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
+    predictor = random_predictor()
+    task = dataclasses.replace(predictor.bundle.tasks[0], template=ge.Template("review: {sentence}"))
+    bundle = dataclasses.replace(predictor.bundle, tasks=(task, *predictor.bundle.tasks[1:]), record=record())
+    exported = ge.export_huggingface(ge.Predictor(bundle, predictor.parameters), tmp_path / "out", heads=False)
+    assert "toy" not in (exported / "README.md").read_text().split("## Config")[0].split("\n# ")[1].splitlines()[0]
+    assert "# A Gemma encoder" in (exported / "README.md").read_text()
+    # A task of one text, which its template ends with, has a prompt; pairs and bare texts have none.
+    assert json.loads((exported / "config_sentence_transformers.json").read_text())["prompts"] == {"toy_sentiment": "review: "}
+    assert ge.Predictor.load(exported).bundle.record["examples"] == {"toy_sentiment": 16_000}
