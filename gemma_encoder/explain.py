@@ -24,6 +24,8 @@ from gemma_encoder.model.lora import fold_backbone
 from gemma_encoder.model.pooling import AveragePooler, KeyValueProbePooler, Projected
 from gemma_encoder.model.transformer import Call, layer_index
 
+METHODS = ("gradient_x_input", "occlusion")
+
 Text = str | Mapping[str, str] | Sequence[str]
 
 
@@ -104,17 +106,22 @@ def pooler_weights(predictor: Predictor, text: Text, task: str | None = None) ->
     return np.asarray(pooler.weights(hidden, segment_ids, 1)[0, 0].mean(axis=1))
 
 
-def attribute(predictor: Predictor, text: Text, task: str | None = None, target: str | None = None) -> Attribution:
-    """Gradient x input: to first order, what each token's embedding adds to the score (arXiv 1412.6815).
+def attribute(predictor: Predictor, text: Text, task: str | None = None, target: str | None = None, method: str = "gradient_x_input") -> Attribution:
+    """What each token did for the score: for a class, how far its score lies above the mean of the others'.
 
-    The score is the head's: for a class, how far its score lies above the mean of the others'.
+    "gradient_x_input": to first order, what a token's embedding adds (arXiv 1412.6815). It is one backward pass, but Gemma norms what
+    it reads, so that the length of an embedding matters little, and where the model is sure the gradient says nothing.
+    "occlusion": how far the score falls when the token's embedding is replaced by the vocabulary's mean; one forward pass a token.
 
     Args:
         predictor: the model.
         text: with the task's fields.
         task: by name; may be left out when the checkpoint knows only one.
         target: the class to explain; by default the predicted one.
+        method: one of `METHODS`.
     """
+    if method not in METHODS:
+        raise unknown("attribution method", method, METHODS)
     chosen = predictor.task(task)
     tokens = _tokens(predictor, text, chosen.name)
     encoder, _ = _encoder(predictor)
@@ -129,7 +136,7 @@ def attribute(predictor: Predictor, text: Text, task: str | None = None, target:
         return own(ids, jnp.ones_like(ids), ids, 1).scores[chosen.head][0, 0]
 
     rows = table[jnp.asarray(tokens)]
-    said = scores(rows)
+    said = jax.jit(scores)(rows)
     output = to_outputs(chosen, np.asarray(said)[None])[0]
     if chosen.kind == "classification":
         if target is not None and target not in chosen.classes:
@@ -143,8 +150,17 @@ def attribute(predictor: Predictor, text: Text, task: str | None = None, target:
         raise InputError(f"task {chosen.name!r} has no classes; leave the target out")
     else:
         direction, target = np.ones(1, np.float32), chosen.name
-    gradient = jax.grad(lambda rows: scores(rows) @ direction)(rows)
-    return Attribution(predictor.bundle.tokenizer.pieces(tokens), np.asarray((gradient * rows).sum(axis=-1)), target, float(output))
+
+    def score(rows):
+        return scores(rows) @ direction
+
+    if method == "occlusion":
+        mean = table.mean(axis=0)
+        without = jax.jit(lambda rows: jax.lax.map(lambda place: score(rows.at[place].set(mean)), jnp.arange(len(rows)), batch_size=16))(rows)
+        values = said @ direction - without
+    else:
+        values = (jax.jit(jax.grad(score))(rows) * rows).sum(axis=-1)
+    return Attribution(predictor.bundle.tokenizer.pieces(tokens), np.asarray(values), target, float(output))
 
 
 def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:

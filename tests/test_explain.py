@@ -67,7 +67,7 @@ def test_attributions_are_derivatives(predictor, task, text):
     """Scaling the embedding of a token that stands once in the text changes the score as fast as its attribution says."""
     said = explain.attribute(predictor, text, task)
     altered = ge.Predictor(predictor.bundle, predictor.parameters)
-    vocabulary = [predictor.bundle.tokenizer.pieces([i])[0] for i in range(predictor.bundle.tokenizer.vocab_size)]
+    vocabulary = predictor.bundle.tokenizer.pieces(range(predictor.bundle.tokenizer.vocab_size))
 
     def score(piece, factor):
         table = np.array(predictor.parameters["backbone"]["embedding"])
@@ -84,6 +84,25 @@ def test_attributions_are_derivatives(predictor, task, text):
             np.testing.assert_allclose((score(piece, 1 + step) - score(piece, 1 - step)) / (2 * step), value, rtol=0.02, atol=2e-4)
             checked += 1
     assert checked == 4
+
+
+def test_occlusion_is_the_difference_that_a_token_makes(predictor):
+    """Predicted by a model whose embedding of that token is the mean of all."""
+    said = explain.attribute(predictor, TEXT, "toy_sentiment", "positive", method="occlusion")
+    altered = ge.Predictor(predictor.bundle, predictor.parameters)
+    vocabulary = predictor.bundle.tokenizer.pieces(range(predictor.bundle.tokenizer.vocab_size))
+    fields, template = predictor.fields("toy_sentiment", [TEXT]), predictor.task("toy_sentiment").template
+
+    def score():
+        negative, positive = altered._run(template, fields, None, False)[1]["toy_sentiment"][0]
+        return positive - negative
+
+    whole = score()
+    for piece in said.pieces[1:5]:
+        table = np.array(predictor.parameters["backbone"]["embedding"])
+        table[vocabulary.index(piece)] = table.mean(axis=0)
+        altered.parameters = {**predictor.parameters, "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)}}
+        np.testing.assert_allclose(whole - score(), said.values[said.pieces.index(piece)], rtol=1e-4, atol=1e-5)
 
 
 def test_classes_pull_against_each_other(predictor):
@@ -105,6 +124,7 @@ def test_adapters_count(random_predictor):
     [
         (lambda p: explain.attribute(p, "a", "toy_sentiment", "happy"), "class of task 'toy_sentiment'.*'happy'"),
         (lambda p: explain.attribute(p, ("a", "b"), "toy_similarity", "x"), "has no classes"),
+        (lambda p: explain.attribute(p, "a", "toy_sentiment", method="lime"), "unknown attribution method 'lime'"),
         (lambda p: explain.pieces(p, {"sentence": "a"}), "needs a task"),
         (lambda p: explain.attention_maps(p, " "), "the text is empty"),
         (lambda p: explain.attribute(p, "a", "toy_similarity"), "needs 2 fields"),
