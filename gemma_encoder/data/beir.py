@@ -96,23 +96,23 @@ class BeirSource(RankingSource):
 
     def __init__(self, task: Task, options: DataOptions, dataset: str):
         super().__init__(task, options)
-        self._dataset = dataset
+        self._corpus = dataset
 
     def check(self) -> None:
         """Raises InputError where BEIR_DIR names no folder that holds the dataset."""
         if not os.environ.get("BEIR_DIR"):
             raise InputError(
-                f"task {self.task.name!r}: BEIR_DIR is not set; it names a folder with {self._dataset}/corpus.jsonl and so on, one folder a dataset"
+                f"task {self.task.name!r}: BEIR_DIR is not set; it names a folder with {self._corpus}/corpus.jsonl and so on, one folder a dataset"
             )
         if not self.folder.is_dir():
-            raise InputError(f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} holds no folder {self._dataset}")
+            raise InputError(f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} holds no folder {self._corpus}")
         self._find("corpus.jsonl")
         self._find("queries.jsonl")
 
     @property
     def folder(self) -> pathlib.Path:
         """Where the dataset lies."""
-        return pathlib.Path(os.environ["BEIR_DIR"]).expanduser() / self._dataset
+        return pathlib.Path(os.environ["BEIR_DIR"]).expanduser() / self._corpus
 
     def _find(self, *names: str) -> pathlib.Path:
         return find_file(self.folder, names, "BEIR's layout is corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; and a first stage's run.SPLIT.tsv")

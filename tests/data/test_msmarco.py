@@ -378,6 +378,7 @@ def test_beir_is_read_as_published(beir, tmp_path):
     first = source.expand({"number": 0}, "test", None)
     # As in BEIR's own evaluation, the document with the query's id is no candidate.
     assert [(e.document_id, e.label, e.fields["document"]) for e in first] == [("d2", 0, "Heat flows."), ("d1", 2, "Wings They lift.")]
+    assert [int(row["number"]) for row in source.dataset("test")] == [0, 1]
     assert source.count("test") == 2 and source.qrels("test") == {"q1": {"d1": 2}, "q2": {"d2": 1}}
     plain = [source.expand({"number": i}, "test", None) for i in range(2)]
     for path in (tmp_path / "scifact").rglob("*"):
