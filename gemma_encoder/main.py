@@ -95,13 +95,13 @@ def _summary(outcome, split: str) -> str:
             lines.append(f"{name:<18} predictions only: the {split} split has no labels")
     for name, predictions in outcome.predictions.items():
         lines += ["", f"{name}:"]
-        for number, fields in enumerate(predictions[0].table.shown[:3]):
+        for number, fields in enumerate(predictions[0].table.fields[:3]):
             text = " | ".join(fields.values())
             lines.append(f"  {text[:100]}{'…' if len(text) > 100 else ''}  ->  {_shown(predictions[0], number)}")
     task, predictions = next(iter(outcome.predictions.items()))
     folder = outcome.checkpoint.parent.parent
     texts = folder / "predictions" / f"{task}.examples.jsonl"
-    texts.write_text("".join(json.dumps(fields) + "\n" for fields in predictions[0].table.shown))
+    texts.write_text("".join(json.dumps(fields) + "\n" for fields in predictions[0].table.fields[:10]))
     lines += ["", f"checkpoint: {outcome.checkpoint}"]
     if outcome.best and outcome.best[0] != outcome.step:
         lines.append(f"best checkpoint: {outcome.checkpoint.parent / str(outcome.best[0])}, {outcome.best[1]:.3f}")

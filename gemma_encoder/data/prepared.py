@@ -56,7 +56,8 @@ def parts(source: Source, readers: int, epochs: int) -> list[Part]:
 def describe(source: Source, tokenizer: Tokenizer, options: StreamOptions, epochs: int) -> dict[str, Any]:
     """What the files of a task hang on, for JSON."""
     splits = {split: source.num_records(split) for split in source.splits}
-    return _as_json({"version": VERSION, "task": source.task.to_dict(), "splits": splits, "epochs": epochs}) | _contract(source.options, tokenizer, options)
+    described = {"version": VERSION, "task": source.task.to_dict(), "splits": splits, "epochs": epochs, "first_stage": source.first_stage}
+    return _as_json(described) | _contract(source.options, tokenizer, options)
 
 
 def _contract(data: DataOptions, tokenizer: Tokenizer, options: StreamOptions) -> dict[str, Any]:
@@ -207,7 +208,7 @@ class PreparedSource(Source):
         if self.info.get("version") != VERSION:
             raise InputError(f"{self.folder} is of version {self.info.get('version')}, this program reads {VERSION}; prepare it anew")
         super().__init__(Task.from_dict(self.info["task"]), options)
-        self.splits = tuple(self.info["splits"])
+        self.splits, self.first_stage = tuple(self.info["splits"]), self.info.get("first_stage", False)
 
     def check(self) -> None:
         """The constructor did."""

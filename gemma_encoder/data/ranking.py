@@ -46,6 +46,8 @@ class RankingSource(NumberedSource):
         options: what the config says about sources.
     """
 
+    first_stage = True
+
     def __init__(self, task: Task, options: DataOptions):
         super().__init__(task, options)
         low, high = options.negative_ranks

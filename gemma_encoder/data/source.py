@@ -87,6 +87,7 @@ class Source(abc.ABC):
 
     splits: tuple[str, ...] = ("train", "validation", "test")
     shuffle_buffer = SHUFFLE_BUFFER
+    first_stage = False  # whether evaluation meets a query's documents in the order in which a first stage ranked them
 
     def __init__(self, task: Task, options: DataOptions):
         self.task, self.options = task, options

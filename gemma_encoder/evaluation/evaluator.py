@@ -24,6 +24,7 @@ class Predictions:
         outputs: [N, C] class probabilities, or [N] scores (regression in the task's own units).
         table: the N examples.
         qrels: the judgements to rank against.
+        first_stage: whether the table holds a query's documents in the order of a first stage.
     """
 
     task: Task
@@ -31,18 +32,20 @@ class Predictions:
     outputs: np.ndarray
     table: ExampleTable
     qrels: Mapping[str, Mapping[str, float]] | None = None
+    first_stage: bool = False
 
     def metrics(self) -> dict[str, float]:
         """The task's metrics over all examples at once; none where no label is known."""
         if self.task.kind != "ranking":
             return metrics.compute(self.task, self.outputs, self.table)
-        return ranking.compute(self.task.metrics, self._qrels(), self.run())
+        return ranking.compute(self.task.metrics, self.judgements(), self.run())
 
     def run(self) -> ranking.Run:
         """The ranking of every query's candidates."""
         return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
 
-    def _qrels(self) -> Mapping[str, Mapping[str, float]]:
+    def judgements(self) -> Mapping[str, Mapping[str, float]]:
+        """The grade of each judged document of each query: those of the benchmark, else the candidates' own labels."""
         if self.qrels is not None:
             return self.qrels
         grades: dict[str, dict[str, float]] = {}
@@ -51,16 +54,42 @@ class Predictions:
         return grades
 
     def write(self, folder: epath.Path) -> epath.Path:
-        """Writes one JSON object per example, or for ranking a TREC and an MS MARCO run; returns the first file's path."""
+        """Writes one JSON object per example, or for ranking a TREC and an MS MARCO run; returns the first file's path.
+
+        Beside them goes what a person wants to look at: the worst mistakes with their texts; for ranking the queries, the judgements
+        and the first stage's run.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self.task.kind == "ranking":
             run, path = self.run(), folder / f"{self.task.name}.{self.split}.trec"
             ranking.write_trec(run, path)
             ranking.write_msmarco(run, folder / f"{self.task.name}.{self.split}.tsv")
+            self._write_queries(folder)
             return path
         path = prediction_file(folder, self.task.name, self.split)
         path.write_text("".join(json.dumps(self._line(number)) + "\n" for number in range(len(self.outputs))))
+        if self.task.kind != "choice":
+            lines = (json.dumps({**self._line(number), "fields": self.table.fields[number]}) + "\n" for number in self.mistakes())
+            mistake_file(folder, self.task.name, self.split).write_text("".join(lines))
         return path
+
+    def mistakes(self, count: int = 50) -> list[int]:
+        """The worst ones among the examples whose texts are kept: wrong and most confident, or (regression) farthest off."""
+        kept = [i for i in range(len(self.table.fields)) if not self.task.is_unlabelled(self.table.labels[i])]
+        labels = np.array(self.table.labels)
+        if self.task.kind == "classification":
+            said, confidence = self.outputs.argmax(axis=-1), self.outputs.max(axis=-1)
+            return sorted((i for i in kept if said[i] != labels[i]), key=lambda i: -confidence[i])[:count]
+        return sorted(kept, key=lambda i: -abs(self.outputs[i] - labels[i]))[:count]
+
+    def _write_queries(self, folder: epath.Path) -> None:
+        name, table = f"{self.task.name}.{self.split}", self.table
+        ranking.write_qrels(self.judgements(), folder / f"{name}.qrels")
+        if self.first_stage:
+            order = -np.arange(len(table.query_ids), dtype=np.float32)
+            ranking.write_trec(ranking.make_run(table.query_ids, table.document_ids, order), folder / f"{name}.first_stage.trec", "first_stage")
+        texts = {query: fields.get(self.task.template.fields[0], "") for query, fields in zip(table.query_ids, table.fields, strict=False)}
+        (folder / f"{name}.queries.jsonl").write_text("".join(json.dumps({"query": query, "text": text}) + "\n" for query, text in texts.items()))
 
     def _line(self, number: int) -> dict[str, Any]:
         """What is said of one example. `idx` is the benchmark's own number of it."""
@@ -78,6 +107,11 @@ class Predictions:
 def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
     """Where the predictions of a task's split lie, one JSON object per example."""
     return folder / f"{task}.{split}.jsonl"
+
+
+def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
+    """Where the worst mistakes of a task's split lie, with their texts."""
+    return folder / f"{task}.{split}.mistakes.jsonl"
 
 
 def to_outputs(task: Task, scores: np.ndarray) -> np.ndarray:

@@ -53,6 +53,21 @@ def write_msmarco(run: Run, path: epath.PathLike, depth: int = 1000) -> None:
     epath.Path(path).write_text("".join(lines))
 
 
+def write_qrels(qrels: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
+    """Writes `qid 0 docid grade` lines, as TREC does."""
+    lines = [f"{query} 0 {document} {int(grade)}\n" for query, grades in qrels.items() for document, grade in grades.items()]
+    epath.Path(path).write_text("".join(lines))
+
+
+def by_query(metric: str, qrels: Mapping[str, Mapping[str, float]], run: Run) -> dict[str, float]:
+    """One metric of every judged query; a judged query that the run lacks counts zero."""
+    import ir_measures
+
+    judged = {query: {document: int(grade) for document, grade in grades.items()} for query, grades in qrels.items()}
+    found = ir_measures.iter_calc([ir_measures.parse_measure(_measure(metric))], judged, {query: dict(scored) for query, scored in run.items()})
+    return dict.fromkeys(judged, 0.0) | {value.query_id: float(value.value) for value in found}
+
+
 def compute(metrics: Sequence[str], qrels: Mapping[str, Mapping[str, float]], run: Run) -> dict[str, float]:
     """Means over the judged queries; a judged query that the run lacks counts zero. None where there are no judgements at all.
 

@@ -43,10 +43,10 @@ class ExampleTable:
     query_ids: list[str] = dataclasses.field(default_factory=list)
     document_ids: list[str] = dataclasses.field(default_factory=list)
     infos: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
-    shown: list[dict[str, str]] = dataclasses.field(default_factory=list)  # the fields of the first few, to show a person
+    fields: list[dict[str, str]] = dataclasses.field(default_factory=list)  # of the first KEPT, to show a person
     counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # texts and what was cut
 
-    SHOWN = 10
+    KEPT = 50_000  # texts that are held: some 10 MB of sentences, some 30 MB of passages
 
     def add(self, example: Example) -> None:
         """Appends an example; its id is its place."""
@@ -54,8 +54,8 @@ class ExampleTable:
         self.query_ids.append(example.query_id)
         self.document_ids.append(example.document_id)
         self.infos.append(example.info)
-        if len(self.shown) < self.SHOWN:
-            self.shown.append(example.fields)
+        if len(self.fields) < self.KEPT:
+            self.fields.append(example.fields)
 
     def groups(self) -> dict[str, list[int]]:
         """The example ids of each query, question or pair, both in the order of the table."""

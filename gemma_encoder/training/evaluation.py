@@ -74,7 +74,7 @@ class Evaluator:
             return jax.device_get((said.scores, said.example_id, said.weight))
 
         outputs = predict(source.task, self._everywhere(stream), forward)
-        return Predictions(source.task, split, outputs, table, source.qrels(split))
+        return Predictions(source.task, split, outputs, table, source.qrels(split), source.first_stage)
 
     def _everywhere(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """The same number of batches on every process: those that end early go on with empty ones."""
