@@ -259,7 +259,7 @@ def _differences(runs: Sequence[Run]) -> str:
     flat = [dict(_flatten(run.config)) for run in runs]
     fields = sorted(set().union(*flat))
     rows = [[field, *(values.get(field, "") for values in flat)] for field in fields if len({values.get(field, "") for values in flat}) > 1]
-    return _table(["field", *(run.name for run in runs)], rows) if rows else "<p>The configs are the same.</p>"
+    return _table(["field", *(run.name for run in runs)], rows, plain=True) if rows else "<p>The configs are the same.</p>"
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -273,11 +273,16 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 def _curves(runs: Sequence[Run], colours: Mapping[str, int]) -> str:
     plots = []
     train = {run.name: [line for line in run.lines if line["split"] == "train"] for run in runs}
-    names = ["loss", *sorted({name for lines in train.values() for line in lines for name in line if name.endswith("/loss")}), "learning_rate", "gradient_norm"]
+    by_task = sorted({name for lines in train.values() for line in lines for name in line if name.endswith("/loss")})
+    names = ["loss", *(by_task if len(by_task) > 1 else ()), "learning_rate", "gradient_norm"]
     for name in names:
         series = {run: [(line["step"], line[name]) for line in lines if name in line] for run, lines in train.items()}
         label = "loss" if name.endswith("loss") else name.replace("_", " ")
-        plots.append(report_plots.line_plot(f"train: {name.replace('_', ' ')}", {run: line for run, line in series.items() if line}, label, colours))
+        plots.append(
+            report_plots.line_plot(
+                f"train: {name if '/' in name else name.replace('_', ' ')}", {run: line for run, line in series.items() if line}, label, colours
+            )
+        )
     kinds = dict.fromkeys((line["task"], line["split"], name) for run in runs for line in run.lines if "task" in line for name in line if name not in COUNTS)
     for task, split, name in kinds:
         series = {
@@ -437,10 +442,13 @@ def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool = False) -> str:
+    """A table that scrolls in its own frame; numbers stand right unless it is plain."""
+
     def cell(value: Any, name: str) -> str:
         text = str(value)
-        kind = "text" if name == "text" else "number" if text[:1] in "+-0123456789" and name not in ("query",) else ""
+        number = text[:1] in tuple("+-0123456789") and name != "query" and not plain
+        kind = "text" if name == "text" else "number" if number else ""
         return f'<td class="{kind}">{html.escape(text)}</td>' if kind else f"<td>{html.escape(text)}</td>"
 
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)

@@ -22,6 +22,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(number * step, 12) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def short(value: float) -> str:
+    """A number in at most some six characters, e.g. 0.975 or 2e-4."""
+    text = f"{value:g}"
+    if len(text.lstrip("-")) <= 5:
+        return text
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def line_plot(title: str, series: Mapping[str, Points], y_label: str, colours: Mapping[str, int]) -> str:
     """Lines over steps; a single point is drawn as a dot.
 
@@ -49,7 +58,7 @@ def line_plot(title: str, series: Mapping[str, Points], y_label: str, colours: M
     for value in ticks(y_low, y_high):
         _, y = place(0, value)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="tick end">{value:g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="tick end">{short(value)}</text>')
     for value in ticks(x_low, x_high):
         x, _ = place(value, y_low)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{value:g}</text>')

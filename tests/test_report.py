@@ -190,7 +190,7 @@ def test_ticks_are_round_and_inside(low, high):
     assert 2 <= len(found) <= 12
     span = (high - low) or 1
     assert all(low - span * 0.51 <= tick <= high + span * 0.51 for tick in found)
-    assert all(len(f"{tick:g}") <= 8 for tick in found)
+    assert all(len(report_plots.short(tick)) <= 7 and float(report_plots.short(tick)) == pytest.approx(tick, rel=1e-2, abs=1e-12) for tick in found)
 
 
 def test_refusals_are_one_line(tmp_path, capsys):
