@@ -97,6 +97,7 @@ def test_killed_for_real_and_started_again(tmp_path):
     resumed = program(*arguments, f"--workdir={tmp_path}/killed")
     assert resumed.returncode == 0, resumed.stderr
     assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
+    assert list((tmp_path / "killed" / "compilation_cache").iterdir()), "programs are compiled once, not at each start"
     assert [step for step, _ in losses(tmp_path / "killed")] == list(range(1, 25))
 
     # What the run left serves the other modes, and says at the end what to do next.

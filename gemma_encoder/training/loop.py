@@ -22,6 +22,7 @@ from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.training import processes
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.evaluation import Evaluator, Stopped
@@ -76,6 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     workdir = claim_workdir(workdir, config)
+    processes.keep_compiled(config.compilation_cache, workdir)
     recipe = recipe.measured()
     epoch = recipe.epoch()
     total = recipe.steps("train_for", epoch)
@@ -253,6 +255,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outc
     for task in recipe.tasks:
         if task.head not in bundle.encoder.heads:
             raise InputError(f"the checkpoint was not trained on {task.name!r}; it knows {', '.join(sorted(trained))}")
+    processes.keep_compiled(config.compilation_cache, workdir)
     recipe = dataclasses.replace(recipe, encoder=bundle.encoder, tokenizer=bundle.tokenizer)
     parameters = native.load_parameters(checkpoint, bundle.encoder, sharding.parameter_shardings(skeleton(bundle.encoder).shapes, mesh))
     log = MetricsLog(workdir, bundle.step)

@@ -1,4 +1,4 @@
-"""Several processes of one run: how they find each other, and how a notice to stop reaches all of them at the same moment."""
+"""The processes of a run: how they find each other, how a notice to stop reaches all of them at once, where compiled programs are kept."""
 
 import glob
 import os
@@ -7,7 +7,9 @@ import threading
 from types import FrameType
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 
 from gemma_encoder.inputs.errors import InputError
 
@@ -36,6 +38,23 @@ def start() -> None:
         jax.distributed.initialize(**known)
     except RuntimeError as error:
         raise InputError(f"the processes of this run do not find each other: {str(error).splitlines()[0]}") from error
+
+
+def keep_compiled(setting: str, workdir: epath.Path) -> None:
+    """Has compiled programs kept in a folder, so that the next start of a run finds them there.
+
+    A folder that the environment names (JAX_COMPILATION_CACHE_DIR) comes first.
+
+    Args:
+        setting: a folder; "auto" for one in the workdir; "" for none.
+        workdir: of the run.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = os.fspath(workdir / "compilation_cache") if setting == "auto" else setting or None
+    if jax.config.jax_compilation_cache_dir != folder:
+        compilation_cache.reset_cache()  # JAX looks at the setting once, when it first compiles
+        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def is_first() -> bool:

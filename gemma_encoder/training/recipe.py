@@ -35,7 +35,7 @@ SIZES = {"tiny": "gemma3_tiny", "pretrained": None} | {name: name for name in GE
 UNITS = ("steps", "epochs", "examples", "percent")
 
 # Fields that may change between two starts of one run: they decide what is seen and where it runs, not what is learnt.
-MAY_CHANGE = ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "best_metric", "profile", "mesh")
+MAY_CHANGE = ("log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints", "best_metric", "profile", "mesh", "compilation_cache")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -94,6 +94,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.best_metric = ""  # what the best checkpoint is chosen by, as "task/metric"; "" for the first task's main metric
     config.profile = ()  # (first, last) step of which a profile is written to the workdir
     config.evaluate_split = "validation"
+    config.compilation_cache = "auto"  # folder of compiled programs, from which a second start is fast; "auto": in the workdir; "" for none
     config.mesh = (-1, 1, 1)  # sizes of the axes data, fsdp, tensor; -1 for all devices that are left
     return config
 

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from gemma_encoder.data import registry, toy_text
 from gemma_encoder.data.source import MemorySource
@@ -12,7 +13,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.training import loop
+from gemma_encoder.training import loop, processes
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.weights import native
@@ -56,10 +57,14 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
     assert {"mrr@10", "ndcg@10"} <= final["toy_ranking"].keys() and {"spearman", "pearson"} <= final["toy_similarity"].keys()
     assert final["toy_ranking"]["examples"] == 240  # 24 queries of ten documents
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        "toy_ranking.validation.qrels",
+        "toy_ranking.validation.queries.jsonl",
         "toy_ranking.validation.trec",
         "toy_ranking.validation.tsv",
         "toy_sentiment.validation.jsonl",
+        "toy_sentiment.validation.mistakes.jsonl",
         "toy_similarity.validation.jsonl",
+        "toy_similarity.validation.mistakes.jsonl",
     ]
     assert list((tmp_path / "tensorboard").iterdir())
     again = loop.train(micro(), tmp_path)  # nothing is left to do: it says what it reached and adds no line
@@ -168,3 +173,25 @@ def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monk
     outcome = loop.train(micro(tasks=("toy_shuffled",), train_for="30 steps", max_train=0, max_eval=0), tmp_path)
     # 400 coin flips: three standard deviations are 0.075.
     assert abs(outcome.metrics["toy_shuffled"]["accuracy"] - 0.5) < 0.075
+
+
+def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before, events = jax.config.jax_persistent_cache_min_compile_time_secs, []
+    jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        processes.keep_compiled("auto", epath.Path(tmp_path))
+        for _ in range(2):
+            assert jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0) == pytest.approx(3 * np.sin(2.0))
+            jax.clear_caches()
+        assert list((tmp_path / "compilation_cache").iterdir()) and "/jax/compilation_cache/cache_hits" in events
+        processes.keep_compiled("", epath.Path(tmp_path))
+        assert jax.config.jax_compilation_cache_dir is None
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+        processes.keep_compiled("auto", epath.Path(tmp_path))
+        assert jax.config.jax_compilation_cache_dir is None, "the environment's folder is left alone"
+    finally:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+        processes.keep_compiled("", epath.Path(tmp_path))
