@@ -1,0 +1,117 @@
+"""The same random encoder in both hands: ours, and Hugging Face transformers' on the export that ours writes.
+
+Imported inside arms: each framework is loaded only where it works. B rows, L tokens.
+"""
+
+import multiprocessing
+import pathlib
+from typing import Any
+
+import numpy as np
+
+TASK = "glue_sst2"
+
+
+def write(folder: pathlib.Path, size: str, max_length: int) -> None:
+    """A random encoder of a published size with mean pooling and a head of two classes, as an export; in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=_write, args=(folder, size, max_length))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError("the model could not be written")
+
+
+def _write(folder: pathlib.Path, size: str, max_length: int) -> None:
+    import jax
+
+    import gemma_encoder as ge
+    from gemma_encoder.data import registry
+    from gemma_encoder.model.encoder import initial_parameters
+    from gemma_encoder.weights.native import Bundle
+
+    task = registry.get(TASK).task
+    config = ge.EncoderConfig(ge.GEMMA_CONFIGS[size], {TASK: 2}, compute_dtype="float32")
+    bundle = Bundle(config, (task,), ge.Tokenizer.load("small"), max_length, -(-max_length // 128) * 128, "right", 0)
+    ge.export_huggingface(ge.Predictor(bundle, initial_parameters(config, jax.random.key(0))), folder)
+
+
+def our_program(folder: pathlib.Path, rows: int, row_length: int, segments: int, examples_per_step: int, dtype: str, remat: str = "none") -> tuple[Any, Any]:
+    """Our training program and its state, from the export's weights: AdamW at a constant rate, no dropout, one device."""
+    import jax
+
+    from gemma_encoder.model import sharding
+    from gemma_encoder.training import recipe
+    from gemma_encoder.training.state import initial_state
+    from gemma_encoder.training.step import make_program
+    from gemma_encoder.weights.backbone import load_encoder
+
+    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    bundle, parameters = load_encoder(folder, mesh)
+    config = recipe.default_config()
+    config.tasks = (TASK,)
+    config.batch.rows, config.batch.row_length, config.batch.segments = rows, row_length, segments
+    config.batch.examples_per_step, config.max_length = examples_per_step, row_length
+    config.model.feed_forward_dropout, config.model.compute_dtype, config.model.remat = 0.0, dtype, remat
+    config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
+    built = recipe.build(config, dry=True)
+    encoder = bundle.encoder.__class__.from_dict({**bundle.encoder.to_dict(), "compute_dtype": dtype, "remat": remat, "feed_forward_dropout": 0.0})
+    built = built.__class__(**{**vars(built), "encoder": encoder})
+    program = make_program(built, mesh, total=1_000_000, warmup=0)
+    return program, initial_state(encoder, program.optimizer, mesh, 0, parameters, program.changes)
+
+
+class TorchEncoder:
+    """The peer: transformers' model under mean pooling and the export's head.
+
+    Args:
+        folder: the export.
+        device: "cpu" or "cuda".
+        dtype: of the activations; parameters stay float32.
+        compiled: run through torch.compile.
+    """
+
+    def __init__(self, folder: pathlib.Path, device: str = "cpu", dtype: str = "float32", compiled: bool = False):
+        import safetensors.torch
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.torch, self.device, self.dtype = torch, device, getattr(torch, dtype)
+        # "sdpa" is the best that the peer has for these models on a CPU; on a GPU it picks its fused kernels.
+        self.backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
+        head = safetensors.torch.load_file(next(folder.glob("*_Dense/model.safetensors")))
+        self.head = torch.nn.Linear(*reversed(head["linear.weight"].shape)).to(device)
+        self.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})
+        self.parameters = [*self.backbone.parameters(), *self.head.parameters()]
+        self.forward = torch.compile(self._forward, dynamic=True) if compiled else self._forward
+        self.optimizer = None
+
+    def _forward(self, tokens, mask):
+        with self.torch.autocast(self.device, self.dtype, enabled=self.dtype != self.torch.float32):
+            hidden = self.backbone(input_ids=tokens, attention_mask=mask).last_hidden_state
+        hidden = hidden.float()
+        pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.head(pooled)
+
+    def tensors(self, *arrays: np.ndarray) -> list:
+        """The arrays on the device."""
+        return [self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
+
+    def scores(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """[B, 2] of token ids [B, L]."""
+        with self.torch.inference_mode():
+            return self.forward(*self.tensors(tokens.astype(np.int64), mask.astype(np.int64))).cpu().numpy()
+
+    def step(self, tokens: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> float:
+        """One update by AdamW, gradients clipped to norm 1; gives the loss."""
+        torch = self.torch
+        if self.optimizer is None:
+            decayed = [p for p in self.parameters]
+            self.optimizer = torch.optim.AdamW(decayed, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+        tokens, mask, labels = self.tensors(tokens.astype(np.int64), mask.astype(np.int64), labels.astype(np.int64))
+        loss = torch.nn.functional.cross_entropy(self.forward(tokens, mask), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
