@@ -6,7 +6,6 @@ A run that ends well exits 0; whatever cannot be used exits 2 with one line that
 saves and exits 75: the same command goes on. Ctrl-C exits 130.
 """
 
-import glob
 import json
 import os
 import pathlib
@@ -14,11 +13,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
-if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/*"):
-    # Where libtpu is installed but no TPU is, it looks for one in the cloud's metadata and complains at length.
-    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}.items():
-        os.environ.setdefault(name, value)
+from gemma_encoder import runtime
+
+if __name__ == "__main__":
+    runtime.use_huge_pages()
+runtime.quiet()
 
 from absl import flags
 from ml_collections import config_flags

@@ -18,12 +18,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# No TPU is attached, and none is looked for; several processes may plan at a time.
-for _name, _value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}.items():
-    os.environ.setdefault(_name, _value)
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+from gemma_encoder import runtime
+
+runtime.quiet()
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may plan at a time
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import ml_collections

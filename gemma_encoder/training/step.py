@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -13,7 +14,7 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import Skeleton, merge_parameters, select, skeleton
 from gemma_encoder.training.losses import LossOptions, TaskLoss, batch_loss
-from gemma_encoder.training.optimizer import make_optimizer, make_schedule, trainable
+from gemma_encoder.training.optimizer import global_norm, make_optimizer, make_schedule, trainable
 from gemma_encoder.training.recipe import Recipe
 from gemma_encoder.training.state import TrainState, abstract_state
 
@@ -32,13 +33,13 @@ class StepMetrics(NamedTuple):
 def train_step(
     state: TrainState,
     batch: Batch,
+    key: jax.Array,
     *,
     encoder: Skeleton,
     optimizer: optax.GradientTransformation,
     changes: Callable[[str], bool],
     tasks: Sequence[Task],
     options: LossOptions,
-    seed: int,
     mesh: Mesh,
 ) -> tuple[TrainState, StepMetrics]:
     """One update. Dropout is drawn from (seed, step, micro-batch, layer), so it does not depend on the mesh or on a restart.
@@ -47,10 +48,11 @@ def train_step(
         state: before.
         batch: with a leading axis of micro-batches, which are worked on one after another and whose gradients are summed. The loss
             is a sum over texts and lists, so that this is the gradient of the whole batch.
-        encoder, optimizer, tasks, options, seed, mesh: constants of the program.
+        key: of the run's seed.
+        encoder, optimizer, tasks, options, mesh: constants of the program.
         changes: whether the parameter at a path is trained; the gradient of the others is never made.
     """
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(key, state.step)
     trained, frozen = select(state.parameters, changes), select(state.parameters, lambda path: not changes(path))
 
     def loss_of(trained, part, key):
@@ -75,8 +77,27 @@ def train_step(
         (gradients, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
     loss, parts, texts, real_tokens = sums
     updates, moments = optimizer.update(gradients, state.optimizer, trained)
-    metrics = StepMetrics(loss, parts, optax.global_norm(gradients), optax.global_norm(state.parameters), texts, real_tokens)
+    metrics = StepMetrics(loss, parts, global_norm(gradients), global_norm(state.parameters), texts, real_tokens)
     return TrainState(merge_parameters(optax.apply_updates(trained, updates), frozen), moments, state.step + 1), metrics
+
+
+class CompiledStep(NamedTuple):
+    """A jitted step with the key of a run's seed. The key is an argument of the program: runs that differ in their seed share it."""
+
+    function: Callable[..., tuple[TrainState, StepMetrics]]
+    key: np.ndarray  # its bits
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """The state after the step, and what the step says of itself."""
+        return self.function(state, batch, self.key)
+
+    def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
+        """For programs that are looked at, not run; shapes are enough."""
+        return self.function.trace(state, batch, self.key)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The same, one stage further."""
+        return self.function.lower(state, batch, self.key)
 
 
 class Program(NamedTuple):
@@ -94,7 +115,7 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     changes: Callable[[str], bool]
-    step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    step: CompiledStep
 
     def place(self, batch: Batch) -> Batch:
         """The global batch on the mesh, from this process's rows of it as `TrainStream` gives them."""
@@ -111,11 +132,12 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     constants = {"encoder": skeleton(recipe.encoder), "optimizer": optimizer, "changes": changes, "tasks": recipe.tasks, "options": recipe.losses}
 
-    def step(state, batch):
-        return train_step(state, batch, **constants, seed=recipe.config.seed, mesh=mesh)
+    def step(state, batch, key):
+        return train_step(state, batch, jax.random.wrap_key_data(key), **constants, mesh=mesh)
 
-    where, stream = sharding.batch_sharding(mesh, micro=True), recipe.stream
+    where, everywhere, stream = sharding.batch_sharding(mesh, micro=True), sharding.replicated(mesh), recipe.stream
     rows = empty_batch(stream.shape.split(stream.micro_batches))
     batch = Batch(*(jax.ShapeDtypeStruct((stream.micro_batches, *field.shape), field.dtype, sharding=where) for field in rows))
-    compiled = jax.jit(step, in_shardings=(places, where), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
-    return Program(abstract, batch, optimizer, schedule, changes, compiled)
+    compiled = jax.jit(step, in_shardings=(places, where, everywhere), out_shardings=(places, everywhere), donate_argnums=0)
+    key = np.asarray(jax.random.key_data(jax.random.key(recipe.config.seed)))
+    return Program(abstract, batch, optimizer, schedule, changes, CompiledStep(compiled, key))

@@ -35,7 +35,7 @@ def run(config, mesh_shape, devices):
         state, metrics = step(state, program.place(batch))
         losses.append(float(metrics.loss))
     stream.close()
-    assert step._cache_size() == 1
+    assert step.function._cache_size() == 1
     donated = [leaf.is_deleted() for leaf in jax.tree.leaves(before.parameters)]
     assert all(donated)
     assert int(state.step) == STEPS
