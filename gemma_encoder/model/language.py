@@ -1,0 +1,72 @@
+"""What a language model's head says: how likely each text's tokens are, each after those before it, by tied embeddings.
+
+B rows, L length, S segments, D embed, V vocab, T tokens of a chunk of columns.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from gemma_encoder.model.pooling import segment_membership
+
+LOGITS = 1 << 25  # that a device holds at a time: 128 MiB of float32
+
+
+def next_tokens(tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"]) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+    """The token after each one, and whether it belongs to the same text: of n tokens, the last has none to predict."""
+
+    def shifted(array):
+        return jnp.pad(array[:, 1:], ((0, 0), (0, 1)))
+
+    return shifted(tokens), (segment_ids > 0) & (segment_ids == shifted(segment_ids))
+
+
+def negative_log_likelihood(
+    hidden: Float[Array, "B L D"],
+    embedding: Float[Array, "V D"],
+    tokens: Int[Array, "B L"],
+    segment_ids: Int[Array, "B L"],
+    num_segments: int,
+    *,
+    soft_cap: float | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "B S 2"]:
+    """For each text −Σ log p(token | those before it), in nats, and how many tokens were predicted: bos is not, eos is.
+
+    Logits are hidden · embeddingᵀ, in float32 as their softmax is, and exist for a few columns at a time, forward and backward: an array
+    [B, L, V] of a large vocabulary would be larger than the model.
+
+    Args:
+        hidden: after the final norm, of causal attention.
+        embedding: the table that the tokens were looked up in.
+        tokens, segment_ids: as in `gemma_encoder.inputs.batch.Batch`.
+        num_segments: S.
+        soft_cap: cap·tanh(logits / cap), or None.
+        mesh: what rows are spread over; None on one device.
+    """
+    rows, length, _ = hidden.shape
+    targets, predicted = next_tokens(tokens, segment_ids)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
+    most = max(LOGITS * shards // (rows * embedding.shape[0]), 1)
+    chunks = -(-length // most)
+    width = -(-length // chunks)
+
+    def columns(array):
+        """[chunks, B, T, …]: a scan's steps, rows left where they are."""
+        padded = jnp.pad(array, ((0, 0), (0, chunks * width - length), *(((0, 0),) * (array.ndim - 2))))
+        return jnp.moveaxis(padded.reshape(rows, chunks, width, *array.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def of_chunk(hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
+        logits = jnp.einsum("BTD,VD->BTV", hidden, embedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if soft_cap is not None:
+            logits = jnp.tanh(logits / soft_cap) * soft_cap
+        said = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - said
+
+    _, values = jax.lax.scan(lambda carry, chunk: (carry, of_chunk(*chunk)), None, (columns(hidden), columns(targets)))
+    values = jnp.moveaxis(values, 0, 1).reshape(rows, chunks * width)[:, :length]
+    members = (segment_membership(segment_ids, num_segments) & predicted[:, None, :]).astype(jnp.float32)
+    # Padding's values are finite, for its hidden states are: no text takes them.
+    return jnp.stack([jnp.einsum("BSL,BL->BS", members, values), members.sum(axis=-1)], axis=-1)
