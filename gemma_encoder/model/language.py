@@ -3,6 +3,8 @@
 B rows, L length, S segments, D embed, V vocab, T tokens of a chunk of columns.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -22,17 +24,16 @@ def next_tokens(tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"]) -> tu
     return shifted(tokens), (segment_ids > 0) & (segment_ids == shifted(segment_ids))
 
 
-def negative_log_likelihood(
+def token_negative_log_likelihood(
     hidden: Float[Array, "B L D"],
     embedding: Float[Array, "V D"],
     tokens: Int[Array, "B L"],
     segment_ids: Int[Array, "B L"],
-    num_segments: int,
     *,
     soft_cap: float | None = None,
     mesh: Mesh | None = None,
-) -> Float[Array, "B S 2"]:
-    """For each text −Σ log p(token | those before it), in nats, and how many tokens were predicted: bos is not, eos is.
+) -> Float[Array, "B L"]:
+    """−log p(the next token | this one and those before it), in nats; 0 where a text, or the row, has no next token.
 
     Logits are hidden · embeddingᵀ, in float32 as their softmax is, and exist for a few columns at a time, forward and backward: an array
     [B, L, V] of a large vocabulary would be larger than the model.
@@ -41,7 +42,6 @@ def negative_log_likelihood(
         hidden: after the final norm, of causal attention.
         embedding: the table that the tokens were looked up in.
         tokens, segment_ids: as in `gemma_encoder.inputs.batch.Batch`.
-        num_segments: S.
         soft_cap: cap·tanh(logits / cap), or None.
         mesh: what rows are spread over; None on one device.
     """
@@ -66,7 +66,19 @@ def negative_log_likelihood(
         return jax.nn.logsumexp(logits, axis=-1) - said
 
     _, values = jax.lax.scan(lambda carry, chunk: (carry, of_chunk(*chunk)), None, (columns(hidden), columns(targets)))
-    values = jnp.moveaxis(values, 0, 1).reshape(rows, chunks * width)[:, :length]
-    members = (segment_membership(segment_ids, num_segments) & predicted[:, None, :]).astype(jnp.float32)
-    # Padding's values are finite, for its hidden states are: no text takes them.
-    return jnp.stack([jnp.einsum("BSL,BL->BS", members, values), members.sum(axis=-1)], axis=-1)
+    return jnp.where(predicted, jnp.moveaxis(values, 0, 1).reshape(rows, chunks * width)[:, :length], 0.0)
+
+
+def negative_log_likelihood(
+    hidden: Float[Array, "B L D"], embedding: Float[Array, "V D"], tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], num_segments: int, **options: Any
+) -> Float[Array, "B S 2"]:
+    """For each text the sum of `token_negative_log_likelihood`, and how many tokens were predicted: eos is, bos is not.
+
+    Args:
+        hidden, embedding, tokens, segment_ids, options: as there.
+        num_segments: S.
+    """
+    values = token_negative_log_likelihood(hidden, embedding, tokens, segment_ids, **options)
+    _, predicted = next_tokens(tokens, segment_ids)
+    members = segment_membership(segment_ids, num_segments).astype(jnp.float32)
+    return jnp.stack([jnp.einsum("BSL,BL->BS", members, values), jnp.einsum("BSL,BL->BS", members, predicted.astype(jnp.float32))], axis=-1)
