@@ -1,9 +1,9 @@
 """What a language model is measured against: an interpolated Kneser-Ney trigram over token ids.
 
 p(w | u v) = max(c(u v w) − D, 0) / c(u v ·) + D · types(u v ·) / c(u v ·) · p(w | v), and so on down to the uniform distribution over the
-vocabulary, with one discount a level, D = n₁ / (n₁ + 2 n₂) (Chen and Goodman 1998, sections 2.7 and 3; 1/2 where nothing was counted once). Below the trigrams, c counts the
-different tokens that stand before, not the occurrences; what begins with bos has none before it, so there it counts occurrences. Of a text's
-first token, only bos is known: it is predicted by the bigram.
+vocabulary, with one discount a level, D = n₁ / (n₁ + 2 n₂), 1/2 where nothing was counted once (Chen and Goodman 1998, sections 2.7 and 3).
+Below the trigrams, c counts the different tokens that stand before, not the occurrences; what begins with bos has none before it, so there
+it counts occurrences. Of a text's first token, only bos is known: it is predicted by the bigram.
 """
 
 from collections.abc import Sequence

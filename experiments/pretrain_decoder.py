@@ -2,7 +2,7 @@
 
     TFDS_DATA_DIR=DATA/tfds python -m experiments.pretrain_decoder --workdir=runs/decoder --output=decoder \
         --config.text.train="('reviews.train.txt.gz','collection.tsv','tfds:glue/sst2')" --config.text.validation="('reviews.validation.txt.gz',)"
-    python -m gemma_encoder.main --config=experiments/glue.py:sst2,size=pretrained --config.model.pretrained=decoder --workdir=runs/sst2
+    python -m gemma_encoder.main --config=experiments/glue.py:sst2,size=gemma3_mini --config.model.pretrained=decoder --workdir=runs/sst2
 
 The first command trains, or goes on where it stopped, and then writes the folder `decoder`: the weights as the `gemma` package stores them,
 tokenizer.model beside them, and what it is and how good (README.md, record.json), next to a Kneser-Ney trigram on the same tokens. The second
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"\n{OUTPUT.value}: validation perplexity {record['validation_perplexity']:.2f} over {record['validation_tokens_predicted']:,} tokens; "
             f"the trigram's is {record['trigram_perplexity']:.2f}\nnext, fine-tune it as an encoder: add to any experiment's command\n"
-            f"  --config=experiments/glue.py:sst2,size=pretrained --config.model.pretrained={OUTPUT.value}"
+            f"  --config=experiments/glue.py:sst2,size={record['size']} --config.model.pretrained={OUTPUT.value}"
         )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -164,7 +164,7 @@ def _card(record: Mapping[str, Any]) -> str:
     return (
         "# A small causal decoder\n\nPretrained from random weights by gemma_encoder, stored as the `gemma` package stores Gemma. It knows its training "
         f"text, not language at large, and derives from no published weights.\n\n| | |\n| --- | --- |\n{table}\n\n"
-        "Fine-tune it as an encoder, its mask switched to bidirectional, with `size=pretrained` and `--config.model.pretrained=` this folder; "
+        f"Fine-tune it as an encoder, its mask switched to bidirectional, with `size={record['size']}` and `--config.model.pretrained=` this folder; "
         f"or `gemma_encoder.load_backbone(FOLDER)`. Made by:\n\n```\n{record['command']}\n```\n"
     )
 

@@ -128,6 +128,11 @@ def parse_arg(arg: str, names: Sequence[str] = (), options: Sequence[str] = ("si
     return word, values, smoke
 
 
+def is_small(size: str) -> bool:
+    """Whether a size is one of our own, for a machine without an accelerator."""
+    return SIZES[size] in SMALL
+
+
 def set_size(config: ml_collections.ConfigDict, size: str) -> None:
     """Chooses the model's size, with the tokenizer and the compute dtype that go with it.
 
@@ -137,7 +142,7 @@ def set_size(config: ml_collections.ConfigDict, size: str) -> None:
     if size not in SIZES:
         raise unknown("size", size, SIZES)
     config.model.size = size
-    if SIZES[size] in SMALL:
+    if is_small(size):
         config.tokenizer, config.model.compute_dtype = "small", "float32"
     else:
         config.tokenizer, config.model.compute_dtype, config.model.remat = "auto", "bfloat16", "full"
