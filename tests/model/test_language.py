@@ -7,14 +7,15 @@ import pytest
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import language
+from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.model.encoder import skeleton
 
 TEXTS = [[2, 5, 9, 7, 1], [2, 8, 1], [2, 30, 31, 32, 33, 34, 1]]
 HEAD = {"heads": {"text": 2}, "language_heads": ("text",), "attention": "causal"}
 
 
-def plain(hidden, table, soft_cap=None):
+def plain(hidden, tokens, table, soft_cap):
     """−log softmax of each position's logits at the token after it, summed, by numpy; for one text alone."""
-    hidden, tokens = hidden
     logits = np.asarray(hidden, np.float64) @ np.asarray(table, np.float64).T
     if soft_cap is not None:
         logits = np.tanh(logits / soft_cap) * soft_cap
@@ -34,7 +35,7 @@ def test_likelihoods_equal_full_logits_however_they_are_chunked(make_encoder, la
     for text, (total, count) in zip(TEXTS, np.asarray(found)[:, 0], strict=True):
         hidden = encoder.backbone(jnp.asarray([text]), attention="causal")[0]
         assert count == len(text) - 1
-        np.testing.assert_allclose(total, plain((hidden, text), table, encoder.config.transformer.final_soft_cap), rtol=1e-5)
+        np.testing.assert_allclose(total, plain(hidden, text, table, encoder.config.transformer.final_soft_cap), rtol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["right", "left"])
@@ -47,15 +48,15 @@ def test_packed_equals_unpacked(make_encoder, lay_out, padding):
 
 
 @pytest.mark.parametrize(("attention", "later"), [("causal", False), ("bidirectional", True)])
-def test_no_tokens_likelihood_depends_on_a_later_one(make_encoder, attention, later):
+def test_no_tokens_likelihood_depends_on_a_later_one(tiny_config, random_parameters, attention, later):
     """Every token comes once, so row t of the input's table is what token t put in; the output's table is held."""
-    encoder = make_encoder("gemma3", {"sliding_window": 16}, **HEAD)
-    tokens = jnp.asarray([[2, 9, 7, 11, 5, 1]])
-    output, backbone = encoder.backbone.embedding[...], encoder.backbone
+    config = EncoderConfig(tiny_config("gemma3", sliding_window=16), compute_dtype="float32", **HEAD)
+    parameters, tokens = random_parameters(config), jnp.asarray([[2, 9, 7, 11, 5, 1]])
+    output = parameters["backbone"]["embedding"]
 
     def values(table):
-        backbone.embedding[...] = table
-        hidden = backbone(tokens, attention=attention)
+        encoder = skeleton(config).merge(parameters | {"backbone": parameters["backbone"] | {"embedding": table}})
+        hidden = encoder.backbone(tokens, attention=attention)
         return language.token_negative_log_likelihood(hidden, output, tokens, jnp.ones_like(tokens))[0]
 
     gradient = np.abs(np.asarray(jax.jacrev(values)(output))).sum(axis=-1)[:, tokens[0]]  # [token that is said from here, token put in]
