@@ -57,7 +57,6 @@ def token_negative_log_likelihood(
         padded = jnp.pad(array, ((0, 0), (0, chunks * width - length), *(((0, 0),) * (array.ndim - 2))))
         return jnp.moveaxis(padded.reshape(rows, chunks, width, *array.shape[2:]), 1, 0)
 
-    @jax.checkpoint
     def of_chunk(hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
         logits = jnp.einsum("BTD,VD->BTV", hidden, embedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
         if soft_cap is not None:
@@ -65,7 +64,9 @@ def token_negative_log_likelihood(
         said = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
         return jax.nn.logsumexp(logits, axis=-1) - said
 
-    _, values = jax.lax.scan(lambda carry, chunk: (carry, of_chunk(*chunk)), None, (columns(hidden), columns(targets)))
+    # The only chunk's logits may be kept for the backward pass; those of many are made again.
+    step = of_chunk if chunks == 1 else jax.checkpoint(of_chunk)
+    _, values = jax.lax.scan(lambda carry, chunk: (carry, step(*chunk)), None, (columns(hidden), columns(targets)))
     return jnp.where(predicted, jnp.moveaxis(values, 0, 1).reshape(rows, chunks * width)[:, :length], 0.0)
 
 

@@ -99,10 +99,10 @@ class LossOptions(NamedTuple):
     names: Mapping[str, str]
     task_weights: Mapping[str, float]
     examples_per_step: int
+    tokens_per_step: int
     groups: int
     list_size: int
     poly1_epsilon: float = 1.0
-    tokens_per_step: int = 1
 
     def function(self, kind: str) -> Callable:
         """The loss of a kind of task."""

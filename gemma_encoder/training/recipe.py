@@ -309,10 +309,10 @@ def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
         dict(config.losses),
         dict(config.task_weights),
         examples,
+        batch.rows * batch.row_length,
         groups // max(batch.micro_batches, 1),
         list_size,
         config.poly1_epsilon,
-        batch.rows * batch.row_length,
     )
     for source in sources:
         losses.function(source.task.kind)
