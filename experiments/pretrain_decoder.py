@@ -65,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
                 raise InputError(f"--{flag.name} is missing; for example: --workdir=runs/decoder --output=decoder")
         if config.tasks != ("text",):
             raise InputError(f"this program pretrains on the task 'text' alone, got tasks={config.tasks}; gemma_encoder.main trains any")
+        if config.prepared:
+            raise InputError("this program reads raw text, which it measures the trigram on; leave out --config.prepared")
         if pathlib.Path(OUTPUT.value).exists():
             raise InputError(f"{OUTPUT.value} exists; name a new folder for the decoder")
         from gemma_encoder.training import loop, processes

@@ -157,6 +157,7 @@ def test_refusals(micro, texts, tmp_path, capsys):
         ([f"--workdir={tmp_path / 'w'}"], "--output is missing"),
         ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'there'}"], "there exists; name a new folder"),
         ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}", "--config.tasks=('glue_sst2',)"], "pretrains on the task 'text' alone"),
+        ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}", "--config.prepared=p"], "leave out --config.prepared"),
         ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}"], "text.train is not set"),
     ):
         assert main(*arguments) == 2
