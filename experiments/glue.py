@@ -40,7 +40,7 @@ def get_config(arg: str = "sst2"):
     config.tasks = (f"glue_{name}",)
     epochs, length = TINY[name]
     config.max_length = config.batch.row_length = length
-    if size.endswith("tiny"):
+    if recipe.is_small(size):
         config.batch.rows, config.batch.segments = 16, 16
         config.optimizer.learning_rate = 1e-3
         config.train_for = epochs

@@ -20,7 +20,7 @@ def get_config(arg: str = ""):
     config.tasks = ("msmarco",)
     config.losses.ranking = "softmax"
     config.evaluate_every = "100 percent"
-    if size.endswith("tiny"):
+    if recipe.is_small(size):
         config.max_length = config.batch.row_length = 256
         config.ranking.list_size, config.ranking.negative_ranks = 8, (1, 100)
         config.batch.rows, config.batch.segments = 32, 4

@@ -24,7 +24,7 @@ def get_config(arg: str = "glue"):
     config.mixture.mixing, config.mixture.temperature = options.get("mixing", "temperature"), 2.0
     config.task_weights = {task: 1.0 for task in MIXTURES[name or "glue"]}
     config.ranking.list_size = 8
-    if size.endswith("tiny"):
+    if recipe.is_small(size):
         config.max_length = config.batch.row_length = 256
         config.batch.rows, config.batch.segments = 32, 8
         config.optimizer.learning_rate = 1e-3

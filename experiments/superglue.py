@@ -42,7 +42,7 @@ def get_config(arg: str = "boolq"):
     config.tasks = (f"superglue_{name}",)
     config.ranking.list_size = LIST_SIZES.get(name, config.ranking.list_size)
     epochs, length = TINY[name]
-    if size.endswith("tiny"):
+    if recipe.is_small(size):
         config.max_length = config.batch.row_length = length
         config.batch.rows, config.batch.segments = 16, 8
         config.optimizer.learning_rate = 1e-3

@@ -10,39 +10,16 @@ The same texts give the same model, byte for byte.
 """
 
 import argparse
-import gzip
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import sentencepiece
 
 from gemma_encoder.data import toy_text
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.data.text import file_texts, tfds_texts
 from gemma_encoder.inputs.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, SMALL, UNK_ID, Tokenizer
-
-
-def file_texts(path: pathlib.Path) -> Iterator[str]:
-    """One text a line, from a plain or gzipped file; of a table (`.tsv`), the last column.
-
-    Raises InputError when there is no such file or it is not UTF-8.
-    """
-    table = ".tsv" in path.suffixes
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield line.rstrip("\n").rpartition("\t")[2] if table else line.rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as UTF-8 text, plain or .gz: {error}") from error
-
-
-def tfds_texts(name: str) -> Iterator[str]:
-    """Every text feature of the train split of a TensorFlow dataset such as "glue/sst2"."""
-    import tensorflow_datasets as tfds  # only here: it brings in TensorFlow, which takes ten seconds and more
-
-    for record in tfds.as_numpy(tfds.load(name, split="train")):
-        yield from (value.decode("utf-8") for _, value in sorted(record.items()) if isinstance(value, bytes))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> bytes:

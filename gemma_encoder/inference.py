@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from gemma_encoder.evaluation.evaluator import to_outputs
+from gemma_encoder.evaluation.evaluator import said_of_text, to_outputs
 from gemma_encoder.evaluation.forward import compile_forward, place_batch
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -113,12 +113,14 @@ class Predictor:
             texts: for a task of one field, strings; for any task, dictionaries of its fields, or tuples in their order; or a
                 DataFrame with columns of these names.
             task: by name; may be left out when the checkpoint knows only one.
-            as_frame: give a DataFrame: the fields, "prediction", and for classes "probability_CLASS" of each.
+            as_frame: give a DataFrame: the fields, "prediction", and for classes "probability_CLASS" of each; of a language model the
+                prediction is the perplexity, with "nll" and "tokens" beside it.
             progress: show a bar on long work; by default on a terminal and in a notebook.
             names: what the texts are called in messages; by default "text 0", "text 1", …
 
         Returns:
-            [N, C] class probabilities; [N] targets in the task's own units (regression) or scores (ranking).
+            [N, C] class probabilities; [N] targets in the task's own units (regression) or scores (ranking); of a language model [N, 2], each
+            text's summed negative log-likelihood in nats and how many tokens it predicted, so that exp(first / second) is its perplexity.
 
         Raises:
             InputError: no text, one that is empty, or fields that are not the task's.
@@ -250,7 +252,7 @@ class Predictor:
 
 
 def prediction_columns(task: Task, fields: Sequence[Mapping[str, Any]], outputs: np.ndarray) -> dict[str, Any]:
-    """Predictions as columns: those of the given fields, "prediction", and for classes "probability_CLASS" of each.
+    """Predictions as columns: those of the given fields, "prediction", and what goes with it: see `Predictor.predict`.
 
     Args:
         task: what was predicted.
@@ -258,6 +260,9 @@ def prediction_columns(task: Task, fields: Sequence[Mapping[str, Any]], outputs:
         outputs: as `Predictor.predict` gives them.
     """
     columns: dict[str, Any] = {name: [values[name] for values in fields] for name in (fields[0] if fields else ())}
+    if task.kind == "language_model":
+        said = [said_of_text(output) for output in outputs]
+        return columns | {name: np.array([one[name] for one in said]) for name in said[0]}
     if task.kind != "classification":
         return columns | {"prediction": outputs}
     probabilities = {f"probability_{name}": outputs[:, number] for number, name in enumerate(task.classes)}

@@ -122,6 +122,10 @@ def _python() -> str:
 
 def _shown(predictions, number: int) -> str:
     task, output, label = predictions.task, predictions.outputs[number], predictions.table.labels[number]
+    if task.kind == "language_model":
+        from gemma_encoder.evaluation.metrics import text_perplexity
+
+        return f"perplexity {text_perplexity(output[None])[0]:.1f}"
     classes = task.kind == "classification"
     said = f"{task.classes[int(output.argmax())]} {output.max():.2f}" if classes else f"{output:.2f}"
     if task.is_unlabelled(label):

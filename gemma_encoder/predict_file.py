@@ -18,6 +18,7 @@ import tqdm
 
 from gemma_encoder.data import tables
 from gemma_encoder.data.lines import numbered
+from gemma_encoder.evaluation.evaluator import said_of_text
 from gemma_encoder.inference import PATIENCE, Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
@@ -116,6 +117,8 @@ def _predicted(predictor: Predictor, task: Task, rows: Iterator[Row], write, don
 def _line(task: Task, row: Row, output) -> dict[str, Any]:
     if task.kind == "classification":
         said = {"prediction": task.classes[int(output.argmax())], "probabilities": dict(zip(task.classes, map(float, output), strict=True))}
+    elif task.kind == "language_model":
+        said = said_of_text(output)
     else:
         said = {"prediction": float(output)}
     return {**row.kept, **said}

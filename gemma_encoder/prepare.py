@@ -135,6 +135,7 @@ class _Writer:
         name, part = job
         if name not in self._sources:
             self._sources[name] = registry.get(name, self._options)
+            self._sources[name].fit(self._tokenizer, self._stream.max_length)
         counts = prepared.write(self._sources[name], prepared.Part(*part), self._tokenizer, self._stream, epath.Path(self._output) / name)
         for what, value in counts.items():
             Metrics.counter(__name__, what).inc(value)

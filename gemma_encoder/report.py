@@ -208,8 +208,10 @@ def _scored_run(run: Run, task: str, split: str, names: Mapping[str, str]) -> li
 
 def _scored_examples(run: Run, task: Task, split: str, names: Mapping[str, str]) -> Scored:
     lines = _lines(pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split)))
-    table = ExampleTable([line["label"] for line in lines], [line.get("query", "") for line in lines], [line.get("document", "") for line in lines], lines)
-    labels, said = np.array(table.labels), np.array([line["prediction"] for line in lines])
+    table = ExampleTable(
+        [line.get("label", 0.0) for line in lines], [line.get("query", "") for line in lines], [line.get("document", "") for line in lines], lines
+    )
+    labels, said = np.array(table.labels), np.array([[line["nll"], line["tokens"]] if task.kind == "language_model" else line["prediction"] for line in lines])
     grouped = any(table.query_ids)
     units = table.groups() if grouped else {str(number): [number] for number in range(len(lines))}
     groups = [np.array(members) for members in units.values()]

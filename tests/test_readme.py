@@ -64,7 +64,7 @@ def small(words: list[str]) -> list[str]:
             argument = (match[2] or "").replace("size=gemma3_270m", "size=pretrained").replace("size=gemma2_9b", "size=tiny")
             word = f"--config={match[1]}:{argument}{',' if argument else ''}smoke"
         result.append(word.replace("--topology=v5e:8x8", "--topology=v5e:2x2"))
-    if words[2] == "gemma_encoder.main" and "--mode=predict" not in words:
+    if words[2] in ("gemma_encoder.main", "experiments.pretrain_decoder") and "--mode=predict" not in words:
         result += SHORT
     if words[2].startswith("launch."):  # rows and readers that four chips on one host can share
         result += ["--config.batch.rows=16", "--config.batch.readers=4"]

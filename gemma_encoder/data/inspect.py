@@ -80,21 +80,23 @@ def _settings(argv: Sequence[str]) -> Settings:
     if config is None and TASK.value is None:
         raise InputError("name a task, e.g. --task=glue_mrpc, or an experiment, e.g. --config=experiments/own.py; tasks: " + ", ".join(registry.names()))
     if config is None:
-        length = MAX_LENGTH.value
-        return Settings(_source(TASK.value, DataOptions()), Tokenizer.load(TOKENIZER.value), length, -(-length // 128) * 128, length)
+        length, tokenizer = MAX_LENGTH.value, Tokenizer.load(TOKENIZER.value)
+        return Settings(_source(TASK.value, DataOptions(), tokenizer, length), tokenizer, length, -(-length // 128) * 128, length)
     tasks = mixtures.expand(config.tasks)
     name = TASK.value or tasks[0]
     if name not in tasks:
         raise unknown("task of the config", name, tasks)
-    source = _source(name, DataOptions.from_config(config))
     if config.tokenizer == "auto":
         raise InputError("which tokenizer comes with the weights is for training to find out; name it here, e.g. --config.tokenizer=gemma2")
-    return Settings(source, Tokenizer.load(config.tokenizer), config.max_length, config.batch.row_length, config.batch.segments)
+    tokenizer = Tokenizer.load(config.tokenizer)
+    source = _source(name, DataOptions.from_config(config), tokenizer, config.max_length)
+    return Settings(source, tokenizer, config.max_length, config.batch.row_length, config.batch.segments)
 
 
-def _source(name: str, options: DataOptions) -> Source:
+def _source(name: str, options: DataOptions, tokenizer: Tokenizer, max_length: int) -> Source:
     source = registry.get(name, options)
     source.check()
+    source.fit(tokenizer, max_length)
     return source
 
 
@@ -166,6 +168,8 @@ def _raw(text: Text, task: Task) -> list[tuple[str, str]]:
     shown = [(name, value) for name, value in text.raw.items() if name not in ("label", *example.fields)] + list(example.fields.items())
     if example.document_id:
         shown.append(("document id", example.document_id))
+    if task.kind == "language_model":
+        return shown
     known = task.kind == "classification" and 0 <= example.label < len(task.classes)
     return [*shown, ("label", f"{example.label:g} ({task.classes[int(example.label)]})" if known else f"{example.label:g}")]
 
@@ -247,6 +251,8 @@ def _labels(texts: Sequence[Text], task: Task) -> Iterator[str]:
     if task.kind == "regression":
         values = np.array(list(labels.elements()))
         yield from _entry("targets", f"mean {values.mean():.3g}, standard deviation {values.std():.3g}, from {values.min():g} to {values.max():g}")
+        return
+    if task.kind == "language_model":  # its labels are its tokens
         return
     word = "grade" if task.kind == "ranking" else "label"
     names = {label: task.classes[int(label)] if task.kind == "classification" and label >= 0 else f"{word} {label:g}" for label in labels}

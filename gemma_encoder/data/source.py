@@ -21,6 +21,7 @@ from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
+from gemma_encoder.inputs.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
 Row = Mapping[str, Any]  # one row of a table: text, numbers, lists of texts
@@ -56,6 +57,7 @@ class DataOptions:
         run: path of the first-stage run of ranking tasks that read files, `{split}` standing for the files' name of the split; "" for
             the one that lies with them.
         own: fields of `own.OwnOptions`, for the task `own`.
+        text: fields of `text.TextOptions`, for the task `text`.
         max_train, max_eval: use only so many records of a split, the first ones; 0 for all.
     """
 
@@ -65,12 +67,14 @@ class DataOptions:
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_train: int = 0
     max_eval: int = 0
+    text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Any) -> "DataOptions":
         """What the fields of a whole config say."""
         ranking = config.ranking
-        return cls(ranking.list_size, tuple(ranking.negative_ranks), ranking.run, dict(config.own), config.max_train, config.max_eval)
+        files = {"own": dict(config.own), "text": dict(config.text)}
+        return cls(ranking.list_size, tuple(ranking.negative_ranks), ranking.run, max_train=config.max_train, max_eval=config.max_eval, **files)
 
     def limit(self, split: str) -> int:
         """The most records of `split`, 0 for all."""
@@ -95,6 +99,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def check(self) -> None:
         """Raises InputError where the data are missing, before anything slow is done."""
+
+    def fit(self, tokenizer: Tokenizer, max_length: int) -> None:
+        """Told before records are counted or read what their texts will be tokenised with; for a source whose records depend on it."""
+        del tokenizer, max_length
 
     @abc.abstractmethod
     def seqio_source(self, split: str) -> Any:
@@ -354,6 +362,11 @@ def _text(value: bytes, name: str, where: str) -> str:
         raise InputError(f"{where}: field {name!r} is not valid UTF-8 ({error.reason} at byte {error.start})") from error
 
 
+def tfds_folder() -> str:
+    """Where prepared datasets lie: what TFDS_DATA_DIR says, else TFDS's own default."""
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
 class TfdsSource(TableSource):
     """A task of TensorFlow Datasets, read from where `TFDS_DATA_DIR` points; nothing is downloaded.
 
@@ -381,7 +394,7 @@ class TfdsSource(TableSource):
     @property
     def folder(self) -> str:
         """Where prepared datasets lie."""
-        return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+        return tfds_folder()
 
     def check(self) -> None:
         """Raises InputError where the dataset is not prepared."""

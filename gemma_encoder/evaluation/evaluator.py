@@ -21,7 +21,7 @@ class Predictions:
     Attributes:
         task: the task.
         split: by name.
-        outputs: [N, C] class probabilities, or [N] scores (regression in the task's own units).
+        outputs: as `to_outputs` gives them.
         table: the N examples.
         qrels: the judgements to rank against.
         first_stage: whether the table holds a query's documents in the order of a first stage.
@@ -68,7 +68,7 @@ class Predictions:
             return path
         path = prediction_file(folder, self.task.name, self.split)
         path.write_text("".join(json.dumps(self._line(number)) + "\n" for number in range(len(self.outputs))))
-        if self.task.kind != "choice":
+        if self.task.kind not in ("choice", "language_model"):
             lines = (json.dumps({**self._line(number), "fields": self.table.fields[number]}) + "\n" for number in self.mistakes())
             mistake_file(folder, self.task.name, self.split).write_text("".join(lines))
         return path
@@ -101,7 +101,14 @@ class Predictions:
             line["document"] = table.document_ids[number]
         if self.task.kind == "classification":
             return line | {"label": int(label), "prediction": int(output.argmax()), "probabilities": [round(float(p), 6) for p in output]}
+        if self.task.kind == "language_model":
+            return line | said_of_text(output)
         return line | {"label": float(label), "prediction": float(output)}
+
+
+def said_of_text(output: np.ndarray) -> dict[str, Any]:
+    """What a language model's output [2] of one text means: perplexity, and what it is made of (nll is a sum over `tokens`, in nats)."""
+    return {"prediction": float(metrics.text_perplexity(output[None])[0]), "nll": float(output[0]), "tokens": int(output[1])}
 
 
 def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
@@ -115,8 +122,13 @@ def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
 
 
 def to_outputs(task: Task, scores: np.ndarray) -> np.ndarray:
-    """A head's scores [N, C] as predictions: class probabilities [N, C], or scores [N] (regression in the task's own units)."""
+    """A head's scores [N, C] as predictions: class probabilities [N, C], or scores [N] (regression in the task's own units).
+
+    Of a language model [N, 2]: each text's summed negative log-likelihood in nats, and how many tokens it predicted.
+    """
     scores = np.asarray(scores, np.float32)
+    if task.kind == "language_model":
+        return scores
     if task.kind == "classification":
         shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return shifted / shifted.sum(axis=-1, keepdims=True)

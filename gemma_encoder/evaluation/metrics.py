@@ -71,6 +71,23 @@ def _over_answers(compare: Callable[[str, str], float]) -> Metric:
     return metric
 
 
+def nll(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
+    """The mean negative log-likelihood of a token, in nats, over all predicted tokens of all texts; outputs [N, 2] are a text's sum and count."""
+    del labels, table
+    total, count = outputs.astype(np.float64).sum(axis=0)
+    return float(total / count)
+
+
+def perplexity(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
+    """exp(nll): of a model that has learnt nothing, the size of the vocabulary."""
+    return float(np.exp(nll(labels, outputs, table)))
+
+
+def text_perplexity(outputs: np.ndarray) -> np.ndarray:
+    """[N]: the perplexity of each text by itself, from its summed negative log-likelihood and count [N, 2]."""
+    return np.exp(outputs[:, 0] / outputs[:, 1])
+
+
 def normalise_answer(text: str) -> str:
     """SQuAD's normalisation, which ReCoRD uses: lower case, no punctuation, no articles, single blanks."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
@@ -89,8 +106,16 @@ def token_f1(prediction: str, answer: str) -> float:
     return 2 * common / (words.total() + expected.total()) if common else 0.0
 
 
+LOWEST_IS_BEST = ("perplexity", "nll")  # of all other metrics the highest is
+
+
+def lowest_is_best(name: str) -> bool:
+    """Whether the lowest value of a metric is the best one; `name` may end in a part of the split."""
+    return name.startswith(LOWEST_IS_BEST)
+
+
 # Classification metrics see class indices, regression metrics targets and predictions in the task's own units, choice metrics the
-# options' scores.
+# options' scores, language-model metrics each text's summed negative log-likelihood and number of predicted tokens.
 METRICS: dict[str, dict[str, Metric]] = {
     "classification": {
         "accuracy": _sklearn("accuracy_score"),
@@ -103,6 +128,7 @@ METRICS: dict[str, dict[str, Metric]] = {
     },
     "regression": {"pearson": _correlation("pearsonr"), "spearman": _correlation("spearmanr")},
     "choice": {"accuracy": _choice_accuracy, "exact_match": _over_answers(answers_equal), "token_f1": _over_answers(token_f1)},
+    "language_model": {"perplexity": perplexity, "nll": nll},
 }
 
 
@@ -118,7 +144,7 @@ def compute(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, f
 
     Args:
         task: of any kind but ranking.
-        outputs: [N, C] class probabilities, [N] predicted targets in the task's own units, or [N] scores of options.
+        outputs: [N, C] class probabilities, [N] predicted targets in the task's own units, [N] scores of options, or [N, 2] of a language model.
         table: of the N examples.
     """
     check_names(task.kind, task.metrics)

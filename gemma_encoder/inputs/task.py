@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.template import Encoded, Template
 
-KINDS = ("classification", "regression", "ranking", "choice")
+KINDS = ("classification", "regression", "ranking", "choice", "language_model")
 UNLABELLED = -1.0  # what test splits hold where a label is unknown
 
 
@@ -18,7 +18,8 @@ class Example(NamedTuple):
 
     Attributes:
         fields: the template's fields.
-        label: a class index, a regression target in the task's own units, a relevance grade, or 1 for an option that is right.
+        label: a class index, a regression target in the task's own units, a relevance grade, or 1 for an option that is right; 0 of a
+            language model's text, whose tokens are its targets.
         query_id: what evaluation groups it by: the query of a list, the question of an option or an answer, the pair that it is
             one half of. Empty where each example stands alone.
         document_id: its document or option within that group.
@@ -71,8 +72,8 @@ class Task:
 
     Attributes:
         name: unique, e.g. "glue_sst2".
-        kind: "classification", "regression", "ranking" (documents of a query, by relevance) or "choice" (options of a question, one
-            of which is chosen).
+        kind: "classification", "regression", "ranking" (documents of a query, by relevance), "choice" (options of a question, one
+            of which is chosen) or "language_model" (each token of a text from those before it).
         template: how an example's fields become one text.
         metrics: names known to `gemma_encoder.evaluation.metrics`, the main one first.
         classes: the class names in label order (classification only).
@@ -107,13 +108,14 @@ class Task:
         return self.kind in ("ranking", "choice")
 
     def is_unlabelled(self, label: float) -> bool:
-        """Whether `label` says that the label is unknown: -1, except where that is a target like any other."""
-        return label == UNLABELLED and not (self.kind == "regression" and self.label_range[0] <= label <= self.label_range[1])
+        """Whether `label` says that the label is unknown: -1, except where that is a target like any other, and where there is nothing to label."""
+        return label == UNLABELLED and self.kind != "language_model" and not (self.kind == "regression" and self.label_range[0] <= label <= self.label_range[1])
 
     @property
     def num_outputs(self) -> int:
-        """Width of the head: the number of classes, or 1 for a regression target or the score of a document or option."""
-        return len(self.classes) if self.kind == "classification" else 1
+        """Width of the head: the number of classes; 2 for a language model, which says a text's summed negative log-likelihood and how many
+        tokens it predicted; 1 for a regression target or the score of a document or option."""
+        return {"classification": len(self.classes), "language_model": 2}.get(self.kind, 1)
 
     def check_label(self, label: float, where: str) -> float:
         """Returns `label` as training sees it (regression scaled to [0, 1]); raises InputError when it is out of range.

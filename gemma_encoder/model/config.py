@@ -52,6 +52,7 @@ class TransformerConfig:
         use_qk_norm: RMSNorm on queries and keys.
         local_rope_base, global_rope_base: base of the rotary frequencies by kind of layer.
         global_rope_scale: what positions are divided by on global layers.
+        final_soft_cap: cap·tanh(logits / cap) on a language model's output logits, or None; no other head has any.
         bidirectional_reach: (left, right) tokens that a local layer reaches when attention is bidirectional;
             None means (sliding_window − 1, sliding_window − 1), the `gemma` package's meaning of the window.
     """
@@ -72,6 +73,7 @@ class TransformerConfig:
     global_rope_base: float = 10_000.0
     global_rope_scale: float = 1.0
     bidirectional_reach: tuple[int, int] | None = None
+    final_soft_cap: float | None = None
 
     def __post_init__(self):
         for field in ("num_layers", "vocab_size", "embed_dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim", "sliding_window"):
@@ -79,8 +81,9 @@ class TransformerConfig:
                 raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
         if not self.pattern:
             raise InputError("pattern must name at least one kind of layer, e.g. ('local', 'global')")
-        if self.attention_soft_cap is not None and not self.attention_soft_cap > 0:
-            raise InputError(f"attention_soft_cap must be above 0, or None for none, got {self.attention_soft_cap}")
+        for field in ("attention_soft_cap", "final_soft_cap"):
+            if getattr(self, field) is not None and not getattr(self, field) > 0:
+                raise InputError(f"{field} must be above 0, or None for none, got {getattr(self, field)}")
         reach = self.bidirectional_reach
         if reach is not None and (len(reach) != 2 or min(reach) < 0):
             raise InputError(f"bidirectional_reach must be (left, right), both at least 0, or None, got {reach}")
@@ -154,6 +157,7 @@ def _gemma2(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, nu
             "sliding_window": 4096,
             "query_scale": head_dim**-0.5,
             "attention_soft_cap": 50.0,
+            "final_soft_cap": 30.0,
             "use_qk_norm": False,
             **changes,
         }
@@ -196,7 +200,10 @@ GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
     # For tests and for training from random weights on a CPU; the first repetition of gemma3_tiny's pattern is whole, the second cut short.
     "gemma2_tiny": _gemma2(**_TINY),
     "gemma3_tiny": _gemma3(**_TINY, pattern=("local", "local", "global"), global_rope_scale=1.0),
+    # For pretraining a decoder on a CPU, see experiments/pretrain_decoder.py.
+    "gemma3_mini": _gemma3(**_TINY | {"num_layers": 6, "sliding_window": 64}, pattern=("local", "local", "global"), global_rope_scale=1.0),
 }
+SMALL = ("gemma2_tiny", "gemma3_tiny", "gemma3_mini")  # sizes of our own, with the small tokenizer; the others are published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +253,12 @@ class LoraConfig:
             raise InputError(f"lora.rank must be at least 0 and lora.alpha positive, got {self.rank} and {self.alpha}")
 
 
+def check_causal(name: str, attention: str) -> None:
+    """Raises InputError where a language head would see the tokens that it predicts."""
+    if attention != "causal":
+        raise InputError(f"head {name!r} is a language model's, which predicts each token from those before it: it needs attention='causal', got {attention!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """An encoder: a transformer, a pooler and one head per task (or several tasks).
@@ -253,6 +266,8 @@ class EncoderConfig:
     Attributes:
         transformer: the backbone.
         heads: outputs of each head by its name.
+        language_heads: those heads that have no parameters: they read the next token off the final hidden states by the embedding table, and
+            give 2 outputs, see `gemma_encoder.model.language`. They need attention="causal".
         pooling: the pooler.
         head_hidden: widths of the hidden layers of every head's MLP.
         attention: the mask switch, "bidirectional" or "causal"; overridable per call.
@@ -277,6 +292,7 @@ class EncoderConfig:
     remat: str = "none"
     attention_implementation: str = "auto"
     lora: LoraConfig = LoraConfig()
+    language_heads: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.attention not in ATTENTION:
@@ -294,6 +310,10 @@ class EncoderConfig:
                 raise InputError(f"head name {name!r} must start with a letter and hold only letters, digits, '_', '-' and '.'")
             if outputs < 1:
                 raise InputError(f"head {name!r} must have at least 1 output, got {outputs}")
+        for name in self.language_heads:
+            if self.heads.get(name) != 2:
+                raise InputError(f"language head {name!r} must be among the heads, with 2 outputs, got {self.heads.get(name)}")
+            check_causal(name, self.attention)
         for field in ("attention_dropout", "feed_forward_dropout"):
             if not 0 <= getattr(self, field) < 1 or math.isnan(getattr(self, field)):
                 raise InputError(f"{field} must be at least 0 and below 1, got {getattr(self, field)}")

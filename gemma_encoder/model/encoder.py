@@ -13,8 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_encoder.model.config import EncoderConfig, TransformerConfig
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig, check_causal
 from gemma_encoder.model.heads import Head
+from gemma_encoder.model.language import negative_log_likelihood
 from gemma_encoder.model.pooling import make_pooler
 from gemma_encoder.model.transformer import Transformer, layer_index
 
@@ -28,13 +29,14 @@ class EncoderOutput(NamedTuple):
 
 
 class GemmaEncoder(nnx.Module):
-    """A Gemma transformer with a mask switch, a pooler and one head per name in `config.heads`."""
+    """A Gemma transformer with a mask switch, a pooler and one head per name in `config.heads`; a language head has no parameters of its own."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.backbone = Transformer(config.transformer, rngs=rngs, lora=config.lora)
         self.pooler = make_pooler(config.pooling, config.transformer.embed_dim, rngs=rngs)
-        self.heads = nnx.Dict({name: Head(config.pooled_dim, config.head_hidden, outputs, rngs=rngs) for name, outputs in sorted(config.heads.items())})
+        own = sorted((name, outputs) for name, outputs in config.heads.items() if name not in config.language_heads)
+        self.heads = nnx.Dict({name: Head(config.pooled_dim, config.head_hidden, outputs, rngs=rngs) for name, outputs in own})
 
     def __call__(
         self,
@@ -52,12 +54,14 @@ class GemmaEncoder(nnx.Module):
         Args:
             tokens, segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
             num_segments: S.
-            attention: overrides the config's mask switch for this call.
+            attention: overrides the config's mask switch for this call; with a language head it stays causal.
             dropout_key: draws dropout; None means none (evaluation).
             mesh: what rows and parameters are spread over; None on one device.
         """
         config = self.config
         attention = config.attention if attention is None else attention
+        for name in config.language_heads:
+            check_causal(name, attention)
         hidden = self.backbone(
             tokens,
             segment_ids,
@@ -72,7 +76,12 @@ class GemmaEncoder(nnx.Module):
             mesh=mesh,
         )
         pooled = self.pooler(hidden, segment_ids, positions, num_segments)
-        return EncoderOutput(hidden, pooled, {name: head(pooled) for name, head in self.heads.items()})
+        scores = {name: head(pooled) for name, head in self.heads.items()}
+        if config.language_heads:  # heads without parameters say the same
+            cap = config.transformer.final_soft_cap
+            said = negative_log_likelihood(hidden, self.backbone.embedding[...], tokens, segment_ids, num_segments, soft_cap=cap, mesh=mesh)
+            scores |= dict.fromkeys(config.language_heads, said)
+        return EncoderOutput(hidden, pooled, scores)
 
 
 class Skeleton(NamedTuple):

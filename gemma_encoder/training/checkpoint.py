@@ -51,20 +51,23 @@ class Checkpoints:
     Args:
         workdir: local or `gs://`.
         keep: how many of the newest stay, besides the best one.
+        lowest: whether the best one is that of the lowest value (perplexity), not of the highest.
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2):
+    def __init__(self, workdir: epath.PathLike, keep: int = 2, *, lowest: bool = False):
         if keep < 1:
             raise InputError(f"keep_checkpoints must be at least 1, got {keep}")
-        best = BestN(get_metric_fn=lambda metrics: metrics["best"], n=1, keep_checkpoints_without_metrics=False)
+        best = BestN(get_metric_fn=lambda metrics: metrics["best"], n=1, reverse=lowest, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             best_fn=lambda metrics: metrics["best"],
+            best_mode="min" if lowest else "max",
             create=True,
             enable_async_checkpointing=True,
         )
         self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None
+        self._sign = -1 if lowest else 1
         with self._refusing("opened"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -128,8 +131,8 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """The step and the value of the best of the kept checkpoints; None where none has a value."""
-        found = [(info.metrics["best"], info.step) for info in self._manager._checkpoints if info.metrics and "best" in info.metrics]
-        return (max(found)[1], max(found)[0]) if found else None
+        found = [(self._sign * info.metrics["best"], info.step) for info in self._manager._checkpoints if info.metrics and "best" in info.metrics]
+        return (max(found)[1], self._sign * max(found)[0]) if found else None
 
     def restore(self, step: int, abstract: TrainState, readers: list[str]) -> tuple[TrainState, dict[str, bytes]]:
         """The state of training at `step`, each array where `abstract` says, and the data readers' states.

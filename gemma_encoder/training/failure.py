@@ -17,7 +17,7 @@ def report_failure(workdir: epath.Path, recipe: Recipe, previous: tuple[int, Ste
     folder = workdir / "failures" / f"step_{step}"
     folder.mkdir(parents=True, exist_ok=True)
     metrics = jax.device_get(metrics)
-    tasks = {name: {"loss_sum": float(part.total), "count": float(part.count)} for name, part in metrics.tasks.items()}
+    tasks = {name: {"loss_sum": float(part.total), "count": float(part.count), "examples": float(part.examples)} for name, part in metrics.tasks.items()}
     norms = {name: float(getattr(metrics, name)) for name in ("loss", "gradient_norm", "parameter_norm", "texts", "real_tokens")}
     report = {"error": error, "step": step, **{name: str(value) for name, value in norms.items()}, "tasks": tasks}
     with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:

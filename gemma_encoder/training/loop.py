@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
@@ -50,7 +51,7 @@ class Outcome:
         checkpoint: the newest checkpoint's folder.
         seconds: spent in training steps by this process, evaluation and checkpoints apart.
         preempted: whether the run was told to stop before its end; started again, it goes on.
-        best: the step of the kept checkpoint whose `best_metric` is the highest, and that value; None where none was evaluated.
+        best: the step of the kept checkpoint whose `best_metric` is the best, and that value; None where none was evaluated.
     """
 
     step: int
@@ -86,7 +87,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream, process=jax.process_index(), processes=jax.process_count())
     best = recipe.best_metric()
     with Notice() as notice:
-        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        checkpoints = Checkpoints(workdir, config.keep_checkpoints, lowest=lowest_is_best(best[1]))
         state = _restore_or_start(recipe, program, mesh, checkpoints, stream)
         start = int(state.step)
         log, progress = MetricsLog(workdir, start), Progress(total, start)

@@ -1,7 +1,7 @@
 """Losses. Each gives one number per text, or per list for ranking and choice, so that a list counts once.
 
 The loss of a batch is Σ weight · loss / examples_per_step, a constant of the config: a text weighs the same however rows were
-packed, accumulated or sharded.
+packed, accumulated or sharded. A language model's loss is a sum over tokens, so its divisor is tokens_per_step, which is as constant.
 
 B rows, S segments, G lists, N documents a list.
 """
@@ -32,6 +32,12 @@ def softmax_cross_entropy(scores: Float[Array, "B S C"], labels: Float[Array, "B
 def mean_squared_error(scores: Float[Array, "B S 1"], labels: Float[Array, "B S"]) -> Float[Array, "B S"]:
     """(score − label)²: for regression. Labels are scaled to [0, 1]."""
     return jnp.square(scores[..., 0] - labels)
+
+
+def negative_log_likelihood(scores: Float[Array, "B S 2"], labels: Float[Array, "B S"]) -> Float[Array, "B S"]:
+    """−Σ log p(token | those before it) over a text's tokens, in nats: for language models, whose head has it ready."""
+    del labels
+    return scores[..., 0]
 
 
 def _per_list(loss: Callable[..., Array], **options) -> ListLoss:
@@ -72,6 +78,7 @@ LOSSES: Mapping[str, Mapping[str, Callable]] = {
     "classification": {"softmax_cross_entropy": softmax_cross_entropy},
     "regression": {"mean_squared_error": mean_squared_error},
     "ranking": _LIST_LOSSES,  # over the documents of a query
+    "language_model": {"negative_log_likelihood": negative_log_likelihood},
     "choice": _LIST_LOSSES,  # over the options of a question; softmax is then the cross entropy of the option that is right
 }
 
@@ -83,6 +90,8 @@ class LossOptions(NamedTuple):
         names: for each kind of task, a name in `LOSSES`.
         task_weights: by task name; 1 where a task is not named.
         examples_per_step: the divisor.
+        tokens_per_step: the divisor of a language model's loss: the tokens that a batch has room for. The loss is then, but for padding, the
+            mean per predicted token, and beside other tasks a text weighs as it does there.
         groups, list_size: G and N, the static shape of a micro-batch's lists.
         poly1_epsilon: ε of Poly-1.
     """
@@ -90,6 +99,7 @@ class LossOptions(NamedTuple):
     names: Mapping[str, str]
     task_weights: Mapping[str, float]
     examples_per_step: int
+    tokens_per_step: int
     groups: int
     list_size: int
     poly1_epsilon: float = 1.0
@@ -103,10 +113,17 @@ class LossOptions(NamedTuple):
 
 
 class TaskLoss(NamedTuple):
-    """Of one task in one batch: the sum of its texts' (or lists') losses, and how many there were."""
+    """Of one task in one batch.
+
+    Attributes:
+        total: the sum of its losses.
+        count: what they are averaged over to be shown: texts, lists, or a language model's predicted tokens.
+        examples: how many texts or lists there were.
+    """
 
     total: Float[Array, ""]
     count: Float[Array, ""]
+    examples: Float[Array, ""]
 
 
 def batch_loss(scores: Mapping[str, Array], batch: Batch, tasks: Sequence[Task], options: LossOptions) -> tuple[Float[Array, ""], dict[str, TaskLoss]]:
@@ -129,8 +146,10 @@ def batch_loss(scores: Mapping[str, Array], batch: Batch, tasks: Sequence[Task],
             values = options.function(task.kind)(lists, grades, where | ~where.any(axis=-1, keepdims=True))
         else:
             values = options.function(task.kind)(scores[task.head], batch.label)
-        part = TaskLoss(jnp.sum(weight * values), weight.sum())
-        loss += options.task_weights.get(task.name, 1.0) * part.total / options.examples_per_step
+        by_token = task.kind == "language_model"
+        count = jnp.sum(weight * scores[task.head][..., 1]) if by_token else weight.sum()
+        part = TaskLoss(jnp.sum(weight * values), count, weight.sum())
+        loss += options.task_weights.get(task.name, 1.0) * part.total / (options.tokens_per_step if by_token else options.examples_per_step)
         parts[task.name] = part
     return loss, parts
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from gemma_encoder.data import mixtures, own, registry
+from gemma_encoder.data import mixtures, own, registry, text
 from gemma_encoder.data.pipeline import CHUNK, MEASURED, PREFETCH, StreamOptions, average_examples
 from gemma_encoder.data.prepared import PreparedSource, check_prepared
 from gemma_encoder.data.source import DataOptions, Source
@@ -26,7 +26,7 @@ from gemma_encoder.inputs.packing import Packer
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import lora
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, LoraConfig, PoolingConfig, TransformerConfig
+from gemma_encoder.model.config import GEMMA_CONFIGS, SMALL, EncoderConfig, LoraConfig, PoolingConfig, TransformerConfig
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer import OptimizerOptions
 from gemma_encoder.weights import backbone
@@ -76,11 +76,13 @@ def default_config() -> ml_collections.ConfigDict:
         {"list_size": 8, "negative_ranks": (1, 1000), "run": ""}
     )  # run: path of the first stage's, by default beside the data
     config.own = ml_collections.ConfigDict(own.DEFAULTS)  # the user's own files and what their columns mean, see OwnOptions
+    config.text = ml_collections.ConfigDict(text.DEFAULTS)  # unlabelled text to pretrain on, the task "text": see TextOptions
     config.prepared = ""  # folder that `python -m gemma_encoder.prepare` filled for this config; "" to read and tokenise the raw data
     config.max_train = 0  # use only the first so many records of each training split; 0 for all
     config.max_eval = 0  # the same for evaluation
     config.losses = ml_collections.ConfigDict(
         {"classification": "softmax_cross_entropy", "regression": "mean_squared_error", "ranking": "softmax", "choice": "softmax"}
+        | {"language_model": "negative_log_likelihood"}
     )
     config.poly1_epsilon = 1.0
 
@@ -126,16 +128,21 @@ def parse_arg(arg: str, names: Sequence[str] = (), options: Sequence[str] = ("si
     return word, values, smoke
 
 
+def is_small(size: str) -> bool:
+    """Whether a size is one of our own, for a machine without an accelerator."""
+    return SIZES[size] in SMALL
+
+
 def set_size(config: ml_collections.ConfigDict, size: str) -> None:
     """Chooses the model's size, with the tokenizer and the compute dtype that go with it.
 
-    Tiny sizes use the small tokenizer and float32, for a machine without an accelerator; the others use the tokenizer that comes
+    Small sizes use the small tokenizer and float32, for a machine without an accelerator; the others use the tokenizer that comes
     with their weights (or their family's) and bfloat16, recompute layers in the backward pass, and are cut up over all devices.
     """
     if size not in SIZES:
         raise unknown("size", size, SIZES)
     config.model.size = size
-    if size.endswith("tiny"):
+    if is_small(size):
         config.tokenizer, config.model.compute_dtype = "small", "float32"
     else:
         config.tokenizer, config.model.compute_dtype, config.model.remat = "auto", "bfloat16", "full"
@@ -287,6 +294,8 @@ def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
     _check_splits(sources, config.evaluate_split)
     transformer = _named_size(config) if dry else _transformer(config)
     tokenizer = Tokenizer.load("small") if dry else _tokenizer(config, transformer)
+    for source in () if dry else sources:
+        source.fit(tokenizer, config.max_length)
     encoder = _encoder(config, sources, transformer)
     lists = any(source.task.is_list for source in sources)
     batch, list_size = config.batch, config.ranking.list_size if lists else 1
@@ -296,7 +305,15 @@ def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
     if batch.examples_per_step < 0:
         raise InputError(f"batch.examples_per_step must be positive, or 0 to have it measured; got {batch.examples_per_step}")
     examples = batch.examples_per_step or dry * batch.rows
-    losses = LossOptions(dict(config.losses), dict(config.task_weights), examples, groups // max(batch.micro_batches, 1), list_size, config.poly1_epsilon)
+    losses = LossOptions(
+        dict(config.losses),
+        dict(config.task_weights),
+        examples,
+        batch.rows * batch.row_length,
+        groups // max(batch.micro_batches, 1),
+        list_size,
+        config.poly1_epsilon,
+    )
     for source in sources:
         losses.function(source.task.kind)
         if source.task.kind == "ranking":
@@ -374,6 +391,7 @@ def _encoder(config: ml_collections.ConfigDict, sources: Sequence[Source], trans
     return EncoderConfig(
         transformer=transformer,
         heads=heads,
+        language_heads=tuple(head for head, owner in owners.items() if owner.kind == "language_model"),
         pooling=PoolingConfig(**model.pooling),
         head_hidden=tuple(model.head_hidden),
         attention=model.attention,

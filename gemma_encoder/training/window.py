@@ -49,13 +49,13 @@ class Window:
         self._norm = float(metrics.parameter_norm)
         self._sums.update(loss=loss, gradient_norm=norm, texts=float(metrics.texts), real_tokens=float(metrics.real_tokens))
         for task, part in metrics.tasks.items():
-            self._sums.update({f"{task}/total": float(part.total), f"{task}/count": float(part.count)})
+            self._sums.update({f"{task}/total": float(part.total), f"{task}/count": float(part.count), f"{task}/examples": float(part.examples)})
         return loss
 
     def close(self, step: int, counts: dict[str, dict[str, int]]) -> dict[str, float]:
         """The means, rates per second and against the devices' peak, each task's loss, and what was cut so far."""
         seconds, sums, shape = time.monotonic() - self._began, self._sums, self._recipe.stream.shape
-        examples = sum(sums[f"{task.name}/count"] for task in self._recipe.tasks) / self._steps
+        examples = sum(sums[f"{task.name}/examples"] for task in self._recipe.tasks) / self._steps
         values = {
             "loss": sums["loss"] / self._steps,
             "learning_rate": float(self._schedule(step - 1)),

@@ -195,12 +195,12 @@ def size_name(config: TransformerConfig) -> str | None:
 
 
 def differences(config: TransformerConfig, known: TransformerConfig) -> list[str]:
-    """The fields in which two transformers differ, except the number of embeddings and the reach of the switched mask."""
+    """The fields in which two transformers differ, except the number of embeddings, the reach of the switched mask and the cap of a language head."""
     ours, theirs = config.to_dict(), known.to_dict()
     return [
         f"{name} is {value}, expected {theirs[name]}"
         for name, value in ours.items()
-        if name not in ("vocab_size", "bidirectional_reach") and value != theirs[name]
+        if name not in ("vocab_size", "bidirectional_reach", "final_soft_cap") and value != theirs[name]
     ]
 
 

@@ -48,7 +48,7 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
         raise InputError(f"{folder} exists and is not empty; name a new folder for the export")
     prompts = _prompts(bundle.tasks)
     if not heads:
-        bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, heads={}), tasks=())
+        bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, heads={}, language_heads=()), tasks=())
     if bundle.encoder.lora.rank:  # other libraries get plain matrices
         parameters = {**parameters, "backbone": fold_backbone(parameters["backbone"], bundle.encoder.lora)}
         bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, lora=LoraConfig()))
@@ -106,7 +106,7 @@ def transformer_json(encoder: EncoderConfig) -> dict[str, Any]:
         "model_type": "gemma3_text" if gemma3 else "gemma2",
         "attention_bias": False,
         "attn_logit_softcapping": config.attention_soft_cap,
-        "final_logit_softcapping": None if gemma3 else 30.0,
+        "final_logit_softcapping": config.final_soft_cap,
         "bos_token_id": 2,
         "eos_token_id": 1,
         "pad_token_id": 0,
@@ -170,6 +170,10 @@ def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[tuple[str, di
     if len(encoder.heads) > 1:
         raise InputError(
             f"cannot be exported: the folder has room for one head, there are {len(encoder.heads)} ({', '.join(encoder.heads)}); heads=False leaves them out"
+        )
+    if encoder.language_heads:
+        raise InputError(
+            f"cannot be exported: an embedding model has no place for the language model's head {encoder.language_heads[0]!r}; heads=False leaves it out"
         )
     flags = {flag: ours == pooling.name for ours, (_, flag) in huggingface.POOLING.items()}
     yield "Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True}, {}

@@ -52,8 +52,15 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
         "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
     },
-    "gemma2": {"sliding_window_pattern": 2, "rope_theta": 10_000.0, "rope_local_base_freq": 10_000.0, "attn_logit_softcapping": 50.0},
+    "gemma2": {
+        "sliding_window_pattern": 2,
+        "rope_theta": 10_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
 }
 LENGTHS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))  # the newest has only the second
 MAX_LENGTH = 2048  # EmbeddingGemma's; some files say "no limit" with a number of thirty digits
@@ -130,6 +137,7 @@ def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConf
             attention_soft_cap=field["attn_logit_softcapping"],
             use_qk_norm=gemma3,
             bidirectional_reach=reach,
+            final_soft_cap=field["final_logit_softcapping"],
             **_rotary(field, gemma3, where),
         )
     except KeyError as error:

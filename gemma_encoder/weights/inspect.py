@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import GEMMA_CONFIGS, TransformerConfig
+from gemma_encoder.model.config import GEMMA_CONFIGS, SMALL, TransformerConfig
 from gemma_encoder.weights.backbone import family, open_checkpoint, size_name
 from gemma_encoder.weights.native import NativeCheckpoint
 from gemma_encoder.weights.tensors import Checkpoint
@@ -119,7 +119,7 @@ def size_table() -> str:
         "| --- " * 10 + "|",
     ]
     for name, config in GEMMA_CONFIGS.items():
-        if name.startswith("gemma") and not name.endswith("tiny"):
+        if name.startswith("gemma") and name not in SMALL:
             embedding = config.vocab_size * config.embed_dim
             lines.append(
                 f"| `{name}` | {config.num_parameters:,} | {embedding:,} | {config.num_layers} | {config.embed_dim} | {config.hidden_dim} "

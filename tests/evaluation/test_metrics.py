@@ -59,6 +59,19 @@ def test_correlations_by_hand():
     assert values["pearson"] == pytest.approx(14 / np.sqrt(5 * 50))
 
 
+def test_perplexity_is_over_tokens_not_over_texts(tmp_path):
+    """Two texts: one token of probability 1/2, three of 1/8. A text's own perplexity is in the file, with what it is made of."""
+    outputs = np.array([[np.log(2), 1], [3 * np.log(8), 3]], np.float32)
+    texts = task("language_model", ("perplexity", "nll"))
+    values = metrics.compute(texts, outputs, table([0, 0]))
+    assert values == {"perplexity": pytest.approx(2 ** (10 / 4)), "nll": pytest.approx(np.log(2) * 10 / 4)}
+    path = Predictions(texts, "test", outputs, table([0, -1])).write(tmp_path)  # nothing to label: a label that is unknown is none
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["prediction"], line["tokens"]) for line in lines] == [(pytest.approx(2), 1), (pytest.approx(8), 3)]
+    assert lines[1]["nll"] == pytest.approx(3 * np.log(8))
+    assert metrics.lowest_is_best("perplexity_matched") and metrics.lowest_is_best("nll") and not metrics.lowest_is_best("accuracy")
+
+
 def test_unknown_metrics_name_the_nearest():
     with pytest.raises(InputError, match="did you mean 'accuracy'"):
         metrics.compute(task("classification", ("acuracy",)), one_hot([0]), table([0]))

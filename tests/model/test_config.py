@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig
+from gemma_encoder.model.config import GEMMA_CONFIGS, SMALL, EncoderConfig, PoolingConfig
 from gemma_encoder.model.encoder import skeleton
 
 # layers, vocabulary, D, F, query heads, kv heads, head dim, window, query scale, rope scale of global layers; parameters without
@@ -53,10 +53,10 @@ def test_sizes_are_the_published_ones(name):
 def test_families_differ_as_their_reports_say(name):
     c = GEMMA_CONFIGS[name]
     if name.startswith("gemma2"):
-        assert (c.attention_soft_cap, c.use_qk_norm, c.global_rope_base, c.pattern) == (50.0, False, 1e4, ("local", "global"))
+        assert (c.attention_soft_cap, c.final_soft_cap, c.use_qk_norm, c.global_rope_base, c.pattern) == (50.0, 30.0, False, 1e4, ("local", "global"))
     else:
-        assert (c.attention_soft_cap, c.use_qk_norm, c.global_rope_base) == (None, True, 1e6)
-        assert c.pattern == (("local",) * 2 if name == "gemma3_tiny" else ("local",) * 5) + ("global",)
+        assert (c.attention_soft_cap, c.final_soft_cap, c.use_qk_norm, c.global_rope_base) == (None, None, True, 1e6)
+        assert c.pattern == (("local",) * 2 if name in SMALL else ("local",) * 5) + ("global",)
     assert c.bidirectional_reach is None
 
 
@@ -120,6 +120,9 @@ def test_defaults_are_the_method_s():
     [
         ({"attention": "bidirectonal"}, "unknown attention 'bidirectonal'; did you mean 'bidirectional'"),
         ({"attention": "casual"}, "did you mean 'causal'"),
+        ({"heads": {"t": 2}, "language_heads": ("t",)}, "head 't' is a language model's, .* it needs attention='causal', got 'bidirectional'"),
+        ({"heads": {"t": 1}, "language_heads": ("t",), "attention": "causal"}, "language head 't' must be among the heads, with 2 outputs, got 1"),
+        ({"language_heads": ("t",), "attention": "causal"}, "language head 't' must be among the heads, with 2 outputs, got None"),
         ({"compute_dtype": "float16"}, "float16 is refused: .* use bfloat16, or float32"),
         ({"compute_dtype": "bfloat"}, "unknown compute_dtype 'bfloat'; did you mean 'bfloat16'"),
         ({"remat": "ful"}, "unknown remat policy 'ful'; did you mean 'full'"),

@@ -79,7 +79,7 @@ def mixture(rows, segments, order):
 
 
 def options(**changes):
-    return LossOptions(**({"names": NAMES, "task_weights": {}, "examples_per_step": 6, "groups": 3, "list_size": 4} | changes))
+    return LossOptions(**({"names": NAMES, "task_weights": {}, "examples_per_step": 6, "tokens_per_step": 32, "groups": 3, "list_size": 4} | changes))
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4, 5)])
@@ -99,6 +99,20 @@ def test_a_list_counts_once_and_the_divisor_is_the_constant():
     half, _ = batch_loss(scores, batch, TASKS, options(examples_per_step=12))
     whole, _ = batch_loss(scores, batch, TASKS, options())
     np.testing.assert_allclose(half * 2, whole, rtol=1e-6)
+
+
+def test_a_language_models_loss_is_divided_by_the_tokens_of_a_step():
+    """Scores are a text's summed negative log-likelihood and count: the loss shown is a token's, whatever the texts' lengths."""
+    batch, _ = mixture(2, 4, range(6))
+    batch = batch._replace(task_id=np.zeros_like(batch.task_id))
+    said = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
+    task = Task("t", "language_model", Template("{x}"), ("perplexity",))
+    names = {"language_model": "negative_log_likelihood"}
+    loss, parts = batch_loss({"t": jnp.asarray(said)}, batch, [task], options(names=names, task_weights={"t": 2.0}))
+    real = said[batch.weight > 0]
+    assert real.shape == (6, 2)
+    assert (float(parts["t"].total), float(parts["t"].count), float(parts["t"].examples)) == (*real.sum(axis=0), 6)
+    np.testing.assert_allclose(loss, 2 * real[:, 0].sum() / 32, rtol=1e-6)
 
 
 def test_task_weights_scale_their_part():

@@ -1,0 +1,175 @@
+"""Pretrains a small causal decoder on unlabelled text, by the same transformer and the same loop that fine-tune encoders.
+
+    TFDS_DATA_DIR=DATA/tfds python -m experiments.pretrain_decoder --workdir=runs/decoder --output=decoder \
+        --config.text.train="('reviews.train.txt.gz','collection.tsv','tfds:glue/sst2')" --config.text.validation="('reviews.validation.txt.gz',)"
+    python -m gemma_encoder.main --config=experiments/glue.py:sst2,size=gemma3_mini --config.model.pretrained=decoder --workdir=runs/sst2
+
+The first command trains, or goes on where it stopped, and then writes the folder `decoder`: the weights as the `gemma` package stores them,
+tokenizer.model beside them, and what it is and how good (README.md, record.json), next to a Kneser-Ney trigram on the same tokens. The second
+switches its mask to bidirectional and fine-tunes it. `python -m gemma_encoder.main --config=experiments/pretrain_decoder.py` trains the same
+without writing the folder.
+
+Argument: `size=…` (gemma3_mini by default: 6 layers of width 128, the small tokenizer, two CPU cores) and `smoke` (a slice of the text, in
+seconds). Text: `config.text`, see `TextOptions` in gemma_encoder/data/text.py; nothing is downloaded.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
+
+from absl import flags
+from ml_collections import config_flags
+
+from gemma_encoder import commandline
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.training import recipe
+
+if TYPE_CHECKING:
+    from gemma_encoder.training.loop import Outcome
+
+FLAGS = flags.FlagValues()  # of this program alone: gemma_encoder.main, which reads this file as a config, has flags of the same names
+CONFIG = config_flags.DEFINE_config_file("config", __file__, "The config; this file's own by default. --config.FIELD=VALUE changes a field.", flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.", flag_values=FLAGS)
+OUTPUT = flags.DEFINE_string("output", None, "A new folder for the decoder, once it is trained.", flag_values=FLAGS)
+
+
+def get_config(arg: str = ""):
+    """The config; `arg` may be "size=…" and "smoke"."""
+    _, options, smoke = recipe.parse_arg(arg)
+    config = recipe.default_config()
+    recipe.set_size(config, options.get("size", "gemma3_mini"))
+    config.tasks = ("text",)
+    config.model.attention = "causal"
+    config.model.feed_forward_dropout = 0.0
+    config.max_length = config.batch.row_length = 256
+    config.batch.rows, config.batch.segments = 16, 16
+    config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.schedule = 2e-3, 0.98, "cosine"
+    config.train_for, config.warmup = "5 epochs", "3 percent"
+    config.evaluate_every = config.checkpoint_every = "10 percent"
+    return recipe.smoke(config) if smoke else config
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains, or goes on, writes the folder and returns the exit code; as `gemma_encoder.main` does, 75 where it was told to stop."""
+    try:
+        config = commandline.parse(argv, CONFIG, FLAGS)
+        for flag in (WORKDIR, OUTPUT):
+            if flag.value is None:
+                raise InputError(f"--{flag.name} is missing; for example: --workdir=runs/decoder --output=decoder")
+        if config.tasks != ("text",):
+            raise InputError(f"this program pretrains on the task 'text' alone, got tasks={config.tasks}; gemma_encoder.main trains any")
+        if config.prepared:
+            raise InputError("this program reads raw text, which it measures the trigram on; leave out --config.prepared")
+        if pathlib.Path(OUTPUT.value).exists():
+            raise InputError(f"{OUTPUT.value} exists; name a new folder for the decoder")
+        from gemma_encoder.training import loop, processes
+
+        processes.start()
+        command = shlex.join(["python", "-m", "experiments.pretrain_decoder", *argv[1:]])
+        outcome = loop.train(config, WORKDIR.value, command)
+        if outcome.preempted:
+            return processes.EXIT_PREEMPTED
+        record = write(config, WORKDIR.value, outcome, OUTPUT.value, command)
+        print(
+            f"\n{OUTPUT.value}: validation perplexity {record['validation_perplexity']:.2f} over {record['validation_tokens_predicted']:,} tokens; "
+            f"the trigram's is {record['trigram_perplexity']:.2f}\nnext, fine-tune it as an encoder: add to any experiment's command\n"
+            f"  --config=experiments/glue.py:sst2,size={record['size']} --config.model.pretrained={OUTPUT.value}"
+        )
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(config: Any, workdir: str, outcome: "Outcome", output: str, command: str) -> dict[str, Any]:
+    """Writes the decoder of a run that has ended, and returns what its record.json holds.
+
+    Args:
+        config: the run's.
+        workdir: of the run.
+        outcome: what the loop said.
+        output: a folder that does not exist yet.
+        command: how the run was started.
+    """
+    import jax
+    import numpy as np
+
+    import gemma_encoder as ge
+    from experiments.ngram import Trigram
+    from gemma_encoder.inputs.template import encode
+    from gemma_encoder.training.metrics_log import read_metrics
+
+    built = recipe.build(config)
+    source, tokenizer, tokens = built.sources[0], built.tokenizer, {}
+    for split in ("train", "validation"):
+        pieces = [{"text": piece} for piece in source.pieces(split)]
+        tokens[split] = [text.tokens for text in encode(tokenizer, source.task.template, pieces, config.max_length)]
+    backbone, folder = ge.load_backbone(outcome.checkpoint), pathlib.Path(output)
+    ge.save_gemma(backbone, folder)
+    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    batch_tokens = config.batch.rows * config.batch.row_length
+    record = {
+        "size": config.model.size,
+        "parameters": backbone.config.num_parameters,
+        "tokenizer": tokenizer.name,
+        "train": _names(source.text.train),
+        "validation": _names(source.text.validation) or f"a share of {source.text.held_out:g} of train, held out",
+        "train_pieces": len(tokens["train"]),
+        "train_tokens": sum(map(len, tokens["train"])),
+        "seed": config.seed,
+        "steps": outcome.step,
+        "batch_tokens": batch_tokens,
+        "training_seconds": round(_seconds(read_metrics(workdir), batch_tokens), 1),
+        "machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}, JAX {jax.__version__}",
+        "validation_perplexity": outcome.metrics["text"]["perplexity"],
+        "validation_tokens_predicted": int(np.sum(outcome.predictions["text"][0].outputs[:, 1])),
+        "trigram_perplexity": Trigram(tokens["train"], tokenizer.vocab_size, tokenizer.bos_id).perplexity(tokens["validation"]),
+        "command": command,
+    }
+    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "README.md").write_text(_card(record))
+    return record
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Sources without the folders they lay in, which say nothing to whoever gets the decoder."""
+    return [source if source.startswith("tfds:") else pathlib.Path(source).name for source in sources]
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]], batch_tokens: int) -> float:
+    """The time that training took, all starts of the run together: of every line of the log its steps, at its rate."""
+    train = [line for line in lines if line["split"] == "train"]
+    before = [0, *(line["step"] for line in train)]
+    return sum((line["step"] - last) * batch_tokens / line["tokens_per_second"] for line, last in zip(train, before, strict=False))
+
+
+def _card(record: Mapping[str, Any]) -> str:
+    """The folder's README: what the decoder is, and how good."""
+    validation = record["validation"] if isinstance(record["validation"], str) else ", ".join(record["validation"])
+    rows = {
+        "size": f"`{record['size']}`, {record['parameters']:,} parameters, tokenizer {record['tokenizer']}",
+        "trained on": f"{', '.join(record['train'])}: {record['train_tokens']:,} tokens in {record['train_pieces']:,} pieces",
+        "trained for": f"{record['steps']:,} steps of at most {record['batch_tokens']:,} tokens, seed {record['seed']}, {record['training_seconds']:,.0f} s",
+        "machine": record["machine"],
+        "validation": f"{validation}: {record['validation_tokens_predicted']:,} predicted tokens",
+        "validation perplexity, a token": f"{record['validation_perplexity']:.2f}",
+        "of an interpolated Kneser-Ney trigram on the same tokens": f"{record['trigram_perplexity']:.2f}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        "# A small causal decoder\n\nPretrained from random weights by gemma_encoder, stored as the `gemma` package stores Gemma. It knows its training "
+        f"text, not language at large, and derives from no published weights.\n\n| | |\n| --- | --- |\n{table}\n\n"
+        f"Fine-tune it as an encoder, its mask switched to bidirectional, with `size={record['size']}` and `--config.model.pretrained=` this folder; "
+        f"or `gemma_encoder.load_backbone(FOLDER)`. Made by:\n\n```\n{record['command']}\n```\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
