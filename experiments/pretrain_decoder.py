@@ -9,7 +9,7 @@ tokenizer.model beside them, and what it is and how good (README.md, record.json
 switches its mask to bidirectional and fine-tunes it. `python -m gemma_encoder.main --config=experiments/pretrain_decoder.py` trains the same
 without writing the folder.
 
-Argument: `size=…` (gemma3_mini by default: 6 layers of width 128, the small tokenizer, two CPU cores) and `smoke` (a slice of the text, in
+Argument: `size=…` (gemma3_mini by default: 4 layers of width 128, the small tokenizer, two CPU cores) and `smoke` (a slice of the text, in
 seconds). Text: `config.text`, see `TextOptions` in gemma_encoder/data/text.py; nothing is downloaded.
 """
 

@@ -201,7 +201,7 @@ GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
     "gemma2_tiny": _gemma2(**_TINY),
     "gemma3_tiny": _gemma3(**_TINY, pattern=("local", "local", "global"), global_rope_scale=1.0),
     # For pretraining a decoder on a CPU, see experiments/pretrain_decoder.py.
-    "gemma3_mini": _gemma3(**_TINY | {"num_layers": 6, "sliding_window": 64}, pattern=("local", "local", "global"), global_rope_scale=1.0),
+    "gemma3_mini": _gemma3(**_TINY | {"hidden_dim": 640, "sliding_window": 64}, pattern=("local", "global"), global_rope_scale=1.0),
 }
 SMALL = ("gemma2_tiny", "gemma3_tiny", "gemma3_mini")  # sizes of our own, with the small tokenizer; the others are published
 
