@@ -1,6 +1,6 @@
 """A new Python process for every turn, timed from before it is started: for whatever happens once in a process.
 
-    python -m experiments.benchmarks.fresh MODULE:FUNCTION SETTINGS     (what `run` starts; SETTINGS is JSON, the result goes to stdout's last line)
+python -m experiments.benchmarks.fresh MODULE:FUNCTION SETTINGS     (what `run` starts; SETTINGS is JSON, the result goes to stdout's last line)
 """
 
 import importlib
@@ -31,7 +31,7 @@ def run(function: str, settings: Mapping[str, Any], environment: Mapping[str, st
     """
     command = [sys.executable, "-m", __name__, function, json.dumps(dict(settings))]
     began = time.time()
-    done = subprocess.run(command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env={**os.environ, **(environment or {})}, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if done.returncode or not lines:
         raise RuntimeError(f"{function} exited with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")

@@ -128,7 +128,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for name, figures in found.items():
         against = f"{harness.ratio(seen, 'ours', best):.2f} x" if name == "ours" and best else ""
-        rows.append([name, f"{figures['pairs_per_second']:.1f}", f"{figures['seconds']:.2f} s", f"{figures['gib']:.1f} GiB", f"{figures['spread']:.0%}", against])
+        rows.append(
+            [name, f"{figures['pairs_per_second']:.1f}", f"{figures['seconds']:.2f} s", f"{figures['gib']:.1f} GiB", f"{figures['spread']:.0%}", against]
+        )
     title = f"{args.size}, {args.dtype}, {args.queries} list(s) of {args.documents} in a turn, {args.repeats} rounds"
     harness.publish(title, ["arm", "pairs/s", "median", "peak memory", "spread", "against the best peer"], rows, notes, args.json)
 
