@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 import time
 
-from experiments.benchmarks import fresh, harness, models
+from experiments.benchmarks import fresh, harness, models, rerank
 
 TASK = "msmarco"
 OURS = ("ours", "ours, programs kept")
@@ -43,10 +43,10 @@ def cross_encoder(model: str, turn: int, device: str) -> dict[str, float]:
     from sentence_transformers import CrossEncoder
 
     imported = time.perf_counter()
-    settings = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    settings = {"dtype": torch.float32, "attn_implementation": models.attention(pathlib.Path(model))}
     encoder = CrossEncoder(model, device=device, max_length=128, model_kwargs=settings, activation_fn=torch.nn.Identity())
     loaded = time.perf_counter()
-    score = float(encoder.predict([[_rendered(turn)]], show_progress_bar=False)[0])
+    score = float(encoder.predict([rerank.as_pair(*text_of(turn))], show_progress_bar=False)[0])
     return {"score": score, "import": imported - began, "load": loaded - imported, "predict": time.perf_counter() - loaded}
 
 
@@ -59,12 +59,8 @@ def pipeline(model: str, turn: int, device: str) -> dict[str, float]:
     imported = time.perf_counter()
     classify = transformers.pipeline("text-classification", model=model, device=device, dtype=torch.float32, function_to_apply="none")
     loaded = time.perf_counter()
-    score = float(classify([_rendered(turn)])[0]["score"])
+    score = float(classify(["".join(rerank.as_pair(*text_of(turn)))])[0]["score"])
     return {"score": score, "import": imported - began, "load": loaded - imported, "predict": time.perf_counter() - loaded}
-
-
-def _rendered(turn: int) -> str:
-    return "Query: {} Document: {}".format(*text_of(turn))
 
 
 def in_new_process(function: str, settings: dict, environment: dict | None = None) -> harness.Turn:

@@ -77,7 +77,7 @@ def peer(family: str, depth: int, width: int, device: str) -> harness.Turn:
     torch._inductor.config.force_disable_caches = True
     values = transformer_json(EncoderConfig(transformer(family, depth, width)))
     config = transformers.AutoConfig.for_model(**values)
-    model = transformers.AutoModel.from_config(config, attn_implementation="sdpa").to(device)
+    model = transformers.AutoModel.from_config(config, attn_implementation="eager" if values["attn_logit_softcapping"] else "sdpa").to(device)
 
     def run(turn: int) -> dict[str, float]:
         torch._dynamo.reset()

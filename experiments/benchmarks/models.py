@@ -61,6 +61,11 @@ def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: i
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
+def attention(folder: pathlib.Path) -> str:
+    """The best of transformers' attention implementations that needs nothing but PyTorch: sdpa, or eager where there is a soft cap, which sdpa lacks."""
+    return "eager" if json.loads((folder / "config.json").read_text()).get("attn_logit_softcapping") else "sdpa"
+
+
 def our_program(folder: pathlib.Path, rows: int, row_length: int, segments: int, examples_per_step: int, dtype: str, remat: str = "none") -> tuple[Any, Any]:
     """Our training program and its state, from the export's weights: AdamW at a constant rate, no dropout, one device."""
     import jax
@@ -103,8 +108,8 @@ class TorchEncoder:
 
         transformers.logging.set_verbosity_error()
         self.torch, self.device, self.dtype = torch, device, getattr(torch, dtype)
-        # "sdpa" is the best that the peer has for these models on a CPU; on a GPU it picks its fused kernels.
-        self.backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
+        # On a GPU sdpa picks its fused kernels.
+        self.backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention(folder)).to(device)
         head = safetensors.torch.load_file(next(folder.glob("*_Dense/model.safetensors")))
         self.head = torch.nn.Linear(*reversed(head["linear.weight"].shape)).to(device)
         self.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})

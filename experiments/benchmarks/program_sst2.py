@@ -71,7 +71,9 @@ def run_glue(model: str, texts: str, evaluated: str, workdir: str, batch: int, g
         report_to=[],
         disable_tqdm=True,
     )
-    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, attn_implementation="sdpa")
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, dtype=torch.float32, attn_implementation=models.attention(pathlib.Path(model))
+    )
     collate = transformers.DataCollatorWithPadding(tokenizer)
     trainer = transformers.Trainer(classifier, arguments, data_collator=collate, train_dataset=train, eval_dataset=read(evaluated), processing_class=tokenizer)
     began = time.perf_counter()

@@ -3,9 +3,10 @@
     MSMARCO_DIR=… python -m experiments.benchmarks.rerank [--size=gemma3_270m] [--queries=2] [--dtype=float32] [--device=cpu]
 
 Lists of 100 as the first stage gives them, with their real lengths; a turn scores the lists of some queries that no turn before has
-seen, tokenising included. Both arms get the same text, `Query: … Document: …`, cut at the end to the same length, and score by a
-linear head on the last token. CrossEncoder sorts by length within a call and runs on sdpa; it has an arm for each of `--batch_sizes`,
-and the best of them is what ours is compared with. Scores are compared text by text before timings count. Needs the extra `bench`
+seen, tokenising included. Both arms get the same text, `Query: … Document: …`, cut at the document's end to the same length, and
+score by a linear head on the last token. CrossEncoder takes it as a pair, "Query: …" and " Document: …", which its tokenizer puts together
+without anything between. It sorts by length within a call; it has an arm for each of `--batch_sizes`, and the best of them is
+what ours is compared with. Scores are compared text by text before timings count. Needs the extra `bench`
 (without it, ours runs alone).
 """
 
@@ -16,8 +17,10 @@ import time
 import numpy as np
 
 from experiments.benchmarks import harness, models
+from gemma_encoder.inputs.template import Template
 
 TASK = "msmarco"
+TEMPLATE = Template("Query: {query} Document: {document}")  # the task's, see gemma_encoder.data.msmarco, whose import is heavy
 
 
 def read_lists(file: pathlib.Path) -> list[tuple[str, list[str]]]:
@@ -34,6 +37,12 @@ def pairs_of(file: str, turn: int, queries: int, documents: int) -> list[tuple[s
     lists = read_lists(pathlib.Path(file))
     chosen = [lists[number % len(lists)] for number in range(turn * queries, (turn + 1) * queries)]
     return [(query, document) for query, found in chosen for document in found[:documents]]
+
+
+def as_pair(query: str, document: str) -> tuple[str, str]:
+    """Two texts that make the template's text when they stand one behind the other."""
+    first, second = TEMPLATE.text.split(" Document:")
+    return first.format(query=query), " Document:" + second.format(document=document)
 
 
 def ours(model: str, texts: dict, scores: str, dtype: str) -> harness.Turn:
@@ -57,23 +66,20 @@ def ours(model: str, texts: dict, scores: str, dtype: str) -> harness.Turn:
     return run
 
 
-def peer(model: str, texts: dict, scores: str, dtype: str, device: str, batch_size: int, max_length: int) -> harness.Turn:
+def peer(model: str, texts: dict, scores: str, dtype: str, device: str, batch_size: int, max_length: int, attention: str) -> harness.Turn:
     """The arm of sentence-transformers."""
     import torch
     import transformers
     from sentence_transformers import CrossEncoder
 
-    from gemma_encoder.data.msmarco import TEMPLATE
-
     transformers.logging.set_verbosity_error()
-    settings = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
+    settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention or models.attention(pathlib.Path(model))}
     encoder = CrossEncoder(model, device=device, max_length=max_length, model_kwargs=settings, activation_fn=torch.nn.Identity())
 
     def run(turn: int) -> dict[str, float]:
         pairs = pairs_of(turn=turn, **texts)
         began = time.perf_counter()
-        rendered = [[TEMPLATE.render({"query": query, "document": document})[0]] for query, document in pairs]
-        said = encoder.predict(rendered, batch_size=batch_size, show_progress_bar=False)
+        said = encoder.predict([as_pair(*pair) for pair in pairs], batch_size=batch_size, show_progress_bar=False)
         seconds = time.perf_counter() - began
         np.save(f"{scores}.{turn}.npy", said.astype(np.float32))
         return {"seconds": seconds, "pairs_per_second": len(pairs) / seconds}
@@ -99,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, default=100, help="of each query at most")
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--batch_sizes", default="8,32", help="of the peer")
+    parser.add_argument("--peer_attention", default="", help="the peer's, e.g. flex_attention; by default sdpa, or eager with a soft cap")
     harness.add_device(parser)
     args = parser.parse_args(argv)
     file = args.file or harness.data_file("MSMARCO_DIR", "top100.dev.tsv")
@@ -113,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             models.as_sequence_classifier(folder / "model", folder / "peer", 1)
             for size in (int(text) for text in args.batch_sizes.split(",")):
                 settings = {"model": str(folder / "peer"), "texts": texts, "scores": str(folder / f"peer{size}"), "dtype": args.dtype}
-                settings |= {"device": args.device, "batch_size": size, "max_length": args.max_length}
+                settings |= {"device": args.device, "batch_size": size, "max_length": args.max_length, "attention": args.peer_attention}
                 arms.append(harness.Arm(f"CrossEncoder, batches of {size} (peer)", f"{__spec__.name}:peer", settings))
         settings = {"model": str(folder / "model"), "texts": texts, "scores": str(folder / "ours"), "dtype": args.dtype}
         arms.append(harness.Arm("ours", f"{__spec__.name}:ours", settings))
