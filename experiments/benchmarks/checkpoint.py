@@ -22,6 +22,7 @@ import numpy as np
 from experiments.benchmarks import harness, models
 
 ROWS, LENGTH = 4, 128
+DATA = {"reader": b"the state of a reader stands here"}  # a few megabytes in a run
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -98,7 +99,7 @@ def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str) -> h
 
         def save() -> Callable[[], float]:
             began, ended = time.perf_counter(), []
-            checkpoints.save(held[0], dataclasses.replace(bundle, step=turn), {}, {})
+            checkpoints.save(held[0], dataclasses.replace(bundle, step=turn), DATA, {})
             saved.append(jax.tree.map(lambda leaf: np.asarray(leaf[..., :2]), held[0].parameters["heads"]))
 
             def wait() -> None:
@@ -115,7 +116,7 @@ def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str) -> h
             return finish
 
         def restore() -> None:
-            found, _ = checkpoints.restore(turn, program.abstract, [])
+            found, _ = checkpoints.restore(turn, program.abstract, list(DATA))
             jax.block_until_ready(found)
             for mine, theirs in zip(jax.tree.leaves(saved[-1]), jax.tree.leaves(found.parameters["heads"]), strict=True):
                 np.testing.assert_array_equal(mine, np.asarray(theirs[..., :2]))

@@ -37,21 +37,20 @@ def transformer(family: str, depth: int, width: int):
 
 def ours(family: str, depth: int, width: int) -> harness.Turn:
     """Our arm."""
+    import dataclasses
+
     import jax
 
-    from gemma_encoder.model import config as model_config
     from gemma_encoder.model import sharding
     from gemma_encoder.training import recipe
     from gemma_encoder.training.step import make_program
 
-    model_config.GEMMA_CONFIGS = {**model_config.GEMMA_CONFIGS, "measured": transformer(family, depth, width)}
-    recipe.GEMMA_CONFIGS = model_config.GEMMA_CONFIGS
-    recipe.SIZES["measured"] = "measured"
     config = recipe.default_config()
-    config.tasks, config.model.size, config.model.compute_dtype = ("toy_sentiment",), "measured", "float32"
+    config.tasks, config.model.compute_dtype = ("toy_sentiment",), "float32"
     config.batch.rows, config.batch.row_length, config.max_length = ROWS, LENGTH, LENGTH
     config.batch.examples_per_step = ROWS
     built = recipe.build(config, dry=True)
+    built = dataclasses.replace(built, encoder=dataclasses.replace(built.encoder, transformer=transformer(family, depth, width)))
 
     def run(turn: int) -> dict[str, float]:
         jax.clear_caches()
