@@ -89,7 +89,7 @@ def _serve(pipe, arm: Arm) -> None:
             began = time.perf_counter()
             result = dict(run(turn))
             result.setdefault("seconds", time.perf_counter() - began)
-            pipe.send(result | {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20})
+            pipe.send({"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20} | result)
     except EOFError:
         pass
     except Exception:
@@ -109,6 +109,28 @@ def medians(seen: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict
 def ratio(seen: Mapping[str, Sequence[Mapping[str, float]]], ours: str, peer: str, figure: str = "seconds") -> float:
     """How many times as fast as the peer: the median over rounds of the peer's figure by ours, both of the same round."""
     return statistics.median(theirs[figure] / mine[figure] for mine, theirs in zip(seen[ours], seen[peer], strict=True))
+
+
+def same(what: str, seen: Mapping[str, Sequence[Mapping[str, float]]], figure: str, tolerance: float) -> float:
+    """The largest difference of a figure between arms in the same round, relative to its size where that is above 1.
+
+    Raises:
+        SystemExit: it is above the tolerance, so that times would compare different work.
+    """
+    largest = 0.0
+    for turns in zip(*seen.values(), strict=True):
+        values = [turn[figure] for turn in turns]
+        difference = (max(values) - min(values)) / max(1.0, *map(abs, values))
+        if not difference <= tolerance:  # nor is one that is no number
+            raise SystemExit(f"{what}: the arms do not compute the same: {figure} is {dict(zip(seen, values, strict=True))}")
+        largest = max(largest, difference)
+    return largest
+
+
+def missing(*names: str) -> str | None:
+    """Why the peers' arms cannot run here: which distribution is not installed; None where all are."""
+    absent = [name for name in names if not _installed(name)]
+    return f"{', '.join(absent)} not installed: pip install -e .[bench]" if absent else None
 
 
 def machine() -> str:
@@ -143,3 +165,17 @@ def publish(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], n
         file.write_text(
             json.dumps({"title": title, "machine": line, "rows": [dict(zip(columns, row, strict=True)) for row in rows], "notes": list(notes)}, indent=1)
         )
+
+
+def add_device(made: argparse.ArgumentParser) -> None:
+    """The flags of subjects that also run on a GPU: what both arms compute in, and where the peer's does."""
+    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the activations")
+    made.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the peer; ours takes what JAX finds")
+
+
+def data_file(variable: str, name: str) -> pathlib.Path:
+    """A file in the folder that an environment variable names; SystemExit with one line where it is not there."""
+    folder = os.environ.get(variable)
+    if not folder or not (pathlib.Path(folder) / name).exists():
+        raise SystemExit(f"{variable} must name a folder with {name}" + (f"; {folder} has none" if folder else "; it is not set"))
+    return pathlib.Path(folder) / name

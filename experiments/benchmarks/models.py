@@ -3,8 +3,10 @@
 Imported inside arms: each framework is loaded only where it works. B rows, L tokens.
 """
 
+import json
 import multiprocessing
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,16 @@ import numpy as np
 TASK = "glue_sst2"
 
 
-def write(folder: pathlib.Path, size: str, max_length: int) -> None:
-    """A random encoder of a published size with mean pooling and a head of two classes, as an export; in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=_write, args=(folder, size, max_length))
+def write(folder: pathlib.Path, size: str, max_length: int, task: str = TASK, pooling: str = "mean") -> None:
+    """A random encoder of a published size with one head, by default of two classes on mean pooling, as an export; in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=_write, args=(folder, size, max_length, task, pooling))
     process.start()
     process.join()
     if process.exitcode:
         raise RuntimeError("the model could not be written")
 
 
-def _write(folder: pathlib.Path, size: str, max_length: int) -> None:
+def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling: str) -> None:
     import jax
 
     import gemma_encoder as ge
@@ -29,10 +31,39 @@ def _write(folder: pathlib.Path, size: str, max_length: int) -> None:
     from gemma_encoder.model.encoder import initial_parameters
     from gemma_encoder.weights.native import Bundle
 
-    task = registry.get(TASK).task
-    config = ge.EncoderConfig(ge.GEMMA_CONFIGS[size], {TASK: 2}, compute_dtype="float32")
+    task = registry.get(name).task
+    config = ge.EncoderConfig(ge.GEMMA_CONFIGS[size], {task.head: task.num_outputs}, pooling=ge.PoolingConfig(pooling), compute_dtype="float32")
     bundle = Bundle(config, (task,), ge.Tokenizer.load("small"), max_length, -(-max_length // 128) * 128, "right", 0)
     ge.export_huggingface(ge.Predictor(bundle, initial_parameters(config, jax.random.key(0))), folder)
+
+
+def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: int) -> None:
+    """An export whose head is linear on the last token, as transformers' `Gemma…ForSequenceClassification`, which CrossEncoder and Trainer take.
+
+    Its `score` has no bias, so the head's must be zero, as it is in a fresh head.
+    """
+    import safetensors.numpy
+
+    folder.mkdir()
+    for file in export.iterdir():
+        if file.name.startswith("tokenizer"):
+            shutil.copy(file, folder)
+    config = json.loads((export / "config.json").read_text())
+    architecture = {"gemma2": "Gemma2ForSequenceClassification", "gemma3_text": "Gemma3TextForSequenceClassification"}[config["model_type"]]
+    names = {"id2label": {str(label): str(label) for label in range(labels)}, "label2id": {str(label): label for label in range(labels)}}
+    (folder / "config.json").write_text(json.dumps(config | names | {"architectures": [architecture]}))
+    head = safetensors.numpy.load_file(next(export.glob("*_Dense/model.safetensors")))
+    if head["linear.weight"].shape[0] != labels or head["linear.bias"].any():
+        raise ValueError(f"the head must be linear to {labels} without a bias, got {head['linear.weight'].shape}")
+    tensors = {"score.weight": head["linear.weight"]}
+    for file in export.glob("model*.safetensors"):
+        tensors |= {f"model.{name}": value for name, value in safetensors.numpy.load_file(file).items()}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def attention(folder: pathlib.Path) -> str:
+    """The best of transformers' attention implementations that needs nothing but PyTorch: sdpa, or eager where there is a soft cap, which sdpa lacks."""
+    return "eager" if json.loads((folder / "config.json").read_text()).get("attn_logit_softcapping") else "sdpa"
 
 
 def our_program(folder: pathlib.Path, rows: int, row_length: int, segments: int, examples_per_step: int, dtype: str, remat: str = "none") -> tuple[Any, Any]:
@@ -77,8 +108,8 @@ class TorchEncoder:
 
         transformers.logging.set_verbosity_error()
         self.torch, self.device, self.dtype = torch, device, getattr(torch, dtype)
-        # "sdpa" is the best that the peer has for these models on a CPU; on a GPU it picks its fused kernels.
-        self.backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device)
+        # On a GPU sdpa picks its fused kernels.
+        self.backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention(folder)).to(device)
         head = safetensors.torch.load_file(next(folder.glob("*_Dense/model.safetensors")))
         self.head = torch.nn.Linear(*reversed(head["linear.weight"].shape)).to(device)
         self.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})
