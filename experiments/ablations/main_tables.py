@@ -24,14 +24,14 @@ class Published(NamedTuple):
 
 _RANKT5 = "RankT5, arXiv 2210.10634"
 PUBLISHED = (
-    Published("GLUE, average", "test", "BERT-large", "82.1", "GLUE leaderboard"),
+    Published("GLUE, average", "test", "BERT-large", "82.1", "BERT, arXiv 1810.04805"),
     *(
         Published("GLUE, average", "test", f"T5-{size}", value, "T5, arXiv 1910.10683")
         for size, value in {"base": "82.7", "large": "86.4", "3B": "88.5", "11B": "90.3"}.items()
     ),
-    Published("GLUE, average", "validation", "DeBERTa-v3-large", "91.4", "ModernBERT's report"),
-    Published("GLUE, average", "validation", "ModernBERT-large", "90.4", "ModernBERT's report"),
-    Published("MS MARCO, MRR@10", "dev", "BM25", "0.187", _RANKT5),
+    Published("GLUE, average", "validation", "DeBERTa-v3-large", "91.4", "ModernBERT, arXiv 2412.13663"),
+    Published("GLUE, average", "validation", "ModernBERT-large", "90.4", "ModernBERT, arXiv 2412.13663"),
+    Published("MS MARCO, MRR@10", "dev", "BM25", "0.187", "as commonly reported"),
     Published("MS MARCO, MRR@10", "dev", "monoT5", "0.4156", _RANKT5),
     *(Published("MS MARCO, MRR@10", "dev", f"BERT-large, {loss}", value, _RANKT5) for loss, value in {"PointCE": "0.3867", "softmax": "0.3928"}.items()),
     *(

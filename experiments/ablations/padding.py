@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from experiments.studies import Changes, Row, Study
 
-# Texts in a packed batch divided by its rows, seen with the recipes of the scale `mini`.
+# Texts in a packed batch divided by its rows, of the scale `mini`'s recipes; MS MARCO's passages are short, and its rows at real sizes long.
 TEXTS_PER_ROW = {"sst2": 6, "stsb": 4, "msmarco": 1}
+REAL_TEXTS_PER_ROW = TEXTS_PER_ROW | {"msmarco": 4}
 SHORT = {"sst2": 64, "stsb": 64}
 
 
@@ -20,8 +21,10 @@ def unpacked(side: str):
     """The change to one text a row, padded on `side`."""
 
     def changes(config: ConfigDict, task: str) -> Changes:
-        result = {"batch.padding": side, "batch.segments": 1, "batch.rows": config.batch.rows * TEXTS_PER_ROW[task]}
-        if config.model.size == "pretrained" and task in SHORT:
+        mini = config.model.size == "pretrained"
+        texts = (TEXTS_PER_ROW if mini else REAL_TEXTS_PER_ROW)[task]
+        result = {"batch.padding": side, "batch.segments": 1, "batch.rows": config.batch.rows * texts}
+        if mini and task in SHORT:
             result |= {"batch.row_length": SHORT[task], "max_length": SHORT[task]}
         return result
 
