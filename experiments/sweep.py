@@ -16,7 +16,6 @@ import importlib.metadata
 import os
 import pathlib
 import platform
-import shutil
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(run.command for run in runs))
             return 0
         folder = pathlib.Path(arguments.results)
-        return sweep(runs, folder, pathlib.Path(arguments.workdirs or default_workdirs(folder)), arguments.keep)
+        return sweep(runs, folder, epath.Path(arguments.workdirs or default_workdirs(folder)), arguments.keep)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -171,13 +171,13 @@ def default_workdirs(folder: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(tempfile.gettempdir()) / f"gemma_encoder_sweep_{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
 
 
-def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: pathlib.Path, keep: bool = False) -> int:
+def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep: bool = False) -> int:
     """Runs what has no result yet and returns the exit code.
 
     Args:
         runs: in their order.
-        folder: of results.
-        workdirs: where runs work; programs are kept there too.
+        folder: of results; of several processes the first one's counts.
+        workdirs: where runs work, local or `gs://`; programs are kept there too.
         keep: keep workdirs once the result is written.
     """
     from gemma_encoder.training import processes
@@ -186,6 +186,7 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: pathlib.Path, kee
     processes.start()
     known = results.read(folder).done if folder.is_dir() else {}
     by_digest = {content["digest"]: place for place, content in known.items() if "same_as" not in content}
+    needless = _agreed([run.place in known or run.digest in by_digest for run in runs])
     failures = 0
     for number, run in enumerate(runs, 1):
         name = f"[{number}/{len(runs)}] {run.place.study} {run.place.row} {run.place.task} seed {run.place.seed}"
@@ -193,7 +194,7 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: pathlib.Path, kee
             if known[run.place]["digest"] != run.digest:
                 raise InputError(f"{run.place.file(folder)} is the result of another config; choose another --results, or delete it")
             continue
-        if run.digest in by_digest:
+        if needless[number - 1] or run.digest in by_digest:
             if processes.is_first():
                 _share(run, by_digest[run.digest], folder)
             continue
@@ -215,12 +216,24 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: pathlib.Path, kee
             results.write(run.place.file(folder), content)
             run.place.file(folder, failed=True).unlink(missing_ok=True)
             if not keep:
-                shutil.rmtree(workdir, ignore_errors=True)
+                workdir.rmtree(missing_ok=True)
             main_metric = content["main_metric"]
             print(f"{name}: {main_metric} {content['metrics'][main_metric]:.3f}, {content['seconds']:.0f} s", flush=True)
     if failures:
         print(f"{failures} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _agreed(needless: Sequence[bool]) -> Sequence[bool]:
+    """What the first process knows of results, on every process: only there do they lie."""
+    import jax
+
+    if jax.process_count() == 1:
+        return needless
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(np.array(needless, bool)).tolist()
 
 
 def _share(run: Run, other: Place, folder: pathlib.Path) -> None:
@@ -231,7 +244,7 @@ def _share(run: Run, other: Place, folder: pathlib.Path) -> None:
     run.place.file(folder, failed=True).unlink(missing_ok=True)
 
 
-def train(run: Run, workdir: pathlib.Path, cache: pathlib.Path) -> dict[str, Any] | None:
+def train(run: Run, workdir: epath.Path, cache: epath.Path) -> dict[str, Any] | None:
     """Trains and evaluates; returns what the result's file holds, None if the run was told to stop."""
     import math
 
@@ -242,7 +255,7 @@ def train(run: Run, workdir: pathlib.Path, cache: pathlib.Path) -> dict[str, Any
     from gemma_encoder.weights import native
 
     began, config = time.monotonic(), ConfigDict(run.config)
-    config.compilation_cache = os.fspath(cache.absolute())
+    config.compilation_cache = os.fspath(native.absolute(cache))
     outcome = loop.train(config, workdir, run.command)
     if outcome.preempted:
         return None
