@@ -105,8 +105,8 @@ def overriding(words: Sequence[str]) -> Callable[[ConfigDict], ConfigDict]:
 
     def override(config: ConfigDict) -> ConfigDict:
         values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values)
         try:
+            holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["sweep", *words])
             values(["sweep", *words])
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(one_line(error)) from error
