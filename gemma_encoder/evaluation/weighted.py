@@ -61,8 +61,8 @@ def matthews_correlation(counts: np.ndarray, labels: np.ndarray, predictions: np
 
 def pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Pearson's correlation, [R]; 0 where one side is constant."""
-    x, y = (np.broadcast_to(np.asarray(values, np.float64), counts.shape) for values in (labels, predictions))
-    return _correlation(counts, x, y)
+    x, y = (np.asarray(values, np.float64) for values in (labels, predictions))
+    return _correlation(counts, *(np.broadcast_to(values - values.mean(), counts.shape) for values in (x, y)))
 
 
 def spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -81,10 +81,13 @@ def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _correlation(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    total = counts.sum(axis=1, keepdims=True)
-    x, y = (values - (counts * values).sum(axis=1, keepdims=True) / total for values in (x, y))
-    above, squares = (counts * x * y).sum(axis=1), (counts * x * x).sum(axis=1) * (counts * y * y).sum(axis=1)
-    return np.divide(above, np.sqrt(squares), out=np.zeros_like(above), where=squares > 1e-18)
+    """Pearson's correlation of x and y [R, n], each example counted as often as it was drawn, [R]."""
+    total = counts.sum(axis=1, dtype=np.float64)
+    mean_x, mean_y = (np.einsum("rn,rn->r", counts, values) / total for values in (x, y))
+    above, x_squares, y_squares = (np.einsum("rn,rn,rn->r", counts, *pair) / total for pair in ((x, y), (x, x), (y, y)))
+    x_spread, y_spread = x_squares - mean_x**2, y_squares - mean_y**2
+    varied = (x_spread > 1e-12 * x_squares) & (y_spread > 1e-12 * y_squares)  # what is left of a constant is rounding
+    return np.divide(above - mean_x * mean_y, np.sqrt(np.abs(x_spread * y_spread)), out=np.zeros_like(above), where=varied)
 
 
 METRICS: dict[str, Weighted] = {
