@@ -50,7 +50,7 @@ def ours(readme: str) -> list[str]:
     return [line for line in commands(readme) if line.startswith(".venv/bin/python ")]
 
 
-@pytest.mark.parametrize("readme", ["README.md", "launch/README.md"])
+@pytest.mark.parametrize("readme", ["README.md", "launch/README.md", "experiments/README.md"])
 def test_every_command_is_known(readme):
     strange = [line for line in commands(readme) if not line.startswith((".venv/bin/python -m ", *ELSEWHERE))]
     assert not strange
@@ -60,12 +60,16 @@ def small(words: list[str]) -> list[str]:
     """The same command at smoke size."""
     result = []
     for word in words:
-        if match := re.fullmatch(r"--config=(experiments/\w+\.py)(?::(.*))?", word):
+        if match := re.fullmatch(r"--config=(experiments/[\w/]+\.py)(?::(.*))?", word):
             argument = (match[2] or "").replace("size=gemma3_270m", "size=pretrained").replace("size=gemma2_9b", "size=tiny")
             word = f"--config={match[1]}:{argument}{',' if argument else ''}smoke"
         result.append(word.replace("--topology=v5e:8x8", "--topology=v5e:2x2"))
     if words[2] in ("gemma_encoder.main", "experiments.pretrain_decoder") and "--mode=predict" not in words:
         result += SHORT
+    if any("experiments/ablations" in word for word in words) or words[2] == "experiments.sweep":
+        result += ["--config.model.pretrained=decoder"]
+    if words[2] == "experiments.sweep":
+        result += ["--smoke", "--seeds=1", "--tasks=sst2", "--rows=bidirectional,causal", *SHORT]
     if words[2].startswith("launch."):  # rows and readers that four chips on one host can share
         result += ["--config.batch.rows=16", "--config.batch.readers=4"]
     return result
@@ -75,6 +79,7 @@ def small(words: list[str]) -> list[str]:
 def home(tmp_path_factory, prepared, random_predictor):
     """A folder with what the README takes for granted: the project, a user's files, data, a pretrained checkpoint."""
     import gemma_encoder as ge
+    from gemma_encoder.inputs.tokenizer import SMALL
 
     folder = tmp_path_factory.mktemp("home")
     for name in ("experiments", "launch"):
@@ -93,6 +98,8 @@ def home(tmp_path_factory, prepared, random_predictor):
     (scifact / "run.test.tsv").write_text("".join(f"q{q}\td{d}\t{rank}\n" for q in range(2) for rank, d in enumerate(range(5), 1)))
     ge.export_huggingface(random_predictor(), folder / "gemma-3-270m", heads=False)
     (folder / "gemma-3-270m" / "gemma_encoder.json").unlink()
+    ge.save_gemma(ge.load_backbone(folder / "gemma-3-270m"), folder / "decoder")
+    (folder / "decoder" / "tokenizer.model").write_bytes(SMALL.read_bytes())
     shared = ROOT.parent / "shared" / "data" / "cranfield_msmarco"
     variables = {"TFDS_DATA_DIR": prepared, "BEIR_DIR": folder / "beir", "MSMARCO_DIR": shared, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
     return folder, os.environ | {name: str(value) for name, value in variables.items()} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

@@ -35,6 +35,15 @@ def resampled(statistic: Callable[[np.ndarray], float], units: int, seed: int = 
     return np.array([statistic(rng.integers(0, units, units)) for _ in range(resamples)])
 
 
+def counts(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each of n units is drawn in each of R resamples, [R, n] float32; the resamples that `resampled` draws.
+
+    What `weighted` computes from these counts is the statistic of every resample at once.
+    """
+    rng = np.random.default_rng(seed)
+    return np.stack([np.bincount(rng.integers(0, units, units), minlength=units) for _ in range(resamples)]).astype(np.float32)
+
+
 def interval(value: float, values: np.ndarray) -> Interval:
     """The percentile interval of a statistic whose value is `value`, from its resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -1,0 +1,23 @@
+"""Study 1: does a decoder become a better encoder when its causal mask is opened for fine-tuning?
+
+    python -m experiments.sweep --study=attention --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/attention.py:task=sst2,row=causal,seed=1 --workdir=runs/causal
+
+The rows from random weights tell adaptation from architecture: what the open mask gives to weights that never knew another one.
+"""
+
+from experiments.studies import Row, Study, random_weights
+
+STUDY = Study(
+    name="attention",
+    question="Does fine-tuning with a bidirectional mask beat fine-tuning with the causal one that the decoder was pretrained with?",
+    tasks=("sst2", "stsb", "msmarco"),
+    baseline="bidirectional",
+    rows=(
+        Row("bidirectional"),
+        Row("causal", {"model.attention": "causal"}),
+        Row("bidirectional_random", random_weights),
+        Row("causal_random", lambda config, task: {"model.attention": "causal", **random_weights(config, task)}),
+    ),
+)
+get_config = STUDY.get_config

@@ -1,0 +1,26 @@
+"""Study 3: how much dropout, and where?
+
+python -m experiments.sweep --study=dropout --results=RESULTS --scale=mini --seeds=3
+TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/dropout.py:task=sst2,row=none --workdir=runs/none
+"""
+
+from experiments.studies import Row, Study
+
+
+def _rows() -> list[Row]:
+    both = ("model.attention_dropout", "model.feed_forward_dropout")
+    rows = [Row("none", dict.fromkeys(both, 0.0))]
+    for rate in (0.05, 0.1, 0.2):
+        for name, rates in (("attention", (rate, 0.0)), ("feed_forward", (0.0, rate)), ("both", (rate, rate))):
+            rows.append(Row(f"{name}_{rate}", dict(zip(both, rates, strict=True))))
+    return rows
+
+
+STUDY = Study(
+    name="dropout",
+    question="How much dropout helps fine-tuning: on attention probabilities, on feed-forward outputs, or on both?",
+    tasks=("sst2", "stsb", "msmarco"),
+    baseline="feed_forward_0.1",
+    rows=tuple(_rows()),
+)
+get_config = STUDY.get_config

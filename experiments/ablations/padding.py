@@ -1,0 +1,41 @@
+"""Study 4: does it matter on which side a text is padded, and does packing texts into rows cost anything?
+
+    python -m experiments.sweep --study=padding --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/padding.py:task=sst2,row=left --workdir=runs/left
+
+Rows that are not packed hold one text each. A batch has then as many rows as the packed one holds texts, so that an update sees as many
+examples; at the scale `mini` they are shorter, which bounds the time, and cuts the few texts that are longer.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.studies import Changes, Row, Study
+
+# Texts in a packed batch divided by its rows, of the scale `mini`'s recipes; MS MARCO's passages are short, and its rows at real sizes long.
+TEXTS_PER_ROW = {"sst2": 6, "stsb": 3, "msmarco": 1}
+REAL_TEXTS_PER_ROW = TEXTS_PER_ROW | {"msmarco": 4}
+SHORT = {"sst2": 64, "stsb": 64}
+
+
+def unpacked(side: str):
+    """The change to one text a row, padded on `side`."""
+
+    def changes(config: ConfigDict, task: str) -> Changes:
+        mini = config.model.size == "pretrained"
+        texts = (TEXTS_PER_ROW if mini else REAL_TEXTS_PER_ROW)[task]
+        result = {"batch.padding": side, "batch.segments": 1, "batch.rows": config.batch.rows * texts}
+        if mini and task in SHORT:
+            result |= {"batch.row_length": SHORT[task], "max_length": SHORT[task]}
+        return result
+
+    return changes
+
+
+STUDY = Study(
+    name="padding",
+    question="Do left padding, right padding and packing lead to different results?",
+    tasks=("sst2", "stsb", "msmarco"),
+    baseline="packed",
+    rows=(Row("packed"), Row("right", unpacked("right")), Row("left", unpacked("left"))),
+)
+get_config = STUDY.get_config

@@ -1,0 +1,31 @@
+"""Study 2: which pooler, with which mask?
+
+    python -m experiments.sweep --study=pooling --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/pooling.py:task=sst2,row=last_k_causal --workdir=runs/last_k_causal
+
+KV-probe pooling has 32 latents: with a single one the softmax has one term, and every text the same vector.
+"""
+
+from experiments.studies import Row, Study
+
+POOLERS = {"mean": {}, "last_k": {}, "first_k": {}, "attention_query": {}, "attention_kv": {"model.pooling.probes": 32}}
+
+
+def _rows() -> list[Row]:
+    rows = []
+    for attention in ("bidirectional", "causal"):
+        changes = {"model.attention": attention} if attention == "causal" else {}
+        rows += [Row(f"{name}_{attention}", changes | ({"model.pooling.name": name} if name != "mean" else {}) | more) for name, more in POOLERS.items()]
+    rows += [Row(f"{name}_{k}", {"model.pooling.name": name, "model.pooling.k": k}) for name in ("last_k", "first_k") for k in (4, 16)]
+    probes = {"attention_query": (4, 32), "attention_kv": (4, 128)}
+    return rows + [Row(f"{name}_{n}", {"model.pooling.name": name, "model.pooling.probes": n}) for name, counts in probes.items() for n in counts]
+
+
+STUDY = Study(
+    name="pooling",
+    question="Which pooler suits which mask, and how many states (K) or probes should it take?",
+    tasks=("sst2", "stsb", "msmarco"),
+    baseline="mean_bidirectional",
+    rows=tuple(_rows()),
+)
+get_config = STUDY.get_config

@@ -1,0 +1,35 @@
+"""Study 5: which ranking loss, at which length of list?
+
+    python -m experiments.sweep --study=ranking_loss --results=RESULTS --scale=mini --seeds=3
+    MSMARCO_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/ranking_loss.py:row=point_ce_16 --workdir=runs/point_ce_16
+
+A longer list takes proportionally more rows, so that an update sees as many queries. Lists of 36, common on MS MARCO, are for real sizes.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from experiments.studies import REAL, Changes, Row, Study
+
+LOSSES = ("point_ce", "pairwise_logistic", "softmax", "poly1")
+SIZES = (4, 8, 16, 36)
+
+
+def _changes(loss: str, size: int):
+    def changes(config: ConfigDict, task: str) -> Changes:
+        del task
+        rows = 2 ** round(math.log2(config.batch.rows * size / config.ranking.list_size))  # a power of two divides over any mesh
+        return {"losses.ranking": loss, "ranking.list_size": size, "batch.rows": rows}
+
+    return changes
+
+
+STUDY = Study(
+    name="ranking_loss",
+    question="Which ranking loss is best, and does it hang on the length of the lists?",
+    tasks=("msmarco",),
+    baseline="softmax_8",
+    rows=tuple(Row(f"{loss}_{size}", _changes(loss, size), REAL if size > 16 else ()) for size in SIZES for loss in LOSSES),
+)
+get_config = STUDY.get_config

@@ -1,0 +1,302 @@
+"""Runs the rows of studies one after another, in one process that compiles each program once; leaves one result file a run.
+
+    python -m experiments.sweep --study=attention,pooling --results=RESULTS --scale=mini --seeds=3 [--dry_run]
+
+`--dry_run` prints the runs, each as the command that repeats it. Runs whose result is there are skipped, a run that was cut off goes on
+from its checkpoint: the same command again finishes a sweep. A run that fails is noted in its place, and tried again next time; the exit
+code is then 1. SIGTERM saves and exits 75. All rows of a seed come before the next seed, so that a sweep that is cut off is balanced.
+`--config.FIELD=VALUE` changes every row, before the row's own change. `--shard=I/N` runs the I-th of N parts, on N machines at once.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from experiments import ablations, results, studies
+from experiments.results import Place
+from gemma_encoder.inputs.errors import InputError, one_line, unknown
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "seqio")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+        place: which it is.
+        config: of the run.
+        command: repeats it.
+        digest: of the config; runs with the same one are the same.
+        changes: fields in which the config differs from the recipe of its task and scale.
+    """
+
+    place: Place
+    config: ConfigDict
+    command: str
+    digest: str
+    changes: Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what the arguments name and returns the exit code."""
+    try:
+        arguments, overrides = _parse(sys.argv[1:] if argv is None else argv)
+        tasks, rows = _names(arguments.tasks), _names(arguments.rows)
+        runs = plan(arguments.study.split(","), arguments.scale, arguments.seeds, tasks, rows, arguments.smoke, overriding(overrides))
+        runs = shard(runs, arguments.shard)
+        if arguments.dry_run:
+            print("\n".join(run.command for run in runs))
+            return 0
+        folder = pathlib.Path(arguments.results)
+        return sweep(runs, folder, epath.Path(arguments.workdirs or default_workdirs(folder)), arguments.keep)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", required=True, help=f"one or more, with commas: {', '.join(ablations.NAMES)}")
+    parser.add_argument("--results", default="results", help="folder of result files (default: %(default)s)")
+    parser.add_argument("--scale", default=studies.MINI, help=f"one of {', '.join(studies.SCALES)} (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each row (default: %(default)s)")
+    parser.add_argument("--tasks", default="", help="only these, with commas")
+    parser.add_argument("--rows", default="", help="only these, with commas")
+    parser.add_argument("--workdirs", default="", help="folder of the runs' workdirs (default: a temporary one that hangs on --results)")
+    parser.add_argument("--keep", action="store_true", help="keep workdirs, with their checkpoints, once the result is written")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="only the I-th of N parts, counted from 1")
+    parser.add_argument("--smoke", action="store_true", help="every run cut down to seconds")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands of the runs, and run nothing")
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [word for word in rest if not word.startswith("--config.")]
+    if strange:
+        raise InputError(f"unexpected argument {strange[0]!r}; see --help, and write config fields as --config.FIELD=VALUE")
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds={arguments.seeds} must be at least 1")
+    return arguments, rest
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def overriding(words: Sequence[str]) -> Callable[[ConfigDict], ConfigDict]:
+    """What `--config.FIELD=VALUE` words do to a config, read as the training program reads them."""
+
+    def override(config: ConfigDict) -> ConfigDict:
+        values = flags.FlagValues()
+        try:
+            holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["sweep", *words])
+            values(["sweep", *words])
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(one_line(error)) from error
+        return holder.value
+
+    return override if words else lambda config: config
+
+
+def plan(
+    names: Sequence[str],
+    scale: str,
+    seeds: int,
+    tasks: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    smoke: bool = False,
+    override: Callable[[ConfigDict], ConfigDict] = lambda config: config,
+) -> list[Run]:
+    """The runs of some studies in the order in which they are to be run: study, seed, task, row, the baseline first.
+
+    Args:
+        names: of studies.
+        scale: of all runs.
+        seeds: how many.
+        tasks, rows: only these, where any are named; each must be in one of the studies.
+        smoke, override: as in `Study.config`.
+    """
+    if scale not in studies.SCALES:
+        raise unknown("scale", scale, studies.SCALES)
+    chosen = ablations.load_all(names).values()
+    for kind, wanted, known in (
+        ("task", tasks, [task for study in chosen for task in study.tasks]),
+        ("row", rows, [row.name for study in chosen for row in study.rows_at(scale)]),
+    ):
+        for name in wanted:
+            if name not in known:
+                raise unknown(f"{kind} of {', '.join(study.name for study in chosen)} at {scale}", name, known)
+    runs = []
+    for study in chosen:
+        for seed in range(seeds):
+            for task in (name for name in study.tasks if not tasks or name in tasks):
+                for row in (row.name for row in study.rows_at(scale) if not rows or row.name in rows):
+                    config = study.config(task, row, seed, scale, smoke, override)
+                    command = studies.command(study, task, row, scale, smoke, config)
+                    changes = studies.changed(studies.base(task, scale), config)
+                    runs.append(Run(Place(study.name, row, task, scale, seed), config, command, studies.digest(config), changes))
+    return runs
+
+
+def shard(runs: Sequence[Run], part: str) -> list[Run]:
+    """The I-th of N parts of a sweep, "I/N" counted from 1; runs that are the same are in the same part."""
+    number, slash, count = part.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise InputError(f"--shard={part} must be I/N with 1 <= I <= N, e.g. 2/4")
+    places: dict[str, int] = {}
+    for run in runs:
+        places.setdefault(run.digest, len(places))
+    return [run for run in runs if places[run.digest] % int(count) == int(number) - 1]
+
+
+def default_workdirs(folder: pathlib.Path) -> pathlib.Path:
+    """A temporary folder that is the same for the same results, so that a run that was cut off is found again."""
+    return pathlib.Path(tempfile.gettempdir()) / f"gemma_encoder_sweep_{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
+
+
+def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep: bool = False) -> int:
+    """Runs what has no result yet and returns the exit code.
+
+    Args:
+        runs: in their order.
+        folder: of results; of several processes the first one's counts.
+        workdirs: where runs work, local or `gs://`; programs are kept there too.
+        keep: keep workdirs once the result is written.
+    """
+    from gemma_encoder.training import processes
+
+    logging.set_verbosity(logging.ERROR)
+    processes.start()
+    known = results.read(folder).done if folder.is_dir() else {}
+    by_digest = {content["digest"]: place for place, content in known.items() if "same_as" not in content}
+    needless = _agreed([run.place in known or run.digest in by_digest for run in runs])
+    failures = 0
+    for number, run in enumerate(runs, 1):
+        name = f"[{number}/{len(runs)}] {run.place.study} {run.place.row} {run.place.task} seed {run.place.seed}"
+        if run.place in known:
+            if known[run.place]["digest"] != run.digest:
+                raise InputError(f"{run.place.file(folder)} is the result of another config; choose another --results, or delete it")
+            continue
+        if needless[number - 1] or run.digest in by_digest:
+            if processes.is_first():
+                _share(run, by_digest[run.digest], folder)
+            continue
+        workdir = workdirs / run.digest
+        try:
+            content = train(run, workdir, workdirs / "compilation_cache")
+        except (InputError, ArithmeticError, RuntimeError, ValueError) as error:
+            failures += 1
+            reason = " ".join(f"{type(error).__name__ * (not isinstance(error, InputError))} {error}".split())[:500]
+            if processes.is_first():
+                print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
+                results.write(run.place.file(folder, failed=True), {**dataclasses.asdict(run.place), "command": run.command, "error": reason})
+            continue
+        if content is None:
+            print(f"{name}: told to stop; the same command goes on", file=sys.stderr)
+            return processes.EXIT_PREEMPTED
+        by_digest[run.digest] = run.place
+        if processes.is_first():
+            results.write(run.place.file(folder), content)
+            run.place.file(folder, failed=True).unlink(missing_ok=True)
+            if not keep:
+                workdir.rmtree(missing_ok=True)
+            main_metric = content["main_metric"]
+            print(f"{name}: {main_metric} {content['metrics'][main_metric]:.3f}, {content['seconds']:.0f} s", flush=True)
+    if failures:
+        print(f"{failures} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _agreed(needless: Sequence[bool]) -> Sequence[bool]:
+    """What the first process knows of results, on every process: only there do they lie."""
+    import jax
+
+    if jax.process_count() == 1:
+        return needless
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.broadcast_one_to_all(np.array(needless, bool)).tolist()
+
+
+def _share(run: Run, other: Place, folder: pathlib.Path) -> None:
+    """Notes that a run is one that another study has."""
+    source = other.file(folder).relative_to(folder).as_posix()
+    content = {**dataclasses.asdict(run.place), "same_as": source, "digest": run.digest, "command": run.command}
+    results.write(run.place.file(folder), content)
+    run.place.file(folder, failed=True).unlink(missing_ok=True)
+
+
+def train(run: Run, workdir: epath.Path, cache: epath.Path) -> dict[str, Any] | None:
+    """Trains and evaluates; returns what the result's file holds, None if the run was told to stop."""
+    import math
+
+    import jax
+
+    from gemma_encoder.model.encoder import skeleton
+    from gemma_encoder.training import loop
+    from gemma_encoder.weights import native
+
+    began, config = time.monotonic(), ConfigDict(run.config)
+    config.compilation_cache = os.fspath(native.absolute(cache))
+    outcome = loop.train(config, workdir, run.command)
+    if outcome.preempted:
+        return None
+    bundle = native.load_bundle(outcome.checkpoint)
+    ((task, values),) = outcome.metrics.items()
+    if not values:
+        raise InputError(f"task {task!r}: the split that was evaluated has no labels")
+    predictions = outcome.predictions[task]
+    names = list(values)
+    main = names[:: len(predictions[0].task.metrics)]  # of each part of the split the first metric
+    return {
+        **dataclasses.asdict(run.place),
+        "digest": run.digest,
+        "command": run.command,
+        "changes": dict(run.changes),
+        "kind": predictions[0].task.kind,
+        "main_metric": main[0],
+        "metrics": {name: round(value, 6) for name, value in values.items()},
+        "outcomes": results.outcomes(predictions, main),
+        "steps": outcome.step,
+        "train_records": sum(bundle.record["examples"].values()),
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(skeleton(bundle.encoder).shapes)),
+        "training_seconds": round(outcome.seconds, 1),
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": machine(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def machine() -> str:
+    """The machine in one line."""
+    import jax
+
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    devices = jax.devices()
+    kind = "" if devices[0].platform == "cpu" else f", {len(devices)} x {devices[0].device_kind}"
+    return f"{os.cpu_count()} cores of {model}{kind}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""A tiny decoder, tiny data, one smoke sweep over every study that all tests read, and hand-made results."""
+
+import contextlib
+import dataclasses
+import io
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import results, sweep
+from experiments.results import Place
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+# Two rows of every study, the baseline among them; most baselines are the same run.
+ROWS = {
+    "attention": "bidirectional,causal_random",
+    "pooling": "mean_bidirectional,attention_query_bidirectional",
+    "dropout": "feed_forward_0.1,both_0.1",
+    "padding": "packed,left",
+    "hyperparameters": "rate_1_rows_1_length_1,rate_3_rows_1_length_1",
+    "data_size": "100_percent,1_percent",
+    "main_tables": "mini",
+    "ranking_loss": "softmax_8,point_ce_4",
+}
+
+
+def write_marco(folder: pathlib.Path) -> None:
+    words = ["wings", "heat", "flutter", "shells", "drag", "shock"]
+    (folder / "collection.tsv").write_text("".join(f"{10 + i}\ta passage on {word}\n" for i, word in enumerate(words)))
+    for split, first in (("train", 0), ("dev", 3)):
+        numbers = range(first, first + 3)
+        (folder / f"queries.{split}.tsv").write_text("".join(f"{i}\twhat is {words[i]}\n" for i in numbers))
+        (folder / f"qrels.{split}.tsv").write_text("".join(f"{i}\t0\t{10 + i}\t1\n" for i in numbers))
+        (folder / f"run.{split}.tsv").write_text("".join(f"{i}\t{10 + (i + rank) % 6}\t{rank}\n" for i in numbers for rank in range(1, 7)))
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory):
+    """A pretrained decoder as small as can be, in the gemma package's format with its tokenizer; `gemma3_mini` is its size meanwhile."""
+    from flax import nnx
+
+    import gemma_encoder as ge
+    from gemma_encoder.inputs.tokenizer import SMALL
+    from gemma_encoder.model.config import GEMMA_CONFIGS
+    from gemma_encoder.model.transformer import Transformer
+    from gemma_encoder.training import recipe
+
+    small = {"num_layers": 2, "embed_dim": 32, "hidden_dim": 64, "head_dim": 8, "pattern": ("local", "global"), "query_scale": 8**-0.5}
+    size = dataclasses.replace(GEMMA_CONFIGS["gemma3_tiny"], **small)
+    folder = tmp_path_factory.mktemp("decoders") / "mini"
+    ge.save_gemma(Transformer(size, rngs=nnx.Rngs(0)), folder)
+    (folder / "tokenizer.model").write_bytes(SMALL.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GEMMA_CONFIGS, "gemma3_mini", size)
+        patch.setitem(recipe.SIZES, "gemma3_mini", "gemma3_mini")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def laboratory(decoder, prepared, tmp_path_factory):
+    """`laboratory(*arguments)`: the sweep's exit code and output at smoke size, on tiny data; programs are compiled in a hurry."""
+    marco = tmp_path_factory.mktemp("marco")
+    write_marco(marco)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        output = io.StringIO()
+        short = ["--config.train_for=2 steps", "--config.max_length=64", "--config.batch.row_length=64", f"--config.model.pretrained={decoder}"]
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = sweep.main([*arguments, "--smoke", "--seeds=1", *short])
+        return code, output.getvalue()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(prepared))
+        patch.setenv("MSMARCO_DIR", str(marco))
+        patch.chdir(ROOT)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield run
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def swept(laboratory, tmp_path_factory):
+    """(folder of results, what the sweep printed): two rows of every study."""
+    folder, workdirs, said = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("workdirs"), ""
+    for studies, tasks in ((tuple(name for name in ROWS if name != "ranking_loss"), "sst2"), (("ranking_loss",), "msmarco")):
+        rows = ",".join(dict.fromkeys(",".join(ROWS[name] for name in studies).split(",")))
+        code, output = laboratory(f"--study={','.join(studies)}", f"--tasks={tasks}", f"--rows={rows}", f"--results={folder}", f"--workdirs={workdirs}")
+        assert code == 0, output
+        said += output
+    return folder, workdirs, said
+
+
+@pytest.fixture
+def made(tmp_path):
+    """`made("attention", "causal", "sst2", seed, right)`: writes a result whose examples are right where `right` is, and returns its path."""
+    labels = np.arange(200) % 2
+
+    def make(study: str, row: str, task: str, seed: int, right: np.ndarray, **changes) -> pathlib.Path:
+        place = Place(study, row, task, "mini", seed)
+        said = np.where(right, labels, 1 - labels).tolist()
+        content = {
+            **dataclasses.asdict(place),
+            **{"digest": f"{study}{row}{task}{seed}", "command": "python -m …", "changes": {}, "kind": "classification", "main_metric": "accuracy"},
+            **{"metrics": {"accuracy": float(np.mean(right))}, "outcomes": {"accuracy": {"labels": labels.tolist(), "predictions": said}}},
+            **{"steps": 1, "train_records": 8, "parameters": 1000, "training_seconds": 1.0, "seconds": 2.0},
+            **{"machine": "a machine", "versions": {"jax": "0"}, "date": "2000-01-01"},
+        } | changes
+        path = place.file(tmp_path)
+        results.write(path, content)
+        return path
+
+    return make
