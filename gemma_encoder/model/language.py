@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from gemma_encoder.model.layers import flat_tokens
 from gemma_encoder.model.pooling import segment_membership
 
 LOGITS = 1 << 25  # that a device holds at a time: 128 MiB of float32
@@ -58,7 +59,8 @@ def token_negative_log_likelihood(
         return jnp.moveaxis(padded.reshape(rows, chunks, width, *array.shape[2:]), 1, 0)
 
     def of_chunk(hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-        logits = jnp.einsum("BTD,VD->BTV", hidden, embedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        flat = jnp.einsum("TD,VD->TV", flat_tokens(hidden), embedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = flat.reshape(*hidden.shape[:2], -1)
         if soft_cap is not None:
             logits = jnp.tanh(logits / soft_cap) * soft_cap
         said = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]

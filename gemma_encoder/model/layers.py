@@ -22,6 +22,15 @@ def spread_rows(x: Float[Array, "B ..."], mesh: Mesh | None) -> Float[Array, "B 
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(("data", "fsdp"))))
 
 
+def flat_tokens(x: Float[Array, "B L *rest"]) -> Float[Array, "T *rest"]:
+    """The tokens of all rows behind each other: T = B · L.
+
+    The gradient of a weight is a sum over tokens. Over one axis it is a plain matrix product; over two, XLA on a CPU transposes both
+    of its sides first, which took more time than the product.
+    """
+    return x.reshape(-1, *x.shape[2:])
+
+
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Zeroes each element with probability `rate` and divides the rest by 1 − rate; the identity without a key or a rate."""
     if key is None or not rate:

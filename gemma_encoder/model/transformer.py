@@ -4,7 +4,7 @@ Layers are scanned over the repeating local/global pattern, so compile time does
 parameters of layers j, j + P, j + 2P, … stacked along their first axis (P is the pattern's length), and `rest` holds the layers
 of the cut-short last group, one by one.
 
-B batch, L length, D embed, F hidden, N query heads, K kv heads, H head dim, V vocab.
+B batch, L length, T = B · L, D embed, F hidden, N query heads, K kv heads, H head dim, V vocab.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.attention import choose_implementation, dot_product_attention, rotate
 from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
-from gemma_encoder.model.layers import RMSNorm, dropout, normal_param, spread_rows
+from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, normal_param, spread_rows
 from gemma_encoder.model.lora import adapt, cast_adapters
 
 
@@ -64,12 +64,11 @@ class Block(nnx.Module):
         """Applies the layer. `key` draws its dropout; None means none."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x += self.post_attention_norm(self._attend(self.pre_attention_norm(x), call, attention_key))
-        normed, gating = self.pre_mlp_norm(x), self.gating[...].astype(x.dtype)
+        normed, gating = flat_tokens(self.pre_mlp_norm(x)), self.gating[...].astype(x.dtype)
         # Two products rather than one of twice the width: its halves would be put together again, at length, in the backward pass.
-        gate, up = (jnp.einsum("BLD,DF->BLF", normed, gating[:, half]) for half in range(2))
-        activation = jax.nn.gelu(gate, approximate=True) * up
-        output = self.post_mlp_norm(jnp.einsum("BLF,FD->BLD", activation, self.linear[...].astype(x.dtype)))
-        return x + dropout(output, call.feed_forward_dropout, mlp_key)
+        gate, up = (jnp.einsum("TD,DF->TF", normed, gating[:, half]) for half in range(2))
+        output = jnp.einsum("TF,FD->TD", jax.nn.gelu(gate, approximate=True) * up, self.linear[...].astype(x.dtype))
+        return x + dropout(self.post_mlp_norm(output.reshape(x.shape)), call.feed_forward_dropout, mlp_key)
 
     def _attend(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
         query, keys, values = self.projections(x, call)
@@ -85,14 +84,14 @@ class Block(nnx.Module):
             implementation=call.implementation,
             mesh=call.mesh,
         )
-        return jnp.einsum("BLNH,NHD->BLD", encoded, self.attention_out[...].astype(x.dtype))
+        return jnp.einsum("TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...].astype(x.dtype)).reshape(x.shape)
 
     def projections(self, x: Float[Array, "B L D"], call: Call) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Queries (scaled), keys and values of the normed residual stream, as attention takes them: normed and rotated."""
-        config = self.config
-        query = jnp.einsum("BLD,DNH->BLNH", x, self.query[...].astype(x.dtype))
-        key_value = jnp.einsum("BLD,DCKH->BLCKH", x, self.key_value[...].astype(x.dtype))
-        keys, values = key_value[:, :, 0], key_value[:, :, 1]
+        config, flat, rows = self.config, flat_tokens(x), x.shape[:2]
+        query = jnp.einsum("TD,DNH->TNH", flat, self.query[...].astype(x.dtype))
+        key_value = jnp.einsum("TD,DCKH->TCKH", flat, self.key_value[...].astype(x.dtype))
+        query, keys, values = (part.reshape(*rows, *part.shape[1:]) for part in (query, key_value[:, 0], key_value[:, 1]))
         if config.use_qk_norm:
             query, keys = self.query_norm(query), self.key_norm(keys)
         is_global = self.kind == "global"
