@@ -56,9 +56,9 @@ def packed_batches(file: pathlib.Path, rows: int):
                 yield packer.emit()
 
 
-def ours(folder: pathlib.Path, tokens: pathlib.Path, rows: int, texts: int, updates: int, dtype: str) -> harness.Turn:
+def ours(folder: pathlib.Path, tokens: pathlib.Path, rows: int, texts: int, updates: int, dtype: str, remat: str) -> harness.Turn:
     """Our arm."""
-    program, state = models.our_program(folder, rows, ROW, SEGMENTS, texts, dtype)
+    program, state = models.our_program(folder, rows, ROW, SEGMENTS, texts, dtype, remat)
     held, batches = [state], packed_batches(tokens, rows)
     del state
 
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--updates", type=int, default=4, help="in a turn")
     parser.add_argument("--texts", type=int, default=8000, help="of SST-2 that are used")
+    parser.add_argument("--remat", default="none", help="ours: what the backward pass computes again")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
@@ -133,7 +134,7 @@ def main() -> None:
         arms = [
             harness.Arm("transformers, dynamic padding (peer)", f"{__spec__.name}:peer", {**shared, "device": args.device, "grouped": False}),
             harness.Arm("transformers, grouped by length (peer)", f"{__spec__.name}:peer", {**shared, "device": args.device, "grouped": True}),
-            harness.Arm("ours, packed", f"{__spec__.name}:ours", {**shared, "rows": args.rows}),
+            harness.Arm("ours, packed", f"{__spec__.name}:ours", {**shared, "rows": args.rows, "remat": args.remat}, huge_pages=args.device == "cpu"),
         ]
         seen = harness.take_turns(arms, args.repeats)
     rows = []

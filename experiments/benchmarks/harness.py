@@ -4,6 +4,7 @@ An arm waits in a pipe while another one works: two frameworks in one process wo
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -16,8 +17,10 @@ import resource
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from gemma_encoder import runtime
 
 Turn = Callable[[int], dict[str, float]]  # does the work of turn n (inputs differ from turn to turn) and says what it saw
 
@@ -30,11 +33,13 @@ class Arm:
         name: as the table shows it.
         setup: "module:function", called once in the arm's process with the settings; gives its `Turn`.
         settings: picklable.
+        huge_pages: start its process as our programs start themselves on a CPU, see `gemma_encoder.runtime.use_huge_pages`.
     """
 
     name: str
     setup: str
     settings: Mapping[str, Any]
+    huge_pages: bool = False
 
 
 def take_turns(arms: Sequence[Arm], repeats: int, warmup: int = 1) -> dict[str, list[dict[str, float]]]:
@@ -51,7 +56,8 @@ def take_turns(arms: Sequence[Arm], repeats: int, warmup: int = 1) -> dict[str, 
         for arm in arms:
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, arm), daemon=True)
-            process.start()
+            with _environment({"GLIBC_TUNABLES": runtime.HUGE_PAGES} if arm.huge_pages else {}):
+                process.start()
             workers.append((arm, here, process))
             _receive(arm, here)  # one is set up after another: the memory of both setups never adds up
         seen: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
@@ -67,6 +73,18 @@ def take_turns(arms: Sequence[Arm], repeats: int, warmup: int = 1) -> dict[str, 
             here.close()
             process.join(10)
             process.kill()
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """What a process that is started meanwhile finds in its environment besides ours."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _receive(arm: Arm, pipe) -> dict[str, float]:
