@@ -63,10 +63,11 @@ def main() -> None:
     """Measures and prints."""
     parser = harness.parser(__doc__)
     parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="a CPU without instructions for bfloat16 takes minutes for it")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     rows = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in args.dtypes.split(","):
         arms = [
             harness.Arm("PyTorch", f"{__spec__.name}:in_torch", {"width": args.width, "dtype": dtype, "device": args.device}),
             harness.Arm("JAX", f"{__spec__.name}:in_jax", {"width": args.width, "dtype": dtype}),
