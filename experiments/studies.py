@@ -50,7 +50,7 @@ class MiniRecipe:
 
 
 MINI_RECIPES = {
-    "sst2": MiniRecipe("2 epochs", 1e-3, max_train=10_000),  # 5.75 texts a row: 445,000 tokens in all
+    "sst2": MiniRecipe("1 epochs", 1e-3, max_train=10_000),  # 5.75 texts a row: 445,000 tokens in all
     "stsb": MiniRecipe("2 epochs", 1e-3),  # 2.9 texts a row: 508,000 tokens
     "msmarco": MiniRecipe("2.5 epochs", 5e-4, length=160),  # Cranfield, lists of 8, one text a row: 480,000 tokens; to evaluate, 1,200,000 forward
 }
