@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gemma_encoder.training.loop import Outcome
 
 FLAGS = flags.FlagValues()  # of this program alone: gemma_encoder.main, which reads this file as a config, has flags of the same names
-CONFIG = config_flags.DEFINE_config_file("config", __file__, "The config; this file's own by default. --config.FIELD=VALUE changes a field.", flag_values=FLAGS)
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config; this file's own by default. --config.FIELD=VALUE changes a field.", flag_values=FLAGS)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.", flag_values=FLAGS)
 OUTPUT = flags.DEFINE_string("output", None, "A new folder for the decoder, once it is trained.", flag_values=FLAGS)
 
@@ -58,8 +58,9 @@ def get_config(arg: str = ""):
 
 def main(argv: Sequence[str]) -> int:
     """Trains, or goes on, writes the folder and returns the exit code; as `gemma_encoder.main` does, 75 where it was told to stop."""
+    own = [] if any(word.startswith("--config=") for word in argv) else [f"--config={__file__}"]  # as a flag's default, this file would load itself
     try:
-        config = commandline.parse(argv, CONFIG, FLAGS)
+        config = commandline.parse([argv[0], *own, *argv[1:]], CONFIG, FLAGS)
         for flag in (WORKDIR, OUTPUT):
             if flag.value is None:
                 raise InputError(f"--{flag.name} is missing; for example: --workdir=runs/decoder --output=decoder")

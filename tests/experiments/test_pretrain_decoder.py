@@ -146,7 +146,8 @@ def test_it_trains_beside_other_kinds_under_one_causal_mask(micro, texts, tmp_pa
     config = micro(tasks=("toy_sentiment", "text"), model__attention="causal", text__train=(str(texts),), train_for="2 steps", mixture__mixing="equal")
     outcome = loop.train(config, tmp_path)
     assert outcome.metrics["text"]["perplexity"] > 1 and "accuracy" in outcome.metrics["toy_sentiment"]
-    assert {"text/loss", "toy_sentiment/loss"} <= read_metrics(tmp_path)[0].keys()
+    trained = next(line for line in read_metrics(tmp_path) if line["split"] == "train")
+    assert {"text/loss", "toy_sentiment/loss"} <= trained.keys()
 
 
 def test_refusals(micro, texts, tmp_path, capsys):

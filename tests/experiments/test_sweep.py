@@ -1,11 +1,11 @@
-"""Sweeps from config to result: every study at smoke size, resuming, sharing, sharding, failures and refusals."""
+"""Sweeps from config to result and report: every study at smoke size, resuming, sharing, sharding, failures and refusals."""
 
 import json
 import pathlib
 
 import pytest
 
-from experiments import ablations, results, sweep
+from experiments import ablations, results, sweep, tables
 from tests.experiments.conftest import ROWS
 
 
@@ -21,6 +21,25 @@ def test_every_study_runs_from_config_to_result(swept):
     outcome = ranked["outcomes"]["mrr@10"]
     assert outcome["first_stage"]["mrr@10"] == [pytest.approx(1 / 6, abs=1e-6)] * 3  # as the files have it
     assert [len(scores) for scores in outcome["scores"]] == [6] * 3 and all(sum(grades) == 1 for grades in outcome["grades"])
+
+
+def test_the_report_of_a_smoke_sweep(swept, tmp_path):
+    folder, _, _ = swept
+    assert tables.main([str(folder), f"--output={tmp_path / 'RESULTS.md'}"]) == 0
+    text = (tmp_path / "RESULTS.md").read_text()
+    for name, study in ablations.load_all().items():
+        assert study.question in text and f"study-{name}" in text
+    assert "| causal | 0 | not run |" in text and "| softmax_16 | 0 | not run |" in text
+    assert "BERT-large | 82.1 | BERT, arXiv 1810.04805" in text and "published, not measured" in text
+    assert "the run attention/bidirectional/sst2/seed_0" in text and "chance 0.500: it does not clear chance" in text
+    found = results.read(folder)
+    for place, content in found.done.items():
+        assert f"| `{content['command']}` |" in text
+        assert f"{content['metrics'][content['main_metric']]:.3f}" in text, place
+    assert "| ranking_loss softmax_8 | 0.1667 |" in text
+    plots = {path.name for path in (tmp_path / "RESULTS_plots").iterdir()}
+    assert plots == {f"{name}.png" for name in ablations.NAMES if name != "main_tables"} | {"reranking_ranking_loss.png"}
+    assert all(f"RESULTS_plots/{name}" in text for name in plots)
 
 
 def test_what_is_there_is_not_run_again(swept, laboratory, monkeypatch):
@@ -107,7 +126,7 @@ def test_a_dry_run_prints_the_commands_and_runs_nothing(capsys, tmp_path):
         (["--study=attention", "--scale=huge"], "unknown scale 'huge'"),
         (["--study=attention", "--seeds=0"], "--seeds=0 must be at least 1"),
         (["--study=attention", "--shard=3/2"], "--shard=3/2 must be I/N"),
-        (["--study=attention", "--config.batch.row=3"], "batch.row"),
+        (["--study=attention", "--config.batch.row=3"], 'Did you mean "rows"'),
         (["--study=attention", "--sede=3"], "unexpected argument '--sede=3'"),
     ],
 )

@@ -138,25 +138,6 @@ def test_interpolation_goes_from_the_scores_to_the_first_stage():
     assert found[0].tolist() == [0.25, 0] and found[-1].tolist() == [1, 0] and (np.diff(found[:, 0]) >= 0).all()
 
 
-def test_the_report_of_a_smoke_sweep(swept, tmp_path):
-    folder, _, _ = swept
-    assert tables.main([str(folder), f"--output={tmp_path / 'RESULTS.md'}"]) == 0
-    text = (tmp_path / "RESULTS.md").read_text()
-    for name, study in ablations.load_all().items():
-        assert study.question in text and f"study-{name}" in text
-    assert "| causal | 0 | not run |" in text and "| softmax_16 | 0 | not run |" in text
-    assert "BERT-large | 82.1 | BERT, arXiv 1810.04805" in text and "published, not measured" in text
-    assert "the run attention/bidirectional/sst2/seed_0" in text and "chance 0.500: it does not clear chance" in text
-    found = results.read(folder)
-    for place, content in found.done.items():
-        assert f"| `{content['command']}` |" in text
-        assert f"{content['metrics'][content['main_metric']]:.3f}" in text, place
-    assert "| ranking_loss softmax_8 | 0.1667 |" in text
-    plots = {path.name for path in (tmp_path / "RESULTS_plots").iterdir()}
-    assert plots == {f"{name}.png" for name in ablations.NAMES if name != "main_tables"} | {"reranking_ranking_loss.png"}
-    assert all(f"RESULTS_plots/{name}" in text for name in plots)
-
-
 def test_failures_stand_in_the_report(made, tmp_path):
     folder = tmp_path / "attention"
     made("attention", "bidirectional", "sst2", 0, share(0.8))
