@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import sys
+from unittest import mock
 
 import jax
 import numpy as np
@@ -31,8 +33,10 @@ def main(*arguments: str) -> int:
     """The program as a new process would run it: flags keep their values from call to call."""
     spec = importlib.util.spec_from_file_location("pretrain_decoder_again", PROGRAM)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main(["pretrain_decoder", *arguments])
+    argv = ["pretrain_decoder", *arguments]
+    with mock.patch.object(sys, "argv", argv):  # where ml_collections looks for the fields that are changed
+        spec.loader.exec_module(module)
+        return module.main(argv)
 
 
 @pytest.fixture(scope="module")
