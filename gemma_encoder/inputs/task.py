@@ -136,6 +136,8 @@ class Task:
             if not low <= label <= high:
                 raise InputError(f"task {self.name!r}, {where}: target {label:g} is out of range; expected {low:g} to {high:g}")
             return (label - low) / (high - low)
+        if self.kind == "language_model":
+            return 0.0  # a text is its own label
         if self.kind == "choice" and label not in (0, 1):
             raise InputError(f"task {self.name!r}, {where}: label {label:g} of an option is out of range; expected 1 (right) or 0 (wrong)")
         if not 0 <= label < math.inf:

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import GEMMA_CONFIGS, SMALL, EncoderConfig, PoolingConfig
+from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig
 from gemma_encoder.model.encoder import skeleton
 
 # layers, vocabulary, D, F, query heads, kv heads, head dim, window, query scale, rope scale of global layers; parameters without
@@ -56,7 +56,7 @@ def test_families_differ_as_their_reports_say(name):
         assert (c.attention_soft_cap, c.final_soft_cap, c.use_qk_norm, c.global_rope_base, c.pattern) == (50.0, 30.0, False, 1e4, ("local", "global"))
     else:
         assert (c.attention_soft_cap, c.final_soft_cap, c.use_qk_norm, c.global_rope_base) == (None, None, True, 1e6)
-        assert c.pattern == (("local",) * 2 if name in SMALL else ("local",) * 5) + ("global",)
+        assert c.pattern == ("local",) * {"gemma3_tiny": 2, "gemma3_mini": 1}.get(name, 5) + ("global",)
     assert c.bidirectional_reach is None
 
 
