@@ -18,11 +18,12 @@ from gemma_encoder.evaluation.bootstrap import Interval
 from gemma_encoder.inputs.errors import InputError
 
 BETTER, WORSE, UNKNOWN = "better", "worse", "cannot be told"
+ROUNDING = 1e-9  # means of the same numbers, summed in another order, differ by less
 
 
 def verdict(difference: Interval) -> str:
     """What an interval of a difference allows to say: better or worse only where it leaves out zero."""
-    return BETTER if difference.low > 0 else WORSE if difference.high < 0 else UNKNOWN
+    return BETTER if difference.low > ROUNDING else WORSE if difference.high < -ROUNDING else UNKNOWN
 
 
 @dataclasses.dataclass
