@@ -18,7 +18,7 @@ from gemma_encoder.evaluation.bootstrap import Interval
 from gemma_encoder.inputs.errors import InputError
 
 BETTER, WORSE, UNKNOWN = "better", "worse", "cannot be told"
-ROUNDING = 1e-9  # means of the same numbers, summed in another order, differ by less
+ROUNDING = 1e-6  # result files keep six digits
 
 
 def verdict(difference: Interval) -> str:

@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, found in harness.medians(seen).items():
         against = f"{harness.ratio(seen, 'ours', arms[0].name, 'stall'):.1f} x" if name == "ours" and len(arms) > 1 else ""
         parts = [f"{found[part]:.2f} s" for part in ("step", "blocked", "step_while", "stall", "on_disk", "restore")]
-        rows.append([name, *parts, f"{found['bytes'] / 2**30:.2f} GiB", f"{found['gib']:.1f} GiB", against])
+        rows.append([name, *parts, f"{found['bytes'] / 2**20:,.1f} MiB", f"{found['gib']:.1f} GiB", against])
     columns = ["arm", "step", "save blocks", "step after it", "stall in all", "on disk after", "restore", "size", "peak memory", "stall, against the peer"]
     harness.publish(f"{args.size}, parameters and two moments, {args.steps} steps on each side, {args.repeats} rounds", columns, rows, notes, args.json)
 

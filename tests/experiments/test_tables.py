@@ -69,7 +69,9 @@ def test_chance_is_the_best_constant_answer_or_a_random_order(made, tmp_path):
     assert random_reciprocal_rank([0, 0]) == 0 and random_reciprocal_rank([1]) == 1
 
 
-@pytest.mark.parametrize(("low", "high", "said"), [(0.01, 0.1, "better"), (-0.1, -0.01, "worse"), (-0.1, 0.1, "cannot be told"), (1e-17, 1e-17, "cannot be told")])
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(0.01, 0.1, "better"), (-0.1, -0.01, "worse"), (-0.1, 0.1, "cannot be told"), (1e-17, 1e-17, "cannot be told")]
+)
 def test_a_difference_is_told_where_its_interval_leaves_out_zero(low, high, said):
     assert verdict(Interval((low + high) / 2, low, high)) == said
 
