@@ -14,7 +14,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.config import GEMMA_CONFIGS
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.training import recipe as recipes
-from gemma_encoder.training.optimizer import make_optimizer
+from gemma_encoder.training.optimizer import global_norm, make_optimizer
 from gemma_encoder.training.state import initial_state
 from gemma_encoder.training.step import make_program
 
@@ -134,3 +134,18 @@ def test_initial_values_do_not_depend_on_the_mesh(micro):
     states = [initial_state(recipe.encoder, optimizer, sharding.make_mesh(shape, jax.devices()[:n]), 7) for shape, n in (((1, 1, 1), 1), ((2, 2, 2), 8))]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b)), states[0].parameters, states[1].parameters)
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(states[0]))
+
+
+def test_runs_that_differ_in_their_seed_share_a_program_and_draw_differently(micro):
+    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    programs = [make_program(recipes.build(micro(seed=seed, batch__examples_per_step=8)), mesh, 10, 0) for seed in (0, 1)]
+    one, other = (program.step.lower(program.abstract, program.batch).as_text() for program in programs)
+    assert one == other and (programs[0].step.key != programs[1].step.key).any()
+
+
+def test_the_norm_of_all_leaves():
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.standard_normal((7, 5, 300)).astype(np.float32), "b": {"c": rng.standard_normal(11).astype(np.float32), "d": np.float32(3.0)}}
+    expected = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree)))
+    # Sums of 10,000 float32 squares, rows first.
+    np.testing.assert_allclose(global_norm(jax.tree.map(jnp.asarray, tree)), expected, rtol=1e-6)
