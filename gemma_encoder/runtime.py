@@ -15,9 +15,13 @@ def quiet() -> None:
     """Keeps libraries from complaining about accelerators that are absent."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
     if not _has_tpu():
-        # Where libtpu is installed but no TPU is, it looks for one in the cloud's metadata and complains at length.
-        for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}.items():
-            os.environ.setdefault(name, value)
+        ignore_tpus()
+
+
+def ignore_tpus() -> None:
+    """Keeps libtpu, where it is installed, from looking for a TPU in the cloud's metadata, at length and with complaints."""
+    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}.items():
+        os.environ.setdefault(name, value)
 
 
 def use_huge_pages() -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from gemma_encoder import runtime
 
 runtime.quiet()
+runtime.ignore_tpus()  # where there is one, too: a plan needs none
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may plan at a time
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
