@@ -22,7 +22,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
+from gemma_encoder import runtime
+
+if __name__ == "__main__":
+    runtime.use_huge_pages()
+runtime.quiet()
 
 from absl import flags
 from ml_collections import config_flags
@@ -49,9 +53,10 @@ def get_config(arg: str = ""):
     config.model.attention = "causal"
     config.model.feed_forward_dropout = 0.0
     config.max_length = config.batch.row_length = 256
-    config.batch.rows, config.batch.segments = 16, 16
-    config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.schedule = 2e-3, 0.98, "cosine"
-    config.train_for, config.warmup = "5 epochs", "3 percent"
+    # Small batches, high rate: after 0.4 M tokens, 8 rows at 3e-3 or 6e-3 had a validation perplexity of 459 or 377, 16 rows at 2e-3 one of 750.
+    config.batch.rows, config.batch.segments = 8, 16
+    config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.schedule = 5e-3, 0.98, "cosine"
+    config.train_for, config.warmup = "3 epochs", "3 percent"
     config.evaluate_every = config.checkpoint_every = "10 percent"
     return recipe.smoke(config) if smoke else config
 

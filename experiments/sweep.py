@@ -9,6 +9,7 @@ code is then 1. SIGTERM saves and exits 75. All rows of a seed come before the n
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -19,14 +20,18 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from gemma_encoder import runtime
+
+if __name__ == "__main__":
+    runtime.use_huge_pages()
+runtime.quiet()
 
 from experiments import ablations, results, studies
 from experiments.results import Place
@@ -65,13 +70,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(run.command for run in runs))
             return 0
         folder = pathlib.Path(arguments.results)
-        return sweep(runs, folder, epath.Path(arguments.workdirs or default_workdirs(folder)), arguments.keep)
+        with _errors_alone():
+            return sweep(runs, folder, epath.Path(arguments.workdirs or default_workdirs(folder)), arguments.keep)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Of the log's lines only errors: what a run warns of, hundreds of runs would."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -182,7 +199,6 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep:
     """
     from gemma_encoder.training import processes
 
-    logging.set_verbosity(logging.ERROR)
     processes.start()
     known = results.read(folder).done if folder.is_dir() else {}
     by_digest = {content["digest"]: place for place, content in known.items() if "same_as" not in content}

@@ -10,11 +10,12 @@ under the same paths, and have this package with its extra `prepare`.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
+from gemma_encoder import runtime
+
+runtime.quiet()
 
 from absl import flags
 from etils import epath

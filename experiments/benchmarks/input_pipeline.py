@@ -9,14 +9,15 @@ logs with the tiny model, after the first window, which holds compilation.
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from gemma_encoder import runtime
+
+runtime.quiet()
 
 import numpy as np
 from absl import logging

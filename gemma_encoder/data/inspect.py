@@ -11,7 +11,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported: notes on absent accelerators are not ours
+from gemma_encoder import runtime
+
+runtime.quiet()
 
 import numpy as np
 from absl import flags

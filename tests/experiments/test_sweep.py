@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import pytest
+from absl import logging
 
 from experiments import ablations, results, sweep, tables
 from tests.experiments.conftest import ROWS
@@ -88,9 +89,11 @@ def test_a_failure_is_noted_and_the_sweep_goes_on(laboratory, tmp_path, monkeypa
     assert laboratory(*arguments)[0] == 0 and not failed.exists()
 
 
-def test_a_notice_to_stop_ends_the_sweep(laboratory, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "train", lambda *arguments: None)
-    assert laboratory("--study=attention", "--tasks=sst2", f"--results={tmp_path}")[0] == 75
+def test_a_notice_to_stop_ends_the_sweep(laboratory, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sweep, "train", lambda *arguments: logging.warning("of one run among hundreds"))
+    assert laboratory("--study=attention", "--tasks=sst2", f"--results={tmp_path}")[0] == 75 and not caplog.records
+    logging.warning("of whoever called it")
+    assert caplog.messages == ["of whoever called it"]
 
 
 def test_seeds_are_balanced_and_baselines_come_first():
