@@ -76,6 +76,8 @@ def test_it_learns_and_says_how_good_it_is(pretrained, texts):
     assert 1 < record["trigram_perplexity"] < 0.5 * unigram
     assert record["validation_tokens_predicted"] == sum(len(ids) + 1 for ids in tokenizer.encode(found.pieces("validation")))
     assert (record["steps"], record["seed"], record["train"], record["size"]) == (60, 0, ["toy.txt"], "micro") and record["training_seconds"] > 0
+    curve = record["validation_perplexity_by_step"]
+    assert list(curve) == ["30", "60"] and curve["30"] > curve["60"] == round(record["validation_perplexity"], 2)
     assert f"{record['validation_perplexity']:.2f}" in (folder / "README.md").read_text()
     lines = read_metrics(workdir)
     final = [line for line in lines if line["split"] == "validation"][-1]
