@@ -4,29 +4,24 @@
     TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/padding.py:task=sst2,row=left --workdir=runs/left
 
 Rows that are not packed hold one text each. A batch has then as many rows as the packed one holds texts, so that an update sees as many
-examples; at the scale `mini` they are shorter, which bounds the time, and cuts the few texts that are longer.
+examples.
 """
 
 from ml_collections import ConfigDict
 
 from experiments.studies import Changes, Row, Study
 
-# Texts in a packed batch divided by its rows, of the scale `mini`'s recipes; MS MARCO's passages are short, and its rows at real sizes long.
-TEXTS_PER_ROW = {"sst2": 6, "stsb": 3, "msmarco": 1}
-REAL_TEXTS_PER_ROW = TEXTS_PER_ROW | {"msmarco": 4}
-SHORT = {"sst2": 64, "stsb": 64}
+# Texts in a packed batch divided by its rows, by the recipes of the scale `mini` and of real sizes.
+MINI_TEXTS_PER_ROW = {"sst2": 3, "stsb": 3, "msmarco": 1}
+TEXTS_PER_ROW = {"sst2": 6, "stsb": 3, "msmarco": 4}
 
 
 def unpacked(side: str):
     """The change to one text a row, padded on `side`."""
 
     def changes(config: ConfigDict, task: str) -> Changes:
-        mini = config.model.size == "pretrained"
-        texts = (TEXTS_PER_ROW if mini else REAL_TEXTS_PER_ROW)[task]
-        result = {"batch.padding": side, "batch.segments": 1, "batch.rows": config.batch.rows * texts}
-        if mini and task in SHORT:
-            result |= {"batch.row_length": SHORT[task], "max_length": SHORT[task]}
-        return result
+        texts = (MINI_TEXTS_PER_ROW if config.model.size == "pretrained" else TEXTS_PER_ROW)[task]
+        return {"batch.padding": side, "batch.segments": 1, "batch.rows": config.batch.rows * texts}
 
     return changes
 

@@ -52,7 +52,7 @@ def test_a_row_changes_its_factor_and_nothing_else():
     left, right = changed("padding", "left"), changed("padding", "right")
     assert left == right | {"batch.padding": "left"} and right["batch.segments"] == 1
     assert changed("ranking_loss", "softmax_8", "msmarco") == {}
-    assert changed("ranking_loss", "poly1_16", "msmarco") == {"losses.ranking": "poly1", "ranking.list_size": 16, "batch.rows": 64}
+    assert changed("ranking_loss", "poly1_16", "msmarco") == {"losses.ranking": "poly1", "ranking.list_size": 16, "batch.rows": 32}
     assert changed("ranking_loss", "softmax_36", "msmarco", "gemma2_2b") == {}
     assert changed("data_size", "10_percent") == {"max_train": 1000, "train_for": "10000 examples"}
     assert changed("data_size", "1_percent", "stsb", "gemma2_9b") == {"max_train": 57, "train_for": "17247 examples"}
