@@ -54,8 +54,9 @@ class MiniRecipe:
 MINI_RECIPES = {
     "sst2": MiniRecipe("1 epochs", 1e-3, length=64, rows=8, max_train=10_000),  # 2.9 texts a row: 223,000 tokens in all; 0.4 % of texts are cut
     "stsb": MiniRecipe("2 epochs", 1e-3, length=128, rows=8),  # 2.7 texts a row: 514,000 tokens
-    # Cranfield, lists of 8, a row holds a query and the beginning of an abstract: 690,000 tokens; to evaluate, 720,000 forward.
-    "msmarco": MiniRecipe("6 epochs", 1e-3, length=96, rows=16),
+    # Cranfield, lists of 8, a row holds a query and the beginning of an abstract: 230,000 tokens; to evaluate, 720,000 forward. Six epochs, one
+    # seed: the loss of the lists falls from 2.08 to 1.66, MRR@10 is 0.110, a random order's.
+    "msmarco": MiniRecipe("2 epochs", 1e-3, length=96, rows=16),
 }
 
 # Training records, for shares of them: TFDS's own counts; of MS MARCO the queries with a judgement.
