@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 from gemma_encoder.data import registry, toy_text
 from gemma_encoder.data.source import MemorySource
@@ -178,8 +177,7 @@ def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monk
 
 def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    names, events = ("jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_dir"), []
-    before = {name: getattr(jax.config, name) for name in names}
+    before, events = jax.config.jax_persistent_cache_min_compile_time_secs, []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
@@ -194,6 +192,6 @@ def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch):
         processes.keep_compiled("auto", epath.Path(tmp_path))
         assert jax.config.jax_compilation_cache_dir is None, "the environment's folder is left alone"
     finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+        processes.keep_compiled("", epath.Path(tmp_path))
