@@ -28,7 +28,8 @@ from gemma_encoder.weights import backbone, card, export, native
 if TYPE_CHECKING:
     import pandas
 
-MAX_ROWS = 32  # rows of a batch; with the powers of two below it, a predictor compiles at most six programs
+MAX_ROWS = 32  # of a batch, which has a power of two of them
+SHORTEST_ROW = 128  # tokens; attention on accelerators works on blocks of so many
 CHUNK = 4096  # texts that are tokenised at a time
 PATIENCE = 2.0  # seconds of work before a progress bar appears
 BARE = Template("{text}")
@@ -39,8 +40,9 @@ Texts = Iterable[str | Mapping[str, str] | Sequence[str]]
 class Predictor:
     """A fine-tuned encoder with its tasks, templates and tokenizer.
 
-    Texts share rows inside, so that short ones do not pay for long ones; results come in the order of the texts. However many and
-    however long they are, at most six programs are compiled, one for each power of two up to 32 rows (fewer on several devices).
+    Texts share rows inside, so that short ones do not pay for long ones; results come in the order of the texts. Rows are as long as
+    training's, or halved to a multiple of 128 tokens as often as the longest text at hand allows. However many texts there are, one program
+    is compiled for each such length and each power of two up to 32 rows (fewer on several devices).
 
     Args:
         bundle: everything but the parameters.
@@ -218,30 +220,40 @@ class Predictor:
             logging.warning("%d of %d texts exceed max_length=%d tokens and were cut", cut, len(texts), self.bundle.max_length)
         return encoded
 
+    def _shape(self, lengths: Sequence[int]) -> BatchShape:
+        """Of the batches for texts of so many tokens: rows that are not longer than needed, and not more than fill."""
+        length, rows = self.bundle.row_length, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        while length % (2 * SHORTEST_ROW) == 0 and length // 2 >= max(lengths):
+            length //= 2
+        while rows < MAX_ROWS and rows * length < sum(lengths):
+            rows *= 2
+        return BatchShape(rows, length, max(length // 8, 1))
+
     def _run(
         self, template: Template, texts: Sequence[Mapping[str, str]], names: Sequence[str] | None, progress: bool | None
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Pooled states [N, D] and scores [N, C] of each head, in the order of the texts, which share rows."""
         bundle, progress = self.bundle, _has_viewer() if progress is None else progress
         encoded = self._encode(template, texts, names, progress)
-        tokens = sum(len(text.tokens) for text in encoded)
-        rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        while rows < MAX_ROWS and rows * bundle.row_length < tokens:
-            rows *= 2
-        packer = Packer(BatchShape(rows, bundle.row_length, max(bundle.row_length // 8, 1)), bundle.padding)
+        packer = Packer(self._shape([len(text.tokens) for text in encoded]), bundle.padding)
         pooled = np.empty((len(texts), bundle.encoder.pooled_dim), np.float32)
         scores = {name: np.empty((len(texts), width), np.float32) for name, width in bundle.encoder.heads.items()}
         waiting = iter(enumerate(encoded))
-        more = True
+        more, under_way = True, None
         with _bar("encoding", len(texts), progress) as bar:
-            while more or len(packer):
+            while more or len(packer) or under_way:
                 while more and not packer.ready:
                     number, text = next(waiting, (None, None))
                     more = number is not None
                     if more:
                         packer.add(Unit((Segment(text.tokens, 0, 0.0, number),)))
-                batch = packer.emit()
-                said = jax.device_get(self._forward(self.parameters, place_batch(batch, self.mesh)))
+                before, under_way = under_way, None
+                if len(packer):  # one batch is worked on while the one before it is fetched and the one after it is packed
+                    batch = packer.emit()
+                    under_way = batch, self._forward(self.parameters, place_batch(batch, self.mesh))
+                if before is None:
+                    continue
+                batch, said = before[0], jax.device_get(before[1])
                 real = batch.weight > 0
                 ids = batch.example_id[real]
                 pooled[ids] = said.pooled[real]

@@ -230,6 +230,24 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
     assert fresh._forward._cache_size() <= int(np.log2(inference.MAX_ROWS)) + 1
 
 
+@pytest.mark.parametrize(
+    ("lengths", "rows", "row_length"),
+    [([5], 1, 128), ([128], 1, 128), ([129, 5], 1, 256), ([129, 128], 2, 256), ([200] * 9, 8, 256), ([300], 1, 512), ([20] * 10_000, 32, 128)],
+)
+def test_rows_are_no_longer_than_the_longest_text_needs(predictor, lengths, rows, row_length):
+    long = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=512), predictor.parameters)
+    shape = long._shape(lengths)
+    assert (shape.rows, shape.row_length) == (rows, row_length)
+    odd = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=384), predictor.parameters)
+    assert odd._shape(lengths).row_length == 384  # its half is no multiple of 128
+
+
+def test_the_length_of_rows_does_not_show(predictor):
+    texts = [f"the plot was {'very ' * (i % 20)}dull ." for i in range(40)]
+    long = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=256), predictor.parameters)
+    np.testing.assert_allclose(long.predict(texts, "toy_sentiment"), predictor.predict(texts, "toy_sentiment"), rtol=1e-5, atol=1e-5)
+
+
 def test_import_is_light_and_inference_needs_no_tensorflow(trained):
     code = f"""
 import sys, time
