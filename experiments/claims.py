@@ -137,14 +137,16 @@ def by_interval(rule: str, difference: Interval) -> str:
 
 
 def overall(claim: Claim, judged: Sequence[Judged]) -> str:
-    """The claim's verdict: one word where all tasks agree, else the tasks by verdict."""
+    """The claim's verdict: one word where all tasks were run and agree, else those that were run, by verdict."""
     by_task: dict[str, str] = {}
-    for cell in {id(item.cell): item.cell for item in judged}.values():
+    for cell in {id(item.cell): item.cell for item in judged if item.difference is not None}.values():
         name = cell.task if cell.scale == "mini" else f"{cell.task} at {cell.scale}"
         by_task[name] = _on_one_task(claim, [item for item in judged if item.cell is cell and not item.contrast.note])
     verdicts = set(by_task.values())
-    if len(verdicts) <= 1:
-        return verdicts.pop() if verdicts else f"{UNKNOWN}: not run"
+    if not verdicts:
+        return f"{UNKNOWN}: not run"
+    if len(verdicts) == 1 and len(by_task) == len({id(item.cell) for item in judged}):
+        return verdicts.pop()
     return "; ".join(f"{said} on {', '.join(task for task in by_task if by_task[task] == said)}" for said in (HOLDS, FAILS, UNKNOWN) if said in verdicts)
 
 

@@ -55,7 +55,9 @@ def report(found: Results, output: pathlib.Path, command: str) -> str:
     if unknown:
         raise InputError(f"no study is called {unknown[0]!r}; valid: {', '.join(studies)}")
     all_cells = cells(found, studies)
-    parts = [f"# Results\n\nWritten by `{command}` from {len(found.done)} runs. {_machines(found)}\n\n{HOW}"]
+    own = sum("same_as" not in content for content in found.done.values())
+    counted = f"{own} runs, some of them rows of several studies" if own < len(found.done) else f"{own} runs"
+    parts = [f"# Results\n\nWritten by `{command}` from {counted}. {_machines(found)}\n\n{HOW}"]
     parts += [_claims(all_cells)]
     parts += [_study(study, [cell for cell in all_cells if cell.study is study], output) for study in studies.values() if study.baseline]
     parts += [_reranking(all_cells, output), _main_tables(studies["main_tables"], all_cells), _appendix(found)]
