@@ -55,9 +55,7 @@ def report(found: Results, output: pathlib.Path, command: str) -> str:
     if unknown:
         raise InputError(f"no study is called {unknown[0]!r}; valid: {', '.join(studies)}")
     all_cells = cells(found, studies)
-    own = sum("same_as" not in content for content in found.done.values())
-    counted = f"{own} runs, some of them rows of several studies" if own < len(found.done) else f"{own} runs"
-    parts = [f"# Results\n\nWritten by `{command}` from {counted}. {_machines(found)}\n\n{HOW}"]
+    parts = [f"# Results\n\nWritten by `{command}` from {_runs(found)}\n\n{HOW}"]
     parts += [_claims(all_cells)]
     parts += [_study(study, [cell for cell in all_cells if cell.study is study], output) for study in studies.values() if study.baseline]
     parts += [_reranking(all_cells, output), _main_tables(studies["main_tables"], all_cells), _appendix(found)]
@@ -86,16 +84,18 @@ def spread(cell: Cell, row: str, metric: str = "") -> str:
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.mean():.3f}"
 
 
-def _machines(found: Results) -> str:
+def _runs(found: Results) -> str:
+    """How many, of what size, how long they took, and on what."""
     runs = [content for content in found.done.values() if "same_as" not in content]
     if not runs:
-        return "None ended well."
+        return "0 runs. None ended well."
+    counted = f"{len(runs)} runs{', some of them rows of several studies' if len(runs) < len(found.done) else ''}"
     machines = sorted({content["machine"] for content in runs})
     versions = sorted({", ".join(f"{name} {version}" for name, version in content["versions"].items()) for content in runs})
     parameters = sorted({content["parameters"] for content in runs})
     size = f"{min(parameters):,} to {max(parameters):,}" if len(parameters) > 1 else f"{parameters[0]:,}"
     hours = sum(content["seconds"] for content in runs) / 3600
-    return f"Models of {size} parameters; {hours:.1f} hours in all, on: {'; '.join(machines)}. Versions: {'; or '.join(versions)}."
+    return f"{counted}. Models of {size} parameters; {hours:.1f} hours in all, on: {'; '.join(machines)}. Versions: {'; or '.join(versions)}."
 
 
 def _claims(all_cells: Sequence[Cell]) -> str:

@@ -223,9 +223,10 @@ class Predictor:
     def _shape(self, lengths: Sequence[int]) -> BatchShape:
         """Of the batches for texts of so many tokens: rows that are not longer than needed, and not more than fill."""
         length, rows = self.bundle.row_length, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        while length % (2 * SHORTEST_ROW) == 0 and length // 2 >= max(lengths):
+        longest, tokens = max(lengths), sum(lengths)
+        while length % (2 * SHORTEST_ROW) == 0 and length // 2 >= longest:
             length //= 2
-        while rows < MAX_ROWS and rows * length < sum(lengths):
+        while rows < MAX_ROWS and rows * length < tokens:
             rows *= 2
         return BatchShape(rows, length, max(length // 8, 1))
 

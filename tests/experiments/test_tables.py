@@ -91,6 +91,18 @@ def test_a_claim_that_something_is_better(made, tmp_path, above, below, said):
     assert [item.difference is None for item in judged] == [False, True, True] * 2  # rows from random weights were not run
 
 
+def test_a_verdict_names_the_tasks_that_were_run_where_others_were_not(made, tmp_path):
+    for seed in range(3):
+        made("attention", "bidirectional", "sst2", seed, share(0.8))
+        made("attention", "bidirectional", "stsb", seed, share(0.8))
+        made("attention", "causal", "sst2", seed, share(0.6))
+    claim = CLAIM["attention"]
+    assert claims.overall(claim, claims.judge(claim, read(tmp_path))) == f"{HOLDS} on sst2"
+    for path in tmp_path.rglob("causal/sst2/*.json"):
+        path.unlink()
+    assert claims.overall(claim, claims.judge(claim, read(tmp_path))) == f"{UNKNOWN}: not run"
+
+
 @pytest.mark.parametrize(("right", "said"), [(share(0.8), HOLDS), (share(0.5), FAILS), (np.roll(share(0.8), 100), UNKNOWN)])
 def test_a_claim_that_nothing_changes_needs_a_narrow_interval(made, tmp_path, right, said):
     for seed in range(3):
