@@ -194,16 +194,23 @@ def _attend(
     dropout_key: Array | None,
 ) -> Float[Array, "B T N H"]:
     weights = dropout(probabilities(query, key, sees, soft_cap), dropout_rate, dropout_key).astype(value.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, value).reshape(query.shape)
+    batch, heads, group, length, keys = weights.shape
+    encoded = jnp.einsum("BKRS,BSKH->BKRH", weights.reshape(batch, heads, group * length, keys), value)
+    return encoded.reshape(batch, heads, group, length, -1).transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def probabilities(
     query: Float[Array, "B T N H"], key: Float[Array, "B S K H"], sees: Bool[Array, "B T S"], soft_cap: float | None
 ) -> Float[Array, "B K G T S"]:
-    """How much each query attends to each key, in float32; queries come scaled."""
+    """How much each query attends to each key, in float32; queries come scaled.
+
+    The queries of a key's group stand behind each other in one axis (R = G T): with two, XLA on a CPU writes the logits out once more, transposed.
+    """
     batch, length, heads, width = query.shape
-    grouped = query.reshape(batch, length, key.shape[2], heads // key.shape[2], width)
-    logits = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, key, preferred_element_type=jnp.float32)
+    group = heads // key.shape[2]
+    grouped = query.reshape(batch, length, key.shape[2], group, width).transpose(0, 2, 3, 1, 4).reshape(batch, key.shape[2], group * length, width)
+    logits = jnp.einsum("BKRH,BSKH->BKRS", grouped, key, preferred_element_type=jnp.float32)
     if soft_cap is not None:
         logits = jnp.tanh(logits / soft_cap) * soft_cap
+    logits = logits.reshape(batch, key.shape[2], group, length, key.shape[1])
     return jax.nn.softmax(jnp.where(sees[:, None, None, :, :], logits, MASKED), axis=-1)
