@@ -3,6 +3,7 @@
 `toy_sentiment` (classification), `toy_similarity` (regression) and `toy_ranking` (ten documents a query, one relevant).
 """
 
+import functools
 from collections.abc import Callable
 
 from gemma_encoder.data import toy_text
@@ -18,14 +19,17 @@ SIZES = {
 }
 
 
+@functools.cache
 def _sentiment(split: str) -> list[list[Example]]:
     return [[Example(fields, label)] for fields, label in toy_text.sentiment(split, SIZES["toy_sentiment"][split])]
 
 
+@functools.cache
 def _similarity(split: str) -> list[list[Example]]:
     return [[Example(fields, label)] for fields, label in toy_text.similarity(split, SIZES["toy_similarity"][split])]
 
 
+@functools.cache
 def _ranking(split: str) -> list[list[Example]]:
     return [
         [Example({"query": query, "document": text}, grade, f"q{number}", f"q{number}d{place}") for place, (text, grade) in enumerate(documents)]
