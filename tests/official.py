@@ -8,7 +8,7 @@ import pathlib
 from unittest import mock
 
 TRAIN, VALIDATION, TEST = 8, 4, 4  # records of each split, unless said otherwise below
-TRAIN_SST2 = 256  # what tests train on: to open an epoch takes longer than to read one
+TRAIN_SST2 = 256  # more than a smoke run takes: with eight, such a run opens an epoch a hundred times, which takes longer than its steps
 SPLITS = {"train": TRAIN, "dev": VALIDATION, "val": VALIDATION, "test": TEST}
 
 

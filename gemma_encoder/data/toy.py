@@ -19,17 +19,14 @@ SIZES = {
 }
 
 
-@functools.cache
 def _sentiment(split: str) -> list[list[Example]]:
     return [[Example(fields, label)] for fields, label in toy_text.sentiment(split, SIZES["toy_sentiment"][split])]
 
 
-@functools.cache
 def _similarity(split: str) -> list[list[Example]]:
     return [[Example(fields, label)] for fields, label in toy_text.similarity(split, SIZES["toy_similarity"][split])]
 
 
-@functools.cache
 def _ranking(split: str) -> list[list[Example]]:
     return [
         [Example({"query": query, "document": text}, grade, f"q{number}", f"q{number}d{place}") for place, (text, grade) in enumerate(documents)]
@@ -38,7 +35,8 @@ def _ranking(split: str) -> list[list[Example]]:
 
 
 def _declare(task: Task, records: Callable[[str], list[list[Example]]]) -> Callable[[DataOptions], Source]:
-    return lambda options: MemorySource(task, options, records)
+    drawn = functools.cache(records)  # once for all sources of the task
+    return lambda options: MemorySource(task, options, drawn)
 
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = {

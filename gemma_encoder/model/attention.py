@@ -194,9 +194,9 @@ def _attend(
     dropout_key: Array | None,
 ) -> Float[Array, "B T N H"]:
     weights = dropout(probabilities(query, key, sees, soft_cap), dropout_rate, dropout_key).astype(value.dtype)
-    batch, heads, group, length, keys = weights.shape
-    encoded = jnp.einsum("BKRS,BSKH->BKRH", weights.reshape(batch, heads, group * length, keys), value)
-    return encoded.reshape(batch, heads, group, length, -1).transpose(0, 3, 1, 2, 4).reshape(query.shape)
+    batch, kv_heads, group, length, keys = weights.shape
+    encoded = jnp.einsum("BKRS,BSKH->BKRH", weights.reshape(batch, kv_heads, group * length, keys), value)
+    return encoded.reshape(batch, kv_heads, group, length, -1).transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def probabilities(
@@ -207,10 +207,11 @@ def probabilities(
     The queries of a key's group stand behind each other in one axis (R = G T): with two, XLA on a CPU writes the logits out once more, transposed.
     """
     batch, length, heads, width = query.shape
-    group = heads // key.shape[2]
-    grouped = query.reshape(batch, length, key.shape[2], group, width).transpose(0, 2, 3, 1, 4).reshape(batch, key.shape[2], group * length, width)
+    keys, kv_heads = key.shape[1:3]
+    group = heads // kv_heads
+    grouped = query.reshape(batch, length, kv_heads, group, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * length, width)
     logits = jnp.einsum("BKRH,BSKH->BKRS", grouped, key, preferred_element_type=jnp.float32)
     if soft_cap is not None:
         logits = jnp.tanh(logits / soft_cap) * soft_cap
-    logits = logits.reshape(batch, key.shape[2], group, length, key.shape[1])
+    logits = logits.reshape(batch, kv_heads, group, length, keys)
     return jax.nn.softmax(jnp.where(sees[:, None, None, :, :], logits, MASKED), axis=-1)

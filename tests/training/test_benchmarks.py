@@ -105,10 +105,9 @@ def test_a_diagnostic_alone_cannot_be_trained(micro, benchmarks, tmp_path):
 
 
 def test_whole_benchmarks_build_and_say_what_is_not_trained(micro, benchmarks, caplog):
-    config = micro(tasks=("glue", "superglue"))
-    built = recipe.build(config)
+    built = recipe.build(micro(tasks=("glue", "superglue")))
     assert len(built.tasks) == 20 and len(built.encoder.heads) == 17  # AX, AX-b and AX-g have no head of their own
-    assert built.epoch() == 8 * 8 + config.max_train + 7 * 8 + 10  # eight records each, ten of MultiRC, and SST-2, which has more than are taken
+    assert built.epoch() == 8 * 8 + 64 + 7 * 8 + 10  # eight records each, ten of MultiRC, and the 64 of SST-2 that max_train takes
     assert "glue_ax has no train split and is only evaluated, by the head glue_mnli" in caplog.text
     assert "superglue_axb has no validation split and is not evaluated; its splits, for --config.evaluate_split: test" in caplog.text
 
