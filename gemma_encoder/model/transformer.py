@@ -7,6 +7,7 @@ of the cut-short last group, one by one.
 B batch, L length, T = B · L, D embed, F hidden, N query heads, K kv heads, H head dim, V vocab.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -43,10 +44,11 @@ class Block(nnx.Module):
         kind: "local" or "global".
         rngs: for the initial values.
         stack: (n,) when the block holds the parameters of n layers, to be scanned over.
+        adapted: whether it gets adapters. qwix finds the matrices to adapt by their shapes, so each is then multiplied with as it is.
     """
 
-    def __init__(self, config: TransformerConfig, kind: str, *, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
-        self.config, self.kind = config, kind
+    def __init__(self, config: TransformerConfig, kind: str, *, rngs: nnx.Rngs, stack: tuple[int, ...] = (), adapted: bool = False):
+        self.config, self.kind, self.adapted = config, kind, adapted
         D, F, N, K, H = config.embed_dim, config.hidden_dim, config.num_heads, config.num_kv_heads, config.head_dim
         self.pre_attention_norm = RMSNorm(D, stack)
         self.query = normal_param(rngs, (*stack, D, N, H), D)
@@ -64,10 +66,25 @@ class Block(nnx.Module):
         """Applies the layer. `key` draws its dropout; None means none."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x += self.post_attention_norm(self._attend(self.pre_attention_norm(x), call, attention_key))
-        gate_up = jnp.einsum("TD,DCF->TCF", flat_tokens(self.pre_mlp_norm(x)), self.gating[...].astype(x.dtype))
-        gate, up = (half[:, 0] for half in jnp.split(gate_up, 2, axis=1))  # goes backward as one concatenation; indices would as a sum of padded halves
+        gate, up = self._gate_and_up(flat_tokens(self.pre_mlp_norm(x)))
         output = jnp.einsum("TF,FD->TD", jax.nn.gelu(gate, approximate=True) * up, self.linear[...].astype(x.dtype))
         return x + dropout(self.post_mlp_norm(output.reshape(x.shape)), call.feed_forward_dropout, mlp_key)
+
+    def _gate_and_up(self, flat: Float[Array, "T D"]) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
+        weight = self.gating[...].astype(flat.dtype)
+        if self.adapted:  # split goes backward as a concatenation; indices would as a sum of padded halves
+            gate, up = jnp.split(jnp.einsum("TD,DCF->TCF", flat, weight), 2, axis=1)
+            return gate[:, 0], up[:, 0]
+        # Two products: XLA on a CPU would write the concatenation of their gradients twice, laid out for either product that takes it.
+        return flat @ weight[:, 0], flat @ weight[:, 1]
+
+    def _over_heads(self, spec: str, x: Float[Array, "T ..."], weight: Float[Array, "..."]) -> Float[Array, "T ..."]:
+        """einsum(spec, x, weight). Heads and what is in them are taken as one axis: over two, XLA on a CPU transposes a weight's gradient."""
+        weight = weight.astype(x.dtype)
+        if self.adapted:
+            return jnp.einsum(spec, x, weight)
+        inner = weight.shape[: x.ndim - 1]
+        return (x.reshape(len(x), -1) @ weight.reshape(math.prod(inner), -1)).reshape(len(x), *weight.shape[len(inner) :])
 
     def _attend(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
         query, keys, values = self.projections(x, call)
@@ -83,12 +100,12 @@ class Block(nnx.Module):
             implementation=call.implementation,
             mesh=call.mesh,
         )
-        return jnp.einsum("TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...].astype(x.dtype)).reshape(x.shape)
+        return self._over_heads("TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...]).reshape(x.shape)
 
     def projections(self, x: Float[Array, "B L D"], call: Call) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Queries (scaled), keys and values of the normed residual stream, as attention takes them: normed and rotated."""
         config, flat, rows = self.config, flat_tokens(x), x.shape[:2]
-        query = jnp.einsum("TD,DNH->TNH", flat, self.query[...].astype(x.dtype))
+        query = self._over_heads("TD,DNH->TNH", flat, self.query[...])
         key_value = jnp.einsum("TD,DCKH->TCKH", flat, self.key_value[...].astype(x.dtype))
         query, keys, values = (part.reshape(*rows, *part.shape[1:]) for part in (query, key_value[:, 0], key_value[:, 1]))
         if config.use_qk_norm:
@@ -112,7 +129,7 @@ class Transformer(nnx.Module):
 
         def layer(kind: str, stack: tuple[int, ...] = ()) -> nnx.Module:
             def make(stack):
-                return Block(config, kind, rngs=rngs, stack=stack)
+                return Block(config, kind, rngs=rngs, stack=stack, adapted=bool(self.lora.rank))
 
             if not self.lora.rank:
                 return make(stack)

@@ -59,7 +59,15 @@ def test_every_matrix_of_every_layer_has_an_adapter(adapted):
 def test_adapters_that_were_not_trained_change_nothing(adapted):
     config, parameters = adapted
     without, base = plain(config, parameters)
-    np.testing.assert_array_equal(scores(config, parameters), scores(without, base))
+    said = scores(config, parameters)
+    # A matrix that may be adapted is multiplied with as it is, others with heads as one axis: float32 rounds these differently.
+    np.testing.assert_allclose(said, scores(without, base), rtol=1e-5, atol=1e-5)
+    assert not any(np.any(leaf) for path, leaf in parameter_paths(parameters).items() if path.endswith("_lora_b"))
+    others = merge_parameters(
+        select(parameters, lambda path: not path.endswith("_lora_a")),
+        jax.tree.map(lambda leaf: leaf + 1, select(parameters, lambda path: path.endswith("_lora_a"))),
+    )
+    np.testing.assert_array_equal(said, scores(config, others))
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])

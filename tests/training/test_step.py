@@ -14,7 +14,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.config import GEMMA_CONFIGS
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.training import recipe as recipes
-from gemma_encoder.training.optimizer import global_norm, make_optimizer
+from gemma_encoder.training.optimizer import TABLE_ROWS, global_norm, make_optimizer
 from gemma_encoder.training.state import initial_state
 from gemma_encoder.training.step import make_program
 
@@ -145,7 +145,8 @@ def test_runs_that_differ_in_their_seed_share_a_program_and_draw_differently(mic
 
 def test_the_norm_of_all_leaves():
     rng = np.random.default_rng(0)
-    tree = {"a": rng.standard_normal((7, 5, 300)).astype(np.float32), "b": {"c": rng.standard_normal(11).astype(np.float32), "d": np.float32(3.0)}}
+    shapes = {"a": (7, 5, 300), "b": (11,), "table": (2 * TABLE_ROWS, 3), "rows of no table": (TABLE_ROWS // 2, 3)}
+    tree = {"d": np.float32(3.0), "nested": {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}}
     expected = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree)))
-    # Sums of 10,000 float32 squares, rows first.
+    # Sums of float32 squares, some 50,000 at most, in parts of 32 or a row.
     np.testing.assert_allclose(global_norm(jax.tree.map(jnp.asarray, tree)), expected, rtol=1e-6)
