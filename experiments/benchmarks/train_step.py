@@ -2,8 +2,9 @@
 
     python -m experiments.benchmarks.train_step [--size=gemma3_270m] [--rows=16] [--length=128] [--steps=4] [--dtype=float32] [--device=cpu] [--compiled]
 
-A turn is `--steps` batches one after another, as in training; times are of one batch. Full fine-tuning: every parameter is trained by AdamW (float32 moments), gradients are clipped, no dropout. Rows are full: nothing is won by
-packing here. Before timings count, scores and the losses of the first steps are compared. Needs the extra `bench`.
+Full fine-tuning: every parameter is trained by AdamW (float32 moments), gradients are clipped, no dropout. Rows are full: nothing is won by
+packing here. A turn is `--steps` batches one after another, as in training; times are of one batch. Before timings count, scores and the losses
+of the first steps are compared. Needs the extra `bench`.
 """
 
 import pathlib
