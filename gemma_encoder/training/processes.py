@@ -15,6 +15,7 @@ from gemma_encoder.inputs.errors import InputError
 
 # What the program exits with when it was told to stop and has saved: start it again and it goes on (EX_TEMPFAIL of sysexits.h).
 EXIT_PREEMPTED = 75
+KEPT_SECONDS = 0.1  # of compiling
 
 COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -43,12 +44,16 @@ def start() -> None:
 def keep_compiled(setting: str, workdir: epath.Path) -> None:
     """Has compiled programs kept in a folder, so that the next start of a run finds them there.
 
-    A folder that the environment names (JAX_COMPILATION_CACHE_DIR) comes first.
+    A folder that the environment names (JAX_COMPILATION_CACHE_DIR) comes first. Kept is what took a tenth of a second to compile, where the
+    environment has no other word on it (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS): by JAX's own limit of a second, a small model's program
+    of evaluation was compiled at each start.
 
     Args:
         setting: a folder; "auto" for one in the workdir; "" for none.
         workdir: of the run.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = os.fspath(workdir / "compilation_cache") if setting == "auto" else setting or None

@@ -179,8 +179,11 @@ def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     before, events = jax.config.jax_persistent_cache_min_compile_time_secs, []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
+        processes.keep_compiled("auto", epath.Path(tmp_path))
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == processes.KEPT_SECONDS
+        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # as JAX does when it is imported under that variable
         processes.keep_compiled("auto", epath.Path(tmp_path))
         for _ in range(2):
             assert jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0) == pytest.approx(3 * np.sin(2.0))
