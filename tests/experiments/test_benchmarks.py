@@ -8,12 +8,13 @@ import importlib
 import json
 import pathlib
 import time
+import types
 
 import numpy as np
 import pytest
 
 from experiments.benchmarks import all as every
-from experiments.benchmarks import attention, checkpoint, cold_start, compile_time, fresh, harness, models, program_sst2, rerank, scaling
+from experiments.benchmarks import attention, checkpoint, cold_start, compile_time, fresh, harness, models, program_sst2, rerank, scaling, train_step
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import config as model_config
 
@@ -212,6 +213,19 @@ def echo(value):
 
 def failing():
     raise InputError("no such luck")
+
+
+def test_a_turn_of_the_training_step_is_so_many_new_batches(monkeypatch):
+    clock, seen = iter([0.0, 3.0, 10.0, 16.0]), []
+    monkeypatch.setattr(train_step, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    def step(number):
+        seen.append(number)
+        return {"loss": float(number)}
+
+    run = train_step.in_a_row(step, 3)
+    assert [run(turn) for turn in range(2)] == [{"seconds": 1.0, "loss": 1.0}, {"seconds": 2.0, "loss": 4.0}]
+    assert seen == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_fresh_process_is_timed_from_its_start():
