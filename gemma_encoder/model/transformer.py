@@ -7,7 +7,6 @@ of the cut-short last group, one by one.
 B batch, L length, T = B · L, D embed, F hidden, N query heads, K kv heads, H head dim, V vocab.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -83,8 +82,8 @@ class Block(nnx.Module):
         weight = weight.astype(x.dtype)
         if self.adapted:
             return jnp.einsum(spec, x, weight)
-        inner = weight.shape[: x.ndim - 1]
-        return (x.reshape(len(x), -1) @ weight.reshape(math.prod(inner), -1)).reshape(len(x), *weight.shape[len(inner) :])
+        flat = x.reshape(len(x), -1)
+        return (flat @ weight.reshape(flat.shape[1], -1)).reshape(len(x), *weight.shape[x.ndim - 1 :])
 
     def _attend(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
         query, keys, values = self.projections(x, call)

@@ -20,7 +20,8 @@ from gemma_encoder.model.encoder import layer_paths, parameter_paths, skeleton
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "adafactor")
 MOMENT_DTYPES = ("float32", "bfloat16")
-TABLE_ROWS = 32 * 256  # 32 for each of up to 256 shards
+BLOCK_ROWS = 32  # of a table, that XLA on a CPU adds up as it reads
+TABLE_ROWS = BLOCK_ROWS * 256  # whole blocks for each of up to 256 shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,13 +173,13 @@ def global_norm(tree: dict) -> jax.Array:
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:
     """In an order that XLA on a CPU neither writes the squares to memory for, as large as the parameter, nor adds up one by one.
 
-    A table of many rows, the embedding, goes 32 rows at a time, which is what XLA adds up as it reads; every shard of it has whole blocks.
+    A table of many rows, the embedding, goes by blocks of rows, of which every shard of it has whole ones.
     Other parameters go by rows, each as a product with itself.
     """
     if not leaf.ndim:
         return jnp.square(leaf)
     if leaf.ndim > 1 and leaf.shape[0] % TABLE_ROWS == 0:
-        return jnp.sum(jnp.sum(jnp.square(leaf.reshape(-1, 32, *leaf.shape[1:])), axis=1))
+        return jnp.sum(jnp.sum(jnp.square(leaf.reshape(-1, BLOCK_ROWS, *leaf.shape[1:])), axis=1))
     return jnp.sum(jnp.einsum("...i,...i->...", leaf, leaf, precision=jax.lax.Precision.HIGHEST))
 
 
