@@ -67,7 +67,7 @@ def small(words: list[str]) -> list[str]:
     if words[2] in ("gemma_encoder.main", "experiments.pretrain_decoder") and "--mode=predict" not in words:
         result += SHORT
     if any("experiments/ablations" in word for word in words) or words[2] == "experiments.sweep":
-        result += ["--config.model.pretrained=decoder"]
+        result += ["--config.model.pretrained=weights"]
     if words[2] == "experiments.sweep":
         result += ["--smoke", "--seeds=1", "--tasks=sst2", "--rows=bidirectional,causal", *SHORT]
     if words[2].startswith("launch."):  # rows and readers that four chips on one host can share
@@ -98,8 +98,8 @@ def home(tmp_path_factory, prepared, random_predictor):
     (scifact / "run.test.tsv").write_text("".join(f"q{q}\td{d}\t{rank}\n" for q in range(2) for rank, d in enumerate(range(5), 1)))
     ge.export_huggingface(random_predictor(), folder / "gemma-3-270m", heads=False)
     (folder / "gemma-3-270m" / "gemma_encoder.json").unlink()
-    ge.save_gemma(ge.load_backbone(folder / "gemma-3-270m"), folder / "decoder")
-    (folder / "decoder" / "tokenizer.model").write_bytes(SMALL.read_bytes())
+    ge.save_gemma(ge.load_backbone(folder / "gemma-3-270m"), folder / "weights")
+    (folder / "weights" / "tokenizer.model").write_bytes(SMALL.read_bytes())
     shared = ROOT.parent / "shared" / "data" / "cranfield_msmarco"
     variables = {"TFDS_DATA_DIR": prepared, "BEIR_DIR": folder / "beir", "MSMARCO_DIR": shared, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
     return folder, os.environ | {name: str(value) for name, value in variables.items()} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
