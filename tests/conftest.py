@@ -1,14 +1,26 @@
-"""What every test stands on: eight CPU devices, repeatable hypothesis, quiet logs."""
+"""What every test stands on: eight CPU devices, programs that are compiled in a hurry and once, repeatable hypothesis, quiet logs."""
 
+import atexit
+import contextlib
 import logging
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Models this small take longer to compile than to run. Processes that tests start inherit this, as they do the folder below.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of a run of tests makes it, the workers find it in their environment
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_for_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import hypothesis
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -25,6 +37,21 @@ hypothesis.settings.load_profile("repeatable")
 
 for name in ("absl", "jax", "tensorflow"):
     logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def own_programs():
+    """`with own_programs():` programs are kept where the code under test says, not where all tests keep theirs."""
+
+    @contextlib.contextmanager
+    def apart():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("JAX_COMPILATION_CACHE_DIR")
+            yield
+        compilation_cache.reset_cache()
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+    return apart
 
 
 @pytest.fixture(scope="session")

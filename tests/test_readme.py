@@ -102,7 +102,7 @@ def home(tmp_path_factory, prepared, random_predictor):
     (folder / "weights" / "tokenizer.model").write_bytes(SMALL.read_bytes())
     shared = ROOT.parent / "shared" / "data" / "cranfield_msmarco"
     variables = {"TFDS_DATA_DIR": prepared, "BEIR_DIR": folder / "beir", "MSMARCO_DIR": shared, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
-    return folder, os.environ | {name: str(value) for name, value in variables.items()} | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return folder, os.environ | {name: str(value) for name, value in variables.items()}
 
 
 def run(home, words: list[str], folder: pathlib.Path | None = None) -> subprocess.CompletedProcess:

@@ -3,6 +3,7 @@
 B rows, L length, S segments, D embed, C outputs of a head.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -95,8 +96,9 @@ class Skeleton(NamedTuple):
         return nnx.merge(self.graph, parameter_state(parameters))
 
 
+@functools.cache  # a run asks for it some five times, and taking an encoder with adapters apart is tracing
 def skeleton(config: EncoderConfig) -> Skeleton:
-    """The structure of the encoder that `config` describes."""
+    """The structure of the encoder that `config` describes; all who ask share it."""
     graph, state = nnx.split(nnx.eval_shape(lambda: GemmaEncoder(config, rngs=nnx.Rngs(0))))
     return Skeleton(graph, parameter_dict(state))
 

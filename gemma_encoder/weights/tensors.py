@@ -172,7 +172,7 @@ def _load_one(checkpoint: Checkpoint, config: TransformerConfig, path: str, shap
     name, layers, stacked = layers_of(config, path)
     entry, ours, sizes = checkpoint.table[name], AXES[name], axis_sizes(config)
     whole = not stacked and len(entry.names) == 1
-    destination = None if whole else jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+    destination = None if whole else _zeros(shape, dtype, sharding)()
     for place, layer in enumerate(layers or (0,)):
         for part, pattern in enumerate(entry.names):
             source = pattern.format(layer=layer)
@@ -195,6 +195,12 @@ def _their_sharding(sharding: Sharding, theirs: str, ours: str, stacked: bool, s
     cut = [axis_of.get(group.split()[0]) for group in _groups(theirs)]
     counts = [int(np.prod([sharding.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,))])) if axes else 1 for axes in cut]
     return NamedSharding(sharding.mesh, P(*(axes if size % count == 0 else None for axes, count, size in zip(cut, counts, shape, strict=True))))
+
+
+@functools.cache
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding):
+    """A program, compiled once for each kind of parameter, whatever the number of checkpoints that are read."""
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
 @functools.cache

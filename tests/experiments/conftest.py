@@ -5,7 +5,6 @@ import dataclasses
 import io
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -60,7 +59,7 @@ def decoder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def laboratory(decoder, prepared, tmp_path_factory):
-    """`laboratory(*arguments)`: the sweep's exit code and output at smoke size, on tiny data; programs are compiled in a hurry."""
+    """`laboratory(*arguments)`: the sweep's exit code and output at smoke size, on tiny data."""
     marco = tmp_path_factory.mktemp("marco")
     write_marco(marco)
 
@@ -75,18 +74,17 @@ def laboratory(decoder, prepared, tmp_path_factory):
         patch.setenv("TFDS_DATA_DIR", str(prepared))
         patch.setenv("MSMARCO_DIR", str(marco))
         patch.chdir(ROOT)
-        jax.config.update("jax_disable_most_optimizations", True)
         yield run
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
-def swept(laboratory, tmp_path_factory):
+def swept(laboratory, own_programs, tmp_path_factory):
     """(folder of results, what the sweep printed): two rows of every study."""
     folder, workdirs, said = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("workdirs"), ""
     for studies, tasks in ((tuple(name for name in ROWS if name != "ranking_loss"), "sst2"), (("ranking_loss",), "msmarco")):
         rows = ",".join(dict.fromkeys(",".join(ROWS[name] for name in studies).split(",")))
-        code, output = laboratory(f"--study={','.join(studies)}", f"--tasks={tasks}", f"--rows={rows}", f"--results={folder}", f"--workdirs={workdirs}")
+        with own_programs():
+            code, output = laboratory(f"--study={','.join(studies)}", f"--tasks={tasks}", f"--rows={rows}", f"--results={folder}", f"--workdirs={workdirs}")
         assert code == 0, output
         said += output
     return folder, workdirs, said

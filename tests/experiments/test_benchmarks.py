@@ -17,6 +17,7 @@ from experiments.benchmarks import all as every
 from experiments.benchmarks import attention, checkpoint, cold_start, compile_time, fresh, harness, models, program_sst2, rerank, scaling, train_step
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import config as model_config
+from gemma_encoder.training import recipe
 
 HERE = "tests.experiments.test_benchmarks"
 WITH_PEER = harness.missing("torch", "transformers", "sentence-transformers", "accelerate") is None
@@ -49,6 +50,7 @@ def here(monkeypatch):
     sizes = {"bench": model_config.dataclasses.replace(model_config.GEMMA_CONFIGS["gemma3_tiny"], **small, pattern=("local", "global"))}
     for name, value in sizes.items():
         monkeypatch.setitem(model_config.GEMMA_CONFIGS, name, value)
+        monkeypatch.setitem(recipe.SIZES, name, name)
     monkeypatch.setattr(harness, "take_turns", take_turns)
     monkeypatch.setattr(fresh, "run", run_fresh)
     monkeypatch.setattr(
@@ -159,7 +161,7 @@ def test_attention_tells_another_window_from_the_same(here):
 
 def test_scaling_on_devices(here, tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "ours", scaling.training_step)  # this process has its eight devices already
-    scaling.main(["devices", "--size=tiny", "--devices=1,2", "--rows=1", "--length=16", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
+    scaling.main(["devices", "--size=bench", "--devices=1,2", "--rows=1", "--length=16", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
     said = json.loads((tmp_path / "out.json").read_text())
     assert [(row["axis"], row["devices"], row["rows"]) for row in said["rows"]] == [("data", 1, 1), ("data", 2, 2), ("fsdp", 1, 1), ("fsdp", 2, 2)]
 

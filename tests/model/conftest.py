@@ -11,11 +11,9 @@ from gemma_encoder.model.encoder import skeleton
 
 @pytest.fixture(scope="module", autouse=True)  # module: set up before the fixtures that compute something
 def strict_arithmetic():
-    """No implicit change of dtype or rank anywhere; and XLA in a hurry, since these models take longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    """No implicit change of dtype or rank anywhere."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -30,10 +30,11 @@ def test_likelihoods_equal_full_logits_however_they_are_chunked(make_encoder, la
     encoder = make_encoder(family, {"final_soft_cap": 2.0 if family == "gemma2" else None}, **HEAD)
     table = encoder.backbone.embedding[...]
     monkeypatch.setattr(language, "LOGITS", 3 * columns * table.shape[0])
-    found = encoder(*lay_out([[text] for text in TEXTS], 3, 10), 1).scores["text"]
+    batch = lay_out([[text] for text in TEXTS], 3, 10)
+    found = jax.jit(lambda: encoder(*batch, 1).scores["text"])()
     assert found.shape == (3, 1, 2) and found.dtype == jnp.float32
     for text, (total, count) in zip(TEXTS, np.asarray(found)[:, 0], strict=True):
-        hidden = encoder.backbone(jnp.asarray([text]), attention="causal")[0]
+        hidden = jax.jit(lambda text: encoder.backbone(text, attention="causal"))(jnp.asarray([text]))[0]
         assert count == len(text) - 1
         np.testing.assert_allclose(total, plain(hidden, text, table, encoder.config.transformer.final_soft_cap), rtol=1e-5)
 
@@ -41,8 +42,12 @@ def test_likelihoods_equal_full_logits_however_they_are_chunked(make_encoder, la
 @pytest.mark.parametrize("padding", ["right", "left"])
 def test_packed_equals_unpacked(make_encoder, lay_out, padding):
     encoder = make_encoder("gemma3", **HEAD)
-    alone = np.asarray(encoder(*lay_out([[text] for text in TEXTS], 3, 8, padding), 1).scores["text"])[:, 0]
-    packed = np.asarray(encoder(*lay_out([TEXTS], 1, 19, padding), 4).scores["text"])[0]
+
+    def said(rows, num_rows, length, num_segments):
+        batch = lay_out(rows, num_rows, length, padding)
+        return np.asarray(jax.jit(lambda: encoder(*batch, num_segments).scores["text"])())
+
+    alone, packed = said([[text] for text in TEXTS], 3, 8, 1)[:, 0], said([TEXTS], 1, 19, 4)[0]
     np.testing.assert_allclose(packed[:3], alone, rtol=1e-5)
     np.testing.assert_array_equal(packed[3], 0)  # an empty slot
 
@@ -59,7 +64,7 @@ def test_no_tokens_likelihood_depends_on_a_later_one(tiny_config, random_paramet
         hidden = encoder.backbone(tokens, attention=attention)
         return language.token_negative_log_likelihood(hidden, output, tokens, jnp.ones_like(tokens))[0]
 
-    gradient = np.abs(np.asarray(jax.jacrev(values)(output))).sum(axis=-1)[:, tokens[0]]  # [token that is said from here, token put in]
+    gradient = np.abs(np.asarray(jax.jit(jax.jacrev(values))(output))).sum(axis=-1)[:, tokens[0]]  # [token that is said from here, token put in]
     places = np.arange(5)
     assert (gradient[:5, :5][places[:, None] >= places] > 0).all()
     assert (gradient[:5][places[:, None] < np.arange(6)] > 0).all() if later else not gradient[:5][places[:, None] < np.arange(6)].any()

@@ -25,7 +25,11 @@ def batch():
 def adapted(request, tiny_config):
     """(config, parameters) with adapters."""
     config = EncoderConfig(tiny_config(request.param), {"a": 2}, compute_dtype="float32", lora=LORA)
-    return config, initial_parameters(config, jax.random.key(0))
+    return config, drawn(config)
+
+
+def drawn(config):
+    return jax.jit(lambda key: initial_parameters(config, key))(jax.random.key(0))
 
 
 def disturbed(parameters):
@@ -43,8 +47,12 @@ def plain(config, parameters):
     return dataclasses.replace(config, lora=LoraConfig()), {**parameters, "backbone": backbone}
 
 
-def scores(config, parameters, **arguments):
-    return skeleton(config).merge(parameters)(*batch(), **arguments).scores["a"]
+def output(config, parameters):
+    return jax.jit(lambda parameters: skeleton(config).merge(parameters)(*batch()))(parameters)
+
+
+def scores(config, parameters):
+    return output(config, parameters).scores["a"]
 
 
 def test_every_matrix_of_every_layer_has_an_adapter(adapted):
@@ -78,14 +86,14 @@ def test_folded_adapters_compute_the_same(adapted, remat):
     found, expected = scores(dataclasses.replace(config, remat=remat), parameters), scores(without, folded)
     # (W + AB) x and Wx + A(Bx) round differently, in float32, over five or more layers.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert np.abs(found - scores(config, initial_parameters(config, jax.random.key(0)))).max() > 1e-2
+    assert np.abs(found - scores(config, drawn(config))).max() > 1e-2
 
 
 def test_gradients_reach_every_adapter_under_scan_and_remat(adapted):
     config, parameters = adapted
     config, parameters = dataclasses.replace(config, remat="full"), disturbed(parameters)
     adapters, base = select(parameters, is_adapter), select(parameters, lambda path: not is_adapter(path))
-    gradients = jax.grad(lambda part: jnp.sum(scores(config, merge_parameters(part, base)) ** 2))(adapters)
+    gradients = jax.jit(jax.grad(lambda part: jnp.sum(scores(config, merge_parameters(part, base)) ** 2)))(adapters)
     for path, leaf in parameter_paths(gradients).items():
         assert np.abs(leaf).max() > 0, path
 
@@ -93,9 +101,9 @@ def test_gradients_reach_every_adapter_under_scan_and_remat(adapted):
 def test_activations_stay_in_bfloat16(adapted):
     config, parameters = adapted
     half = dataclasses.replace(config, compute_dtype="bfloat16")
-    hidden = skeleton(half).merge(disturbed(parameters))(*batch()).hidden
+    hidden = output(half, disturbed(parameters)).hidden
     assert hidden.dtype == jnp.bfloat16
-    exact = skeleton(config).merge(disturbed(parameters))(*batch()).hidden
+    exact = output(config, disturbed(parameters)).hidden
     assert jnp.linalg.norm(hidden.astype(jnp.float32) - exact) < 0.05 * jnp.linalg.norm(exact)
 
 

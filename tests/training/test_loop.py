@@ -75,19 +75,19 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
 
 
 def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after):
-    config = micro(train_for="40 steps", log_every="1 steps", checkpoint_every="10 steps", evaluate_every="20 steps", max_eval=8, model__attention_dropout=0.1)
+    config = micro(train_for="16 steps", log_every="1 steps", checkpoint_every="4 steps", evaluate_every="8 steps", max_eval=8, model__attention_dropout=0.1)
     straight = loop.train(config, tmp_path / "straight")
-    kill_after(25)  # between the checkpoints of steps 20 and 30: steps 21 to 25 are lost and done again
+    kill_after(10)  # between the checkpoints of steps 8 and 12: steps 9 and 10 are lost and done again
     with pytest.raises(Killed):
         loop.train(config, tmp_path / "killed")
     killed_lines = train_lines(tmp_path / "killed")
-    assert killed_lines[-1]["step"] in (24, 25)
+    assert killed_lines[-1]["step"] in (9, 10)
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 26, "spl')  # the kill cut a line short
+        file.write('{"step": 11, "spl')  # the kill cut a line short
     kill_after(None)
     resumed = loop.train(config, tmp_path / "killed")
     assert train_lines(tmp_path / "straight") == train_lines(tmp_path / "killed")
-    assert [line["step"] for line in train_lines(tmp_path / "killed")] == list(range(1, 41))
+    assert [line["step"] for line in train_lines(tmp_path / "killed")] == list(range(1, 17))
     assert straight.metrics == resumed.metrics
     parameters = [native.load_parameters(outcome.checkpoint, native.load_bundle(outcome.checkpoint).encoder) for outcome in (straight, resumed)]
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, parameters))
@@ -175,26 +175,26 @@ def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monk
     assert abs(outcome.metrics["toy_shuffled"]["accuracy"] - 0.5) < 0.075
 
 
-def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch):
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch, own_programs):
     before, events = jax.config.jax_persistent_cache_min_compile_time_secs, []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
-    try:
+    with own_programs():
+        monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
         processes.keep_compiled("auto", epath.Path(tmp_path))
         assert jax.config.jax_persistent_cache_min_compile_time_secs == processes.KEPT_SECONDS
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # as JAX does when it is imported under that variable
         processes.keep_compiled("auto", epath.Path(tmp_path))
-        for _ in range(2):
-            assert jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0) == pytest.approx(3 * np.sin(2.0))
-            jax.clear_caches()
+        try:
+            for _ in range(2):
+                assert jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0) == pytest.approx(3 * np.sin(2.0))
+                jax.clear_caches()
+        finally:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
         assert list((tmp_path / "compilation_cache").iterdir()) and "/jax/compilation_cache/cache_hits" in events
         processes.keep_compiled("", epath.Path(tmp_path))
         assert jax.config.jax_compilation_cache_dir is None
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-        processes.keep_compiled("auto", epath.Path(tmp_path))
+        with monkeypatch.context() as patch:
+            patch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+            processes.keep_compiled("auto", epath.Path(tmp_path))
         assert jax.config.jax_compilation_cache_dir is None, "the environment's folder is left alone"
-    finally:
-        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-        processes.keep_compiled("", epath.Path(tmp_path))
