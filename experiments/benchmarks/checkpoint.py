@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.checkpoint [--size=gemma3_270m] [--folder=DIR] [--device=cpu]
 
-A turn is some training steps, a save of parameters and both moments, as many steps again, and a restore of what was saved. Ours saves in
-the background, as the training loop does: what counts is the time for which `save` does not return, and what the steps after it take
-more than those before. The peer is what Trainer and accelerate do: torch.save of the model's and the optimiser's state, with
+A turn is some training steps, a save of parameters and both moments, as many steps again, and a restore of what was saved. Ours saves as the
+training loop does, in the background except on a CPU: what counts is the time for which `save` does not return, and what the steps after
+it take more than those before. The peer is what Trainer and accelerate do: torch.save of the model's and the optimiser's state, with
 training standing still. Files go to `--folder` (by default the system's temporary one) and, in both arms, to the page cache first.
 Needs the extra `bench` (without it, ours runs alone).
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written by Orbax in the background, each one whole or absent, one folder enough to resume and to predict."""
+"""Checkpoints of a run: written by Orbax, in the background where that pays, each one whole or absent, one folder enough to resume and to predict."""
 
 import contextlib
 import dataclasses
@@ -52,6 +52,10 @@ class Checkpoints:
         workdir: local or `gs://`.
         keep: how many of the newest stay, besides the best one.
         lowest: whether the best one is that of the lowest value (perplexity), not of the highest.
+
+    A checkpoint is written while training goes on, except on a CPU, where training waits. There the writer reads the very memory that the
+    next step takes over for its result, so that the step would have to get as much again from the system: that takes longer than writing
+    does, and what the process holds grows from save to save, until it is killed for it (experiments/benchmarks/README.md).
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2, *, lowest: bool = False):
@@ -63,7 +67,7 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["best"],
             best_mode="min" if lowest else "max",
             create=True,
-            enable_async_checkpointing=True,
+            enable_async_checkpointing=_in_background(),
         )
         self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None
@@ -82,7 +86,7 @@ class Checkpoints:
             raise InputError(f"{self.folder} cannot be {what}: {_reason(error)}") from error
 
     def save(self, state: TrainState, bundle: Bundle, data: dict[str, bytes], chosen_by: Mapping[str, float]) -> None:
-        """Starts saving; returns when the state may change again.
+        """Saves, or starts to; returns when the state may change again.
 
         Args:
             state: parameters, optimiser state and step.
@@ -164,6 +168,10 @@ class Checkpoints:
             self._manager.close()
         except Exception:
             logging.warning("the last checkpoint of %s may not have been written", self.folder)
+
+
+def _in_background() -> bool:
+    return jax.default_backend() != "cpu"
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -80,7 +81,9 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
         recipes.build(micro(best_metric="toy_sentiment/f1")).best_metric()
 
 
-def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, straight, monkeypatch):
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, straight, monkeypatch, background):
+    monkeypatch.setattr(checkpoint, "_in_background", lambda: background)
     workdir = tmp_path / "run"
     write = checkpoint.FilesHandler.save
 
@@ -96,6 +99,26 @@ def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, 
     assert native.checkpoint_steps(workdir)[-1] == 8
     loop.train(micro(**STEPS), workdir)
     assert [line["loss"] for line in untimed(workdir) if "loss" in line] == [line["loss"] for line in untimed(straight) if "loss" in line]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_on_a_cpu_training_waits_for_a_checkpoint(micro, tmp_path, monkeypatch, background):
+    write, save, whole = checkpoint.FilesHandler.save, checkpoint.Checkpoints.save, []
+
+    def slow(self, directory, args):
+        time.sleep(0.2)
+        write(self, directory, args)
+
+    def saved(self, *arguments):
+        save(self, *arguments)
+        whole.append(native.checkpoint_steps(tmp_path))
+
+    monkeypatch.setattr(checkpoint.FilesHandler, "save", slow)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
+    if background:
+        monkeypatch.setattr(checkpoint, "_in_background", lambda: True)
+    loop.train(micro(train_for="2 steps", checkpoint_every="1 steps", max_eval=4), tmp_path)
+    assert whole == ([[], [1]] if background else [[1], [1, 2]])
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, tmp_path, straight):
