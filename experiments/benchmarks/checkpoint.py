@@ -1,6 +1,6 @@
 """How long saving a checkpoint holds training up, until it is on disk, and how long restoring takes: ours beside torch.save.
 
-    python -m experiments.benchmarks.checkpoint [--size=gemma3_270m] [--folder=DIR] [--device=cpu]
+    python -m experiments.benchmarks.checkpoint [--size=gemma3_270m] [--folder=DIR] [--device=cpu] [--background]
 
 A turn is some training steps, a save of parameters and both moments, as many steps again, and a restore of what was saved. Ours saves as the
 training loop does, in the background except on a CPU: what counts is the time for which `save` does not return, and what the steps after
@@ -65,7 +65,7 @@ def tokens_of(turn: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(5, 8000, (ROWS, LENGTH)).astype(np.int32), rng.integers(0, 2, ROWS)
 
 
-def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str) -> harness.Turn:
+def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, background: bool | None) -> harness.Turn:
     """Our arm."""
     import dataclasses
     import itertools
@@ -83,7 +83,7 @@ def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str) -> h
 
     def run(turn: int) -> dict[str, float]:
         target, numbers = folder / str(turn), itertools.count()
-        checkpoints = Checkpoints(target)
+        checkpoints = Checkpoints(target, background=background)
 
         def step() -> float:
             tokens, labels = tokens_of(turn, next(numbers))
@@ -172,6 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", default="gemma3_270m")
     parser.add_argument("--steps", type=int, default=4, help="before a save, and after it")
     parser.add_argument("--folder", type=pathlib.Path, help="where checkpoints go; by default the system's temporary folder")
+    parser.add_argument("--background", action="store_true", help="ours: in the background on a CPU, too")
     harness.add_device(parser)
     args = parser.parse_args(argv)
     notes, arms = [], []
@@ -183,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
             notes.append(f"the peer is left out: {reason}")
         else:
             arms.append(harness.Arm("torch.save (peer)", f"{__spec__.name}:peer", {**settings, "device": args.device}))
-        arms.append(harness.Arm("ours", f"{__spec__.name}:ours", settings))
+        arms.append(harness.Arm("ours", f"{__spec__.name}:ours", {**settings, "background": args.background or None}))
         seen = harness.take_turns(arms, args.repeats)
     rows = []
     for name, found in harness.medians(seen).items():

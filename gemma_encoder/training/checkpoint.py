@@ -52,13 +52,12 @@ class Checkpoints:
         workdir: local or `gs://`.
         keep: how many of the newest stay, besides the best one.
         lowest: whether the best one is that of the lowest value (perplexity), not of the highest.
-
-    A checkpoint is written while training goes on, except on a CPU, where training waits. There the writer reads the very memory that the
-    next step takes over for its result, so that the step would have to get as much again from the system: that takes longer than writing
-    does, and what the process holds grows from save to save, until it is killed for it (experiments/benchmarks/README.md).
+        background: whether training goes on while a checkpoint is written; by default everywhere but on a CPU. There the writer reads the
+            very memory that the next step takes over for its result, so that the step has to get as much again from the system: that takes
+            longer than writing does, and what the process holds grows from save to save (experiments/benchmarks/README.md).
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2, *, lowest: bool = False):
+    def __init__(self, workdir: epath.PathLike, keep: int = 2, *, lowest: bool = False, background: bool | None = None):
         if keep < 1:
             raise InputError(f"keep_checkpoints must be at least 1, got {keep}")
         best = BestN(get_metric_fn=lambda metrics: metrics["best"], n=1, reverse=lowest, keep_checkpoints_without_metrics=False)
@@ -67,7 +66,7 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["best"],
             best_mode="min" if lowest else "max",
             create=True,
-            enable_async_checkpointing=_in_background(),
+            enable_async_checkpointing=_in_background() if background is None else background,
         )
         self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None
