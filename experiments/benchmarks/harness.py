@@ -58,6 +58,7 @@ def take_turns(arms: Sequence[Arm], repeats: int, warmup: int = 1) -> dict[str, 
             process = context.Process(target=_serve, args=(there, arm), daemon=True)
             with _environment({"GLIBC_TUNABLES": runtime.HUGE_PAGES} if arm.huge_pages else {}):
                 process.start()
+            there.close()  # the process has its own: when that is gone, so is the process
             workers.append((arm, here, process))
             _receive(arm, here)  # one is set up after another: the memory of both setups never adds up
         seen: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}

@@ -1,6 +1,7 @@
 """The benchmarks' harness: arms take turns, figures are medians, and an arm that fails says why."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -30,6 +31,11 @@ def failing():
     return run
 
 
+def killed():
+    """An arm that the system kills, as it does for memory."""
+    return lambda turn: os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_arms_take_turns_in_processes_of_their_own():
     arms = [harness.Arm("one", f"{HERE}:counting", {"step": 1.0}), harness.Arm("two", f"{HERE}:counting", {"step": 4.0})]
     seen = harness.take_turns(arms, repeats=3, warmup=2)
@@ -49,6 +55,11 @@ def test_what_an_arm_does_not_time_is_timed():
 def test_an_arm_that_fails_says_why():
     with pytest.raises(RuntimeError, match="(?s)broken:.*no such luck"):
         harness.take_turns([harness.Arm("broken", f"{HERE}:failing", {})], repeats=1)
+
+
+def test_an_arm_that_is_killed_is_named():
+    with pytest.raises(RuntimeError, match="greedy: its process died"):
+        harness.take_turns([harness.Arm("greedy", f"{HERE}:killed", {})], repeats=1)
 
 
 def test_what_is_published(tmp_path, capsys):
