@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-import jax
+from jax.extend import core
 
 
 def count(jaxpr: Any, chips: int) -> float:
@@ -34,5 +34,5 @@ def count(jaxpr: Any, chips: int) -> float:
             times = chips
         elif name == "pallas_call":
             times = math.prod(parameters["grid_mapping"].grid)
-        total += times * sum(count(getattr(inner, "jaxpr", inner), chips) for inner in jax.core.jaxprs_in_params(parameters))
+        total += times * sum(count(getattr(inner, "jaxpr", inner), chips) for inner in core.jaxprs_in_params(parameters))
     return total

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -84,7 +85,7 @@ def largest_array(jaxpr) -> int:
     """Elements of the largest array that a program makes, inner programs included."""
     sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "size")]
     for eqn in jaxpr.eqns:
-        sizes += [largest_array(inner) for inner in jax.core.jaxprs_in_params(eqn.params)]
+        sizes += [largest_array(inner) for inner in core.jaxprs_in_params(eqn.params)]
     return max(sizes, default=0)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.data.pipeline import TrainStream
@@ -112,7 +113,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
 
 def count_equations(jaxpr) -> int:
     """Equations of a program, inner programs included."""
-    return sum(1 + sum(count_equations(inner) for inner in jax.core.jaxprs_in_params(eqn.params)) for eqn in jaxpr.eqns)
+    return sum(1 + sum(count_equations(inner) for inner in core.jaxprs_in_params(eqn.params)) for eqn in jaxpr.eqns)
 
 
 def test_depth_hardly_changes_the_size_of_the_step(micro):
