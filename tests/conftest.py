@@ -20,12 +20,10 @@ if "XLA_FLAGS" not in os.environ:
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of a run of tests makes it, the workers find it in their environment
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_for_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import hypothesis
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -47,16 +45,31 @@ for name in ("absl", "jax", "tensorflow"):
 @pytest.fixture(scope="session")
 def own_programs():
     """`with own_programs():` programs are kept where the code under test says, not where all tests keep theirs."""
+    from gemma_encoder.training import processes
 
     @contextlib.contextmanager
     def apart():
+        shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("JAX_COMPILATION_CACHE_DIR")
-            yield
-        compilation_cache.reset_cache()
-        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+            try:
+                yield
+            finally:
+                processes.keep_compiled(shared, None)
 
     return apart
+
+
+@pytest.fixture
+def background(monkeypatch, request):
+    """Whether runs write checkpoints in the background, as on an accelerator: what the test is parametrized with, or yes."""
+    import functools
+
+    from gemma_encoder.training import checkpoint, loop
+
+    chosen = getattr(request, "param", True)
+    monkeypatch.setattr(loop, "Checkpoints", functools.partial(checkpoint.Checkpoints, background=chosen))
+    return chosen
 
 
 @pytest.fixture(scope="session")

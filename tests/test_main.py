@@ -121,6 +121,8 @@ def test_killed_for_real_and_started_again(tmp_path):
     assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
     evaluated = program(*arguments, f"--workdir={tmp_path}/killed", "--mode=eval")
     assert evaluated.returncode == 0 and "toy_sentiment" in evaluated.stdout
+    refused = program(*arguments, f"--workdir={tmp_path}/killed", "--config.seed=1")
+    assert refused.returncode == 2 and "holds a run of another config" in refused.stderr and "seed: 0 -> 1" in refused.stderr
 
 
 @pytest.mark.parametrize(

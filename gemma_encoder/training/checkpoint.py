@@ -66,7 +66,7 @@ class Checkpoints:
             best_fn=lambda metrics: metrics["best"],
             best_mode="min" if lowest else "max",
             create=True,
-            enable_async_checkpointing=_in_background() if background is None else background,
+            enable_async_checkpointing=jax.default_backend() != "cpu" if background is None else background,
         )
         self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None
@@ -167,10 +167,6 @@ class Checkpoints:
             self._manager.close()
         except Exception:
             logging.warning("the last checkpoint of %s may not have been written", self.folder)
-
-
-def _in_background() -> bool:
-    return jax.default_backend() != "cpu"
 
 
 def _reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.training import checkpoint, loop, processes
+from gemma_encoder.training import loop, processes
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.weights import native
@@ -74,9 +74,8 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
     assert evaluated.metrics == outcome.metrics
 
 
-def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after, monkeypatch):
+def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after, background):
     """With checkpoints in the background, as accelerators have them; tests/test_main.py kills processes that wait for theirs."""
-    monkeypatch.setattr(checkpoint, "_in_background", lambda: True)
     config = micro(train_for="16 steps", log_every="1 steps", checkpoint_every="4 steps", evaluate_every="8 steps", max_eval=8, model__attention_dropout=0.1)
     straight = loop.train(config, tmp_path / "straight")
     kill_after(10)  # between the checkpoints of steps 8 and 12: steps 9 and 10 are lost and done again
@@ -181,7 +180,6 @@ def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch, own_p
     before, events = jax.config.jax_persistent_cache_min_compile_time_secs, []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
     with own_programs():
-        monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
         processes.keep_compiled("auto", epath.Path(tmp_path))
         assert jax.config.jax_persistent_cache_min_compile_time_secs == processes.KEPT_SECONDS
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-import time
+import threading
 
 import jax
 import numpy as np
@@ -81,9 +81,8 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
         recipes.build(micro(best_metric="toy_sentiment/f1")).best_metric()
 
 
-@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("background", [False, True], indirect=True)
 def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, straight, monkeypatch, background):
-    monkeypatch.setattr(checkpoint, "_in_background", lambda: background)
     workdir = tmp_path / "run"
     write = checkpoint.FilesHandler.save
 
@@ -101,24 +100,36 @@ def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, 
     assert [line["loss"] for line in untimed(workdir) if "loss" in line] == [line["loss"] for line in untimed(straight) if "loss" in line]
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_on_a_cpu_training_waits_for_a_checkpoint(micro, tmp_path, monkeypatch, background):
+def whole_after_each_save(monkeypatch, workdir, go):
+    """A list that gets the whole checkpoints after each save; the writer of small files waits for `go`, which is set then."""
     write, save, whole = checkpoint.FilesHandler.save, checkpoint.Checkpoints.save, []
 
-    def slow(self, directory, args):
-        time.sleep(0.2)
+    def held(self, directory, args):
+        go.wait(20)
         write(self, directory, args)
 
     def saved(self, *arguments):
         save(self, *arguments)
-        whole.append(native.checkpoint_steps(tmp_path))
+        whole.append(native.checkpoint_steps(workdir))
+        go.set()
 
-    monkeypatch.setattr(checkpoint.FilesHandler, "save", slow)
+    monkeypatch.setattr(checkpoint.FilesHandler, "save", held)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
-    if background:
-        monkeypatch.setattr(checkpoint, "_in_background", lambda: True)
+    return whole
+
+
+def test_in_the_background_training_goes_on_before_a_checkpoint_is_whole(micro, tmp_path, monkeypatch, background):
+    whole = whole_after_each_save(monkeypatch, tmp_path, threading.Event())
+    loop.train(micro(train_for="1 steps", max_eval=4), tmp_path)
+    assert whole == [[]] and native.checkpoint_steps(tmp_path) == [1]
+
+
+def test_on_a_cpu_training_waits_for_a_checkpoint(micro, tmp_path, monkeypatch):
+    go = threading.Event()
+    threading.Timer(0.5, go.set).start()
+    whole = whole_after_each_save(monkeypatch, tmp_path, go)
     loop.train(micro(train_for="2 steps", checkpoint_every="1 steps", max_eval=4), tmp_path)
-    assert whole == ([[], [1]] if background else [[1], [1, 2]])
+    assert whole == [[1], [1, 2]]
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, tmp_path, straight):
