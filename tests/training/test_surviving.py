@@ -100,15 +100,16 @@ def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, 
     assert [line["loss"] for line in untimed(workdir) if "loss" in line] == [line["loss"] for line in untimed(straight) if "loss" in line]
 
 
-def whole_after_each_save(monkeypatch, workdir, go):
-    """A list that gets the whole checkpoints after each save; the writer of small files waits for `go`, which is set then."""
-    write, save, whole = checkpoint.FilesHandler.save, checkpoint.Checkpoints.save, []
+def whole_after_each_save(monkeypatch, workdir, seconds):
+    """A list that gets the whole checkpoints after each save. The writer of small files is held up until then, for so many seconds at most."""
+    go, write, save, whole = threading.Event(), checkpoint.FilesHandler.save, checkpoint.Checkpoints.save, []
 
     def held(self, directory, args):
-        go.wait(20)
+        go.wait(seconds)
         write(self, directory, args)
 
     def saved(self, *arguments):
+        go.clear()
         save(self, *arguments)
         whole.append(native.checkpoint_steps(workdir))
         go.set()
@@ -119,15 +120,13 @@ def whole_after_each_save(monkeypatch, workdir, go):
 
 
 def test_in_the_background_training_goes_on_before_a_checkpoint_is_whole(micro, tmp_path, monkeypatch, background):
-    whole = whole_after_each_save(monkeypatch, tmp_path, threading.Event())
+    whole = whole_after_each_save(monkeypatch, tmp_path, seconds=60)
     loop.train(micro(train_for="1 steps", max_eval=4), tmp_path)
     assert whole == [[]] and native.checkpoint_steps(tmp_path) == [1]
 
 
 def test_on_a_cpu_training_waits_for_a_checkpoint(micro, tmp_path, monkeypatch):
-    go = threading.Event()
-    threading.Timer(0.5, go.set).start()
-    whole = whole_after_each_save(monkeypatch, tmp_path, go)
+    whole = whole_after_each_save(monkeypatch, tmp_path, seconds=0.3)
     loop.train(micro(train_for="2 steps", checkpoint_every="1 steps", max_eval=4), tmp_path)
     assert whole == [[1], [1, 2]]
 
