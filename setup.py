@@ -41,12 +41,27 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "notebook": ["jupyterlab", *NOTEBOOK],
-    "bench": ["accelerate", "sentence-transformers", "torch", "transformers"],  # what benchmarks compare with; used nowhere else
+    "bench": [
+        "accelerate",
+        "sentence-transformers",
+        "torch",
+        "transformers",
+    ],  # what benchmarks compare with; used nowhere else
     # Beam needs protobuf 6: its environment is one of its own, with its own lock (`make prepare-setup`).
     "prepare": ["apache-beam>=2.60", "protobuf<7", "sentencepiece<0.2.1"],
     # The tests run the notebooks. The gemma package is what weights and hidden states are compared with.
     # With jax[tpu], programs are compiled for a TPU that is not there.
-    "test": ["gemma>=3.3", "hypothesis", "jax[tpu]", "kauldron>=1.3", "nbclient", "pytest", "pytest-xdist", "ruff", *NOTEBOOK],
+    "test": [
+        "gemma>=3.3",
+        "hypothesis",
+        "jax[tpu]",
+        "kauldron>=1.3",
+        "nbclient",
+        "pytest",
+        "pytest-xdist",
+        "ruff",
+        *NOTEBOOK,
+    ],
 }
 
 setuptools.setup(

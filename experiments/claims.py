@@ -24,7 +24,10 @@ class Contrast:
     note: str = ""
 
     def __str__(self) -> str:
-        return " − ".join(rows[0] if len(rows) == 1 else f"mean of ({', '.join(rows)})" for rows in (self.above, self.below))
+        return " − ".join(
+            rows[0] if len(rows) == 1 else f"mean of ({', '.join(rows)})"
+            for rows in (self.above, self.below)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,10 @@ class Claim:
     caution: str = ""
 
 
-SIMPLE, ATTENTION = ("mean_bidirectional", "last_k_bidirectional"), ("attention_query_bidirectional", "attention_kv_bidirectional")
+SIMPLE, ATTENTION = (
+    ("mean_bidirectional", "last_k_bidirectional"),
+    ("attention_query_bidirectional", "attention_kv_bidirectional"),
+)
 CLAIMS = (
     Claim(
         "Fine-tuning with the bidirectional mask beats staying causal.",
@@ -57,7 +63,11 @@ CLAIMS = (
         "beats",
         (
             Contrast(("bidirectional",), ("causal",)),
-            Contrast(("bidirectional_random",), ("causal_random",), "from random weights: architecture, not adaptation"),
+            Contrast(
+                ("bidirectional_random",),
+                ("causal_random",),
+                "from random weights: architecture, not adaptation",
+            ),
             Contrast(("bidirectional",), ("bidirectional_random",), "what pretraining gives"),
         ),
     ),
@@ -67,7 +77,11 @@ CLAIMS = (
         "beats",
         (
             Contrast(SIMPLE, ATTENTION),
-            *(Contrast((simple,), (attention,), "one by one") for simple in SIMPLE for attention in ATTENTION),
+            *(
+                Contrast((simple,), (attention,), "one by one")
+                for simple in SIMPLE
+                for attention in ATTENTION
+            ),
         ),
         kinds=("classification", "regression"),
     ),
@@ -115,7 +129,11 @@ def judge(claim: Claim, cells: Sequence[Cell]) -> list[Judged]:
     """Every contrast of a claim on every task that it is about."""
     found = []
     for cell in cells:
-        if cell.study.name != claim.study or not cell.runs or cell.example["kind"] not in claim.kinds:
+        if (
+            cell.study.name != claim.study
+            or not cell.runs
+            or cell.example["kind"] not in claim.kinds
+        ):
             continue
         for contrast in claim.contrasts:
             measured = cell.contrast(contrast.above, contrast.below)
@@ -139,15 +157,23 @@ def by_interval(rule: str, difference: Interval) -> str:
 def overall(claim: Claim, judged: Sequence[Judged]) -> str:
     """The claim's verdict: one word where all tasks were run and agree, else those that were run, by verdict."""
     by_task: dict[str, str] = {}
-    for cell in {id(item.cell): item.cell for item in judged if item.difference is not None}.values():
+    for cell in {
+        id(item.cell): item.cell for item in judged if item.difference is not None
+    }.values():
         name = cell.task if cell.scale == "mini" else f"{cell.task} at {cell.scale}"
-        by_task[name] = _on_one_task(claim, [item for item in judged if item.cell is cell and not item.contrast.note])
+        by_task[name] = _on_one_task(
+            claim, [item for item in judged if item.cell is cell and not item.contrast.note]
+        )
     verdicts = set(by_task.values())
     if not verdicts:
         return f"{UNKNOWN}: not run"
     if len(verdicts) == 1 and len(by_task) == len({id(item.cell) for item in judged}):
         return verdicts.pop()
-    return "; ".join(f"{said} on {', '.join(task for task in by_task if by_task[task] == said)}" for said in (HOLDS, FAILS, UNKNOWN) if said in verdicts)
+    return "; ".join(
+        f"{said} on {', '.join(task for task in by_task if by_task[task] == said)}"
+        for said in (HOLDS, FAILS, UNKNOWN)
+        if said in verdicts
+    )
 
 
 def _on_one_task(claim: Claim, judged: Sequence[Judged]) -> str:

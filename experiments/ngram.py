@@ -20,7 +20,9 @@ class Level:
         vocabulary: how many words there are.
     """
 
-    def __init__(self, contexts: np.ndarray, words: np.ndarray, counts: np.ndarray, vocabulary: int):
+    def __init__(
+        self, contexts: np.ndarray, words: np.ndarray, counts: np.ndarray, vocabulary: int
+    ):
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
         self.discount = once / (once + 2 * twice) if once else 0.5
         keys = contexts * vocabulary + words
@@ -36,7 +38,9 @@ class Level:
         pair, met = _find(self.keys, contexts * self.vocabulary + words)
         count = np.where(met, self.counts[pair], 0)
         totals = np.where(seen, self.totals[place], 1)
-        mine = (np.maximum(count - self.discount, 0) + self.discount * self.types[place] * lower) / totals
+        mine = (
+            np.maximum(count - self.discount, 0) + self.discount * self.types[place] * lower
+        ) / totals
         return np.where(seen, mine, lower)
 
 
@@ -53,9 +57,14 @@ class Trigram:
         self.vocabulary = vocabulary
         before, middle, last = _trigrams(texts, vocabulary)
         whole = before < vocabulary  # the others are a text's first token after bos alone
-        triples, counts = np.unique((before[whole] * vocabulary + middle[whole]) * vocabulary + last[whole], return_counts=True)
+        triples, counts = np.unique(
+            (before[whole] * vocabulary + middle[whole]) * vocabulary + last[whole],
+            return_counts=True,
+        )
         pairs, occurrences = np.unique(middle * vocabulary + last, return_counts=True)
-        different = np.bincount(np.searchsorted(pairs, triples % vocabulary**2), minlength=len(pairs))
+        different = np.bincount(
+            np.searchsorted(pairs, triples % vocabulary**2), minlength=len(pairs)
+        )
         different = np.where(pairs // vocabulary == bos, occurrences, different)
         followers, kinds = np.unique(pairs % vocabulary, return_counts=True)
         self._three = Level(triples // vocabulary, triples % vocabulary, counts, vocabulary)
@@ -67,7 +76,9 @@ class Trigram:
         before, middle, last = _trigrams(texts, self.vocabulary)
         one = self._one(np.zeros_like(last), last, np.full(len(last), 1 / self.vocabulary))
         two = self._two(middle, last, one)
-        return np.where(before < self.vocabulary, self._three(before * self.vocabulary + middle, last, two), two)
+        return np.where(
+            before < self.vocabulary, self._three(before * self.vocabulary + middle, last, two), two
+        )
 
     def perplexity(self, texts: Sequence[np.ndarray]) -> float:
         """exp of the mean negative log-likelihood of the texts' tokens, bos apart."""
@@ -80,9 +91,13 @@ def _find(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return place, known[place] == wanted
 
 
-def _trigrams(texts: Sequence[np.ndarray], vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _trigrams(
+    texts: Sequence[np.ndarray], vocabulary: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(two before, one before, token) of every token but bos; two before the first there is nothing, which is V."""
     tokens = np.concatenate([np.append(vocabulary, text) for text in texts]).astype(np.int64)
-    inside = np.concatenate([np.arange(-1, len(text)) for text in texts])  # place in the text, from 0
+    inside = np.concatenate(
+        [np.arange(-1, len(text)) for text in texts]
+    )  # place in the text, from 0
     chosen = np.flatnonzero(inside > 0)
     return tokens[chosen - 2], tokens[chosen - 1], tokens[chosen]

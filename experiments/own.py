@@ -25,7 +25,9 @@ def get_config(arg: str = "classification"):
     config.train_for = "3 epochs"
     if recipe.is_small(size):
         config.max_length = config.batch.row_length = 256
-        config.batch.rows, config.batch.segments = (16, 4) if kind == "ranking" else (8, 8)  # own files are often small: steps of few texts
+        config.batch.rows, config.batch.segments = (
+            (16, 4) if kind == "ranking" else (8, 8)
+        )  # own files are often small: steps of few texts
         config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-3, 0.01
     else:
         config.max_length = config.batch.row_length = 512

@@ -15,12 +15,18 @@ def _figure(columns: int, height: float):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(1, columns, figsize=(4.6 * columns + 1.4, height), squeeze=False, layout="constrained")
+    return plt.subplots(
+        1, columns, figsize=(4.6 * columns + 1.4, height), squeeze=False, layout="constrained"
+    )
 
 
 def plot_study(cells: Sequence[Cell], path: pathlib.Path) -> None:
     """One panel a task: mean and 95 % interval of every row that was run, its seeds as small dots, chance as a line."""
-    names = [row.name for row in cells[0].study.rows_at(cells[0].scale) if any(row.name in cell.runs for cell in cells)]
+    names = [
+        row.name
+        for row in cells[0].study.rows_at(cells[0].scale)
+        if any(row.name in cell.runs for cell in cells)
+    ]
     figure, axes = _figure(len(cells), 1.2 + 0.34 * len(names))
     for number, (cell, axis) in enumerate(zip(cells, axes[0], strict=True)):
         for place, row in enumerate(names):
@@ -29,7 +35,14 @@ def plot_study(cells: Sequence[Cell], path: pathlib.Path) -> None:
             found, colour = cell.estimate(row), BASELINE if row == cell.study.baseline else ROW
             axis.plot([found.low, found.high], [place, place], color=colour, linewidth=2)
             axis.plot(found.value, place, "o", color=colour, markersize=7)
-            axis.plot(cell.values(row), [place + 0.22] * len(cell.values(row)), ".", color=colour, alpha=0.6, markersize=5)
+            axis.plot(
+                cell.values(row),
+                [place + 0.22] * len(cell.values(row)),
+                ".",
+                color=colour,
+                alpha=0.6,
+                markersize=5,
+            )
         if (chance := cell.chance()) is not None:
             axis.axvline(chance, color=CHANCE, linestyle="--", linewidth=1)
         axis.set_yticks(range(len(names)), names if number == 0 else [""] * len(names))
@@ -45,13 +58,20 @@ def plot_reranking(comparison: Comparison, path: pathlib.Path) -> None:
     figure, axes = _figure(2, 3.4)
     left, right = axes[0]
     ordered = sorted(comparison.differences.values(), reverse=True)
-    left.bar(range(len(ordered)), ordered, color=[ROW if value > 0 else BASELINE for value in ordered], width=0.9)
+    left.bar(
+        range(len(ordered)),
+        ordered,
+        color=[ROW if value > 0 else BASELINE for value in ordered],
+        width=0.9,
+    )
     left.axhline(0, color="black", linewidth=0.8)
     left.set_xlabel("queries, sorted")
     left.set_ylabel("MRR@10, re-ranker − first stage")
     right.plot(WEIGHTS, comparison.curve, "o-", color=ROW, label="one weight for all queries")
     right.axhline(comparison.first_stage, color=CHANCE, linestyle="--", label="first stage")
-    right.axhline(comparison.interpolated, color=BASELINE, linestyle=":", label="weights by cross-validation")
+    right.axhline(
+        comparison.interpolated, color=BASELINE, linestyle=":", label="weights by cross-validation"
+    )
     right.set_xlabel("weight of the first stage")
     right.set_ylabel("MRR@10")
     right.grid(alpha=0.3)

@@ -39,9 +39,21 @@ if TYPE_CHECKING:
     from gemma_encoder.training.loop import Outcome
 
 FLAGS = flags.FlagValues()  # of this program alone: gemma_encoder.main, which reads this file as a config, has flags of the same names
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config; this file's own by default. --config.FIELD=VALUE changes a field.", flag_values=FLAGS)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.", flag_values=FLAGS)
-OUTPUT = flags.DEFINE_string("output", None, "A new folder for the decoder, once it is trained.", flag_values=FLAGS)
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "The config; this file's own by default. --config.FIELD=VALUE changes a field.",
+    flag_values=FLAGS,
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.",
+    flag_values=FLAGS,
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "A new folder for the decoder, once it is trained.", flag_values=FLAGS
+)
 
 
 def get_config(arg: str = ""):
@@ -51,11 +63,18 @@ def get_config(arg: str = ""):
     recipe.set_size(config, options.get("size", "gemma3_mini"))
     config.tasks = ("text",)
     config.model.attention = "causal"
-    config.model.feed_forward_dropout, config.model.remat = 0.0, "dots"  # on a CPU, what is not kept need not be written
+    config.model.feed_forward_dropout, config.model.remat = (
+        0.0,
+        "dots",
+    )  # on a CPU, what is not kept need not be written
     config.max_length = config.batch.row_length = 256
     # Small batches, high rate: after 0.4 M tokens, 8 rows at 3e-3 or 6e-3 had a validation perplexity of 459 or 377, 16 rows at 2e-3 one of 750.
     config.batch.rows, config.batch.segments = 8, 16
-    config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.schedule = 5e-3, 0.98, "cosine"
+    config.optimizer.learning_rate, config.optimizer.b2, config.optimizer.schedule = (
+        5e-3,
+        0.98,
+        "cosine",
+    )
     config.train_for, config.warmup = "3 epochs", "3 percent"
     config.evaluate_every = config.checkpoint_every = "10 percent"
     return recipe.smoke(config) if smoke else config
@@ -63,16 +82,24 @@ def get_config(arg: str = ""):
 
 def main(argv: Sequence[str]) -> int:
     """Trains, or goes on, writes the folder and returns the exit code; as `gemma_encoder.main` does, 75 where it was told to stop."""
-    own = [] if any(word.startswith("--config=") for word in argv) else [f"--config={__file__}"]  # as a flag's default, this file would load itself
+    own = (
+        [] if any(word.startswith("--config=") for word in argv) else [f"--config={__file__}"]
+    )  # as a flag's default, this file would load itself
     try:
         config = commandline.parse([argv[0], *own, *argv[1:]], CONFIG, FLAGS)
         for flag in (WORKDIR, OUTPUT):
             if flag.value is None:
-                raise InputError(f"--{flag.name} is missing; for example: --workdir=runs/decoder --output=decoder")
+                raise InputError(
+                    f"--{flag.name} is missing; for example: --workdir=runs/decoder --output=decoder"
+                )
         if config.tasks != ("text",):
-            raise InputError(f"this program pretrains on the task 'text' alone, got tasks={config.tasks}; gemma_encoder.main trains any")
+            raise InputError(
+                f"this program pretrains on the task 'text' alone, got tasks={config.tasks}; gemma_encoder.main trains any"
+            )
         if config.prepared:
-            raise InputError("this program reads raw text, which it measures the trigram on; leave out --config.prepared")
+            raise InputError(
+                "this program reads raw text, which it measures the trigram on; leave out --config.prepared"
+            )
         if pathlib.Path(OUTPUT.value).exists():
             raise InputError(f"{OUTPUT.value} exists; name a new folder for the decoder")
         from gemma_encoder.training import loop, processes
@@ -94,7 +121,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write(config: Any, workdir: str, outcome: "Outcome", output: str, command: str) -> dict[str, Any]:
+def write(
+    config: Any, workdir: str, outcome: "Outcome", output: str, command: str
+) -> dict[str, Any]:
     """Writes the decoder of a run that has ended, and returns what its record.json holds.
 
     Args:
@@ -116,7 +145,10 @@ def write(config: Any, workdir: str, outcome: "Outcome", output: str, command: s
     source, tokenizer, tokens = built.sources[0], built.tokenizer, {}
     for split in ("train", "validation"):
         pieces = [{"text": piece} for piece in source.pieces(split)]
-        tokens[split] = [text.tokens for text in encode(tokenizer, source.task.template, pieces, config.max_length)]
+        tokens[split] = [
+            text.tokens
+            for text in encode(tokenizer, source.task.template, pieces, config.max_length)
+        ]
     backbone, folder = ge.load_backbone(outcome.checkpoint), pathlib.Path(output)
     ge.save_gemma(backbone, folder)
     (folder / "tokenizer.model").write_bytes(tokenizer.model)
@@ -126,7 +158,8 @@ def write(config: Any, workdir: str, outcome: "Outcome", output: str, command: s
         "parameters": backbone.config.num_parameters,
         "tokenizer": tokenizer.name,
         "train": _names(source.text.train),
-        "validation": _names(source.text.validation) or f"a share of {source.text.held_out:g} of train, held out",
+        "validation": _names(source.text.validation)
+        or f"a share of {source.text.held_out:g} of train, held out",
         "train_pieces": len(tokens["train"]),
         "train_tokens": sum(map(len, tokens["train"])),
         "seed": config.seed,
@@ -134,10 +167,16 @@ def write(config: Any, workdir: str, outcome: "Outcome", output: str, command: s
         "batch_tokens": batch_tokens,
         "training_seconds": round(_seconds(log, batch_tokens), 1),
         "machine": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, {platform.machine()}, JAX {jax.__version__}",
-        "validation_perplexity_by_step": {line["step"]: round(line["perplexity"], 2) for line in log if line["split"] == "validation"},
+        "validation_perplexity_by_step": {
+            line["step"]: round(line["perplexity"], 2)
+            for line in log
+            if line["split"] == "validation"
+        },
         "validation_perplexity": outcome.metrics["text"]["perplexity"],
         "validation_tokens_predicted": int(np.sum(outcome.predictions["text"][0].outputs[:, 1])),
-        "trigram_perplexity": Trigram(tokens["train"], tokenizer.vocab_size, tokenizer.bos_id).perplexity(tokens["validation"]),
+        "trigram_perplexity": Trigram(
+            tokens["train"], tokenizer.vocab_size, tokenizer.bos_id
+        ).perplexity(tokens["validation"]),
         "command": command,
     }
     (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -147,19 +186,28 @@ def write(config: Any, workdir: str, outcome: "Outcome", output: str, command: s
 
 def _names(sources: Sequence[str]) -> list[str]:
     """Sources without the folders they lay in, which say nothing to whoever gets the decoder."""
-    return [source if source.startswith("tfds:") else pathlib.Path(source).name for source in sources]
+    return [
+        source if source.startswith("tfds:") else pathlib.Path(source).name for source in sources
+    ]
 
 
 def _seconds(lines: Sequence[Mapping[str, Any]], batch_tokens: int) -> float:
     """The time that training took, all starts of the run together: of every line of the log its steps, at its rate."""
     train = [line for line in lines if line["split"] == "train"]
     before = [0, *(line["step"] for line in train)]
-    return sum((line["step"] - last) * batch_tokens / line["tokens_per_second"] for line, last in zip(train, before, strict=False))
+    return sum(
+        (line["step"] - last) * batch_tokens / line["tokens_per_second"]
+        for line, last in zip(train, before, strict=False)
+    )
 
 
 def _card(record: Mapping[str, Any]) -> str:
     """The folder's README: what the decoder is, and how good."""
-    validation = record["validation"] if isinstance(record["validation"], str) else ", ".join(record["validation"])
+    validation = (
+        record["validation"]
+        if isinstance(record["validation"], str)
+        else ", ".join(record["validation"])
+    )
     rows = {
         "size": f"`{record['size']}`, {record['parameters']:,} parameters, tokenizer {record['tokenizer']}",
         "trained on": f"{', '.join(record['train'])}: {record['train_tokens']:,} tokens in {record['train_pieces']:,} pieces",
@@ -167,7 +215,10 @@ def _card(record: Mapping[str, Any]) -> str:
         "machine": record["machine"],
         "validation": f"{validation}: {record['validation_tokens_predicted']:,} predicted tokens",
         "validation perplexity, a token": f"{record['validation_perplexity']:.2f}",
-        "on the way there, by step": ", ".join(f"{step}: {value:.1f}" for step, value in record["validation_perplexity_by_step"].items()),
+        "on the way there, by step": ", ".join(
+            f"{step}: {value:.1f}"
+            for step, value in record["validation_perplexity_by_step"].items()
+        ),
         "of an interpolated Kneser-Ney trigram on the same tokens": f"{record['trigram_perplexity']:.2f}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -79,12 +79,20 @@ def paired(differences: np.ndarray) -> Interval:
     """The mean of differences [S, Q], with an interval that resamples seeds and queries jointly."""
     counts = bootstrap.counts(differences.shape[1])
     values = np.stack([weighted.mean(counts, row) for row in differences])
-    return bootstrap.interval(differences.mean(), np.take_along_axis(values, seed_draws(len(differences)), axis=0).mean(axis=0))
+    return bootstrap.interval(
+        differences.mean(),
+        np.take_along_axis(values, seed_draws(len(differences)), axis=0).mean(axis=0),
+    )
 
 
 def by_weight(outcome: Mapping[str, Any]) -> np.ndarray:
     """The reciprocal rank of each query at each weight, [W, Q]."""
-    return np.array([_by_weight(np.array(scores), np.array(grades)) for scores, grades in zip(outcome["scores"], outcome["grades"], strict=True)]).T
+    return np.array(
+        [
+            _by_weight(np.array(scores), np.array(grades))
+            for scores, grades in zip(outcome["scores"], outcome["grades"], strict=True)
+        ]
+    ).T
 
 
 def _by_weight(scores: np.ndarray, grades: np.ndarray) -> list[float]:

@@ -20,7 +20,21 @@ from gemma_encoder.inputs.task import ExampleTable
 
 CANDIDATES = 100  # of a query, whose scores are kept for interpolation: the first stage's best
 FIELDS = {  # what every result holds, and of which kind
-    **dict.fromkeys(("study", "row", "task", "scale", "digest", "command", "kind", "main_metric", "machine", "date"), str),
+    **dict.fromkeys(
+        (
+            "study",
+            "row",
+            "task",
+            "scale",
+            "digest",
+            "command",
+            "kind",
+            "main_metric",
+            "machine",
+            "date",
+        ),
+        str,
+    ),
     **dict.fromkeys(("changes", "metrics", "outcomes", "versions"), dict),
     **dict.fromkeys(("seed", "steps", "train_records", "parameters"), int),
     **dict.fromkeys(("training_seconds", "seconds"), (int, float)),
@@ -45,7 +59,13 @@ class Place:
     def file(self, folder: pathlib.Path, failed: bool = False) -> pathlib.Path:
         """Where its result lies, or what is said of its failure."""
         above = folder if self.scale == MINI else folder / self.scale
-        return above / self.study / self.row / self.task / f"seed_{self.seed}{'.failed' if failed else ''}.json"
+        return (
+            above
+            / self.study
+            / self.row
+            / self.task
+            / f"seed_{self.seed}{'.failed' if failed else ''}.json"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +96,22 @@ def _outcome(found: Predictions) -> dict[str, Any]:
     if task.kind == "ranking":
         return _ranking(found)
     if task.kind == "choice":
-        return {"values": {name: _each_question(metrics.METRICS["choice"][name], found) for name in task.metrics[:1]}, "options": _sizes(table)}
+        return {
+            "values": {
+                name: _each_question(metrics.METRICS["choice"][name], found)
+                for name in task.metrics[:1]
+            },
+            "options": _sizes(table),
+        }
     if task.kind == "regression":
-        return {"labels": [round(float(label), 5) for label in table.labels], "predictions": [round(float(value), 5) for value in found.outputs]}
-    result = {"labels": [int(label) for label in table.labels], "predictions": found.outputs.argmax(axis=-1).tolist()}
+        return {
+            "labels": [round(float(label), 5) for label in table.labels],
+            "predictions": [round(float(value), 5) for value in found.outputs],
+        }
+    result = {
+        "labels": [int(label) for label in table.labels],
+        "predictions": found.outputs.argmax(axis=-1).tolist(),
+    }
     if any(table.query_ids):  # answers to one question, halves of one pair: they are drawn together
         numbers = {name: number for number, name in enumerate(table.groups())}
         result["groups"] = [numbers[name] for name in table.query_ids]
@@ -94,7 +126,10 @@ def _each_question(metric: metrics.Metric, found: Predictions) -> list[float]:
     """A metric of every question by itself."""
     labels, values = np.array(found.table.labels), []
     for group in found.table.groups().values():
-        part = ExampleTable(query_ids=[found.table.query_ids[i] for i in group], infos=[found.table.infos[i] for i in group])
+        part = ExampleTable(
+            query_ids=[found.table.query_ids[i] for i in group],
+            infos=[found.table.infos[i] for i in group],
+        )
         values.append(round(metric(labels[group], found.outputs[group], part), 6))
     return values
 
@@ -103,19 +138,31 @@ def _ranking(found: Predictions) -> dict[str, Any]:
     """The metrics of every judged query, of the run and of the first stage; scores and grades of the first candidates, in its order."""
     judged, table = found.judgements(), found.table
     groups = table.groups()
-    result: dict[str, Any] = {"queries": list(judged), "values": _each_query(found, judged, found.run())}
+    result: dict[str, Any] = {
+        "queries": list(judged),
+        "values": _each_query(found, judged, found.run()),
+    }
     order = -np.arange(len(table.query_ids), dtype=np.float32)
     if found.first_stage:
-        result["first_stage"] = _each_query(found, judged, ranking.make_run(table.query_ids, table.document_ids, order))
+        result["first_stage"] = _each_query(
+            found, judged, ranking.make_run(table.query_ids, table.document_ids, order)
+        )
     kept = [groups.get(query, [])[:CANDIDATES] for query in judged]
     result["scores"] = [[round(float(found.outputs[i]), 5) for i in group] for group in kept]
-    result["grades"] = [[int(judged[query].get(table.document_ids[i], 0)) for i in group] for query, group in zip(judged, kept, strict=True)]
+    result["grades"] = [
+        [int(judged[query].get(table.document_ids[i], 0)) for i in group]
+        for query, group in zip(judged, kept, strict=True)
+    ]
     return result
 
 
-def _each_query(found: Predictions, judged: Mapping[str, Mapping[str, float]], run: ranking.Run) -> dict[str, list[float]]:
+def _each_query(
+    found: Predictions, judged: Mapping[str, Mapping[str, float]], run: ranking.Run
+) -> dict[str, list[float]]:
     values = {name: ranking.by_query(name, judged, run) for name in found.task.metrics}
-    return {name: [round(by_query[query], 6) for query in judged] for name, by_query in values.items()}
+    return {
+        name: [round(by_query[query], 6) for query in judged] for name, by_query in values.items()
+    }
 
 
 def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -129,7 +176,9 @@ def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def read(folder: pathlib.Path) -> Results:
     """Everything in a folder of results; raises InputError for a file that is none."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder of results; make one with python -m experiments.sweep --results={folder}")
+        raise InputError(
+            f"{folder} is no folder of results; make one with python -m experiments.sweep --results={folder}"
+        )
     done, failed, shared = {}, {}, {}
     for path in sorted(folder.rglob("seed_*.json")):
         content = _load(path)
@@ -144,9 +193,13 @@ def read(folder: pathlib.Path) -> Results:
             done[place] = _checked(path, content)
     for place, content in shared.items():
         source = folder / str(content["same_as"])
-        found = next((value for other, value in list(done.items()) if other.file(folder) == source), None)
+        found = next(
+            (value for other, value in list(done.items()) if other.file(folder) == source), None
+        )
         if found is None:
-            raise InputError(f"{place.file(folder)} says it is the same as {source}, which is no result")
+            raise InputError(
+                f"{place.file(folder)} says it is the same as {source}, which is no result"
+            )
         done[place] = {**found, **content}
     return Results(done, {place: error for place, error in failed.items() if place not in done})
 
@@ -177,7 +230,11 @@ def _checked(path: pathlib.Path, content: dict[str, Any]) -> dict[str, Any]:
     if main not in content["metrics"] or main not in content["outcomes"]:
         raise InputError(f"{path} is no result: it lacks its main metric {main!r}")
     for outcome in content["outcomes"].values():
-        columns = [outcome.get(name) for name in ("labels", "predictions", "groups") if name in outcome]
+        columns = [
+            outcome.get(name) for name in ("labels", "predictions", "groups") if name in outcome
+        ]
         if not (columns or "values" in outcome) or len({len(column) for column in columns}) > 1:
-            raise InputError(f"{path} is no result: its outcomes are not one label and one prediction of each example")
+            raise InputError(
+                f"{path} is no result: its outcomes are not one label and one prediction of each example"
+            )
     return content

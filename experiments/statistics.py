@@ -23,7 +23,9 @@ ROUNDING = 1e-6  # result files keep six digits
 
 def verdict(difference: Interval) -> str:
     """What an interval of a difference allows to say: better or worse only where it leaves out zero."""
-    return BETTER if difference.low > ROUNDING else WORSE if difference.high < -ROUNDING else UNKNOWN
+    return (
+        BETTER if difference.low > ROUNDING else WORSE if difference.high < -ROUNDING else UNKNOWN
+    )
 
 
 @dataclasses.dataclass
@@ -52,7 +54,9 @@ class Cell:
                 outcome = result["outcomes"][result["main_metric"]]
                 seen = (outcome.get("labels"), outcome.get("queries"), result["kind"])
                 if first is not None and first != seen:
-                    raise InputError(f"study {self.study.name!r}, {self.task}: row {row!r}, seed {seed}, was evaluated on other examples than the first run")
+                    raise InputError(
+                        f"study {self.study.name!r}, {self.task}: row {row!r}, seed {seed}, was evaluated on other examples than the first run"
+                    )
                 first = seen
 
     @property
@@ -67,7 +71,9 @@ class Cell:
 
     def values(self, row: str, metric: str = "") -> np.ndarray:
         """A metric of each seed, [S]; by default the main one."""
-        return np.array([result["metrics"][metric or self.metric] for result in self.runs.get(row, {}).values()])
+        return np.array(
+            [result["metrics"][metric or self.metric] for result in self.runs.get(row, {}).values()]
+        )
 
     def estimate(self, row: str) -> Interval:
         """The mean over the seeds of a row, with its interval."""
@@ -84,8 +90,15 @@ class Cell:
         seeds = sorted(set.intersection(*(set(self.runs[row]) for row in (*above, *below))))
         if not seeds:
             return None
-        sides = [np.mean([self._arm(row, seeds) for row in rows], axis=0) for rows in (above, below)]
-        means = [np.mean([self.runs[row][seed]["metrics"][self.metric] for row in rows for seed in seeds]) for rows in (above, below)]
+        sides = [
+            np.mean([self._arm(row, seeds) for row in rows], axis=0) for rows in (above, below)
+        ]
+        means = [
+            np.mean(
+                [self.runs[row][seed]["metrics"][self.metric] for row in rows for seed in seeds]
+            )
+            for rows in (above, below)
+        ]
         return bootstrap.interval(means[0] - means[1], sides[0] - sides[1]), len(seeds)
 
     def _arm(self, row: str, seeds: Sequence[int]) -> np.ndarray:
@@ -156,10 +169,17 @@ def chance(result: Mapping[str, Any]) -> float | None:
     if result["kind"] == "choice":
         return float(np.mean(1 / np.array(outcome["options"]))) if main == "accuracy" else None
     if result["kind"] == "ranking":
-        return float(np.mean([random_reciprocal_rank(grades) for grades in outcome["grades"]])) if main == "mrr@10" else None
+        return (
+            float(np.mean([random_reciprocal_rank(grades) for grades in outcome["grades"]]))
+            if main == "mrr@10"
+            else None
+        )
     labels = np.array(outcome["labels"])
     once = np.ones((1, len(labels)), np.float32)
-    return max(float(weighted.METRICS[weighted_name(main)](once, labels, np.full_like(labels, answer))[0]) for answer in np.unique(labels))
+    return max(
+        float(weighted.METRICS[weighted_name(main)](once, labels, np.full_like(labels, answer))[0])
+        for answer in np.unique(labels)
+    )
 
 
 def random_reciprocal_rank(grades: Sequence[int], cutoff: int = 10) -> float:
@@ -168,7 +188,9 @@ def random_reciprocal_rank(grades: Sequence[int], cutoff: int = 10) -> float:
     if not relevant:
         return 0.0
     ways = math.comb(total, relevant)
-    return sum(math.comb(total - k, relevant - 1) / ways / k for k in range(1, min(cutoff, total) + 1))
+    return sum(
+        math.comb(total - k, relevant - 1) / ways / k for k in range(1, min(cutoff, total) + 1)
+    )
 
 
 def cells(results: Results, studies: Mapping[str, Study]) -> list[Cell]:
@@ -177,14 +199,29 @@ def cells(results: Results, studies: Mapping[str, Study]) -> list[Cell]:
     for study in studies.values():
         mine = [place for place in (*results.done, *results.failed) if place.study == study.name]
         for scale in sorted({place.scale for place in mine}):
-            for task in (task for task in study.tasks if any(place.task == task and place.scale == scale for place in mine)):
+            for task in (
+                task
+                for task in study.tasks
+                if any(place.task == task and place.scale == scale for place in mine)
+            ):
                 here = [place for place in mine if place.task == task and place.scale == scale]
-                found.append(Cell(study, task, scale, _by_row(here, results.done), _by_row(here, results.failed), resampler))
+                found.append(
+                    Cell(
+                        study,
+                        task,
+                        scale,
+                        _by_row(here, results.done),
+                        _by_row(here, results.failed),
+                        resampler,
+                    )
+                )
     return found
 
 
 def _by_row(places: Sequence[Place], content: Mapping[Place, Any]) -> dict[str, dict[int, Any]]:
     rows: dict[str, dict[int, Any]] = {}
-    for place in sorted((place for place in places if place in content), key=lambda place: place.seed):
+    for place in sorted(
+        (place for place in places if place in content), key=lambda place: place.seed
+    ):
         rows.setdefault(place.row, {})[place.seed] = content[place]
     return rows

@@ -21,7 +21,11 @@ from gemma_encoder.training import recipe
 
 GLUE = tuple(glue.TINY)
 SUPERGLUE = tuple(f"superglue_{name}" for name in superglue.TINY)
-TASKS = (*GLUE, *SUPERGLUE, "msmarco")  # msmarco reads whatever MSMARCO_DIR names, Cranfield in the same layout too
+TASKS = (
+    *GLUE,
+    *SUPERGLUE,
+    "msmarco",
+)  # msmarco reads whatever MSMARCO_DIR names, Cranfield in the same layout too
 
 MINI = "mini"
 DECODER = "experiments/decoders/mini"  # the small pretrained decoder of the scale `mini`
@@ -52,7 +56,9 @@ class MiniRecipe:
 
 
 MINI_RECIPES = {
-    "sst2": MiniRecipe("1 epochs", 1e-3, length=64, rows=8, max_train=10_000),  # 2.9 texts a row: 223,000 tokens in all; 0.4 % of texts are cut
+    "sst2": MiniRecipe(
+        "1 epochs", 1e-3, length=64, rows=8, max_train=10_000
+    ),  # 2.9 texts a row: 223,000 tokens in all; 0.4 % of texts are cut
     "stsb": MiniRecipe("2 epochs", 1e-3, length=128, rows=8),  # 2.7 texts a row: 514,000 tokens
     # Cranfield, lists of 8, a row holds a query and the beginning of an abstract: 230,000 tokens; to evaluate, 720,000 forward. Six epochs, one
     # seed: the loss of the lists falls from 2.08 to 1.66, MRR@10 is 0.110, a random order's.
@@ -61,8 +67,24 @@ MINI_RECIPES = {
 
 # Training records, for shares of them: TFDS's own counts; of MS MARCO the queries with a judgement.
 TRAIN_RECORDS = {
-    **{"cola": 8_551, "sst2": 67_349, "mrpc": 3_668, "qqp": 363_846, "stsb": 5_749, "mnli": 392_702, "qnli": 104_743, "rte": 2_490, "wnli": 635},
-    **{"superglue_boolq": 9_427, "superglue_cb": 250, "superglue_copa": 400, "superglue_multirc": 27_243, "superglue_record": 100_730},
+    **{
+        "cola": 8_551,
+        "sst2": 67_349,
+        "mrpc": 3_668,
+        "qqp": 363_846,
+        "stsb": 5_749,
+        "mnli": 392_702,
+        "qnli": 104_743,
+        "rte": 2_490,
+        "wnli": 635,
+    },
+    **{
+        "superglue_boolq": 9_427,
+        "superglue_cb": 250,
+        "superglue_copa": 400,
+        "superglue_multirc": 27_243,
+        "superglue_record": 100_730,
+    },
     **{"superglue_rte": 2_490, "superglue_wic": 5_428, "superglue_wsc": 554, "msmarco": 502_939},
 }
 CRANFIELD_QUERIES = 150  # what MSMARCO_DIR names at the scale `mini`
@@ -79,7 +101,9 @@ class Row:
     """
 
     name: str
-    changes: Changes | Callable[[ConfigDict, str], Changes] = dataclasses.field(default_factory=dict)
+    changes: Changes | Callable[[ConfigDict, str], Changes] = dataclasses.field(
+        default_factory=dict
+    )
     scales: tuple[str, ...] = ()
 
 
@@ -104,14 +128,21 @@ class Study:
     def __post_init__(self):
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names) or (self.baseline and self.baseline not in names):
-            raise InputError(f"study {self.name!r}: rows must have different names and hold the baseline {self.baseline!r}; got {names}")
+            raise InputError(
+                f"study {self.name!r}: rows must have different names and hold the baseline {self.baseline!r}; got {names}"
+            )
         for task in self.tasks:
             if task not in TASKS:
                 raise unknown("task", task, TASKS)
 
     def rows_at(self, scale: str) -> tuple[Row, ...]:
         """The rows that make sense at a scale, the baseline first."""
-        return tuple(sorted((row for row in self.rows if not row.scales or scale in row.scales), key=lambda row: row.name != self.baseline))
+        return tuple(
+            sorted(
+                (row for row in self.rows if not row.scales or scale in row.scales),
+                key=lambda row: row.name != self.baseline,
+            )
+        )
 
     def row(self, name: str) -> Row:
         """A row by name."""
@@ -121,7 +152,13 @@ class Study:
         raise unknown(f"row of study {self.name!r}", name, [row.name for row in self.rows])
 
     def config(
-        self, task: str, row: str, seed: int, scale: str, smoke: bool = False, override: Callable[[ConfigDict], ConfigDict] = lambda config: config
+        self,
+        task: str,
+        row: str,
+        seed: int,
+        scale: str,
+        smoke: bool = False,
+        override: Callable[[ConfigDict], ConfigDict] = lambda config: config,
     ) -> ConfigDict:
         """The config of one run: the recipe, cut down if `smoke`, overridden for a whole sweep, then changed as the row says.
 
@@ -137,7 +174,9 @@ class Study:
         if scale not in SCALES:
             raise unknown("scale", scale, SCALES)
         if found.scales and scale not in found.scales:
-            raise InputError(f"row {row!r} of study {self.name!r} is for the scale {' or '.join(found.scales)}, not {scale}")
+            raise InputError(
+                f"row {row!r} of study {self.name!r} is for the scale {' or '.join(found.scales)}, not {scale}"
+            )
         config = base(task, scale)
         config = override(recipe.smoke(config) if smoke else config)
         changes = found.changes(config, task) if callable(found.changes) else found.changes
@@ -178,13 +217,19 @@ def base(task: str, scale: str) -> ConfigDict:
         config = superglue.get_config(f"{task.removeprefix('superglue_')},size={size}")
     else:
         config = glue.get_config(f"{task},size={size}")
-    config.evaluate_every = "100 percent"  # results are those of the last step, never of the best one
+    config.evaluate_every = (
+        "100 percent"  # results are those of the last step, never of the best one
+    )
     if scale != MINI:
         return config
     config.model.size, config.model.pretrained, config.tokenizer = "pretrained", DECODER, "auto"
     config.model.remat = "dots"  # on a CPU, what is not kept need not be written
     if mini := MINI_RECIPES.get(task):
-        config.train_for, config.max_train, config.optimizer.learning_rate = mini.train_for, mini.max_train, mini.learning_rate
+        config.train_for, config.max_train, config.optimizer.learning_rate = (
+            mini.train_for,
+            mini.max_train,
+            mini.learning_rate,
+        )
         config.max_length = config.batch.row_length = mini.length
         config.batch.rows = mini.rows
     return config
@@ -194,7 +239,11 @@ def random_weights(config: ConfigDict, task: str) -> Changes:
     """What trains the same sizes from random weights, with the same tokenizer."""
     del task
     if config.model.size == "pretrained":
-        return {"model.size": MINI_SIZE, "model.pretrained": "", "tokenizer": config.model.pretrained}
+        return {
+            "model.size": MINI_SIZE,
+            "model.pretrained": "",
+            "tokenizer": config.model.pretrained,
+        }
     return {"model.pretrained": ""}
 
 
@@ -226,21 +275,42 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     return result
 
 
-def changed(before: ConfigDict, after: ConfigDict, ignore: Sequence[str] = ("seed", "compilation_cache")) -> dict[str, Any]:
+def changed(
+    before: ConfigDict, after: ConfigDict, ignore: Sequence[str] = ("seed", "compilation_cache")
+) -> dict[str, Any]:
     """The fields whose values differ, with those of `after`."""
     stored = flat(before)
-    return {field: value for field, value in flat(after).items() if field not in ignore and stored.get(field) != value}
+    return {
+        field: value
+        for field, value in flat(after).items()
+        if field not in ignore and stored.get(field) != value
+    }
 
 
 def command(study: Study, task: str, row: str, scale: str, smoke: bool, config: ConfigDict) -> str:
     """The command that repeats a run: the row, and whatever else a sweep had changed."""
     argument = study.argument(task, row, config.seed, scale, smoke)
     rest = changed(study.get_config(argument.partition(":")[2]), config)
-    words = [f"--config={argument}", *(f"--config.{field}={value}" for field, value in rest.items())]
-    return shlex.join(["python", "-m", "gemma_encoder.main", *words, f"--workdir=runs/{study.name}/{row}/{task}/seed_{config.seed}"])
+    words = [
+        f"--config={argument}",
+        *(f"--config.{field}={value}" for field, value in rest.items()),
+    ]
+    return shlex.join(
+        [
+            "python",
+            "-m",
+            "gemma_encoder.main",
+            *words,
+            f"--workdir=runs/{study.name}/{row}/{task}/seed_{config.seed}",
+        ]
+    )
 
 
 def digest(config: ConfigDict) -> str:
     """The same for two runs that learn the same: of all fields but those that may change between two starts of a run."""
-    fields = {field: value for field, value in flat(config).items() if field.split(".")[0] not in recipe.MAY_CHANGE}
+    fields = {
+        field: value
+        for field, value in flat(config).items()
+        if field.split(".")[0] not in recipe.MAY_CHANGE
+    }
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -52,6 +52,8 @@ def get_config(arg: str = "boolq"):
         config.max_length = config.batch.row_length = max(length, 512)
         config.batch.rows, config.batch.segments = 32, 8
         config.optimizer.learning_rate = 1e-5
-        config.train_for = "10 epochs" if name in ("cb", "copa", "wsc") else "3 epochs"  # a few hundred training records
+        config.train_for = (
+            "10 epochs" if name in ("cb", "copa", "wsc") else "3 epochs"
+        )  # a few hundred training records
     config.evaluate_every = "50 percent"
     return recipe.smoke(config) if smoke else config

@@ -64,14 +64,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, overrides = _parse(sys.argv[1:] if argv is None else argv)
         tasks, rows = _names(arguments.tasks), _names(arguments.rows)
-        runs = plan(arguments.study.split(","), arguments.scale, arguments.seeds, tasks, rows, arguments.smoke, overriding(overrides))
+        runs = plan(
+            arguments.study.split(","),
+            arguments.scale,
+            arguments.seeds,
+            tasks,
+            rows,
+            arguments.smoke,
+            overriding(overrides),
+        )
         runs = shard(runs, arguments.shard)
         if arguments.dry_run:
             print("\n".join(run.command for run in runs))
             return 0
         folder = pathlib.Path(arguments.results)
         with _errors_alone():
-            return sweep(runs, folder, epath.Path(arguments.workdirs or default_workdirs(folder)), arguments.keep)
+            return sweep(
+                runs,
+                folder,
+                epath.Path(arguments.workdirs or default_workdirs(folder)),
+                arguments.keep,
+            )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -92,22 +105,50 @@ def _errors_alone() -> Iterator[None]:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", required=True, help=f"one or more, with commas: {', '.join(ablations.NAMES)}")
-    parser.add_argument("--results", default="results", help="folder of result files (default: %(default)s)")
-    parser.add_argument("--scale", default=studies.MINI, help=f"one of {', '.join(studies.SCALES)} (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each row (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--study", required=True, help=f"one or more, with commas: {', '.join(ablations.NAMES)}"
+    )
+    parser.add_argument(
+        "--results", default="results", help="folder of result files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--scale",
+        default=studies.MINI,
+        help=f"one of {', '.join(studies.SCALES)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds 0, 1, … of each row (default: %(default)s)"
+    )
     parser.add_argument("--tasks", default="", help="only these, with commas")
     parser.add_argument("--rows", default="", help="only these, with commas")
-    parser.add_argument("--workdirs", default="", help="folder of the runs' workdirs (default: a temporary one that hangs on --results)")
-    parser.add_argument("--keep", action="store_true", help="keep workdirs, with their checkpoints, once the result is written")
-    parser.add_argument("--shard", default="1/1", metavar="I/N", help="only the I-th of N parts, counted from 1")
+    parser.add_argument(
+        "--workdirs",
+        default="",
+        help="folder of the runs' workdirs (default: a temporary one that hangs on --results)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep workdirs, with their checkpoints, once the result is written",
+    )
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="only the I-th of N parts, counted from 1"
+    )
     parser.add_argument("--smoke", action="store_true", help="every run cut down to seconds")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands of the runs, and run nothing")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the commands of the runs, and run nothing"
+    )
     arguments, rest = parser.parse_known_args(argv)
     strange = [word for word in rest if not word.startswith("--config.")]
     if strange:
-        raise InputError(f"unexpected argument {strange[0]!r}; see --help, and write config fields as --config.FIELD=VALUE")
+        raise InputError(
+            f"unexpected argument {strange[0]!r}; see --help, and write config fields as --config.FIELD=VALUE"
+        )
     if arguments.seeds < 1:
         raise InputError(f"--seeds={arguments.seeds} must be at least 1")
     return arguments, rest
@@ -123,7 +164,9 @@ def overriding(words: Sequence[str]) -> Callable[[ConfigDict], ConfigDict]:
     def override(config: ConfigDict) -> ConfigDict:
         values = flags.FlagValues()
         try:
-            holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["sweep", *words])
+            holder = config_flags.DEFINE_config_dict(
+                "config", config, flag_values=values, sys_argv=["sweep", *words]
+            )
             values(["sweep", *words])
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(one_line(error)) from error
@@ -159,16 +202,28 @@ def plan(
     ):
         for name in wanted:
             if name not in known:
-                raise unknown(f"{kind} of {', '.join(study.name for study in chosen)} at {scale}", name, known)
+                raise unknown(
+                    f"{kind} of {', '.join(study.name for study in chosen)} at {scale}", name, known
+                )
     runs = []
     for study in chosen:
         for seed in range(seeds):
             for task in (name for name in study.tasks if not tasks or name in tasks):
-                for row in (row.name for row in study.rows_at(scale) if not rows or row.name in rows):
+                for row in (
+                    row.name for row in study.rows_at(scale) if not rows or row.name in rows
+                ):
                     config = study.config(task, row, seed, scale, smoke, override)
                     command = studies.command(study, task, row, scale, smoke, config)
                     changes = studies.changed(studies.base(task, scale), config)
-                    runs.append(Run(Place(study.name, row, task, scale, seed), config, command, studies.digest(config), changes))
+                    runs.append(
+                        Run(
+                            Place(study.name, row, task, scale, seed),
+                            config,
+                            command,
+                            studies.digest(config),
+                            changes,
+                        )
+                    )
     return runs
 
 
@@ -185,10 +240,15 @@ def shard(runs: Sequence[Run], part: str) -> list[Run]:
 
 def default_workdirs(folder: pathlib.Path) -> pathlib.Path:
     """A temporary folder that is the same for the same results, so that a run that was cut off is found again."""
-    return pathlib.Path(tempfile.gettempdir()) / f"gemma_encoder_sweep_{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
+    return (
+        pathlib.Path(tempfile.gettempdir())
+        / f"gemma_encoder_sweep_{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
+    )
 
 
-def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep: bool = False) -> int:
+def sweep(
+    runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep: bool = False
+) -> int:
     """Runs what has no result yet and returns the exit code.
 
     Args:
@@ -201,14 +261,18 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep:
 
     processes.start()
     known = results.read(folder).done if folder.is_dir() else {}
-    by_digest = {content["digest"]: place for place, content in known.items() if "same_as" not in content}
+    by_digest = {
+        content["digest"]: place for place, content in known.items() if "same_as" not in content
+    }
     needless = _agreed([run.place in known or run.digest in by_digest for run in runs])
     failures = 0
     for number, run in enumerate(runs, 1):
         name = f"[{number}/{len(runs)}] {run.place.study} {run.place.row} {run.place.task} seed {run.place.seed}"
         if run.place in known:
             if known[run.place]["digest"] != run.digest:
-                raise InputError(f"{run.place.file(folder)} is the result of another config; choose another --results, or delete it")
+                raise InputError(
+                    f"{run.place.file(folder)} is the result of another config; choose another --results, or delete it"
+                )
             continue
         if needless[number - 1] or run.digest in by_digest:
             if processes.is_first():
@@ -219,10 +283,15 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep:
             content = train(run, workdir, workdirs / "compilation_cache")
         except (InputError, ArithmeticError, RuntimeError, ValueError) as error:
             failures += 1
-            reason = " ".join(f"{type(error).__name__ * (not isinstance(error, InputError))} {error}".split())[:500]
+            reason = " ".join(
+                f"{type(error).__name__ * (not isinstance(error, InputError))} {error}".split()
+            )[:500]
             if processes.is_first():
                 print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
-                results.write(run.place.file(folder, failed=True), {**dataclasses.asdict(run.place), "command": run.command, "error": reason})
+                results.write(
+                    run.place.file(folder, failed=True),
+                    {**dataclasses.asdict(run.place), "command": run.command, "error": reason},
+                )
             continue
         if content is None:
             print(f"{name}: told to stop; the same command goes on", file=sys.stderr)
@@ -234,9 +303,15 @@ def sweep(runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep:
             if not keep:
                 workdir.rmtree(missing_ok=True)
             main_metric = content["main_metric"]
-            print(f"{name}: {main_metric} {content['metrics'][main_metric]:.3f}, {content['seconds']:.0f} s", flush=True)
+            print(
+                f"{name}: {main_metric} {content['metrics'][main_metric]:.3f}, {content['seconds']:.0f} s",
+                flush=True,
+            )
     if failures:
-        print(f"{failures} of {len(runs)} runs failed; the same command tries them again", file=sys.stderr)
+        print(
+            f"{failures} of {len(runs)} runs failed; the same command tries them again",
+            file=sys.stderr,
+        )
     return 1 if failures else 0
 
 
@@ -255,7 +330,12 @@ def _agreed(needless: Sequence[bool]) -> Sequence[bool]:
 def _share(run: Run, other: Place, folder: pathlib.Path) -> None:
     """Notes that a run is one that another study has."""
     source = other.file(folder).relative_to(folder).as_posix()
-    content = {**dataclasses.asdict(run.place), "same_as": source, "digest": run.digest, "command": run.command}
+    content = {
+        **dataclasses.asdict(run.place),
+        "same_as": source,
+        "digest": run.digest,
+        "command": run.command,
+    }
     results.write(run.place.file(folder), content)
     run.place.file(folder, failed=True).unlink(missing_ok=True)
 
@@ -293,11 +373,14 @@ def train(run: Run, workdir: epath.Path, cache: epath.Path) -> dict[str, Any] | 
         "outcomes": results.outcomes(predictions, main),
         "steps": outcome.step,
         "train_records": sum(bundle.record["examples"].values()),
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(skeleton(bundle.encoder).shapes)),
+        "parameters": sum(
+            math.prod(leaf.shape) for leaf in jax.tree.leaves(skeleton(bundle.encoder).shapes)
+        ),
         "training_seconds": round(outcome.seconds, 1),
         "seconds": round(time.monotonic() - began, 1),
         "machine": machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
 
@@ -308,7 +391,10 @@ def machine() -> str:
 
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
     devices = jax.devices()
     kind = "" if devices[0].platform == "cpu" else f", {len(devices)} x {devices[0].device_kind}"
     return f"{os.cpu_count()} cores of {model}{kind}"

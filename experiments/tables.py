@@ -29,18 +29,36 @@ same, or a random order of the candidates. What was not run says so.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=pathlib.Path, help="the folder that experiments.sweep wrote")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("experiments/RESULTS.md"), help="the report (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "results", type=pathlib.Path, help="the folder that experiments.sweep wrote"
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("experiments/RESULTS.md"),
+        help="the report (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     try:
-        text = report(results.read(arguments.results), arguments.output, f"python -m experiments.tables {arguments.results} --output={arguments.output}")
+        text = report(
+            results.read(arguments.results),
+            arguments.output,
+            f"python -m experiments.tables {arguments.results} --output={arguments.output}",
+        )
         arguments.output.write_text(text, encoding="utf-8")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: --output={arguments.output} cannot be written: {error.strerror}", file=sys.stderr)
+        print(
+            f"error: --output={arguments.output} cannot be written: {error.strerror}",
+            file=sys.stderr,
+        )
         return 2
     print(f"wrote {arguments.output}")
     return 0
@@ -57,8 +75,16 @@ def report(found: Results, output: pathlib.Path, command: str) -> str:
     all_cells = cells(found, studies)
     parts = [f"# Results\n\nWritten by `{command}` from {_runs(found)}\n\n{HOW}"]
     parts += [_claims(all_cells)]
-    parts += [_study(study, [cell for cell in all_cells if cell.study is study], output) for study in studies.values() if study.baseline]
-    parts += [_reranking(all_cells, output), _main_tables(studies["main_tables"], all_cells), _appendix(found)]
+    parts += [
+        _study(study, [cell for cell in all_cells if cell.study is study], output)
+        for study in studies.values()
+        if study.baseline
+    ]
+    parts += [
+        _reranking(all_cells, output),
+        _main_tables(studies["main_tables"], all_cells),
+        _appendix(found),
+    ]
     return "\n".join(filter(None, parts))
 
 
@@ -70,7 +96,20 @@ def folder_of(output: pathlib.Path) -> pathlib.Path:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows)]) + "\n"
+    return (
+        "\n".join(
+            [
+                *lines,
+                *(
+                    "| "
+                    + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row)
+                    + " |"
+                    for row in rows
+                ),
+            ]
+        )
+        + "\n"
+    )
 
 
 def interval(found: Interval, sign: str = "+") -> str:
@@ -81,7 +120,11 @@ def interval(found: Interval, sign: str = "+") -> str:
 def spread(cell: Cell, row: str, metric: str = "") -> str:
     """Mean ± standard deviation over seeds; of one seed its value."""
     values = cell.values(row, metric)
-    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}" if len(values) > 1 else f"{values.mean():.3f}"
+    return (
+        f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+        if len(values) > 1
+        else f"{values.mean():.3f}"
+    )
 
 
 def _runs(found: Results) -> str:
@@ -91,9 +134,18 @@ def _runs(found: Results) -> str:
         return "0 runs. None ended well."
     counted = f"{len(runs)} runs{', some of them rows of several studies' if len(runs) < len(found.done) else ''}"
     machines = sorted({content["machine"] for content in runs})
-    versions = sorted({", ".join(f"{name} {version}" for name, version in content["versions"].items()) for content in runs})
+    versions = sorted(
+        {
+            ", ".join(f"{name} {version}" for name, version in content["versions"].items())
+            for content in runs
+        }
+    )
     parameters = sorted({content["parameters"] for content in runs})
-    size = f"{min(parameters):,} to {max(parameters):,}" if len(parameters) > 1 else f"{parameters[0]:,}"
+    size = (
+        f"{min(parameters):,} to {max(parameters):,}"
+        if len(parameters) > 1
+        else f"{parameters[0]:,}"
+    )
     hours = sum(content["seconds"] for content in runs) / 3600
     return f"{counted}. Models of {size} parameters; {hours:.1f} hours in all, on: {'; '.join(machines)}. Versions: {'; or '.join(versions)}."
 
@@ -102,16 +154,35 @@ def _claims(all_cells: Sequence[Cell]) -> str:
     lines, details = [], []
     for claim in claims.CLAIMS:
         judged = claims.judge(claim, all_cells)
-        lines.append((claim.text, f"**{claims.overall(claim, judged)}**", f"[{claim.study}](#{_anchor(claim.study)})"))
+        lines.append(
+            (
+                claim.text,
+                f"**{claims.overall(claim, judged)}**",
+                f"[{claim.study}](#{_anchor(claim.study)})",
+            )
+        )
         rows = []
         for item in judged:
             if item.difference is None:
-                rows.append((_where(item.cell), str(item.contrast), "not run", "", "—", item.contrast.note))
+                rows.append(
+                    (_where(item.cell), str(item.contrast), "not run", "", "—", item.contrast.note)
+                )
             else:
                 note = item.contrast.note and f"beside the claim: {item.contrast.note}"
-                rows.append((_where(item.cell), str(item.contrast), interval(item.difference), str(item.seeds), item.verdict, note))
+                rows.append(
+                    (
+                        _where(item.cell),
+                        str(item.contrast),
+                        interval(item.difference),
+                        str(item.seeds),
+                        item.verdict,
+                        note,
+                    )
+                )
         if rows:
-            details.append(f"{claim.text} {claim.caution}\n\n{table(('task', 'difference', '95 % interval', 'seeds', 'verdict', ''), rows)}")
+            details.append(
+                f"{claim.text} {claim.caution}\n\n{table(('task', 'difference', '95 % interval', 'seeds', 'verdict', ''), rows)}"
+            )
     head = "## Claims of the paper\n\nOf arXiv 2503.02656; the last one of RankT5, its baseline. Judged from the intervals at this scale alone.\n"
     return "\n".join([head, table(("claim", "verdict", "study"), lines), *details])
 
@@ -135,7 +206,9 @@ def _study(study: Study, mine: Sequence[Cell], output: pathlib.Path) -> str:
         if drawn:
             name = study.name if scale == MINI else f"{study.name}_{scale}"
             plots.plot_study(drawn, folder_of(output) / f"{name}.png")
-            parts.append(f"![{study.name}: mean and 95 % interval of each row, seeds as small dots]({folder_of(output).name}/{name}.png)\n")
+            parts.append(
+                f"![{study.name}: mean and 95 % interval of each row, seeds as small dots]({folder_of(output).name}/{name}.png)\n"
+            )
         parts += [_cell(cell) for cell in here]
         missing = [task for task in study.tasks if task not in {cell.task for cell in here}]
         if missing:
@@ -153,15 +226,35 @@ def _cell(cell: Cell) -> str:
     rows = []
     for row in study.rows_at(cell.scale):
         name = f"**{row.name}**" if row.name == study.baseline else row.name
-        failed = "".join(f"; seed {seed} failed: {reason}" for seed, reason in cell.failed.get(row.name, {}).items())
+        failed = "".join(
+            f"; seed {seed} failed: {reason}"
+            for seed, reason in cell.failed.get(row.name, {}).items()
+        )
         if row.name not in cell.runs:
-            rows.append((name, "0", f"failed{failed}" if failed else "not run", *["—"] * (len(others) + 3)))
+            rows.append(
+                (name, "0", f"failed{failed}" if failed else "not run", *["—"] * (len(others) + 3))
+            )
             continue
         seconds = [result["training_seconds"] for result in cell.runs[row.name].values()]
-        measured = cell.contrast((row.name,), (study.baseline,)) if row.name != study.baseline else None
-        compared = (interval(measured[0]), verdict(measured[0])) if measured else ("", "the baseline" if row.name == study.baseline else "baseline not run")
+        measured = (
+            cell.contrast((row.name,), (study.baseline,)) if row.name != study.baseline else None
+        )
+        compared = (
+            (interval(measured[0]), verdict(measured[0]))
+            if measured
+            else ("", "the baseline" if row.name == study.baseline else "baseline not run")
+        )
         values = [spread(cell, row.name, other) for other in others]
-        rows.append((name, str(len(seconds)), spread(cell, row.name) + failed, *compared, *values, f"{sum(seconds) / len(seconds):.0f}"))
+        rows.append(
+            (
+                name,
+                str(len(seconds)),
+                spread(cell, row.name) + failed,
+                *compared,
+                *values,
+                f"{sum(seconds) / len(seconds):.0f}",
+            )
+        )
     columns = ("row", "seeds", metric, "difference", "verdict", *others, "training, s")
     return f"{head}\n{_clears_chance(cell)}\n\n{table(columns, rows)}"
 
@@ -174,14 +267,22 @@ def _clears_chance(cell: Cell) -> str:
     found = cell.estimate(baseline)
     if chance is None:
         return f"The baseline's {cell.metric} is {interval(found, '')}; what chance gives is not known."
-    said = "clears chance" if found.low > chance else "does not clear chance: differences between rows mean little"
+    said = (
+        "clears chance"
+        if found.low > chance
+        else "does not clear chance: differences between rows mean little"
+    )
     return f"The baseline's {cell.metric} is {interval(found, '')}, chance {chance:.3f}: it {said}."
 
 
 def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
     parts, seen = [], set()
     for cell in all_cells:
-        if not cell.runs or cell.example["kind"] != "ranking" or "first_stage" not in cell.example["outcomes"][cell.metric]:
+        if (
+            not cell.runs
+            or cell.example["kind"] != "ranking"
+            or "first_stage" not in cell.example["outcomes"][cell.metric]
+        ):
             continue
         rows = []
         for row in (row.name for row in cell.study.rows_at(cell.scale) if row.name in cell.runs):
@@ -191,9 +292,13 @@ def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
             seen.add(same)
             found = reranking.compare(cell, row)
             if row == cell.study.baseline:
-                name = f"reranking_{cell.study.name}{'' if cell.scale == MINI else f'_{cell.scale}'}"
+                name = (
+                    f"reranking_{cell.study.name}{'' if cell.scale == MINI else f'_{cell.scale}'}"
+                )
                 plots.plot_reranking(found, folder_of(output) / f"{name}.png")
-                parts.append(f"![{row} against the first stage, by query, and the interpolation]({folder_of(output).name}/{name}.png)\n")
+                parts.append(
+                    f"![{row} against the first stage, by query, and the interpolation]({folder_of(output).name}/{name}.png)\n"
+                )
                 parts.append(_extremes(found))
             weights = ", ".join(f"{weight:g}" for weight in found.weights)
             rows.append(
@@ -208,7 +313,17 @@ def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
                     weights,
                 )
             )
-        columns = ("row", "first stage", "re-ranker", "difference", "queries won / tied / lost", "interpolated", "difference", "verdict", "folds' weights")
+        columns = (
+            "row",
+            "first stage",
+            "re-ranker",
+            "difference",
+            "queries won / tied / lost",
+            "interpolated",
+            "difference",
+            "verdict",
+            "folds' weights",
+        )
         if rows:
             parts.append(f"{_where(cell)}, MRR@10:\n\n{table(columns, rows)}")
     if not parts:
@@ -243,16 +358,33 @@ def _main_tables(study: Study, all_cells: Sequence[Cell]) -> str:
 
     rows = [(task, *(value(task, scale) for scale in scales)) for task in study.tasks]
     rest = [scale for scale in SCALES if scale not in scales]
-    published = table(("benchmark", "split", "model", "published, not measured", "source"), PUBLISHED)
+    published = table(
+        ("benchmark", "split", "model", "published, not measured", "source"), PUBLISHED
+    )
     head = f'<a name="{_anchor(study.name)}"></a>\n\n## Main tables\n\n{study.question} Validation splits.\n'
     others = "What others publish for the whole benchmarks, to compare real sizes with; none of it was measured here:\n"
-    return "\n".join([head, table(("task", *scales), rows), f"Not run at all: {', '.join(rest)}.\n", others, published])
+    return "\n".join(
+        [
+            head,
+            table(("task", *scales), rows),
+            f"Not run at all: {', '.join(rest)}.\n",
+            others,
+            published,
+        ]
+    )
 
 
 def _appendix(found: Results) -> str:
     rows = []
     for place, content in sorted(
-        found.done.items(), key=lambda item: (ablations.NAMES.index(item[0].study), item[0].scale, item[0].task, item[0].row, item[0].seed)
+        found.done.items(),
+        key=lambda item: (
+            ablations.NAMES.index(item[0].study),
+            item[0].scale,
+            item[0].task,
+            item[0].row,
+            item[0].seed,
+        ),
     ):
         shared = content.get("same_as")
         rows.append(
@@ -261,18 +393,35 @@ def _appendix(found: Results) -> str:
                 place.task,
                 str(place.seed),
                 f"{content['metrics'][content['main_metric']]:.4f}",
-                f"the run {shared.removesuffix('.json')}" if shared else _changes(content["changes"]),
+                f"the run {shared.removesuffix('.json')}"
+                if shared
+                else _changes(content["changes"]),
                 f"{content['training_seconds']:.0f}",
                 f"{content['seconds']:.0f}",
                 content["date"],
                 f"`{content['command']}`",
             )
         )
-    failed = [(f"{place.study} {place.row}", place.task, str(place.seed), reason) for place, reason in found.failed.items()]
+    failed = [
+        (f"{place.study} {place.row}", place.task, str(place.seed), reason)
+        for place, reason in found.failed.items()
+    ]
     head = "## Every run\n\nChanges are to the recipe of the task and scale. Seconds of training, and of everything: compiling, evaluation, checkpoint.\n"
-    columns = ("row", "task", "seed", "metric", "config changes", "training, s", "all, s", "date", "command that repeats it")
+    columns = (
+        "row",
+        "task",
+        "seed",
+        "metric",
+        "config changes",
+        "training, s",
+        "all, s",
+        "date",
+        "command that repeats it",
+    )
     text = f"{head}\n{table(columns, rows)}"
-    return text + (f"\nFailed:\n\n{table(('row', 'task', 'seed', 'reason'), failed)}" if failed else "")
+    return text + (
+        f"\nFailed:\n\n{table(('row', 'task', 'seed', 'reason'), failed)}" if failed else ""
+    )
 
 
 def _changes(changes: Mapping[str, object]) -> str:

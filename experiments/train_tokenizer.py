@@ -55,11 +55,26 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
 
 def main() -> None:
     """Trains, checks the special ids, writes the model and prints what it is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", nargs="*", type=pathlib.Path, default=[], help="files of one text a line, .gz or not; of a .tsv, the last column")
-    parser.add_argument("--tfds", nargs="*", default=[], help="TensorFlow datasets whose train splits to read; TFDS_DATA_DIR says where they lie")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--text",
+        nargs="*",
+        type=pathlib.Path,
+        default=[],
+        help="files of one text a line, .gz or not; of a .tsv, the last column",
+    )
+    parser.add_argument(
+        "--tfds",
+        nargs="*",
+        default=[],
+        help="TensorFlow datasets whose train splits to read; TFDS_DATA_DIR says where they lie",
+    )
     parser.add_argument("--toy_size", type=int, default=4000, help="examples of each toy task")
-    parser.add_argument("--vocab_size", type=int, default=8000, help="pieces, special ones included")
+    parser.add_argument(
+        "--vocab_size", type=int, default=8000, help="pieces, special ones included"
+    )
     parser.add_argument("--output", type=pathlib.Path, default=SMALL)
     flags = parser.parse_args()
 
@@ -74,7 +89,9 @@ def main() -> None:
 
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     flags.output.write_bytes(model)
-    print(f"{flags.output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, {len(model)} bytes, sha256 {hashlib.sha256(model).hexdigest()}")
+    print(
+        f"{flags.output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, {len(model)} bytes, sha256 {hashlib.sha256(model).hexdigest()}"
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from absl import flags, logging
 from gemma_encoder.inputs.errors import InputError, one_line
 
 
-def parse(argv: Sequence[str], config: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS) -> ml_collections.ConfigDict | None:
+def parse(
+    argv: Sequence[str], config: flags.FlagHolder, values: flags.FlagValues = flags.FLAGS
+) -> ml_collections.ConfigDict | None:
     """Reads a program's flags and returns its config, None where none is named; warnings are logged, notes only if asked for.
 
     Args:
@@ -30,8 +32,12 @@ def parse(argv: Sequence[str], config: flags.FlagHolder, values: flags.FlagValue
         rest = values(list(argv))
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # absl's logging looks there
-        if config.value is not None and "tasks" not in config.value:  # a file that could not be read shows here, not before
-            raise InputError("the config has no field 'tasks'; let get_config start from gemma_encoder.training.recipe.default_config()")
+        if (
+            config.value is not None and "tasks" not in config.value
+        ):  # a file that could not be read shows here, not before
+            raise InputError(
+                "the config has no field 'tasks'; let get_config start from gemma_encoder.training.recipe.default_config()"
+            )
     except InputError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -56,9 +62,21 @@ def usage(values: flags.FlagValues) -> str:
             if module.startswith(("absl", "tensorflow", "jax")) or flag.name in seen:
                 continue
             seen.add(flag.name)
-            choices = f"={'|'.join(flag.parser.enum_values)}" if hasattr(flag.parser, "enum_values") else "" if flag.boolean else "=…"
+            choices = (
+                f"={'|'.join(flag.parser.enum_values)}"
+                if hasattr(flag.parser, "enum_values")
+                else ""
+                if flag.boolean
+                else "=…"
+            )
             default = f" (default: {flag.default})" if flag.default not in (None, False, "") else ""
             lines.append(f"  --{flag.name}{choices}")
-            text = flag.help.split(">: ", 1)[1] if choices[1:] and flag.help.startswith("<") else flag.help  # absl puts the choices before it
-            lines += textwrap.wrap(f"{text}{default}", width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            text = (
+                flag.help.split(">: ", 1)[1]
+                if choices[1:] and flag.help.startswith("<")
+                else flag.help
+            )  # absl puts the choices before it
+            lines += textwrap.wrap(
+                f"{text}{default}", width, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
     return "\n".join(lines)

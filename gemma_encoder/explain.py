@@ -34,7 +34,9 @@ class AttentionMap(NamedTuple):
 
     layer: int
     kind: str  # "local" or "global"
-    weights: Float[np.ndarray, "N L L"]  # from each token (second axis) to each (third axis); every row sums to 1
+    weights: Float[
+        np.ndarray, "N L L"
+    ]  # from each token (second axis) to each (third axis); every row sums to 1
 
 
 class Attribution(NamedTuple):
@@ -57,7 +59,9 @@ def pieces(predictor: Predictor, text: Text, task: str | None = None) -> list[st
     return predictor.bundle.tokenizer.pieces(_tokens(predictor, text, task))
 
 
-def attention_maps(predictor: Predictor, text: Text, task: str | None = None, *, attention: str | None = None) -> list[AttentionMap]:
+def attention_maps(
+    predictor: Predictor, text: Text, task: str | None = None, *, attention: str | None = None
+) -> list[AttentionMap]:
     """The attention probabilities of every layer.
 
     Args:
@@ -69,21 +73,33 @@ def attention_maps(predictor: Predictor, text: Text, task: str | None = None, *,
     encoder, config = _encoder(predictor)
     transformer = config.transformer
     # Attention is computed anew beside the block, from the same projections: the block itself keeps no L x L array.
-    call = Call(jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None], attention or config.attention, 0.0, 0.0)
+    call = Call(
+        jnp.ones_like(tokens),
+        jnp.arange(tokens.shape[1])[None],
+        attention or config.attention,
+        0.0,
+        0.0,
+    )
     table = encoder.backbone.embedding[...]
-    x = (table[tokens] * jnp.sqrt(transformer.embed_dim).astype(table.dtype)).astype(config.compute_dtype)
+    x = (table[tokens] * jnp.sqrt(transformer.embed_dim).astype(table.dtype)).astype(
+        config.compute_dtype
+    )
     maps = []
     for number, block in enumerate(_blocks(encoder)):
         query, keys, _ = block.projections(block.pre_attention_norm(x), call)
         spec = transformer.attention_spec(block.kind, call.attention)
         sees = visible(call.segment_ids, call.positions, causal=spec.causal, reach=spec.reach)
         weights = probabilities(query, keys, sees, spec.soft_cap)[0]
-        maps.append(AttentionMap(number, block.kind, np.asarray(weights.reshape(-1, *weights.shape[-2:]))))
+        maps.append(
+            AttentionMap(number, block.kind, np.asarray(weights.reshape(-1, *weights.shape[-2:])))
+        )
         x = block(x, call, None)
     return maps
 
 
-def pooler_weights(predictor: Predictor, text: Text, task: str | None = None) -> Float[np.ndarray, "P L"]:
+def pooler_weights(
+    predictor: Predictor, text: Text, task: str | None = None
+) -> Float[np.ndarray, "P L"]:
     """What the pooler takes from each token.
 
     For averages one row: each token's share. For learned queries a row per probe: the mean of its heads' attention to the tokens.
@@ -100,13 +116,21 @@ def pooler_weights(predictor: Predictor, text: Text, task: str | None = None) ->
     if isinstance(pooler, AveragePooler):
         chosen = np.asarray(pooler.chosen(segment_ids, positions, 1)[0], np.float32)
         return chosen / chosen.sum()
-    hidden = encoder.backbone(tokens, attention=config.attention, compute_dtype=jnp.dtype(config.compute_dtype))
+    hidden = encoder.backbone(
+        tokens, attention=config.attention, compute_dtype=jnp.dtype(config.compute_dtype)
+    )
     if isinstance(pooler, KeyValueProbePooler):
         return np.asarray(pooler.weights(hidden)[0].mean(axis=1).T)
     return np.asarray(pooler.weights(hidden, segment_ids, 1)[0, 0].mean(axis=1))
 
 
-def attribute(predictor: Predictor, text: Text, task: str | None = None, target: str | None = None, method: str = "gradient_x_input") -> Attribution:
+def attribute(
+    predictor: Predictor,
+    text: Text,
+    task: str | None = None,
+    target: str | None = None,
+    method: str = "gradient_x_input",
+) -> Attribution:
     """What each token did for the score: for a class, how far its score lies above the mean of the others'.
 
     "gradient_x_input": to first order, what a token's embedding adds (arXiv 1412.6815). It is one backward pass, but Gemma norms what
@@ -156,11 +180,17 @@ def attribute(predictor: Predictor, text: Text, task: str | None = None, target:
 
     if method == "occlusion":
         mean = table.mean(axis=0)
-        without = jax.jit(lambda rows: jax.lax.map(lambda place: score(rows.at[place].set(mean)), jnp.arange(len(rows)), batch_size=16))(rows)
+        without = jax.jit(
+            lambda rows: jax.lax.map(
+                lambda place: score(rows.at[place].set(mean)), jnp.arange(len(rows)), batch_size=16
+            )
+        )(rows)
         values = said @ direction - without
     else:
         values = (jax.jit(jax.grad(score))(rows) * rows).sum(axis=-1)
-    return Attribution(predictor.bundle.tokenizer.pieces(tokens), np.asarray(values), target, float(output))
+    return Attribution(
+        predictor.bundle.tokenizer.pieces(tokens), np.asarray(values), target, float(output)
+    )
 
 
 def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:
@@ -170,8 +200,13 @@ def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:
             raise InputError("a text with fields needs a task, whose template puts them together")
         template, fields = BARE, {"text": text}
     else:
-        template, fields = predictor.task(task).template, predictor.fields(task, [text] if not isinstance(text, list) else [tuple(text)])[0]
-    return encode(predictor.bundle.tokenizer, template, [fields], predictor.bundle.max_length, "the text")[0].tokens
+        template, fields = (
+            predictor.task(task).template,
+            predictor.fields(task, [text] if not isinstance(text, list) else [tuple(text)])[0],
+        )
+    return encode(
+        predictor.bundle.tokenizer, template, [fields], predictor.bundle.max_length, "the text"
+    )[0].tokens
 
 
 def _encoder(predictor: Predictor) -> tuple[GemmaEncoder, EncoderConfig]:
@@ -192,5 +227,9 @@ def _blocks(encoder: GemmaEncoder) -> list:
         for position, block in enumerate(blocks):
             graph, state = nnx.split(block)
             for place, layer in enumerate(layer_index(backbone.config, group, position)):
-                found[layer] = nnx.merge(graph, jax.tree.map(lambda leaf, place=place: leaf[place], state)) if group == "blocks" else block
+                found[layer] = (
+                    nnx.merge(graph, jax.tree.map(lambda leaf, place=place: leaf[place], state))
+                    if group == "blocks"
+                    else block
+                )
     return [found[layer] for layer in sorted(found)]

@@ -97,17 +97,29 @@ class Predictor:
         known = [task for task in self.tasks.values() if kind in (None, task.kind)]
         if name is None:
             if len(known) != 1:
-                knows = ", ".join(task.name for task in known) or " ".join(filter(None, ("no", kind, "task")))
+                knows = ", ".join(task.name for task in known) or " ".join(
+                    filter(None, ("no", kind, "task"))
+                )
                 raise InputError(f"name a task: the checkpoint knows {knows}")
             return known[0]
         if name not in self.tasks:
-            raise unknown("task for this checkpoint, which was not trained on it:", name, self.tasks)
+            raise unknown(
+                "task for this checkpoint, which was not trained on it:", name, self.tasks
+            )
         if kind not in (None, self.tasks[name].kind):
-            raise InputError(f"task {name!r} is a {self.tasks[name].kind} task; a {kind} task is needed here")
+            raise InputError(
+                f"task {name!r} is a {self.tasks[name].kind} task; a {kind} task is needed here"
+            )
         return self.tasks[name]
 
     def predict(
-        self, texts: Texts, task: str | None = None, *, as_frame: bool = False, progress: bool | None = None, names: Sequence[str] | None = None
+        self,
+        texts: Texts,
+        task: str | None = None,
+        *,
+        as_frame: bool = False,
+        progress: bool | None = None,
+        names: Sequence[str] | None = None,
     ) -> "np.ndarray | pandas.DataFrame":
         """Predictions in the order of the texts.
 
@@ -129,11 +141,19 @@ class Predictor:
         """
         chosen = self.task(task)
         fields = self.fields(chosen.name, texts, names)
-        outputs = to_outputs(chosen, self._run(chosen.template, fields, names, progress)[1][chosen.head])
+        outputs = to_outputs(
+            chosen, self._run(chosen.template, fields, names, progress)[1][chosen.head]
+        )
         return _frame(prediction_columns(chosen, fields, outputs)) if as_frame else outputs
 
     def rank(
-        self, query: str, documents: Sequence[str], task: str | None = None, *, as_frame: bool = False, progress: bool | None = None
+        self,
+        query: str,
+        documents: Sequence[str],
+        task: str | None = None,
+        *,
+        as_frame: bool = False,
+        progress: bool | None = None,
     ) -> "list[tuple[int, float]] | pandas.DataFrame":
         """(index, score) of each document, best first; equal scores keep the documents' order.
 
@@ -146,15 +166,28 @@ class Predictor:
         """
         chosen = self.task(task, "ranking")
         if len(chosen.template.fields) != 2:
-            raise InputError(f"task {chosen.name!r} has the fields {chosen.template.fields}, not a query and a document; use predict")
+            raise InputError(
+                f"task {chosen.name!r} has the fields {chosen.template.fields}, not a query and a document; use predict"
+            )
         documents = _listed(documents, "documents")
-        scores = self.predict([(query, document) for document in documents], chosen.name, progress=progress)
+        scores = self.predict(
+            [(query, document) for document in documents], chosen.name, progress=progress
+        )
         order = np.argsort(-scores, kind="stable")
         if as_frame:
-            return _frame({"index": order, "score": scores[order], "document": [documents[i] for i in order]})
+            return _frame(
+                {"index": order, "score": scores[order], "document": [documents[i] for i in order]}
+            )
         return [(int(i), float(scores[i])) for i in order]
 
-    def embed(self, texts: Texts, task: str | None = None, *, as_frame: bool = False, progress: bool | None = None) -> "np.ndarray | pandas.DataFrame":
+    def embed(
+        self,
+        texts: Texts,
+        task: str | None = None,
+        *,
+        as_frame: bool = False,
+        progress: bool | None = None,
+    ) -> "np.ndarray | pandas.DataFrame":
         """Pooled states, [N, D] float32, of the bare texts, or of a task's template around them when a task is named.
 
         Args:
@@ -164,11 +197,22 @@ class Predictor:
             progress: as in `predict`.
         """
         template = BARE if task is None else self.task(task).template
-        fields = [{"text": text} for text in _listed(texts, "texts")] if task is None else self.fields(task, texts)
+        fields = (
+            [{"text": text} for text in _listed(texts, "texts")]
+            if task is None
+            else self.fields(task, texts)
+        )
         pooled = self._run(template, fields, None, progress)[0]
-        return _frame({str(i): pooled[:, i] for i in range(pooled.shape[1])}) if as_frame else pooled
+        return (
+            _frame({str(i): pooled[:, i] for i in range(pooled.shape[1])}) if as_frame else pooled
+        )
 
-    def similarity(self, texts: Texts | np.ndarray, others: Texts | np.ndarray | None = None, task: str | None = None) -> np.ndarray:
+    def similarity(
+        self,
+        texts: Texts | np.ndarray,
+        others: Texts | np.ndarray | None = None,
+        task: str | None = None,
+    ) -> np.ndarray:
         """Cosine similarities, [N, M] float32, of embeddings.
 
         Args:
@@ -178,15 +222,23 @@ class Predictor:
         """
 
         def unit(items) -> np.ndarray:
-            vectors = items if isinstance(items, np.ndarray) and items.dtype.kind == "f" else self.embed(items, task)
+            vectors = (
+                items
+                if isinstance(items, np.ndarray) and items.dtype.kind == "f"
+                else self.embed(items, task)
+            )
             if vectors.ndim != 2 or vectors.shape[1] != self.bundle.encoder.pooled_dim:
-                raise InputError(f"embeddings must be [N, {self.bundle.encoder.pooled_dim}], got {list(vectors.shape)}")
+                raise InputError(
+                    f"embeddings must be [N, {self.bundle.encoder.pooled_dim}], got {list(vectors.shape)}"
+                )
             return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
         first = unit(texts)
         return first @ (first if others is None else unit(others)).T
 
-    def fields(self, task: str | None, texts: Texts, names: Sequence[str] | None = None) -> list[Mapping[str, str]]:
+    def fields(
+        self, task: str | None, texts: Texts, names: Sequence[str] | None = None
+    ) -> list[Mapping[str, str]]:
         """Each text as a dictionary of the task's fields; arguments as in `predict`."""
         chosen = self.task(task)
         fields = chosen.template.fields
@@ -197,14 +249,24 @@ class Predictor:
                 continue
             where = names[number] if names else f"text {number}"
             if not isinstance(text, str | Sequence):
-                raise InputError(f"{where}: expected a string, a dictionary of fields or a tuple of them, got {type(text).__name__}")
+                raise InputError(
+                    f"{where}: expected a string, a dictionary of fields or a tuple of them, got {type(text).__name__}"
+                )
             values = (text,) if isinstance(text, str) else tuple(text)
             if len(values) != len(fields):
-                raise InputError(f"{where}: task {chosen.name!r} needs {len(fields)} fields ({', '.join(fields)}), got {len(values)}")
+                raise InputError(
+                    f"{where}: task {chosen.name!r} needs {len(fields)} fields ({', '.join(fields)}), got {len(values)}"
+                )
             result.append(dict(zip(fields, values, strict=True)))
         return result
 
-    def _encode(self, template: Template, texts: Sequence[Mapping[str, str]], names: Sequence[str] | None, progress: bool) -> list[Encoded]:
+    def _encode(
+        self,
+        template: Template,
+        texts: Sequence[Mapping[str, str]],
+        names: Sequence[str] | None,
+        progress: bool,
+    ) -> list[Encoded]:
         """The tokens of every text; all are checked before the model is asked for the first."""
         if not len(texts):
             raise InputError("there is no text to encode; give at least one")
@@ -213,11 +275,22 @@ class Predictor:
         with _bar("tokenising", len(texts), progress) as bar:
             for start in range(0, len(texts), CHUNK):
                 part = slice(start, start + CHUNK)
-                encoded += encode(self.bundle.tokenizer, template, texts[part], self.bundle.max_length, names[part])
+                encoded += encode(
+                    self.bundle.tokenizer,
+                    template,
+                    texts[part],
+                    self.bundle.max_length,
+                    names[part],
+                )
                 bar.update(len(encoded) - start)
         cut = sum(text.cut > 0 for text in encoded)
         if cut:
-            logging.warning("%d of %d texts exceed max_length=%d tokens and were cut", cut, len(texts), self.bundle.max_length)
+            logging.warning(
+                "%d of %d texts exceed max_length=%d tokens and were cut",
+                cut,
+                len(texts),
+                self.bundle.max_length,
+            )
         return encoded
 
     def _shape(self, lengths: Sequence[int]) -> BatchShape:
@@ -231,14 +304,21 @@ class Predictor:
         return BatchShape(rows, length, max(length // 8, 1))
 
     def _run(
-        self, template: Template, texts: Sequence[Mapping[str, str]], names: Sequence[str] | None, progress: bool | None
+        self,
+        template: Template,
+        texts: Sequence[Mapping[str, str]],
+        names: Sequence[str] | None,
+        progress: bool | None,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Pooled states [N, D] and scores [N, C] of each head, in the order of the texts, which share rows."""
         bundle, progress = self.bundle, _has_viewer() if progress is None else progress
         encoded = self._encode(template, texts, names, progress)
         packer = Packer(self._shape([len(text.tokens) for text in encoded]), bundle.padding)
         pooled = np.empty((len(texts), bundle.encoder.pooled_dim), np.float32)
-        scores = {name: np.empty((len(texts), width), np.float32) for name, width in bundle.encoder.heads.items()}
+        scores = {
+            name: np.empty((len(texts), width), np.float32)
+            for name, width in bundle.encoder.heads.items()
+        }
         waiting = iter(enumerate(encoded))
         more, under_way = True, None
         with _bar("encoding", len(texts), progress) as bar:
@@ -249,7 +329,9 @@ class Predictor:
                     if more:
                         packer.add(Unit((Segment(text.tokens, 0, 0.0, number),)))
                 before, under_way = under_way, None
-                if len(packer):  # one batch is worked on while the one before it is fetched and the one after it is packed
+                if len(
+                    packer
+                ):  # one batch is worked on while the one before it is fetched and the one after it is packed
                     batch = packer.emit()
                     under_way = batch, self._forward(self.parameters, place_batch(batch, self.mesh))
                 if before is None:
@@ -264,7 +346,9 @@ class Predictor:
         return pooled, scores
 
 
-def prediction_columns(task: Task, fields: Sequence[Mapping[str, Any]], outputs: np.ndarray) -> dict[str, Any]:
+def prediction_columns(
+    task: Task, fields: Sequence[Mapping[str, Any]], outputs: np.ndarray
+) -> dict[str, Any]:
     """Predictions as columns: those of the given fields, "prediction", and what goes with it: see `Predictor.predict`.
 
     Args:
@@ -272,17 +356,27 @@ def prediction_columns(task: Task, fields: Sequence[Mapping[str, Any]], outputs:
         fields: of each text.
         outputs: as `Predictor.predict` gives them.
     """
-    columns: dict[str, Any] = {name: [values[name] for values in fields] for name in (fields[0] if fields else ())}
+    columns: dict[str, Any] = {
+        name: [values[name] for values in fields] for name in (fields[0] if fields else ())
+    }
     if task.kind == "language_model":
         said = [said_of_text(output) for output in outputs]
         return columns | {name: np.array([one[name] for one in said]) for name in said[0]}
     if task.kind != "classification":
         return columns | {"prediction": outputs}
-    probabilities = {f"probability_{name}": outputs[:, number] for number, name in enumerate(task.classes)}
-    return columns | {"prediction": [task.classes[number] for number in outputs.argmax(axis=1)]} | probabilities
+    probabilities = {
+        f"probability_{name}": outputs[:, number] for number, name in enumerate(task.classes)
+    }
+    return (
+        columns
+        | {"prediction": [task.classes[number] for number in outputs.argmax(axis=1)]}
+        | probabilities
+    )
 
 
-def export_huggingface(predictor: Predictor, folder: epath.PathLike, *, heads: bool = True) -> epath.Path:
+def export_huggingface(
+    predictor: Predictor, folder: epath.PathLike, *, heads: bool = True
+) -> epath.Path:
     """Writes a folder that Hugging Face transformers and sentence-transformers load; see `gemma_encoder.weights.export`.
 
     `SentenceTransformer(folder).encode(texts)` is then `predictor.embed(texts)`, `encode(texts, prompt_name=task)` is
@@ -320,7 +414,9 @@ def _frame(columns: Mapping[str, Any]) -> "pandas.DataFrame":
     try:
         import pandas
     except ImportError:
-        raise InputError("as_frame needs pandas: pip install pandas, or leave it out and get numpy arrays") from None
+        raise InputError(
+            "as_frame needs pandas: pip install pandas, or leave it out and get numpy arrays"
+        ) from None
     return pandas.DataFrame(dict(columns))
 
 
@@ -330,4 +426,6 @@ def _has_viewer() -> bool:
 
 
 def _bar(what: str, total: int, shown: bool) -> tqdm.tqdm:
-    return tqdm.tqdm(desc=what, total=total, unit=" texts", disable=not shown, delay=PATIENCE, dynamic_ncols=True)
+    return tqdm.tqdm(
+        desc=what, total=total, unit=" texts", disable=not shown, delay=PATIENCE, dynamic_ncols=True
+    )

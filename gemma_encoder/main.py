@@ -26,16 +26,45 @@ from gemma_encoder import commandline
 from gemma_encoder.inputs.errors import InputError
 
 MODES = ("train", "eval", "predict")
-CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(); FILE:ARG passes ARG to it; --config.FIELD=VALUE changes a field.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.")
-MODE = flags.DEFINE_enum("mode", "train", MODES, "train: train, or go on; eval: evaluate the newest checkpoint; predict: score the texts of --input.")
-TASK = flags.DEFINE_string("task", None, "predict: the task to score for; may be left out when the checkpoint knows only one.")
-INPUT = flags.DEFINE_string(
-    "input", None, "predict: .txt (one text a line), or .csv, .tsv, .jsonl, .parquet with a column for each of the task's fields; text also as .gz."
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "File with get_config(); FILE:ARG passes ARG to it; --config.FIELD=VALUE changes a field.",
 )
-OUTPUT = flags.DEFINE_string("output", None, "predict: a .jsonl, .csv or .parquet file; by default JSON lines on the terminal. A run that was cut off goes on.")
-COLUMNS = flags.DEFINE_list("columns", None, "predict: the columns of --input that hold the task's fields, in their order, where they have other names.")
-KEEP = flags.DEFINE_list("keep", None, "predict: further columns of --input to repeat in the output, e.g. an id.")
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.",
+)
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    MODES,
+    "train: train, or go on; eval: evaluate the newest checkpoint; predict: score the texts of --input.",
+)
+TASK = flags.DEFINE_string(
+    "task",
+    None,
+    "predict: the task to score for; may be left out when the checkpoint knows only one.",
+)
+INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "predict: .txt (one text a line), or .csv, .tsv, .jsonl, .parquet with a column for each of the task's fields; text also as .gz.",
+)
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "predict: a .jsonl, .csv or .parquet file; by default JSON lines on the terminal. A run that was cut off goes on.",
+)
+COLUMNS = flags.DEFINE_list(
+    "columns",
+    None,
+    "predict: the columns of --input that hold the task's fields, in their order, where they have other names.",
+)
+KEEP = flags.DEFINE_list(
+    "keep", None, "predict: further columns of --input to repeat in the output, e.g. an id."
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +78,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what was saved stays, and the same command goes on from it", file=sys.stderr)
+        print(
+            "interrupted; what was saved stays, and the same command goes on from it",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,7 +94,9 @@ def _parse(argv: Sequence[str]) -> None:
     if WORKDIR.value is None:
         raise InputError("--workdir is missing: name a folder for the run")
     if MODE.value != "predict" and config is None:
-        raise InputError("--config is missing: name an experiment, e.g. --config=experiments/quickstart.py")
+        raise InputError(
+            "--config is missing: name an experiment, e.g. --config=experiments/quickstart.py"
+        )
 
 
 def _train_or_evaluate() -> int:
@@ -70,7 +104,11 @@ def _train_or_evaluate() -> int:
 
     processes.start()
     if MODE.value == "train":
-        outcome = loop.train(CONFIG.value, WORKDIR.value, shlex.join(["python", "-m", "gemma_encoder.main", *sys.argv[1:]]))
+        outcome = loop.train(
+            CONFIG.value,
+            WORKDIR.value,
+            shlex.join(["python", "-m", "gemma_encoder.main", *sys.argv[1:]]),
+        )
     else:
         outcome = loop.evaluate(CONFIG.value, WORKDIR.value)
     if outcome.preempted:
@@ -89,21 +127,29 @@ def _summary(outcome, split: str) -> str:
         for metric, value in values.items():
             main_metric = metric.startswith(task.metrics[0])
             line = f"{name:<18} {metric:<22} {value:>10.3f}"
-            lines.append(f"{line} {task.chance:>8.2f}" if main_metric and task.chance is not None else line)
+            lines.append(
+                f"{line} {task.chance:>8.2f}" if main_metric and task.chance is not None else line
+            )
         if not values:
             lines.append(f"{name:<18} predictions only: the {split} split has no labels")
     for name, predictions in outcome.predictions.items():
         lines += ["", f"{name}:"]
         for number, fields in enumerate(predictions[0].table.fields[:3]):
             text = " | ".join(fields.values())
-            lines.append(f"  {text[:100]}{'…' if len(text) > 100 else ''}  ->  {_shown(predictions[0], number)}")
+            lines.append(
+                f"  {text[:100]}{'…' if len(text) > 100 else ''}  ->  {_shown(predictions[0], number)}"
+            )
     task, predictions = next(iter(outcome.predictions.items()))
     folder = outcome.checkpoint.parent.parent
     texts = folder / "predictions" / f"{task}.examples.jsonl"
-    texts.write_text("".join(json.dumps(fields) + "\n" for fields in predictions[0].table.fields[:10]))
+    texts.write_text(
+        "".join(json.dumps(fields) + "\n" for fields in predictions[0].table.fields[:10])
+    )
     lines += ["", f"checkpoint: {outcome.checkpoint}"]
     if outcome.best and outcome.best[0] != outcome.step:
-        lines.append(f"best checkpoint: {outcome.checkpoint.parent / str(outcome.best[0])}, {outcome.best[1]:.3f}")
+        lines.append(
+            f"best checkpoint: {outcome.checkpoint.parent / str(outcome.best[0])}, {outcome.best[1]:.3f}"
+        )
     if outcome.seconds:
         lines.append(f"training took {outcome.seconds:.0f} s, evaluation and checkpoints apart")
     lines += [
@@ -121,13 +167,19 @@ def _python() -> str:
 
 
 def _shown(predictions, number: int) -> str:
-    task, output, label = predictions.task, predictions.outputs[number], predictions.table.labels[number]
+    task, output, label = (
+        predictions.task,
+        predictions.outputs[number],
+        predictions.table.labels[number],
+    )
     if task.kind == "language_model":
         from gemma_encoder.evaluation.metrics import text_perplexity
 
         return f"perplexity {text_perplexity(output[None])[0]:.1f}"
     classes = task.kind == "classification"
-    said = f"{task.classes[int(output.argmax())]} {output.max():.2f}" if classes else f"{output:.2f}"
+    said = (
+        f"{task.classes[int(output.argmax())]} {output.max():.2f}" if classes else f"{output:.2f}"
+    )
     if task.is_unlabelled(label):
         return said
     return f"{said} (label: {task.classes[int(label)] if classes else f'{label:g}'})"
@@ -135,13 +187,22 @@ def _shown(predictions, number: int) -> str:
 
 def _predict() -> int:
     if INPUT.value is None:
-        raise InputError("--input is missing: name a .txt, .csv, .tsv, .jsonl or .parquet file with texts")
+        raise InputError(
+            "--input is missing: name a .txt, .csv, .tsv, .jsonl or .parquet file with texts"
+        )
     from gemma_encoder.inference import Predictor
     from gemma_encoder.predict_file import predict_file
 
     predictor = Predictor.load(WORKDIR.value)
     output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
-    predict_file(predictor, predictor.task(TASK.value), pathlib.Path(INPUT.value), output, COLUMNS.value or (), KEEP.value or ())
+    predict_file(
+        predictor,
+        predictor.task(TASK.value),
+        pathlib.Path(INPUT.value),
+        output,
+        COLUMNS.value or (),
+        KEEP.value or (),
+    )
     return 0
 
 

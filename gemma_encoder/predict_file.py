@@ -36,7 +36,12 @@ class Row(NamedTuple):
 
 
 def predict_file(
-    predictor: Predictor, task: Task, source: pathlib.Path, output: pathlib.Path | None = None, columns: Sequence[str] = (), keep: Sequence[str] = ()
+    predictor: Predictor,
+    task: Task,
+    source: pathlib.Path,
+    output: pathlib.Path | None = None,
+    columns: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> int:
     """Predicts every text of a file, in order.
 
@@ -56,10 +61,28 @@ def predict_file(
     """
     rows = _rows(source, task, columns, keep)
     if output is None:
-        return sum(len(chunk) for chunk in _predicted(predictor, task, rows, lambda line, _: print(json.dumps(line, ensure_ascii=False)), 0))
+        return sum(
+            len(chunk)
+            for chunk in _predicted(
+                predictor,
+                task,
+                rows,
+                lambda line, _: print(json.dumps(line, ensure_ascii=False)),
+                0,
+            )
+        )
     if output.suffix not in SUFFIXES:
         raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
-    part = _Part(output, {"step": predictor.bundle.step, "task": task.name, "input": str(source), "columns": list(columns), "keep": list(keep)})
+    part = _Part(
+        output,
+        {
+            "step": predictor.bundle.step,
+            "task": task.name,
+            "input": str(source),
+            "columns": list(columns),
+            "keep": list(keep),
+        },
+    )
     with part:
         done = part.resume(rows)
         for chunk in _predicted(predictor, task, rows, part.write, done):
@@ -71,7 +94,9 @@ def predict_file(
     return done
 
 
-def _rows(source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]) -> Iterator[Row]:
+def _rows(
+    source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
+) -> Iterator[Row]:
     """The texts of a file; its columns are checked before the first is read."""
     fields = task.template.fields
     if pathlib.Path(source.name.removesuffix(".gz")).suffix == ".txt":
@@ -81,9 +106,14 @@ def _rows(source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequen
             raise InputError(
                 f"{source}: a .txt file has one text a line and no columns; for {', '.join([*fields, *keep])} give a .csv, .jsonl or .parquet file"
             )
-        return (Row(f"{source}:{number}", {fields[0]: line.rstrip("\r\n")}, {}) for number, line in numbered(source))
+        return (
+            Row(f"{source}:{number}", {fields[0]: line.rstrip("\r\n")}, {})
+            for number, line in numbered(source)
+        )
     if columns and len(columns) != len(fields):
-        raise InputError(f"--columns names {len(columns)} columns; task {task.name!r} needs {len(fields)}, for its fields {', '.join(fields)}")
+        raise InputError(
+            f"--columns names {len(columns)} columns; task {task.name!r} needs {len(fields)}, for its fields {', '.join(fields)}"
+        )
     taken = dict(zip(fields, columns or fields, strict=True))
     names, rows = tables.rows(source)
     for name in (*taken.values(), *keep):
@@ -98,16 +128,34 @@ def _rows(source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequen
             missing = [name for name in keep if name not in values]
             if missing:
                 raise InputError(f"{where}: there is no {missing[0]!r}")
-            yield Row(where, {field: values[name] for field, name in taken.items() if name in values}, {name: values[name] for name in keep})
+            yield Row(
+                where,
+                {field: values[name] for field, name in taken.items() if name in values},
+                {name: values[name] for name in keep},
+            )
 
     return convert()
 
 
-def _predicted(predictor: Predictor, task: Task, rows: Iterator[Row], write, done: int) -> Iterator[list[Row]]:
+def _predicted(
+    predictor: Predictor, task: Task, rows: Iterator[Row], write, done: int
+) -> Iterator[list[Row]]:
     """Predicts chunk by chunk and hands each line to `write`; yields each chunk once it is written."""
-    with tqdm.tqdm(desc="predicting", initial=done, unit=" texts", delay=PATIENCE, dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+    with tqdm.tqdm(
+        desc="predicting",
+        initial=done,
+        unit=" texts",
+        delay=PATIENCE,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
         while chunk := list(itertools.islice(rows, CHUNK)):
-            outputs = predictor.predict([row.fields for row in chunk], task.name, progress=False, names=[row.name for row in chunk])
+            outputs = predictor.predict(
+                [row.fields for row in chunk],
+                task.name,
+                progress=False,
+                names=[row.name for row in chunk],
+            )
             for row, output in zip(chunk, outputs, strict=True):
                 write(_line(task, row, output), row)
             yield chunk
@@ -116,7 +164,10 @@ def _predicted(predictor: Predictor, task: Task, rows: Iterator[Row], write, don
 
 def _line(task: Task, row: Row, output) -> dict[str, Any]:
     if task.kind == "classification":
-        said = {"prediction": task.classes[int(output.argmax())], "probabilities": dict(zip(task.classes, map(float, output), strict=True))}
+        said = {
+            "prediction": task.classes[int(output.argmax())],
+            "probabilities": dict(zip(task.classes, map(float, output), strict=True)),
+        }
     elif task.kind == "language_model":
         said = said_of_text(output)
     else:
@@ -134,14 +185,19 @@ class _Part:
 
     def __init__(self, output: pathlib.Path, settings: dict[str, Any]):
         self.output, self.settings = output, settings
-        self.path, self.state = output.with_name(output.name + ".part"), output.with_name(output.name + ".part.json")
+        self.path, self.state = (
+            output.with_name(output.name + ".part"),
+            output.with_name(output.name + ".part.json"),
+        )
         self._digest, self._rows = hashlib.blake2b(), 0
 
     def __enter__(self) -> "_Part":
         try:
             self._file = self.path.open("ab")
         except OSError as error:
-            raise InputError(f"--output={self.output} cannot be written: {error.strerror}") from None
+            raise InputError(
+                f"--output={self.output} cannot be written: {error.strerror}"
+            ) from None
         return self
 
     def __exit__(self, *_) -> None:
@@ -152,9 +208,15 @@ class _Part:
         state: dict[str, Any] = {}
         if self.state.exists():
             state = json.loads(self.state.read_text())
-            changed = [f"{name}: {state[name]!r} -> {value!r}" for name, value in self.settings.items() if state[name] != value]
+            changed = [
+                f"{name}: {state[name]!r} -> {value!r}"
+                for name, value in self.settings.items()
+                if state[name] != value
+            ]
             if changed:
-                raise InputError(f"{self.path} was left by another command ({'; '.join(changed)}); remove it, or name another --output")
+                raise InputError(
+                    f"{self.path} was left by another command ({'; '.join(changed)}); remove it, or name another --output"
+                )
             for row in itertools.islice(rows, state["rows"]):
                 self._add(row)
             if (self._rows, self._digest.hexdigest()) != (state["rows"], state["digest"]):
@@ -183,18 +245,26 @@ class _Part:
             os.fsync(self._file.fileno())
             for row in chunk:
                 self._add(row)
-            state = self.settings | {"rows": self._rows, "bytes": self._file.tell(), "digest": self._digest.hexdigest()}
+            state = self.settings | {
+                "rows": self._rows,
+                "bytes": self._file.tell(),
+                "digest": self._digest.hexdigest(),
+            }
             temporary = self.state.with_name(self.state.name + ".tmp")
             temporary.write_text(json.dumps(state))
             temporary.replace(self.state)
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}; what is there stays, the same command goes on") from None
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror}; what is there stays, the same command goes on"
+            ) from None
 
     def finish(self, task: Task) -> None:
         """Makes the output of the lines."""
         if self.output.suffix != ".jsonl":
             whole = self.output.with_name(self.output.name + ".tmp")
-            (_write_csv if self.output.suffix == ".csv" else _write_parquet)(whole, self._tables(task))
+            (_write_csv if self.output.suffix == ".csv" else _write_parquet)(
+                whole, self._tables(task)
+            )
             whole.replace(self.output)
             self.path.unlink()
         else:
@@ -209,7 +279,10 @@ class _Part:
                 names = [name for name in lines[0] if name != "probabilities"]
                 columns = {name: [line[name] for line in lines] for name in names}
                 if task.kind == "classification":
-                    columns |= {f"probability_{name}": [line["probabilities"][name] for line in lines] for name in task.classes}
+                    columns |= {
+                        f"probability_{name}": [line["probabilities"][name] for line in lines]
+                        for name in task.classes
+                    }
                 yield columns
 
 
@@ -235,7 +308,9 @@ def _write_parquet(path: pathlib.Path, parts: Iterator[dict[str, list]]) -> None
             writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
             writer.write_table(table.cast(writer.schema))
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
-        raise InputError(f"a column of --keep has values of several types, which Parquet cannot hold ({str(error).splitlines()[0]}); use .jsonl") from None
+        raise InputError(
+            f"a column of --keep has values of several types, which Parquet cannot hold ({str(error).splitlines()[0]}); use .jsonl"
+        ) from None
     finally:
         if writer is not None:
             writer.close()

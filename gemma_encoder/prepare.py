@@ -29,10 +29,25 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.training import recipe as recipes
 
 FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment's config, as for training.", flag_values=FLAGS)
-OUTPUT = flags.DEFINE_string("output", None, "Folder for the prepared tasks, local or gs://.", flag_values=FLAGS)
-EPOCHS = flags.DEFINE_integer("epochs", None, "Epochs of each training split; by default as many as the config may need.", lower_bound=1, flag_values=FLAGS)
-PIPELINE_OPTIONS = flags.DEFINE_list("pipeline_options", ["--runner=DirectRunner"], "Beam's own flags, separated by commas.", flag_values=FLAGS)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "An experiment's config, as for training.", flag_values=FLAGS
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "Folder for the prepared tasks, local or gs://.", flag_values=FLAGS
+)
+EPOCHS = flags.DEFINE_integer(
+    "epochs",
+    None,
+    "Epochs of each training split; by default as many as the config may need.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+PIPELINE_OPTIONS = flags.DEFINE_list(
+    "pipeline_options",
+    ["--runner=DirectRunner"],
+    "Beam's own flags, separated by commas.",
+    flag_values=FLAGS,
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,13 +64,20 @@ def _recipe(argv: Sequence[str]) -> recipes.Recipe:
     config = commandline.parse(argv, CONFIG, FLAGS)
     for flag, value in (("config", config), ("output", OUTPUT.value)):
         if value is None:
-            raise InputError(f"--{flag} is missing; for example: --config=experiments/glue.py:mnli --output=prepared")
+            raise InputError(
+                f"--{flag} is missing; for example: --config=experiments/glue.py:mnli --output=prepared"
+            )
     with config.unlocked():
         config.prepared = ""
     return recipes.build(config)
 
 
-def prepare(recipe: recipes.Recipe, output: epath.PathLike, epochs: int | None, pipeline_options: Sequence[str]) -> None:
+def prepare(
+    recipe: recipes.Recipe,
+    output: epath.PathLike,
+    epochs: int | None,
+    pipeline_options: Sequence[str],
+) -> None:
     """Writes the prepared folder of every task of a recipe under `output`.
 
     Args:
@@ -75,18 +97,32 @@ def prepare(recipe: recipes.Recipe, output: epath.PathLike, epochs: int | None, 
             f"preparing needs Apache Beam, which is not installed ({one_line(error)}); make prepare-setup makes an environment that has it"
         ) from error
     recipe = recipe.measured()
-    needed = [epochs] * len(recipe.sources) if epochs else recipe.epochs(recipe.steps("train_for", recipe.epoch()))
+    needed = (
+        [epochs] * len(recipe.sources)
+        if epochs
+        else recipe.epochs(recipe.steps("train_for", recipe.epoch()))
+    )
     jobs = []
     for source, count in zip(recipe.sources, needed, strict=True):
         folder = epath.Path(output) / source.task.name
-        if prepared.begin(folder, prepared.describe(source, recipe.tokenizer, recipe.stream, count)):
-            jobs += [(source.task.name, part) for part in prepared.parts(source, recipe.stream.readers, count)]
+        if prepared.begin(
+            folder, prepared.describe(source, recipe.tokenizer, recipe.stream, count)
+        ):
+            jobs += [
+                (source.task.name, part)
+                for part in prepared.parts(source, recipe.stream.readers, count)
+            ]
         else:
             print(f"{source.task.name}: {folder} is whole already")
     names = {name for name, _ in jobs}
     if jobs:
         pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_options)))
-        _ = pipeline | "Parts" >> beam.Create(jobs) | "Spread" >> beam.Reshuffle() | "Write" >> beam.Map(_Writer(recipe, output))
+        _ = (
+            pipeline
+            | "Parts" >> beam.Create(jobs)
+            | "Spread" >> beam.Reshuffle()
+            | "Write" >> beam.Map(_Writer(recipe, output))
+        )
         try:
             result = pipeline.run()
             result.wait_until_finish()
@@ -96,7 +132,11 @@ def prepare(recipe: recipes.Recipe, output: epath.PathLike, epochs: int | None, 
             if message := _input_error(error):
                 raise InputError(message) from error
             raise
-        totals = {counter.key.metric.name: counter.committed for counter in result.metrics().query()["counters"] if counter.key.metric.namespace == __name__}
+        totals = {
+            counter.key.metric.name: counter.committed
+            for counter in result.metrics().query()["counters"]
+            if counter.key.metric.namespace == __name__
+        }
         print(", ".join(f"{totals.get(name, 0):,} {what}" for name, what in _TOTALS.items()))
     for name in sorted(names):
         prepared.finish(epath.Path(output) / name)
@@ -122,7 +162,11 @@ class _Writer:
     """Writes one file of one task; each worker opens the sources once."""
 
     def __init__(self, recipe: recipes.Recipe, output: epath.PathLike):
-        self._options, self._stream, self._output = recipe.sources[0].options, recipe.stream, str(output)
+        self._options, self._stream, self._output = (
+            recipe.sources[0].options,
+            recipe.stream,
+            str(output),
+        )
         self._model = recipe.tokenizer.model, recipe.tokenizer.name
         self._sources: dict[str, Source] = {}
 
@@ -137,7 +181,13 @@ class _Writer:
         if name not in self._sources:
             self._sources[name] = registry.get(name, self._options)
             self._sources[name].fit(self._tokenizer, self._stream.max_length)
-        counts = prepared.write(self._sources[name], prepared.Part(*part), self._tokenizer, self._stream, epath.Path(self._output) / name)
+        counts = prepared.write(
+            self._sources[name],
+            prepared.Part(*part),
+            self._tokenizer,
+            self._stream,
+            epath.Path(self._output) / name,
+        )
         for what, value in counts.items():
             Metrics.counter(__name__, what).inc(value)
 

@@ -4,7 +4,15 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#888888")  # Okabe and Ito's, black left out: pages may be dark
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#888888",
+)  # Okabe and Ito's, black left out: pages may be dark
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 4", "1 4")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 240, 58, 12, 28, 40
 
@@ -31,7 +39,9 @@ def short(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def line_plot(title: str, series: Mapping[str, Points], y_label: str, colours: Mapping[str, int]) -> str:
+def line_plot(
+    title: str, series: Mapping[str, Points], y_label: str, colours: Mapping[str, int]
+) -> str:
     """Lines over steps; a single point is drawn as a dot.
 
     Args:
@@ -57,22 +67,37 @@ def line_plot(title: str, series: Mapping[str, Points], y_label: str, colours: M
     parts = [f'<text x="{LEFT}" y="16" class="title">{html.escape(title)}</text>']
     for value in ticks(y_low, y_high):
         _, y = place(0, value)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        )
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="tick end">{short(value)}</text>')
     for value in ticks(x_low, x_high):
         x, _ = place(value, y_low)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{value:g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" class="tick middle">step</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" class="tick middle">{value:g}</text>'
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}" class="tick middle">step</text>'
+    )
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text x="12" y="{middle:.0f}" class="tick middle" transform="rotate(-90 12 {middle:.0f})">{html.escape(y_label)}</text>')
+    parts.append(
+        f'<text x="12" y="{middle:.0f}" class="tick middle" transform="rotate(-90 12 {middle:.0f})">{html.escape(y_label)}</text>'
+    )
     for name, line in series.items():
         number = colours[name] % len(COLOURS)
         drawn = [place(x, y) for x, y in line if math.isfinite(y)]
-        style = f'stroke="{COLOURS[number]}"' + (f' stroke-dasharray="{DASHES[number]}"' if DASHES[number] else "")
+        style = f'stroke="{COLOURS[number]}"' + (
+            f' stroke-dasharray="{DASHES[number]}"' if DASHES[number] else ""
+        )
         if len(drawn) > 1:
-            parts.append(f'<polyline fill="none" stroke-width="1.8" {style} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)}"/>')
+            parts.append(
+                f'<polyline fill="none" stroke-width="1.8" {style} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)}"/>'
+            )
         if len(drawn) < 12:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8" fill="{COLOURS[number]}"/>' for x, y in drawn]
+            parts += [
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8" fill="{COLOURS[number]}"/>'
+                for x, y in drawn
+            ]
     return _figure(parts, WIDTH, HEIGHT, title)
 
 
@@ -98,14 +123,20 @@ def difference_plot(title: str, values: Sequence[float], label: str) -> str:
     parts = [f'<text x="{LEFT}" y="16" class="title">{html.escape(title)}</text>']
     for value in (largest, 0.0, -largest):
         y = middle - value / largest * half
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        )
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="tick end">{value:+.2g}</text>')
     for number, value in enumerate(ordered):
         size = abs(value) / largest * half
         top = middle - size if value > 0 else middle
         colour = COLOURS[0] if value > 0 else COLOURS[1]
-        parts.append(f'<rect x="{LEFT + number * wide:.2f}" y="{top:.1f}" width="{max(wide * 0.9, 0.3):.2f}" height="{size:.1f}" fill="{colour}"/>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 12}" class="tick middle">{html.escape(label)}</text>')
+        parts.append(
+            f'<rect x="{LEFT + number * wide:.2f}" y="{top:.1f}" width="{max(wide * 0.9, 0.3):.2f}" height="{size:.1f}" fill="{colour}"/>'
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 12}" class="tick middle">{html.escape(label)}</text>'
+    )
     return _figure(parts, WIDTH, HEIGHT, title)
 
 

@@ -20,7 +20,11 @@ def quiet() -> None:
 
 def ignore_tpus() -> None:
     """Keeps libtpu, where it is installed, from looking for a TPU in the cloud's metadata, at length and with complaints."""
-    for name, value in {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}.items():
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    }.items():
         os.environ.setdefault(name, value)
 
 
@@ -30,7 +34,9 @@ def use_huge_pages() -> None:
     Each step of a CPU takes and gives back gigabytes; with pages of 4 kB, faults cost a tenth to a third of its time. Call it first
     of all in a program, and only there: what the process has done so far is lost.
     """
-    on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not (_has_tpu() or glob.glob("/dev/nvidia*"))
+    on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not (
+        _has_tpu() or glob.glob("/dev/nvidia*")
+    )
     library, version = platform.libc_ver()
     knows = library == "glibc" and tuple(int(part) for part in version.split(".")[:2]) >= (2, 35)
     if not on_cpu or not knows or "GLIBC_TUNABLES" in os.environ or not sys.orig_argv[1:]:

@@ -25,28 +25,65 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2  # what the user handed over cannot be used: trying again cannot help
 
 # Fields of a config that may name files; a path on this machine means nothing to a worker.
-PATH_FIELDS = ("prepared", "tokenizer", "model.pretrained", "ranking.run", "own.train", "own.validation", "own.test")
+PATH_FIELDS = (
+    "prepared",
+    "tokenizer",
+    "model.pretrained",
+    "ranking.run",
+    "own.train",
+    "own.validation",
+    "own.test",
+)
 
 _NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"  # of runs: what Cloud TPU, GKE and xpk all take, with room for a slice's number behind it
 _PATTERNS = {
-    "name": (_NAME, "lowercase letters, digits and hyphens, at most 40, the first a letter, the last no hyphen"),
-    "cluster": (_NAME, "lowercase letters, digits and hyphens, at most 40, the first a letter, the last no hyphen"),
-    "project": (r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", "a project's id, e.g. my-project-123"),
+    "name": (
+        _NAME,
+        "lowercase letters, digits and hyphens, at most 40, the first a letter, the last no hyphen",
+    ),
+    "cluster": (
+        _NAME,
+        "lowercase letters, digits and hyphens, at most 40, the first a letter, the last no hyphen",
+    ),
+    "project": (
+        r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]",
+        "a project's id, e.g. my-project-123",
+    ),
     "zone": (r"[a-z]+-[a-z]+[0-9]+-[a-z]", "a zone, e.g. us-west4-a"),
-    "workdir": (r"gs://[a-z0-9][-_.a-z0-9]+[a-z0-9](/[^\s/]+)+/?", "a folder in a bucket, e.g. gs://bucket/runs/first"),
-    "service_account": (r"[-a-z0-9]+@[-a-z0-9.]+", "an e-mail address, e.g. trainer@my-project-123.iam.gserviceaccount.com"),
+    "workdir": (
+        r"gs://[a-z0-9][-_.a-z0-9]+[a-z0-9](/[^\s/]+)+/?",
+        "a folder in a bucket, e.g. gs://bucket/runs/first",
+    ),
+    "service_account": (
+        r"[-a-z0-9]+@[-a-z0-9.]+",
+        "an e-mail address, e.g. trainer@my-project-123.iam.gserviceaccount.com",
+    ),
     "runtime_version": (r"[a-z0-9][-.a-z0-9]*", "a TPU software version, e.g. v2-alpha-tpuv6e"),
     "image": (
         r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+((:[\w][-.\w]*)|(@sha256:[0-9a-f]{64}))?",
         "an image, e.g. us-docker.pkg.dev/project/repository/image:tag",
     ),
-    "registry": (r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+", "a repository of images, e.g. us-docker.pkg.dev/project/repository"),
+    "registry": (
+        r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+",
+        "a repository of images, e.g. us-docker.pkg.dev/project/repository",
+    ),
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # The shapes that an accelerator type stands for; any other shape of as many chips would be another one than was planned for.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+_CUBES = (
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+    "4x4x4",
+    "4x4x8",
+    "4x8x8",
+    "8x8x8",
+    "8x8x16",
+    "8x16x16",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +117,9 @@ class Topology:
         if generation not in GENERATIONS:
             raise unknown(f"TPU generation in --topology={text}", generation, GENERATIONS)
         if shape not in GENERATIONS[generation].shapes:
-            raise InputError(f"--topology={text}: {generation} comes as {', '.join(GENERATIONS[generation].shapes)}; write e.g. v5e:8x8")
+            raise InputError(
+                f"--topology={text}: {generation} comes as {', '.join(GENERATIONS[generation].shapes)}; write e.g. v5e:8x8"
+            )
         return cls(generation, shape)
 
     @property
@@ -96,7 +135,11 @@ class Topology:
 
     def hosts(self, largest: int) -> int:
         """Machines of a slice: of four chips each, unless one holds all of it; `largest` is the most chips that a machine may have."""
-        return 1 if self.chips <= min(largest, GENERATIONS[self.generation].largest_host) else self.chips // 4
+        return (
+            1
+            if self.chips <= min(largest, GENERATIONS[self.generation].largest_host)
+            else self.chips // 4
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +170,14 @@ class Job:
 
     def program(self, python: str) -> list[str]:
         """The training program's argument list, for an interpreter."""
-        arguments = [python, "-m", "gemma_encoder.main", f"--config={self.config}", *self.overrides, f"--workdir={self.workdir}"]
+        arguments = [
+            python,
+            "-m",
+            "gemma_encoder.main",
+            f"--config={self.config}",
+            *self.overrides,
+            f"--workdir={self.workdir}",
+        ]
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         return ["env", *variables, *arguments] if variables else arguments
 
@@ -135,11 +185,28 @@ class Job:
         """The planner's argument list."""
         slices = [f"--slices={self.slices}"] if self.slices > 1 else []
         topology = f"--topology={self.topology.generation}:{self.topology.shape}"
-        return [sys.executable, "-m", "launch.plan", f"--config={self.config}", *self.overrides, topology, *slices, f"--json={self.file('.plan.json')}"]
+        return [
+            sys.executable,
+            "-m",
+            "launch.plan",
+            f"--config={self.config}",
+            *self.overrides,
+            topology,
+            *slices,
+            f"--json={self.file('.plan.json')}",
+        ]
 
     def archive(self) -> list[str]:
         """The argument list that packs the code: what is committed, nothing else, so that a run can be told by its commit."""
-        return ["git", "-C", str(ROOT), "archive", "--format=tar.gz", f"--output={self.file('.tar.gz')}", "HEAD"]
+        return [
+            "git",
+            "-C",
+            str(ROOT),
+            "archive",
+            "--format=tar.gz",
+            f"--output={self.file('.tar.gz')}",
+            "HEAD",
+        ]
 
     def file(self, suffix: str) -> pathlib.Path:
         """A file of this run on this machine."""
@@ -151,20 +218,46 @@ class Flags:
 
     def __init__(self):
         self.values = flags.FlagValues()  # of its own: `main` has flags of the same names
-        self.config = config_flags.DEFINE_config_file("config", None, "An experiment's config, as for training.", flag_values=self.values)
-        self.text("workdir", "Folder of the run: gs://BUCKET/FOLDER. The same folder goes on with the same run.")
+        self.config = config_flags.DEFINE_config_file(
+            "config", None, "An experiment's config, as for training.", flag_values=self.values
+        )
+        self.text(
+            "workdir",
+            "Folder of the run: gs://BUCKET/FOLDER. The same folder goes on with the same run.",
+        )
         self.text("name", "Name of the run, and of what is made for it.")
         self.text("project", "Google Cloud project.")
         self.text("zone", "Zone with this kind of TPU, e.g. us-west4-a.")
         self.text("topology", "Generation and shape of a slice, e.g. v5e:8x8.")
-        flags.DEFINE_integer("slices", 1, "Slices that train together.", lower_bound=1, flag_values=self.values)
-        flags.DEFINE_multi_string("env", [], "NAME=VALUE: a variable for the training program; may be repeated.", flag_values=self.values)
-        flags.DEFINE_integer("max_retries", 10, "Times that a run which was preempted is started again.", lower_bound=0, flag_values=self.values)
-        flags.DEFINE_float("poll_seconds", 30.0, "Seconds between two looks at the state.", lower_bound=0.0, flag_values=self.values)
+        flags.DEFINE_integer(
+            "slices", 1, "Slices that train together.", lower_bound=1, flag_values=self.values
+        )
+        flags.DEFINE_multi_string(
+            "env",
+            [],
+            "NAME=VALUE: a variable for the training program; may be repeated.",
+            flag_values=self.values,
+        )
+        flags.DEFINE_integer(
+            "max_retries",
+            10,
+            "Times that a run which was preempted is started again.",
+            lower_bound=0,
+            flag_values=self.values,
+        )
+        flags.DEFINE_float(
+            "poll_seconds",
+            30.0,
+            "Seconds between two looks at the state.",
+            lower_bound=0.0,
+            flag_values=self.values,
+        )
         self.switch("spot", "Use spot capacity: cheaper, and may be taken away.")
         self.switch("keep", "Delete nothing at the end.")
         self.switch("skip_plan", "Do not check first whether the step fits the chips' memory.")
-        self.switch("dry_run", "Print every command, one a line, quoted for a shell, and start nothing.")
+        self.switch(
+            "dry_run", "Print every command, one a line, quoted for a shell, and start nothing."
+        )
 
     def text(self, name: str, meaning: str) -> None:
         """Adds a flag that holds text."""
@@ -202,11 +295,21 @@ class Flags:
         for argument in argv[1:]:
             if _CONTROL.search(argument):
                 raise InputError(f"{argument!r} holds a line break or another control character")
-            if re.match(r"--?(no)?config\b", argument) and not re.match(r"--config[.\w]*=", argument):
-                raise InputError(f"{argument!r}: write --config=FILE and --config.FIELD=VALUE, as one argument with two hyphens, so that it can be passed on")
-        given = [argument.removeprefix("--config=") for argument in argv[1:] if argument.startswith("--config=")]
+            if re.match(r"--?(no)?config\b", argument) and not re.match(
+                r"--config[.\w]*=", argument
+            ):
+                raise InputError(
+                    f"{argument!r}: write --config=FILE and --config.FIELD=VALUE, as one argument with two hyphens, so that it can be passed on"
+                )
+        given = [
+            argument.removeprefix("--config=")
+            for argument in argv[1:]
+            if argument.startswith("--config=")
+        ]
         if len(given) != 1:
-            raise InputError("name one experiment, e.g. --config=experiments/msmarco.py:size=gemma2_9b")
+            raise InputError(
+                "name one experiment, e.g. --config=experiments/msmarco.py:size=gemma2_9b"
+            )
         path = _inside(given[0].partition(":")[0])
         config = commandline.parse(argv, self.config, self.values)
         _check_paths(config)
@@ -237,15 +340,23 @@ def check(job: Job, *, skip_plan: bool) -> None:
     """
     file = job.config.partition(":")[0]
     if command.run(["git", "-C", str(ROOT), "cat-file", "-e", f"HEAD:{file}"]).code:
-        raise InputError(f"{file} is not committed; workers get what is committed, so commit it first")
-    if changed := command.run(["git", "-C", str(ROOT), "status", "--porcelain"]).output.splitlines():
-        raise InputError(f"{len(changed)} files differ from HEAD, {changed[0][3:]} among them; workers get what is committed, so commit or stash them")
+        raise InputError(
+            f"{file} is not committed; workers get what is committed, so commit it first"
+        )
+    if changed := command.run(
+        ["git", "-C", str(ROOT), "status", "--porcelain"]
+    ).output.splitlines():
+        raise InputError(
+            f"{len(changed)} files differ from HEAD, {changed[0][3:]} among them; workers get what is committed, so commit or stash them"
+        )
     job.file("").parent.mkdir(parents=True, exist_ok=True)
     if skip_plan:
         return
     code = subprocess.run(job.plan(), cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
     if code:
-        raise InputError(f"launch.plan exited with {code}, see above; choose a larger --topology or a smaller batch, or leave the check out by --skip_plan")
+        raise InputError(
+            f"launch.plan exited with {code}, see above; choose a larger --topology or a smaller batch, or leave the check out by --skip_plan"
+        )
 
 
 class NotDeleted(Exception):
@@ -282,7 +393,9 @@ def explain(job: Job, what: str) -> None:
     """Shows the log's last lines, and says where to look."""
     lines = job.file(".log").read_text(errors="replace").splitlines()[-command.TAIL :]
     print("\n".join(["", *lines, ""]), file=sys.stderr)
-    say(f"failed while {what}; above are the last lines. Look at {job.file('.log')} and {job.workdir}/metrics.jsonl, and at the table in launch/README.md")
+    say(
+        f"failed while {what}; above are the last lines. Look at {job.file('.log')} and {job.workdir}/metrics.jsonl, and at the table in launch/README.md"
+    )
 
 
 def print_dry_run(steps: Sequence[Sequence[str]]) -> None:
@@ -295,7 +408,9 @@ def _inside(path: str) -> str:
     """A config file's path relative to the repository."""
     full = pathlib.Path(os.path.abspath(path))
     if not full.is_relative_to(ROOT):
-        raise InputError(f"--config={path} lies outside {ROOT}; workers get the repository, so put it there, e.g. under experiments/")
+        raise InputError(
+            f"--config={path} lies outside {ROOT}; workers get the repository, so put it there, e.g. under experiments/"
+        )
     if not full.is_file():
         raise InputError(f"--config={path} does not exist")
     return str(full.relative_to(ROOT))
@@ -306,7 +421,9 @@ def _environment(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise InputError(f"--env={text!r} cannot be used; expected NAME=VALUE, e.g. --env=TFDS_DATA_DIR=gs://bucket/tfds")
+            raise InputError(
+                f"--env={text!r} cannot be used; expected NAME=VALUE, e.g. --env=TFDS_DATA_DIR=gs://bucket/tfds"
+            )
         found[name] = value
     return found
 
@@ -318,12 +435,18 @@ def _check_paths(config: ml_collections.ConfigDict) -> None:
         for part in field.split("."):
             value = value.get(part, "")
         if value and os.path.exists(value):
-            raise InputError(f"{field}={value} lies on this machine, where workers cannot read it; copy it to a bucket and write gs://BUCKET/…")
+            raise InputError(
+                f"{field}={value} lies on this machine, where workers cannot read it; copy it to a bucket and write gs://BUCKET/…"
+            )
 
 
 def _check_readers(config: ml_collections.ConfigDict, hosts: int) -> None:
     """Every host takes as many readers; a run on too few would stop at its first step, on machines that are paid for."""
     if config.batch.readers % hosts:
-        raise InputError(f"batch.readers={config.batch.readers} is not a multiple of the {hosts} hosts; write e.g. --config.batch.readers={hosts}")
+        raise InputError(
+            f"batch.readers={config.batch.readers} is not a multiple of the {hosts} hosts; write e.g. --config.batch.readers={hosts}"
+        )
     if config.batch.rows % config.batch.readers:
-        raise InputError(f"batch.rows={config.batch.rows} is not a multiple of batch.readers={config.batch.readers}")
+        raise InputError(
+            f"batch.rows={config.batch.rows} is not a multiple of batch.readers={config.batch.readers}"
+        )

@@ -65,7 +65,12 @@ def run(arguments: Sequence[str]) -> Result:
     return Result(process.returncode, output, errors)
 
 
-def stream(arguments: Sequence[str], log: pathlib.Path, see: Callable[[str], None] = lambda text: None, stdin: pathlib.Path | None = None) -> Result:
+def stream(
+    arguments: Sequence[str],
+    log: pathlib.Path,
+    see: Callable[[str], None] = lambda text: None,
+    stdin: pathlib.Path | None = None,
+) -> Result:
     """Runs a command while its lines go to the terminal and to a file.
 
     Args:
@@ -78,7 +83,10 @@ def stream(arguments: Sequence[str], log: pathlib.Path, see: Callable[[str], Non
         InputError: there is no such program.
     """
     tail = collections.deque(maxlen=TAIL)
-    with log.open("a") as file, _started(arguments, stderr=subprocess.STDOUT, stdin=stdin) as process:
+    with (
+        log.open("a") as file,
+        _started(arguments, stderr=subprocess.STDOUT, stdin=stdin) as process,
+    ):
         file.write(f"$ {line(arguments)}\n")
         for text in process.stdout:
             print(text, end="", flush=True)
@@ -91,14 +99,26 @@ def stream(arguments: Sequence[str], log: pathlib.Path, see: Callable[[str], Non
 
 
 @contextlib.contextmanager
-def _started(arguments: Sequence[str], stderr: int, stdin: pathlib.Path | None = None) -> Iterator[subprocess.Popen]:
+def _started(
+    arguments: Sequence[str], stderr: int, stdin: pathlib.Path | None = None
+) -> Iterator[subprocess.Popen]:
     """A running command; it ends with the block, however the block ends."""
     source = stdin.open("rb") if stdin else subprocess.DEVNULL
     try:
         # A session of its own: what the terminal sends on Ctrl-C goes to the launcher, which knows what must be ended first.
-        process = subprocess.Popen(list(arguments), stdin=source, stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", start_new_session=True)
+        process = subprocess.Popen(
+            list(arguments),
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
     except FileNotFoundError as error:
-        raise InputError(f"{arguments[0]} is not on the PATH; launch/README.md says what to install") from error
+        raise InputError(
+            f"{arguments[0]} is not on the PATH; launch/README.md says what to install"
+        ) from error
     finally:
         if stdin:
             source.close()

@@ -22,7 +22,11 @@ def count(jaxpr: Any, chips: int) -> float:
         if name == "dot_general":
             ((contracted, _), _) = parameters["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            total += (
+                2.0
+                * math.prod(equation.outvars[0].aval.shape)
+                * math.prod(left[axis] for axis in contracted)
+            )
             continue
         if name == "cond":
             total += max(count(branch.jaxpr, chips) for branch in parameters["branches"])
@@ -34,5 +38,8 @@ def count(jaxpr: Any, chips: int) -> float:
             times = chips
         elif name == "pallas_call":
             times = math.prod(parameters["grid_mapping"].grid)
-        total += times * sum(count(getattr(inner, "jaxpr", inner), chips) for inner in core.jaxprs_in_params(parameters))
+        total += times * sum(
+            count(getattr(inner, "jaxpr", inner), chips)
+            for inner in core.jaxprs_in_params(parameters)
+        )
     return total

@@ -8,7 +8,21 @@ import re
 
 SCATTERED = "all-reduce-scatter"  # the computations in which each chip keeps a part of a sum: how TPUs write a reduce-scatter
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 _SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
@@ -36,7 +50,13 @@ class Collective:
     def traffic(self) -> float:
         """Bytes that a chip sends in a step, by the ring algorithms."""
         share = (self.group - 1) / self.group
-        whole = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": self.group - 1, "all-to-all": share, "collective-permute": 1}
+        whole = {
+            "all-gather": share,
+            "all-reduce": 2 * share,
+            "reduce-scatter": self.group - 1,
+            "all-to-all": share,
+            "collective-permute": 1,
+        }
         return whole[self.kind] * self.size * self.times
 
 
@@ -45,7 +65,12 @@ def sizes(text: str) -> list[tuple[int, str]]:
     found = []
     for dtype, dimensions in _SHAPE.findall(text):
         if dtype in _BYTES:
-            found.append((_BYTES[dtype] * math.prod(int(d) for d in dimensions.split(",") if d), f"{dtype}[{dimensions}]"))
+            found.append(
+                (
+                    _BYTES[dtype] * math.prod(int(d) for d in dimensions.split(",") if d),
+                    f"{dtype}[{dimensions}]",
+                )
+            )
     return found
 
 
@@ -72,18 +97,32 @@ def collectives(text: str, devices: int) -> list[Collective]:
         for label, made, operation, rest in computations.get(name, ()):
             if operation.removesuffix("-start") in KINDS:
                 # Reductions that are scattered at once all have the same channel, and are never cut.
-                channel = None if name.startswith(SCATTERED) else re.search(r"channel_id=(\d+)", rest)
-                add(channel[1] if channel else f"{name}/{label}", _collective(name, made, operation, rest, devices))
+                channel = (
+                    None if name.startswith(SCATTERED) else re.search(r"channel_id=(\d+)", rest)
+                )
+                add(
+                    channel[1] if channel else f"{name}/{label}",
+                    _collective(name, made, operation, rest, devices),
+                )
             trips = 1
             for loop in re.findall(r"condition=%?([\w.-]+)", rest):
-                inside = [rest.partition(")")[0] for _, _, kind, rest in computations.get(loop, ()) if kind == "constant"]
+                inside = [
+                    rest.partition(")")[0]
+                    for _, _, kind, rest in computations.get(loop, ())
+                    if kind == "constant"
+                ]
                 bounds = [int(value) for value in inside if value.isdigit()]
                 trips = max(bounds, default=1)  # a scan counts up to a constant
-            for inner in re.findall(r"(?:calls|to_apply|body|called_computation|async_computation)=%?([\w.-]+)", rest):
+            for inner in re.findall(
+                r"(?:calls|to_apply|body|called_computation|async_computation)=%?([\w.-]+)", rest
+            ):
                 for channel, one in within(inner).items():
                     add(channel, dataclasses.replace(one, times=one.times * trips))
             for branches in re.findall(r"branch_computations=\{([^}]*)\}", rest):
-                costliest = max((within(branch.strip(" %")) for branch in branches.split(",")), key=lambda part: sum(one.traffic for one in part.values()))
+                costliest = max(
+                    (within(branch.strip(" %")) for branch in branches.split(",")),
+                    key=lambda part: sum(one.traffic for one in part.values()),
+                )
                 for channel, one in costliest.items():
                     add(channel, one)
         return found
@@ -91,14 +130,21 @@ def collectives(text: str, devices: int) -> list[Collective]:
     counted: collections.Counter = collections.Counter()
     for one in within(entry).values():
         counted[dataclasses.replace(one, times=1)] += one.times
-    return sorted((dataclasses.replace(one, times=times) for one, times in counted.items()), key=lambda one: -one.traffic)
+    return sorted(
+        (dataclasses.replace(one, times=times) for one, times in counted.items()),
+        key=lambda one: -one.traffic,
+    )
 
 
 def _collective(computation: str, made: str, operation: str, rest: str, devices: int) -> Collective:
     kind, group = operation.removesuffix("-start"), _group(rest, devices)
     parts = sizes(made)
     # A started operation's type also holds what it was given; what it makes stands behind.
-    parts = parts[len(parts) // 2 :] if operation.endswith("-start") and made.startswith("(") and len(parts) > 1 else parts
+    parts = (
+        parts[len(parts) // 2 :]
+        if operation.endswith("-start") and made.startswith("(") and len(parts) > 1
+        else parts
+    )
     size = sum(size for size, _ in parts)
     if kind == "all-reduce" and computation.startswith(SCATTERED):
         kind, size = "reduce-scatter", size // group

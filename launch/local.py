@@ -26,22 +26,44 @@ GRACE = 60.0  # seconds between asking a process to stop and killing it
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launch.local", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.local", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--processes", type=_count, default=2, help="how many (default 2)")
-    parser.add_argument("--devices_per_process", type=_count, default=1, help="CPU devices of each (default 1)")
-    parser.add_argument("--restarts", type=int, default=0, help="how often to start again after a kill or a notice to stop (default 0)")
-    parser.add_argument("--dry_run", action="store_true", help="print what would be started, and start nothing")
+    parser.add_argument(
+        "--devices_per_process", type=_count, default=1, help="CPU devices of each (default 1)"
+    )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        help="how often to start again after a kill or a notice to stop (default 0)",
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what would be started, and start nothing"
+    )
     parser.add_argument("arguments", nargs="*", help="after --: flags of gemma_encoder.main")
     args = parser.parse_args(argv)
     command = [sys.executable, "-m", "gemma_encoder.main", *args.arguments]
     if args.dry_run:
         for environment in environments(args.processes, args.devices_per_process, "127.0.0.1:PORT"):
-            print(shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command]))
+            print(
+                shlex.join(
+                    ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
+                )
+            )
         return 0
     for left in reversed(range(args.restarts + 1)):
-        code = Job(command, environments(args.processes, args.devices_per_process, f"127.0.0.1:{_free_port()}")).run()
+        code = Job(
+            command,
+            environments(args.processes, args.devices_per_process, f"127.0.0.1:{_free_port()}"),
+        ).run()
         if left and (code < 0 or code == EXIT_PREEMPTED):
-            print(f"launch.local: exit code {code}; starting again, {left - 1} restarts left", file=sys.stderr, flush=True)
+            print(
+                f"launch.local: exit code {code}; starting again, {left - 1} restarts left",
+                file=sys.stderr,
+                flush=True,
+            )
             continue
         break
     return 128 - code if code < 0 else code  # as a shell reports a signal
@@ -56,7 +78,12 @@ def _count(text: str) -> int:
 
 def environments(processes: int, devices: int, coordinator: str) -> list[dict[str, str]]:
     """The variables that each process gets besides those of this one."""
-    shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), COORDINATOR: coordinator, COUNT: str(processes)}
+    shared = {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        COORDINATOR: coordinator,
+        COUNT: str(processes),
+    }
     return [{**shared, NUMBER: str(number)} for number in range(processes)]
 
 
@@ -78,17 +105,28 @@ class Job:
         self._processes = []
         for number, environment in enumerate(environments):
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if number else {}
-            self._processes.append(subprocess.Popen(command, env={**os.environ, **environment}, **pipes))
-        self._printers = [threading.Thread(target=_print, args=(number, process.stdout)) for number, process in enumerate(self._processes) if number]
+            self._processes.append(
+                subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
+            )
+        self._printers = [
+            threading.Thread(target=_print, args=(number, process.stdout))
+            for number, process in enumerate(self._processes)
+            if number
+        ]
 
     def run(self) -> int:
         """Waits for all; returns the exit code of the first that failed, negative for a signal, or 0."""
         for printer in self._printers:
             printer.start()
-        before = {number: signal.signal(number, lambda *_: self._stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, lambda *_: self._stop())
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         failed = 0
         while self._running():
-            failed = failed or next((process.returncode for process in self._processes if process.returncode), 0)
+            failed = failed or next(
+                (process.returncode for process in self._processes if process.returncode), 0
+            )
             if failed:
                 # A process that waits for one that is gone would wait for long.
                 self._stop(GRACE if failed == EXIT_PREEMPTED else 0.0)
@@ -97,7 +135,9 @@ class Job:
             printer.join()
         for number, handler in before.items():
             signal.signal(number, handler)
-        return failed or next((process.returncode for process in self._processes if process.returncode), 0)
+        return failed or next(
+            (process.returncode for process in self._processes if process.returncode), 0
+        )
 
     def _running(self) -> bool:
         """Whether any process still runs; each is asked, so that each has its return code."""

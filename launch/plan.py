@@ -41,11 +41,24 @@ from launch import flops, hlo
 from launch.chips import CHIPS, Chip
 
 FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment's config, as for training.", flag_values=FLAGS)
-TOPOLOGY = flags.DEFINE_string("topology", None, "Generation and shape of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:4x4.", flag_values=FLAGS)
-SLICES = flags.DEFINE_integer("slices", 1, "Slices that train together.", lower_bound=1, flag_values=FLAGS)
-SEARCH = flags.DEFINE_boolean("search", False, "Try batch sizes, remat policies and meshes.", flag_values=FLAGS)
-BUDGET = flags.DEFINE_float("search_minutes", 20.0, "When to begin no further try.", flag_values=FLAGS)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "An experiment's config, as for training.", flag_values=FLAGS
+)
+TOPOLOGY = flags.DEFINE_string(
+    "topology",
+    None,
+    "Generation and shape of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:4x4.",
+    flag_values=FLAGS,
+)
+SLICES = flags.DEFINE_integer(
+    "slices", 1, "Slices that train together.", lower_bound=1, flag_values=FLAGS
+)
+SEARCH = flags.DEFINE_boolean(
+    "search", False, "Try batch sizes, remat policies and meshes.", flag_values=FLAGS
+)
+BUDGET = flags.DEFINE_float(
+    "search_minutes", 20.0, "When to begin no further try.", flag_values=FLAGS
+)
 JSON = flags.DEFINE_string("json", None, "File for the figures.", flag_values=FLAGS)
 
 REMAT = ("none", "dots", "full")
@@ -113,7 +126,12 @@ class Plan:
 
     def figures(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        derived = {"fits": self.fits, "seconds": self.seconds, "tokens_per_second": self.tokens_per_second, "utilisation": self.utilisation}
+        derived = {
+            "fits": self.fits,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "utilisation": self.utilisation,
+        }
         return {**dataclasses.asdict(self), **derived}
 
     def lines(self) -> Iterator[str]:
@@ -125,11 +143,19 @@ class Plan:
         yield f"{self.rows} x {self.row_length} tokens a step{cut}, remat {self.remat}; compiled in {self.compile_seconds:.0f} s"
         yield ""
         yield "memory of a chip"
-        for name, value in (("parameters", self.parameters), ("optimiser state", self.optimizer), ("batch and the rest", self.other_arguments)):
+        for name, value in (
+            ("parameters", self.parameters),
+            ("optimiser state", self.optimizer),
+            ("batch and the rest", self.other_arguments),
+        ):
             yield f"  {name:<34}{value / GIB:>8.2f} GiB"
         yield f"  {'activations and other temporaries':<34}{self.temporaries / GIB:>8.2f} GiB"
         left = (self.memory - self.peak) / GIB
-        verdict = f"fits, {left:.2f} GiB to spare" if self.fits else f"does NOT fit, {-left:.2f} GiB too much"
+        verdict = (
+            f"fits, {left:.2f} GiB to spare"
+            if self.fits
+            else f"does NOT fit, {-left:.2f} GiB too much"
+        )
         yield f"  {'peak':<34}{self.peak / GIB:>8.2f} GiB of {self.memory / GIB:.0f}: {verdict}"
         yield ""
         yield "work of a step, all chips"
@@ -139,7 +165,10 @@ class Plan:
         for kind in hlo.KINDS:
             mine = [one for one in self.collectives if one["kind"] == kind]
             if mine:
-                times, traffic = sum(one["times"] for one in mine), sum(one["traffic"] for one in mine)
+                times, traffic = (
+                    sum(one["times"] for one in mine),
+                    sum(one["traffic"] for one in mine),
+                )
                 yield f"  {kind:<20}{times:>6} times {traffic / GIB:>9.2f} GiB sent; most: {mine[0]['shape']} {mine[0]['times']} times"
         yield ""
         parts = f"compute {self.seconds_compute:.3f} s, memory {self.seconds_memory:.3f} s, links {self.seconds_links:.3f} s"
@@ -152,17 +181,27 @@ def main(argv: Sequence[str]) -> int:
     try:
         config = commandline.parse(argv, CONFIG, FLAGS)
         if config is None or TOPOLOGY.value is None:
-            raise InputError("--config and --topology are needed, e.g. --config=experiments/msmarco.py:size=gemma2_9b --topology=v5e:8x8")
+            raise InputError(
+                "--config and --topology are needed, e.g. --config=experiments/msmarco.py:size=gemma2_9b --topology=v5e:8x8"
+            )
         if not SEARCH.value:
             plan = make_plan(config, TOPOLOGY.value, SLICES.value)
             print("\n".join(plan.lines()))
             if not plan.fits:
-                print("\ntry --search, a mesh that cuts parameters up such as --config.mesh='(1,-1,1)', --config.model.remat=full, or more micro-batches")
+                print(
+                    "\ntry --search, a mesh that cuts parameters up such as --config.mesh='(1,-1,1)', --config.model.remat=full, or more micro-batches"
+                )
         else:
             plan = search(config, TOPOLOGY.value, SLICES.value, BUDGET.value * 60)
-            print("\nnothing that was tried fits" if plan is None else "\nthe fastest that fits\n\n" + "\n".join(plan.lines()))
+            print(
+                "\nnothing that was tried fits"
+                if plan is None
+                else "\nthe fastest that fits\n\n" + "\n".join(plan.lines())
+            )
             if plan is not None:
-                print(f"\n--config.mesh='{tuple(plan.mesh)}' --config.batch.rows={plan.rows} --config.model.remat={plan.remat}")
+                print(
+                    f"\n--config.mesh='{tuple(plan.mesh)}' --config.batch.rows={plan.rows} --config.model.remat={plan.remat}"
+                )
         if JSON.value and plan is not None:
             pathlib.Path(JSON.value).write_text(json.dumps(plan.figures(), indent=1))
     except InputError as error:
@@ -175,16 +214,24 @@ def describe_topology(text: str, slices: int) -> tuple[Chip, list[jax.Device]]:
     """The chips that "v5e:8x8" stands for, as devices to compile for."""
     generation, _, shape = text.partition(":")
     if generation not in CHIPS or not shape:
-        raise InputError(f"--topology={text}: plans are made for {', '.join(CHIPS)}; write e.g. v5e:8x8")
+        raise InputError(
+            f"--topology={text}: plans are made for {', '.join(CHIPS)}; write e.g. v5e:8x8"
+        )
     try:
-        found = topologies.get_topology_desc(text, platform="tpu", **({"num_slices": slices} if slices > 1 else {}))
+        found = topologies.get_topology_desc(
+            text, platform="tpu", **({"num_slices": slices} if slices > 1 else {})
+        )
     except Exception as error:  # libtpu raises its own kinds
-        raise InputError(f"--topology={text}: {one_line(error)[:200]}; compiling for TPUs needs libtpu: pip install 'jax[tpu]'") from error
+        raise InputError(
+            f"--topology={text}: {one_line(error)[:200]}; compiling for TPUs needs libtpu: pip install 'jax[tpu]'"
+        ) from error
     return CHIPS[generation], list(found.devices)
 
 
 @contextlib.contextmanager
-def changed(config: ml_collections.ConfigDict, **fields: Any) -> Iterator[ml_collections.ConfigDict]:
+def changed(
+    config: ml_collections.ConfigDict, **fields: Any
+) -> Iterator[ml_collections.ConfigDict]:
     """A copy of a config with some fields set, "batch__rows" being `batch.rows`."""
     copy = config.copy_and_resolve_references()
     with copy.ignore_type():
@@ -215,7 +262,9 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(f"the compiler found no way to fit the step into the chips: {one_line(error)[:300]}") from error
+        raise InputError(
+            f"the compiler found no way to fit the step into the chips: {one_line(error)[:300]}"
+        ) from error
     seconds = time.monotonic() - began
     memory, chips = compiled.memory_analysis(), len(devices)
     collectives = hlo.collectives(compiled.as_text(), chips)
@@ -223,7 +272,9 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
     tokens = recipe.stream.shape.rows * recipe.stream.shape.row_length
     model_flops = 3 * recipe.encoder.transformer.forward_flops(tokens, recipe.stream.max_length)
     parameters, optimizer = _bytes(program.abstract.parameters), _bytes(program.abstract.optimizer)
-    moved = memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
+    moved = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
+    )
     return Plan(
         size=config.model.size,
         topology=topology,
@@ -238,7 +289,10 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
         optimizer=optimizer,
         other_arguments=memory.argument_size_in_bytes - parameters - optimizer,
         temporaries=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        peak=memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
         memory=chip.memory,
         model_flops=model_flops,
         program_flops=program_flops,
@@ -253,13 +307,24 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
 
 def _bytes(tree: Any) -> int:
     """Bytes of a tree of abstract arrays on one chip."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def _seconds(collectives: Sequence[hlo.Collective], mesh: Mesh, slices: int, chip: Chip) -> float:
     """Of all collectives one after another; one over more chips than a slice has goes at the speed of the network between slices."""
     within = mesh.size // slices
-    return sum(one.traffic / (chip.link_bandwidth if one.group <= within and slices == 1 else _slowest(one, slices, within, chip)) for one in collectives)
+    return sum(
+        one.traffic
+        / (
+            chip.link_bandwidth
+            if one.group <= within and slices == 1
+            else _slowest(one, slices, within, chip)
+        )
+        for one in collectives
+    )
 
 
 def _slowest(one: hlo.Collective, slices: int, within: int, chip: Chip) -> float:
@@ -267,39 +332,66 @@ def _slowest(one: hlo.Collective, slices: int, within: int, chip: Chip) -> float
     return chip.network_bandwidth if crosses else chip.link_bandwidth
 
 
-def candidates(config: ml_collections.ConfigDict, chips: int, slices: int, memory: float) -> Iterator[dict[str, Any]]:
+def candidates(
+    config: ml_collections.ConfigDict, chips: int, slices: int, memory: float
+) -> Iterator[dict[str, Any]]:
     """What is worth trying: batches of one to eight rows a chip, remat policies, and meshes over which the state fits."""
     transformer = recipes.build(config, dry=True).encoder.transformer
-    for tensor, replicas, remat, rows in itertools.product((1, 2, 4), (1, 2, 4, 8), REMAT, (1, 2, 4, 8)):
+    for tensor, replicas, remat, rows in itertools.product(
+        (1, 2, 4), (1, 2, 4, 8), REMAT, (1, 2, 4, 8)
+    ):
         data = slices * replicas
         if chips % (data * tensor):
             continue
         fsdp = chips // (data * tensor)
-        state = 12 * transformer.num_parameters / (fsdp * tensor)  # parameters and two moments in float32
+        state = (
+            12 * transformer.num_parameters / (fsdp * tensor)
+        )  # parameters and two moments in float32
         if state < memory:
-            yield {"mesh": (data, fsdp, tensor), "batch__rows": rows * data * fsdp * config.batch.micro_batches, "model__remat": remat}
+            yield {
+                "mesh": (data, fsdp, tensor),
+                "batch__rows": rows * data * fsdp * config.batch.micro_batches,
+                "model__remat": remat,
+            }
 
 
-def search(config: ml_collections.ConfigDict, topology: str, slices: int, seconds: float) -> Plan | None:
+def search(
+    config: ml_collections.ConfigDict, topology: str, slices: int, seconds: float
+) -> Plan | None:
     """Tries what is worth trying, printing each; the fastest that fits, None where none does."""
     chip, devices = describe_topology(topology, slices)
     began, best = time.monotonic(), None
     too_big: set[tuple] = set()
     tried = list(candidates(config, len(devices), slices, chip.memory))
     # The simplest meshes first; of a mesh, what saves most memory first: where that does not fit, nothing else will.
-    tried.sort(key=lambda fields: (fields["mesh"][2], fields["mesh"][0], fields["batch__rows"], -REMAT.index(fields["model__remat"])))
+    tried.sort(
+        key=lambda fields: (
+            fields["mesh"][2],
+            fields["mesh"][0],
+            fields["batch__rows"],
+            -REMAT.index(fields["model__remat"]),
+        )
+    )
     for place, fields in enumerate(tried):
         mesh, rows, remat = fields.values()
-        if any(mesh == other and rows >= least and REMAT.index(remat) <= REMAT.index(policy) for other, least, policy in too_big):
+        if any(
+            mesh == other and rows >= least and REMAT.index(remat) <= REMAT.index(policy)
+            for other, least, policy in too_big
+        ):
             continue
         if time.monotonic() - began > seconds:
-            print(f"time is up; {len(tried) - place} of {len(tried)} were not looked at", flush=True)
+            print(
+                f"time is up; {len(tried) - place} of {len(tried)} were not looked at", flush=True
+            )
             break
         try:
             with changed(config, **fields) as one:
                 plan = make_plan(one, topology, slices)
         except InputError as error:
-            print(f"mesh {mesh} rows {rows:>5} remat {remat:<5} not possible: {error}"[:160], flush=True)
+            print(
+                f"mesh {mesh} rows {rows:>5} remat {remat:<5} not possible: {error}"[:160],
+                flush=True,
+            )
             too_big.add((mesh, rows, remat))
             continue
         verdict = f"{plan.peak / GIB:>6.1f} GiB {'fits' if plan.fits else 'too much'}, at most {plan.tokens_per_second:>12,.0f} tokens/s"

@@ -52,14 +52,26 @@ python -m launch.plan {example}
 def command(size: str, topology: str, rows: int) -> list[str]:
     """The planner's arguments."""
     return [
-        *(f"--config=experiments/msmarco.py:size={size}", f"--topology={topology}", "--config.mesh=(1,-1,1)"),
-        *(f"--config.batch.rows={rows}", "--config.batch.row_length=512", "--config.max_length=512"),
+        *(
+            f"--config=experiments/msmarco.py:size={size}",
+            f"--topology={topology}",
+            "--config.mesh=(1,-1,1)",
+        ),
+        *(
+            f"--config.batch.rows={rows}",
+            "--config.batch.row_length=512",
+            "--config.max_length=512",
+        ),
     ]
 
 
 def row(figures: dict) -> str:
     """A plan as a line of the table."""
-    fits = f"fits, {(figures['memory'] - figures['peak']) / GIB:.1f} GiB to spare" if figures["fits"] else "does not fit"
+    fits = (
+        f"fits, {(figures['memory'] - figures['peak']) / GIB:.1f} GiB to spare"
+        if figures["fits"]
+        else "does not fit"
+    )
     memory = f"{figures['peak'] / GIB:.2f} of {figures['memory'] / GIB:.0f} GiB"
     cells = [
         figures["size"],
@@ -80,11 +92,19 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
     lines = []
     for plan in plans:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            subprocess.run([sys.executable, "-m", "launch.plan", *command(*plan), f"--json={file.name}"], cwd=ROOT, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [sys.executable, "-m", "launch.plan", *command(*plan), f"--json={file.name}"],
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+            )
             lines.append(row(json.loads(pathlib.Path(file.name).read_text())))
         print(lines[-1], flush=True)
     example = " ".join(command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
-    text = HEADER.format(date=datetime.date.today(), jax=jax.__version__) + "\n".join(lines) + FOOTER.format(example=example)
+    text = (
+        HEADER.format(date=datetime.date.today(), jax=jax.__version__)
+        + "\n".join(lines)
+        + FOOTER.format(example=example)
+    )
     (ROOT / "launch" / "PLANS.md").write_text(text)
     return 0
 

@@ -38,23 +38,60 @@ class Outcome(enum.Enum):
 
 
 RETRIED = (Outcome.PREEMPTED, Outcome.LOST, Outcome.DISCONNECTED)
-EXIT_CODES = {Outcome.DONE: cluster.EXIT_DONE, Outcome.BAD_INPUT: cluster.EXIT_BAD_INPUT, Outcome.FAILED: cluster.EXIT_FAILED}
+EXIT_CODES = {
+    Outcome.DONE: cluster.EXIT_DONE,
+    Outcome.BAD_INPUT: cluster.EXIT_BAD_INPUT,
+    Outcome.FAILED: cluster.EXIT_FAILED,
+}
 
 
 class Machines:
     """The queued resource of a job: every command that concerns it."""
 
-    def __init__(self, job: cluster.Job, capacity: Sequence[str], options: Sequence[str], runtime_version: str):
-        self.job, self._capacity, self._options, self._runtime_version = job, capacity, options, runtime_version
+    def __init__(
+        self,
+        job: cluster.Job,
+        capacity: Sequence[str],
+        options: Sequence[str],
+        runtime_version: str,
+    ):
+        self.job, self._capacity, self._options, self._runtime_version = (
+            job,
+            capacity,
+            options,
+            runtime_version,
+        )
         self._place = [f"--project={job.project}", f"--zone={job.zone}"]
-        self._all = ["--node=all", "--worker=all", "--batch-size=all"]  # at once: a worker waits for the others
+        self._all = [
+            "--node=all",
+            "--worker=all",
+            "--batch-size=all",
+        ]  # at once: a worker waits for the others
 
     def create(self) -> list[str]:
         """Asks for the slices, under one name."""
         job = self.job
-        nodes = [f"--node-count={job.slices}", f"--node-prefix={job.name}"] if job.slices > 1 else [f"--node-id={job.name}"]
-        kind = [f"--accelerator-type={job.topology.accelerator_type}", f"--runtime-version={self._runtime_version}"]
-        return [*QUEUED_RESOURCES, "create", job.name, *self._place, *kind, *nodes, *self._capacity, *self._options, "--async", "--quiet"]
+        nodes = (
+            [f"--node-count={job.slices}", f"--node-prefix={job.name}"]
+            if job.slices > 1
+            else [f"--node-id={job.name}"]
+        )
+        kind = [
+            f"--accelerator-type={job.topology.accelerator_type}",
+            f"--runtime-version={self._runtime_version}",
+        ]
+        return [
+            *QUEUED_RESOURCES,
+            "create",
+            job.name,
+            *self._place,
+            *kind,
+            *nodes,
+            *self._capacity,
+            *self._options,
+            "--async",
+            "--quiet",
+        ]
 
     def describe(self) -> list[str]:
         """Asks for the state of the request."""
@@ -62,18 +99,44 @@ class Machines:
 
     def describe_node(self, node: str) -> list[str]:
         """Asks for the state of one slice."""
-        return ["gcloud", "compute", "tpus", "tpu-vm", "describe", node, *self._place, "--format=json"]
+        return [
+            "gcloud",
+            "compute",
+            "tpus",
+            "tpu-vm",
+            "describe",
+            node,
+            *self._place,
+            "--format=json",
+        ]
 
     def copy(self) -> list[str]:
         """Copies the code, and the program that installs and runs it, to every home folder."""
         files = [str(self.job.file(".tar.gz")), str(cluster.ROOT / "launch" / "worker.py")]
-        return [*QUEUED_RESOURCES, "scp", *files, f"{self.job.name}:", *self._place, *self._all, "--quiet"]
+        return [
+            *QUEUED_RESOURCES,
+            "scp",
+            *files,
+            f"{self.job.name}:",
+            *self._place,
+            *self._all,
+            "--quiet",
+        ]
 
     def on_all(self, arguments: Sequence[str]) -> list[str]:
         """Runs an argument list on every worker."""
         # A machine that vanished says nothing: without these, ssh would wait for it for hours.
         alive = ["--ssh-flag=-o ServerAliveInterval=30", "--ssh-flag=-o ServerAliveCountMax=10"]
-        return [*QUEUED_RESOURCES, "ssh", self.job.name, *self._place, *self._all, *alive, "--quiet", f"--command={command.line(arguments)}"]
+        return [
+            *QUEUED_RESOURCES,
+            "ssh",
+            self.job.name,
+            *self._place,
+            *self._all,
+            *alive,
+            "--quiet",
+            f"--command={command.line(arguments)}",
+        ]
 
     def install(self) -> list[str]:
         """Installs the code on every worker."""
@@ -81,7 +144,9 @@ class Machines:
 
     def run(self) -> list[str]:
         """Runs the training program on every worker, or follows it where it runs already."""
-        return self.on_all(["python3", "worker.py", "run", self.job.name, *self.job.program("../env/bin/python")])
+        return self.on_all(
+            ["python3", "worker.py", "run", self.job.name, *self.job.program("../env/bin/python")]
+        )
 
     def delete(self) -> list[str]:
         """Gives everything back, whatever its state."""
@@ -89,7 +154,15 @@ class Machines:
 
     def steps(self) -> list[list[str]]:
         """Every command of a run that nothing disturbs."""
-        return [self.job.archive(), self.create(), self.describe(), self.copy(), self.install(), self.run(), self.delete()]
+        return [
+            self.job.archive(),
+            self.create(),
+            self.describe(),
+            self.copy(),
+            self.install(),
+            self.run(),
+            self.delete(),
+        ]
 
 
 class Launch:
@@ -108,10 +181,14 @@ class Launch:
                 outcome = self._attempt()
                 if outcome not in RETRIED:
                     return EXIT_CODES[outcome]
-                cluster.say(f"{outcome.value}; {f'retry {retry + 1} of' if retry < self._job.max_retries else 'no retry is left of'} {self._job.max_retries}")
+                cluster.say(
+                    f"{outcome.value}; {f'retry {retry + 1} of' if retry < self._job.max_retries else 'no retry is left of'} {self._job.max_retries}"
+                )
                 if outcome is not Outcome.DISCONNECTED and retry < self._job.max_retries:
                     self._delete()
-            cluster.say("gave up; give the same command again and the run goes on from its last checkpoint")
+            cluster.say(
+                "gave up; give the same command again and the run goes on from its last checkpoint"
+            )
             return EXIT_PREEMPTED
         finally:
             self._leave()
@@ -126,11 +203,15 @@ class Launch:
         return self._train()
 
     def _request(self) -> Outcome:
-        with self._signals.held():  # a request that is under way must be known as made, so that it is deleted
+        with (
+            self._signals.held()
+        ):  # a request that is under way must be known as made, so that it is deleted
             result = command.stream(self._machines.create(), self._log)
             self._held = result.code == 0
         if not self._held:
-            cluster.say(f"the request was refused, see above; launch/README.md has the causes. If {self._job.name!r} exists already, it may be someone's run")
+            cluster.say(
+                f"the request was refused, see above; launch/README.md has the causes. If {self._job.name!r} exists already, it may be someone's run"
+            )
             return Outcome.FAILED
         return Outcome.DONE
 
@@ -160,12 +241,16 @@ class Launch:
             result, codes = self._on_all(self._machines.install())
             if result.code == 0 and len(codes) == self._job.hosts and not any(codes.values()):
                 return Outcome.DONE
-            cluster.say(f"installed on {list(codes.values()).count(0)} of {self._job.hosts} workers")
+            cluster.say(
+                f"installed on {list(codes.values()).count(0)} of {self._job.hosts} workers"
+            )
         return Outcome.LOST if self._lost() else self._failed("copying and installing the code")
 
     def _train(self) -> Outcome:
         started = time.strftime("%H:%M:%S")
-        cluster.say(f"training on {self._job.hosts} hosts since {started}; the log goes to {self._log} too")
+        cluster.say(
+            f"training on {self._job.hosts} hosts since {started}; the log goes to {self._log} too"
+        )
         _, codes = self._on_all(self._machines.run())
         if cluster.EXIT_BAD_INPUT in codes.values():
             self._failed("training: something handed over cannot be used")
@@ -197,8 +282,14 @@ class Launch:
         if (answer := result.json()) is None:
             return None, result.errors.strip() or result.output.strip()
         state = answer.get("state", {})
-        self._nodes = [spec["nodeId"] for spec in answer.get("tpu", {}).get("nodeSpec", []) if spec.get("nodeId")]
-        return state.get("state", ""), state.get("failedData", {}).get("error", {}).get("message", "")
+        self._nodes = [
+            spec["nodeId"]
+            for spec in answer.get("tpu", {}).get("nodeSpec", [])
+            if spec.get("nodeId")
+        ]
+        return state.get("state", ""), state.get("failedData", {}).get("error", {}).get(
+            "message", ""
+        )
 
     def _lost(self) -> bool:
         """Whether machines were taken away, which shows late."""
@@ -224,7 +315,9 @@ class Launch:
 
     def _leave(self) -> None:
         if self._held and self._keep:
-            cluster.say(f"kept, and charged for, until you run: {command.line(self._machines.delete())}")
+            cluster.say(
+                f"kept, and charged for, until you run: {command.line(self._machines.delete())}"
+            )
         elif self._held:
             self._delete()
 
@@ -235,7 +328,9 @@ class Launch:
                     self._held = self._ready = False
                     return
                 command.sleep(self._job.poll_seconds)
-        raise cluster.NotDeleted(f"{self._job.name} could not be deleted and may cost money; run: {command.line(self._machines.delete())}")
+        raise cluster.NotDeleted(
+            f"{self._job.name} could not be deleted and may cost money; run: {command.line(self._machines.delete())}"
+        )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -259,8 +354,14 @@ def _main(argv: Sequence[str]) -> int:
 def _flags() -> cluster.Flags:
     flags = cluster.Flags()
     flags.switch("reserved", "Use reserved capacity of the project.")
-    flags.text("service_account", "Whom the machines act as; by default Compute Engine's default service account.")
-    flags.text("runtime_version", "TPU software version; by default the one for plain JAX on that generation.")
+    flags.text(
+        "service_account",
+        "Whom the machines act as; by default Compute Engine's default service account.",
+    )
+    flags.text(
+        "runtime_version",
+        "TPU software version; by default the one for plain JAX on that generation.",
+    )
     return flags
 
 
@@ -270,7 +371,10 @@ def _machines(job: cluster.Job, flags: cluster.Flags) -> Machines:
     capacity = [f"--{name}" for name in ("spot", "reserved") if flags[name]]
     account = flags.checked("service_account", required=False)
     options = [f"--service-account={account}"] if account else []
-    runtime_version = flags.checked("runtime_version", required=False) or cluster.GENERATIONS[job.topology.generation].runtime_version
+    runtime_version = (
+        flags.checked("runtime_version", required=False)
+        or cluster.GENERATIONS[job.topology.generation].runtime_version
+    )
     return Machines(job, capacity, options, runtime_version)
 
 

@@ -33,7 +33,15 @@ def install(folder: pathlib.Path) -> int:
     for command in (
         [sys.executable, "-m", "pip", "install", "--user", "--quiet", "uv"],
         [*uv, "venv", "--quiet", "--python=3.11", str(folder / "env")],
-        [*uv, "pip", "install", "--quiet", f"--python={folder / 'env'}", "--constraint=requirements/py311.txt", ".[tpu]"],
+        [
+            *uv,
+            "pip",
+            "install",
+            "--quiet",
+            f"--python={folder / 'env'}",
+            "--constraint=requirements/py311.txt",
+            ".[tpu]",
+        ],
     ):
         code = subprocess.run(command, cwd=folder / "code", stdin=subprocess.DEVNULL).returncode
         if code:
@@ -48,14 +56,20 @@ def run(folder: pathlib.Path, command: list) -> int:
     if first:
         supervise = [sys.executable, os.path.abspath(__file__), "supervise", str(folder), *command]
         with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(supervise, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                supervise, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         (folder / "pid").write_text(str(process.pid))
     ended, log = folder / "exit_code", folder / "log"
     with log.open("rb") as file:
         if not first:
             file.seek(max(log.stat().st_size - 2000, 0))
         while True:
-            over = ended.exists() or (not first and not _alive(folder / "pid")) or (first and process.poll() is not None)
+            over = (
+                ended.exists()
+                or (not first and not _alive(folder / "pid"))
+                or (first and process.poll() is not None)
+            )
             for text in file:
                 _say(text)
             if over:

@@ -26,7 +26,11 @@ class Workload:
     def __init__(self, job: cluster.Job, cluster_name: str, image: str, *, built: bool, spot: bool):
         self.job, self.image, self.built = job, image, built
         self._spot = ["--spot"] if spot else []
-        self._place = [f"--cluster={cluster_name}", f"--project={job.project}", f"--zone={job.zone}"]
+        self._place = [
+            f"--cluster={cluster_name}",
+            f"--project={job.project}",
+            f"--zone={job.zone}",
+        ]
         self._selector = f"--selector=xpk.google.com/workload={job.name}"
 
     def build(self) -> list[str]:
@@ -46,7 +50,11 @@ class Workload:
         return [
             *("xpk", "workload", "create", f"--workload={job.name}"),
             *self._place,
-            *(f"--tpu-type={job.topology.accelerator_type}", f"--num-slices={job.slices}", f"--docker-image={self.image}"),
+            *(
+                f"--tpu-type={job.topology.accelerator_type}",
+                f"--num-slices={job.slices}",
+                f"--docker-image={self.image}",
+            ),
             *self._spot,
             *(f"--max-restarts={job.max_retries}", f"--restart-on-exit-codes={EXIT_PREEMPTED}"),
             *(f"--termination-grace-period-seconds={GRACE_SECONDS}", f"--command={program}"),
@@ -62,7 +70,15 @@ class Workload:
 
     def logs(self) -> list[str]:
         """Follows the log of all pods."""
-        return [*_KUBECTL, "logs", self._selector, "--follow", "--prefix", "--tail=200", f"--max-log-requests={self.job.hosts}"]
+        return [
+            *_KUBECTL,
+            "logs",
+            self._selector,
+            "--follow",
+            "--prefix",
+            "--tail=200",
+            f"--max-log-requests={self.job.hosts}",
+        ]
 
     def delete(self) -> list[str]:
         """Ends the workload; the cluster stays."""
@@ -92,7 +108,9 @@ class Launch:
     def _run(self) -> int:
         if self._workload.built and not self._make_image():
             return cluster.EXIT_FAILED
-        with self._signals.held():  # a workload that is being created must be known as made, so that it is deleted
+        with (
+            self._signals.held()
+        ):  # a workload that is being created must be known as made, so that it is deleted
             result = command.stream(self._workload.create(), self._log)
             self._held = result.code == 0
         if not self._held:
@@ -107,7 +125,10 @@ class Launch:
 
     def _make_image(self) -> bool:
         cluster.pack(self._job)
-        for step, archive in ((self._workload.build(), self._job.file(".tar.gz")), (self._workload.push(), None)):
+        for step, archive in (
+            (self._workload.build(), self._job.file(".tar.gz")),
+            (self._workload.push(), None),
+        ):
             if command.stream(step, self._log, stdin=archive).code:
                 cluster.say(f"no image: {command.line(step)} failed, see above")
                 return False
@@ -125,13 +146,20 @@ class Launch:
                 return None
             status = status or {}
             for condition in status.get("conditions", []):
-                if condition.get("status") == "True" and condition.get("type") in ("Completed", "Failed"):
-                    cluster.say(f"{self._job.name}: {condition['type']} {condition.get('message', '')}".rstrip())
+                if condition.get("status") == "True" and condition.get("type") in (
+                    "Completed",
+                    "Failed",
+                ):
+                    cluster.say(
+                        f"{self._job.name}: {condition['type']} {condition.get('message', '')}".rstrip()
+                    )
                     return condition["type"] == "Completed"
             if status.get("restarts", 0) > restarts:
                 restarts = status["restarts"]
                 cluster.say(f"preempted; restart {restarts} of {self._job.max_retries}")
-            command.stream(self._workload.logs(), self._log)  # ends with the pods, and at once while there are none
+            command.stream(
+                self._workload.logs(), self._log
+            )  # ends with the pods, and at once while there are none
             command.sleep(self._job.poll_seconds)
 
     def _explain(self) -> int:
@@ -146,7 +174,9 @@ class Launch:
         if cluster.EXIT_BAD_INPUT in codes:
             return cluster.EXIT_BAD_INPUT
         if EXIT_PREEMPTED in codes:
-            cluster.say("preempted too often; give the same command again and the run goes on from its last checkpoint")
+            cluster.say(
+                "preempted too often; give the same command again and the run goes on from its last checkpoint"
+            )
             return EXIT_PREEMPTED
         return cluster.EXIT_FAILED
 
@@ -158,7 +188,9 @@ class Launch:
             return
         with self._signals.held():
             if command.stream(self._workload.delete(), self._log).code:
-                raise cluster.NotDeleted(f"{self._job.name} could not be deleted and may cost money; run: {command.line(self._workload.delete())}")
+                raise cluster.NotDeleted(
+                    f"{self._job.name} could not be deleted and may cost money; run: {command.line(self._workload.delete())}"
+                )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -169,13 +201,25 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     flags = cluster.Flags()
     flags.text("cluster", "The GKE cluster, made by `xpk cluster create`.")
-    flags.text("registry", "Where images go, e.g. us-docker.pkg.dev/PROJECT/REPOSITORY: one is built from launch/Dockerfile and pushed there.")
+    flags.text(
+        "registry",
+        "Where images go, e.g. us-docker.pkg.dev/PROJECT/REPOSITORY: one is built from launch/Dockerfile and pushed there.",
+    )
     flags.text("image", "An image that is there already, instead.")
     job = flags.job(argv, LARGEST_HOST)
-    registry, image = flags.checked("registry", required=False), flags.checked("image", required=False)
+    registry, image = (
+        flags.checked("registry", required=False),
+        flags.checked("image", required=False),
+    )
     if (registry is None) == (image is None):
         raise InputError("give either --registry, to build an image, or --image, to use one")
-    workload = Workload(job, flags.checked("cluster"), image or f"{registry}/gemma_encoder:{_commit()}", built=image is None, spot=flags["spot"])
+    workload = Workload(
+        job,
+        flags.checked("cluster"),
+        image or f"{registry}/gemma_encoder:{_commit()}",
+        built=image is None,
+        spot=flags["spot"],
+    )
     if flags["dry_run"]:
         cluster.print_dry_run([*([] if flags["skip_plan"] else [job.plan()]), *workload.steps()])
         return cluster.EXIT_DONE

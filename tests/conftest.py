@@ -17,7 +17,9 @@ if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of a run of tests makes it, the workers find it in their environment
+if (
+    "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # the first process of a run of tests makes it, the workers find it in their environment
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_for_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
@@ -68,7 +70,9 @@ def background(monkeypatch, request):
     from gemma_encoder.training import checkpoint, loop
 
     chosen = getattr(request, "param", True)
-    monkeypatch.setattr(loop, "Checkpoints", functools.partial(checkpoint.Checkpoints, background=chosen))
+    monkeypatch.setattr(
+        loop, "Checkpoints", functools.partial(checkpoint.Checkpoints, background=chosen)
+    )
     return chosen
 
 
@@ -105,7 +109,14 @@ def tiny_config():
 
     def make(family: str, **changes):
         published = GEMMA_CONFIGS[f"{family}_tiny"]
-        small = {"num_layers": 2 * len(published.pattern) + 1, "vocab_size": 64, "embed_dim": 32, "hidden_dim": 48, "head_dim": 8, "sliding_window": 3}
+        small = {
+            "num_layers": 2 * len(published.pattern) + 1,
+            "vocab_size": 64,
+            "embed_dim": 32,
+            "hidden_dim": 48,
+            "head_dim": 8,
+            "sliding_window": 3,
+        }
         return dataclasses.replace(published, **(small | {"query_scale": 8**-0.5} | changes))
 
     return make
@@ -140,11 +151,25 @@ def micro(changed):
     from gemma_encoder.model import config as model_config
     from gemma_encoder.training import recipe
 
-    small = dataclasses.replace(model_config.GEMMA_CONFIGS["gemma2_tiny"], num_layers=2, embed_dim=32, hidden_dim=64, head_dim=8, query_scale=8**-0.5)
+    small = dataclasses.replace(
+        model_config.GEMMA_CONFIGS["gemma2_tiny"],
+        num_layers=2,
+        embed_dim=32,
+        hidden_dim=64,
+        head_dim=8,
+        query_scale=8**-0.5,
+    )
 
     def make(**changes):
         config = importlib.import_module("experiments.quickstart").get_config("smoke")
-        defaults = {"model__size": "micro", "max_length": 64, "batch__row_length": 64, "batch__rows": 8, "batch__segments": 4, "train_for": "4 steps"}
+        defaults = {
+            "model__size": "micro",
+            "max_length": 64,
+            "batch__row_length": 64,
+            "batch__rows": 8,
+            "batch__segments": 4,
+            "train_for": "4 steps",
+        }
         return changed(config, defaults | changes)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -177,6 +202,9 @@ def random_predictor(tiny_config):
             compute_dtype="float32",
             **changes,
         )
-        return ge.Predictor(Bundle(config, tasks, tokenizer, 64, 64, "right", 0), initial_parameters(config, jax.random.key(0)))
+        return ge.Predictor(
+            Bundle(config, tasks, tokenizer, 64, 64, "right", 0),
+            initial_parameters(config, jax.random.key(0)),
+        )
 
     return make

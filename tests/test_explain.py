@@ -40,14 +40,20 @@ def test_the_residual_stream_under_the_maps_is_the_models(random_predictor):
     predictor = random_predictor()
     encoder, config = explain._encoder(predictor)
     tokens = explain._tokens(predictor, TEXT, None)[None]
-    call = explain.Call(np.ones_like(tokens), np.arange(tokens.shape[1])[None], config.attention, 0.0, 0.0)
+    call = explain.Call(
+        np.ones_like(tokens), np.arange(tokens.shape[1])[None], config.attention, 0.0, 0.0
+    )
     x = encoder.backbone.embedding[...][tokens] * np.float32(np.sqrt(config.transformer.embed_dim))
     for block in explain._blocks(encoder):
         x = block(x, call, None)
-    np.testing.assert_allclose(encoder.backbone.final_norm(x), encoder.backbone(tokens), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.backbone.final_norm(x), encoder.backbone(tokens), rtol=1e-5, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first_k", "last_k", "attention_query", "attention_kv"])
+@pytest.mark.parametrize(
+    "pooling", ["mean", "first_k", "last_k", "attention_query", "attention_kv"]
+)
 def test_pooler_weights_share_one_text_out(random_predictor, pooling):
     predictor = random_predictor(pooling)
     length = len(explain.pieces(predictor, TEXT))
@@ -62,7 +68,10 @@ def test_pooler_weights_share_one_text_out(random_predictor, pooling):
     assert set(np.flatnonzero(weights[0])) == set(chosen)
 
 
-@pytest.mark.parametrize(("task", "text"), [("toy_sentiment", TEXT), ("toy_similarity", ("a tall man .", "he sold wool ."))])
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [("toy_sentiment", TEXT), ("toy_similarity", ("a tall man .", "he sold wool ."))],
+)
 def test_attributions_are_derivatives(predictor, task, text):
     """Scaling the embedding of a token that stands once in the text changes the score as fast as its attribution says."""
     said = explain.attribute(predictor, text, task)
@@ -72,16 +81,29 @@ def test_attributions_are_derivatives(predictor, task, text):
     def score(piece, factor):
         table = np.array(predictor.parameters["backbone"]["embedding"])
         table[vocabulary.index(piece)] *= factor
-        altered.parameters = {**predictor.parameters, "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)}}
+        altered.parameters = {
+            **predictor.parameters,
+            "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)},
+        }
         fields = predictor.fields(task, [text])
         scores = altered._run(predictor.task(task).template, fields, None, False)[1][task][0]
-        return scores[0] if len(scores) == 1 else scores[("negative", "positive").index(said.target)] - scores[("negative", "positive").index(said.target) - 1]
+        return (
+            scores[0]
+            if len(scores) == 1
+            else scores[("negative", "positive").index(said.target)]
+            - scores[("negative", "positive").index(said.target) - 1]
+        )
 
     checked = 0
     for piece, value in zip(said.pieces, said.values, strict=True):
         if said.pieces.count(piece) == 1 and checked < 4:
             step = 2e-2  # float32 scores: smaller steps drown in rounding, larger ones in curvature
-            np.testing.assert_allclose((score(piece, 1 + step) - score(piece, 1 - step)) / (2 * step), value, rtol=0.02, atol=2e-4)
+            np.testing.assert_allclose(
+                (score(piece, 1 + step) - score(piece, 1 - step)) / (2 * step),
+                value,
+                rtol=0.02,
+                atol=2e-4,
+            )
             checked += 1
     assert checked == 4
 
@@ -91,7 +113,10 @@ def test_occlusion_is_the_difference_that_a_token_makes(predictor):
     said = explain.attribute(predictor, TEXT, "toy_sentiment", "positive", method="occlusion")
     altered = ge.Predictor(predictor.bundle, predictor.parameters)
     vocabulary = predictor.bundle.tokenizer.pieces(range(predictor.bundle.tokenizer.vocab_size))
-    fields, template = predictor.fields("toy_sentiment", [TEXT]), predictor.task("toy_sentiment").template
+    fields, template = (
+        predictor.fields("toy_sentiment", [TEXT]),
+        predictor.task("toy_sentiment").template,
+    )
 
     def score():
         negative, positive = altered._run(template, fields, None, False)[1]["toy_sentiment"][0]
@@ -101,12 +126,20 @@ def test_occlusion_is_the_difference_that_a_token_makes(predictor):
     for piece in said.pieces[1:5]:
         table = np.array(predictor.parameters["backbone"]["embedding"])
         table[vocabulary.index(piece)] = table.mean(axis=0)
-        altered.parameters = {**predictor.parameters, "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)}}
-        np.testing.assert_allclose(whole - score(), said.values[said.pieces.index(piece)], rtol=1e-4, atol=1e-5)
+        altered.parameters = {
+            **predictor.parameters,
+            "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)},
+        }
+        np.testing.assert_allclose(
+            whole - score(), said.values[said.pieces.index(piece)], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_classes_pull_against_each_other(predictor):
-    positive, negative = (explain.attribute(predictor, TEXT, "toy_sentiment", target) for target in ("positive", "negative"))
+    positive, negative = (
+        explain.attribute(predictor, TEXT, "toy_sentiment", target)
+        for target in ("positive", "negative")
+    )
     np.testing.assert_allclose(positive.values, -negative.values, rtol=1e-4, atol=1e-6)
     assert positive.output + negative.output == pytest.approx(1)
     assert explain.attribute(predictor, TEXT, "toy_sentiment").output >= 0.5
@@ -116,15 +149,23 @@ def test_adapters_count(random_predictor):
     predictor = random_predictor(lora=LoraConfig(rank=2))
     plain = ge.Predictor(dataclasses.replace(predictor.bundle), predictor.parameters)
     assert np.isfinite(explain.attribute(plain, TEXT, "toy_sentiment").values).all()
-    assert len(explain.attention_maps(plain, TEXT)) == predictor.bundle.encoder.transformer.num_layers
+    assert (
+        len(explain.attention_maps(plain, TEXT)) == predictor.bundle.encoder.transformer.num_layers
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: explain.attribute(p, "a", "toy_sentiment", "happy"), "class of task 'toy_sentiment'.*'happy'"),
+        (
+            lambda p: explain.attribute(p, "a", "toy_sentiment", "happy"),
+            "class of task 'toy_sentiment'.*'happy'",
+        ),
         (lambda p: explain.attribute(p, ("a", "b"), "toy_similarity", "x"), "has no classes"),
-        (lambda p: explain.attribute(p, "a", "toy_sentiment", method="lime"), "unknown attribution method 'lime'"),
+        (
+            lambda p: explain.attribute(p, "a", "toy_sentiment", method="lime"),
+            "unknown attribution method 'lime'",
+        ),
         (lambda p: explain.pieces(p, {"sentence": "a"}), "needs a task"),
         (lambda p: explain.attention_maps(p, " "), "the text is empty"),
         (lambda p: explain.attribute(p, "a", "toy_similarity"), "needs 2 fields"),

@@ -47,9 +47,18 @@ def predictors(trained):
 def evaluation_batches(number):
     """The batches that training's evaluation saw of task `number`."""
     micro_recipe = recipe.build(RECIPE["config"])
-    shape = dataclasses.replace(micro_recipe.stream.shape, groups=micro_recipe.stream.readers, list_size=1)
+    shape = dataclasses.replace(
+        micro_recipe.stream.shape, groups=micro_recipe.stream.readers, list_size=1
+    )
     options = dataclasses.replace(micro_recipe.stream, shape=shape, micro_batches=1)
-    return evaluation_stream(micro_recipe.sources[number], number, "validation", micro_recipe.tokenizer, options, ExampleTable())
+    return evaluation_stream(
+        micro_recipe.sources[number],
+        number,
+        "validation",
+        micro_recipe.tokenizer,
+        options,
+        ExampleTable(),
+    )
 
 
 def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
@@ -63,7 +72,10 @@ def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
 
     for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
         assert spread.mesh.size == 8
-        np.testing.assert_array_equal(evaluator.predict(spread.tasks[task], evaluation_batches(number), forward), predictions.outputs)
+        np.testing.assert_array_equal(
+            evaluator.predict(spread.tasks[task], evaluation_batches(number), forward),
+            predictions.outputs,
+        )
 
 
 def test_predictions_equal_the_evaluations_however_they_are_packed(trained, predictor):
@@ -71,21 +83,35 @@ def test_predictions_equal_the_evaluations_however_they_are_packed(trained, pred
     for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
         shown = predictions.table.fields[:10]
         # Texts share rows with others here than there: float32 sums differ in their last places.
-        np.testing.assert_allclose(predictor.predict(shown, task), predictions.outputs[: len(shown)], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            predictor.predict(shown, task), predictions.outputs[: len(shown)], rtol=1e-5, atol=1e-5
+        )
         pooled = {}
         for batch in evaluation_batches(number):
             said = predictor._forward(predictor.parameters, place_batch(batch, predictor.mesh))
             real = batch.weight > 0
             pooled |= dict(zip(batch.example_id[real], np.asarray(said.pooled)[real], strict=True))
-        np.testing.assert_allclose(predictor.embed(shown, task), [pooled[i] for i in range(len(shown))], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            predictor.embed(shown, task),
+            [pooled[i] for i in range(len(shown))],
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("mesh", [(-1, 1, 1), (1, -1, 1), (2, 2, 2)])
 def test_several_devices_give_the_same(predictor, predictors, mesh):
     texts = [f"the plot was {'very ' * (i % 7)}dull ." for i in range(70)]
     spread = predictors(mesh)
-    np.testing.assert_allclose(spread.predict(texts, "toy_sentiment"), predictor.predict(texts, "toy_sentiment"), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(spread.embed(texts[:1]), predictor.embed(texts[:1]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        spread.predict(texts, "toy_sentiment"),
+        predictor.predict(texts, "toy_sentiment"),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        spread.embed(texts[:1]), predictor.embed(texts[:1]), rtol=1e-5, atol=1e-5
+    )
     if mesh[1] != 1:
         assert not spread.parameters["backbone"]["embedding"].is_fully_replicated
     with pytest.raises(InputError, match="does not fit 8 devices"):
@@ -94,29 +120,54 @@ def test_several_devices_give_the_same(predictor, predictors, mesh):
 
 def test_frames(predictor):
     texts = ["a fine film .", "a dull one ."]
-    frame, plain = predictor.predict(texts, "toy_sentiment", as_frame=True), predictor.predict(texts, "toy_sentiment")
+    frame, plain = (
+        predictor.predict(texts, "toy_sentiment", as_frame=True),
+        predictor.predict(texts, "toy_sentiment"),
+    )
     assert list(frame) == ["sentence", "prediction", "probability_negative", "probability_positive"]
-    assert list(frame["sentence"]) == texts and list(frame["prediction"]) == [("negative", "positive")[i] for i in plain.argmax(axis=1)]
+    assert list(frame["sentence"]) == texts and list(frame["prediction"]) == [
+        ("negative", "positive")[i] for i in plain.argmax(axis=1)
+    ]
     np.testing.assert_array_equal(frame["probability_positive"], plain[:, 1])
-    np.testing.assert_array_equal(predictor.predict(frame, "toy_sentiment"), plain)  # a frame with the task's columns is texts, too
+    np.testing.assert_array_equal(
+        predictor.predict(frame, "toy_sentiment"), plain
+    )  # a frame with the task's columns is texts, too
     ranked = predictor.rank("wool", ["a red box .", "wool ."], as_frame=True)
-    assert list(zip(ranked["index"], ranked["score"], strict=True)) == predictor.rank("wool", ["a red box .", "wool ."])
-    np.testing.assert_array_equal(predictor.embed(texts, as_frame=True).to_numpy(), predictor.embed(texts))
+    assert list(zip(ranked["index"], ranked["score"], strict=True)) == predictor.rank(
+        "wool", ["a red box .", "wool ."]
+    )
+    np.testing.assert_array_equal(
+        predictor.embed(texts, as_frame=True).to_numpy(), predictor.embed(texts)
+    )
 
 
 def test_similarity_is_the_cosine(predictor):
     texts = ["a fine film .", "a dull one .", "a fine film ."]
     vectors = predictor.embed(texts)
-    expected = [[float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for b in vectors] for a in vectors]
+    expected = [
+        [float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for b in vectors] for a in vectors
+    ]
     np.testing.assert_allclose(predictor.similarity(texts), expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(predictor.similarity(texts[:2], vectors), np.array(expected)[:2], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        predictor.similarity(texts[:2], vectors), np.array(expected)[:2], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_what_a_notebook_shows(predictor):
     shown = predictor._repr_html_()
-    for word in ("toy_sentiment", "bidirectional", "mean", "negative, positive", "accuracy", "random weights", "4 steps"):
+    for word in (
+        "toy_sentiment",
+        "bidirectional",
+        "mean",
+        "negative, positive",
+        "accuracy",
+        "random weights",
+        "4 steps",
+    ):
         assert word in shown, word
-    hostile = dataclasses.replace(predictor.bundle, record={**predictor.bundle.record, "command": "<script>alert(1)</script>"})
+    hostile = dataclasses.replace(
+        predictor.bundle, record={**predictor.bundle.record, "command": "<script>alert(1)</script>"}
+    )
     assert "<script>" not in ge.Predictor(hostile, predictor.parameters)._repr_html_()
 
 
@@ -125,7 +176,10 @@ def test_a_checkpoint_records_how_it_came_about(trained, predictor):
     assert record["command"] == "the command" and record["config"]["train_for"] == "4 steps"
     assert record["examples"]["toy_sentiment"] == 64
     found = {(line["task"], line["split"]): line for line in record["metrics"]}
-    assert found["toy_sentiment", "validation"]["accuracy"] == trained[1].metrics["toy_sentiment"]["accuracy"]
+    assert (
+        found["toy_sentiment", "validation"]["accuracy"]
+        == trained[1].metrics["toy_sentiment"]["accuracy"]
+    )
     assert found["toy_sentiment", "validation"]["step"] == 4
 
 
@@ -150,9 +204,13 @@ def test_order_and_company_do_not_matter(predictor):
 def test_rank_sorts_the_scores(predictor):
     documents = ["a red box near the shop .", "someone sells wool .", "a red box near the shop ."]
     ranked = predictor.rank("red box near the shop", documents)
-    scores = predictor.predict([("red box near the shop", document) for document in documents], "toy_ranking")
+    scores = predictor.predict(
+        [("red box near the shop", document) for document in documents], "toy_ranking"
+    )
     assert [index for index, _ in ranked] == list(np.argsort(-scores, kind="stable"))
-    assert [score for _, score in ranked] == sorted((float(score) for score in scores), reverse=True)
+    assert [score for _, score in ranked] == sorted(
+        (float(score) for score in scores), reverse=True
+    )
     np.testing.assert_allclose(dict(ranked)[0], dict(ranked)[2], atol=1e-5)
 
 
@@ -165,8 +223,14 @@ def test_embeddings_are_the_pooled_states(predictor):
 
 def test_fields_may_be_strings_tuples_or_dictionaries(predictor):
     pair = {"sentence1": "one .", "sentence2": "two ."}
-    np.testing.assert_array_equal(predictor.predict([pair], "toy_similarity"), predictor.predict([("one .", "two .")], "toy_similarity"))
-    np.testing.assert_array_equal(predictor.predict([{"sentence": "one ."}], "toy_sentiment"), predictor.predict(["one ."], "toy_sentiment"))
+    np.testing.assert_array_equal(
+        predictor.predict([pair], "toy_similarity"),
+        predictor.predict([("one .", "two .")], "toy_similarity"),
+    )
+    np.testing.assert_array_equal(
+        predictor.predict([{"sentence": "one ."}], "toy_sentiment"),
+        predictor.predict(["one ."], "toy_sentiment"),
+    )
 
 
 def test_long_strange_and_unicode_texts(predictor, caplog):
@@ -180,21 +244,40 @@ def test_long_strange_and_unicode_texts(predictor, caplog):
     ("call", "message"),
     [
         (lambda p: p.predict(["x"], "glue_sst2"), "not trained on it.*'glue_sst2'.*toy_sentiment"),
-        (lambda p: p.predict(["x"]), "name a task: the checkpoint knows toy_sentiment, toy_similarity, toy_ranking"),
+        (
+            lambda p: p.predict(["x"]),
+            "name a task: the checkpoint knows toy_sentiment, toy_similarity, toy_ranking",
+        ),
         (lambda p: p.predict([], "toy_sentiment"), "no text"),
         (lambda p: p.predict("x", "toy_sentiment"), "must be a list"),
         (lambda p: p.embed("x"), "must be a list"),
         (lambda p: p.predict([" "], "toy_sentiment"), "text 0: the text is empty"),
-        (lambda p: p.predict(["x"], "toy_similarity"), r"text 0: task 'toy_similarity' needs 2 fields \(sentence1, sentence2\), got 1"),
-        (lambda p: p.predict([{"text": "x"}], "toy_sentiment"), "text 0: the template .* needs the field 'sentence'"),
+        (
+            lambda p: p.predict(["x"], "toy_similarity"),
+            r"text 0: task 'toy_similarity' needs 2 fields \(sentence1, sentence2\), got 1",
+        ),
+        (
+            lambda p: p.predict([{"text": "x"}], "toy_sentiment"),
+            "text 0: the template .* needs the field 'sentence'",
+        ),
         (lambda p: p.predict([3], "toy_sentiment"), "text 0"),
         (lambda p: p.rank("x", ["y"], "toy_sentiment"), "a ranking task is needed"),
         (lambda p: p.rank("x", "y"), "documents must be a list"),
         (lambda p: p.embed(7), "texts must be a list, got int"),
         (lambda p: p.embed([]), "no text"),
         (lambda p: p.embed([3]), "text 0: the template .* needs the field 'text' as text; got int"),
-        (lambda p: p.similarity(np.ones((2, 3), np.float32)), r"embeddings must be \[N, 32\], got \[2, 3\]"),
-        (lambda p: p.predict([{"sentence": "a"}, {"sentense": "b"}], "toy_sentiment", names=["f.csv:2", "f.csv:3"]), "f.csv:3: .*got only 'sentense'"),
+        (
+            lambda p: p.similarity(np.ones((2, 3), np.float32)),
+            r"embeddings must be \[N, 32\], got \[2, 3\]",
+        ),
+        (
+            lambda p: p.predict(
+                [{"sentence": "a"}, {"sentense": "b"}],
+                "toy_sentiment",
+                names=["f.csv:2", "f.csv:3"],
+            ),
+            "f.csv:3: .*got only 'sentense'",
+        ),
         (lambda p: p.rank("q " * 200, ["y"]), r"never cut \(query\) alone exceed max_length"),
     ],
 )
@@ -214,7 +297,9 @@ def test_what_is_no_checkpoint_is_refused(trained, tmp_path):
     copy = tmp_path / "copy" / "inference"
     copy.mkdir(parents=True)
     description = json.loads((checkpoint / "inference" / "inference.json").read_text())
-    (copy / "tokenizer.model").write_bytes((checkpoint / "inference" / "tokenizer.model").read_bytes())
+    (copy / "tokenizer.model").write_bytes(
+        (checkpoint / "inference" / "tokenizer.model").read_bytes()
+    )
     (copy / "inference.json").write_text(json.dumps(description | {"format_version": 0}))
     with pytest.raises(InputError, match="format version 0, this library reads version 1"):
         ge.Predictor.load(copy.parent)
@@ -232,7 +317,15 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
 
 @pytest.mark.parametrize(
     ("lengths", "rows", "row_length"),
-    [([5], 1, 128), ([128], 1, 128), ([129, 5], 1, 256), ([129, 128], 2, 256), ([200] * 9, 8, 256), ([300], 1, 512), ([20] * 10_000, 32, 128)],
+    [
+        ([5], 1, 128),
+        ([128], 1, 128),
+        ([129, 5], 1, 256),
+        ([129, 128], 2, 256),
+        ([200] * 9, 8, 256),
+        ([300], 1, 512),
+        ([20] * 10_000, 32, 128),
+    ],
 )
 def test_rows_are_no_longer_than_the_longest_text_needs(predictor, lengths, rows, row_length):
     long = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=512), predictor.parameters)
@@ -245,7 +338,12 @@ def test_rows_are_no_longer_than_the_longest_text_needs(predictor, lengths, rows
 def test_the_length_of_rows_does_not_show(predictor):
     texts = [f"the plot was {'very ' * (i % 20)}dull ." for i in range(40)]
     long = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=256), predictor.parameters)
-    np.testing.assert_allclose(long.predict(texts, "toy_sentiment"), predictor.predict(texts, "toy_sentiment"), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        long.predict(texts, "toy_sentiment"),
+        predictor.predict(texts, "toy_sentiment"),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_import_is_light_and_inference_needs_no_tensorflow(trained):
@@ -261,7 +359,9 @@ heavy = [name for name in ("tensorflow", "seqio", "tensorflow_datasets", "gemma_
 assert not heavy, heavy
 print(seconds)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("(1, 2)")
     assert float(result.stdout.split()[-1]) < 3

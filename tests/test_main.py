@@ -21,12 +21,21 @@ def command(*arguments):
 
 def environment(**changes):
     """This process's environment, changed; what is changed to None is not in it."""
-    changed = os.environ | {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": None, "MSMARCO_DIR": None} | changes
+    changed = (
+        os.environ | {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": None, "MSMARCO_DIR": None} | changes
+    )
     return {name: value for name, value in changed.items() if value is not None}
 
 
 def program(*arguments, **changes):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=ROOT, env=environment(**changes), check=False)
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(**changes),
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,28 +47,50 @@ def program(*arguments, **changes):
         (("--workdir=W",), "--config is missing"),
         (("--workdir=W", QUICK, "--config.optimizer.learning_rat=1"), "learning_rate"),
         (("--workdir=W", QUICK, "--config.seed=many"), "seed"),
-        (("--workdir=W", "--config=experiments/glue.py:sst2,size=gemma2_2bb"), "unknown size 'gemma2_2bb'; did you mean 'gemma2_2b'?"),
+        (
+            ("--workdir=W", "--config=experiments/glue.py:sst2,size=gemma2_2bb"),
+            "unknown size 'gemma2_2bb'; did you mean 'gemma2_2b'?",
+        ),
         (("--workdir=W", "--config=experiments/nothing.py"), "experiments/nothing.py"),
         (("--workdir=W", QUICK, "--config.model.compute_dtype=float16"), "float16 is refused"),
-        (("--workdir=W", "--config=experiments/glue.py:sst2", "--config.max_train=1"), "TFDS_DATA_DIR"),
+        (
+            ("--workdir=W", "--config=experiments/glue.py:sst2", "--config.max_train=1"),
+            "TFDS_DATA_DIR",
+        ),
         (("--workdir=W", "--config=experiments/msmarco.py"), "MSMARCO_DIR"),
         (("--workdir=W", "--config=experiments/own.py"), "own.train is not set"),
-        (("--workdir=W", "--config=experiments/own.py", "--config.own.train=nowhere.csv"), "nowhere.csv is not a file"),
+        (
+            ("--workdir=W", "--config=experiments/own.py", "--config.own.train=nowhere.csv"),
+            "nowhere.csv is not a file",
+        ),
         (("--workdir=W", "--mode=predict"), "--input is missing"),
         (("--workdir=W", "--mode=predict", "--input=x.txt"), "W does not exist"),
     ],
 )
 def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path):
-    result = program(*(argument.replace("=W", f"={tmp_path}/W") for argument in arguments), TFDS_DATA_DIR=str(tmp_path))
+    result = program(
+        *(argument.replace("=W", f"={tmp_path}/W") for argument in arguments),
+        TFDS_DATA_DIR=str(tmp_path),
+    )
     assert result.returncode == 2
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], result.stderr
     assert not (tmp_path / "W").exists()
 
 
-@pytest.mark.parametrize("module", ["gemma_encoder.main", "gemma_encoder.data.inspect", "gemma_encoder.prepare", "launch.plan"])
+@pytest.mark.parametrize(
+    "module",
+    ["gemma_encoder.main", "gemma_encoder.data.inspect", "gemma_encoder.prepare", "launch.plan"],
+)
 def test_help_is_for_people(module):
-    result = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False)
+    result = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        check=False,
+    )
     assert result.returncode == 0 and not result.stderr
     assert f"python -m {module}" in result.stdout and "  --config=" in result.stdout
     assert "absl" not in result.stdout and len(result.stdout.splitlines()) < 90
@@ -85,12 +116,21 @@ def test_killed_for_real_and_started_again(tmp_path):
     straight = program(*arguments, f"--workdir={tmp_path}/straight")
     assert straight.returncode == 0, straight.stderr
     metrics, moments = tmp_path / "killed" / "metrics.jsonl", random.Random(0)
-    own = {"JAX_COMPILATION_CACHE_DIR": None}  # programs are kept in the workdir, as where nobody says otherwise
+    own = {
+        "JAX_COMPILATION_CACHE_DIR": None
+    }  # programs are kept in the workdir, as where nobody says otherwise
     for least in (2, 8, 15):
         log = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        killed = subprocess.Popen(command(*arguments, f"--workdir={tmp_path}/killed"), cwd=ROOT, env=environment(**own), **log)
+        killed = subprocess.Popen(
+            command(*arguments, f"--workdir={tmp_path}/killed"),
+            cwd=ROOT,
+            env=environment(**own),
+            **log,
+        )
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and (not metrics.exists() or metrics.read_text().count('"step": ') < least):
+        while time.monotonic() < deadline and (
+            not metrics.exists() or metrics.read_text().count('"step": ') < least
+        ):
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.2))
         killed.send_signal(signal.SIGKILL)
@@ -99,7 +139,9 @@ def test_killed_for_real_and_started_again(tmp_path):
     resumed = program(*arguments, f"--workdir={tmp_path}/killed", **own)
     assert resumed.returncode == 0, resumed.stderr
     assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
-    assert list((tmp_path / "killed" / "compilation_cache").iterdir()), "programs are compiled once, not at each start"
+    assert list((tmp_path / "killed" / "compilation_cache").iterdir()), (
+        "programs are compiled once, not at each start"
+    )
     assert [step for step, _ in losses(tmp_path / "killed")] == list(range(1, 25))
 
     # What the run left serves the other modes, and says at the end what to do next.
@@ -112,22 +154,41 @@ def test_killed_for_real_and_started_again(tmp_path):
     rows = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
     (tmp_path / "texts.csv").write_text("id,text\n7,a fine film .\n8,a dull one .\n")
-    to_file = program(*predict[:3], f"--input={tmp_path}/texts.csv", "--columns=text", "--keep=id", f"--output={tmp_path}/out.csv")
+    to_file = program(
+        *predict[:3],
+        f"--input={tmp_path}/texts.csv",
+        "--columns=text",
+        "--keep=id",
+        f"--output={tmp_path}/out.csv",
+    )
     assert to_file.returncode == 0, to_file.stderr
     lines = (tmp_path / "out.csv").read_text().splitlines()
-    assert lines[0] == "id,prediction,probability_negative,probability_positive" and [line.split(",")[0] for line in lines[1:]] == ["7", "8"]
+    assert lines[0] == "id,prediction,probability_negative,probability_positive" and [
+        line.split(",")[0] for line in lines[1:]
+    ] == ["7", "8"]
     (tmp_path / "bad.jsonl").write_text('{"sentence": "fine"}\nnot json\n')
     bad = program(*predict, f"--input={tmp_path}/bad.jsonl")
     assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
     evaluated = program(*arguments, f"--workdir={tmp_path}/killed", "--mode=eval")
     assert evaluated.returncode == 0 and "toy_sentiment" in evaluated.stdout
     refused = program(*arguments, f"--workdir={tmp_path}/killed", "--config.seed=1")
-    assert refused.returncode == 2 and "holds a run of another config" in refused.stderr and "seed: 0 -> 1" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "holds a run of another config" in refused.stderr
+        and "seed: 0 -> 1" in refused.stderr
+    )
 
 
 @pytest.mark.parametrize(
     "recipe",
-    ["glue.py:stsb", "msmarco.py:", *(pytest.param(f"glue.py:{name}", marks=pytest.mark.slow) for name in ("cola", "sst2", "mrpc"))],
+    [
+        "glue.py:stsb",
+        "msmarco.py:",
+        *(
+            pytest.param(f"glue.py:{name}", marks=pytest.mark.slow)
+            for name in ("cola", "sst2", "mrpc")
+        ),
+    ],
 )
 def test_every_recipe_has_a_smoke_run_on_real_data(recipe, shared_data, tmp_path):
     separator = "" if recipe.endswith(":") else ","
@@ -140,17 +201,32 @@ def test_every_recipe_has_a_smoke_run_on_real_data(recipe, shared_data, tmp_path
         MSMARCO_DIR=str(shared_data / "cranfield_msmarco"),
     )
     assert result.returncode == 0, result.stderr
-    validation = [line for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if line["split"] == "validation"]
+    validation = [
+        line
+        for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+        if line["split"] == "validation"
+    ]
     assert validation[-1]["step"] == 2
     if recipe == "msmarco.py:":
-        check_run(tmp_path / "predictions" / "msmarco.validation.trec", shared_data / "cranfield_msmarco" / "qrels.dev.tsv", validation[-1])
+        check_run(
+            tmp_path / "predictions" / "msmarco.validation.trec",
+            shared_data / "cranfield_msmarco" / "qrels.dev.tsv",
+            validation[-1],
+        )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["superglue.py:copa", "superglue.py:record", "glue.py:mnli", "multitask.py:superglue"])
+@pytest.mark.parametrize(
+    "recipe", ["superglue.py:copa", "superglue.py:record", "glue.py:mnli", "multitask.py:superglue"]
+)
 def test_a_smoke_run_and_its_test_predictions_on_small_benchmarks(recipe, prepared, tmp_path):
     for mode in ((), ("--mode=eval", "--config.evaluate_split=test")):
-        result = program(f"--config=experiments/{recipe},smoke", f"--workdir={tmp_path}", *mode, TFDS_DATA_DIR=str(prepared))
+        result = program(
+            f"--config=experiments/{recipe},smoke",
+            f"--workdir={tmp_path}",
+            *mode,
+            TFDS_DATA_DIR=str(prepared),
+        )
         assert result.returncode == 0, result.stderr
     assert "predictions only: the test split has no labels" in result.stdout
     assert list((tmp_path / "predictions").glob("*.test*.jsonl"))
@@ -163,6 +239,8 @@ def check_run(run, qrels, line):
     scored = list(ir_measures.read_trec_run(str(run)))
     queries = {document.query_id for document in scored}
     judged = [qrel for qrel in ir_measures.read_trec_qrels(str(qrels)) if qrel.query_id in queries]
-    values = ir_measures.calc_aggregate([ir_measures.RR @ 10, ir_measures.nDCG @ 10], judged, scored)
+    values = ir_measures.calc_aggregate(
+        [ir_measures.RR @ 10, ir_measures.nDCG @ 10], judged, scored
+    )
     assert line["mrr@10"] == values[ir_measures.RR @ 10]
     assert line["ndcg@10"] == values[ir_measures.nDCG @ 10]

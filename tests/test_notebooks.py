@@ -18,21 +18,53 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 def quickstart(tmp_path_factory):
     """A checkpoint as `make quickstart` leaves it, but for what it has learnt."""
     workdir = tmp_path_factory.mktemp("runs") / "quickstart"
-    command = [sys.executable, "-m", "gemma_encoder.main", "--config=experiments/quickstart.py:smoke", f"--workdir={workdir}", "--config.max_eval=0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "gemma_encoder.main",
+        "--config=experiments/quickstart.py:smoke",
+        f"--workdir={workdir}",
+        "--config.max_eval=0",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return workdir
 
 
-@pytest.mark.parametrize("name", [name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow) for name in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "quickstart" else pytest.param(name, marks=pytest.mark.slow)
+        for name in NOTEBOOKS
+    ],
+)
 def test_notebooks_run(name, quickstart, monkeypatch):
-    settings = {"JAX_PLATFORMS": "cpu", "QUICKSTART": str(quickstart), "RUNS": str(quickstart.parent), "STEPS": "2", "ROWS": "64"}
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "QUICKSTART": str(quickstart),
+        "RUNS": str(quickstart.parent),
+        "STEPS": "2",
+        "ROWS": "64",
+    }
     monkeypatch.delenv("MPLBACKEND", raising=False)  # plots belong into the notebook
     for variable, value in settings.items():
         monkeypatch.setenv(variable, value)
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}).execute()
-    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())), "a plot was drawn"
+    nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
+    assert any(
+        "image/png" in output.get("data", {})
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+    ), "a plot was drawn"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -42,7 +74,12 @@ def test_committed_outputs_are_those_of_one_whole_run(name):
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not [output for cell in code for output in cell.outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert not [
+        output
+        for cell in code
+        for output in cell.outputs
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
     assert str(pathlib.Path.home()) not in text and "/tmp/" not in text, "a path of a machine"
 
 

@@ -11,7 +11,10 @@ import pytest
 from gemma_encoder import predict_file as bulk
 from gemma_encoder.inputs.errors import InputError
 
-TEXTS = [f"the {word} was {'very ' * (i % 5)}good , “naïve” 😀 ." for i, word in enumerate(["plot", "music", "cast", "ending"] * 6)]
+TEXTS = [
+    f"the {word} was {'very ' * (i % 5)}good , “naïve” 😀 ."
+    for i, word in enumerate(["plot", "music", "cast", "ending"] * 6)
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,10 @@ def write(folder, name):
         text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
         separator = "\t" if ".tsv" in name else ","
-        text = f"id{separator}sentence\n" + "".join(f'{i}{separator}"{text}"\n' if separator == "," else f"{i}\t{text}\n" for i, text in enumerate(TEXTS))
+        text = f"id{separator}sentence\n" + "".join(
+            f'{i}{separator}"{text}"\n' if separator == "," else f"{i}\t{text}\n"
+            for i, text in enumerate(TEXTS)
+        )
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     return path
 
@@ -58,31 +64,52 @@ def read(path):
     else:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for row in rows:
-            row |= {f"probability_{name}": value for name, value in row.pop("probabilities").items()}
+            row |= {
+                f"probability_{name}": value for name, value in row.pop("probabilities").items()
+            }
     return rows
 
 
-@pytest.mark.parametrize("source", ["a.txt", "a.txt.gz", "a.csv", "a.tsv", "a.jsonl", "a.jsonl.gz", "a.parquet"])
+@pytest.mark.parametrize(
+    "source", ["a.txt", "a.txt.gz", "a.csv", "a.tsv", "a.jsonl", "a.jsonl.gz", "a.parquet"]
+)
 @pytest.mark.parametrize("target", ["o.jsonl", "o.csv", "o.parquet"])
 def test_every_format(predictor, task, tmp_path, source, target):
     keep = () if ".txt" in source else ("id",)
-    count = bulk.predict_file(predictor, task, write(tmp_path, source), tmp_path / target, keep=keep)
+    count = bulk.predict_file(
+        predictor, task, write(tmp_path, source), tmp_path / target, keep=keep
+    )
     assert count == len(TEXTS)
     rows = read(tmp_path / target)
     expected = predictor.predict(TEXTS, task.name)
-    np.testing.assert_allclose([float(row["probability_positive"]) for row in rows], expected[:, 1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        [float(row["probability_positive"]) for row in rows], expected[:, 1], rtol=1e-5, atol=1e-6
+    )
     assert [row["prediction"] for row in rows] == [task.classes[i] for i in expected.argmax(axis=1)]
     if keep:
         assert [int(row["id"]) for row in rows] == list(range(len(TEXTS)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source, target]), "nothing else is left behind"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source, target]), (
+        "nothing else is left behind"
+    )
 
 
 def test_columns_of_other_names_and_pairs(predictor, tmp_path):
     (tmp_path / "p.csv").write_text("a,b,note\none .,two .,x\nthree .,four .,y\n")
     task = predictor.task("toy_similarity")
-    bulk.predict_file(predictor, task, tmp_path / "p.csv", tmp_path / "o.jsonl", columns=("a", "b"), keep=("note", "a"))
+    bulk.predict_file(
+        predictor,
+        task,
+        tmp_path / "p.csv",
+        tmp_path / "o.jsonl",
+        columns=("a", "b"),
+        keep=("note", "a"),
+    )
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
-    np.testing.assert_allclose([row["prediction"] for row in rows], predictor.predict([("one .", "two ."), ("three .", "four .")], task.name), rtol=1e-5)
+    np.testing.assert_allclose(
+        [row["prediction"] for row in rows],
+        predictor.predict([("one .", "two ."), ("three .", "four .")], task.name),
+        rtol=1e-5,
+    )
     assert [(row["note"], row["a"]) for row in rows] == [("x", "one ."), ("y", "three .")]
 
 
@@ -111,7 +138,9 @@ def cut_off(predictor, monkeypatch, chunks):
 
 @pytest.mark.parametrize("chunks", [0, 1, 3])
 @pytest.mark.parametrize("target", ["o.jsonl", "o.parquet"])
-def test_a_run_that_was_cut_off_goes_on(predictor, task, tmp_path, monkeypatch, capsys, chunks, target):
+def test_a_run_that_was_cut_off_goes_on(
+    predictor, task, tmp_path, monkeypatch, capsys, chunks, target
+):
     source = write(tmp_path, "a.csv")
     bulk.predict_file(predictor, task, source, tmp_path / f"whole-{target}", keep=("id",))
     with monkeypatch.context() as patch:
@@ -137,8 +166,22 @@ def test_what_was_cut_off_is_not_mixed_with_other_texts(predictor, task, tmp_pat
         with pytest.raises(Cut):
             bulk.predict_file(predictor, task, source, output)
     kept = (tmp_path / "o.jsonl.part").read_bytes()
-    with pytest.raises(InputError, match=r"left by another command \(task: 'toy_sentiment' -> 'toy_other'"):
-        bulk.predict_file(predictor, type(task)(**{**task.to_dict(), "name": "toy_other", "template": task.template, "head": task.head}), source, output)
+    with pytest.raises(
+        InputError, match=r"left by another command \(task: 'toy_sentiment' -> 'toy_other'"
+    ):
+        bulk.predict_file(
+            predictor,
+            type(task)(
+                **{
+                    **task.to_dict(),
+                    "name": "toy_other",
+                    "template": task.template,
+                    "head": task.head,
+                }
+            ),
+            source,
+            output,
+        )
     source.write_text("another text .\n" * 30)
     with pytest.raises(InputError, match="was made from other texts"):
         bulk.predict_file(predictor, task, source, output)
@@ -148,18 +191,38 @@ def test_what_was_cut_off_is_not_mixed_with_other_texts(predictor, task, tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.csv", "text\na\n", {}, "a.csv has no column 'sentence'; its columns: text. Task 'toy_sentiment' needs sentence; --columns says"),
+        (
+            "a.csv",
+            "text\na\n",
+            {},
+            "a.csv has no column 'sentence'; its columns: text. Task 'toy_sentiment' needs sentence; --columns says",
+        ),
         ("a.csv", "sentence\na\n", {"keep": ("id",)}, "a.csv has no column 'id'"),
-        ("a.csv", "sentence\na\n", {"columns": ("sentence", "b")}, "--columns names 2 columns; task 'toy_sentiment' needs 1"),
+        (
+            "a.csv",
+            "sentence\na\n",
+            {"columns": ("sentence", "b")},
+            "--columns names 2 columns; task 'toy_sentiment' needs 1",
+        ),
         ("a.csv", "sentence\n", {}, "a.csv holds no text"),
         ("a.csv", "", {}, "a.csv is empty"),
         ("a.txt", "", {}, "a.txt holds no text"),
         ("a.txt", "good\n\ngood\n", {}, "a.txt:2: the text is empty"),
         ("a.txt", "good\n", {"keep": ("id",)}, "a .txt file has one text a line and no columns"),
-        ("a.jsonl", '{"sentence": "a"}\n{"text": "b"}\n', {}, "a.jsonl:2: .*needs the field 'sentence'"),
+        (
+            "a.jsonl",
+            '{"sentence": "a"}\n{"text": "b"}\n',
+            {},
+            "a.jsonl:2: .*needs the field 'sentence'",
+        ),
         ("a.jsonl", '{"sentence": "a"}\n{"sentence": 3}\n', {}, "a.jsonl:2: .*got int"),
         ("a.jsonl", '{"sentence": "a"\n', {}, "a.jsonl:1: not a JSON object"),
-        ("a.jsonl", '{"sentence": "a", "id": 1}\n{"sentence": "a"}\n', {"keep": ("id",)}, "a.jsonl:2: there is no 'id'"),
+        (
+            "a.jsonl",
+            '{"sentence": "a", "id": 1}\n{"sentence": "a"}\n',
+            {"keep": ("id",)},
+            "a.jsonl:2: there is no 'id'",
+        ),
         ("a.doc", "x", {}, "expected a file that ends in"),
         ("a.txt", b"\xff\xfe", {}, "not valid UTF-8"),
     ],

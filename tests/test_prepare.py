@@ -22,9 +22,13 @@ def run(monkeypatch):
 
     def start(*arguments):
         prepare.FLAGS.unparse_flags()
-        for name in [name for name in prepare.FLAGS if name.startswith("config.")]:  # of an earlier start
+        for name in [
+            name for name in prepare.FLAGS if name.startswith("config.")
+        ]:  # of an earlier start
             delattr(prepare.FLAGS, name)
-        monkeypatch.setattr(sys, "argv", ["prepare", *arguments])  # ml_collections looks there for the fields that are set
+        monkeypatch.setattr(
+            sys, "argv", ["prepare", *arguments]
+        )  # ml_collections looks there for the fields that are set
         return prepare.main(sys.argv)
 
     return start
@@ -35,7 +39,10 @@ def run(monkeypatch):
     [
         ((), "--config is missing"),
         (("--config=experiments/quickstart.py",), "--output is missing"),
-        (("--config=experiments/quickstart.py", "--output=x", "more"), "unexpected argument 'more'"),
+        (
+            ("--config=experiments/quickstart.py", "--output=x", "more"),
+            "unexpected argument 'more'",
+        ),
         (("--config=experiments/quickstart.py", "--output=x", "--epochs=0"), "epochs"),
         (("--config=experiments/nothing.py", "--output=x"), "nothing.py"),
     ],
@@ -58,14 +65,21 @@ def test_epochs_cover_what_a_run_draws(micro):
     steps = 40
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
     list(itertools.islice(stream, steps))
-    opened = np.array([[reader._tasks[i].epoch + 1 for i in range(len(recipe.sources))] for reader in stream._readers]).max(0)
+    opened = np.array(
+        [
+            [reader._tasks[i].epoch + 1 for i in range(len(recipe.sources))]
+            for reader in stream._readers
+        ]
+    ).max(0)
     stream.close()
     needed = np.array(recipe.epochs(steps))
     assert (opened <= needed).all() and (needed <= 2 * opened + 6).all()
 
 
 def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
-    pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: make test-prepare")
+    pytest.importorskip(
+        "apache_beam", reason="Apache Beam has an environment of its own: make test-prepare"
+    )
     flag = "--config=experiments/quickstart.py:smoke"
     assert run(flag, f"--output={tmp_path}", "--config.batch.readers=2") == 0
     assert f"next, train: add --config.prepared={tmp_path}" in capsys.readouterr().out
@@ -73,7 +87,9 @@ def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
 
     batches = []
     for folder in ("", str(tmp_path)):
-        recipe = recipes.build(changed(quickstart.get_config("smoke"), {"prepared": folder, "batch__readers": 2})).measured()
+        recipe = recipes.build(
+            changed(quickstart.get_config("smoke"), {"prepared": folder, "batch__readers": 2})
+        ).measured()
         stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
         batches.append(list(itertools.islice(stream, recipe.steps("train_for", recipe.epoch()))))
         stream.close()
@@ -87,11 +103,30 @@ def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
 
 
 def test_what_a_worker_refuses_arrives_in_one_line(run, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: make test-prepare")
+    pytest.importorskip(
+        "apache_beam", reason="Apache Beam has an environment of its own: make test-prepare"
+    )
     task = Task("broken", "classification", Template("{x}"), ("accuracy",), ("a", "b"))
-    good, bad = [[Example({"x": f"word {i}"}, i % 2)] for i in range(64)], [[Example({"x": " "}, 0)]]
-    monkeypatch.setitem(registry._TASKS, "broken", lambda options: MemorySource(task, options, lambda split: bad if split == "validation" else good))
-    assert run("--config=experiments/quickstart.py:smoke", "--config.tasks=('broken',)", f"--output={tmp_path}", "--epochs=2") == 2
+    good, bad = (
+        [[Example({"x": f"word {i}"}, i % 2)] for i in range(64)],
+        [[Example({"x": " "}, 0)]],
+    )
+    monkeypatch.setitem(
+        registry._TASKS,
+        "broken",
+        lambda options: MemorySource(
+            task, options, lambda split: bad if split == "validation" else good
+        ),
+    )
+    assert (
+        run(
+            "--config=experiments/quickstart.py:smoke",
+            "--config.tasks=('broken',)",
+            f"--output={tmp_path}",
+            "--epochs=2",
+        )
+        == 2
+    )
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert error.startswith("error: validation record 1: the text is empty: 'x'")
     assert not (tmp_path / "broken" / prepared.INFO).exists()

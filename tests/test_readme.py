@@ -42,7 +42,11 @@ def commands(readme: str) -> list[str]:
         if body.startswith("gemma_encoder/\n"):
             continue  # a tree of folders
         joined = re.sub(r"\\\n\s*", "", body)
-        lines += [line for line in (re.sub(r"\s+#.*$", "", line).strip() for line in joined.splitlines()) if line]
+        lines += [
+            line
+            for line in (re.sub(r"\s+#.*$", "", line).strip() for line in joined.splitlines())
+            if line
+        ]
     return lines
 
 
@@ -52,7 +56,11 @@ def ours(readme: str) -> list[str]:
 
 @pytest.mark.parametrize("readme", ["README.md", "launch/README.md", "experiments/README.md"])
 def test_every_command_is_known(readme):
-    strange = [line for line in commands(readme) if not line.startswith((".venv/bin/python -m ", *ELSEWHERE))]
+    strange = [
+        line
+        for line in commands(readme)
+        if not line.startswith((".venv/bin/python -m ", *ELSEWHERE))
+    ]
     assert not strange
 
 
@@ -61,10 +69,17 @@ def small(words: list[str]) -> list[str]:
     result = []
     for word in words:
         if match := re.fullmatch(r"--config=(experiments/[\w/]+\.py)(?::(.*))?", word):
-            argument = (match[2] or "").replace("size=gemma3_270m", "size=pretrained").replace("size=gemma2_9b", "size=tiny")
+            argument = (
+                (match[2] or "")
+                .replace("size=gemma3_270m", "size=pretrained")
+                .replace("size=gemma2_9b", "size=tiny")
+            )
             word = f"--config={match[1]}:{argument}{',' if argument else ''}smoke"
         result.append(word.replace("--topology=v5e:8x8", "--topology=v5e:2x2"))
-    if words[2] in ("gemma_encoder.main", "experiments.pretrain_decoder") and "--mode=predict" not in words:
+    if (
+        words[2] in ("gemma_encoder.main", "experiments.pretrain_decoder")
+        and "--mode=predict" not in words
+    ):
         result += SHORT
     if any("experiments/ablations" in word for word in words) or words[2] == "experiments.sweep":
         result += ["--config.model.pretrained=weights"]
@@ -86,28 +101,55 @@ def home(tmp_path_factory, prepared, random_predictor):
         (folder / name).symlink_to(ROOT / name)
     words = ["good", "bad", "fine", "dull"]
     for name, count in (("train", 40), ("dev", 8)):
-        rows = "".join(f"the {name} film {i} was {words[i % 4]} .,{('yes', 'no')[i % 2]}\n" for i in range(count))
+        rows = "".join(
+            f"the {name} film {i} was {words[i % 4]} .,{('yes', 'no')[i % 2]}\n"
+            for i in range(count)
+        )
         (folder / f"{name}.csv").write_text(f"text,label\n{rows}")
     (folder / "texts.txt").write_text("a fine film .\na dull one .\n")
     (folder / "texts.csv").write_text("id,text\n1,a fine film .\n2,a dull one .\n")
     scifact = folder / "beir" / "scifact"
     (scifact / "qrels").mkdir(parents=True)
-    (scifact / "corpus.jsonl").write_text("".join(json.dumps({"_id": f"d{i}", "title": f"title {i}", "text": f"text {i}"}) + "\n" for i in range(6)))
-    (scifact / "queries.jsonl").write_text("".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(2)))
-    (scifact / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td1\t1\nq1\td2\t1\n")
-    (scifact / "run.test.tsv").write_text("".join(f"q{q}\td{d}\t{rank}\n" for q in range(2) for rank, d in enumerate(range(5), 1)))
+    (scifact / "corpus.jsonl").write_text(
+        "".join(
+            json.dumps({"_id": f"d{i}", "title": f"title {i}", "text": f"text {i}"}) + "\n"
+            for i in range(6)
+        )
+    )
+    (scifact / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(2))
+    )
+    (scifact / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq0\td1\t1\nq1\td2\t1\n"
+    )
+    (scifact / "run.test.tsv").write_text(
+        "".join(f"q{q}\td{d}\t{rank}\n" for q in range(2) for rank, d in enumerate(range(5), 1))
+    )
     ge.export_huggingface(random_predictor(), folder / "gemma-3-270m", heads=False)
     (folder / "gemma-3-270m" / "gemma_encoder.json").unlink()
     ge.save_gemma(ge.load_backbone(folder / "gemma-3-270m"), folder / "weights")
     (folder / "weights" / "tokenizer.model").write_bytes(SMALL.read_bytes())
     shared = ROOT.parent / "shared" / "data" / "cranfield_msmarco"
-    variables = {"TFDS_DATA_DIR": prepared, "BEIR_DIR": folder / "beir", "MSMARCO_DIR": shared, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
+    variables = {
+        "TFDS_DATA_DIR": prepared,
+        "BEIR_DIR": folder / "beir",
+        "MSMARCO_DIR": shared,
+        "PYTHONPATH": ROOT,
+        "JAX_PLATFORMS": "cpu",
+    }
     return folder, os.environ | {name: str(value) for name, value in variables.items()}
 
 
 def run(home, words: list[str], folder: pathlib.Path | None = None) -> subprocess.CompletedProcess:
     folder, variables = folder or home[0], home[1]
-    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=folder, env=variables, check=False)
+    done = subprocess.run(
+        [sys.executable, *words[1:]],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=variables,
+        check=False,
+    )
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
     return done
 
@@ -117,13 +159,27 @@ def enlarge(predictions: pathlib.Path) -> None:
     for file in submission.BENCHMARKS["glue"]:
         path = predictions / f"{file.task}.{file.split}.jsonl"
         line = json.loads(path.read_text().splitlines()[0])
-        path.write_text("".join(json.dumps(line | {"example": number, "idx": number}) + "\n" for number in range(file.count)))
+        path.write_text(
+            "".join(
+                json.dumps(line | {"example": number, "idx": number}) + "\n"
+                for number in range(file.count)
+            )
+        )
 
 
 @pytest.mark.slow
 def test_the_readmes_commands(home):
     folder, variables = home
-    run(home, ["python", "-m", "gemma_encoder.main", "--config=experiments/quickstart.py:smoke", "--workdir=runs/quickstart"])  # make quickstart
+    run(
+        home,
+        [
+            "python",
+            "-m",
+            "gemma_encoder.main",
+            "--config=experiments/quickstart.py:smoke",
+            "--workdir=runs/quickstart",
+        ],
+    )  # make quickstart
     tried = 0
     for line in ours("README.md"):
         words = shlex.split(line)
@@ -132,7 +188,11 @@ def test_the_readmes_commands(home):
         if "--config.prepared" in line:  # tests/test_prepare.py
             continue
         if "submission make" in line:  # one run that evaluated every task stands for a run of each
-            evaluate = small(shlex.split("python -m gemma_encoder.main --config=experiments/multitask.py:glue --workdir=runs/glue --mode=eval"))
+            evaluate = small(
+                shlex.split(
+                    "python -m gemma_encoder.main --config=experiments/multitask.py:glue --workdir=runs/glue --mode=eval"
+                )
+            )
             run(home, [*evaluate, "--config.evaluate_split=test", "--config.max_eval=0"])
             enlarge(home[0] / "runs" / "glue" / "predictions")
             words = [*words[: words.index("runs/cola")], "runs/glue"]
@@ -140,10 +200,19 @@ def test_the_readmes_commands(home):
         tried += 1
     assert tried > 10
     for body in blocks("README.md", "python"):
-        if "sentence_transformers" in body:  # tests/weights/check_huggingface_export.py, where it is installed
+        if (
+            "sentence_transformers" in body
+        ):  # tests/weights/check_huggingface_export.py, where it is installed
             continue
         script = f"import numpy as np\ntokens = np.ones((1, 4), np.int32)\n{body}"
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder, env=variables, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=variables,
+            check=False,
+        )
         assert done.returncode == 0, f"{body}\n{done.stderr}"
 
 

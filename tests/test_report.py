@@ -18,10 +18,24 @@ from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.weights.native import FORMAT_VERSION
 
-MOOD = Task("mood", "classification", Template("{text}"), metrics=("accuracy", "f1"), classes=("sad", "glad"))
-DEGREE = Task("degree", "regression", Template("{text}"), metrics=("spearman",), label_range=(0.0, 5.0))
+MOOD = Task(
+    "mood",
+    "classification",
+    Template("{text}"),
+    metrics=("accuracy", "f1"),
+    classes=("sad", "glad"),
+)
+DEGREE = Task(
+    "degree", "regression", Template("{text}"), metrics=("spearman",), label_range=(0.0, 5.0)
+)
 SEARCH = Task("search", "ranking", Template("{query} {document}"), metrics=("mrr@10",))
-EXAM = Task("exam", "classification", Template("{text}"), metrics=("exact_match",), classes=("wrong", "right"))
+EXAM = Task(
+    "exam",
+    "classification",
+    Template("{text}"),
+    metrics=("exact_match",),
+    classes=("wrong", "right"),
+)
 
 
 def table(examples):
@@ -36,17 +50,41 @@ def write_run(workdir, predictions, config=None, command="python -m it", steps=(
     tasks = {found.task.name: found.task for found in predictions}
     folder = workdir / "checkpoints" / str(steps[-1]) / "inference"
     folder.mkdir(parents=True)
-    description = {"format_version": FORMAT_VERSION, "tasks": [task.to_dict() for task in tasks.values()], "record": {"command": command}}
+    description = {
+        "format_version": FORMAT_VERSION,
+        "tasks": [task.to_dict() for task in tasks.values()],
+        "record": {"command": command},
+    }
     (folder / "inference.json").write_text(json.dumps(description))
-    (workdir / "config.json").write_text(json.dumps(config or {"seed": 0, "model": {"size": "tiny"}}))
+    (workdir / "config.json").write_text(
+        json.dumps(config or {"seed": 0, "model": {"size": "tiny"}})
+    )
     lines = [
-        {"step": step, "split": "train", "loss": 1 / step, "learning_rate": 0.1, "texts_per_second": 100.0 * step, "waiting_for_data_share": 0.5}
+        {
+            "step": step,
+            "split": "train",
+            "loss": 1 / step,
+            "learning_rate": 0.1,
+            "texts_per_second": 100.0 * step,
+            "waiting_for_data_share": 0.5,
+        }
         for step in steps
     ]
     for found in predictions:
         split, _, part = found.split.partition("_")
-        values = {f"{name}_{part}" if part else name: value for name, value in found.metrics().items()}
-        lines.append({"step": steps[-1], "split": split, "task": found.task.name, **values, "examples": len(found.table.labels), "cut_share": 0.0})
+        values = {
+            f"{name}_{part}" if part else name: value for name, value in found.metrics().items()
+        }
+        lines.append(
+            {
+                "step": steps[-1],
+                "split": split,
+                "task": found.task.name,
+                **values,
+                "examples": len(found.table.labels),
+                "cut_share": 0.0,
+            }
+        )
         found.write(workdir / "predictions")
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return workdir
@@ -54,14 +92,20 @@ def write_run(workdir, predictions, config=None, command="python -m it", steps=(
 
 def moods(labels, probabilities, split="validation", texts=None):
     texts = texts or [f"text {i}" for i in range(len(labels))]
-    examples = [Example({"text": text}, float(label)) for text, label in zip(texts, labels, strict=True)]
-    return Predictions(MOOD, split, np.stack([1 - np.array(probabilities), probabilities], axis=1), table(examples))
+    examples = [
+        Example({"text": text}, float(label)) for text, label in zip(texts, labels, strict=True)
+    ]
+    return Predictions(
+        MOOD, split, np.stack([1 - np.array(probabilities), probabilities], axis=1), table(examples)
+    )
 
 
 def searches(orders, first_stage=True):
     """Three documents a query, the first one relevant; `orders` are the scores of each."""
     examples = [
-        Example({"query": f"what {q}", "document": str(d)}, float(d == 0), f"q{q}", f"d{d}") for q in range(len(orders)) for d in (1, 0, 2)
+        Example({"query": f"what {q}", "document": str(d)}, float(d == 0), f"q{q}", f"d{d}")
+        for q in range(len(orders))
+        for d in (1, 0, 2)
     ]  # the first stage has the relevant one second
     scores = np.array([[order[d] for d in (1, 0, 2)] for order in orders], np.float32).ravel()
     return Predictions(SEARCH, "validation", scores, table(examples), first_stage=first_stage)
@@ -101,16 +145,39 @@ def test_a_page_says_what_a_run_did(tmp_path, rng):
     labels = rng.integers(0, 2, 60)
     degrees = [Example({"text": f"degree {i}"}, float(i % 6)) for i in range(60)]
     found = [moods(labels, np.clip(labels * 0.6 + 0.2 + rng.normal(0, 0.3, 60), 0.01, 0.99))]
-    found.append(Predictions(DEGREE, "validation", np.arange(60) % 6 + rng.normal(0, 1, 60), table(degrees)))
+    found.append(
+        Predictions(DEGREE, "validation", np.arange(60) % 6 + rng.normal(0, 1, 60), table(degrees))
+    )
     found.append(searches([(3, 2, 1), (1, 3, 2), (2, 3, 1), (1, 2, 3)]))
     page = Page(report.report([write_run(tmp_path / "one", found)]))
-    for word in ("python -m it", "20 steps", "sad", "glad", "mood", "degree", "spearman", "mrr@10", "texts/s", "2,000", "50.00%", "What", "loss"):
+    for word in (
+        "python -m it",
+        "20 steps",
+        "sad",
+        "glad",
+        "mood",
+        "degree",
+        "spearman",
+        "mrr@10",
+        "texts/s",
+        "2,000",
+        "50.00%",
+        "What",
+        "loss",
+    ):
         assert word in page.text or word == "What", word
-    assert page.tags.count("svg") >= 6 and "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
+    assert (
+        page.tags.count("svg") >= 6
+        and "script" not in page.tags
+        and "link" not in page.tags
+        and "img" not in page.tags
+    )
     assert not [value for name, value in page.attributes if name in ("src", "href")]
     value = found[0].metrics()["accuracy"]
     assert f"{value:.3f}" in page.text
-    assert "1 queries won, 1 tied, 2 lost" in page.text  # second of three before: up for one, the same for one, third for two
+    assert (
+        "1 queries won, 1 tied, 2 lost" in page.text
+    )  # second of three before: up for one, the same for one, third for two
     assert page.text.count("what 0") == 1
 
 
@@ -128,7 +195,10 @@ def test_runs_are_compared(tmp_path, rng):
     labels = rng.integers(0, 2, 200)
     good = np.where(rng.random(200) < 0.9, labels, 1 - labels) * 0.8 + 0.1
     bad = np.where(rng.random(200) < 0.6, labels, 1 - labels) * 0.8 + 0.1
-    runs = [write_run(tmp_path / name, [moods(labels, p)], {"seed": seed}) for seed, (name, p) in enumerate([("good", good), ("same", good), ("bad", bad)])]
+    runs = [
+        write_run(tmp_path / name, [moods(labels, p)], {"seed": seed})
+        for seed, (name, p) in enumerate([("good", good), ("same", good), ("bad", bad)])
+    ]
     text = Page(report.report(runs)).text
     assert "+0.000 (+0.000 to +0.000)" in text, "a run does not differ from itself"
     worse = re.search(r"-0\.\d+ \((-0\.\d+) to (-0\.\d+)\)", text)
@@ -140,18 +210,29 @@ def test_groups_are_drawn_whole(tmp_path):
     """Exact match over questions of two answers each: a resample draws questions, and one that is drawn twice counts twice."""
     examples = [Example({"text": str(i)}, 1.0, f"question {i // 2}") for i in range(40)]
     probabilities = np.where(np.arange(40) % 8 == 0, 0.2, 0.8)
-    found = Predictions(EXAM, "validation", np.stack([1 - probabilities, probabilities], axis=1), table(examples))
+    found = Predictions(
+        EXAM, "validation", np.stack([1 - probabilities, probabilities], axis=1), table(examples)
+    )
     run = report.Run.load(write_run(tmp_path / "one", [found]), "one")
     (scored,) = report._scored(run)
     measure = scored.metrics["exact_match"]
-    assert len(scored.units) == 20 and measure(np.arange(20)) == found.metrics()["exact_match"] == 0.75
+    assert (
+        len(scored.units) == 20 and measure(np.arange(20)) == found.metrics()["exact_match"] == 0.75
+    )
     assert measure(np.array([0, 0, 0, 1])) == 0.25 and measure(np.array([1, 1])) == 1.0
 
 
 def test_parts_of_a_split_go_apart(tmp_path):
-    found = [moods([0, 1, 1], [0.1, 0.9, 0.2], "validation_matched"), moods([0, 1, 1], [0.1, 0.9, 0.8], "validation_mismatched")]
+    found = [
+        moods([0, 1, 1], [0.1, 0.9, 0.2], "validation_matched"),
+        moods([0, 1, 1], [0.1, 0.9, 0.8], "validation_mismatched"),
+    ]
     text = Page(report.report([write_run(tmp_path / "one", found)])).text
-    assert "accuracy_matched" in text and "accuracy_mismatched" in text and "mood, validation_matched" in text
+    assert (
+        "accuracy_matched" in text
+        and "accuracy_mismatched" in text
+        and "mood, validation_matched" in text
+    )
 
 
 def test_intervals_cover_and_narrow(rng):
@@ -161,7 +242,10 @@ def test_intervals_cover_and_narrow(rng):
         sizes = []
         for seed in range(100):
             values = np.random.default_rng(seed).random(units) < 0.7
-            found = bootstrap.interval(values.mean(), bootstrap.resampled(lambda chosen, values=values: values[chosen].mean(), units))
+            found = bootstrap.interval(
+                values.mean(),
+                bootstrap.resampled(lambda chosen, values=values: values[chosen].mean(), units),
+            )
             sizes.append(found.high - found.low)
             covered += (found.low <= 0.7 <= found.high) * (units == 200)
         widths[units] = np.mean(sizes)
@@ -172,7 +256,9 @@ def test_intervals_cover_and_narrow(rng):
 def test_mistakes_are_the_worst_ones():
     found = moods([0, 1, 0, 1, 0], [0.6, 0.9, 0.95, 0.3, 0.1])
     assert found.mistakes() == [2, 3, 0] and found.mistakes(1) == [2]
-    degrees = Predictions(DEGREE, "validation", np.array([1.0, 5.0, 2.5]), table([Example({"text": "x"}, 2.0)] * 3))
+    degrees = Predictions(
+        DEGREE, "validation", np.array([1.0, 5.0, 2.5]), table([Example({"text": "x"}, 2.0)] * 3)
+    )
     assert degrees.mistakes() == [1, 0, 2]
     unlabelled = moods([-1, -1], [0.6, 0.2], "test")
     assert unlabelled.mistakes() == []
@@ -190,18 +276,27 @@ def test_ticks_are_round_and_inside(low, high):
     assert 2 <= len(found) <= 12
     span = (high - low) or 1
     assert all(low - span * 0.51 <= tick <= high + span * 0.51 for tick in found)
-    assert all(len(report_plots.short(tick)) <= 7 and float(report_plots.short(tick)) == pytest.approx(tick, rel=1e-2, abs=1e-12) for tick in found)
+    assert all(
+        len(report_plots.short(tick)) <= 7
+        and float(report_plots.short(tick)) == pytest.approx(tick, rel=1e-2, abs=1e-12)
+        for tick in found
+    )
 
 
 def test_refusals_are_one_line(tmp_path, capsys):
     whole = write_run(tmp_path / "whole", [moods([0, 1], [0.2, 0.8])])
-    assert report.main([str(whole), f"--output={tmp_path / 'r.html'}"]) == 0 and (tmp_path / "r.html").exists()
+    assert (
+        report.main([str(whole), f"--output={tmp_path / 'r.html'}"]) == 0
+        and (tmp_path / "r.html").exists()
+    )
     capsys.readouterr()
     (tmp_path / "empty").mkdir()
     young = write_run(tmp_path / "young", [moods([0, 1], [0.2, 0.8])])
     (young / "metrics.jsonl").write_text("")
     broken = write_run(tmp_path / "broken", [moods([0, 1], [0.2, 0.8])])
-    (broken / "predictions" / "mood.validation.jsonl").write_text('{"label": 0, "prediction": 0, "probabilities": [1, 0]}\nnot json\n')
+    (broken / "predictions" / "mood.validation.jsonl").write_text(
+        '{"label": 0, "prediction": 0, "probabilities": [1, 0]}\nnot json\n'
+    )
     torn = write_run(tmp_path / "torn", [moods([0, 1], [0.2, 0.8])])
     (torn / "config.json").write_text("{")
     for arguments, message in [
@@ -229,7 +324,9 @@ def test_what_is_missing_is_said(tmp_path):
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
-    runs = [write_run(tmp_path / folder / "run", [moods([0, 1], [0.2, 0.8])]) for folder in ("a", "b")]
+    runs = [
+        write_run(tmp_path / folder / "run", [moods([0, 1], [0.2, 0.8])]) for folder in ("a", "b")
+    ]
     assert report._names(runs) == ["a/run", "b/run"]
     with pytest.raises(InputError, match="named twice"):
         report._names([runs[0], runs[0]])

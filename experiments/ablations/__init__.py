@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from experiments.studies import Study
 from gemma_encoder.inputs.errors import unknown
 
-NAMES = ("attention", "pooling", "dropout", "padding", "ranking_loss", "hyperparameters", "data_size", "main_tables")
+NAMES = (
+    "attention",
+    "pooling",
+    "dropout",
+    "padding",
+    "ranking_loss",
+    "hyperparameters",
+    "data_size",
+    "main_tables",
+)
 
 
 def load(name: str) -> Study:
@@ -19,4 +28,6 @@ def load(name: str) -> Study:
 def load_all(names: Iterable[str] = NAMES) -> dict[str, Study]:
     """Studies by name, in the order of `NAMES`, which is that of their importance."""
     chosen = [load(name) for name in names]
-    return {study.name: study for study in sorted(chosen, key=lambda study: NAMES.index(study.name))}
+    return {
+        study.name: study for study in sorted(chosen, key=lambda study: NAMES.index(study.name))
+    }

@@ -17,7 +17,10 @@ STUDY = Study(
         Row("bidirectional"),
         Row("causal", {"model.attention": "causal"}),
         Row("bidirectional_random", random_weights),
-        Row("causal_random", lambda config, task: {"model.attention": "causal", **random_weights(config, task)}),
+        Row(
+            "causal_random",
+            lambda config, task: {"model.attention": "causal", **random_weights(config, task)},
+        ),
     ),
 )
 get_config = STUDY.get_config

@@ -17,7 +17,11 @@ def part(share: float):
 
     def changes(config: ConfigDict, task: str) -> Changes:
         whole, length = records(config, task), Duration.parse(config.train_for, "train_for")
-        examples = {"train_for": f"{round(length.value * whole)} examples"} if length.unit == "epochs" else {}
+        examples = (
+            {"train_for": f"{round(length.value * whole)} examples"}
+            if length.unit == "epochs"
+            else {}
+        )
         return {"max_train": max(round(share * whole), 8), **examples}
 
     return changes

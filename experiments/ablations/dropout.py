@@ -11,7 +11,11 @@ def _rows() -> list[Row]:
     both = ("model.attention_dropout", "model.feed_forward_dropout")
     rows = [Row("none", dict.fromkeys(both, 0.0))]
     for rate in (0.05, 0.1, 0.2):
-        for name, rates in (("attention", (rate, 0.0)), ("feed_forward", (0.0, rate)), ("both", (rate, rate))):
+        for name, rates in (
+            ("attention", (rate, 0.0)),
+            ("feed_forward", (0.0, rate)),
+            ("both", (rate, rate)),
+        ):
             rows.append(Row(f"{name}_{rate}", dict(zip(both, rates, strict=True))))
     return rows
 

@@ -37,7 +37,10 @@ STUDY = Study(
     tasks=("sst2", "stsb", "msmarco"),
     baseline="rate_1_rows_1_length_1",
     rows=tuple(
-        Row(f"rate_{rate:.3g}_rows_{rows}_length_{length}", _changes(rate, rows, length)) for rate in (1 / 3, 1, 3) for rows in (1, 2) for length in (1, 2)
+        Row(f"rate_{rate:.3g}_rows_{rows}_length_{length}", _changes(rate, rows, length))
+        for rate in (1 / 3, 1, 3)
+        for rows in (1, 2)
+        for length in (1, 2)
     ),
 )
 get_config = STUDY.get_config

@@ -8,17 +8,37 @@ KV-probe pooling has 32 latents: with a single one the softmax has one term, and
 
 from experiments.studies import Row, Study
 
-POOLERS = {"mean": {}, "last_k": {}, "first_k": {}, "attention_query": {}, "attention_kv": {"model.pooling.probes": 32}}
+POOLERS = {
+    "mean": {},
+    "last_k": {},
+    "first_k": {},
+    "attention_query": {},
+    "attention_kv": {"model.pooling.probes": 32},
+}
 
 
 def _rows() -> list[Row]:
     rows = []
     for attention in ("bidirectional", "causal"):
         changes = {"model.attention": attention} if attention == "causal" else {}
-        rows += [Row(f"{name}_{attention}", changes | ({"model.pooling.name": name} if name != "mean" else {}) | more) for name, more in POOLERS.items()]
-    rows += [Row(f"{name}_{k}", {"model.pooling.name": name, "model.pooling.k": k}) for name in ("last_k", "first_k") for k in (4, 16)]
+        rows += [
+            Row(
+                f"{name}_{attention}",
+                changes | ({"model.pooling.name": name} if name != "mean" else {}) | more,
+            )
+            for name, more in POOLERS.items()
+        ]
+    rows += [
+        Row(f"{name}_{k}", {"model.pooling.name": name, "model.pooling.k": k})
+        for name in ("last_k", "first_k")
+        for k in (4, 16)
+    ]
     probes = {"attention_query": (4, 32), "attention_kv": (4, 128)}
-    return rows + [Row(f"{name}_{n}", {"model.pooling.name": name, "model.pooling.probes": n}) for name, counts in probes.items() for n in counts]
+    return rows + [
+        Row(f"{name}_{n}", {"model.pooling.name": name, "model.pooling.probes": n})
+        for name, counts in probes.items()
+        for n in counts
+    ]
 
 
 STUDY = Study(

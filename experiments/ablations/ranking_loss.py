@@ -19,7 +19,9 @@ SIZES = (4, 8, 16, 36)
 def _changes(loss: str, size: int):
     def changes(config: ConfigDict, task: str) -> Changes:
         del task
-        rows = 2 ** round(math.log2(config.batch.rows * size / config.ranking.list_size))  # a power of two divides over any mesh
+        rows = 2 ** round(
+            math.log2(config.batch.rows * size / config.ranking.list_size)
+        )  # a power of two divides over any mesh
         return {"losses.ranking": loss, "ranking.list_size": size, "batch.rows": rows}
 
     return changes
@@ -30,6 +32,10 @@ STUDY = Study(
     question="Which ranking loss is best, and does it hang on the length of the lists?",
     tasks=("msmarco",),
     baseline="softmax_8",
-    rows=tuple(Row(f"{loss}_{size}", _changes(loss, size), REAL if size > 16 else ()) for size in SIZES for loss in LOSSES),
+    rows=tuple(
+        Row(f"{loss}_{size}", _changes(loss, size), REAL if size > 16 else ())
+        for size in SIZES
+        for loss in LOSSES
+    ),
 )
 get_config = STUDY.get_config

@@ -67,19 +67,36 @@ RUNS = (
 )  # fmt: skip
 
 
-def commands(kind: str, device: str, dtype: str, folder: pathlib.Path, only: Sequence[str] = ()) -> Iterator[tuple[Run, list[str]]]:
+def commands(
+    kind: str, device: str, dtype: str, folder: pathlib.Path, only: Sequence[str] = ()
+) -> Iterator[tuple[Run, list[str]]]:
     """Each run of a kind ("smoke", "cpu", "gpu") with its command."""
     for run in RUNS:
         arguments = getattr(run, kind)
         if arguments is None or (only and run.name not in only):
             continue
-        flags = [*([f"--device={device}"] if run.device else []), *([f"--dtype={dtype}"] if run.dtype else [])]
-        yield run, [sys.executable, "-m", f"experiments.benchmarks.{run.subject}", *arguments.split(), *flags, f"--json={folder / run.name}.json"]
+        flags = [
+            *([f"--device={device}"] if run.device else []),
+            *([f"--dtype={dtype}"] if run.dtype else []),
+        ]
+        yield (
+            run,
+            [
+                sys.executable,
+                "-m",
+                f"experiments.benchmarks.{run.subject}",
+                *arguments.split(),
+                *flags,
+                f"--json={folder / run.name}.json",
+            ],
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs them; how it went."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--json", type=pathlib.Path, help="folder for figures and tables")
@@ -89,13 +106,25 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     only = [name for name in args.only.split(",") if name]
     if unknown := set(only) - {run.name for run in RUNS}:
-        parser.error(f"--only: {', '.join(sorted(unknown))} unknown; known are {', '.join(run.name for run in RUNS)}")
+        parser.error(
+            f"--only: {', '.join(sorted(unknown))} unknown; known are {', '.join(run.name for run in RUNS)}"
+        )
     folder = args.json or pathlib.Path(tempfile.mkdtemp(prefix="benchmarks-"))
     folder.mkdir(parents=True, exist_ok=True)
     # Both frameworks hold memory of one GPU at a time: JAX must not take most of it when it starts. A CPU arm must not find a GPU.
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **({"JAX_PLATFORMS": "cpu"} if args.device == "cpu" else {})}
+    environment = {
+        **os.environ,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        **({"JAX_PLATFORMS": "cpu"} if args.device == "cpu" else {}),
+    }
     failed = []
-    for run, command in commands("smoke" if args.smoke else "gpu" if args.device == "cuda" else "cpu", args.device, args.dtype, folder, only):
+    for run, command in commands(
+        "smoke" if args.smoke else "gpu" if args.device == "cuda" else "cpu",
+        args.device,
+        args.dtype,
+        folder,
+        only,
+    ):
         print(f"\n## {run.name}\n{' '.join(command)}", flush=True)
         if args.dry_run:
             continue
@@ -103,9 +132,15 @@ def main(argv: list[str] | None = None) -> int:
             print(f"left out: {run.data} is not set")
             continue
         began = time.monotonic()
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         (folder / f"{run.name}.txt").write_text(done.stdout)
-        print(done.stdout if not done.returncode else f"FAILED, exit code {done.returncode}; the end of {folder / run.name}.txt:\n{done.stdout[-2000:]}")
+        print(
+            done.stdout
+            if not done.returncode
+            else f"FAILED, exit code {done.returncode}; the end of {folder / run.name}.txt:\n{done.stdout[-2000:]}"
+        )
         print(f"took {time.monotonic() - began:.0f} s", flush=True)
         failed += [run.name] if done.returncode else []
     print(f"\nfigures are in {folder}" + (f"; failed: {', '.join(failed)}" if failed else ""))

@@ -34,10 +34,20 @@ def timed(work: Callable[[], object]) -> float:
 
 def size_of(path: pathlib.Path) -> int:
     """Bytes of a file, or of all files below a folder."""
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    return sum(
+        file.stat().st_size
+        for file in ([path] if path.is_file() else path.rglob("*"))
+        if file.is_file()
+    )
 
 
-def figures(step: Callable[[], float], steps: int, save: Callable[[], Callable[[], float]], restore: Callable[[], object], path: pathlib.Path) -> dict:
+def figures(
+    step: Callable[[], float],
+    steps: int,
+    save: Callable[[], Callable[[], float]],
+    restore: Callable[[], object],
+    path: pathlib.Path,
+) -> dict:
     """What a turn saw.
 
     Args:
@@ -55,7 +65,13 @@ def figures(step: Callable[[], float], steps: int, save: Callable[[], Callable[[
     on_disk = finish()
     usual = statistics.median(before)
     stall = blocked + sum(max(seconds - usual, 0.0) for seconds in after)
-    found = {"step": usual, "step_while": statistics.median(after), "blocked": blocked, "stall": stall, "on_disk": on_disk}
+    found = {
+        "step": usual,
+        "step_while": statistics.median(after),
+        "blocked": blocked,
+        "stall": stall,
+        "on_disk": on_disk,
+    }
     return {**found, "bytes": size_of(path), "restore": timed(restore)}
 
 
@@ -65,7 +81,9 @@ def tokens_of(turn: int, number: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(5, 8000, (ROWS, LENGTH)).astype(np.int32), rng.integers(0, 2, ROWS)
 
 
-def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, background: bool | None) -> harness.Turn:
+def ours(
+    model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, background: bool | None
+) -> harness.Turn:
     """Our arm."""
     import dataclasses
     import itertools
@@ -88,7 +106,12 @@ def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, back
         def step() -> float:
             tokens, labels = tokens_of(turn, next(numbers))
             positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape)
-            fields = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "positions": positions, "label": labels[:, None].astype(np.float32)}
+            fields = {
+                "tokens": tokens,
+                "segment_ids": np.ones_like(tokens),
+                "positions": positions,
+                "label": labels[:, None].astype(np.float32),
+            }
             batch = blank._replace(**fields, weight=np.ones((ROWS, 1), np.float32))
 
             def work() -> None:
@@ -100,7 +123,9 @@ def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, back
         def save() -> Callable[[], float]:
             began, ended = time.perf_counter(), []
             checkpoints.save(held[0], dataclasses.replace(bundle, step=turn), DATA, {})
-            saved.append(jax.tree.map(lambda leaf: np.asarray(leaf[..., :2]), held[0].parameters["heads"]))
+            saved.append(
+                jax.tree.map(lambda leaf: np.asarray(leaf[..., :2]), held[0].parameters["heads"])
+            )
 
             def wait() -> None:
                 checkpoints.wait()
@@ -118,7 +143,9 @@ def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, back
         def restore() -> None:
             found, _ = checkpoints.restore(turn, program.abstract, list(DATA))
             jax.block_until_ready(found)
-            for mine, theirs in zip(jax.tree.leaves(saved[-1]), jax.tree.leaves(found.parameters["heads"]), strict=True):
+            for mine, theirs in zip(
+                jax.tree.leaves(saved[-1]), jax.tree.leaves(found.parameters["heads"]), strict=True
+            ):
                 np.testing.assert_array_equal(mine, np.asarray(theirs[..., :2]))
 
         saved: list = []
@@ -131,7 +158,9 @@ def ours(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, back
     return run
 
 
-def peer(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, device: str) -> harness.Turn:
+def peer(
+    model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, device: str
+) -> harness.Turn:
     """PyTorch's arm."""
     import itertools
 
@@ -149,7 +178,11 @@ def peer(model: pathlib.Path, folder: pathlib.Path, steps: int, dtype: str, devi
 
         def save() -> Callable[[], float]:
             modules = {"backbone": encoder.backbone.state_dict(), "head": encoder.head.state_dict()}
-            seconds = timed(lambda: torch.save({"model": modules, "optimizer": encoder.optimizer.state_dict()}, target))
+            seconds = timed(
+                lambda: torch.save(
+                    {"model": modules, "optimizer": encoder.optimizer.state_dict()}, target
+                )
+            )
             return lambda: seconds
 
         def restore() -> None:
@@ -171,28 +204,75 @@ def main(argv: list[str] | None = None) -> None:
     parser = harness.parser(__doc__, repeats=3)
     parser.add_argument("--size", default="gemma3_270m")
     parser.add_argument("--steps", type=int, default=4, help="before a save, and after it")
-    parser.add_argument("--folder", type=pathlib.Path, help="where checkpoints go; by default the system's temporary folder")
-    parser.add_argument("--background", action="store_true", help="ours: in the background on a CPU, too")
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        help="where checkpoints go; by default the system's temporary folder",
+    )
+    parser.add_argument(
+        "--background", action="store_true", help="ours: in the background on a CPU, too"
+    )
     harness.add_device(parser)
     args = parser.parse_args(argv)
     notes, arms = [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         folder = pathlib.Path(temporary)
         models.write(folder / "model", args.size, LENGTH)
-        settings = {"model": folder / "model", "folder": folder, "steps": args.steps, "dtype": args.dtype}
+        settings = {
+            "model": folder / "model",
+            "folder": folder,
+            "steps": args.steps,
+            "dtype": args.dtype,
+        }
         if reason := harness.missing("torch", "transformers"):
             notes.append(f"the peer is left out: {reason}")
         else:
-            arms.append(harness.Arm("torch.save (peer)", f"{__spec__.name}:peer", {**settings, "device": args.device}))
-        arms.append(harness.Arm("ours", f"{__spec__.name}:ours", {**settings, "background": args.background or None}))
+            arms.append(
+                harness.Arm(
+                    "torch.save (peer)",
+                    f"{__spec__.name}:peer",
+                    {**settings, "device": args.device},
+                )
+            )
+        arms.append(
+            harness.Arm(
+                "ours", f"{__spec__.name}:ours", {**settings, "background": args.background or None}
+            )
+        )
         seen = harness.take_turns(arms, args.repeats)
     rows = []
     for name, found in harness.medians(seen).items():
-        against = f"{harness.ratio(seen, 'ours', arms[0].name, 'stall'):.1f} x" if name == "ours" and len(arms) > 1 else ""
-        parts = [f"{found[part]:.2f} s" for part in ("step", "blocked", "step_while", "stall", "on_disk", "restore")]
-        rows.append([name, *parts, f"{found['bytes'] / 2**20:,.1f} MiB", f"{found['gib']:.1f} GiB", against])
-    columns = ["arm", "step", "save blocks", "step after it", "stall in all", "on disk after", "restore", "size", "peak memory", "stall, against the peer"]
-    harness.publish(f"{args.size}, parameters and two moments, {args.steps} steps on each side, {args.repeats} rounds", columns, rows, notes, args.json)
+        against = (
+            f"{harness.ratio(seen, 'ours', arms[0].name, 'stall'):.1f} x"
+            if name == "ours" and len(arms) > 1
+            else ""
+        )
+        parts = [
+            f"{found[part]:.2f} s"
+            for part in ("step", "blocked", "step_while", "stall", "on_disk", "restore")
+        ]
+        rows.append(
+            [name, *parts, f"{found['bytes'] / 2**20:,.1f} MiB", f"{found['gib']:.1f} GiB", against]
+        )
+    columns = [
+        "arm",
+        "step",
+        "save blocks",
+        "step after it",
+        "stall in all",
+        "on disk after",
+        "restore",
+        "size",
+        "peak memory",
+        "stall, against the peer",
+    ]
+    harness.publish(
+        f"{args.size}, parameters and two moments, {args.steps} steps on each side, {args.repeats} rounds",
+        columns,
+        rows,
+        notes,
+        args.json,
+    )
 
 
 if __name__ == "__main__":

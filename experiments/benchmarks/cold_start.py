@@ -20,7 +20,10 @@ OURS = ("ours", "ours, programs kept")
 
 def text_of(turn: int) -> tuple[str, str]:
     """The query and the document of a turn."""
-    return f"what is known about wing number {turn}", f"document {turn} tells of the boundary layer of a wing in a slipstream ."
+    return (
+        f"what is known about wing number {turn}",
+        f"document {turn} tells of the boundary layer of a wing in a slipstream .",
+    )
 
 
 def ours(model: str, turn: int) -> dict[str, float]:
@@ -33,7 +36,12 @@ def ours(model: str, turn: int) -> dict[str, float]:
     predictor = predictor_class.load(model)
     loaded = time.perf_counter()
     score = float(predictor.predict([text_of(turn)])[0])
-    return {"score": score, "import": imported - began, "load": loaded - imported, "predict": time.perf_counter() - loaded}
+    return {
+        "score": score,
+        "import": imported - began,
+        "load": loaded - imported,
+        "predict": time.perf_counter() - loaded,
+    }
 
 
 def cross_encoder(model: str, turn: int, device: str) -> dict[str, float]:
@@ -43,11 +51,25 @@ def cross_encoder(model: str, turn: int, device: str) -> dict[str, float]:
     from sentence_transformers import CrossEncoder
 
     imported = time.perf_counter()
-    settings = {"dtype": torch.float32, "attn_implementation": models.attention(pathlib.Path(model))}
-    encoder = CrossEncoder(model, device=device, max_length=128, model_kwargs=settings, activation_fn=torch.nn.Identity())
+    settings = {
+        "dtype": torch.float32,
+        "attn_implementation": models.attention(pathlib.Path(model)),
+    }
+    encoder = CrossEncoder(
+        model,
+        device=device,
+        max_length=128,
+        model_kwargs=settings,
+        activation_fn=torch.nn.Identity(),
+    )
     loaded = time.perf_counter()
     score = float(encoder.predict([rerank.as_pair(*text_of(turn))], show_progress_bar=False)[0])
-    return {"score": score, "import": imported - began, "load": loaded - imported, "predict": time.perf_counter() - loaded}
+    return {
+        "score": score,
+        "import": imported - began,
+        "load": loaded - imported,
+        "predict": time.perf_counter() - loaded,
+    }
 
 
 def pipeline(model: str, turn: int, device: str) -> dict[str, float]:
@@ -57,10 +79,21 @@ def pipeline(model: str, turn: int, device: str) -> dict[str, float]:
     import transformers
 
     imported = time.perf_counter()
-    classify = transformers.pipeline("text-classification", model=model, device=device, dtype=torch.float32, function_to_apply="none")
+    classify = transformers.pipeline(
+        "text-classification",
+        model=model,
+        device=device,
+        dtype=torch.float32,
+        function_to_apply="none",
+    )
     loaded = time.perf_counter()
     score = float(classify(["".join(rerank.as_pair(*text_of(turn)))])[0]["score"])
-    return {"score": score, "import": imported - began, "load": loaded - imported, "predict": time.perf_counter() - loaded}
+    return {
+        "score": score,
+        "import": imported - began,
+        "load": loaded - imported,
+        "predict": time.perf_counter() - loaded,
+    }
 
 
 def in_new_process(function: str, settings: dict, environment: dict | None = None) -> harness.Turn:
@@ -77,7 +110,11 @@ def main(argv: list[str] | None = None) -> None:
     notes, arms = [], []
 
     def add(name: str, function: str, settings: dict, environment: dict | None = None) -> None:
-        given = {"function": f"{__spec__.name}:{function}", "settings": settings, "environment": environment}
+        given = {
+            "function": f"{__spec__.name}:{function}",
+            "settings": settings,
+            "environment": environment,
+        }
         arms.append(harness.Arm(name, f"{__spec__.name}:in_new_process", given))
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -91,18 +128,44 @@ def main(argv: list[str] | None = None) -> None:
             add("transformers, pipeline (peer)", "pipeline", theirs)
             add("sentence-transformers, CrossEncoder (peer)", "cross_encoder", theirs)
         add(OURS[0], "ours", {"model": str(folder / "model")})
-        kept = {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        kept = {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         add(OURS[1], "ours", {"model": str(folder / "model")}, kept)
         seen = harness.take_turns(arms, args.repeats)
-    notes.append(f"largest difference of a score: {harness.same('cold start', seen, 'score', 1e-3):.1e}")
+    notes.append(
+        f"largest difference of a score: {harness.same('cold start', seen, 'score', 1e-3):.1e}"
+    )
     found, rows = harness.medians(seen), []
-    best = min((name for name in found if name not in OURS), key=lambda name: found[name]["seconds"], default=None)
+    best = min(
+        (name for name in found if name not in OURS),
+        key=lambda name: found[name]["seconds"],
+        default=None,
+    )
     for name, figures in found.items():
         against = f"{harness.ratio(seen, name, best):.2f} x" if name in OURS and best else ""
         parts = [f"{figures[part]:.2f} s" for part in ("seconds", "import", "load", "predict")]
-        rows.append([name, *parts, f"{figures['gib']:.2f} GiB", f"{figures['spread']:.0%}", against])
-    columns = ["arm", "start to first score", "of it imports", "loading", "predicting", "peak memory", "spread", "against the best peer"]
-    harness.publish(f"{args.size}, float32, one text, a process a turn, {args.repeats} rounds", columns, rows, notes, args.json)
+        rows.append(
+            [name, *parts, f"{figures['gib']:.2f} GiB", f"{figures['spread']:.0%}", against]
+        )
+    columns = [
+        "arm",
+        "start to first score",
+        "of it imports",
+        "loading",
+        "predicting",
+        "peak memory",
+        "spread",
+        "against the best peer",
+    ]
+    harness.publish(
+        f"{args.size}, float32, one text, a process a turn, {args.repeats} rounds",
+        columns,
+        rows,
+        notes,
+        args.json,
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def transformer(family: str, depth: int, width: int):
 
     from gemma_encoder.model.config import GEMMA_CONFIGS
 
-    return dataclasses.replace(GEMMA_CONFIGS[f"{family}_tiny"], num_layers=depth, embed_dim=width, hidden_dim=4 * width)
+    return dataclasses.replace(
+        GEMMA_CONFIGS[f"{family}_tiny"], num_layers=depth, embed_dim=width, hidden_dim=4 * width
+    )
 
 
 def ours(family: str, depth: int, width: int) -> harness.Turn:
@@ -50,7 +52,10 @@ def ours(family: str, depth: int, width: int) -> harness.Turn:
     config.batch.rows, config.batch.row_length, config.max_length = ROWS, LENGTH, LENGTH
     config.batch.examples_per_step = ROWS
     built = recipe.build(config, dry=True)
-    built = dataclasses.replace(built, encoder=dataclasses.replace(built.encoder, transformer=transformer(family, depth, width)))
+    built = dataclasses.replace(
+        built,
+        encoder=dataclasses.replace(built.encoder, transformer=transformer(family, depth, width)),
+    )
 
     def run(turn: int) -> dict[str, float]:
         jax.clear_caches()
@@ -76,16 +81,22 @@ def peer(family: str, depth: int, width: int, device: str) -> harness.Turn:
     torch._inductor.config.force_disable_caches = True
     values = transformer_json(EncoderConfig(transformer(family, depth, width)))
     config = transformers.AutoConfig.for_model(**values)
-    model = transformers.AutoModel.from_config(config, attn_implementation="eager" if values["attn_logit_softcapping"] else "sdpa").to(device)
+    model = transformers.AutoModel.from_config(
+        config, attn_implementation="eager" if values["attn_logit_softcapping"] else "sdpa"
+    ).to(device)
 
     def run(turn: int) -> dict[str, float]:
         torch._dynamo.reset()
         compiled = torch.compile(model)
-        tokens = torch.from_numpy(np.random.default_rng(turn).integers(5, 8000, (ROWS, LENGTH))).to(device)
+        tokens = torch.from_numpy(np.random.default_rng(turn).integers(5, 8000, (ROWS, LENGTH))).to(
+            device
+        )
         seconds = []
         for _ in range(2):
             began = time.perf_counter()
-            compiled(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state.float().mean().backward()
+            compiled(
+                input_ids=tokens, attention_mask=torch.ones_like(tokens)
+            ).last_hidden_state.float().mean().backward()
             if device == "cuda":
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
@@ -125,12 +136,23 @@ def starts(config: str, repeats: int) -> list[list]:
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             for name, found in seen.items():
-                found.append(fresh.run(f"{__spec__.name}:start", {"config": config, "workdir": f"{folder}/{name}", "cache": f"{folder}/cache"}))
+                found.append(
+                    fresh.run(
+                        f"{__spec__.name}:start",
+                        {
+                            "config": config,
+                            "workdir": f"{folder}/{name}",
+                            "cache": f"{folder}/cache",
+                        },
+                    )
+                )
     found, rows = harness.medians(seen), []
     for name, figures in found.items():
         share = f"{figures['compile'] / found['first']['compile']:.0%}" if name == "second" else ""
         of_steps = f"{figures['steps'] / found['first']['steps']:.0%}" if name == "second" else ""
-        parts = [f"{figures[part]:.1f} s" for part in ("trace", "lower", "compile", "steps", "seconds")]
+        parts = [
+            f"{figures[part]:.1f} s" for part in ("trace", "lower", "compile", "steps", "seconds")
+        ]
         rows.append([f"{name} start", *parts, share, of_steps])
     return rows
 
@@ -142,10 +164,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--depths", default="4,8,16,32,62", help="at the first of the widths")
     parser.add_argument("--widths", default="128,256,512", help="at the first of the depths")
     parser.add_argument("--peer_depths", default="4,8,16", help="the peer's")
-    parser.add_argument("--starts", default="experiments/quickstart.py:smoke", help="config of first and second starts; '' for none")
+    parser.add_argument(
+        "--starts",
+        default="experiments/quickstart.py:smoke",
+        help="config of first and second starts; '' for none",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args(argv)
-    depths, widths, peer_depths = ([int(number) for number in text.split(",")] for text in (args.depths, args.widths, args.peer_depths))
+    depths, widths, peer_depths = (
+        [int(number) for number in text.split(",")]
+        for text in (args.depths, args.widths, args.peer_depths)
+    )
     shapes = [(depth, widths[0]) for depth in depths] + [(depths[0], width) for width in widths[1:]]
     rows, notes, by_depth = [], [], {"torch.compile (peer)": {}, "ours": {}}
     without = harness.missing("torch", "transformers")
@@ -155,26 +184,52 @@ def main(argv: list[str] | None = None) -> None:
         settings = {"family": args.family, "depth": depth, "width": width}
         arms = [harness.Arm("ours", f"{__spec__.name}:ours", settings)]
         if not without and depth in peer_depths:
-            arms.insert(0, harness.Arm("torch.compile (peer)", f"{__spec__.name}:peer", {**settings, "device": args.device}))
+            arms.insert(
+                0,
+                harness.Arm(
+                    "torch.compile (peer)",
+                    f"{__spec__.name}:peer",
+                    {**settings, "device": args.device},
+                ),
+            )
         for name, found in harness.medians(harness.take_turns(arms, args.repeats)).items():
             total = found["trace"] + found["compile"]
             if width == widths[0]:
                 by_depth[name][depth] = total
-            parts = [f"{found['trace']:.2f} s" if name == "ours" else "", f"{found['compile']:.2f} s", f"{total:.2f} s"]
+            parts = [
+                f"{found['trace']:.2f} s" if name == "ours" else "",
+                f"{found['compile']:.2f} s",
+                f"{total:.2f} s",
+            ]
             rows.append([depth, width, name, *parts, f"{found['gib']:.1f} GiB"])
     for name, found in by_depth.items():
         if len(found) > 1:
             few, many = min(found), max(found)
             slope = np.polyfit(list(found), list(found.values()), 1)[0]
-            notes.append(f"{name}: {many} layers take {found[many] / found[few]:.2f} x what {few} layers do; {slope * 1e3:.0f} ms a layer by least squares")
-    title = f"{args.family}, {ROWS} x {LENGTH} tokens, training step, float32, {args.repeats} rounds"
+            notes.append(
+                f"{name}: {many} layers take {found[many] / found[few]:.2f} x what {few} layers do; {slope * 1e3:.0f} ms a layer by least squares"
+            )
+    title = (
+        f"{args.family}, {ROWS} x {LENGTH} tokens, training step, float32, {args.repeats} rounds"
+    )
     columns = ["layers", "width", "arm", "trace and lower", "compile", "both", "peak memory"]
     harness.publish(title, columns, rows, notes, args.json)
     if args.starts:
-        columns = ["", "trace", "lower", "compile", "all training steps", "whole process", "compile, of the first start", "steps, of the first start"]
+        columns = [
+            "",
+            "trace",
+            "lower",
+            "compile",
+            "all training steps",
+            "whole process",
+            "compile, of the first start",
+            "steps, of the first start",
+        ]
         title = f"\n{args.starts}, started twice with one folder of compiled programs, {args.repeats} pairs"
         file = args.json and args.json.with_name(f"{args.json.stem}_starts{args.json.suffix}")
-        harness.publish(title, columns, starts(os.fspath(pathlib.Path(args.starts)), args.repeats), file=file)
+        harness.publish(
+            title, columns, starts(os.fspath(pathlib.Path(args.starts)), args.repeats), file=file
+        )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,20 @@ def write_tokens(file: pathlib.Path, count: int) -> None:
         examples += source.expand(record, "train", np.random.default_rng(0))
         if len(examples) >= count:
             break
-    encoded = encode(Tokenizer.load("small"), source.task.template, [example.fields for example in examples], ROW, "SST-2")
+    encoded = encode(
+        Tokenizer.load("small"),
+        source.task.template,
+        [example.fields for example in examples],
+        ROW,
+        "SST-2",
+    )
     lengths = np.array([len(text.tokens) for text in encoded])
-    np.savez(file, tokens=np.concatenate([text.tokens for text in encoded]), lengths=lengths, labels=np.array([example.label for example in examples]))
+    np.savez(
+        file,
+        tokens=np.concatenate([text.tokens for text in encoded]),
+        lengths=lengths,
+        labels=np.array([example.label for example in examples]),
+    )
 
 
 def read_tokens(file: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
@@ -56,7 +67,15 @@ def packed_batches(file: pathlib.Path, rows: int):
                 yield packer.emit()
 
 
-def ours(folder: pathlib.Path, tokens: pathlib.Path, rows: int, texts: int, updates: int, dtype: str, remat: str) -> harness.Turn:
+def ours(
+    folder: pathlib.Path,
+    tokens: pathlib.Path,
+    rows: int,
+    texts: int,
+    updates: int,
+    dtype: str,
+    remat: str,
+) -> harness.Turn:
     """Our arm."""
     program, state = models.our_program(folder, rows, ROW, SEGMENTS, texts, dtype, remat)
     held, batches = [state], packed_batches(tokens, rows)
@@ -66,17 +85,33 @@ def ours(folder: pathlib.Path, tokens: pathlib.Path, rows: int, texts: int, upda
         count, losses, real, began = 0, [], 0, time.perf_counter()
         for _ in range(updates):
             batch = next(batches)
-            count, real = count + int((batch.weight > 0).sum()), real + int((batch.segment_ids > 0).sum())
+            count, real = (
+                count + int((batch.weight > 0).sum()),
+                real + int((batch.segment_ids > 0).sum()),
+            )
             held[0], metrics = program.step(held[0], program.place(batch))
             losses.append(metrics.loss)
         last = [float(loss) for loss in losses]
         seconds = time.perf_counter() - began
-        return {"texts_per_second": count / seconds, "texts": count / updates, "real": real / (updates * rows * ROW), "loss": float(np.mean(last))}
+        return {
+            "texts_per_second": count / seconds,
+            "texts": count / updates,
+            "real": real / (updates * rows * ROW),
+            "loss": float(np.mean(last)),
+        }
 
     return run
 
 
-def peer(folder: pathlib.Path, tokens: pathlib.Path, texts: int, updates: int, dtype: str, device: str, grouped: bool) -> harness.Turn:
+def peer(
+    folder: pathlib.Path,
+    tokens: pathlib.Path,
+    texts: int,
+    updates: int,
+    dtype: str,
+    device: str,
+    grouped: bool,
+) -> harness.Turn:
     """The arm of Hugging Face transformers."""
     import torch
     from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -88,11 +123,19 @@ def peer(folder: pathlib.Path, tokens: pathlib.Path, texts: int, updates: int, d
 
     def batches():
         while True:
-            sampler = LengthGroupedSampler(texts, lengths=lengths, generator=generator) if grouped else torch.randperm(len(ids), generator=generator)
+            sampler = (
+                LengthGroupedSampler(texts, lengths=lengths, generator=generator)
+                if grouped
+                else torch.randperm(len(ids), generator=generator)
+            )
             order = [int(number) for number in sampler]
-            chosen = [order[start : start + texts] for start in range(0, len(order) - texts + 1, texts)]
+            chosen = [
+                order[start : start + texts] for start in range(0, len(order) - texts + 1, texts)
+            ]
             # Grouped batches come longest first within each of the sampler's large groups; their order is drawn anew, or few updates would all be long.
-            for place in torch.randperm(len(chosen), generator=generator) if grouped else range(len(chosen)):
+            for place in (
+                torch.randperm(len(chosen), generator=generator) if grouped else range(len(chosen))
+            ):
                 yield chosen[int(place)]
 
     endless = batches()
@@ -102,13 +145,21 @@ def peer(folder: pathlib.Path, tokens: pathlib.Path, texts: int, updates: int, d
         for _ in range(updates):
             members = next(endless)
             longest = max(lengths[number] for number in members)
-            padded, mask = np.zeros((texts, longest), np.int64), np.zeros((texts, longest), np.int64)
+            padded, mask = (
+                np.zeros((texts, longest), np.int64),
+                np.zeros((texts, longest), np.int64),
+            )
             for place, number in enumerate(members):
                 padded[place, : lengths[number]], mask[place, : lengths[number]] = ids[number], 1
             losses.append(model.step(padded, mask, labels[members]))
             real, whole = real + int(mask.sum()), whole + mask.size
         seconds = time.perf_counter() - began
-        return {"texts_per_second": texts * updates / seconds, "texts": texts, "real": real / whole, "loss": float(np.mean(losses))}
+        return {
+            "texts_per_second": texts * updates / seconds,
+            "texts": texts,
+            "real": real / whole,
+            "loss": float(np.mean(losses)),
+        }
 
     return run
 
@@ -120,7 +171,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--updates", type=int, default=4, help="in a turn")
     parser.add_argument("--texts", type=int, default=8000, help="of SST-2 that are used")
-    parser.add_argument("--remat", default="none", help="ours: what the backward pass computes again")
+    parser.add_argument(
+        "--remat", default="none", help="ours: what the backward pass computes again"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
@@ -130,16 +183,42 @@ def main() -> None:
         stream = packed_batches(tokens, args.rows)
         texts = round(float(np.mean([(next(stream).weight > 0).sum() for _ in range(50)])))
         models.write(folder, args.size, ROW)
-        shared = {"folder": folder, "tokens": tokens, "texts": texts, "updates": args.updates, "dtype": args.dtype}
+        shared = {
+            "folder": folder,
+            "tokens": tokens,
+            "texts": texts,
+            "updates": args.updates,
+            "dtype": args.dtype,
+        }
         arms = [
-            harness.Arm("transformers, dynamic padding (peer)", f"{__spec__.name}:peer", {**shared, "device": args.device, "grouped": False}),
-            harness.Arm("transformers, grouped by length (peer)", f"{__spec__.name}:peer", {**shared, "device": args.device, "grouped": True}),
-            harness.Arm("ours, packed", f"{__spec__.name}:ours", {**shared, "rows": args.rows, "remat": args.remat}, huge_pages=args.device == "cpu"),
+            harness.Arm(
+                "transformers, dynamic padding (peer)",
+                f"{__spec__.name}:peer",
+                {**shared, "device": args.device, "grouped": False},
+            ),
+            harness.Arm(
+                "transformers, grouped by length (peer)",
+                f"{__spec__.name}:peer",
+                {**shared, "device": args.device, "grouped": True},
+            ),
+            harness.Arm(
+                "ours, packed",
+                f"{__spec__.name}:ours",
+                {**shared, "rows": args.rows, "remat": args.remat},
+                huge_pages=args.device == "cpu",
+            ),
         ]
         seen = harness.take_turns(arms, args.repeats)
     rows = []
     for name, found in harness.medians(seen).items():
-        rates = [1 / harness.ratio(seen, arms[2].name, arm.name, "texts_per_second") for arm in arms[:2]] if name == arms[2].name else []
+        rates = (
+            [
+                1 / harness.ratio(seen, arms[2].name, arm.name, "texts_per_second")
+                for arm in arms[:2]
+            ]
+            if name == arms[2].name
+            else []
+        )
         against = ", ".join(f"{rate:.2f} x" for rate in rates)
         rows.append(
             [
@@ -152,8 +231,21 @@ def main() -> None:
                 against,
             ]
         )
-    columns = ["arm", "texts/s", "texts per update", "real tokens", "mean loss", "peak memory", "against the peers"]
-    harness.publish(f"SST-2, {args.size}, {args.dtype}, {args.repeats} rounds of {args.updates} updates", columns, rows, file=args.json)
+    columns = [
+        "arm",
+        "texts/s",
+        "texts per update",
+        "real tokens",
+        "mean loss",
+        "peak memory",
+        "against the peers",
+    ]
+    harness.publish(
+        f"SST-2, {args.size}, {args.dtype}, {args.repeats} rounds of {args.updates} updates",
+        columns,
+        rows,
+        file=args.json,
+    )
 
 
 if __name__ == "__main__":

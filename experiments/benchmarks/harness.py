@@ -22,7 +22,9 @@ from typing import Any
 
 from gemma_encoder import runtime
 
-Turn = Callable[[int], dict[str, float]]  # does the work of turn n (inputs differ from turn to turn) and says what it saw
+Turn = Callable[
+    [int], dict[str, float]
+]  # does the work of turn n (inputs differ from turn to turn) and says what it saw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Arm:
     huge_pages: bool = False
 
 
-def take_turns(arms: Sequence[Arm], repeats: int, warmup: int = 1) -> dict[str, list[dict[str, float]]]:
+def take_turns(
+    arms: Sequence[Arm], repeats: int, warmup: int = 1
+) -> dict[str, list[dict[str, float]]]:
     """What each arm saw in each turn after warm-up, its own time ("seconds") and peak memory ("gib") included.
 
     Args:
@@ -60,7 +64,9 @@ def take_turns(arms: Sequence[Arm], repeats: int, warmup: int = 1) -> dict[str, 
                 process.start()
             there.close()  # the process has its own: when that is gone, so is the process
             workers.append((arm, here, process))
-            _receive(arm, here)  # one is set up after another: the memory of both setups never adds up
+            _receive(
+                arm, here
+            )  # one is set up after another: the memory of both setups never adds up
         seen: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
         for turn in range(warmup + repeats):
             for arm, here, _ in workers:
@@ -125,12 +131,18 @@ def medians(seen: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict
     return found
 
 
-def ratio(seen: Mapping[str, Sequence[Mapping[str, float]]], ours: str, peer: str, figure: str = "seconds") -> float:
+def ratio(
+    seen: Mapping[str, Sequence[Mapping[str, float]]], ours: str, peer: str, figure: str = "seconds"
+) -> float:
     """How many times as fast as the peer: the median over rounds of the peer's figure by ours, both of the same round."""
-    return statistics.median(theirs[figure] / mine[figure] for mine, theirs in zip(seen[ours], seen[peer], strict=True))
+    return statistics.median(
+        theirs[figure] / mine[figure] for mine, theirs in zip(seen[ours], seen[peer], strict=True)
+    )
 
 
-def same(what: str, seen: Mapping[str, Sequence[Mapping[str, float]]], figure: str, tolerance: float) -> float:
+def same(
+    what: str, seen: Mapping[str, Sequence[Mapping[str, float]]], figure: str, tolerance: float
+) -> float:
     """The largest difference of a figure between arms in the same round, relative to its size where that is above 1.
 
     Raises:
@@ -141,7 +153,9 @@ def same(what: str, seen: Mapping[str, Sequence[Mapping[str, float]]], figure: s
         values = [turn[figure] for turn in turns]
         difference = (max(values) - min(values)) / max(1.0, *map(abs, values))
         if not difference <= tolerance:  # nor is one that is no number
-            raise SystemExit(f"{what}: the arms do not compute the same: {figure} is {dict(zip(seen, values, strict=True))}")
+            raise SystemExit(
+                f"{what}: the arms do not compute the same: {figure} is {dict(zip(seen, values, strict=True))}"
+            )
         largest = max(largest, difference)
     return largest
 
@@ -168,33 +182,65 @@ def _installed(name: str) -> bool:
 
 def parser(doc: str, repeats: int = 5) -> argparse.ArgumentParser:
     """The flags that all subjects have."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=repeats, help="rounds that count; one more warms up")
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--repeats", type=int, default=repeats, help="rounds that count; one more warms up"
+    )
     made.add_argument("--json", type=pathlib.Path, help="file for the figures")
     return made
 
 
-def publish(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], notes: Sequence[str] = (), file: pathlib.Path | None = None) -> None:
+def publish(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    notes: Sequence[str] = (),
+    file: pathlib.Path | None = None,
+) -> None:
     """Prints a markdown table under the machine's line, and writes the same to a JSON file if one is named."""
     line = machine()
     print(f"{title}\n{line}\n")
-    print("\n".join(f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)))
+    print(
+        "\n".join(
+            f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)
+        )
+    )
     print("".join(f"\n{note}" for note in notes))
     if file:
         file.write_text(
-            json.dumps({"title": title, "machine": line, "rows": [dict(zip(columns, row, strict=True)) for row in rows], "notes": list(notes)}, indent=1)
+            json.dumps(
+                {
+                    "title": title,
+                    "machine": line,
+                    "rows": [dict(zip(columns, row, strict=True)) for row in rows],
+                    "notes": list(notes),
+                },
+                indent=1,
+            )
         )
 
 
 def add_device(made: argparse.ArgumentParser) -> None:
     """The flags of subjects that also run on a GPU: what both arms compute in, and where the peer's does."""
-    made.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the activations")
-    made.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the peer; ours takes what JAX finds")
+    made.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the activations"
+    )
+    made.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="of the peer; ours takes what JAX finds",
+    )
 
 
 def data_file(variable: str, name: str) -> pathlib.Path:
     """A file in the folder that an environment variable names; SystemExit with one line where it is not there."""
     folder = os.environ.get(variable)
     if not folder or not (pathlib.Path(folder) / name).exists():
-        raise SystemExit(f"{variable} must name a folder with {name}" + (f"; {folder} has none" if folder else "; it is not set"))
+        raise SystemExit(
+            f"{variable} must name a folder with {name}"
+            + (f"; {folder} has none" if folder else "; it is not set")
+        )
     return pathlib.Path(folder) / name

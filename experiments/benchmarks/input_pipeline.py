@@ -41,7 +41,9 @@ def stream_options(seed: int) -> StreamOptions:
     return StreamOptions(shape, ROW, seed=seed)
 
 
-def ours(source: Source, tokenizer: Tokenizer, options: StreamOptions) -> Callable[[int], tuple[int, float]]:
+def ours(
+    source: Source, tokenizer: Tokenizer, options: StreamOptions
+) -> Callable[[int], tuple[int, float]]:
     """Draws batches until they hold so many texts; gives their number and the share of tokens that are real."""
 
     def run(wanted: int) -> tuple[int, float]:
@@ -65,8 +67,15 @@ def seqios_own(source: Source, seed: int) -> Callable[[int], tuple[int, float]]:
 
     def run(wanted: int) -> tuple[int, float]:
         records = source.dataset("train", seed=seed)
-        texts = records.map(lambda r: {"targets": tf.strings.join(["sst2 sentence: ", r["sentence"]])})
-        tokens = seqio.preprocessors.tokenize(texts, {"targets": seqio.Feature(vocabulary, add_eos=True)}, copy_pretokenized=False, with_eos=True)
+        texts = records.map(
+            lambda r: {"targets": tf.strings.join(["sst2 sentence: ", r["sentence"]])}
+        )
+        tokens = seqio.preprocessors.tokenize(
+            texts,
+            {"targets": seqio.Feature(vocabulary, add_eos=True)},
+            copy_pretokenized=False,
+            with_eos=True,
+        )
         packed = seqio.utils.trim_and_pack_dataset(tokens, {"targets": ROW}, use_custom_ops=False)
         count, real = 0, []
         for row in packed.as_numpy_iterator():
@@ -102,7 +111,11 @@ def throughput(texts: int, repeats: int, folder: pathlib.Path) -> list[dict]:
             if repeat:  # the first round warms up
                 found.setdefault(name, []).append((count / wall, count / processor, real))
     return [
-        {"arm": name, "texts_per_second": statistics.median(v[0] for v in values), "texts_per_second_and_core": statistics.median(v[1] for v in values)}
+        {
+            "arm": name,
+            "texts_per_second": statistics.median(v[0] for v in values),
+            "texts_per_second_and_core": statistics.median(v[1] for v in values),
+        }
         | {"real_tokens": statistics.median(v[2] for v in values)}
         for name, values in found.items()
     ]
@@ -111,10 +124,18 @@ def throughput(texts: int, repeats: int, folder: pathlib.Path) -> list[dict]:
 def waiting(steps: int, folder: pathlib.Path) -> list[dict]:
     """The share of training that waits for data, as the program logs it, window by window."""
     config = glue.get_config("sst2")
-    config.max_eval, config.train_for, config.log_every = 24, f"{steps} steps", f"{steps // 4} steps"
+    config.max_eval, config.train_for, config.log_every = (
+        24,
+        f"{steps} steps",
+        f"{steps // 4} steps",
+    )
     loop.train(config, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in ("step", "waiting_for_data_share", "texts_per_second")} for line in lines if line["split"] == "train"][1:]
+    return [
+        {key: line[key] for key in ("step", "waiting_for_data_share", "texts_per_second")}
+        for line in lines
+        if line["split"] == "train"
+    ][1:]
 
 
 def main() -> None:
@@ -127,12 +148,21 @@ def main() -> None:
     args = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        result = {"throughput": throughput(args.texts, args.repeats, pathlib.Path(folder)), "waiting": waiting(args.steps, pathlib.Path(folder) / "run")}
-    print("| SST-2, rows of 128 | texts/s | texts/s and core | real tokens |\n| --- | --- | --- | --- |")
+        result = {
+            "throughput": throughput(args.texts, args.repeats, pathlib.Path(folder)),
+            "waiting": waiting(args.steps, pathlib.Path(folder) / "run"),
+        }
+    print(
+        "| SST-2, rows of 128 | texts/s | texts/s and core | real tokens |\n| --- | --- | --- | --- |"
+    )
     for row in result["throughput"]:
-        print(f"| {row['arm']} | {row['texts_per_second']:,.0f} | {row['texts_per_second_and_core']:,.0f} | {row['real_tokens']:.1%} |")
+        print(
+            f"| {row['arm']} | {row['texts_per_second']:,.0f} | {row['texts_per_second_and_core']:,.0f} | {row['real_tokens']:.1%} |"
+        )
     for row in result["waiting"]:
-        print(f"step {row['step']}: waiting for data {row['waiting_for_data_share']:.2%} of the time, {row['texts_per_second']:.0f} texts/s trained on")
+        print(
+            f"step {row['step']}: waiting for data {row['waiting_for_data_share']:.2%} of the time, {row['texts_per_second']:.0f} texts/s trained on"
+        )
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
 

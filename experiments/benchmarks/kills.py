@@ -22,18 +22,33 @@ import numpy as np
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.weights import native
 
-FIELDS = {"train_for": "240 steps", "checkpoint_every": "3 steps", "log_every": "1 steps", "evaluate_every": "120 steps", "model.attention_dropout": "0.1"}
+FIELDS = {
+    "train_for": "240 steps",
+    "checkpoint_every": "3 steps",
+    "log_every": "1 steps",
+    "evaluate_every": "120 steps",
+    "model.attention_dropout": "0.1",
+}
 
 
 def command(workdir: pathlib.Path) -> list[str]:
     """The run."""
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    return [sys.executable, "-m", "gemma_encoder.main", "--config=experiments/quickstart.py:smoke", *fields, f"--workdir={workdir}"]
+    return [
+        sys.executable,
+        "-m",
+        "gemma_encoder.main",
+        "--config=experiments/quickstart.py:smoke",
+        *fields,
+        f"--workdir={workdir}",
+    ]
 
 
 def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
     """Step and loss of every training line."""
-    return [(line["step"], line["loss"]) for line in read_metrics(workdir) if line["split"] == "train"]
+    return [
+        (line["step"], line["loss"]) for line in read_metrics(workdir) if line["split"] == "train"
+    ]
 
 
 def killed(workdir: pathlib.Path, seconds: float, log) -> tuple[bool, int, int, bool]:
@@ -61,7 +76,9 @@ def main() -> None:
     """Runs, kills, compares and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--folder", type=pathlib.Path, required=True, help="an empty or absent folder")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, required=True, help="an empty or absent folder"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args()
@@ -82,7 +99,8 @@ def main() -> None:
             kept = native.checkpoint_steps(args.folder / "killed")
             lost += last - (kept[-1] if kept else 0)
             print(
-                f"kill {kills}: from step {first} to {last}, newest whole checkpoint {kept[-1] if kept else None}{', in a save' if saving else ''}", flush=True
+                f"kill {kills}: from step {first} to {last}, newest whole checkpoint {kept[-1] if kept else None}{', in a save' if saving else ''}",
+                flush=True,
             )
     straight, found = (native.find(args.folder / name) for name in ("straight", "killed"))
     encoder = native.load_bundle(straight).encoder

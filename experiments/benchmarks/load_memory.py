@@ -63,7 +63,9 @@ def write(size: str, folder: pathlib.Path) -> None:
     del tree
     place = folder / "huggingface"
     place.mkdir()
-    (place / "config.json").write_text(json.dumps(export.transformer_json(EncoderConfig(config, attention="causal"))))
+    (place / "config.json").write_text(
+        json.dumps(export.transformer_json(EncoderConfig(config, attention="causal")))
+    )
     index: dict[str, str] = {}
     part: dict = {}
 
@@ -73,12 +75,16 @@ def write(size: str, folder: pathlib.Path) -> None:
         index.update(dict.fromkeys(part, file))
         part.clear()
 
-    for name, value in values(huggingface.table("gemma3_text" if config.use_qk_norm else "gemma2", "model.")):
+    for name, value in values(
+        huggingface.table("gemma3_text" if config.use_qk_norm else "gemma2", "model.")
+    ):
         part[name] = value
         if sum(value.nbytes for value in part.values()) > 2**31:
             flush()
     flush()
-    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (place / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index})
+    )
 
 
 def status(field: str) -> int:
@@ -99,16 +105,29 @@ def measure(arm: str, folder: pathlib.Path, dtype: str) -> dict:
     path = folder / ("huggingface" if arm == "huggingface" else "gemma")
     if arm == "peer":
         from gemma import gm
-    largest = max(tensor.dtype.itemsize * int(jnp.prod(jnp.array(tensor.shape, float))) for tensor in open_checkpoint(path).tensors.values())
+    largest = max(
+        tensor.dtype.itemsize * int(jnp.prod(jnp.array(tensor.shape, float)))
+        for tensor in open_checkpoint(path).tensors.values()
+    )
     jax.block_until_ready(jnp.ones(8))
     before = status("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     began = time.monotonic()
-    tree = gm.ckpts.load_params(path) if arm == "peer" else nnx.state(ge.load_backbone(path, dtype=jnp.dtype(dtype)))
+    tree = (
+        gm.ckpts.load_params(path)
+        if arm == "peer"
+        else nnx.state(ge.load_backbone(path, dtype=jnp.dtype(dtype)))
+    )
     jax.block_until_ready(tree)
     seconds = time.monotonic() - began
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    return {"peak": status("VmHWM") - before, "parameters": held, "beyond": status("VmHWM") - before - held, "largest": largest, "seconds": seconds}
+    return {
+        "peak": status("VmHWM") - before,
+        "parameters": held,
+        "beyond": status("VmHWM") - before - held,
+        "largest": largest,
+        "seconds": seconds,
+    }
 
 
 def main() -> None:
@@ -116,7 +135,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="gemma2_2b")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--folder", type=pathlib.Path, help="where the checkpoints go; by default a temporary folder, deleted at the end")
+    parser.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        help="where the checkpoints go; by default a temporary folder, deleted at the end",
+    )
     parser.add_argument("--output", type=pathlib.Path, help="the figures as JSON")
     parser.add_argument("--arm", choices=ARMS.values(), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -129,10 +152,24 @@ def main() -> None:
         if not (folder / "huggingface").exists():
             write(options.size, folder)
         gib = 2**30
-        columns = [f"{options.size}, {options.dtype}", "parameters", "peak", "beyond the parameters", "largest tensor + 1 GiB", "seconds"]
+        columns = [
+            f"{options.size}, {options.dtype}",
+            "parameters",
+            "peak",
+            "beyond the parameters",
+            "largest tensor + 1 GiB",
+            "seconds",
+        ]
         print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
         for title, arm in ARMS.items():
-            command = [sys.executable, "-m", "experiments.benchmarks.load_memory", f"--arm={arm}", f"--folder={folder}", f"--dtype={options.dtype}"]
+            command = [
+                sys.executable,
+                "-m",
+                "experiments.benchmarks.load_memory",
+                f"--arm={arm}",
+                f"--folder={folder}",
+                f"--dtype={options.dtype}",
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"| {title} | failed: {done.stderr.strip().splitlines()[-1]} |")

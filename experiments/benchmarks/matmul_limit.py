@@ -15,7 +15,9 @@ COUNT = 4  # products in a turn, one after another
 def matrices(turn: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Two random matrices, scaled so that products of products stay of order one."""
     rng = np.random.default_rng(turn)
-    return tuple((rng.standard_normal((width, width)) / width**0.5).astype(np.float32) for _ in range(2))
+    return tuple(
+        (rng.standard_normal((width, width)) / width**0.5).astype(np.float32) for _ in range(2)
+    )
 
 
 def in_jax(width: int, dtype: str) -> harness.Turn:
@@ -48,7 +50,10 @@ def in_torch(width: int, dtype: str, device: str) -> harness.Turn:
     import torch
 
     def run(turn: int) -> dict[str, float]:
-        a, b = (torch.from_numpy(matrix).to(device, getattr(torch, dtype)) for matrix in matrices(turn, width))
+        a, b = (
+            torch.from_numpy(matrix).to(device, getattr(torch, dtype))
+            for matrix in matrices(turn, width)
+        )
         if device == "cuda":
             torch.cuda.synchronize()
         began = time.perf_counter()
@@ -63,18 +68,38 @@ def main() -> None:
     """Measures and prints."""
     parser = harness.parser(__doc__)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="a CPU without instructions for bfloat16 takes minutes for it")
+    parser.add_argument(
+        "--dtypes",
+        default="float32,bfloat16",
+        help="a CPU without instructions for bfloat16 takes minutes for it",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
     rows = []
     for dtype in args.dtypes.split(","):
         arms = [
-            harness.Arm("PyTorch", f"{__spec__.name}:in_torch", {"width": args.width, "dtype": dtype, "device": args.device}),
+            harness.Arm(
+                "PyTorch",
+                f"{__spec__.name}:in_torch",
+                {"width": args.width, "dtype": dtype, "device": args.device},
+            ),
             harness.Arm("JAX", f"{__spec__.name}:in_jax", {"width": args.width, "dtype": dtype}),
         ]
         for name, found in harness.medians(harness.take_turns(arms, args.repeats)).items():
-            rows.append([dtype, name, f"{2 * COUNT * args.width**3 / found['seconds'] / 1e9:,.0f}", f"{found['spread']:.0%}"])
-    harness.publish(f"products of {args.width} x {args.width} matrices", ["dtype", "framework", "GFLOP/s", "spread"], rows, file=args.json)
+            rows.append(
+                [
+                    dtype,
+                    name,
+                    f"{2 * COUNT * args.width**3 / found['seconds'] / 1e9:,.0f}",
+                    f"{found['spread']:.0%}",
+                ]
+            )
+    harness.publish(
+        f"products of {args.width} x {args.width} matrices",
+        ["dtype", "framework", "GFLOP/s", "spread"],
+        rows,
+        file=args.json,
+    )
 
 
 if __name__ == "__main__":

@@ -14,9 +14,13 @@ import numpy as np
 TASK = "glue_sst2"
 
 
-def write(folder: pathlib.Path, size: str, max_length: int, task: str = TASK, pooling: str = "mean") -> None:
+def write(
+    folder: pathlib.Path, size: str, max_length: int, task: str = TASK, pooling: str = "mean"
+) -> None:
     """A random encoder of a published size with one head, by default of two classes on mean pooling, as an export; in a process of its own."""
-    process = multiprocessing.get_context("spawn").Process(target=_write, args=(folder, size, max_length, task, pooling))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_write, args=(folder, size, max_length, task, pooling)
+    )
     process.start()
     process.join()
     if process.exitcode:
@@ -32,9 +36,24 @@ def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling:
     from gemma_encoder.weights.native import Bundle
 
     task = registry.get(name).task
-    config = ge.EncoderConfig(ge.GEMMA_CONFIGS[size], {task.head: task.num_outputs}, pooling=ge.PoolingConfig(pooling), compute_dtype="float32")
-    bundle = Bundle(config, (task,), ge.Tokenizer.load("small"), max_length, -(-max_length // 128) * 128, "right", 0)
-    ge.export_huggingface(ge.Predictor(bundle, initial_parameters(config, jax.random.key(0))), folder)
+    config = ge.EncoderConfig(
+        ge.GEMMA_CONFIGS[size],
+        {task.head: task.num_outputs},
+        pooling=ge.PoolingConfig(pooling),
+        compute_dtype="float32",
+    )
+    bundle = Bundle(
+        config,
+        (task,),
+        ge.Tokenizer.load("small"),
+        max_length,
+        -(-max_length // 128) * 128,
+        "right",
+        0,
+    )
+    ge.export_huggingface(
+        ge.Predictor(bundle, initial_parameters(config, jax.random.key(0))), folder
+    )
 
 
 def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: int) -> None:
@@ -49,24 +68,48 @@ def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: i
         if file.name.startswith("tokenizer"):
             shutil.copy(file, folder)
     config = json.loads((export / "config.json").read_text())
-    architecture = {"gemma2": "Gemma2ForSequenceClassification", "gemma3_text": "Gemma3TextForSequenceClassification"}[config["model_type"]]
-    names = {"id2label": {str(label): str(label) for label in range(labels)}, "label2id": {str(label): label for label in range(labels)}}
-    (folder / "config.json").write_text(json.dumps(config | names | {"architectures": [architecture]}))
+    architecture = {
+        "gemma2": "Gemma2ForSequenceClassification",
+        "gemma3_text": "Gemma3TextForSequenceClassification",
+    }[config["model_type"]]
+    names = {
+        "id2label": {str(label): str(label) for label in range(labels)},
+        "label2id": {str(label): label for label in range(labels)},
+    }
+    (folder / "config.json").write_text(
+        json.dumps(config | names | {"architectures": [architecture]})
+    )
     head = safetensors.numpy.load_file(next(export.glob("*_Dense/model.safetensors")))
     if head["linear.weight"].shape[0] != labels or head["linear.bias"].any():
-        raise ValueError(f"the head must be linear to {labels} without a bias, got {head['linear.weight'].shape}")
+        raise ValueError(
+            f"the head must be linear to {labels} without a bias, got {head['linear.weight'].shape}"
+        )
     tensors = {"score.weight": head["linear.weight"]}
     for file in export.glob("model*.safetensors"):
-        tensors |= {f"model.{name}": value for name, value in safetensors.numpy.load_file(file).items()}
+        tensors |= {
+            f"model.{name}": value for name, value in safetensors.numpy.load_file(file).items()
+        }
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def attention(folder: pathlib.Path) -> str:
     """The best of transformers' attention implementations that needs nothing but PyTorch: sdpa, or eager where there is a soft cap, which sdpa lacks."""
-    return "eager" if json.loads((folder / "config.json").read_text()).get("attn_logit_softcapping") else "sdpa"
+    return (
+        "eager"
+        if json.loads((folder / "config.json").read_text()).get("attn_logit_softcapping")
+        else "sdpa"
+    )
 
 
-def our_program(folder: pathlib.Path, rows: int, row_length: int, segments: int, examples_per_step: int, dtype: str, remat: str = "none") -> tuple[Any, Any]:
+def our_program(
+    folder: pathlib.Path,
+    rows: int,
+    row_length: int,
+    segments: int,
+    examples_per_step: int,
+    dtype: str,
+    remat: str = "none",
+) -> tuple[Any, Any]:
     """Our training program and its state, from the export's weights: AdamW at a constant rate, no dropout, one device."""
     import jax
 
@@ -82,10 +125,21 @@ def our_program(folder: pathlib.Path, rows: int, row_length: int, segments: int,
     config.tasks = (TASK,)
     config.batch.rows, config.batch.row_length, config.batch.segments = rows, row_length, segments
     config.batch.examples_per_step, config.max_length = examples_per_step, row_length
-    config.model.feed_forward_dropout, config.model.compute_dtype, config.model.remat = 0.0, dtype, remat
+    config.model.feed_forward_dropout, config.model.compute_dtype, config.model.remat = (
+        0.0,
+        dtype,
+        remat,
+    )
     config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
     built = recipe.build(config, dry=True)
-    encoder = bundle.encoder.__class__.from_dict({**bundle.encoder.to_dict(), "compute_dtype": dtype, "remat": remat, "feed_forward_dropout": 0.0})
+    encoder = bundle.encoder.__class__.from_dict(
+        {
+            **bundle.encoder.to_dict(),
+            "compute_dtype": dtype,
+            "remat": remat,
+            "feed_forward_dropout": 0.0,
+        }
+    )
     built = built.__class__(**{**vars(built), "encoder": encoder})
     program = make_program(built, mesh, total=1_000_000, warmup=0)
     return program, initial_state(encoder, program.optimizer, mesh, 0, parameters, program.changes)
@@ -101,7 +155,13 @@ class TorchEncoder:
         compiled: run through torch.compile.
     """
 
-    def __init__(self, folder: pathlib.Path, device: str = "cpu", dtype: str = "float32", compiled: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compiled: bool = False,
+    ):
         import safetensors.torch
         import torch
         import transformers
@@ -109,10 +169,14 @@ class TorchEncoder:
         transformers.logging.set_verbosity_error()
         self.torch, self.device, self.dtype = torch, device, getattr(torch, dtype)
         # On a GPU sdpa picks its fused kernels.
-        self.backbone = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention(folder)).to(device)
+        self.backbone = transformers.AutoModel.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention(folder)
+        ).to(device)
         head = safetensors.torch.load_file(next(folder.glob("*_Dense/model.safetensors")))
         self.head = torch.nn.Linear(*reversed(head["linear.weight"].shape)).to(device)
-        self.head.load_state_dict({name.removeprefix("linear."): value for name, value in head.items()})
+        self.head.load_state_dict(
+            {name.removeprefix("linear."): value for name, value in head.items()}
+        )
         self.parameters = [*self.backbone.parameters(), *self.head.parameters()]
         self.forward = torch.compile(self._forward, dynamic=True) if compiled else self._forward
         self.optimizer = None
@@ -126,20 +190,30 @@ class TorchEncoder:
 
     def tensors(self, *arrays: np.ndarray) -> list:
         """The arrays on the device."""
-        return [self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays]
+        return [
+            self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays
+        ]
 
     def scores(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """[B, 2] of token ids [B, L]."""
         with self.torch.inference_mode():
-            return self.forward(*self.tensors(tokens.astype(np.int64), mask.astype(np.int64))).cpu().numpy()
+            return (
+                self.forward(*self.tensors(tokens.astype(np.int64), mask.astype(np.int64)))
+                .cpu()
+                .numpy()
+            )
 
     def step(self, tokens: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> float:
         """One update by AdamW, gradients clipped to norm 1; gives the loss."""
         torch = self.torch
         if self.optimizer is None:
             decayed = [p for p in self.parameters]
-            self.optimizer = torch.optim.AdamW(decayed, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
-        tokens, mask, labels = self.tensors(tokens.astype(np.int64), mask.astype(np.int64), labels.astype(np.int64))
+            self.optimizer = torch.optim.AdamW(
+                decayed, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
+            )
+        tokens, mask, labels = self.tensors(
+            tokens.astype(np.int64), mask.astype(np.int64), labels.astype(np.int64)
+        )
         loss = torch.nn.functional.cross_entropy(self.forward(tokens, mask), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

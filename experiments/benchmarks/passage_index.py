@@ -19,12 +19,26 @@ import time
 import numpy as np
 from absl import app, flags, logging
 
-FOLDER = flags.DEFINE_string("folder", None, "An empty or absent folder for the generated files; it is removed at the end.", required=True)
-PASSAGES = flags.DEFINE_integer("passages", 8_841_823, "Passages of the collection; MS MARCO has 8,841,823.")
+FOLDER = flags.DEFINE_string(
+    "folder",
+    None,
+    "An empty or absent folder for the generated files; it is removed at the end.",
+    required=True,
+)
+PASSAGES = flags.DEFINE_integer(
+    "passages", 8_841_823, "Passages of the collection; MS MARCO has 8,841,823."
+)
 QUERIES = flags.DEFINE_integer("queries", 50_000, "Queries of the run, 1,000 passages each.")
-IDS = flags.DEFINE_enum("ids", "numbers", ["numbers", "words"], "Ids of passages: 0, 1, …, as MS MARCO's, or text, as BEIR's.")
+IDS = flags.DEFINE_enum(
+    "ids",
+    "numbers",
+    ["numbers", "words"],
+    "Ids of passages: 0, 1, …, as MS MARCO's, or text, as BEIR's.",
+)
 READS = flags.DEFINE_integer("reads", 100_000, "Random passages to read.")
-JSON = flags.DEFINE_string("json", None, "Where to write the figures; by default only to the terminal.")
+JSON = flags.DEFINE_string(
+    "json", None, "Where to write the figures; by default only to the terminal."
+)
 DEPTH = 1000
 
 
@@ -43,13 +57,23 @@ def generate(folder: pathlib.Path, passages: int, queries: int, ids: str) -> Non
             count = min(100_000, passages - begin)
             starts = rng.integers(0, len(pool) - 2000, count).tolist()
             lengths = np.clip(rng.lognormal(5.72, 0.36, count), 20, 1900).astype(int).tolist()
-            file.writelines(f"{pid(begin + i, ids)}\t{pool[s : s + n]}.\n" for i, (s, n) in enumerate(zip(starts, lengths, strict=True)))
-    with (folder / "queries.train.tsv").open("w") as asked, (folder / "qrels.train.tsv").open("w") as judged, (folder / "run.train.tsv").open("w") as run:
+            file.writelines(
+                f"{pid(begin + i, ids)}\t{pool[s : s + n]}.\n"
+                for i, (s, n) in enumerate(zip(starts, lengths, strict=True))
+            )
+    with (
+        (folder / "queries.train.tsv").open("w") as asked,
+        (folder / "qrels.train.tsv").open("w") as judged,
+        (folder / "run.train.tsv").open("w") as run,
+    ):
         for query in range(queries):
             found = rng.choice(passages, DEPTH, replace=False).tolist()
             asked.write(f"{query * 7}\twhat is number {query}\n")
             judged.write(f"{query * 7}\t0\t{pid(found[int(rng.integers(DEPTH))], ids)}\t1\n")
-            run.writelines(f"{query * 7}\t{pid(document, ids)}\t{rank}\n" for rank, document in enumerate(found, 1))
+            run.writelines(
+                f"{query * 7}\t{pid(document, ids)}\t{rank}\n"
+                for rank, document in enumerate(found, 1)
+            )
 
 
 def forget(folder: pathlib.Path) -> None:
@@ -81,12 +105,20 @@ def measure_build(folder: pathlib.Path) -> dict[str, float]:
     open_passages(folder)
     seconds = time.perf_counter() - began
     size = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
-    return {"build_seconds": seconds, "index_bytes": size, "build_peak_bytes": peak_memory(), "import_bytes": before}
+    return {
+        "build_seconds": seconds,
+        "index_bytes": size,
+        "build_peak_bytes": peak_memory(),
+        "import_bytes": before,
+    }
 
 
 def measure_reads(folder: pathlib.Path, ids: str, passages: int, reads: int) -> dict[str, float]:
     """Opens the index and reads random passages by id, all of them twice."""
-    names = [pid(number, ids) for number in np.random.default_rng(1).integers(0, passages, reads).tolist()]
+    names = [
+        pid(number, ids)
+        for number in np.random.default_rng(1).integers(0, passages, reads).tolist()
+    ]
     began = time.perf_counter()
     texts = open_passages(folder)
     texts[names[0]]
@@ -98,13 +130,19 @@ def measure_reads(folder: pathlib.Path, ids: str, passages: int, reads: int) -> 
             texts.text(number)
         result[f"{name}_reads_per_second"] = reads / (time.perf_counter() - began)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(texts.text, numbers[:1000])) == [texts.text(number) for number in numbers[:1000]]
+        assert list(pool.map(texts.text, numbers[:1000])) == [
+            texts.text(number) for number in numbers[:1000]
+        ]
     return result | {"read_peak_bytes": peak_memory()}
 
 
 def measure_lists(folder: pathlib.Path) -> dict[str, float]:
     """Reads the run into its compact form, then draws training lists as training does, through seqio."""
-    os.environ |= {"MSMARCO_DIR": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {
+        "MSMARCO_DIR": str(folder),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     logging.set_verbosity(logging.ERROR)
     from gemma_encoder.data import registry
     from gemma_encoder.data.pipeline import StreamOptions, TaskReader
@@ -133,7 +171,9 @@ def measure_lists(folder: pathlib.Path) -> dict[str, float]:
 
 def apart(function, *arguments) -> dict[str, float]:
     """A function's result, from a process of its own."""
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         return pool.submit(function, *arguments).result()
 
 
@@ -146,7 +186,9 @@ def main(_: list[str]) -> None:
         sys.exit(f"error: {folder} is not empty")
     free = shutil.disk_usage(folder).free
     if free < 1.2 * needed:
-        sys.exit(f"error: {folder} has {free / 1e9:.1f} GB free; some {1.2 * needed / 1e9:.1f} GB are needed")
+        sys.exit(
+            f"error: {folder} has {free / 1e9:.1f} GB free; some {1.2 * needed / 1e9:.1f} GB are needed"
+        )
     os.environ["GEMMA_ENCODER_CACHE"] = str(folder / "cache")
     try:
         print(f"generating {PASSAGES.value} passages and {QUERIES.value} queries", flush=True)
@@ -168,7 +210,11 @@ def main(_: list[str]) -> None:
             if name.endswith("_bytes"):
                 print(f"{name.removesuffix('_bytes'):<24} {value / 1e6:>14,.1f} MB")
             else:
-                print(f"{name:<24} {value:>14,.2f}" if isinstance(value, float) else f"{name:<24} {value:>14}")
+                print(
+                    f"{name:<24} {value:>14,.2f}"
+                    if isinstance(value, float)
+                    else f"{name:<24} {value:>14}"
+                )
         if JSON.value:
             pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
     finally:

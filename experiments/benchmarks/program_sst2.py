@@ -36,11 +36,27 @@ def write_texts(file: pathlib.Path, split: str, count: int) -> None:
     lines = []
     for record in source.dataset(split, seed=None).as_numpy_iterator():
         for example in source.expand(record, split, np.random.default_rng(0)):
-            lines.append(json.dumps({"text": source.task.template.render(example.fields)[0], "label": int(example.label)}))
+            lines.append(
+                json.dumps(
+                    {
+                        "text": source.task.template.render(example.fields)[0],
+                        "label": int(example.label),
+                    }
+                )
+            )
     file.write_text("\n".join(lines[:count]))
 
 
-def run_glue(model: str, texts: str, evaluated: str, workdir: str, batch: int, grouped: bool, dtype: str, device: str) -> dict[str, float]:
+def run_glue(
+    model: str,
+    texts: str,
+    evaluated: str,
+    workdir: str,
+    batch: int,
+    grouped: bool,
+    dtype: str,
+    device: str,
+) -> dict[str, float]:
     """The peer's script: tokenise, train an epoch, evaluate, save."""
     import torch
     import transformers
@@ -50,8 +66,13 @@ def run_glue(model: str, texts: str, evaluated: str, workdir: str, batch: int, g
 
     def read(file: str) -> list[dict]:
         lines = [json.loads(line) for line in pathlib.Path(file).read_text().splitlines()]
-        encoded = tokenizer([line["text"] for line in lines], truncation=True, max_length=finetune_sst2.ROW)["input_ids"]
-        return [{"input_ids": ids, "labels": line["label"]} for ids, line in zip(encoded, lines, strict=True)]
+        encoded = tokenizer(
+            [line["text"] for line in lines], truncation=True, max_length=finetune_sst2.ROW
+        )["input_ids"]
+        return [
+            {"input_ids": ids, "labels": line["label"]}
+            for ids, line in zip(encoded, lines, strict=True)
+        ]
 
     train = read(texts)
     arguments = transformers.TrainingArguments(
@@ -75,14 +96,26 @@ def run_glue(model: str, texts: str, evaluated: str, workdir: str, batch: int, g
         model, dtype=torch.float32, attn_implementation=models.attention(pathlib.Path(model))
     )
     collate = transformers.DataCollatorWithPadding(tokenizer)
-    trainer = transformers.Trainer(classifier, arguments, data_collator=collate, train_dataset=train, eval_dataset=read(evaluated), processing_class=tokenizer)
+    trainer = transformers.Trainer(
+        classifier,
+        arguments,
+        data_collator=collate,
+        train_dataset=train,
+        eval_dataset=read(evaluated),
+        processing_class=tokenizer,
+    )
     began = time.perf_counter()
     outcome = trainer.train()
     training = time.perf_counter() - began
     evaluation = trainer.evaluate()["eval_loss"]
     trainer.save_model(workdir)
     torch.save(trainer.optimizer.state_dict(), pathlib.Path(workdir) / "optimizer.pt")
-    return {"texts": len(train), "training": training, "loss": outcome.training_loss, "evaluation": evaluation}
+    return {
+        "texts": len(train),
+        "training": training,
+        "loss": outcome.training_loss,
+        "evaluation": evaluation,
+    }
 
 
 def peer(folder: str, batch: int, grouped: bool, dtype: str, device: str) -> harness.Turn:
@@ -91,8 +124,16 @@ def peer(folder: str, batch: int, grouped: bool, dtype: str, device: str) -> har
 
     def run(turn: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=place) as workdir:
-            settings = {"model": str(place / "peer"), "texts": str(place / "train.jsonl"), "evaluated": str(place / "validation.jsonl"), "workdir": workdir}
-            return fresh.run(f"{__spec__.name}:run_glue", {**settings, "batch": batch, "grouped": grouped, "dtype": dtype, "device": device})
+            settings = {
+                "model": str(place / "peer"),
+                "texts": str(place / "train.jsonl"),
+                "evaluated": str(place / "validation.jsonl"),
+                "workdir": workdir,
+            }
+            return fresh.run(
+                f"{__spec__.name}:run_glue",
+                {**settings, "batch": batch, "grouped": grouped, "dtype": dtype, "device": device},
+            )
 
     return run
 
@@ -126,15 +167,34 @@ def ours(folder: str, texts: int, rows: int, dtype: str, kept: bool) -> harness.
                 "compilation_cache": str(cache),
             }
             flags = [f"--config.{name}={value}" for name, value in fields.items()]
-            command = [sys.executable, "-m", "gemma_encoder.main", "--config=experiments/glue.py:sst2", f"--workdir={workdir}/run", *flags]
+            command = [
+                sys.executable,
+                "-m",
+                "gemma_encoder.main",
+                "--config=experiments/glue.py:sst2",
+                f"--workdir={workdir}/run",
+                *flags,
+            ]
             began = time.time()
             done = subprocess.run(command, capture_output=True, text=True)
             seconds = time.time() - began
             if done.returncode:
-                raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
-            lines = [json.loads(line) for line in (pathlib.Path(workdir) / "run" / "metrics.jsonl").read_text().splitlines()]
+                raise RuntimeError(
+                    f"{' '.join(command)}\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
+                )
+            lines = [
+                json.loads(line)
+                for line in (pathlib.Path(workdir) / "run" / "metrics.jsonl")
+                .read_text()
+                .splitlines()
+            ]
             trained = [line for line in lines if line["split"] == "train"]
-        return {"seconds": seconds, "texts": texts, "loss": float(np.mean([line["loss"] for line in trained])), "gib": float("nan")}
+        return {
+            "seconds": seconds,
+            "texts": texts,
+            "loss": float(np.mean([line["loss"] for line in trained])),
+            "gib": float("nan"),
+        }
 
     return run
 
@@ -163,20 +223,54 @@ def main(argv: list[str] | None = None) -> None:
             batch = round(float(np.mean([(next(stream).weight > 0).sum() for _ in range(20)])))
             notes.append(f"{batch} texts an update")
             models.as_sequence_classifier(folder / "model", folder / "peer", 2)
-            theirs = {"folder": str(folder), "batch": batch, "dtype": args.dtype, "device": args.device}
-            arms.append(harness.Arm("Trainer, dynamic padding (peer)", f"{__spec__.name}:peer", {**theirs, "grouped": False}))
-            arms.append(harness.Arm("Trainer, grouped by length (peer)", f"{__spec__.name}:peer", {**theirs, "grouped": True}))
+            theirs = {
+                "folder": str(folder),
+                "batch": batch,
+                "dtype": args.dtype,
+                "device": args.device,
+            }
+            arms.append(
+                harness.Arm(
+                    "Trainer, dynamic padding (peer)",
+                    f"{__spec__.name}:peer",
+                    {**theirs, "grouped": False},
+                )
+            )
+            arms.append(
+                harness.Arm(
+                    "Trainer, grouped by length (peer)",
+                    f"{__spec__.name}:peer",
+                    {**theirs, "grouped": True},
+                )
+            )
         mine = {"folder": str(folder), "texts": args.texts, "rows": args.rows, "dtype": args.dtype}
         arms.append(harness.Arm("ours", f"{__spec__.name}:ours", {**mine, "kept": False}))
-        arms.append(harness.Arm("ours, second start", f"{__spec__.name}:ours", {**mine, "kept": True}))
+        arms.append(
+            harness.Arm("ours, second start", f"{__spec__.name}:ours", {**mine, "kept": True})
+        )
         seen = harness.take_turns(arms, args.repeats)
     peers, rows = [arm.name for arm in arms if arm.name.endswith("(peer)")], []
     for name, found in harness.medians(seen).items():
-        against = "" if name in peers else ", ".join(f"{harness.ratio(seen, name, other):.2f} x" for other in peers)
-        parts = [f"{found['seconds']:.1f} s", f"{found['texts'] / found['seconds']:.1f}", f"{found['loss']:.3f}", f"{found['spread']:.0%}"]
+        against = (
+            ""
+            if name in peers
+            else ", ".join(f"{harness.ratio(seen, name, other):.2f} x" for other in peers)
+        )
+        parts = [
+            f"{found['seconds']:.1f} s",
+            f"{found['texts'] / found['seconds']:.1f}",
+            f"{found['loss']:.3f}",
+            f"{found['spread']:.0%}",
+        ]
         rows.append([name, *parts, against])
     title = f"SST-2, {args.size}, {args.dtype}, {args.texts} texts from start to end, {args.repeats} rounds"
-    harness.publish(title, ["arm", "whole process", "texts/s", "mean loss", "spread", "against the peers"], rows, notes, args.json)
+    harness.publish(
+        title,
+        ["arm", "whole process", "texts/s", "mean loss", "spread", "against the peers"],
+        rows,
+        notes,
+        args.json,
+    )
 
 
 if __name__ == "__main__":

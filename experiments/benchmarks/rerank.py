@@ -65,20 +65,40 @@ def ours(model: str, texts: dict, scores: str, dtype: str) -> harness.Turn:
     return run
 
 
-def peer(model: str, texts: dict, scores: str, dtype: str, device: str, batch_size: int, max_length: int, attention: str) -> harness.Turn:
+def peer(
+    model: str,
+    texts: dict,
+    scores: str,
+    dtype: str,
+    device: str,
+    batch_size: int,
+    max_length: int,
+    attention: str,
+) -> harness.Turn:
     """The arm of sentence-transformers."""
     import torch
     import transformers
     from sentence_transformers import CrossEncoder
 
     transformers.logging.set_verbosity_error()
-    settings = {"dtype": getattr(torch, dtype), "attn_implementation": attention or models.attention(pathlib.Path(model))}
-    encoder = CrossEncoder(model, device=device, max_length=max_length, model_kwargs=settings, activation_fn=torch.nn.Identity())
+    settings = {
+        "dtype": getattr(torch, dtype),
+        "attn_implementation": attention or models.attention(pathlib.Path(model)),
+    }
+    encoder = CrossEncoder(
+        model,
+        device=device,
+        max_length=max_length,
+        model_kwargs=settings,
+        activation_fn=torch.nn.Identity(),
+    )
 
     def run(turn: int) -> dict[str, float]:
         pairs = pairs_of(turn=turn, **texts)
         began = time.perf_counter()
-        said = encoder.predict([as_pair(*pair) for pair in pairs], batch_size=batch_size, show_progress_bar=False)
+        said = encoder.predict(
+            [as_pair(*pair) for pair in pairs], batch_size=batch_size, show_progress_bar=False
+        )
         seconds = time.perf_counter() - began
         np.save(f"{scores}.{turn}.npy", said.astype(np.float32))
         return {"seconds": seconds, "pairs_per_second": len(pairs) / seconds}
@@ -91,20 +111,30 @@ def compare(folder: pathlib.Path, names: list[str], turns: range) -> float:
     largest = 0.0
     for turn in turns:
         first, *rest = (np.load(folder / f"{name}.{turn}.npy") for name in names)
-        largest = max([largest, *(float(np.abs(other - first).max() / first.std()) for other in rest)])
+        largest = max(
+            [largest, *(float(np.abs(other - first).max() / first.std()) for other in rest)]
+        )
     return largest
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measures, compares, prints."""
     parser = harness.parser(__doc__, repeats=3)
-    parser.add_argument("--file", type=pathlib.Path, help="lists with their texts; by default $MSMARCO_DIR/top100.dev.tsv")
+    parser.add_argument(
+        "--file",
+        type=pathlib.Path,
+        help="lists with their texts; by default $MSMARCO_DIR/top100.dev.tsv",
+    )
     parser.add_argument("--size", default="gemma3_270m")
     parser.add_argument("--queries", type=int, default=1, help="in a turn")
     parser.add_argument("--documents", type=int, default=100, help="of each query at most")
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--batch_sizes", default="8,32", help="of the peer")
-    parser.add_argument("--peer_attention", default="", help="the peer's, e.g. flex_attention; by default sdpa, or eager with a soft cap")
+    parser.add_argument(
+        "--peer_attention",
+        default="",
+        help="the peer's, e.g. flex_attention; by default sdpa, or eager with a soft cap",
+    )
     harness.add_device(parser)
     args = parser.parse_args(argv)
     file = args.file or harness.data_file("MSMARCO_DIR", "top100.dev.tsv")
@@ -118,27 +148,69 @@ def main(argv: list[str] | None = None) -> None:
         else:
             models.as_sequence_classifier(folder / "model", folder / "peer", 1)
             for size in (int(text) for text in args.batch_sizes.split(",")):
-                settings = {"model": str(folder / "peer"), "texts": texts, "scores": str(folder / f"peer{size}"), "dtype": args.dtype}
-                settings |= {"device": args.device, "batch_size": size, "max_length": args.max_length, "attention": args.peer_attention}
-                arms.append(harness.Arm(f"CrossEncoder, batches of {size} (peer)", f"{__spec__.name}:peer", settings))
-        settings = {"model": str(folder / "model"), "texts": texts, "scores": str(folder / "ours"), "dtype": args.dtype}
+                settings = {
+                    "model": str(folder / "peer"),
+                    "texts": texts,
+                    "scores": str(folder / f"peer{size}"),
+                    "dtype": args.dtype,
+                }
+                settings |= {
+                    "device": args.device,
+                    "batch_size": size,
+                    "max_length": args.max_length,
+                    "attention": args.peer_attention,
+                }
+                arms.append(
+                    harness.Arm(
+                        f"CrossEncoder, batches of {size} (peer)", f"{__spec__.name}:peer", settings
+                    )
+                )
+        settings = {
+            "model": str(folder / "model"),
+            "texts": texts,
+            "scores": str(folder / "ours"),
+            "dtype": args.dtype,
+        }
         arms.append(harness.Arm("ours", f"{__spec__.name}:ours", settings))
         seen = harness.take_turns(arms, args.repeats)
         if len(arms) > 1:
-            difference = compare(folder, [pathlib.Path(arm.settings["scores"]).name for arm in arms], range(1, args.repeats + 1))
-            notes.append(f"largest difference of a score: {difference:.1e} of the scores' standard deviation")
+            difference = compare(
+                folder,
+                [pathlib.Path(arm.settings["scores"]).name for arm in arms],
+                range(1, args.repeats + 1),
+            )
+            notes.append(
+                f"largest difference of a score: {difference:.1e} of the scores' standard deviation"
+            )
             if not difference < (0.3 if args.dtype == "bfloat16" else 1e-2):
                 raise SystemExit(f"the arms do not compute the same: {notes[-1]}")
     found = harness.medians(seen)
-    best = min((name for name in found if name != "ours"), key=lambda name: found[name]["seconds"], default=None)
+    best = min(
+        (name for name in found if name != "ours"),
+        key=lambda name: found[name]["seconds"],
+        default=None,
+    )
     rows = []
     for name, figures in found.items():
         against = f"{harness.ratio(seen, 'ours', best):.2f} x" if name == "ours" and best else ""
         rows.append(
-            [name, f"{figures['pairs_per_second']:.1f}", f"{figures['seconds']:.2f} s", f"{figures['gib']:.1f} GiB", f"{figures['spread']:.0%}", against]
+            [
+                name,
+                f"{figures['pairs_per_second']:.1f}",
+                f"{figures['seconds']:.2f} s",
+                f"{figures['gib']:.1f} GiB",
+                f"{figures['spread']:.0%}",
+                against,
+            ]
         )
     title = f"{args.size}, {args.dtype}, {args.queries} list(s) of {args.documents} in a turn, {args.repeats} rounds"
-    harness.publish(title, ["arm", "pairs/s", "median", "peak memory", "spread", "against the best peer"], rows, notes, args.json)
+    harness.publish(
+        title,
+        ["arm", "pairs/s", "median", "peak memory", "spread", "against the best peer"],
+        rows,
+        notes,
+        args.json,
+    )
 
 
 if __name__ == "__main__":

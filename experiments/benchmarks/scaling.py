@@ -25,7 +25,13 @@ import numpy as np
 
 from experiments.benchmarks import harness
 
-SLICES = {16: ("v5e:4x4", 1), 32: ("v5e:4x8", 1), 64: ("v5e:8x8", 1), 128: ("v5e:8x16", 1), 256: ("v5e:16x16", 1)}
+SLICES = {
+    16: ("v5e:4x4", 1),
+    32: ("v5e:4x8", 1),
+    64: ("v5e:8x8", 1),
+    128: ("v5e:8x16", 1),
+    256: ("v5e:16x16", 1),
+}
 MOST = 256  # chips of a v5e slice
 
 
@@ -51,10 +57,17 @@ def training_step(devices: int, rows: int, size: str, length: int, axis: str) ->
     config = recipe.default_config()
     config.tasks, config.model.size = ("toy_sentiment",), size
     config.model.compute_dtype, config.model.feed_forward_dropout = "float32", 0.0
-    config.batch.rows, config.batch.row_length, config.batch.segments, config.max_length = devices * rows, length, 1, length
+    config.batch.rows, config.batch.row_length, config.batch.segments, config.max_length = (
+        devices * rows,
+        length,
+        1,
+        length,
+    )
     config.batch.examples_per_step = devices * rows
     built = recipe.build(config, dry=True)
-    mesh = sharding.make_mesh({"data": (devices, 1, 1), "fsdp": (1, devices, 1)}[axis], jax.devices()[:devices])
+    mesh = sharding.make_mesh(
+        {"data": (devices, 1, 1), "fsdp": (1, devices, 1)}[axis], jax.devices()[:devices]
+    )
     program = make_program(built, mesh, total=1_000_000, warmup=0)
     held = [initial_state(built.encoder, program.optimizer, mesh, 0)]
     blank = empty_batch(BatchShape(devices * rows, length))
@@ -62,10 +75,20 @@ def training_step(devices: int, rows: int, size: str, length: int, axis: str) ->
 
     def run(turn: int) -> dict[str, float]:
         rng = np.random.default_rng(turn)
-        tokens = np.tile(rng.integers(5, 8000, (rows, length)).astype(np.int32), (devices, 1))  # every device's work is the same
+        tokens = np.tile(
+            rng.integers(5, 8000, (rows, length)).astype(np.int32), (devices, 1)
+        )  # every device's work is the same
         labels = np.tile(rng.integers(0, 2, (rows, 1)).astype(np.float32), (devices, 1))
         weight = np.ones((devices * rows, 1), np.float32)
-        batch = program.place(blank._replace(tokens=tokens, segment_ids=np.ones_like(tokens), positions=positions, label=labels, weight=weight))
+        batch = program.place(
+            blank._replace(
+                tokens=tokens,
+                segment_ids=np.ones_like(tokens),
+                positions=positions,
+                label=labels,
+                weight=weight,
+            )
+        )
         began = time.perf_counter()
         held[0], metrics = program.step(held[0], batch)
         loss = float(metrics.loss)
@@ -78,18 +101,44 @@ def on_devices(args: argparse.Namespace) -> None:
     """Measures CPU devices."""
     counts, rows, notes = [int(text) for text in args.devices.split(",")], [], []
     for axis in ("data", "fsdp"):
-        shared = {"rows": args.rows, "size": args.size or "gemma3_tiny", "length": args.length or 128, "axis": axis}
-        arms = [harness.Arm(f"{count} {axis}", f"{__spec__.name}:ours", {**shared, "devices": count}) for count in counts]
+        shared = {
+            "rows": args.rows,
+            "size": args.size or "gemma3_tiny",
+            "length": args.length or 128,
+            "axis": axis,
+        }
+        arms = [
+            harness.Arm(f"{count} {axis}", f"{__spec__.name}:ours", {**shared, "devices": count})
+            for count in counts
+        ]
         seen = harness.take_turns(arms, args.repeats)
         # The mean over rows is the same on any number of devices, since each has the same rows; so are the parameters that follow from it.
-        notes.append(f"{axis}: losses differ by at most {harness.same(axis, seen, 'loss', 1e-3):.1e}")
+        notes.append(
+            f"{axis}: losses differ by at most {harness.same(axis, seen, 'loss', 1e-3):.1e}"
+        )
         for arm, found in zip(arms, harness.medians(seen).values(), strict=True):
             count = arm.settings["devices"]
             overhead = harness.ratio(seen, arms[0].name, arm.name) * counts[0] / count
             rows.append(
-                [axis, count, count * args.rows, f"{found['seconds'] * 1e3:.0f} ms", f"{overhead:.2f}", f"{found['gib']:.1f} GiB", f"{found['spread']:.0%}"]
+                [
+                    axis,
+                    count,
+                    count * args.rows,
+                    f"{found['seconds'] * 1e3:.0f} ms",
+                    f"{overhead:.2f}",
+                    f"{found['gib']:.1f} GiB",
+                    f"{found['spread']:.0%}",
+                ]
             )
-    columns = ["axis", "devices", "rows", "step", f"time / (work x time of {counts[0]})", "peak memory", "spread"]
+    columns = [
+        "axis",
+        "devices",
+        "rows",
+        "step",
+        f"time / (work x time of {counts[0]})",
+        "peak memory",
+        "spread",
+    ]
     title = f"{args.size or 'gemma3_tiny'}, {args.rows} rows of {args.length or 128} tokens a device, float32, training step, {args.repeats} rounds"
     harness.publish(title, columns, rows, notes, args.json)
 
@@ -97,9 +146,15 @@ def on_devices(args: argparse.Namespace) -> None:
 def command(size: str, chips: int, rows: int, length: int, file: str) -> list[str]:
     """The planner's arguments for so many chips with `rows` rows each; parameters are cut up within a slice and copied between slices."""
     if chips not in SLICES and chips % MOST:
-        raise SystemExit(f"--chips: {', '.join(map(str, SLICES))} or a multiple of {MOST}, got {chips}")
+        raise SystemExit(
+            f"--chips: {', '.join(map(str, SLICES))} or a multiple of {MOST}, got {chips}"
+        )
     topology, slices = SLICES.get(chips) or (SLICES[MOST][0], chips // MOST)
-    shape = [f"--config.batch.rows={chips * rows}", f"--config.batch.row_length={length}", f"--config.max_length={length}"]
+    shape = [
+        f"--config.batch.rows={chips * rows}",
+        f"--config.batch.row_length={length}",
+        f"--config.max_length={length}",
+    ]
     return [
         f"--config=experiments/msmarco.py:size={size}",
         f"--topology={topology}",
@@ -119,11 +174,30 @@ def efficiency(plans: list[dict]) -> list[list]:
     rows = []
     for plan in plans:
         sent = sum(one["traffic"] for one in plan["collectives"]) / 2**30
-        parts = [f"{plan[part] * 1e3:.0f} ms" for part in ("seconds_compute", "seconds_memory", "seconds_links")]
-        slices = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
+        parts = [
+            f"{plan[part] * 1e3:.0f} ms"
+            for part in ("seconds_compute", "seconds_memory", "seconds_links")
+        ]
+        slices = (
+            f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
+        )
         fits = f"{plan['peak'] / 2**30:.1f} of {plan['memory'] / 2**30:.0f} GiB{'' if plan['fits'] else ', does not fit'}"
-        shares = [f"{plans[0]['seconds'] / plan['seconds']:.1%}", f"{apart(plans[0]) / apart(plan):.1%}"]
-        rows.append([plan["chips"], slices, " x ".join(map(str, plan["mesh"])), plan["rows"], *parts, f"{sent:.2f} GiB", *shares, fits])
+        shares = [
+            f"{plans[0]['seconds'] / plan['seconds']:.1%}",
+            f"{apart(plans[0]) / apart(plan):.1%}",
+        ]
+        rows.append(
+            [
+                plan["chips"],
+                slices,
+                " x ".join(map(str, plan["mesh"])),
+                plan["rows"],
+                *parts,
+                f"{sent:.2f} GiB",
+                *shares,
+                fits,
+            ]
+        )
     return rows
 
 
@@ -132,13 +206,35 @@ def by_planner(args: argparse.Namespace) -> None:
     plans, size, length = [], args.size or "gemma2_2b", args.length or 512
     for chips in (int(text) for text in args.chips.split(",")):
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            done = subprocess.run([sys.executable, "-m", "launch.plan", *command(size, chips, args.rows, length, file.name)], capture_output=True, text=True)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "launch.plan",
+                    *command(size, chips, args.rows, length, file.name),
+                ],
+                capture_output=True,
+                text=True,
+            )
             if done.returncode not in (0, 1):  # 1: it does not fit, which the figures say too
                 raise SystemExit(f"{chips} chips: {done.stdout[-500:]}{done.stderr[-1000:]}")
             plans.append(json.loads(pathlib.Path(file.name).read_text()))
         print(f"{chips} chips: planned", file=sys.stderr, flush=True)
-    columns = ["chips", "topology", "data x fsdp x tensor", "rows", "compute", "memory", "links", "sent by a chip"]
-    columns += ["efficiency, links overlapped", "efficiency, links not overlapped", "peak of a chip"]
+    columns = [
+        "chips",
+        "topology",
+        "data x fsdp x tensor",
+        "rows",
+        "compute",
+        "memory",
+        "links",
+        "sent by a chip",
+    ]
+    columns += [
+        "efficiency, links overlapped",
+        "efficiency, links not overlapped",
+        "peak of a chip",
+    ]
     title = f"{size}, {args.rows} rows of {length} tokens a chip, training step, remat {plans[0]['remat']}, from the compiled programs; published peaks"
     harness.publish(title, columns, efficiency(plans), (), args.json)
 
@@ -151,7 +247,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--devices", default="1,2,4,8", help="devices: how many")
     parser.add_argument("--chips", default="16,64,256,1024", help="planner: how many")
     parser.add_argument("--rows", type=int, default=8, help="of a device or chip")
-    parser.add_argument("--length", type=int, help="tokens of a row: 128 for devices, 512 for the planner")
+    parser.add_argument(
+        "--length", type=int, help="tokens of a row: 128 for devices, 512 for the planner"
+    )
     args = parser.parse_args(argv)
     (on_devices if args.what == "devices" else by_planner)(args)
 

@@ -35,12 +35,16 @@ def in_a_row(step: harness.Turn, steps: int) -> harness.Turn:
         began = time.perf_counter()
         seen = [step(turn * steps + number) for number in range(steps)]
         seconds = (time.perf_counter() - began) / steps
-        return {"seconds": seconds} | {name: float(np.mean([one[name] for one in seen])) for name in seen[0]}
+        return {"seconds": seconds} | {
+            name: float(np.mean([one[name] for one in seen])) for name in seen[0]
+        }
 
     return run
 
 
-def ours(folder: pathlib.Path, rows: int, length: int, steps: int, dtype: str, train: bool, remat: str) -> harness.Turn:
+def ours(
+    folder: pathlib.Path, rows: int, length: int, steps: int, dtype: str, train: bool, remat: str
+) -> harness.Turn:
     """Our arm."""
     import jax
 
@@ -55,7 +59,13 @@ def ours(folder: pathlib.Path, rows: int, length: int, steps: int, dtype: str, t
         blank = empty_batch(BatchShape(rows, length))
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         ones = np.ones((rows, 1), np.float32)
-        return blank._replace(tokens=tokens, segment_ids=np.ones_like(tokens), positions=positions, label=labels[:, None].astype(np.float32), weight=ones)
+        return blank._replace(
+            tokens=tokens,
+            segment_ids=np.ones_like(tokens),
+            positions=positions,
+            label=labels[:, None].astype(np.float32),
+            weight=ones,
+        )
 
     if train:
         program, state = models.our_program(folder, rows, length, 1, rows, dtype, remat)
@@ -70,7 +80,9 @@ def ours(folder: pathlib.Path, rows: int, length: int, steps: int, dtype: str, t
     from gemma_encoder.weights.backbone import load_encoder
 
     bundle, parameters = load_encoder(folder, mesh)
-    config = bundle.encoder.__class__.from_dict({**bundle.encoder.to_dict(), "compute_dtype": dtype})
+    config = bundle.encoder.__class__.from_dict(
+        {**bundle.encoder.to_dict(), "compute_dtype": dtype}
+    )
     forward = compile_forward(config, mesh)
 
     def scores(number: int) -> dict[str, float]:
@@ -80,7 +92,16 @@ def ours(folder: pathlib.Path, rows: int, length: int, steps: int, dtype: str, t
     return in_a_row(scores, steps)
 
 
-def peer(folder: pathlib.Path, rows: int, length: int, steps: int, dtype: str, train: bool, device: str, compiled: bool) -> harness.Turn:
+def peer(
+    folder: pathlib.Path,
+    rows: int,
+    length: int,
+    steps: int,
+    dtype: str,
+    train: bool,
+    device: str,
+    compiled: bool,
+) -> harness.Turn:
     """The arm of Hugging Face transformers."""
     model = models.TorchEncoder(folder, device, dtype, compiled)
     mask = np.ones((rows, length), np.int64)
@@ -102,10 +123,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4, help="batches of a turn, one after another")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the activations")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="of the peer; ours takes what JAX finds")
-    parser.add_argument("--remat", default="none", help="ours: what the backward pass computes again")
-    parser.add_argument("--compiled", action="store_true", help="another arm: the peer under torch.compile")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the activations"
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="of the peer; ours takes what JAX finds",
+    )
+    parser.add_argument(
+        "--remat", default="none", help="ours: what the backward pass computes again"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="another arm: the peer under torch.compile"
+    )
     args = parser.parse_args()
     from gemma_encoder.model.config import GEMMA_CONFIGS
 
@@ -114,31 +146,95 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary) / "model"
         models.write(folder, args.size, args.length)
-        shared = {"folder": folder, "rows": args.rows, "length": args.length, "steps": args.steps, "dtype": args.dtype}
+        shared = {
+            "folder": folder,
+            "rows": args.rows,
+            "length": args.length,
+            "steps": args.steps,
+            "dtype": args.dtype,
+        }
         for what, train in (("forward", False), ("training step", True)):
             theirs = {**shared, "train": train, "device": args.device}
-            arms = [harness.Arm("transformers (peer)", f"{__spec__.name}:peer", {**theirs, "compiled": False})]
+            arms = [
+                harness.Arm(
+                    "transformers (peer)", f"{__spec__.name}:peer", {**theirs, "compiled": False}
+                )
+            ]
             if args.compiled:
-                arms.append(harness.Arm("transformers, torch.compile (peer)", f"{__spec__.name}:peer", {**theirs, "compiled": True}))
-            if args.device == "cpu":  # ours starts itself with huge pages; what they would give the peer
-                arms.append(harness.Arm("transformers, huge pages (peer)", f"{__spec__.name}:peer", {**theirs, "compiled": False}, huge_pages=True))
-            arms.append(harness.Arm("ours", f"{__spec__.name}:ours", {**shared, "train": train, "remat": args.remat}, huge_pages=args.device == "cpu"))
+                arms.append(
+                    harness.Arm(
+                        "transformers, torch.compile (peer)",
+                        f"{__spec__.name}:peer",
+                        {**theirs, "compiled": True},
+                    )
+                )
+            if (
+                args.device == "cpu"
+            ):  # ours starts itself with huge pages; what they would give the peer
+                arms.append(
+                    harness.Arm(
+                        "transformers, huge pages (peer)",
+                        f"{__spec__.name}:peer",
+                        {**theirs, "compiled": False},
+                        huge_pages=True,
+                    )
+                )
+            arms.append(
+                harness.Arm(
+                    "ours",
+                    f"{__spec__.name}:ours",
+                    {**shared, "train": train, "remat": args.remat},
+                    huge_pages=args.device == "cpu",
+                )
+            )
             seen = harness.take_turns(arms, args.repeats)
             figure = "loss" if train else "score"
             for turns in zip(*seen.values(), strict=True):
                 values = [turn[figure] for turn in turns]
                 # Sums of 16 scores of order one in float32; bfloat16 keeps three digits.
-                if max(values) - min(values) > (0.05 if args.dtype == "bfloat16" else 2e-3) * max(1.0, abs(values[0])):
-                    raise SystemExit(f"{what}: the arms do not compute the same: {dict(zip(seen, values, strict=True))}")
+                if max(values) - min(values) > (0.05 if args.dtype == "bfloat16" else 2e-3) * max(
+                    1.0, abs(values[0])
+                ):
+                    raise SystemExit(
+                        f"{what}: the arms do not compute the same: {dict(zip(seen, values, strict=True))}"
+                    )
             for name, found in harness.medians(seen).items():
                 speed = args.rows * args.length / found["seconds"]
-                against = ", ".join(f"{harness.ratio(seen, name, arm.name):.2f} x" for arm in arms[:-1]) if name == "ours" else ""
+                against = (
+                    ", ".join(f"{harness.ratio(seen, name, arm.name):.2f} x" for arm in arms[:-1])
+                    if name == "ours"
+                    else ""
+                )
                 rate = (3 if train else 1) * flops / found["seconds"] / 1e9
                 rows.append(
-                    [what, name, f"{found['seconds']:.2f} s", f"{speed:,.0f}", f"{rate:,.0f}", f"{found['gib']:.1f} GiB", f"{found['spread']:.0%}", against]
+                    [
+                        what,
+                        name,
+                        f"{found['seconds']:.2f} s",
+                        f"{speed:,.0f}",
+                        f"{rate:,.0f}",
+                        f"{found['gib']:.1f} GiB",
+                        f"{found['spread']:.0%}",
+                        against,
+                    ]
                 )
-    columns = ["what", "arm", "median", "tokens/s", "model GFLOP/s", "peak memory", "spread", "against the peers"]
-    harness.publish(f"{args.size}, {args.rows} x {args.length} tokens, {args.dtype}, {args.repeats} rounds of {args.steps}", columns, rows, notes, args.json)
+    columns = [
+        "what",
+        "arm",
+        "median",
+        "tokens/s",
+        "model GFLOP/s",
+        "peak memory",
+        "spread",
+        "against the peers",
+    ]
+    harness.publish(
+        f"{args.size}, {args.rows} x {args.length} tokens, {args.dtype}, {args.repeats} rounds of {args.steps}",
+        columns,
+        rows,
+        notes,
+        args.json,
+    )
 
 
 if __name__ == "__main__":

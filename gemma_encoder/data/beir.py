@@ -77,8 +77,15 @@ class JsonLayout:
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object with _id and text, got {line[:80]!r}")
         name, title, text = record.get("_id"), record.get("title") or "", record.get("text")
-        if not isinstance(name, str) or not name.strip() or not isinstance(title, str) or not isinstance(text, str):
-            raise ValueError(f"expected _id and text, and title if there is one, as strings, got {line[:80]!r}")
+        if (
+            not isinstance(name, str)
+            or not name.strip()
+            or not isinstance(title, str)
+            or not isinstance(text, str)
+        ):
+            raise ValueError(
+                f"expected _id and text, and title if there is one, as strings, got {line[:80]!r}"
+            )
         whole = f"{title} {text}".strip()
         if not whole and not self._may_be_empty:
             raise ValueError(f"the text of {name!r} is empty")
@@ -105,7 +112,9 @@ class BeirSource(RankingSource):
                 f"task {self.task.name!r}: BEIR_DIR is not set; it names a folder with {self._corpus}/corpus.jsonl and so on, one folder a dataset"
             )
         if not self.folder.is_dir():
-            raise InputError(f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} holds no folder {self._corpus}")
+            raise InputError(
+                f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} holds no folder {self._corpus}"
+            )
         self._find("corpus.jsonl")
         self._find("queries.jsonl")
 
@@ -115,22 +124,40 @@ class BeirSource(RankingSource):
         return pathlib.Path(os.environ["BEIR_DIR"]).expanduser() / self._corpus
 
     def _find(self, *names: str) -> pathlib.Path:
-        return find_file(self.folder, names, "BEIR's layout is corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; and a first stage's run.SPLIT.tsv")
+        return find_file(
+            self.folder,
+            names,
+            "BEIR's layout is corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; and a first stage's run.SPLIT.tsv",
+        )
 
     @functools.cached_property
     def _texts(self) -> tuple[Texts, Texts]:
-        return Texts(self._find("queries.jsonl"), JsonLayout(False), in_memory=True), Texts(self._find("corpus.jsonl"), JsonLayout(True))
+        return Texts(self._find("queries.jsonl"), JsonLayout(False), in_memory=True), Texts(
+            self._find("corpus.jsonl"), JsonLayout(True)
+        )
 
     def _open(self, split: str) -> RankingFiles:
         name, (queries, documents) = SPLITS[split], self._texts
         judgements = Judgements(self._find(f"qrels/{name}.tsv"), queries, documents)
-        run = run_path(self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec"))
-        return RankingFiles(queries, documents, Candidates(run, queries, documents, drop_same_id=True), judgements)
+        run = run_path(
+            self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec")
+        )
+        return RankingFiles(
+            queries, documents, Candidates(run, queries, documents, drop_same_id=True), judgements
+        )
 
 
 def _declare(dataset: str) -> Callable[[DataOptions], Source]:
-    task = Task(f"beir_{dataset.replace('-', '_')}", "ranking", TEMPLATE, metrics=("ndcg@10", "recall@100"), head="msmarco")
+    task = Task(
+        f"beir_{dataset.replace('-', '_')}",
+        "ranking",
+        TEMPLATE,
+        metrics=("ndcg@10", "recall@100"),
+        head="msmarco",
+    )
     return lambda options: BeirSource(task, options, dataset)
 
 
-TASKS: dict[str, Callable[[DataOptions], Source]] = {f"beir_{dataset.replace('-', '_')}": _declare(dataset) for dataset in DATASETS}
+TASKS: dict[str, Callable[[DataOptions], Source]] = {
+    f"beir_{dataset.replace('-', '_')}": _declare(dataset) for dataset in DATASETS
+}

@@ -29,10 +29,17 @@ _SAMPLE = 1 << 20  # bytes of a file's head and tail that its fingerprint holds
 
 def folder() -> pathlib.Path:
     """Where results are kept."""
-    return pathlib.Path(os.environ.get("GEMMA_ENCODER_CACHE") or "~/.cache/gemma_encoder").expanduser()
+    return pathlib.Path(
+        os.environ.get("GEMMA_ENCODER_CACHE") or "~/.cache/gemma_encoder"
+    ).expanduser()
 
 
-def derive(sources: Sequence[pathlib.Path], what: str, build: Callable[[pathlib.Path], None], load: Callable[[pathlib.Path], Result]) -> Result:
+def derive(
+    sources: Sequence[pathlib.Path],
+    what: str,
+    build: Callable[[pathlib.Path], None],
+    load: Callable[[pathlib.Path], Result],
+) -> Result:
     """What `load` reads from the files that `build` makes of `sources`; made once if these are large.
 
     Args:
@@ -48,7 +55,9 @@ def derive(sources: Sequence[pathlib.Path], what: str, build: Callable[[pathlib.
     return load(keep(sources, what, build))
 
 
-def keep(sources: Sequence[pathlib.Path], what: str, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
+def keep(
+    sources: Sequence[pathlib.Path], what: str, build: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
     """The kept folder with the files that `build` makes of `sources`; made unless it is there for the sources as they are now.
 
     A folder gets its name when it is whole, so neither a crash nor a second process leaves or sees half of one.
@@ -67,7 +76,9 @@ def keep(sources: Sequence[pathlib.Path], what: str, build: Callable[[pathlib.Pa
         try:
             build(temporary)
             if [fingerprint(path) for path in sources] != fingerprints:
-                raise InputError(f"{', '.join(map(str, sources))}: changed while the {what} was made; start again when the file is whole")
+                raise InputError(
+                    f"{', '.join(map(str, sources))}: changed while the {what} was made; start again when the file is whole"
+                )
             _flush(temporary)
             try:
                 temporary.rename(kept)
@@ -83,7 +94,9 @@ def keep(sources: Sequence[pathlib.Path], what: str, build: Callable[[pathlib.Pa
     for old in folder().glob(f"{prefix}*"):
         if old != kept:
             shutil.rmtree(old, ignore_errors=True)
-    logging.info("made the %s of %s in %.1f s; kept in %s", what, sources[0], time.monotonic() - began, kept)
+    logging.info(
+        "made the %s of %s in %.1f s; kept in %s", what, sources[0], time.monotonic() - began, kept
+    )
     return kept
 
 
@@ -112,7 +125,9 @@ def load_arrays(place: pathlib.Path) -> dict[str, np.ndarray]:
             arrays[path.stem] = np.zeros(0, dtype)
             continue
         with path.open("rb") as file:
-            arrays[path.stem] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+            arrays[path.stem] = np.frombuffer(
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype
+            )
     return arrays
 
 

@@ -48,7 +48,9 @@ class IdWriter:
         if self._counting:
             for path in self._place.glob("id_*"):
                 path.unlink()
-            cache.save_array(self._place, "id_range", np.array([self._first, self._count], np.int64))
+            cache.save_array(
+                self._place, "id_range", np.array([self._first, self._count], np.int64)
+            )
             return
         hashes = np.concatenate(self._hashes)
         self._hashes = []
@@ -68,7 +70,9 @@ class IdWriter:
             again += order[equal + distance][same].tolist()
         if again:
             number = min(again)
-            raise InputError(f"{self._path}:{number + 1}: {self._what} {ids[number]!r} appears a second time")
+            raise InputError(
+                f"{self._path}:{number + 1}: {self._what} {ids[number]!r} appears a second time"
+            )
 
 
 class Ids:
@@ -79,15 +83,27 @@ class Ids:
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self._first, self._count = map(int, arrays["id_range"]) if "id_range" in arrays else (0, len(arrays["id_ends"]))
-        self._sorted = None if "id_range" in arrays else (arrays["id_hashes"], arrays["id_order"], arrays["id_bytes"], arrays["id_ends"])
-        self._longest_run = int(arrays["id_longest_run"][0]) if "id_longest_run" in arrays else 1  # of ids that share a hash
+        self._first, self._count = (
+            map(int, arrays["id_range"]) if "id_range" in arrays else (0, len(arrays["id_ends"]))
+        )
+        self._sorted = (
+            None
+            if "id_range" in arrays
+            else (arrays["id_hashes"], arrays["id_order"], arrays["id_bytes"], arrays["id_ends"])
+        )
+        self._longest_run = (
+            int(arrays["id_longest_run"][0]) if "id_longest_run" in arrays else 1
+        )  # of ids that share a hash
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, number: int) -> str:
-        return str(self._first + int(number)) if self._sorted is None else self.spans(np.array([number])).text(0)
+        return (
+            str(self._first + int(number))
+            if self._sorted is None
+            else self.spans(np.array([number])).text(0)
+        )
 
     def spans(self, numbers: np.ndarray) -> Spans:
         """The ids of numbers, where they are stored."""
@@ -98,7 +114,11 @@ class Ids:
         """[n] int32: the number of each id, -1 where there is none."""
         if self._sorted is None:
             values, canonical = _canonical(ids)
-            return np.where(canonical & (values >= self._first) & (values < self._first + self._count), values - self._first, -1).astype(np.int32)
+            return np.where(
+                canonical & (values >= self._first) & (values < self._first + self._count),
+                values - self._first,
+                -1,
+            ).astype(np.int32)
         stored, order, _, _ = self._sorted
         hashes = ids.hashes()
         result = np.full(len(hashes), -1, np.int32)
@@ -120,4 +140,6 @@ def _canonical(ids: Spans) -> tuple[np.ndarray, np.ndarray]:
     """Values of ids that are written as Python writes a whole number from 0, and which ones are."""
     values, valid = ids.integers()
     first = ids.first()
-    return values, valid & (first != ord("-")) & ((first != ord("0")) | (ids.ends - ids.starts == 1))
+    return values, valid & (first != ord("-")) & (
+        (first != ord("0")) | (ids.ends - ids.starts == 1)
+    )

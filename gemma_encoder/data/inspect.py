@@ -34,14 +34,35 @@ UNCUT = 1 << 30
 SHOWN_TEXTS = 2  # of the documents of a list
 
 FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
-CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment's config, as for training; its tasks, tokenizer and lengths.", flag_values=FLAGS)
-TASK = flags.DEFINE_string("task", None, "The task; by default the config's first one.", flag_values=FLAGS)
-SPLIT = flags.DEFINE_string("split", None, "By default train, or the first one where there is none.", flag_values=FLAGS)
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "An experiment's config, as for training; its tasks, tokenizer and lengths.",
+    flag_values=FLAGS,
+)
+TASK = flags.DEFINE_string(
+    "task", None, "The task; by default the config's first one.", flag_values=FLAGS
+)
+SPLIT = flags.DEFINE_string(
+    "split", None, "By default train, or the first one where there is none.", flag_values=FLAGS
+)
 N = flags.DEFINE_integer("n", 3, "Records to show.", lower_bound=0, flag_values=FLAGS)
-SAMPLE = flags.DEFINE_integer("sample", 2000, "Records that the statistics are of, drawn at random; 0 for all.", lower_bound=0, flag_values=FLAGS)
-SEED = flags.DEFINE_integer("seed", 0, "Of the order of records and of what is sampled.", flag_values=FLAGS)
-TOKENIZER = flags.DEFINE_string("tokenizer", "small", "Without --config: as config.tokenizer.", flag_values=FLAGS)
-MAX_LENGTH = flags.DEFINE_integer("max_length", 128, "Without --config: as config.max_length.", flag_values=FLAGS)
+SAMPLE = flags.DEFINE_integer(
+    "sample",
+    2000,
+    "Records that the statistics are of, drawn at random; 0 for all.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the order of records and of what is sampled.", flag_values=FLAGS
+)
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "small", "Without --config: as config.tokenizer.", flag_values=FLAGS
+)
+MAX_LENGTH = flags.DEFINE_integer(
+    "max_length", 128, "Without --config: as config.max_length.", flag_values=FLAGS
+)
 
 
 class Settings(NamedTuple):
@@ -67,7 +88,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
     try:
         settings = _settings(argv)
-        for line in report(settings, SPLIT.value or _first_split(settings.source), N.value, SAMPLE.value, SEED.value):
+        for line in report(
+            settings,
+            SPLIT.value or _first_split(settings.source),
+            N.value,
+            SAMPLE.value,
+            SEED.value,
+        ):
             print(line)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,19 +107,32 @@ def main(argv: Sequence[str]) -> int:
 def _settings(argv: Sequence[str]) -> Settings:
     config = commandline.parse(argv, CONFIG, FLAGS)
     if config is None and TASK.value is None:
-        raise InputError("name a task, e.g. --task=glue_mrpc, or an experiment, e.g. --config=experiments/own.py; tasks: " + ", ".join(registry.names()))
+        raise InputError(
+            "name a task, e.g. --task=glue_mrpc, or an experiment, e.g. --config=experiments/own.py; tasks: "
+            + ", ".join(registry.names())
+        )
     if config is None:
         length, tokenizer = MAX_LENGTH.value, Tokenizer.load(TOKENIZER.value)
-        return Settings(_source(TASK.value, DataOptions(), tokenizer, length), tokenizer, length, -(-length // 128) * 128, length)
+        return Settings(
+            _source(TASK.value, DataOptions(), tokenizer, length),
+            tokenizer,
+            length,
+            -(-length // 128) * 128,
+            length,
+        )
     tasks = mixtures.expand(config.tasks)
     name = TASK.value or tasks[0]
     if name not in tasks:
         raise unknown("task of the config", name, tasks)
     if config.tokenizer == "auto":
-        raise InputError("which tokenizer comes with the weights is for training to find out; name it here, e.g. --config.tokenizer=gemma2")
+        raise InputError(
+            "which tokenizer comes with the weights is for training to find out; name it here, e.g. --config.tokenizer=gemma2"
+        )
     tokenizer = Tokenizer.load(config.tokenizer)
     source = _source(name, DataOptions.from_config(config), tokenizer, config.max_length)
-    return Settings(source, tokenizer, config.max_length, config.batch.row_length, config.batch.segments)
+    return Settings(
+        source, tokenizer, config.max_length, config.batch.row_length, config.batch.segments
+    )
 
 
 def _source(name: str, options: DataOptions, tokenizer: Tokenizer, max_length: int) -> Source:
@@ -115,11 +155,16 @@ def report(settings: Settings, split: str, n: int, sample: int, seed: int) -> It
     yield f"{task.name}: {task.kind}, {split} split, {count:,} records"
     yield from _entry("template", task.template.text)
     if task.classes:
-        yield from _entry("classes", ", ".join(f"{number} {name}" for number, name in enumerate(task.classes)))
+        yield from _entry(
+            "classes", ", ".join(f"{number} {name}" for number, name in enumerate(task.classes))
+        )
     if task.kind == "regression":
         yield from _entry("range", "{:g} to {:g}".format(*task.label_range))
     yield from _entry("metrics", ", ".join(task.metrics))
-    yield from _entry("tokenizer", f"{settings.tokenizer.name}, {settings.tokenizer.vocab_size:,} pieces; at most {settings.max_length} tokens a text")
+    yield from _entry(
+        "tokenizer",
+        f"{settings.tokenizer.name}, {settings.tokenizer.vocab_size:,} pieces; at most {settings.max_length} tokens a text",
+    )
     texts = _texts(settings, split, min(sample or count, count), seed)
     for record in range(min(n, count)):
         yield from _show([text for text in texts if text.record == record], record, settings)
@@ -132,29 +177,51 @@ def _texts(settings: Settings, split: str, records: int, seed: int) -> list[Text
     source, texts = settings.source, []
     dataset = source.dataset(split, seed=seed).take(records)
     for number, record in enumerate(dataset.as_numpy_iterator()):
-        raw = {name: value.decode() if isinstance(value, bytes) else f"{value:g}" for name, value in record.items()}
+        raw = {
+            name: value.decode() if isinstance(value, bytes) else f"{value:g}"
+            for name, value in record.items()
+        }
         rng = np.random.default_rng([seed, number]) if split == "train" else None
         examples = source.expand(record, split, rng)
-        encoded = encode(settings.tokenizer, source.task.template, [example.fields for example in examples], UNCUT, f"{split} record {number + 1}")
-        texts += [Text(number, example, raw, text.tokens) for example, text in zip(examples, encoded, strict=True)]
+        encoded = encode(
+            settings.tokenizer,
+            source.task.template,
+            [example.fields for example in examples],
+            UNCUT,
+            f"{split} record {number + 1}",
+        )
+        texts += [
+            Text(number, example, raw, text.tokens)
+            for example, text in zip(examples, encoded, strict=True)
+        ]
     return texts
 
 
 def _entry(name: str, text: str, indent: int = 11) -> Iterator[str]:
     """A name in the margin, and a text beside it, wrapped."""
-    lines = textwrap.wrap(text, WIDTH - indent, break_long_words=True, replace_whitespace=True) or [""]
+    lines = textwrap.wrap(text, WIDTH - indent, break_long_words=True, replace_whitespace=True) or [
+        ""
+    ]
     for place, line in enumerate(lines):
         yield f"{name if not place else '':<{indent}}{line}"
 
 
 def _show(texts: list[Text], record: int, settings: Settings) -> Iterator[str]:
     task = settings.source.task
-    of_list = f": a list of {len(texts)} texts for {texts[0].example.query_id}" if len(texts) > 1 else ""
+    of_list = (
+        f": a list of {len(texts)} texts for {texts[0].example.query_id}" if len(texts) > 1 else ""
+    )
     yield ""
     yield f"── record {record + 1}{of_list} ".ljust(WIDTH, "─")
     for text in texts[:SHOWN_TEXTS]:
         yield from _beside(_raw(text, task), task.template.render(text.example.fields)[0])
-        kept = encode(settings.tokenizer, task.template, [text.example.fields], settings.max_length, f"record {record + 1}")[0]
+        kept = encode(
+            settings.tokenizer,
+            task.template,
+            [text.example.fields],
+            settings.max_length,
+            f"record {record + 1}",
+        )[0]
         cut = f", {kept.cut} more were cut" if kept.cut else ""
         yield f"tokens: {len(kept.tokens)}{cut}; each piece over its id"
         yield from _over(settings.tokenizer.pieces(kept.tokens), [str(i) for i in kept.tokens])
@@ -167,19 +234,33 @@ def _show(texts: list[Text], record: int, settings: Settings) -> Iterator[str]:
 def _raw(text: Text, task: Task) -> list[tuple[str, str]]:
     """Names and values of a record as it was read, its label in words."""
     example = text.example
-    shown = [(name, value) for name, value in text.raw.items() if name not in ("label", *example.fields)] + list(example.fields.items())
+    shown = [
+        (name, value) for name, value in text.raw.items() if name not in ("label", *example.fields)
+    ] + list(example.fields.items())
     if example.document_id:
         shown.append(("document id", example.document_id))
     if task.kind == "language_model":
         return shown
     known = task.kind == "classification" and 0 <= example.label < len(task.classes)
-    return [*shown, ("label", f"{example.label:g} ({task.classes[int(example.label)]})" if known else f"{example.label:g}")]
+    return [
+        *shown,
+        (
+            "label",
+            f"{example.label:g} ({task.classes[int(example.label)]})"
+            if known
+            else f"{example.label:g}",
+        ),
+    ]
 
 
 def _beside(raw: list[tuple[str, str]], text: str) -> Iterator[str]:
     """Two columns: the raw record, and its text."""
     width = WIDTH // 2 - 2
-    left = [line for name, value in raw for line in textwrap.wrap(f"{name}: {value}", width, subsequent_indent="  ") or [f"{name}:"]]
+    left = [
+        line
+        for name, value in raw
+        for line in textwrap.wrap(f"{name}: {value}", width, subsequent_indent="  ") or [f"{name}:"]
+    ]
     right = textwrap.wrap(text, width)
     yield f"{'raw record':<{width}} │ text"
     for place in range(max(len(left), len(right))):
@@ -238,10 +319,17 @@ def _statistics(texts: Sequence[Text], settings: Settings) -> Iterator[str]:
     yield ""
     yield f"── {len(texts):,} texts of {texts[-1].record + 1:,} records ".ljust(WIDTH, "─")
     middle, most, nearly_all = np.percentile(lengths, [50, 90, 99])
-    yield from _entry("tokens", f"mean {lengths.mean():.1f}, median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly_all:.0f}, longest {lengths.max()}")
-    yield from _entry("cut", f"{longer:,} texts ({longer / len(texts):.1%}) exceed max_length={settings.max_length}")
     yield from _entry(
-        "real", f"{real:.1%} of a batch's tokens when texts share rows of {settings.row_length}, {kept.mean() / settings.row_length:.1%} when none do"
+        "tokens",
+        f"mean {lengths.mean():.1f}, median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly_all:.0f}, longest {lengths.max()}",
+    )
+    yield from _entry(
+        "cut",
+        f"{longer:,} texts ({longer / len(texts):.1%}) exceed max_length={settings.max_length}",
+    )
+    yield from _entry(
+        "real",
+        f"{real:.1%} of a batch's tokens when texts share rows of {settings.row_length}, {kept.mean() / settings.row_length:.1%} when none do",
     )
     yield from _labels(texts, task)
     yield ""
@@ -252,18 +340,36 @@ def _labels(texts: Sequence[Text], task: Task) -> Iterator[str]:
     labels = collections.Counter(text.example.label for text in texts)
     if task.kind == "regression":
         values = np.array(list(labels.elements()))
-        yield from _entry("targets", f"mean {values.mean():.3g}, standard deviation {values.std():.3g}, from {values.min():g} to {values.max():g}")
+        yield from _entry(
+            "targets",
+            f"mean {values.mean():.3g}, standard deviation {values.std():.3g}, from {values.min():g} to {values.max():g}",
+        )
         return
     if task.kind == "language_model":  # its labels are its tokens
         return
     word = "grade" if task.kind == "ranking" else "label"
-    names = {label: task.classes[int(label)] if task.kind == "classification" and label >= 0 else f"{word} {label:g}" for label in labels}
-    yield from _entry("labels", ", ".join(f"{names[label]} {count / len(texts):.1%}" for label, count in sorted(labels.items())))
+    names = {
+        label: task.classes[int(label)]
+        if task.kind == "classification" and label >= 0
+        else f"{word} {label:g}"
+        for label in labels
+    }
+    yield from _entry(
+        "labels",
+        ", ".join(
+            f"{names[label]} {count / len(texts):.1%}" for label, count in sorted(labels.items())
+        ),
+    )
 
 
 def _histogram(lengths: np.ndarray, bins: int = 16) -> Iterator[str]:
     """How many texts have which length, in bins of a round width."""
-    width = next(step * 10**power for power in range(9) for step in (1, 2, 5) if step * 10**power * bins > lengths.max())
+    width = next(
+        step * 10**power
+        for power in range(9)
+        for step in (1, 2, 5)
+        if step * 10**power * bins > lengths.max()
+    )
     counts = np.bincount(lengths // width)
     label, number = len(str(len(counts) * width)) * 2 + 1, len(f"{counts.max():,}")
     room = WIDTH - label - number - 10

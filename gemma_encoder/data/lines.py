@@ -20,7 +20,9 @@ BLOCK = 16 << 20  # bytes that are read at a time
 _TAB, _NEWLINE, _RETURN, _SPACE = b"\t\n\r "
 # First bytes of the characters that str.strip() removes, in UTF-8.
 _BLANK = np.zeros(256, bool)
-_BLANK[[character.encode()[0] for character in map(chr, range(0x3001)) if character.isspace()]] = True
+_BLANK[[character.encode()[0] for character in map(chr, range(0x3001)) if character.isspace()]] = (
+    True
+)
 
 
 class Lines(NamedTuple):
@@ -73,7 +75,9 @@ def _split(path: pathlib.Path, content: bytes, offset: int, number: int) -> Line
     except UnicodeDecodeError as error:
         line = number + content.count(b"\n", 0, error.start)
         column = error.start - content.rfind(b"\n", 0, error.start) - 1
-        raise InputError(f"{path}:{line}: not valid UTF-8 ({error.reason} at byte {column} of the line)") from None
+        raise InputError(
+            f"{path}:{line}: not valid UTF-8 ({error.reason} at byte {column} of the line)"
+        ) from None
     data = np.frombuffer(content, np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
     if data[-1] != _NEWLINE:
@@ -94,7 +98,11 @@ class Spans(NamedTuple):
     def of(cls, texts: list[bytes]) -> "Spans":
         """Spans over texts of one's own."""
         ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(texts), np.uint8), np.concatenate([[0], ends[:-1]]).astype(np.int64) if texts else ends, ends)
+        return cls(
+            np.frombuffer(b"".join(texts), np.uint8),
+            np.concatenate([[0], ends[:-1]]).astype(np.int64) if texts else ends,
+            ends,
+        )
 
     def text(self, place: int) -> str:
         """One piece."""
@@ -104,14 +112,19 @@ class Spans(NamedTuple):
         """The bytes of all pieces, one after the other."""
         lengths = self.ends - self.starts
         total = np.cumsum(lengths)
-        return self.data[np.arange(total[-1] if len(total) else 0) + np.repeat(self.starts - (total - lengths), lengths)]
+        return self.data[
+            np.arange(total[-1] if len(total) else 0)
+            + np.repeat(self.starts - (total - lengths), lengths)
+        ]
 
     def equal(self, other: "Spans") -> np.ndarray:
         """[n] bool: whether piece i of both is the same."""
         same = (self.ends - self.starts) == (other.ends - other.starts)
         for place in range(int((self.ends - self.starts)[same].max(initial=0))):
             alive = np.flatnonzero(same & (self.ends - self.starts > place))
-            same[alive] = self.data[self.starts[alive] + place] == other.data[other.starts[alive] + place]
+            same[alive] = (
+                self.data[self.starts[alive] + place] == other.data[other.starts[alive] + place]
+            )
         return same
 
     def first(self) -> np.ndarray:
@@ -171,14 +184,19 @@ def columns(lines: Lines, names: tuple[str, ...], *, whitespace: bool = False) -
         outer = (starts[:, 0] != lines.starts[:first]) | (ends[:, -1] != lines.ends[:first])
         first = _first(outer | (starts[:, 1:] != ends[:, :-1] + 1).any(axis=1))
     for suspect in np.flatnonzero(_BLANK[lines.data[starts[:first]]].any(axis=1)):
-        if not all(lines.data[s:e].tobytes().decode().strip() for s, e in zip(starts[suspect], ends[suspect], strict=True)):
+        if not all(
+            lines.data[s:e].tobytes().decode().strip()
+            for s, e in zip(starts[suspect], ends[suspect], strict=True)
+        ):
             first = int(suspect)
             break
     if first < len(lines.starts):
         line = lines.text(first)
         got = len(line.split() if whitespace else line.split("\t"))
         kind = "columns" if whitespace else "tab-separated columns, none empty"
-        raise InputError(f"{lines.where(first)}: expected {len(names)} {kind} ({', '.join(names)}); got {got}: {line[:80]!r}")
+        raise InputError(
+            f"{lines.where(first)}: expected {len(names)} {kind} ({', '.join(names)}); got {got}: {line[:80]!r}"
+        )
     return [Spans(lines.data, starts[:, i], ends[:, i]) for i in range(len(names))]
 
 
@@ -191,6 +209,8 @@ def numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """(line number, line with its break) one by one, for files whose lines are parsed in Python; a byte order mark is left out."""
     for lines in read_lines(path):
         content = lines.data.tobytes()
-        for place, (start, end) in enumerate(itertools.pairwise([*lines.starts.tolist(), len(content)]), lines.number):
+        for place, (start, end) in enumerate(
+            itertools.pairwise([*lines.starts.tolist(), len(content)]), lines.number
+        ):
             text = content[start:end].decode()
             yield place, text.removeprefix("\ufeff") if place == 1 else text

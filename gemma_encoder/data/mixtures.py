@@ -37,11 +37,15 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
         raise InputError(f"mixture.temperature must be positive, got {temperature}")
     shares = np.array([_weight(source, mixing, temperature) for source in sources], float)
     if not shares.any():
-        raise InputError(f"no task has a train split to learn from: {', '.join(source.task.name for source in sources)}")
+        raise InputError(
+            f"no task has a train split to learn from: {', '.join(source.task.name for source in sources)}"
+        )
     learnt = {source.task.head for source, share in zip(sources, shares, strict=True) if share}
     for source in sources:
         if source.task.head not in learnt:
-            raise InputError(f"task {source.task.name!r} has no train split, and no task beside it trains its head {source.task.head!r}; name one that does")
+            raise InputError(
+                f"task {source.task.name!r} has no train split, and no task beside it trains its head {source.task.head!r}; name one that does"
+            )
     return shares / shares.sum()
 
 
@@ -50,4 +54,6 @@ def _weight(source: Source, mixing: str, temperature: float) -> float:
         return 0.0
     if mixing == "equal":
         return 1.0
-    return load_seqio().mixing_rate_num_examples(source.seqio_task("train"), temperature=temperature if mixing == "temperature" else 1.0)
+    return load_seqio().mixing_rate_num_examples(
+        source.seqio_task("train"), temperature=temperature if mixing == "temperature" else 1.0
+    )

@@ -91,19 +91,41 @@ class MsMarcoSource(RankingSource):
         names = self._names[split]
 
         def of_split(*kinds: str) -> pathlib.Path:
-            return self._find(*(name for kind in kinds for split_name in names for name in (f"{kind}.{split_name}.tsv", *_official(kind, split_name))))
+            return self._find(
+                *(
+                    name
+                    for kind in kinds
+                    for split_name in names
+                    for name in (f"{kind}.{split_name}.tsv", *_official(kind, split_name))
+                )
+            )
 
         queries = Texts(of_split("queries"), TsvLayout("qid", "query"), in_memory=True)
-        judgements = None if split == "test" else Judgements(of_split("qrels"), queries, self.passages)
+        judgements = (
+            None if split == "test" else Judgements(of_split("qrels"), queries, self.passages)
+        )
         run = run_path(self.options.run, names[-1], lambda: of_split("run", "top1000", "top100"))
-        return RankingFiles(queries, self.passages, Candidates(run, queries, self.passages), judgements)
+        return RankingFiles(
+            queries, self.passages, Candidates(run, queries, self.passages), judgements
+        )
 
 
 def _declare(task: Task, names: dict[str, tuple[str, ...]]) -> Callable[[DataOptions], Source]:
     return lambda options: MsMarcoSource(task, options, names)
 
 
-TASKS: dict[str, Callable[[DataOptions], Source]] = {"msmarco": _declare(Task("msmarco", "ranking", TEMPLATE, metrics=("mrr@10", "ndcg@10")), SPLITS)} | {
-    name: _declare(Task(name, "ranking", TEMPLATE, metrics=("ndcg@10", "mrr(rel=2)@10", "map(rel=2)"), head="msmarco"), {"validation": (track,)})
+TASKS: dict[str, Callable[[DataOptions], Source]] = {
+    "msmarco": _declare(Task("msmarco", "ranking", TEMPLATE, metrics=("mrr@10", "ndcg@10")), SPLITS)
+} | {
+    name: _declare(
+        Task(
+            name,
+            "ranking",
+            TEMPLATE,
+            metrics=("ndcg@10", "mrr(rel=2)@10", "map(rel=2)"),
+            head="msmarco",
+        ),
+        {"validation": (track,)},
+    )
     for name, track in TRACKS.items()
 }

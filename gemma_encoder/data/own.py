@@ -23,7 +23,11 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
-METRICS = {"classification": ("accuracy", "macro_f1"), "regression": ("spearman", "pearson"), "ranking": ("mrr@10", "ndcg@10")}
+METRICS = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("spearman", "pearson"),
+    "ranking": ("mrr@10", "ndcg@10"),
+}
 NO_FIELDS = ("id", "idx", "index")  # columns that are no text of the example, unless they are named
 MOST_CLASSES = 1000  # that are inferred: beyond, the label is most likely no class
 QUERY_ID, DOCUMENT_ID = "query_id", "document_id"
@@ -64,15 +68,23 @@ class OwnOptions:
 
     def __post_init__(self):
         if not self.train:
-            raise InputError("own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, e.g. --config.own.train=train.csv")
+            raise InputError(
+                "own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, e.g. --config.own.train=train.csv"
+            )
         if self.kind not in METRICS:
             raise unknown("own.kind", self.kind, METRICS)
         if not 0 < self.held_out < 1:
             raise InputError(f"own.held_out must be a share between 0 and 1, got {self.held_out}")
-        if self.classes and (self.kind != "classification" or len(set(self.classes)) < len(self.classes)):
-            raise InputError(f"own.classes are the different class names of a classification task, got {self.classes} for {self.kind}")
+        if self.classes and (
+            self.kind != "classification" or len(set(self.classes)) < len(self.classes)
+        ):
+            raise InputError(
+                f"own.classes are the different class names of a classification task, got {self.classes} for {self.kind}"
+            )
         if self.label_range and (self.kind != "regression" or len(self.label_range) != 2):
-            raise InputError(f"own.label_range is (lowest, highest) of a regression task, got {self.label_range} for {self.kind}")
+            raise InputError(
+                f"own.label_range is (lowest, highest) of a regression task, got {self.label_range} for {self.kind}"
+            )
 
     def paths(self) -> dict[str, pathlib.Path]:
         """The named files by split."""
@@ -80,7 +92,9 @@ class OwnOptions:
         return {split: pathlib.Path(path).expanduser() for split, path in named.items() if path}
 
 
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(OwnOptions)}  # of `config.own`
+DEFAULTS = {
+    field.name: field.default for field in dataclasses.fields(OwnOptions)
+}  # of `config.own`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +118,9 @@ class Columns:
 
         def existing(name: str, field: str) -> str:
             if name not in present:
-                raise InputError(f"{path} has no column {name!r}, which own.{field} names; it has {', '.join(map(repr, present))}")
+                raise InputError(
+                    f"{path} has no column {name!r}, which own.{field} names; it has {', '.join(map(repr, present))}"
+                )
             return name
 
         label = existing(options.label, "label")
@@ -120,10 +136,14 @@ class Columns:
             chosen = [name for name in present if name not in (label, *ids.values(), *NO_FIELDS)]
         if len(chosen) < 2 if options.kind == "ranking" else not chosen:
             needed = "a query and a document" if options.kind == "ranking" else "a text"
-            raise InputError(f"{path} has the columns {', '.join(map(repr, present))}; own.fields should name {needed} among them")
+            raise InputError(
+                f"{path} has the columns {', '.join(map(repr, present))}; own.fields should name {needed} among them"
+            )
         fields = {_identifier(name): name for name in chosen}
         if len(fields) < len(chosen):
-            raise InputError(f"own.fields: {', '.join(map(repr, chosen))} are too alike as names of a template, {', '.join(map(_identifier, chosen))}")
+            raise InputError(
+                f"own.fields: {', '.join(map(repr, chosen))} are too alike as names of a template, {', '.join(map(_identifier, chosen))}"
+            )
         return cls(fields, label, **ids)
 
 
@@ -137,32 +157,63 @@ class Rows:
         labelled: whether labels must be there; a test file need not have any.
     """
 
-    def __init__(self, options: OwnOptions, columns: Columns, path: pathlib.Path, *, labelled: bool):
+    def __init__(
+        self, options: OwnOptions, columns: Columns, path: pathlib.Path, *, labelled: bool
+    ):
         present, _ = tables.rows(path)
-        wanted = [*columns.fields.values(), columns.query_id, columns.document_id, *([columns.label] if labelled else [])]
+        wanted = [
+            *columns.fields.values(),
+            columns.query_id,
+            columns.document_id,
+            *([columns.label] if labelled else []),
+        ]
         missing = [name for name in wanted if name and name not in present]
         if missing:
-            raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}")
+            raise InputError(
+                f"{path} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}"
+            )
         labelled = columns.label in present
         classes = options.kind == "classification" and labelled
-        texts = [*columns.fields, *([QUERY_ID] if columns.query_id else []), *([DOCUMENT_ID] if columns.document_id else []), *(["label"] if classes else [])]
+        texts = [
+            *columns.fields,
+            *([QUERY_ID] if columns.query_id else []),
+            *([DOCUMENT_ID] if columns.document_id else []),
+            *(["label"] if classes else []),
+        ]
         # Fields may have any name, so those of the ids and of the label are told apart by place.
         self._fields = {field: f"field {field}" for field in columns.fields}
-        names = [self._fields.get(name, name) for name in texts[: len(columns.fields)]] + texts[len(columns.fields) :]
+        names = [self._fields.get(name, name) for name in texts[: len(columns.fields)]] + texts[
+            len(columns.fields) :
+        ]
 
         def convert(values: Mapping[str, Any], where: str) -> list[Any]:
             found: list[Any] = [_text(values, name, where) for name in columns.fields.values()]
-            found += [_name(values, name, where) for name in (columns.query_id, columns.document_id) if name]
+            found += [
+                _name(values, name, where)
+                for name in (columns.query_id, columns.document_id)
+                if name
+            ]
             if classes:
                 found.append(_name(values, columns.label, where))
             else:
-                found.append(_number(values, columns.label, where, least=0.0 if options.kind == "ranking" else -math.inf) if labelled else -1.0)
+                found.append(
+                    _number(
+                        values,
+                        columns.label,
+                        where,
+                        least=0.0 if options.kind == "ranking" else -math.inf,
+                    )
+                    if labelled
+                    else -1.0
+                )
             return found
 
         self.path, self.labelled, self.kind = path, labelled, options.kind
         self.has_query_id, self.has_document_id = bool(columns.query_id), bool(columns.document_id)
         numbers = [] if classes else ["label"]
-        self.table = Table(path, names, numbers, convert, (options.kind, dataclasses.astuple(columns), labelled))
+        self.table = Table(
+            path, names, numbers, convert, (options.kind, dataclasses.astuple(columns), labelled)
+        )
 
     def fields(self, row: int) -> dict[str, str]:
         """The text's fields."""
@@ -172,8 +223,14 @@ class Rows:
         """The labels that occur, sorted: as numbers if all are."""
         names = self.table.codes("label")[0]
         if len(names) > MOST_CLASSES:
-            raise InputError(f"{self.path} has {len(names)} different labels; name own.classes, or choose another own.kind or own.label")
-        return sorted(names, key=int) if all(re.fullmatch(r"\d{1,9}", name) for name in names) else sorted(names)
+            raise InputError(
+                f"{self.path} has {len(names)} different labels; name own.classes, or choose another own.kind or own.label"
+            )
+        return (
+            sorted(names, key=int)
+            if all(re.fullmatch(r"\d{1,9}", name) for name in names)
+            else sorted(names)
+        )
 
     def labels(self, task: Task) -> np.ndarray:
         """[N] as `Example.label` wants them; raises InputError naming the first row whose label the task does not know."""
@@ -181,7 +238,11 @@ class Rows:
             return np.full(len(self.table), -1.0)
         if task.kind != "classification":
             values = self.table.numbers("label")
-            for row in np.flatnonzero((values < task.label_range[0]) | (values > task.label_range[1]))[:1] if task.kind == "regression" else ():
+            for row in (
+                np.flatnonzero((values < task.label_range[0]) | (values > task.label_range[1]))[:1]
+                if task.kind == "regression"
+                else ()
+            ):
                 task.check_label(values[row], self.table.where(int(row)))
             return values
         names, codes = self.table.codes("label")
@@ -198,25 +259,38 @@ class Rows:
         """Ids of the queries, and which one each row belongs to; raises InputError for a document or a query that comes twice."""
         first_field = next(iter(self._fields.values()))
         texts, text_codes = self.table.codes(first_field)
-        names, codes = self.table.codes(QUERY_ID) if self.has_query_id else ([f"query{number}" for number in range(1, len(texts) + 1)], text_codes)
+        names, codes = (
+            self.table.codes(QUERY_ID)
+            if self.has_query_id
+            else ([f"query{number}" for number in range(1, len(texts) + 1)], text_codes)
+        )
         if self.has_query_id:
             first = np.zeros(len(names), np.int64)
             first[codes[::-1]] = np.arange(len(codes))[::-1]
             for row in np.flatnonzero(text_codes != text_codes[first[codes]])[:1]:
                 earlier = self.table.where(int(first[codes[row]]))
-                raise InputError(f"{self.table.where(int(row))}: query {names[codes[row]]!r} has another text than at {earlier}")
+                raise InputError(
+                    f"{self.table.where(int(row))}: query {names[codes[row]]!r} has another text than at {earlier}"
+                )
         if self.has_document_id:
             _, documents = self.table.codes(DOCUMENT_ID)
             order = np.lexsort((documents, codes))
-            again = order[1:][(codes[order][1:] == codes[order][:-1]) & (documents[order][1:] == documents[order][:-1])]
+            again = order[1:][
+                (codes[order][1:] == codes[order][:-1])
+                & (documents[order][1:] == documents[order][:-1])
+            ]
             if len(again):
                 row = int(again.min())
-                raise InputError(f"{self.table.where(row)}: document {self.document_id(row)!r} comes a second time for query {names[codes[row]]!r}")
+                raise InputError(
+                    f"{self.table.where(row)}: document {self.document_id(row)!r} comes a second time for query {names[codes[row]]!r}"
+                )
         return names, codes
 
     def document_id(self, row: int) -> str:
         """What a row's document is called."""
-        return self.table[DOCUMENT_ID, row] if self.has_document_id else f"row{self.table['row', row]}"
+        return (
+            self.table[DOCUMENT_ID, row] if self.has_document_id else f"row{self.table['row', row]}"
+        )
 
 
 class OwnSource(NumberedSource):
@@ -229,13 +303,17 @@ class OwnSource(NumberedSource):
         held_out: the share of training records that stands in for it.
     """
 
-    def __init__(self, task: Task, options: DataOptions, files: Mapping[str, Rows], held_out: float):
+    def __init__(
+        self, task: Task, options: DataOptions, files: Mapping[str, Rows], held_out: float
+    ):
         super().__init__(task, options)
         self._files = dict(files)
         self._labels = {split: rows.labels(task) for split, rows in files.items()}
         # Of each split: the ids of its queries, where the rows of each record begin, and those rows.
         self._records = {split: self._group(rows) for split, rows in files.items()}
-        self._chosen = {split: np.arange(len(records[1]) - 1) for split, records in self._records.items()}
+        self._chosen = {
+            split: np.arange(len(records[1]) - 1) for split, records in self._records.items()
+        }
         if "validation" not in files:
             self._hold_out(held_out)
         self.splits = tuple(self._files)
@@ -255,12 +333,17 @@ class OwnSource(NumberedSource):
         count = len(self._chosen["train"])
         held = round(count * share)
         if not 0 < held < count:
-            raise InputError(f"{self._files['train'].path}: {count} records are too few to hold out {share:.0%} for validation; name own.validation")
+            raise InputError(
+                f"{self._files['train'].path}: {count} records are too few to hold out {share:.0%} for validation; name own.validation"
+            )
         mixed = np.random.default_rng(0).permutation(count)
         for name in ("files", "labels", "records"):
             parts = getattr(self, f"_{name}")
             parts["validation"] = parts["train"]
-        self._chosen["validation"], self._chosen["train"] = np.sort(mixed[:held]), np.sort(mixed[held:])
+        self._chosen["validation"], self._chosen["train"] = (
+            np.sort(mixed[:held]),
+            np.sort(mixed[held:]),
+        )
         logging.warning(
             "own: %d of %d %s of %s are held out for validation; own.validation names a file of your own",
             held,
@@ -277,7 +360,11 @@ class OwnSource(NumberedSource):
         chosen = self._chosen["train"]
         kept = chosen[(positives[chosen] > 0) & (positives[chosen] < np.diff(starts)[chosen])]
         if len(kept) < len(chosen):
-            logging.warning("own: %d of %d train queries have no positive or no negative and are skipped", len(chosen) - len(kept), len(chosen))
+            logging.warning(
+                "own: %d of %d train queries have no positive or no negative and are skipped",
+                len(chosen) - len(kept),
+                len(chosen),
+            )
         if not len(kept):
             raise InputError(f"{self._files['train'].path}: no query has a positive and a negative")
         return kept
@@ -293,16 +380,27 @@ class OwnSource(NumberedSource):
         """Nothing where grades are unknown; else the labels of the examples are all there is."""
         return None if self._files[split].labelled else {}
 
-    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+    def expand(
+        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
+    ) -> list[Example]:
         """The row; or a query's rows, in training a positive and sampled negatives."""
         number = int(self._chosen[split][int(record["number"])])
         names, starts, order = self._records[split]
-        rows, labels, file = order[starts[number] : starts[number + 1]], self._labels[split], self._files[split]
+        rows, labels, file = (
+            order[starts[number] : starts[number + 1]],
+            self._labels[split],
+            self._files[split],
+        )
         if self.task.kind != "ranking":
             return [Example(file.fields(row), float(labels[row])) for row in rows]
         if rng is not None:
-            rows = sample_list(rows[labels[rows] > 0], rows[labels[rows] <= 0], self.options.list_size, rng)
-        return [Example(file.fields(row), float(labels[row]), names[number], file.document_id(row)) for row in rows]
+            rows = sample_list(
+                rows[labels[rows] > 0], rows[labels[rows] <= 0], self.options.list_size, rng
+            )
+        return [
+            Example(file.fields(row), float(labels[row]), names[number], file.document_id(row))
+            for row in rows
+        ]
 
 
 def _make(options: DataOptions) -> Source:
@@ -310,7 +408,9 @@ def _make(options: DataOptions) -> Source:
     paths = own.paths()
     present, _ = tables.rows(paths["train"])
     columns = Columns.of(own, paths["train"], present)
-    files = {split: Rows(own, columns, path, labelled=split != "test") for split, path in paths.items()}
+    files = {
+        split: Rows(own, columns, path, labelled=split != "test") for split, path in paths.items()
+    }
     task = _task(own, columns, files)
     logging.info("own: %s", task)
     return OwnSource(task, options, files, own.held_out)
@@ -321,10 +421,20 @@ def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
     fields, said = tuple(columns.fields), []
     text = own.template
     if not text:
-        named = zip(("Query", "Document"), fields, strict=False) if own.kind == "ranking" and len(fields) == 2 else ((field, field) for field in fields)
-        text = f"{{{fields[0]}}}" if len(fields) == 1 else " ".join(f"{name}: {{{field}}}" for name, field in named)
+        named = (
+            zip(("Query", "Document"), fields, strict=False)
+            if own.kind == "ranking" and len(fields) == 2
+            else ((field, field) for field in fields)
+        )
+        text = (
+            f"{{{fields[0]}}}"
+            if len(fields) == 1
+            else " ".join(f"{name}: {{{field}}}" for name, field in named)
+        )
         said.append(f"template {text!r}")
-    cut = tuple(_identifier(name) for name in own.cut) or (tuple(reversed(fields[1:])) if own.kind == "ranking" else ())
+    cut = tuple(_identifier(name) for name in own.cut) or (
+        tuple(reversed(fields[1:])) if own.kind == "ranking" else ()
+    )
     template = Template(text)
     strange = [field for field in template.fields if field not in fields]
     if strange:
@@ -337,16 +447,29 @@ def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
         classes = tuple(files["train"].class_names())
         said.append(f"classes {', '.join(classes)}")
         if len(classes) < 2:
-            raise InputError(f"{files['train'].path}: all labels are {classes[0]!r}; a classification task needs at least two classes")
+            raise InputError(
+                f"{files['train'].path}: all labels are {classes[0]!r}; a classification task needs at least two classes"
+            )
     if own.kind == "regression" and not label_range:
-        values = np.concatenate([rows.table.numbers("label") for rows in files.values() if rows.labelled])
+        values = np.concatenate(
+            [rows.table.numbers("label") for rows in files.values() if rows.labelled]
+        )
         label_range = (float(values.min()), float(values.max()))
         said.append(f"label_range {label_range}")
         if label_range[0] == label_range[1]:
-            raise InputError(f"{files['train'].path}: all targets are {label_range[0]:g}; name own.label_range")
+            raise InputError(
+                f"{files['train'].path}: all targets are {label_range[0]:g}; name own.label_range"
+            )
     if said:
         logging.warning("own: read off %s: %s", files["train"].path, "; ".join(said))
-    return Task("own", own.kind, template, own.metrics or METRICS[own.kind], classes, label_range or (0.0, 1.0))
+    return Task(
+        "own",
+        own.kind,
+        template,
+        own.metrics or METRICS[own.kind],
+        classes,
+        label_range or (0.0, 1.0),
+    )
 
 
 def _identifier(column: str) -> str:
@@ -358,7 +481,9 @@ def _identifier(column: str) -> str:
 def _text(values: Mapping[str, Any], column: str, where: str) -> str:
     value = _present(values, column, where)
     if not isinstance(value, str):
-        raise InputError(f"{where}: column {column!r} should hold text, got {type(value).__name__} {str(value)[:40]!r}")
+        raise InputError(
+            f"{where}: column {column!r} should hold text, got {type(value).__name__} {str(value)[:40]!r}"
+        )
     if not value.strip():
         raise InputError(f"{where}: column {column!r} is empty")
     return value
@@ -370,7 +495,9 @@ def _name(values: Mapping[str, Any], column: str, where: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int):
-        raise InputError(f"{where}: column {column!r} should hold text or a whole number, got {type(value).__name__} {str(value)[:40]!r}")
+        raise InputError(
+            f"{where}: column {column!r} should hold text or a whole number, got {type(value).__name__} {str(value)[:40]!r}"
+        )
     name = str(value).lower() if isinstance(value, bool) else str(value).strip()
     if not name:
         raise InputError(f"{where}: column {column!r} is empty")
@@ -391,7 +518,9 @@ def _number(values: Mapping[str, Any], column: str, where: str, least: float) ->
 
 def _present(values: Mapping[str, Any], column: str, where: str) -> Any:
     if values.get(column) is None:
-        raise InputError(f"{where}: column {column!r} is {'null' if column in values else 'missing; there are ' + ', '.join(map(repr, values))}")
+        raise InputError(
+            f"{where}: column {column!r} is {'null' if column in values else 'missing; there are ' + ', '.join(map(repr, values))}"
+        )
     return values[column]
 
 

@@ -67,7 +67,12 @@ class Texts:
         if in_memory:
             with open_binary(path) as file:
                 self._content = file.read()
-        arrays = cache.derive([path], f"index of every {layout.what}", lambda place: self._build(place), cache.load_arrays)
+        arrays = cache.derive(
+            [path],
+            f"index of every {layout.what}",
+            lambda place: self._build(place),
+            cache.load_arrays,
+        )
         self.ids, self._offsets, self._arrays = Ids(arrays), arrays["offsets"], arrays
         self._file = None if in_memory else _decompressed(path).open("rb")
 
@@ -101,13 +106,21 @@ class Texts:
     def text(self, number: int) -> str:
         """The text of one number."""
         start, end = int(self._offsets[number]), int(self._offsets[number + 1])
-        content = self._content[start:end] if self._file is None else _read(self._file.fileno(), start, end)
+        content = (
+            self._content[start:end]
+            if self._file is None
+            else _read(self._file.fileno(), start, end)
+        )
         try:
-            name, text = self._layout.parse(content.decode("utf-8").removesuffix("\n").removesuffix("\r"))
+            name, text = self._layout.parse(
+                content.decode("utf-8").removesuffix("\n").removesuffix("\r")
+            )
         except ValueError:
             name, text = "", ""
         if name != self.ids[number]:
-            raise InputError(f"{self.path} has changed since it was opened: line {number + 1} no longer begins where it did; start again")
+            raise InputError(
+                f"{self.path} has changed since it was opened: line {number + 1} no longer begins where it did; start again"
+            )
         return text
 
 

@@ -61,9 +61,13 @@ class StreamOptions:
         if self.padding not in ("left", "right"):
             raise InputError(f"padding must be 'left' or 'right', got {self.padding!r}")
         if self.max_length < 3:
-            raise InputError(f"max_length={self.max_length} leaves no room for a token between bos and eos")
+            raise InputError(
+                f"max_length={self.max_length} leaves no room for a token between bos and eos"
+            )
         if self.max_length > self.shape.row_length:
-            raise InputError(f"max_length={self.max_length} exceeds batch.row_length={self.shape.row_length}")
+            raise InputError(
+                f"max_length={self.max_length} exceeds batch.row_length={self.shape.row_length}"
+            )
         if self.micro_batches < 1:
             raise InputError(f"batch.micro_batches must be at least 1, got {self.micro_batches}")
         _ = self.block
@@ -79,7 +83,9 @@ class TaskReader:
 
     def _open(self, epoch: int) -> None:
         self.epoch, self.place, self.skipped = epoch, 0, 0
-        dataset = self.source.training_epoch(self.options.seed, epoch, self.reader, self.options.readers)
+        dataset = self.source.training_epoch(
+            self.options.seed, epoch, self.reader, self.options.readers
+        )
         self._iterator = iter(dataset.batch(CHUNK))
 
     def next(self) -> tuple[list[Example], str]:
@@ -88,7 +94,9 @@ class TaskReader:
             while not self._pending:
                 self._read()
             record = self._pending.popleft()
-            examples = self.source.training_examples(record, self.options.seed, self.epoch, self.reader, self.place)
+            examples = self.source.training_examples(
+                record, self.options.seed, self.epoch, self.reader, self.place
+            )
             self.place += 1
             if examples:
                 return examples, f"train record {self.place} of reader {self.reader}"
@@ -104,9 +112,17 @@ class TaskReader:
         if not self.place:
             raise InputError(f"task {name!r}: {shard} holds no record; use fewer readers")
         if self.skipped == self.place:
-            raise InputError(f"task {name!r}: no record of {shard} has both a right and a wrong option; there is nothing to learn")
+            raise InputError(
+                f"task {name!r}: no record of {shard} has both a right and a wrong option; there is nothing to learn"
+            )
         if self.skipped and not self.epoch:
-            logging.warning("%s: %d of %d train records of %s have no right or no wrong option and are skipped", name, self.skipped, self.place, shard)
+            logging.warning(
+                "%s: %d of %d train records of %s have no right or no wrong option and are skipped",
+                name,
+                self.skipped,
+                self.place,
+                shard,
+            )
         self._open(self.epoch + 1)
 
     def state(self) -> dict[str, Any]:
@@ -114,11 +130,25 @@ class TaskReader:
         import tensorflow as tf
 
         with tempfile.TemporaryDirectory() as folder:
-            tf.train.Checkpoint(iterator=self._iterator).write(str(pathlib.Path(folder) / "iterator"))
+            tf.train.Checkpoint(iterator=self._iterator).write(
+                str(pathlib.Path(folder) / "iterator")
+            )
             files = {path.name: path.read_bytes().hex() for path in pathlib.Path(folder).iterdir()}
         # Latin-1 has a character for every byte: JSON can hold any of them.
-        pending = [{name: value.decode("latin-1") if isinstance(value, bytes) else value.item() for name, value in record.items()} for record in self._pending]
-        return {"epoch": self.epoch, "place": self.place, "skipped": self.skipped, "pending": pending, "iterator": files}
+        pending = [
+            {
+                name: value.decode("latin-1") if isinstance(value, bytes) else value.item()
+                for name, value in record.items()
+            }
+            for record in self._pending
+        ]
+        return {
+            "epoch": self.epoch,
+            "place": self.place,
+            "skipped": self.skipped,
+            "pending": pending,
+            "iterator": files,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Makes it stand where `state()` said."""
@@ -129,10 +159,16 @@ class TaskReader:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in state["iterator"].items():
                 (pathlib.Path(folder) / name).write_bytes(bytes.fromhex(content))
-            tf.train.Checkpoint(iterator=self._iterator).read(str(pathlib.Path(folder) / "iterator")).assert_consumed()
+            tf.train.Checkpoint(iterator=self._iterator).read(
+                str(pathlib.Path(folder) / "iterator")
+            ).assert_consumed()
         self._pending = collections.deque(
             {
-                name: value.encode("latin-1") if isinstance(value, str) else np.float32(value) if isinstance(value, float) else np.int32(value)
+                name: value.encode("latin-1")
+                if isinstance(value, str)
+                else np.float32(value)
+                if isinstance(value, float)
+                else np.int32(value)
                 for name, value in record.items()
             }
             for record in state["pending"]
@@ -149,18 +185,41 @@ def to_records(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 class Reader:
     """One reader: draws records by the mixture's rates, tokenises them, and packs its block of every global batch."""
 
-    def __init__(self, sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, number: int):
-        self.sources, self.rates, self.tokenizer, self.options, self.number = sources, rates, tokenizer, options, number
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        rates: np.ndarray,
+        tokenizer: Tokenizer,
+        options: StreamOptions,
+        number: int,
+    ):
+        self.sources, self.rates, self.tokenizer, self.options, self.number = (
+            sources,
+            rates,
+            tokenizer,
+            options,
+            number,
+        )
         # A task that is never drawn may have nothing to draw from: a diagnostic set has no train split.
-        self._tasks = {i: TaskReader(source, options, number) for i, source in enumerate(sources) if rates[i]}
+        self._tasks = {
+            i: TaskReader(source, options, number) for i, source in enumerate(sources) if rates[i]
+        }
         self._packer = Packer(options.block, options.padding)
         self._draws = 0
-        self._ahead: collections.deque[list[Batch]] = collections.deque()  # made before a restart, not given out yet
-        self.counts = {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0} for source in sources}
+        self._ahead: collections.deque[list[Batch]] = (
+            collections.deque()
+        )  # made before a restart, not given out yet
+        self.counts = {
+            source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0} for source in sources
+        }
 
     def next_blocks(self) -> list[Batch]:
         """This reader's rows of the next global batch, one block for each micro-batch."""
-        return self._ahead.popleft() if self._ahead else [self._next_block() for _ in range(self.options.micro_batches)]
+        return (
+            self._ahead.popleft()
+            if self._ahead
+            else [self._next_block() for _ in range(self.options.micro_batches)]
+        )
 
     def _next_block(self) -> Batch:
         while not self._packer.ready:
@@ -183,7 +242,15 @@ class Reader:
             mine = [i for i, (task, _, _) in enumerate(drawn) if task == number]
             flat = [(i, example) for i in mine for example in drawn[i][1]]
             encoded = iter(
-                make_segments(source, number, [e for _, e in flat], [drawn[i][2] for i, _ in flat], self.tokenizer, self.options.max_length, self.counts)
+                make_segments(
+                    source,
+                    number,
+                    [e for _, e in flat],
+                    [drawn[i][2] for i, _ in flat],
+                    self.tokenizer,
+                    self.options.max_length,
+                    self.counts,
+                )
             )
             for i in mine:
                 segments[i] = tuple(next(encoded) for _ in drawn[i][1])
@@ -203,20 +270,36 @@ class Reader:
             "ahead": len(ahead) // self.options.micro_batches,
             "tasks": {reader.source.task.name: reader.state() for reader in self._tasks.values()},
         }
-        blocks = {f"ahead/{i}/{name}": value for i, block in enumerate(ahead) for name, value in block._asdict().items()}
-        return _pack_bytes(json.dumps(header).encode(), {**{f"packer/{name}": value for name, value in self._packer.state().items()}, **blocks})
+        blocks = {
+            f"ahead/{i}/{name}": value
+            for i, block in enumerate(ahead)
+            for name, value in block._asdict().items()
+        }
+        return _pack_bytes(
+            json.dumps(header).encode(),
+            {**{f"packer/{name}": value for name, value in self._packer.state().items()}, **blocks},
+        )
 
     def restore(self, state: bytes) -> None:
         """Makes the reader go on where `state()` was taken."""
         header, arrays = _unpack_bytes(state)
         values = json.loads(header)
         count = self.options.micro_batches
-        blocks = [Batch(*(arrays[f"ahead/{i}/{name}"] for name in Batch._fields)) for i in range(values["ahead"] * count)]
+        blocks = [
+            Batch(*(arrays[f"ahead/{i}/{name}"] for name in Batch._fields))
+            for i in range(values["ahead"] * count)
+        ]
         self._ahead = collections.deque(blocks[i : i + count] for i in range(0, len(blocks), count))
         self._draws, self.counts = values["draws"], values["counts"]
         for reader in self._tasks.values():
             reader.restore(values["tasks"][reader.source.task.name])
-        self._packer.restore({name.removeprefix("packer/"): value for name, value in arrays.items() if name.startswith("packer/")})
+        self._packer.restore(
+            {
+                name.removeprefix("packer/"): value
+                for name, value in arrays.items()
+                if name.startswith("packer/")
+            }
+        )
 
 
 def make_segments(
@@ -244,7 +327,13 @@ def make_segments(
         unlabelled: whether labels may be unknown (a test split); those that are stay as they are.
     """
     if any(example.encoded is None for example in examples):
-        encoded = encode(tokenizer, source.task.template, [example.fields for example in examples], max_length, where)
+        encoded = encode(
+            tokenizer,
+            source.task.template,
+            [example.fields for example in examples],
+            max_length,
+            where,
+        )
     else:
         encoded = [example.encoded for example in examples]
     count = counts[source.task.name]
@@ -253,19 +342,35 @@ def make_segments(
     count["cut_tokens"] += sum(text.cut for text in encoded)
     task = source.task
     labels = [
-        example.label if unlabelled and task.is_unlabelled(example.label) else task.check_label(example.label, place)
+        example.label
+        if unlabelled and task.is_unlabelled(example.label)
+        else task.check_label(example.label, place)
         for example, place in zip(examples, where, strict=True)
     ]
-    return [Segment(text.tokens, task_id, label, -1 if first_id is None else first_id + i) for i, (text, label) in enumerate(zip(encoded, labels, strict=True))]
+    return [
+        Segment(text.tokens, task_id, label, -1 if first_id is None else first_id + i)
+        for i, (text, label) in enumerate(zip(encoded, labels, strict=True))
+    ]
 
 
-def average_examples(sources: Sequence[Source], rates: np.ndarray, tokenizer: Tokenizer, options: StreamOptions, blocks: int = MEASURED) -> float:
+def average_examples(
+    sources: Sequence[Source],
+    rates: np.ndarray,
+    tokenizer: Tokenizer,
+    options: StreamOptions,
+    blocks: int = MEASURED,
+) -> float:
     """Texts (a list counts once) in a global batch, averaged over the first blocks of reader 0: a function of config and data alone."""
     reader = Reader(sources, rates, tokenizer, options, 0)
     counts = []
     for _ in range(blocks):
         made = reader.next_blocks()
-        counts.append(sum(np.sum((block.weight > 0) & (block.group_id < 0)) + block.group_id.max() + 1 for block in made))
+        counts.append(
+            sum(
+                np.sum((block.weight > 0) & (block.group_id < 0)) + block.group_id.max() + 1
+                for block in made
+            )
+        )
     return float(np.mean(counts)) * options.readers
 
 
@@ -295,12 +400,18 @@ class TrainStream:
         prefetch: int = PREFETCH,
     ):
         if options.readers % processes:
-            raise InputError(f"batch.readers={options.readers} must be a multiple of the number of processes, {processes}")
+            raise InputError(
+                f"batch.readers={options.readers} must be a multiple of the number of processes, {processes}"
+            )
         share = options.readers // processes
         self._first = process * share
         self._options = options
-        self._readers = [Reader(sources, rates, tokenizer, options, self._first + i) for i in range(share)]
-        self._ready: collections.deque[tuple[Batch, list[list[Batch]]]] = collections.deque()  # a batch, and the blocks that each reader gave to it
+        self._readers = [
+            Reader(sources, rates, tokenizer, options, self._first + i) for i in range(share)
+        ]
+        self._ready: collections.deque[tuple[Batch, list[list[Batch]]]] = (
+            collections.deque()
+        )  # a batch, and the blocks that each reader gave to it
         self._prefetch = prefetch
         self._making = threading.Lock()  # held while a batch is made and queued: a state is never taken in between; taken before _changed
         self._changed = threading.Condition()  # guards the queue
@@ -327,14 +438,26 @@ class TrainStream:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed or len(self._ready) < self._prefetch)
+                    self._changed.wait_for(
+                        lambda: self._closed or len(self._ready) < self._prefetch
+                    )
                     if self._closed:
                         return
                 with self._making:
                     blocks = [reader.next_blocks() for reader in self._readers]
-                    micro = [concatenate(part, self._options.block.groups, self._first) for part in zip(*blocks, strict=True)]
+                    micro = [
+                        concatenate(part, self._options.block.groups, self._first)
+                        for part in zip(*blocks, strict=True)
+                    ]
                     with self._changed:
-                        self._ready.append((Batch(*(np.concatenate(field) for field in zip(*micro, strict=True))), blocks))
+                        self._ready.append(
+                            (
+                                Batch(
+                                    *(np.concatenate(field) for field in zip(*micro, strict=True))
+                                ),
+                                blocks,
+                            )
+                        )
                         self._changed.notify_all()
         except BaseException as error:
             with self._changed:
@@ -380,7 +503,15 @@ class TrainStream:
 
 
 def evaluation_stream(
-    source: Source, task_id: int, split: str, tokenizer: Tokenizer, options: StreamOptions, table: ExampleTable, *, process: int = 0, processes: int = 1
+    source: Source,
+    task_id: int,
+    split: str,
+    tokenizer: Tokenizer,
+    options: StreamOptions,
+    table: ExampleTable,
+    *,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Batch]:
     """This process's rows of the batches that hold every example of a split exactly once, in order.
 
@@ -405,7 +536,17 @@ def evaluation_stream(
     def flush(pending: list[tuple[int, Example]]) -> None:
         where = [f"{split} example {i}" for i, _ in pending]
         examples, unlabelled = [example for _, example in pending], split.startswith("test")
-        segments = make_segments(source, task_id, examples, where, tokenizer, options.max_length, table.counts, first_id=0, unlabelled=unlabelled)
+        segments = make_segments(
+            source,
+            task_id,
+            examples,
+            where,
+            tokenizer,
+            options.max_length,
+            table.counts,
+            first_id=0,
+            unlabelled=unlabelled,
+        )
         for (i, _), segment in zip(pending, segments, strict=True):
             packers[i % options.readers - first].add(Unit((segment._replace(example_id=i),)))
 
@@ -424,15 +565,25 @@ def evaluation_stream(
             yield join([packer.emit() for packer in packers])
     flush(pending)
     while any(len(packer) for packer in packers):
-        yield join([packer.emit() if len(packer) else empty_batch(block_shape) for packer in packers])
+        yield join(
+            [packer.emit() if len(packer) else empty_batch(block_shape) for packer in packers]
+        )
 
 
 def _pack_bytes(header: bytes, arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, header=np.frombuffer(header, np.uint8), **{f"array/{name}": value for name, value in arrays.items()})
+    np.savez_compressed(
+        buffer,
+        header=np.frombuffer(header, np.uint8),
+        **{f"array/{name}": value for name, value in arrays.items()},
+    )
     return buffer.getvalue()
 
 
 def _unpack_bytes(content: bytes) -> tuple[bytes, dict[str, np.ndarray]]:
     with np.load(io.BytesIO(content)) as archive:
-        return archive["header"].tobytes(), {name.removeprefix("array/"): archive[name] for name in archive.files if name.startswith("array/")}
+        return archive["header"].tobytes(), {
+            name.removeprefix("array/"): archive[name]
+            for name in archive.files
+            if name.startswith("array/")
+        }

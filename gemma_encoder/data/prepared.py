@@ -44,19 +44,33 @@ class Part(NamedTuple):
     @property
     def path(self) -> str:
         """Its place in the task's folder."""
-        return f"train/epoch_{self.epoch:03d}/reader_{self.reader:05d}" if self.split == "train" else self.split
+        return (
+            f"train/epoch_{self.epoch:03d}/reader_{self.reader:05d}"
+            if self.split == "train"
+            else self.split
+        )
 
 
 def parts(source: Source, readers: int, epochs: int) -> list[Part]:
     """All files of a task; `epochs` of its training split, if it has one."""
     train = [Part("train", epoch, reader) for epoch in range(epochs) for reader in range(readers)]
-    return [part for split in source.splits for part in (train if split == "train" else [Part(split)])]
+    return [
+        part for split in source.splits for part in (train if split == "train" else [Part(split)])
+    ]
 
 
-def describe(source: Source, tokenizer: Tokenizer, options: StreamOptions, epochs: int) -> dict[str, Any]:
+def describe(
+    source: Source, tokenizer: Tokenizer, options: StreamOptions, epochs: int
+) -> dict[str, Any]:
     """What the files of a task hang on, for JSON."""
     splits = {split: source.num_records(split) for split in source.splits}
-    described = {"version": VERSION, "task": source.task.to_dict(), "splits": splits, "epochs": epochs, "first_stage": source.first_stage}
+    described = {
+        "version": VERSION,
+        "task": source.task.to_dict(),
+        "splits": splits,
+        "epochs": epochs,
+        "first_stage": source.first_stage,
+    }
     return _as_json(described) | _contract(source.options, tokenizer, options)
 
 
@@ -64,7 +78,10 @@ def _contract(data: DataOptions, tokenizer: Tokenizer, options: StreamOptions) -
     """What must be the same where files are made and where they are read."""
     return _as_json(
         {
-            "tokenizer": {"name": tokenizer.name, "sha256": hashlib.sha256(tokenizer.model).hexdigest()},
+            "tokenizer": {
+                "name": tokenizer.name,
+                "sha256": hashlib.sha256(tokenizer.model).hexdigest(),
+            },
             "max_length": options.max_length,
             "seed": options.seed,
             "readers": options.readers,
@@ -78,7 +95,9 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=list))
 
 
-def write(source: Source, part: Part, tokenizer: Tokenizer, options: StreamOptions, folder: epath.PathLike) -> dict[str, int]:
+def write(
+    source: Source, part: Part, tokenizer: Tokenizer, options: StreamOptions, folder: epath.PathLike
+) -> dict[str, int]:
     """Writes one file of a task, unless it is there: it has its name only when it is whole. Returns texts, tokens and what was cut.
 
     Args:
@@ -109,27 +128,43 @@ def write(source: Source, part: Part, tokenizer: Tokenizer, options: StreamOptio
     return counts
 
 
-def _encoded(source: Source, part: Part, tokenizer: Tokenizer, options: StreamOptions) -> Iterator[list[Example]]:
+def _encoded(
+    source: Source, part: Part, tokenizer: Tokenizer, options: StreamOptions
+) -> Iterator[list[Example]]:
     """The examples of each record of a part, in order, with their tokens."""
     train = part.split == "train"
-    dataset = source.training_epoch(options.seed, part.epoch, part.reader, options.readers) if train else source.dataset(part.split)
+    dataset = (
+        source.training_epoch(options.seed, part.epoch, part.reader, options.readers)
+        if train
+        else source.dataset(part.split)
+    )
     place = 0
     for batch in dataset.batch(CHUNK):
         records, where = [], []
         for record in to_records(batch):
-            records.append(source.training_examples(record, options.seed, part.epoch, part.reader, place) if train else source.expand(record, part.split, None))
+            records.append(
+                source.training_examples(record, options.seed, part.epoch, part.reader, place)
+                if train
+                else source.expand(record, part.split, None)
+            )
             place += 1
             where += [f"{part.split} record {place}"] * len(records[-1])
         fields = [example.fields for examples in records for example in examples]
         tokens = iter(encode(tokenizer, source.task.template, fields, options.max_length, where))
-        yield from ([example._replace(encoded=next(tokens)) for example in examples] for examples in records)
+        yield from (
+            [example._replace(encoded=next(tokens)) for example in examples] for examples in records
+        )
 
 
 def _serialise(examples: Sequence[Example], with_fields: bool) -> bytes:
     import tensorflow as tf
 
     texts = [example.encoded.tokens for example in examples]
-    about = [{"query": e.query_id, "document": e.document_id, "info": dict(e.info)} | ({"fields": e.fields} if with_fields else {}) for e in examples]
+    about = [
+        {"query": e.query_id, "document": e.document_id, "info": dict(e.info)}
+        | ({"fields": e.fields} if with_fields else {})
+        for e in examples
+    ]
     values = (
         np.concatenate(texts or [[]]).astype("<i4").tobytes(),
         np.array([len(text) for text in texts], "<i4").tobytes(),
@@ -137,8 +172,13 @@ def _serialise(examples: Sequence[Example], with_fields: bool) -> bytes:
         np.array([example.label for example in examples], "<f8").tobytes(),
         json.dumps(about).encode(),
     )
-    features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value])) for name, value in zip(COLUMNS, values, strict=True)}
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for name, value in zip(COLUMNS, values, strict=True)
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+        deterministic=True
+    )
 
 
 def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
@@ -156,7 +196,9 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
             continue
         stored = json.loads(path.read_text())
         if found := _differences(stored, {**description, "epochs": stored.get("epochs")}):
-            raise InputError(f"{folder} was prepared differently ({'; '.join(found)}); name another folder, or delete it")
+            raise InputError(
+                f"{folder} was prepared differently ({'; '.join(found)}); name another folder, or delete it"
+            )
         if path.name == INFO and stored["epochs"] >= description["epochs"]:
             return False
         path.unlink()
@@ -202,13 +244,24 @@ class PreparedSource(Source):
     def __init__(self, name: str, root: epath.PathLike, options: DataOptions):
         self.folder = epath.Path(root) / name
         if not (self.folder / INFO).exists():
-            state = "is not whole: the program that prepares it did not end" if (self.folder / BEGUN).exists() else "does not exist"
-            raise InputError(f"task {name!r}: the prepared folder {self.folder} {state}; run python -m gemma_encoder.prepare with this config")
+            state = (
+                "is not whole: the program that prepares it did not end"
+                if (self.folder / BEGUN).exists()
+                else "does not exist"
+            )
+            raise InputError(
+                f"task {name!r}: the prepared folder {self.folder} {state}; run python -m gemma_encoder.prepare with this config"
+            )
         self.info = json.loads((self.folder / INFO).read_text())
         if self.info.get("version") != VERSION:
-            raise InputError(f"{self.folder} is of version {self.info.get('version')}, this program reads {VERSION}; prepare it anew")
+            raise InputError(
+                f"{self.folder} is of version {self.info.get('version')}, this program reads {VERSION}; prepare it anew"
+            )
         super().__init__(Task.from_dict(self.info["task"]), options)
-        self.splits, self.first_stage = tuple(self.info["splits"]), self.info.get("first_stage", False)
+        self.splits, self.first_stage = (
+            tuple(self.info["splits"]),
+            self.info.get("first_stage", False),
+        )
 
     def check(self) -> None:
         """The constructor did."""
@@ -216,17 +269,25 @@ class PreparedSource(Source):
     def training_epoch(self, seed: int, epoch: int, shard: int, shards: int) -> Any:
         """The records of a file."""
         if epoch >= self.info["epochs"]:
-            raise InputError(f"{self.folder} holds {self.info['epochs']} epochs and training wants another; prepare more with --epochs={epoch + 1}")
+            raise InputError(
+                f"{self.folder} holds {self.info['epochs']} epochs and training wants another; prepare more with --epochs={epoch + 1}"
+            )
         return self._dataset(Part("train", epoch, shard).path)
 
-    def training_examples(self, record: Mapping[str, Any], seed: int, epoch: int, shard: int, place: int) -> list[Example]:
+    def training_examples(
+        self, record: Mapping[str, Any], seed: int, epoch: int, shard: int, place: int
+    ) -> list[Example]:
         """What the record holds: lists were sampled when it was made."""
         return self.expand(record, "train", None)
 
-    def dataset(self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
+    def dataset(
+        self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1
+    ) -> Any:
         """An evaluation split, in its order."""
         if split not in self.splits or split == "train":
-            raise InputError(f"task {self.task.name!r} has no {split} split to evaluate; it has {', '.join(self.splits)}")
+            raise InputError(
+                f"task {self.task.name!r} has no {split} split to evaluate; it has {', '.join(self.splits)}"
+            )
         return self._dataset(Part(split).path)
 
     def seqio_source(self, split: str) -> Any:
@@ -236,7 +297,9 @@ class PreparedSource(Source):
 
         features = {name: tf.io.FixedLenFeature([], tf.string) for name in COLUMNS}
         counts = {split: self.info["splits"][split]} if split in self.info["splits"] else None
-        return seqio.TFExampleDataSource({split: str(self.folder / split)}, features, num_input_examples=counts)
+        return seqio.TFExampleDataSource(
+            {split: str(self.folder / split)}, features, num_input_examples=counts
+        )
 
     def preprocess(self, dataset: Any) -> Any:
         """Records need no change."""
@@ -246,16 +309,28 @@ class PreparedSource(Source):
         """Bytes."""
         return dict.fromkeys(COLUMNS, "string")
 
-    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+    def expand(
+        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
+    ) -> list[Example]:
         """The examples with their tokens; their fields are kept for evaluation only."""
         lengths, cut = np.frombuffer(record["lengths"], "<i4"), np.frombuffer(record["cut"], "<i4")
         ends = np.cumsum(lengths)
-        tokens, labels = np.frombuffer(record["tokens"], "<i4"), np.frombuffer(record["labels"], "<f8")
+        tokens, labels = (
+            np.frombuffer(record["tokens"], "<i4"),
+            np.frombuffer(record["labels"], "<f8"),
+        )
         return [
             Example(
-                about.get("fields", {}), float(labels[i]), about["query"], about["document"], about["info"], Encoded(tokens[end - length : end], int(cut[i]))
+                about.get("fields", {}),
+                float(labels[i]),
+                about["query"],
+                about["document"],
+                about["info"],
+                Encoded(tokens[end - length : end], int(cut[i])),
             )
-            for i, (about, length, end) in enumerate(zip(json.loads(record["about"]), lengths, ends, strict=True))
+            for i, (about, length, end) in enumerate(
+                zip(json.loads(record["about"]), lengths, ends, strict=True)
+            )
         ]
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
@@ -264,13 +339,22 @@ class PreparedSource(Source):
         return json.loads(file.read_text()) if file.exists() else None
 
 
-def check_prepared(sources: Sequence[PreparedSource], tokenizer: Tokenizer, options: StreamOptions) -> None:
+def check_prepared(
+    sources: Sequence[PreparedSource], tokenizer: Tokenizer, options: StreamOptions
+) -> None:
     """Raises InputError where tasks were prepared with different tokenizers, or for another config."""
     first = sources[0]
     for source in sources[1:]:
         if source.info["tokenizer"]["sha256"] != first.info["tokenizer"]["sha256"]:
-            names = [f"{s.task.name!r} with {s.info['tokenizer']['name']!r} ({s.info['tokenizer']['sha256'][:8]})" for s in (first, source)]
-            raise InputError(f"the tasks of a mixture share one tokenizer; prepared were {' and '.join(names)}: prepare one of them anew")
+            names = [
+                f"{s.task.name!r} with {s.info['tokenizer']['name']!r} ({s.info['tokenizer']['sha256'][:8]})"
+                for s in (first, source)
+            ]
+            raise InputError(
+                f"the tasks of a mixture share one tokenizer; prepared were {' and '.join(names)}: prepare one of them anew"
+            )
     for source in sources:
         if found := _differences(source.info, _contract(source.options, tokenizer, options)):
-            raise InputError(f"{source.folder} was prepared for another config: {'; '.join(found)}; prepare it anew in another folder, or undo")
+            raise InputError(
+                f"{source.folder} was prepared for another config: {'; '.join(found)}; prepare it anew in another folder, or undo"
+            )

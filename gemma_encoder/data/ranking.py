@@ -52,7 +52,9 @@ class RankingSource(NumberedSource):
         super().__init__(task, options)
         low, high = options.negative_ranks
         if not 1 <= low <= high:
-            raise InputError(f"ranking.negative_ranks must be (first, last) with 1 <= first <= last, got {options.negative_ranks}")
+            raise InputError(
+                f"ranking.negative_ranks must be (first, last) with 1 <= first <= last, got {options.negative_ranks}"
+            )
         if options.list_size < 2:
             raise InputError(f"ranking.list_size must be at least 2, got {options.list_size}")
         self.files = functools.cache(self._open)  # of a split
@@ -74,13 +76,22 @@ class RankingSource(NumberedSource):
             in_range = np.clip(counts, low - 1, high) - (low - 1)
             positives = files.judgements.positives()
             kept = (positives > 0) & (in_range > positives)
-            for query in np.flatnonzero((positives > 0) & (in_range > 0) & ~kept):  # few: so many positives that they may fill the range
+            for query in np.flatnonzero(
+                (positives > 0) & (in_range > 0) & ~kept
+            ):  # few: so many positives that they may fill the range
                 kept[query] = len(self._negatives(split, query)) > 0
             if not kept.all():
-                logging.warning("%s: %d of %d train queries have no positive or no negative and are skipped", self.task.name, (~kept).sum(), len(kept))
+                logging.warning(
+                    "%s: %d of %d train queries have no positive or no negative and are skipped",
+                    self.task.name,
+                    (~kept).sum(),
+                    len(kept),
+                )
         if not kept.any():
             wanted = "a positive and a negative" if split == "train" else "candidates"
-            raise InputError(f"{files.candidates.path}: no query of {files.queries.path.name} has {wanted}")
+            raise InputError(
+                f"{files.candidates.path}: no query of {files.queries.path.name} has {wanted}"
+            )
         chosen = np.flatnonzero(kept).astype(np.int32)
         return chosen[: self.options.limit(split) or None]
 
@@ -102,16 +113,29 @@ class RankingSource(NumberedSource):
         files = self.files(split)
         if files.judgements is None:
             return {}
-        return files.judgements.by_id(self.queries(split) if self.options.limit(split) else np.arange(len(files.queries)))
+        return files.judgements.by_id(
+            self.queries(split) if self.options.limit(split) else np.arange(len(files.queries))
+        )
 
-    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+    def expand(
+        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
+    ) -> list[Example]:
         """Training: a positive and sampled negatives, the positive first. Evaluation: every candidate in the run's order."""
         query, files = int(self.queries(split)[int(record["number"])]), self.files(split)
-        grades = dict(zip(*(values.tolist() for values in files.judgements.of(query)), strict=True)) if files.judgements else {}
+        grades = (
+            dict(zip(*(values.tolist() for values in files.judgements.of(query)), strict=True))
+            if files.judgements
+            else {}
+        )
         if rng is None:
             chosen = files.candidates.of(query)
         else:
-            chosen = sample_list(self._positives(split, query), self._negatives(split, query), self.options.list_size, rng)
+            chosen = sample_list(
+                self._positives(split, query),
+                self._negatives(split, query),
+                self.options.list_size,
+                rng,
+            )
         unjudged = 0.0 if files.judgements else -1.0
         name, text = files.queries.ids[query], files.queries.text(query)
         return [

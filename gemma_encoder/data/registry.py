@@ -6,7 +6,15 @@ from gemma_encoder.data import beir, glue, msmarco, own, superglue, text, toy
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError, unknown
 
-_TASKS: dict[str, Callable[[DataOptions], Source]] = {**glue.TASKS, **superglue.TASKS, **msmarco.TASKS, **beir.TASKS, **own.TASKS, **text.TASKS, **toy.TASKS}
+_TASKS: dict[str, Callable[[DataOptions], Source]] = {
+    **glue.TASKS,
+    **superglue.TASKS,
+    **msmarco.TASKS,
+    **beir.TASKS,
+    **own.TASKS,
+    **text.TASKS,
+    **toy.TASKS,
+}
 
 
 def names() -> tuple[str, ...]:

@@ -36,16 +36,34 @@ class Judgements:
         self.path, self._queries, self._documents = path, queries, documents
         parts, unknown, total = [], 0, 0
         for lines, skip, (query, document, grade) in _judgement_columns(path):
-            numbers, found, values = queries.ids.find(query), documents.ids.find(document), _integers(lines, grade, skip, "relevance")
-            _refuse(lines, document, skip, found < 0, lambda name: f"{documents.what} {name!r} is not in {documents.path.name}")
+            numbers, found, values = (
+                queries.ids.find(query),
+                documents.ids.find(document),
+                _integers(lines, grade, skip, "relevance"),
+            )
+            _refuse(
+                lines,
+                document,
+                skip,
+                found < 0,
+                lambda name: f"{documents.what} {name!r} is not in {documents.path.name}",
+            )
             known = numbers >= 0
             unknown, total = unknown + int((~known).sum()), total + len(known)
             number = lines.number + skip + np.arange(len(known))
             parts.append(np.stack([numbers, found, values, number])[:, known])
         if unknown == total:
-            raise InputError(f"{path} judges no query of {queries.path.name}" if total else f"{path} is empty")
+            raise InputError(
+                f"{path} judges no query of {queries.path.name}" if total else f"{path} is empty"
+            )
         if unknown:
-            logging.warning("%s: %d of %d judgements are for queries that %s lacks, and are left out", path, unknown, total, queries.path.name)
+            logging.warning(
+                "%s: %d of %d judgements are for queries that %s lacks, and are left out",
+                path,
+                unknown,
+                total,
+                queries.path.name,
+            )
         table = np.concatenate(parts, axis=1)
         table = table[:, np.lexsort((table[3], table[1], table[0]))]
         again = (table[0, 1:] == table[0, :-1]) & (table[1, 1:] == table[1, :-1])
@@ -79,7 +97,10 @@ class Judgements:
         for query in queries:
             documents, grades = self.of(query)
             if len(documents):
-                result[self._queries.ids[query]] = {self._documents.ids[d]: int(grade) for d, grade in zip(documents, grades, strict=True)}
+                result[self._queries.ids[query]] = {
+                    self._documents.ids[d]: int(grade)
+                    for d, grade in zip(documents, grades, strict=True)
+                }
         return result
 
 
@@ -96,10 +117,19 @@ class Candidates:
         InputError: a line is malformed, a query or a document is unknown, or a document comes twice for one query.
     """
 
-    def __init__(self, path: pathlib.Path, queries: Texts, documents: Texts, *, drop_same_id: bool = False):
-        self.path, self._queries, self._documents, self._drop_same_id = path, queries, documents, drop_same_id
+    def __init__(
+        self, path: pathlib.Path, queries: Texts, documents: Texts, *, drop_same_id: bool = False
+    ):
+        self.path, self._queries, self._documents, self._drop_same_id = (
+            path,
+            queries,
+            documents,
+            drop_same_id,
+        )
         what = f"run of {queries.path.name}{' without the query itself' if drop_same_id else ''}"
-        arrays = cache.derive([path, queries.path, documents.path], what, self._build, cache.load_arrays)
+        arrays = cache.derive(
+            [path, queries.path, documents.path], what, self._build, cache.load_arrays
+        )
         self._offsets, self._ranked = arrays["offsets"], arrays["documents"]
         documents.release()
 
@@ -141,16 +171,39 @@ class Candidates:
         names: tuple[str, ...] = ()
         for lines in read_lines(self.path):
             names = names or _run_columns(lines)
-            found = dict(zip(names, columns(lines, names, whitespace="query" not in names), strict=True))
-            queries, documents = self._queries.ids.find(found["qid"]), self._documents.ids.find(found["pid"])
-            _refuse(lines, found["qid"], 0, queries < 0, lambda name: f"{self._queries.what} {name!r} is not in {self._queries.path.name}")
-            _refuse(lines, found["pid"], 0, documents < 0, lambda name: f"{self._documents.what} {name!r} is not in {self._documents.path.name}")
+            found = dict(
+                zip(names, columns(lines, names, whitespace="query" not in names), strict=True)
+            )
+            queries, documents = (
+                self._queries.ids.find(found["qid"]),
+                self._documents.ids.find(found["pid"]),
+            )
+            _refuse(
+                lines,
+                found["qid"],
+                0,
+                queries < 0,
+                lambda name: f"{self._queries.what} {name!r} is not in {self._queries.path.name}",
+            )
+            _refuse(
+                lines,
+                found["pid"],
+                0,
+                documents < 0,
+                lambda name: (
+                    f"{self._documents.what} {name!r} is not in {self._documents.path.name}"
+                ),
+            )
             if "rank" in found:
                 ranks = _integers(lines, found["rank"], 0, "rank")
             else:
                 ranks = np.zeros(len(queries), np.int64)  # the sort is stable
             entries = np.stack([queries, documents, ranks], axis=1).astype(np.int32)
-            used = np.flatnonzero(~found["qid"].equal(found["pid"])) if self._drop_same_id else np.arange(len(entries))
+            used = (
+                np.flatnonzero(~found["qid"].equal(found["pid"]))
+                if self._drop_same_id
+                else np.arange(len(entries))
+            )
             yield lines, used, entries[used]
 
     def _refuse_repeated(self, entries: np.ndarray) -> None:
@@ -165,7 +218,9 @@ class Candidates:
                 seen += 1
                 if seen == 2:
                     names = self._documents.ids[document], self._queries.ids[query]
-                    raise InputError(f"{lines.where(used[row])}: {self._documents.what} {names[0]!r} comes a second time for {self._queries.what} {names[1]!r}")
+                    raise InputError(
+                        f"{lines.where(used[row])}: {self._documents.what} {names[0]!r} comes a second time for {self._queries.what} {names[1]!r}"
+                    )
 
 
 def _joined(high: np.ndarray, low: np.ndarray) -> np.ndarray:
@@ -189,7 +244,9 @@ def _run_columns(lines: Lines) -> tuple[str, ...]:
     )
 
 
-def _judgement_columns(path: pathlib.Path) -> Iterator[tuple[Lines, int, tuple[Spans, Spans, Spans]]]:
+def _judgement_columns(
+    path: pathlib.Path,
+) -> Iterator[tuple[Lines, int, tuple[Spans, Spans, Spans]]]:
     """Blocks of a qrels file: lines, how many of them are a header, and the columns of query, document and grade."""
     header = False
     for lines in read_lines(path):
@@ -197,16 +254,27 @@ def _judgement_columns(path: pathlib.Path) -> Iterator[tuple[Lines, int, tuple[S
         if first:
             header = lines.text(0).split("\t") == ["query-id", "corpus-id", "score"]
         if not header:
-            query, _, document, grade = columns(lines, ("qid", "0", "pid", "relevance"), whitespace=True)
+            query, _, document, grade = columns(
+                lines, ("qid", "0", "pid", "relevance"), whitespace=True
+            )
             yield lines, 0, (query, document, grade)
             continue
-        query, document, grade = (Spans(s.data, s.starts[first:], s.ends[first:]) for s in columns(lines, ("query-id", "corpus-id", "score")))
+        query, document, grade = (
+            Spans(s.data, s.starts[first:], s.ends[first:])
+            for s in columns(lines, ("query-id", "corpus-id", "score"))
+        )
         yield lines, int(first), (query, document, grade)
 
 
 def _integers(lines: Lines, spans: Spans, skip: int, what: str) -> np.ndarray:
     values, valid = spans.integers()
-    _refuse(lines, spans, skip, ~valid | (np.abs(values) >= 2**31), lambda text: f"{what} must be a whole number, got {text!r}")
+    _refuse(
+        lines,
+        spans,
+        skip,
+        ~valid | (np.abs(values) >= 2**31),
+        lambda text: f"{what} must be a whole number, got {text!r}",
+    )
     return values
 
 

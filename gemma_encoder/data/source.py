@@ -74,7 +74,14 @@ class DataOptions:
         """What the fields of a whole config say."""
         ranking = config.ranking
         files = {"own": dict(config.own), "text": dict(config.text)}
-        return cls(ranking.list_size, tuple(ranking.negative_ranks), ranking.run, max_train=config.max_train, max_eval=config.max_eval, **files)
+        return cls(
+            ranking.list_size,
+            tuple(ranking.negative_ranks),
+            ranking.run,
+            max_train=config.max_train,
+            max_eval=config.max_eval,
+            **files,
+        )
 
     def limit(self, split: str) -> int:
         """The most records of `split`, 0 for all."""
@@ -117,7 +124,9 @@ class Source(abc.ABC):
         """Name and TensorFlow dtype ("string", "float32", "int32") of each scalar of a record."""
 
     @abc.abstractmethod
-    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+    def expand(
+        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
+    ) -> list[Example]:
         """The examples of a record: one, the documents of a query, or the options of a question; none where training skips it.
 
         Args:
@@ -134,7 +143,11 @@ class Source(abc.ABC):
         """
         if name in self.splits:
             return {"": name}
-        return {split.removeprefix(f"{name}_"): split for split in self.splits if split.startswith(f"{name}_")}
+        return {
+            split.removeprefix(f"{name}_"): split
+            for split in self.splits
+            if split.startswith(f"{name}_")
+        }
 
     def seqio_task(self, split: str) -> Any:
         """The seqio task of one split."""
@@ -142,7 +155,10 @@ class Source(abc.ABC):
         import tensorflow as tf
 
         features = {
-            name: seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.as_dtype(dtype), rank=0) for name, dtype in self.features().items()
+            name: seqio.Feature(
+                seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.as_dtype(dtype), rank=0
+            )
+            for name, dtype in self.features().items()
         }
         return seqio.Task(
             f"{self.task.name}_{split.replace('/', '_')}",
@@ -154,21 +170,34 @@ class Source(abc.ABC):
 
     def training_epoch(self, seed: int, epoch: int, shard: int, shards: int) -> Any:
         """The records of one epoch as a `tf.data.Dataset`: shard `shard` of `shards`, in an order of its own that hangs on the arguments alone."""
-        return self.dataset("train", seed=int(np.random.SeedSequence([seed, self._key, epoch]).generate_state(1)[0] >> 1), shard=shard, shards=shards)
+        return self.dataset(
+            "train",
+            seed=int(np.random.SeedSequence([seed, self._key, epoch]).generate_state(1)[0] >> 1),
+            shard=shard,
+            shards=shards,
+        )
 
-    def training_examples(self, record: Mapping[str, Any], seed: int, epoch: int, shard: int, place: int) -> list[Example]:
+    def training_examples(
+        self, record: Mapping[str, Any], seed: int, epoch: int, shard: int, place: int
+    ) -> list[Example]:
         """The examples of the record at `place` of a shard of an epoch; none where training skips it."""
-        return self.expand(record, "train", np.random.default_rng([seed, self._key, epoch, shard, place]))
+        return self.expand(
+            record, "train", np.random.default_rng([seed, self._key, epoch, shard, place])
+        )
 
     @property
     def _key(self) -> int:
         """A number for the task, the same in every mixture."""
         return zlib.crc32(self.task.name.encode())
 
-    def dataset(self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
+    def dataset(
+        self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1
+    ) -> Any:
         """One pass over a split as a `tf.data.Dataset` of records, shuffled if there is a seed; shard `shard` of `shards`."""
         if split not in self.splits:
-            raise InputError(f"task {self.task.name!r} has no {split} split; it has {', '.join(self.splits)}")
+            raise InputError(
+                f"task {self.task.name!r} has no {split} split; it has {', '.join(self.splits)}"
+            )
         return self._dataset(split, seed, shard, shards)
 
     def _dataset(self, split: str, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
@@ -200,10 +229,15 @@ class Source(abc.ABC):
         return int(self.seqio_source(split).num_input_examples(split))
 
 
-def sample_list(positives: Sequence[Item], negatives: Sequence[Item], list_size: int, rng: np.random.Generator) -> list[Item]:
+def sample_list(
+    positives: Sequence[Item], negatives: Sequence[Item], list_size: int, rng: np.random.Generator
+) -> list[Item]:
     """A training list: one of the positives, then at most `list_size − 1` different negatives."""
     count = min(list_size - 1, len(negatives))
-    return [positives[rng.integers(len(positives))], *(negatives[i] for i in rng.choice(len(negatives), count, replace=False))]
+    return [
+        positives[rng.integers(len(positives))],
+        *(negatives[i] for i in rng.choice(len(negatives), count, replace=False)),
+    ]
 
 
 class NumberedSource(Source):
@@ -231,7 +265,11 @@ class NumberedSource(Source):
             if shuffle_files:
                 key = tf.constant(np.random.SeedSequence(seed).generate_state(3), tf.uint32)
                 # The raw operation: tf.random.experimental.index_shuffle fails inside tf.data.
-                dataset = dataset.map(lambda number: tf.raw_ops.RandomIndexShuffle(index=number, seed=key, max_index=tf.cast(count - 1, tf.int64), rounds=8))
+                dataset = dataset.map(
+                    lambda number: tf.raw_ops.RandomIndexShuffle(
+                        index=number, seed=key, max_index=tf.cast(count - 1, tf.int64), rounds=8
+                    )
+                )
             return dataset.map(lambda number: {"number": tf.cast(number, tf.int32)})
 
         return seqio.FunctionDataSource(numbers, splits=(split,), num_input_examples={split: count})
@@ -254,7 +292,12 @@ class MemorySource(NumberedSource):
         records: for a split, one list of examples per record: a single one, or the documents of a query.
     """
 
-    def __init__(self, task: Task, options: DataOptions, records: Callable[[str], Sequence[Sequence[Example]]]):
+    def __init__(
+        self,
+        task: Task,
+        options: DataOptions,
+        records: Callable[[str], Sequence[Sequence[Example]]],
+    ):
         super().__init__(task, options)
         self._make, self._records = records, {}
 
@@ -272,12 +315,19 @@ class MemorySource(NumberedSource):
         """How many records a split has."""
         return len(self.records(split))
 
-    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+    def expand(
+        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
+    ) -> list[Example]:
         """The examples of the record; of a training list that is longer than `list_size`, a sample."""
         examples = list(self.records(split)[int(record["number"])])
         if rng is None or len(examples) <= self.options.list_size:
             return examples
-        return sample_list([e for e in examples if e.label > 0], [e for e in examples if e.label <= 0], self.options.list_size, rng)
+        return sample_list(
+            [e for e in examples if e.label > 0],
+            [e for e in examples if e.label <= 0],
+            self.options.list_size,
+            rng,
+        )
 
 
 LIST_SEPARATOR = "\x1f"  # a record is scalars: a list of texts travels as one text
@@ -309,16 +359,31 @@ class TableSource(Source):
         examples: Callable[[Row], list[Example]] | None = None,
     ):
         super().__init__(task, options)
-        self.columns, self.label, self.numbers, self.lists = dict(columns), label, dict(numbers or {}), dict(lists or {})
+        self.columns, self.label, self.numbers, self.lists = (
+            dict(columns),
+            label,
+            dict(numbers or {}),
+            dict(lists or {}),
+        )
         self._examples = examples or self._example
 
     def _example(self, row: Row) -> list[Example]:
-        return [Example({field: row[field] for field in self.columns}, row["label"], info={name: row[name] for name in self.numbers})]
+        return [
+            Example(
+                {field: row[field] for field in self.columns},
+                row["label"],
+                info={name: row[name] for name in self.numbers},
+            )
+        ]
 
     def features(self) -> Mapping[str, str]:
         """The columns by name, and the label."""
         label = {"label": "float32"} if self.label else {}
-        return dict.fromkeys([*self.columns, *self.lists], "string") | dict.fromkeys(self.numbers, "int32") | label
+        return (
+            dict.fromkeys([*self.columns, *self.lists], "string")
+            | dict.fromkeys(self.numbers, "int32")
+            | label
+        )
 
     def preprocess(self, dataset: Any) -> Any:
         """Takes the columns by name, each as a scalar of the declared type; "idx/question" is the column "question" in "idx"."""
@@ -331,17 +396,29 @@ class TableSource(Source):
 
         def row(record):
             result = {name: column(record, path) for name, path in self.columns.items()}
-            result |= {name: tf.strings.reduce_join(column(record, path), separator=LIST_SEPARATOR) for name, path in self.lists.items()}
-            result |= {name: tf.cast(column(record, path), tf.int32) for name, path in self.numbers.items()}
-            return result | ({"label": tf.cast(column(record, self.label), tf.float32)} if self.label else {})
+            result |= {
+                name: tf.strings.reduce_join(column(record, path), separator=LIST_SEPARATOR)
+                for name, path in self.lists.items()
+            }
+            result |= {
+                name: tf.cast(column(record, path), tf.int32) for name, path in self.numbers.items()
+            }
+            return result | (
+                {"label": tf.cast(column(record, self.label), tf.float32)} if self.label else {}
+            )
 
         return dataset.map(row)
 
-    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+    def expand(
+        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
+    ) -> list[Example]:
         """The examples of the row; for training, of a list one that is right and others that are wrong, or nothing where either lacks."""
         where = f"task {self.task.name!r}, {split} record{''.join(f' {name}={int(record[name])}' for name in self.numbers)}"
         row: dict[str, Any] = {name: _text(record[name], name, where) for name in self.columns}
-        row |= {name: _text(record[name], name, where).split(LIST_SEPARATOR) if record[name] else [] for name in self.lists}
+        row |= {
+            name: _text(record[name], name, where).split(LIST_SEPARATOR) if record[name] else []
+            for name in self.lists
+        }
         row |= {name: int(record[name]) for name in self.numbers}
         if self.label:
             row["label"] = float(record["label"])
@@ -359,7 +436,9 @@ def _text(value: bytes, name: str, where: str) -> str:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: field {name!r} is not valid UTF-8 ({error.reason} at byte {error.start})") from error
+        raise InputError(
+            f"{where}: field {name!r} is not valid UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
 
 
 def tfds_folder() -> str:
@@ -388,7 +467,12 @@ class TfdsSource(TableSource):
         splits: tuple[str, ...] = Source.splits,
         **table: Any,
     ):
-        super().__init__(task, options, columns or {field: field for field in task.template.fields}, **({"numbers": {"idx": "idx"}} | table))
+        super().__init__(
+            task,
+            options,
+            columns or {field: field for field in task.template.fields},
+            **({"numbers": {"idx": "idx"}} | table),
+        )
         self.tfds_name, self.splits = tfds_name, splits
 
     @property
@@ -408,7 +492,9 @@ class TfdsSource(TableSource):
     def seqio_source(self, split: str) -> Any:
         """The seqio source over prepared TFDS files; raises InputError where they do not name the task's classes in the task's order."""
         seqio = load_seqio()
-        whole = seqio.TfdsDataSource(self.tfds_name, tfds_data_dir=self.folder, splits=(split,), read_only=True)
+        whole = seqio.TfdsDataSource(
+            self.tfds_name, tfds_data_dir=self.folder, splits=(split,), read_only=True
+        )
         info, limit = whole.tfds_dataset.info, self.options.limit(split)
         if self.task.kind == "classification":
             prepared = tuple(info.features[self.label].names)
@@ -419,9 +505,16 @@ class TfdsSource(TableSource):
                 )
         if not limit or limit >= info.splits[split].num_examples:
             return whole
-        return seqio.TfdsDataSource(self.tfds_name, tfds_data_dir=self.folder, splits={split: f"{split}[:{limit}]"}, read_only=True)
+        return seqio.TfdsDataSource(
+            self.tfds_name,
+            tfds_data_dir=self.folder,
+            splits={split: f"{split}[:{limit}]"},
+            read_only=True,
+        )
 
 
-def declare_tfds(task: Task, tfds_name: str, columns: Mapping[str, str] | None = None, **table: Any) -> tuple[str, Callable[[DataOptions], Source]]:
+def declare_tfds(
+    task: Task, tfds_name: str, columns: Mapping[str, str] | None = None, **table: Any
+) -> tuple[str, Callable[[DataOptions], Source]]:
     """A benchmark's declaration of one task: its name, and what makes its source. Arguments as in TfdsSource."""
     return task.name, lambda options: TfdsSource(task, options, tfds_name, columns, **table)

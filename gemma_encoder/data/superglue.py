@@ -12,7 +12,9 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import UNLABELLED, Example, Task
 from gemma_encoder.inputs.template import Template
 
-_ENTAILMENT = Template("rte hypothesis: {hypothesis} premise: {premise}", cut=("premise", "hypothesis"))
+_ENTAILMENT = Template(
+    "rte hypothesis: {hypothesis} premise: {premise}", cut=("premise", "hypothesis")
+)
 _ENTAILMENT_CLASSES = ("entailment", "not_entailment")
 _NO_YES = ("False", "True")
 
@@ -21,7 +23,11 @@ def _copa(row: Row) -> list[Example]:
     """Two options; the label is the number of the one that is right."""
     return [
         Example(
-            {"choice": row[f"choice{number + 1}"], "premise": row["premise"], "question": row["question"]},
+            {
+                "choice": row[f"choice{number + 1}"],
+                "premise": row["premise"],
+                "question": row["question"],
+            },
             UNLABELLED if row["label"] == UNLABELLED else float(row["label"] == number),
             query_id=str(row["idx"]),
             document_id=str(number),
@@ -37,7 +43,11 @@ def _multirc(row: Row) -> list[Example]:
     paragraph = re.sub(r"</?[A-Za-z]+>", "", re.sub(r"<br */?>", " ", row["paragraph"]))
     return [
         Example(
-            {"question": row["question"], "answer": row["answer"], "paragraph": " ".join(paragraph.split())},
+            {
+                "question": row["question"],
+                "answer": row["answer"],
+                "paragraph": " ".join(paragraph.split()),
+            },
             row["label"],
             query_id=f"{row['paragraph_idx']}-{row['question_idx']}",
             info={"idx": {name.removesuffix("_idx"): number for name, number in idx.items()}},
@@ -52,7 +62,9 @@ def _record(row: Row) -> list[Example]:
     if not row["entities"]:
         raise InputError("the field 'entities' is empty: there is nothing to choose from")
     # The news text ends in highlights, each on a line of its own, often without a full stop.
-    passage = re.sub(r"(?<=[.?!\"'])\n@highlight\n", " ", row["passage"]).replace("\n@highlight\n", ". ")
+    passage = re.sub(r"(?<=[.?!\"'])\n@highlight\n", " ", row["passage"]).replace(
+        "\n@highlight\n", ". "
+    )
     return [
         Example(
             {"query": row["query"].replace("@placeholder", entity), "passage": passage},
@@ -68,10 +80,15 @@ def _record(row: Row) -> list[Example]:
 def _wsc(row: Row) -> list[Example]:
     """The pronoun between asterisks. Its place is counted in words, and in a few records miscounted: the nearest one is meant."""
     text, pronoun = row["text"], row["pronoun"]
-    found = list(re.finditer(rf"(?<!\w){re.escape(pronoun)}(?!\w)", text, re.IGNORECASE)) or list(re.finditer(re.escape(pronoun), text, re.IGNORECASE))
+    found = list(re.finditer(rf"(?<!\w){re.escape(pronoun)}(?!\w)", text, re.IGNORECASE)) or list(
+        re.finditer(re.escape(pronoun), text, re.IGNORECASE)
+    )
     if not pronoun or not found:
         raise InputError(f"the field 'text' does not hold the pronoun {pronoun!r}")
-    place = min(found, key=lambda match: abs(len(text[: match.start() + 1].split()) - 1 - row["pronoun_index"]))
+    place = min(
+        found,
+        key=lambda match: abs(len(text[: match.start() + 1].split()) - 1 - row["pronoun_index"]),
+    )
     marked = f"{text[: place.start()]}*{place[0]}*{text[place.end() :]}"
     return [Example({"text": marked, "noun": row["noun"]}, row["label"], info={"idx": row["idx"]})]
 
@@ -88,7 +105,9 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             Task(
                 "superglue_boolq",
                 "classification",
-                Template("boolq passage: {passage} question: {question}", cut=("passage", "question")),
+                Template(
+                    "boolq passage: {passage} question: {question}", cut=("passage", "question")
+                ),
                 metrics=("accuracy",),
                 classes=_NO_YES,
             ),
@@ -98,7 +117,9 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             Task(
                 "superglue_cb",
                 "classification",
-                Template("cb hypothesis: {hypothesis} premise: {premise}", cut=("premise", "hypothesis")),
+                Template(
+                    "cb hypothesis: {hypothesis} premise: {premise}", cut=("premise", "hypothesis")
+                ),
                 metrics=("accuracy", "macro_f1"),
                 classes=("entailment", "contradiction", "neutral"),
             ),
@@ -108,7 +129,10 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             Task(
                 "superglue_copa",
                 "choice",
-                Template("copa choice: {choice} premise: {premise} question: {question}", cut=("premise", "choice")),
+                Template(
+                    "copa choice: {choice} premise: {premise} question: {question}",
+                    cut=("premise", "choice"),
+                ),
                 metrics=("accuracy",),
                 chance=0.5,
             ),
@@ -120,7 +144,10 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             Task(
                 "superglue_multirc",
                 "classification",
-                Template("multirc question: {question} answer: {answer} paragraph: {paragraph}", cut=("paragraph", "answer", "question")),
+                Template(
+                    "multirc question: {question} answer: {answer} paragraph: {paragraph}",
+                    cut=("paragraph", "answer", "question"),
+                ),
                 metrics=("f1a", "exact_match"),
                 classes=_NO_YES,
             ),
@@ -142,14 +169,24 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             examples=_record,
         ),
         declare_tfds(
-            Task("superglue_rte", "classification", _ENTAILMENT, metrics=("accuracy",), classes=_ENTAILMENT_CLASSES, chance=0.5),
+            Task(
+                "superglue_rte",
+                "classification",
+                _ENTAILMENT,
+                metrics=("accuracy",),
+                classes=_ENTAILMENT_CLASSES,
+                chance=0.5,
+            ),
             "super_glue/rte:1.0.2",
         ),
         declare_tfds(
             Task(
                 "superglue_wic",
                 "classification",
-                Template("wic sentence1: {sentence1} sentence2: {sentence2} word: {word}", cut=("sentence2", "sentence1")),
+                Template(
+                    "wic sentence1: {sentence1} sentence2: {sentence2} word: {word}",
+                    cut=("sentence2", "sentence1"),
+                ),
                 metrics=("accuracy",),
                 classes=_NO_YES,
                 chance=0.5,

@@ -38,7 +38,9 @@ def rows(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
         raise InputError(f"{path} is not a file")
     suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix
     if suffix not in _READERS:
-        raise InputError(f"{path}: expected a file that ends in {', '.join(_READERS)}; text files may also end in .gz")
+        raise InputError(
+            f"{path}: expected a file that ends in {', '.join(_READERS)}; text files may also end in .gz"
+        )
     return _READERS[suffix](path)
 
 
@@ -55,9 +57,13 @@ def _jsonl(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
             try:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not a JSON object ({error.msg}): {line[:80].rstrip()!r}") from None
+                raise InputError(
+                    f"{path}:{number}: not a JSON object ({error.msg}): {line[:80].rstrip()!r}"
+                ) from None
             if not isinstance(values, dict):
-                raise InputError(f"{path}:{number}: expected a JSON object, got {line[:80].rstrip()!r}")
+                raise InputError(
+                    f"{path}:{number}: expected a JSON object, got {line[:80].rstrip()!r}"
+                )
             yield Row(number, values)
 
     first = next(parse(), None)
@@ -88,12 +94,16 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Ite
         if names is None:
             raise InputError(f"{path} is empty; its first line should name the columns")
         if len(set(names)) < len(names) or not all(name.strip() for name in names):
-            raise InputError(f"{path}:1: the first line should name every column, and none twice; got {', '.join(map(repr, names))}")
+            raise InputError(
+                f"{path}:1: the first line should name every column, and none twice; got {', '.join(map(repr, names))}"
+            )
 
         def parse() -> Iterator[Row]:
             for number, values in lines:
                 if len(values) != len(names):
-                    raise InputError(f"{path}:{number}: expected {len(names)} columns ({', '.join(names)}), got {len(values)}")
+                    raise InputError(
+                        f"{path}:{number}: expected {len(names)} columns ({', '.join(names)}), got {len(values)}"
+                    )
                 yield Row(number, dict(zip(names, values, strict=True)))
 
         return tuple(names), parse()
@@ -119,12 +129,16 @@ def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
                     try:
                         columns[name] = column.to_pylist()
                     except UnicodeDecodeError as error:
-                        raise InputError(f"{path}: column {name!r} is not valid UTF-8 ({error.reason})") from None
+                        raise InputError(
+                            f"{path}: column {name!r} is not valid UTF-8 ({error.reason})"
+                        ) from None
                 for values in zip(*columns.values(), strict=True):
                     number += 1
                     yield Row(number, dict(zip(columns, values, strict=True)))
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: broken after row {number} ({str(error).splitlines()[0]})") from None
+            raise InputError(
+                f"{path}: broken after row {number} ({str(error).splitlines()[0]})"
+            ) from None
 
     return tuple(file.schema_arrow.names), parse()
 
@@ -151,16 +165,28 @@ class Table:
     """
 
     def __init__(
-        self, path: pathlib.Path, texts: Sequence[str], numbers: Sequence[str], convert: Callable[[Mapping[str, Any], str], Sequence[Any]], settings: object
+        self,
+        path: pathlib.Path,
+        texts: Sequence[str],
+        numbers: Sequence[str],
+        convert: Callable[[Mapping[str, Any], str], Sequence[Any]],
+        settings: object,
     ):
         import pyarrow as pa
 
         self.path = path
-        types = [(name, pa.large_string()) for name in texts] + [(name, pa.float64()) for name in numbers] + [("row", pa.int64())]
+        types = (
+            [(name, pa.large_string()) for name in texts]
+            + [(name, pa.float64()) for name in numbers]
+            + [("row", pa.int64())]
+        )
         schema = pa.schema(types)
 
         def write(place: pathlib.Path) -> None:
-            with pa.OSFile(str(place / "rows.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+            with (
+                pa.OSFile(str(place / "rows.arrow"), "wb") as file,
+                pa.ipc.new_file(file, schema) as writer,
+            ):
                 waiting: list[tuple] = []
                 count = 0
                 for number, values in rows(path)[1]:
@@ -201,7 +227,9 @@ class Table:
     def codes(self, column: str) -> tuple[list[str], np.ndarray]:
         """The different values of a text column in the order in which they come, and which of them each row has, int32."""
         chunks = self.arrow.column(column).dictionary_encode().unify_dictionaries().chunks
-        return chunks[0].dictionary.to_pylist(), np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+        return chunks[0].dictionary.to_pylist(), np.concatenate(
+            [chunk.indices.to_numpy() for chunk in chunks]
+        )
 
     def where(self, row: int) -> str:
         """Names a row in messages."""
@@ -211,4 +239,10 @@ class Table:
 def _batch(waiting: list[tuple], schema):
     import pyarrow as pa
 
-    return pa.record_batch([pa.array(values, kind.type) for values, kind in zip(zip(*waiting, strict=True), schema, strict=True)], schema)
+    return pa.record_batch(
+        [
+            pa.array(values, kind.type)
+            for values, kind in zip(zip(*waiting, strict=True), schema, strict=True)
+        ],
+        schema,
+    )

@@ -46,7 +46,9 @@ class TextOptions:
         for name in ("train", "validation"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.train:
-            raise InputError("text.train is not set; it names files and datasets, e.g. --config.text.train=\"('reviews.txt.gz','tfds:glue/sst2')\"")
+            raise InputError(
+                "text.train is not set; it names files and datasets, e.g. --config.text.train=\"('reviews.txt.gz','tfds:glue/sst2')\""
+            )
         if not 0 < self.held_out < 1:
             raise InputError(f"text.held_out is a share between 0 and 1, got {self.held_out}")
 
@@ -69,8 +71,12 @@ def tfds_texts(name: str) -> Iterator[str]:
     import tensorflow_datasets as tfds
 
     _check_dataset(name)
-    for record in tfds.as_numpy(tfds.load(name, split="train", data_dir=tfds_folder(), download=False)):
-        yield from (value.decode("utf-8") for _, value in sorted(record.items()) if isinstance(value, bytes))
+    for record in tfds.as_numpy(
+        tfds.load(name, split="train", data_dir=tfds_folder(), download=False)
+    ):
+        yield from (
+            value.decode("utf-8") for _, value in sorted(record.items()) if isinstance(value, bytes)
+        )
 
 
 def cut(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
@@ -81,7 +87,15 @@ def cut(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
     result: list[str] = []
     for text, ids in zip(texts, tokenizer.encode(list(texts)), strict=True):
         whole = len(ids) <= most or len(text) == 1
-        result += [text] if whole else cut([part for part in _parts(text, math.ceil(SLACK * len(ids) / most)) if part.strip()], tokenizer, most)
+        result += (
+            [text]
+            if whole
+            else cut(
+                [part for part in _parts(text, math.ceil(SLACK * len(ids) / most)) if part.strip()],
+                tokenizer,
+                most,
+            )
+        )
     return result
 
 
@@ -98,7 +112,11 @@ def _parts(text: str, count: int) -> list[str]:
     if parts:
         return [*parts, text[start:]]
     last = text.rstrip().rfind(" ")  # the only blanks are early ones, or there is none
-    return [text[:last], text[last + 1 :]] if text[: max(last, 0)].strip() else [text[: len(text) // 2], text[len(text) // 2 :]]
+    return (
+        [text[:last], text[last + 1 :]]
+        if text[: max(last, 0)].strip()
+        else [text[: len(text) // 2], text[len(text) // 2 :]]
+    )
 
 
 class TextSource(NumberedSource):
@@ -134,7 +152,10 @@ class TextSource(NumberedSource):
     def texts(self, split: str) -> list[str]:
         """The texts of a split, whole, in the order of the sources, each once."""
         if not self._texts:
-            train, validation = (list(dict.fromkeys(_read(sources))) for sources in (self.text.train, self.text.validation))
+            train, validation = (
+                list(dict.fromkeys(_read(sources)))
+                for sources in (self.text.train, self.text.validation)
+            )
             if self.text.validation:
                 known = set(validation)
                 train = [text for text in train if text not in known]
@@ -143,10 +164,16 @@ class TextSource(NumberedSource):
                 chosen = set(mixed[: max(round(self.text.held_out * len(train)), 1)].tolist())
                 validation = [text for number, text in enumerate(train) if number in chosen]
                 train = [text for number, text in enumerate(train) if number not in chosen]
-                logging.warning("text: %d of %d texts are held out for validation; text.validation names sources of your own", len(validation), len(mixed))
+                logging.warning(
+                    "text: %d of %d texts are held out for validation; text.validation names sources of your own",
+                    len(validation),
+                    len(mixed),
+                )
             for name, found in (("train", train), ("validation", validation)):
                 if not found:
-                    raise InputError(f"text.{name}: {', '.join(getattr(self.text, name) or self.text.train)} leave no text")
+                    raise InputError(
+                        f"text.{name}: {', '.join(getattr(self.text, name) or self.text.train)} leave no text"
+                    )
             self._texts = {"train": train, "validation": validation}
         return self._texts[split]
 
@@ -164,7 +191,9 @@ class TextSource(NumberedSource):
         """How many pieces a split has."""
         return len(self.pieces(split))
 
-    def expand(self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None) -> list[Example]:
+    def expand(
+        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
+    ) -> list[Example]:
         """The piece."""
         return [Example({"text": self.pieces(split)[int(record["number"])]}, 0.0)]
 
@@ -172,13 +201,19 @@ class TextSource(NumberedSource):
 def _read(sources: Sequence[str]) -> Iterator[str]:
     """The texts of all sources that are not blank."""
     for source in sources:
-        found = tfds_texts(source.removeprefix(TFDS)) if source.startswith(TFDS) else file_texts(pathlib.Path(source))
+        found = (
+            tfds_texts(source.removeprefix(TFDS))
+            if source.startswith(TFDS)
+            else file_texts(pathlib.Path(source))
+        )
         yield from (text for text in found if text.strip())
 
 
 def _check_file(path: pathlib.Path) -> None:
     if not path.is_file():
-        raise InputError(f"text: there is no file {path}; name a file of one text a line, or {TFDS}NAME for a TensorFlow dataset")
+        raise InputError(
+            f"text: there is no file {path}; name a file of one text a line, or {TFDS}NAME for a TensorFlow dataset"
+        )
 
 
 def _check_dataset(name: str) -> None:
@@ -190,7 +225,11 @@ def _check_dataset(name: str) -> None:
 
 
 def _make(options: DataOptions) -> Source:
-    return TextSource(Task("text", "language_model", Template("{text}"), ("perplexity", "nll")), options, TextOptions(**options.text))
+    return TextSource(
+        Task("text", "language_model", Template("{text}"), ("perplexity", "nll")),
+        options,
+        TextOptions(**options.text),
+    )
 
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = {"text": _make}

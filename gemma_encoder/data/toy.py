@@ -20,28 +20,48 @@ SIZES = {
 
 
 def _sentiment(split: str) -> list[list[Example]]:
-    return [[Example(fields, label)] for fields, label in toy_text.sentiment(split, SIZES["toy_sentiment"][split])]
+    return [
+        [Example(fields, label)]
+        for fields, label in toy_text.sentiment(split, SIZES["toy_sentiment"][split])
+    ]
 
 
 def _similarity(split: str) -> list[list[Example]]:
-    return [[Example(fields, label)] for fields, label in toy_text.similarity(split, SIZES["toy_similarity"][split])]
+    return [
+        [Example(fields, label)]
+        for fields, label in toy_text.similarity(split, SIZES["toy_similarity"][split])
+    ]
 
 
 def _ranking(split: str) -> list[list[Example]]:
     return [
-        [Example({"query": query, "document": text}, grade, f"q{number}", f"q{number}d{place}") for place, (text, grade) in enumerate(documents)]
-        for number, (query, documents) in enumerate(toy_text.ranking(split, SIZES["toy_ranking"][split]))
+        [
+            Example({"query": query, "document": text}, grade, f"q{number}", f"q{number}d{place}")
+            for place, (text, grade) in enumerate(documents)
+        ]
+        for number, (query, documents) in enumerate(
+            toy_text.ranking(split, SIZES["toy_ranking"][split])
+        )
     ]
 
 
-def _declare(task: Task, records: Callable[[str], list[list[Example]]]) -> Callable[[DataOptions], Source]:
+def _declare(
+    task: Task, records: Callable[[str], list[list[Example]]]
+) -> Callable[[DataOptions], Source]:
     drawn = functools.cache(records)  # once for all sources of the task
     return lambda options: MemorySource(task, options, drawn)
 
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = {
     "toy_sentiment": _declare(
-        Task("toy_sentiment", "classification", Template("{sentence}"), metrics=("accuracy",), classes=toy_text.SENTIMENT_CLASSES, chance=0.5),
+        Task(
+            "toy_sentiment",
+            "classification",
+            Template("{sentence}"),
+            metrics=("accuracy",),
+            classes=toy_text.SENTIMENT_CLASSES,
+            chance=0.5,
+        ),
         _sentiment,
     ),
     "toy_similarity": _declare(

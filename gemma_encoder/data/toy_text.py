@@ -89,14 +89,22 @@ def _concepts(words: str) -> tuple[tuple[str, str], ...]:
 _OBJECTS = _concepts("chair/seat sofa/couch cup/mug bag/sack lamp/lantern box/crate")
 _PLACES = _concepts("shop/store forest/woods street/road lake/pond church/chapel hill/slope")
 EVENT = {
-    "agent": _concepts("doctor/physician lawyer/attorney child/kid woman/lady soldier/trooper sailor/seaman"),
-    "action": _concepts("bought/purchased repaired/mended discovered/noticed cleaned/washed smashed/shattered carried/hauled"),
+    "agent": _concepts(
+        "doctor/physician lawyer/attorney child/kid woman/lady soldier/trooper sailor/seaman"
+    ),
+    "action": _concepts(
+        "bought/purchased repaired/mended discovered/noticed cleaned/washed smashed/shattered carried/hauled"
+    ),
     "object": _OBJECTS,
     "place": _PLACES,
 }
 ITEM = {
-    "colour": _concepts("red/scarlet purple/violet blue/azure green/emerald white/ivory black/ebony"),
-    "material": _concepts("wooden/wood woollen/wool leather/leather plastic/plastic metal/metal glass/glass"),  # adjective/noun
+    "colour": _concepts(
+        "red/scarlet purple/violet blue/azure green/emerald white/ivory black/ebony"
+    ),
+    "material": _concepts(
+        "wooden/wood woollen/wool leather/leather plastic/plastic metal/metal glass/glass"
+    ),  # adjective/noun
     "object": _OBJECTS,
     "place": _PLACES,
 }
@@ -159,12 +167,17 @@ def similarity(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str
             first = _description(rng, split, EVENT)
             second = _altered(rng, split, EVENT, first, len(EVENT) - agreeing)
         sentence1, sentence2 = _written(rng, SENTENCES, first), _written(rng, SENTENCES, second)
-        return (sentence1, sentence2), ({"sentence1": sentence1, "sentence2": sentence2}, 5 * agreeing / len(EVENT))
+        return (sentence1, sentence2), (
+            {"sentence1": sentence1, "sentence2": sentence2},
+            5 * agreeing / len(EVENT),
+        )
 
     return _distinct(draw, size)
 
 
-def ranking(split: str, size: int, seed: int = 0, list_size: int = 10) -> list[tuple[str, list[tuple[str, float]]]]:
+def ranking(
+    split: str, size: int, seed: int = 0, list_size: int = 10
+) -> list[tuple[str, list[tuple[str, float]]]]:
     """Searches for a thing: (query, [(document, grade), ...]), the documents in random order.
 
     One document describes the thing (grade 1). Each of the others (grade 0) describes another, unlike it in one, two, three or
@@ -200,7 +213,9 @@ def ranking(split: str, size: int, seed: int = 0, list_size: int = 10) -> list[t
 
 def corpus(size_per_task: int, seed: int = 0) -> Iterator[str]:
     """The texts of `size_per_task` train examples of each task, one field at a time, to train a tokenizer on."""
-    for fields, _ in sentiment("train", size_per_task, seed) + similarity("train", size_per_task, seed):
+    for fields, _ in sentiment("train", size_per_task, seed) + similarity(
+        "train", size_per_task, seed
+    ):
         yield from fields.values()
     for query, documents in ranking("train", size_per_task, seed):
         yield query
@@ -226,7 +241,9 @@ def _distinct(draw: Callable[[int], tuple[Hashable, Any]], size: int) -> list[An
         key, example = draw(len(examples))
         repeats = repeats + 1 if key in examples else 0
         if repeats > 1000:
-            raise InputError(f"the split holds hardly more than {len(examples)} different examples; ask for fewer than {size}")
+            raise InputError(
+                f"the split holds hardly more than {len(examples)} different examples; ask for fewer than {size}"
+            )
         examples.setdefault(key, example)
     return list(examples.values())
 
@@ -237,7 +254,9 @@ def _opinion(rng: random.Random, split: str, label: int) -> str:
     if rng.random() >= CONTRASTED_SHARE:
         return rng.choice(PLAIN).format(main=main)
     noun, adjective = _noun_and_adjective(rng, split, opposite)
-    return rng.choice(CONTRASTED).format(main=main, side=_clause(rng, split, opposite), noun=noun, adjective=adjective)
+    return rng.choice(CONTRASTED).format(
+        main=main, side=_clause(rng, split, opposite), noun=noun, adjective=adjective
+    )
 
 
 def _clause(rng: random.Random, split: str, label: int) -> str:
@@ -269,19 +288,26 @@ def _description(rng: random.Random, split: str, slots: Slots) -> Description:
             return description
 
 
-def _altered(rng: random.Random, split: str, slots: Slots, original: Description, changes: int) -> Description | None:
+def _altered(
+    rng: random.Random, split: str, slots: Slots, original: Description, changes: int
+) -> Description | None:
     """`original` with other concepts in `changes` slots, or None when what comes out belongs to another split.
 
     The caller tries again with another draw: some originals have no neighbour in their own split.
     """
     altered = dict(original)
     for slot in rng.sample(list(slots), changes):
-        altered[slot] = rng.choice([concept for concept in slots[slot] if concept != original[slot]])
+        altered[slot] = rng.choice(
+            [concept for concept in slots[slot] if concept != original[slot]]
+        )
     return altered if _owns(split, altered) else None
 
 
 def _written(rng: random.Random, templates: tuple[str, ...], description: Description) -> str:
-    words = {slot: synonym if rng.random() < SYNONYM_SHARE else word for slot, (word, synonym) in description.items()}
+    words = {
+        slot: synonym if rng.random() < SYNONYM_SHARE else word
+        for slot, (word, synonym) in description.items()
+    }
     if "material" in description:  # here grammar decides between the two words
         words["material"], words["material_noun"] = description["material"]
     return re.sub(r"\ba (?=[aeiou])", "an ", rng.choice(templates).format(**words))

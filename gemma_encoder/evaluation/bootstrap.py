@@ -20,7 +20,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def resampled(statistic: Callable[[np.ndarray], float], units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+def resampled(
+    statistic: Callable[[np.ndarray], float], units: int, seed: int = 0, resamples: int = RESAMPLES
+) -> np.ndarray:
     """A statistic of R resamples of n units, [R].
 
     The same seed and number of units draw the same resamples, so that values of two models on the same units can be subtracted.
@@ -41,7 +43,9 @@ def counts(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     What `weighted` computes from these counts is the statistic of every resample at once.
     """
     rng = np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(0, units, units), minlength=units) for _ in range(resamples)]).astype(np.float32)
+    return np.stack(
+        [np.bincount(rng.integers(0, units, units), minlength=units) for _ in range(resamples)]
+    ).astype(np.float32)
 
 
 def interval(value: float, values: np.ndarray) -> Interval:
@@ -53,4 +57,6 @@ def interval(value: float, values: np.ndarray) -> Interval:
 def draw_groups(groups: Sequence[np.ndarray], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The members of the chosen groups, and for each member which draw it came with: a group that is drawn twice is two groups."""
     members = [groups[i] for i in chosen]
-    return np.concatenate(members), np.repeat(np.arange(len(members)), [len(group) for group in members])
+    return np.concatenate(members), np.repeat(
+        np.arange(len(members)), [len(group) for group in members]
+    )

@@ -49,7 +49,9 @@ class Predictions:
         if self.qrels is not None:
             return self.qrels
         grades: dict[str, dict[str, float]] = {}
-        for query, document, label in zip(self.table.query_ids, self.table.document_ids, self.table.labels, strict=True):
+        for query, document, label in zip(
+            self.table.query_ids, self.table.document_ids, self.table.labels, strict=True
+        ):
             grades.setdefault(query, {})[document] = label
         return grades
 
@@ -67,19 +69,30 @@ class Predictions:
             self._write_queries(folder)
             return path
         path = prediction_file(folder, self.task.name, self.split)
-        path.write_text("".join(json.dumps(self._line(number)) + "\n" for number in range(len(self.outputs))))
+        path.write_text(
+            "".join(json.dumps(self._line(number)) + "\n" for number in range(len(self.outputs)))
+        )
         if self.task.kind not in ("choice", "language_model"):
-            lines = (json.dumps({**self._line(number), "fields": self.table.fields[number]}) + "\n" for number in self.mistakes())
+            lines = (
+                json.dumps({**self._line(number), "fields": self.table.fields[number]}) + "\n"
+                for number in self.mistakes()
+            )
             mistake_file(folder, self.task.name, self.split).write_text("".join(lines))
         return path
 
     def mistakes(self, count: int = 50) -> list[int]:
         """The worst ones among the examples whose texts are kept: wrong and most confident, or (regression) farthest off."""
-        kept = [i for i in range(len(self.table.fields)) if not self.task.is_unlabelled(self.table.labels[i])]
+        kept = [
+            i
+            for i in range(len(self.table.fields))
+            if not self.task.is_unlabelled(self.table.labels[i])
+        ]
         labels = np.array(self.table.labels)
         if self.task.kind == "classification":
             said, confidence = self.outputs.argmax(axis=-1), self.outputs.max(axis=-1)
-            return sorted((i for i in kept if said[i] != labels[i]), key=lambda i: -confidence[i])[:count]
+            return sorted((i for i in kept if said[i] != labels[i]), key=lambda i: -confidence[i])[
+                :count
+            ]
         return sorted(kept, key=lambda i: -abs(self.outputs[i] - labels[i]))[:count]
 
     def _write_queries(self, folder: epath.Path) -> None:
@@ -87,9 +100,20 @@ class Predictions:
         ranking.write_qrels(self.judgements(), folder / f"{name}.qrels")
         if self.first_stage:
             order = -np.arange(len(table.query_ids), dtype=np.float32)
-            ranking.write_trec(ranking.make_run(table.query_ids, table.document_ids, order), folder / f"{name}.first_stage.trec", "first_stage")
-        texts = {query: fields.get(self.task.template.fields[0], "") for query, fields in zip(table.query_ids, table.fields, strict=False)}
-        (folder / f"{name}.queries.jsonl").write_text("".join(json.dumps({"query": query, "text": text}) + "\n" for query, text in texts.items()))
+            ranking.write_trec(
+                ranking.make_run(table.query_ids, table.document_ids, order),
+                folder / f"{name}.first_stage.trec",
+                "first_stage",
+            )
+        texts = {
+            query: fields.get(self.task.template.fields[0], "")
+            for query, fields in zip(table.query_ids, table.fields, strict=False)
+        }
+        (folder / f"{name}.queries.jsonl").write_text(
+            "".join(
+                json.dumps({"query": query, "text": text}) + "\n" for query, text in texts.items()
+            )
+        )
 
     def _line(self, number: int) -> dict[str, Any]:
         """What is said of one example. `idx` is the benchmark's own number of it."""
@@ -100,7 +124,11 @@ class Predictions:
         if table.document_ids[number]:
             line["document"] = table.document_ids[number]
         if self.task.kind == "classification":
-            return line | {"label": int(label), "prediction": int(output.argmax()), "probabilities": [round(float(p), 6) for p in output]}
+            return line | {
+                "label": int(label),
+                "prediction": int(output.argmax()),
+                "probabilities": [round(float(p), 6) for p in output],
+            }
         if self.task.kind == "language_model":
             return line | said_of_text(output)
         return line | {"label": float(label), "prediction": float(output)}
@@ -108,7 +136,11 @@ class Predictions:
 
 def said_of_text(output: np.ndarray) -> dict[str, Any]:
     """What a language model's output [2] of one text means: perplexity, and what it is made of (nll is a sum over `tokens`, in nats)."""
-    return {"prediction": float(metrics.text_perplexity(output[None])[0]), "nll": float(output[0]), "tokens": int(output[1])}
+    return {
+        "prediction": float(metrics.text_perplexity(output[None])[0]),
+        "nll": float(output[0]),
+        "tokens": int(output[1]),
+    }
 
 
 def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
@@ -135,7 +167,11 @@ def to_outputs(task: Task, scores: np.ndarray) -> np.ndarray:
     return task.unscale(scores[:, 0]) if task.kind == "regression" else scores[:, 0]
 
 
-def predict(task: Task, batches: Iterator[Batch], forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]) -> np.ndarray:
+def predict(
+    task: Task,
+    batches: Iterator[Batch],
+    forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],
+) -> np.ndarray:
     """The outputs of every example, by example id.
 
     Args:
@@ -158,7 +194,9 @@ def predict(task: Task, batches: Iterator[Batch], forward: Callable[[Batch], tup
     if not np.array_equal(np.sort(order), np.arange(len(order))):
         raise AssertionError(f"task {task.name!r}: examples were not counted exactly once")
     if not np.isfinite(flat).all():
-        raise InputError(f"task {task.name!r}: the model's scores are not finite; the checkpoint is broken or training diverged")
+        raise InputError(
+            f"task {task.name!r}: the model's scores are not finite; the checkpoint is broken or training diverged"
+        )
     result = np.empty_like(flat)
     result[order] = flat
     return to_outputs(task, result)

@@ -31,7 +31,9 @@ def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch],
     encoder = skeleton(config)
 
     def forward(parameters, batch):
-        output = encoder.merge(parameters)(batch.tokens, batch.segment_ids, batch.positions, batch.weight.shape[1], mesh=mesh)
+        output = encoder.merge(parameters)(
+            batch.tokens, batch.segment_ids, batch.positions, batch.weight.shape[1], mesh=mesh
+        )
         return Encoded(output.pooled, output.scores, batch.example_id, batch.weight)
 
     return jax.jit(forward, out_shardings=sharding.replicated(mesh))
@@ -40,4 +42,6 @@ def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch],
 def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The global batch on the mesh, from this process's rows of it."""
     where = sharding.batch_sharding(mesh)
-    return Batch(*(jax.make_array_from_process_local_data(where, np.asarray(field)) for field in batch))
+    return Batch(
+        *(jax.make_array_from_process_local_data(where, np.asarray(field)) for field in batch)
+    )

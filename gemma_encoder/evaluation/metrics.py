@@ -40,7 +40,11 @@ def _correlation(name: str) -> Metric:
 
 def exact_match(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
     """The share of questions all of whose answers are classified right: MultiRC's EM."""
-    return float(np.mean([np.array_equal(labels[group], predictions[group]) for group in table.groups().values()]))
+    return float(
+        np.mean(
+            [np.array_equal(labels[group], predictions[group]) for group in table.groups().values()]
+        )
+    )
 
 
 def gender_parity(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
@@ -48,13 +52,19 @@ def gender_parity(labels: np.ndarray, predictions: np.ndarray, table: ExampleTab
     groups = table.groups()
     for pair, group in groups.items():
         if len(group) != 2:
-            raise InputError(f"gender parity compares pairs of examples; pair {pair!r} has {len(group)}")
-    return float(np.mean([predictions[first] == predictions[second] for first, second in groups.values()]))
+            raise InputError(
+                f"gender parity compares pairs of examples; pair {pair!r} has {len(group)}"
+            )
+    return float(
+        np.mean([predictions[first] == predictions[second] for first, second in groups.values()])
+    )
 
 
 def choose(table: ExampleTable, scores: np.ndarray) -> dict[str, int]:
     """The example id of each question's option with the highest score; of equal scores the first option's."""
-    return {question: group[int(np.argmax(scores[group]))] for question, group in table.groups().items()}
+    return {
+        question: group[int(np.argmax(scores[group]))] for question, group in table.groups().items()
+    }
 
 
 def _choice_accuracy(labels: np.ndarray, scores: np.ndarray, table: ExampleTable) -> float:
@@ -66,7 +76,14 @@ def _over_answers(compare: Callable[[str, str], float]) -> Metric:
 
     def metric(labels: np.ndarray, scores: np.ndarray, table: ExampleTable) -> float:
         chosen = [table.infos[example] for example in choose(table, scores).values()]
-        return float(np.mean([max(compare(info["option"], answer) for answer in info["answers"]) for info in chosen]))
+        return float(
+            np.mean(
+                [
+                    max(compare(info["option"], answer) for answer in info["answers"])
+                    for info in chosen
+                ]
+            )
+        )
 
     return metric
 
@@ -101,7 +118,9 @@ def answers_equal(prediction: str, answer: str) -> float:
 
 def token_f1(prediction: str, answer: str) -> float:
     """F1 between the words of both, normalised, each word as often as it stands there."""
-    words, expected = (collections.Counter(normalise_answer(text).split()) for text in (prediction, answer))
+    words, expected = (
+        collections.Counter(normalise_answer(text).split()) for text in (prediction, answer)
+    )
     common = (words & expected).total()
     return 2 * common / (words.total() + expected.total()) if common else 0.0
 
@@ -120,14 +139,20 @@ METRICS: dict[str, dict[str, Metric]] = {
     "classification": {
         "accuracy": _sklearn("accuracy_score"),
         "f1": _sklearn("f1_score", zero_division=0.0),  # of class 1
-        "f1a": _sklearn("f1_score", zero_division=0.0),  # MultiRC's name for it: over all answers of all questions
+        "f1a": _sklearn(
+            "f1_score", zero_division=0.0
+        ),  # MultiRC's name for it: over all answers of all questions
         "macro_f1": _sklearn("f1_score", average="macro", zero_division=0.0),
         "matthews_correlation": _sklearn("matthews_corrcoef"),
         "exact_match": exact_match,
         "gender_parity": gender_parity,
     },
     "regression": {"pearson": _correlation("pearsonr"), "spearman": _correlation("spearmanr")},
-    "choice": {"accuracy": _choice_accuracy, "exact_match": _over_answers(answers_equal), "token_f1": _over_answers(token_f1)},
+    "choice": {
+        "accuracy": _choice_accuracy,
+        "exact_match": _over_answers(answers_equal),
+        "token_f1": _over_answers(token_f1),
+    },
     "language_model": {"perplexity": perplexity, "nll": nll},
 }
 
@@ -152,7 +177,9 @@ def compute(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, f
     if unlabelled == len(table.labels):
         return {}
     if unlabelled:
-        raise InputError(f"task {task.name!r}: {unlabelled} of {len(table.labels)} examples have no label (-1); metrics need all of them or none")
+        raise InputError(
+            f"task {task.name!r}: {unlabelled} of {len(table.labels)} examples have no label (-1); metrics need all of them or none"
+        )
     labels = np.array(table.labels)
     predictions = outputs.argmax(axis=-1) if task.kind == "classification" else outputs
     return {name: METRICS[task.kind][name](labels, predictions, table) for name in task.metrics}

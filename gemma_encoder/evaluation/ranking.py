@@ -27,7 +27,9 @@ def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.n
         scores: [N].
     """
     by_query: Run = {}
-    for query, document, score in zip(query_ids, document_ids, np.asarray(scores, np.float32), strict=True):
+    for query, document, score in zip(
+        query_ids, document_ids, np.asarray(scores, np.float32), strict=True
+    ):
         by_query.setdefault(query, []).append((document, score))
     run: Run = {}
     for query, scored in by_query.items():
@@ -43,19 +45,31 @@ def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.n
 
 def write_trec(run: Run, path: epath.PathLike, tag: str = "gemma_encoder") -> None:
     """Writes `qid Q0 docid rank score tag` lines; scores carry nine digits, enough to restore a float32 exactly."""
-    lines = [f"{query} Q0 {document} {rank} {score:.9g} {tag}\n" for query, scored in run.items() for rank, (document, score) in enumerate(scored, 1)]
+    lines = [
+        f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
+        for query, scored in run.items()
+        for rank, (document, score) in enumerate(scored, 1)
+    ]
     epath.Path(path).write_text("".join(lines))
 
 
 def write_msmarco(run: Run, path: epath.PathLike, depth: int = 1000) -> None:
     """Writes `qid pid rank` lines, tab-separated, as MS MARCO's passage-ranking leaderboard wants: the `depth` best of each query."""
-    lines = [f"{query}\t{document}\t{rank}\n" for query, scored in run.items() for rank, (document, _) in enumerate(scored[:depth], 1)]
+    lines = [
+        f"{query}\t{document}\t{rank}\n"
+        for query, scored in run.items()
+        for rank, (document, _) in enumerate(scored[:depth], 1)
+    ]
     epath.Path(path).write_text("".join(lines))
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
     """Writes `qid 0 docid grade` lines, as TREC does."""
-    lines = [f"{query} 0 {document} {int(grade)}\n" for query, grades in qrels.items() for document, grade in grades.items()]
+    lines = [
+        f"{query} 0 {document} {int(grade)}\n"
+        for query, grades in qrels.items()
+        for document, grade in grades.items()
+    ]
     epath.Path(path).write_text("".join(lines))
 
 
@@ -63,12 +77,21 @@ def by_query(metric: str, qrels: Mapping[str, Mapping[str, float]], run: Run) ->
     """One metric of every judged query; a judged query that the run lacks counts zero."""
     import ir_measures
 
-    judged = {query: {document: int(grade) for document, grade in grades.items()} for query, grades in qrels.items()}
-    found = ir_measures.iter_calc([ir_measures.parse_measure(_measure(metric))], judged, {query: dict(scored) for query, scored in run.items()})
+    judged = {
+        query: {document: int(grade) for document, grade in grades.items()}
+        for query, grades in qrels.items()
+    }
+    found = ir_measures.iter_calc(
+        [ir_measures.parse_measure(_measure(metric))],
+        judged,
+        {query: dict(scored) for query, scored in run.items()},
+    )
     return dict.fromkeys(judged, 0.0) | {value.query_id: float(value.value) for value in found}
 
 
-def compute(metrics: Sequence[str], qrels: Mapping[str, Mapping[str, float]], run: Run) -> dict[str, float]:
+def compute(
+    metrics: Sequence[str], qrels: Mapping[str, Mapping[str, float]], run: Run
+) -> dict[str, float]:
     """Means over the judged queries; a judged query that the run lacks counts zero. None where there are no judgements at all.
 
     Args:
@@ -81,8 +104,13 @@ def compute(metrics: Sequence[str], qrels: Mapping[str, Mapping[str, float]], ru
     measures = {name: ir_measures.parse_measure(_measure(name)) for name in metrics}
     if not qrels:
         return {}
-    judged = {query: {document: int(grade) for document, grade in grades.items()} for query, grades in qrels.items()}
-    values = ir_measures.calc_aggregate(list(measures.values()), judged, {query: dict(scored) for query, scored in run.items()})
+    judged = {
+        query: {document: int(grade) for document, grade in grades.items()}
+        for query, grades in qrels.items()
+    }
+    values = ir_measures.calc_aggregate(
+        list(measures.values()), judged, {query: dict(scored) for query, scored in run.items()}
+    )
     return {name: float(values[measure]) for name, measure in measures.items()}
 
 
@@ -100,5 +128,7 @@ def _measure(name: str) -> str:
         raise unknown("ranking metric", name, METRICS)
     measure, at, cutoff = METRICS[plain].partition("@")
     if grade and measure == "nDCG":
-        raise InputError(f"ranking metric {name!r}: nDCG uses the grades themselves, it takes no (rel=…)")
+        raise InputError(
+            f"ranking metric {name!r}: nDCG uses the grades themselves, it takes no (rel=…)"
+        )
     return f"{measure}{grade[0] if grade else ''}{at}{cutoff}"

@@ -46,7 +46,11 @@ def _words(form: Callable[[str], str] = str) -> Label:
     def words(task: Task) -> list[str]:
         return [form(name) for name in task.classes]
 
-    return Label(lambda task, line: words(task)[line["prediction"]], lambda task, value: value in words(task), lambda task: f"one of {', '.join(words(task))}")
+    return Label(
+        lambda task, line: words(task)[line["prediction"]],
+        lambda task, value: value in words(task),
+        lambda task: f"one of {', '.join(words(task))}",
+    )
 
 
 def _is_score(task: Task, value: Any) -> bool:
@@ -62,16 +66,24 @@ def _is_bit(task: Task, value: Any) -> bool:
 
 CLASS = _words()
 LOWER_CLASS = _words(str.lower)
-CLASS_NUMBER = Label(lambda task, line: str(line["prediction"]), lambda task, value: value in ("0", "1"), lambda task: "0 or 1")
+CLASS_NUMBER = Label(
+    lambda task, line: str(line["prediction"]),
+    lambda task, value: value in ("0", "1"),
+    lambda task: "0 or 1",
+)
 SCORE = Label(
-    lambda task, line: f"{min(max(line['prediction'], task.label_range[0]), task.label_range[1]):.3f}",
+    lambda task, line: (
+        f"{min(max(line['prediction'], task.label_range[0]), task.label_range[1]):.3f}"
+    ),
     _is_score,
     lambda task: "a number from {:g} to {:g}".format(*task.label_range),
 )
 ANSWER = Label(lambda task, line: line["prediction"], _is_bit, lambda task: "0 or 1")
 OPTION_NUMBER = Label(lambda task, line: int(line["document"]), _is_bit, lambda task: "0 or 1")
 OPTION_TEXT = Label(
-    lambda task, line: line["option"], lambda task, value: isinstance(value, str) and bool(value.strip()), lambda task: "an entity of the passage"
+    lambda task, line: line["option"],
+    lambda task, value: isinstance(value, str) and bool(value.strip()),
+    lambda task: "an entity of the passage",
 )
 
 
@@ -149,14 +161,19 @@ def make(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for file, (path, *others) in places.items():
             if others:
-                raise InputError(f"{file.task}.{file.split} was predicted in two workdirs: {path} and {others[0]}; name one of them")
+                raise InputError(
+                    f"{file.task}.{file.split} was predicted in two workdirs: {path} and {others[0]}; name one of them"
+                )
             content = _write(file, _read_predictions(path))
             archive.writestr(zipfile.ZipInfo(file.name), content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
 def _find(file: File, workdirs: Sequence[epath.PathLike]) -> list[epath.Path]:
-    paths = [prediction_file(epath.Path(workdir) / "predictions", file.task, file.split) for workdir in workdirs]
+    paths = [
+        prediction_file(epath.Path(workdir) / "predictions", file.task, file.split)
+        for workdir in workdirs
+    ]
     return [path for path in paths if path.exists()]
 
 
@@ -166,7 +183,9 @@ def _read_predictions(path: epath.Path) -> list[Line]:
         try:
             line = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not a JSON object ({error.msg}); predict again") from error
+            raise InputError(
+                f"{path}:{number}: not a JSON object ({error.msg}); predict again"
+            ) from error
         if not isinstance(line, dict) or not {"idx", "prediction"} <= line.keys():
             raise InputError(f"{path}:{number}: lacks 'idx' or 'prediction'; predict again")
         lines.append(line)
@@ -186,21 +205,41 @@ def _write(file: File, lines: Sequence[Line]) -> str:
         table = ExampleTable()
         for line in lines:
             table.add(Example({}, line["label"], line["query"], line["document"]))
-        lines = [lines[example] for example in choose(table, np.array([line["prediction"] for line in lines])).values()]
+        lines = [
+            lines[example]
+            for example in choose(table, np.array([line["prediction"] for line in lines])).values()
+        ]
     labels = [(line["idx"], file.label.write(task, line)) for line in lines]
     if file.name.endswith(".tsv"):
-        return "".join(f"{row}\n" for row in [HEADER, *(f"{idx}\t{label}" for idx, label in sorted(labels))])
-    objects = _nest(labels) if isinstance(labels[0][0], dict) else [{"idx": idx, "label": label} for idx, label in sorted(labels)]
+        return "".join(
+            f"{row}\n" for row in [HEADER, *(f"{idx}\t{label}" for idx, label in sorted(labels))]
+        )
+    objects = (
+        _nest(labels)
+        if isinstance(labels[0][0], dict)
+        else [{"idx": idx, "label": label} for idx, label in sorted(labels)]
+    )
     return "".join(json.dumps(entry) + "\n" for entry in objects)
 
 
 def _nest(labels: Sequence[tuple[Mapping[str, int], Any]]) -> list[dict[str, Any]]:
     """MultiRC's labels: answers under their question, questions under their paragraph."""
     paragraphs: dict[int, dict[int, list[dict[str, int]]]] = {}
-    for (paragraph, question, answer), label in sorted((tuple(idx[name] for name in IDS), label) for idx, label in labels):
-        paragraphs.setdefault(paragraph, {}).setdefault(question, []).append({"idx": answer, "label": label})
+    for (paragraph, question, answer), label in sorted(
+        (tuple(idx[name] for name in IDS), label) for idx, label in labels
+    ):
+        paragraphs.setdefault(paragraph, {}).setdefault(question, []).append(
+            {"idx": answer, "label": label}
+        )
     return [
-        {"idx": paragraph, "passage": {"questions": [{"idx": question, "answers": answers} for question, answers in questions.items()]}}
+        {
+            "idx": paragraph,
+            "passage": {
+                "questions": [
+                    {"idx": question, "answers": answers} for question, answers in questions.items()
+                ]
+            },
+        }
         for paragraph, questions in paragraphs.items()
     ]
 
@@ -220,7 +259,10 @@ def read(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]:
     present = set(listed)
     faults = [f"{name} is missing" for name in files if name not in present]
     faults += [f"{name} is there twice" for name in files if listed.count(name) > 1]
-    faults += [f"{name} does not belong there; files lie at the top, under the names {', '.join(files)}" for name in sorted(present - files.keys())[:1]]
+    faults += [
+        f"{name} does not belong there; files lie at the top, under the names {', '.join(files)}"
+        for name in sorted(present - files.keys())[:1]
+    ]
     labels = {}
     for name in (name for name in files if name in present):
         try:
@@ -241,15 +283,23 @@ def _parse(file: File, content: bytes) -> dict[Any, Any]:
         raise InputError(f"{file.name} is not valid UTF-8") from error
     table = file.name.endswith(".tsv")
     if table and lines[:1] != [HEADER]:
-        raise InputError(f"{file.name} line 1: expected the header {HEADER!r}, got {lines[0] if lines else ''!r}")
+        raise InputError(
+            f"{file.name} line 1: expected the header {HEADER!r}, got {lines[0] if lines else ''!r}"
+        )
     task, labels = registry.get(file.task).task, {}
     for number, line in enumerate(lines[1:] if table else lines, 2 if table else 1):
         where = f"{file.name} line {number}"
-        for index, label in _parse_row(line, where) if table else _parse_object(line, where, file.task == "superglue_multirc"):
+        for index, label in (
+            _parse_row(line, where)
+            if table
+            else _parse_object(line, where, file.task == "superglue_multirc")
+        ):
             if index in labels:
                 raise InputError(f"{where}: index {index} appears a second time")
             if not file.label.valid(task, label):
-                raise InputError(f"{where}: label {label!r} of index {index}: expected {file.label.expected(task)}")
+                raise InputError(
+                    f"{where}: label {label!r} of index {index}: expected {file.label.expected(task)}"
+                )
             labels[index] = label
     return labels
 
@@ -257,12 +307,18 @@ def _parse(file: File, content: bytes) -> dict[Any, Any]:
 def _parse_row(line: str, where: str) -> list[tuple[int, str]]:
     index, tab, label = line.partition("\t")
     if not tab or "\t" in label or not (index.isascii() and index.isdigit()):
-        raise InputError(f"{where}: expected a whole number, a tab and the prediction, got {line[:80]!r}")
+        raise InputError(
+            f"{where}: expected a whole number, a tab and the prediction, got {line[:80]!r}"
+        )
     return [(int(index), label)]
 
 
 def _parse_object(line: str, where: str, nested: bool) -> list[tuple[Any, Any]]:
-    shape = '{"idx", "passage": {"questions": [{"idx", "answers": [{"idx", "label"}]}]}}' if nested else '{"idx", "label"}'
+    shape = (
+        '{"idx", "passage": {"questions": [{"idx", "answers": [{"idx", "label"}]}]}}'
+        if nested
+        else '{"idx", "label"}'
+    )
     try:
         entry = json.loads(line)
         if nested:
@@ -291,12 +347,20 @@ def check(content: bytes, benchmark: str, sizes: Mapping[str, int] | None = None
     """
     faults, counts = [], {}
     for name, labels in read(content, benchmark).items():
-        count = next(file.count for file in BENCHMARKS[benchmark] if file.name == name) if sizes is None else sizes[name]
+        count = (
+            next(file.count for file in BENCHMARKS[benchmark] if file.name == name)
+            if sizes is None
+            else sizes[name]
+        )
         counts[name] = len(labels)
         if len(labels) != count:
             faults.append(f"{name} holds {len(labels)} predictions, expected {count}")
-        elif benchmark == "glue" and labels.keys() != set(range(count)):  # rows of the test file; SuperGLUE numbers its own
-            faults.append(f"{name}: index {min(set(range(count)) - labels.keys())} is missing; expected 0 to {count - 1}")
+        elif benchmark == "glue" and labels.keys() != set(
+            range(count)
+        ):  # rows of the test file; SuperGLUE numbers its own
+            faults.append(
+                f"{name}: index {min(set(range(count)) - labels.keys())} is missing; expected 0 to {count - 1}"
+            )
     if faults:
         raise InputError("; ".join(faults))
     return counts
@@ -304,9 +368,13 @@ def check(content: bytes, benchmark: str, sizes: Mapping[str, int] | None = None
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gemma_encoder.evaluation.submission", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_encoder.evaluation.submission", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    maker = commands.add_parser("make", help="write a submission from predictions of the test splits")
+    maker = commands.add_parser(
+        "make", help="write a submission from predictions of the test splits"
+    )
     maker.add_argument("--benchmark", required=True, choices=sorted(BENCHMARKS))
     maker.add_argument("--output", required=True, help="the zip file to write")
     maker.add_argument("workdirs", nargs="+", help="runs that predicted the test splits")
@@ -329,7 +397,14 @@ def main(argv: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join([f"{path} is a complete {benchmark} submission", *(f"  {name:<14} {count:>7}" for name, count in counts.items())]))
+    print(
+        "\n".join(
+            [
+                f"{path} is a complete {benchmark} submission",
+                *(f"  {name:<14} {count:>7}" for name, count in counts.items()),
+            ]
+        )
+    )
     return 0
 
 
@@ -339,9 +414,13 @@ def _benchmark(content: bytes) -> str:
         names = set(zipfile.ZipFile(io.BytesIO(content)).namelist())
     except zipfile.BadZipFile as error:
         raise InputError("the submission is not a zip file") from error
-    best = max(BENCHMARKS, key=lambda benchmark: len(names & {file.name for file in BENCHMARKS[benchmark]}))
+    best = max(
+        BENCHMARKS, key=lambda benchmark: len(names & {file.name for file in BENCHMARKS[benchmark]})
+    )
     if not names & {file.name for file in BENCHMARKS[best]}:
-        raise InputError(f"the submission holds no file of {' or '.join(BENCHMARKS)}; files lie at the top, e.g. {BENCHMARKS[best][0].name}")
+        raise InputError(
+            f"the submission holds no file of {' or '.join(BENCHMARKS)}; files lie at the top, e.g. {BENCHMARKS[best][0].name}"
+        )
     return best
 
 

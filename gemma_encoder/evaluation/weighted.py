@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # counts [R, n], labels [n], predictions [n] -> [R]
+Weighted = Callable[
+    [np.ndarray, np.ndarray, np.ndarray], np.ndarray
+]  # counts [R, n], labels [n], predictions [n] -> [R]
 
 
 def mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -49,7 +51,9 @@ def macro_f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) ->
     return _f1(confusion).sum(axis=1) / there.sum(axis=1)
 
 
-def matthews_correlation(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+def matthews_correlation(
+    counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray
+) -> np.ndarray:
     """Matthews' correlation, of any number of classes, [R]; 0 where one side is constant."""
     confusion = _confusion(counts, labels, predictions)
     total, right = confusion.sum(axis=(1, 2)), np.einsum("rcc->r", confusion)
@@ -62,7 +66,9 @@ def matthews_correlation(counts: np.ndarray, labels: np.ndarray, predictions: np
 def pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Pearson's correlation, [R]; 0 where one side is constant."""
     x, y = (np.asarray(values, np.float64) for values in (labels, predictions))
-    return _correlation(counts, *(np.broadcast_to(values - values.mean(), counts.shape) for values in (x, y)))
+    return _correlation(
+        counts, *(np.broadcast_to(values - values.mean(), counts.shape) for values in (x, y))
+    )
 
 
 def spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -75,7 +81,9 @@ def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    drawn = np.add.reduceat(counts[:, order], starts, axis=1, dtype=np.float64)  # of each different value
+    drawn = np.add.reduceat(
+        counts[:, order], starts, axis=1, dtype=np.float64
+    )  # of each different value
     middle = np.cumsum(drawn, axis=1) - drawn / 2 + 0.5
     return middle[:, group]
 
@@ -84,10 +92,19 @@ def _correlation(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray
     """Pearson's correlation of x and y [R, n], each example counted as often as it was drawn, [R]."""
     total = counts.sum(axis=1, dtype=np.float64)
     mean_x, mean_y = (np.einsum("rn,rn->r", counts, values) / total for values in (x, y))
-    above, x_squares, y_squares = (np.einsum("rn,rn,rn->r", counts, *pair) / total for pair in ((x, y), (x, x), (y, y)))
+    above, x_squares, y_squares = (
+        np.einsum("rn,rn,rn->r", counts, *pair) / total for pair in ((x, y), (x, x), (y, y))
+    )
     x_spread, y_spread = x_squares - mean_x**2, y_squares - mean_y**2
-    varied = (x_spread > 1e-12 * x_squares) & (y_spread > 1e-12 * y_squares)  # what is left of a constant is rounding
-    return np.divide(above - mean_x * mean_y, np.sqrt(np.abs(x_spread * y_spread)), out=np.zeros_like(above), where=varied)
+    varied = (x_spread > 1e-12 * x_squares) & (
+        y_spread > 1e-12 * y_squares
+    )  # what is left of a constant is rounding
+    return np.divide(
+        above - mean_x * mean_y,
+        np.sqrt(np.abs(x_spread * y_spread)),
+        out=np.zeros_like(above),
+        where=varied,
+    )
 
 
 METRICS: dict[str, Weighted] = {

@@ -20,8 +20,12 @@ class Batch(NamedTuple):
     segment_ids: np.ndarray  # [B, L] int32: 0 where padding, else 1 … S
     positions: np.ndarray  # [B, L] int32: position inside its own segment, from 0
     task_id: np.ndarray  # [B, S] int32
-    label: np.ndarray  # [B, S] float32: class index, regression target in [0, 1], or relevance grade
-    group_id: np.ndarray  # [B, S] int32: the list that a ranking segment belongs to, 0 … G - 1; -1 outside ranking
+    label: (
+        np.ndarray
+    )  # [B, S] float32: class index, regression target in [0, 1], or relevance grade
+    group_id: (
+        np.ndarray
+    )  # [B, S] int32: the list that a ranking segment belongs to, 0 … G - 1; -1 outside ranking
     list_slot: np.ndarray  # [B, S] int32: its place in that list
     example_id: np.ndarray  # [B, S] int32: index into the task's table of examples on the host
     weight: np.ndarray  # [B, S] float32: 0 for an empty slot
@@ -48,12 +52,16 @@ class BatchShape:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
-                raise InputError(f"batch {field.name} must be at least 1, got {getattr(self, field.name)}")
+                raise InputError(
+                    f"batch {field.name} must be at least 1, got {getattr(self, field.name)}"
+                )
 
     def split(self, parts: int) -> "BatchShape":
         """The shape of one of `parts` equal blocks that fill a batch: one for each reader and micro-batch."""
         if self.rows % parts or self.groups % parts:
-            raise InputError(f"readers x micro-batches = {parts} cannot share {self.rows} rows and {self.groups} lists evenly; use multiples of {parts}")
+            raise InputError(
+                f"readers x micro-batches = {parts} cannot share {self.rows} rows and {self.groups} lists evenly; use multiples of {parts}"
+            )
         return dataclasses.replace(self, rows=self.rows // parts, groups=self.groups // parts)
 
 
@@ -82,7 +90,11 @@ def concatenate(blocks: Sequence[Batch], groups_per_block: int, first: int = 0) 
         first: the place of `blocks[0]` among all blocks of the global batch.
     """
     shifted = [
-        block._replace(group_id=np.where(block.group_id < 0, -1, block.group_id + number * groups_per_block).astype(np.int32))
+        block._replace(
+            group_id=np.where(
+                block.group_id < 0, -1, block.group_id + number * groups_per_block
+            ).astype(np.int32)
+        )
         for number, block in enumerate(blocks, first)
     ]
     return Batch(*(np.concatenate(field) for field in zip(*shifted, strict=True)))

@@ -60,9 +60,13 @@ class Packer:
             raise InputError("a unit needs at least one text, and every text at least one token")
         longest = max(len(segment.tokens) for segment in unit.segments)
         if longest > self.shape.row_length:
-            raise InputError(f"a text of {longest} tokens does not fit in a row of {self.shape.row_length}; raise batch.row_length or lower max_length")
+            raise InputError(
+                f"a text of {longest} tokens does not fit in a row of {self.shape.row_length}; raise batch.row_length or lower max_length"
+            )
         if unit.is_list and len(unit.segments) > self.shape.list_size:
-            raise InputError(f"a list of {len(unit.segments)} documents exceeds the batch's list_size={self.shape.list_size}")
+            raise InputError(
+                f"a list of {len(unit.segments)} documents exceeds the batch's list_size={self.shape.list_size}"
+            )
         if len(unit.segments) > 1 and _best_fit(unit, *self._empty_rows()) is None:
             shape = self.shape
             raise InputError(
@@ -73,7 +77,9 @@ class Packer:
         self._count(unit, 1)
 
     def _empty_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.full(self.shape.rows, self.shape.row_length), np.full(self.shape.rows, self.shape.segments)
+        return np.full(self.shape.rows, self.shape.row_length), np.full(
+            self.shape.rows, self.shape.segments
+        )
 
     def _count(self, unit: Unit, sign: int) -> None:
         self._pool_tokens += sign * unit.num_tokens
@@ -124,7 +130,9 @@ class Packer:
             "unit_segments": np.array([len(unit.segments) for unit in self._pool], np.int32),
             "unit_is_list": np.array([unit.is_list for unit in self._pool], bool),
             "lengths": np.array([len(segment.tokens) for segment in segments], np.int32),
-            "tokens": np.concatenate([segment.tokens for segment in segments]) if segments else np.zeros(0, np.int32),
+            "tokens": np.concatenate([segment.tokens for segment in segments])
+            if segments
+            else np.zeros(0, np.int32),
             "task_id": np.array([segment.task_id for segment in segments], np.int32),
             "label": np.array([segment.label for segment in segments], np.float64),
             "example_id": np.array([segment.example_id for segment in segments], np.int32),
@@ -134,10 +142,16 @@ class Packer:
         """Makes the pool what `state()` described."""
         self._pool = []
         self._pool_tokens = self._pool_segments = self._pool_lists = 0
-        texts = np.split(state["tokens"], np.cumsum(state["lengths"])[:-1]) if len(state["lengths"]) else []
+        texts = (
+            np.split(state["tokens"], np.cumsum(state["lengths"])[:-1])
+            if len(state["lengths"])
+            else []
+        )
         segments = iter(
             Segment(tokens, int(task), float(label), int(example))
-            for tokens, task, label, example in zip(texts, state["task_id"], state["label"], state["example_id"], strict=True)
+            for tokens, task, label, example in zip(
+                texts, state["task_id"], state["label"], state["example_id"], strict=True
+            )
         )
         for count, is_list in zip(state["unit_segments"], state["unit_is_list"], strict=True):
             self.add(Unit(tuple(next(segments) for _ in range(count)), bool(is_list)))
@@ -163,7 +177,9 @@ def _best_fit(unit: Unit, free: np.ndarray, slots: np.ndarray) -> list[int] | No
     return places
 
 
-def _lay_out(rows: Sequence[Sequence[tuple[Segment, int, int]]], shape: BatchShape, padding: str) -> Batch:
+def _lay_out(
+    rows: Sequence[Sequence[tuple[Segment, int, int]]], shape: BatchShape, padding: str
+) -> Batch:
     """Writes (segment, group, list slot) triples into the arrays of a batch, row by row."""
     batch = empty_batch(shape)
     for row, content in enumerate(rows):

@@ -44,8 +44,12 @@ class ExampleTable:
     query_ids: list[str] = dataclasses.field(default_factory=list)
     document_ids: list[str] = dataclasses.field(default_factory=list)
     infos: list[Mapping[str, Any]] = dataclasses.field(default_factory=list)
-    fields: list[dict[str, str]] = dataclasses.field(default_factory=list)  # of the first KEPT, to show a person
-    counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)  # texts and what was cut
+    fields: list[dict[str, str]] = dataclasses.field(
+        default_factory=list
+    )  # of the first KEPT, to show a person
+    counts: dict[str, dict[str, int]] = dataclasses.field(
+        default_factory=dict
+    )  # texts and what was cut
 
     KEPT = 50_000  # texts that are held: some 10 MB of sentences, some 30 MB of passages
 
@@ -96,9 +100,13 @@ class Task:
         if self.kind not in KINDS:
             raise unknown("task kind", self.kind, KINDS)
         if len(self.classes) < 2 if self.kind == "classification" else self.classes:
-            raise InputError(f"task {self.name!r}: a classification task names at least two classes, any other kind none; got {self.classes}")
+            raise InputError(
+                f"task {self.name!r}: a classification task names at least two classes, any other kind none; got {self.classes}"
+            )
         if not self.label_range[0] < self.label_range[1]:
-            raise InputError(f"task {self.name!r}: label_range must be (lowest, highest), got {self.label_range}")
+            raise InputError(
+                f"task {self.name!r}: label_range must be (lowest, highest), got {self.label_range}"
+            )
         if not self.head:
             object.__setattr__(self, "head", self.name)
 
@@ -109,7 +117,13 @@ class Task:
 
     def is_unlabelled(self, label: float) -> bool:
         """Whether `label` says that the label is unknown: -1, except where that is a target like any other, and where there is nothing to label."""
-        return label == UNLABELLED and self.kind != "language_model" and not (self.kind == "regression" and self.label_range[0] <= label <= self.label_range[1])
+        return (
+            label == UNLABELLED
+            and self.kind != "language_model"
+            and not (
+                self.kind == "regression" and self.label_range[0] <= label <= self.label_range[1]
+            )
+        )
 
     @property
     def num_outputs(self) -> int:
@@ -134,14 +148,20 @@ class Task:
         if self.kind == "regression":
             low, high = self.label_range
             if not low <= label <= high:
-                raise InputError(f"task {self.name!r}, {where}: target {label:g} is out of range; expected {low:g} to {high:g}")
+                raise InputError(
+                    f"task {self.name!r}, {where}: target {label:g} is out of range; expected {low:g} to {high:g}"
+                )
             return (label - low) / (high - low)
         if self.kind == "language_model":
             return 0.0  # a text is its own label
         if self.kind == "choice" and label not in (0, 1):
-            raise InputError(f"task {self.name!r}, {where}: label {label:g} of an option is out of range; expected 1 (right) or 0 (wrong)")
+            raise InputError(
+                f"task {self.name!r}, {where}: label {label:g} of an option is out of range; expected 1 (right) or 0 (wrong)"
+            )
         if not 0 <= label < math.inf:
-            raise InputError(f"task {self.name!r}, {where}: relevance grade {label:g} is negative or not a finite number")
+            raise InputError(
+                f"task {self.name!r}, {where}: relevance grade {label:g} is negative or not a finite number"
+            )
         return float(label)
 
     def unscale(self, score):
@@ -157,5 +177,16 @@ class Task:
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
         """The task that `to_dict` described."""
         values = dict(values)
-        template = Template(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.pop("template").items()})
-        return cls(template=template, **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        template = Template(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.pop("template").items()
+            }
+        )
+        return cls(
+            template=template,
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in values.items()
+            },
+        )

@@ -31,12 +31,18 @@ class Template:
 
     def __post_init__(self):
         try:
-            parsed = [part[1:] for part in string.Formatter().parse(self.text) if part[1] is not None]
+            parsed = [
+                part[1:] for part in string.Formatter().parse(self.text) if part[1] is not None
+            ]
         except ValueError as error:
-            raise InputError(f"template {self.text!r} is malformed: {error}; write a field as {{name}} and a brace as {{{{ or }}}}") from None
+            raise InputError(
+                f"template {self.text!r} is malformed: {error}; write a field as {{name}} and a brace as {{{{ or }}}}"
+            ) from None
         for field, form, conversion in parsed:
             if not field.isidentifier() or form or conversion:
-                raise InputError(f"template {self.text!r}: a field is a plain name in braces, such as {{name}}; got {field!r}")
+                raise InputError(
+                    f"template {self.text!r}: a field is a plain name in braces, such as {{name}}; got {field!r}"
+                )
         if not self.fields:
             raise InputError(f"template {self.text!r} names no field; write one as {{name}}")
         if len(set(self.fields)) < len(self.fields):
@@ -50,14 +56,18 @@ class Template:
     @functools.cached_property
     def parts(self) -> tuple[tuple[str, str | None], ...]:
         """(literal, field) pairs in order; the field is None after the last literal."""
-        return tuple((literal, field) for literal, field, _, _ in string.Formatter().parse(self.text))
+        return tuple(
+            (literal, field) for literal, field, _, _ in string.Formatter().parse(self.text)
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields, in the order in which they appear."""
         return tuple(field for _, field in self.parts if field is not None)
 
-    def render(self, values: Mapping[str, str], where: str = "") -> tuple[str, dict[str, tuple[int, int]]]:
+    def render(
+        self, values: Mapping[str, str], where: str = ""
+    ) -> tuple[str, dict[str, tuple[int, int]]]:
         """The text, and where each field's value stands in it, as (first, past the last) byte of its UTF-8.
 
         Raises InputError when a field is missing, a value is no text, or every field is blank.
@@ -69,15 +79,31 @@ class Template:
                 continue
             value = values.get(field)
             if not isinstance(value, str):
-                got = f"got {type(value).__name__}" if field in values else f"got only {', '.join(map(repr, values)) or 'nothing'}"
-                raise InputError(f"{where}: the template {self.text!r} needs the field {field!r} as text; {got}".removeprefix(": "))
+                got = (
+                    f"got {type(value).__name__}"
+                    if field in values
+                    else f"got only {', '.join(map(repr, values)) or 'nothing'}"
+                )
+                raise InputError(
+                    f"{where}: the template {self.text!r} needs the field {field!r} as text; {got}".removeprefix(
+                        ": "
+                    )
+                )
             try:
                 spans[field] = (size, size + len(value.encode()))
             except UnicodeEncodeError as error:
-                raise InputError(f"{where}: field {field!r} is no valid Unicode: {error.reason} at character {error.start}".removeprefix(": ")) from None
+                raise InputError(
+                    f"{where}: field {field!r} is no valid Unicode: {error.reason} at character {error.start}".removeprefix(
+                        ": "
+                    )
+                ) from None
             text, size = text + value, spans[field][1]
         if not any(values[field].strip() for field in self.fields):
-            raise InputError(f"{where}: the text is empty: {', '.join(map(repr, self.fields))} hold nothing but blanks".removeprefix(": "))
+            raise InputError(
+                f"{where}: the text is empty: {', '.join(map(repr, self.fields))} hold nothing but blanks".removeprefix(
+                    ": "
+                )
+            )
         return text, spans
 
 
@@ -88,7 +114,13 @@ class Encoded(NamedTuple):
     cut: int
 
 
-def encode(tokenizer: Tokenizer, template: Template, examples: Sequence[Mapping[str, str]], max_length: int, where: Sequence[str] | str = "") -> list[Encoded]:
+def encode(
+    tokenizer: Tokenizer,
+    template: Template,
+    examples: Sequence[Mapping[str, str]],
+    max_length: int,
+    where: Sequence[str] | str = "",
+) -> list[Encoded]:
     """Tokenises the fields of each example into at most `max_length` tokens, bos and eos included.
 
     Args:
@@ -102,9 +134,13 @@ def encode(tokenizer: Tokenizer, template: Template, examples: Sequence[Mapping[
         InputError: a field is missing or empty, or the text is too long even with every cuttable field cut to nothing.
     """
     places = [where] * len(examples) if isinstance(where, str) else where
-    rendered = [template.render(values, place) for values, place in zip(examples, places, strict=True)]
+    rendered = [
+        template.render(values, place) for values, place in zip(examples, places, strict=True)
+    ]
     encoded = []
-    for ids, (text, spans), place in zip(tokenizer.encode([text for text, _ in rendered]), rendered, places, strict=True):
+    for ids, (text, spans), place in zip(
+        tokenizer.encode([text for text, _ in rendered]), rendered, places, strict=True
+    ):
         whole = len(ids)
         if whole + 2 > max_length:
             ids = _cut(tokenizer, template, text, spans, whole + 2 - max_length, max_length, place)
@@ -120,13 +156,25 @@ def _cut(tokenizer, template, text, spans, surplus, max_length, where) -> list[i
     removed = np.zeros(len(pieces), bool)
     for field in template.cut:
         first, last = spans[field]
-        inside = [i for i, (_, begin, end) in enumerate(pieces) if first <= begin < last and end <= last]
+        inside = [
+            i for i, (_, begin, end) in enumerate(pieces) if first <= begin < last and end <= last
+        ]
         start = max(len(inside) - (surplus - int(removed.sum())), 0)
-        while 0 < start < len(inside) and pieces[inside[start - 1]][1] == pieces[inside[start - 1]][2]:
+        while (
+            0 < start < len(inside) and pieces[inside[start - 1]][1] == pieces[inside[start - 1]][2]
+        ):
             start -= 1  # the byte tokens before belong to the character that is cut: never leave half a character
         removed[inside[start:]] = True
         if removed.sum() >= surplus:
             return [piece[0] for piece, gone in zip(pieces, removed, strict=True) if not gone]
     fixed = [field for field in template.fields if field not in template.cut]
-    what = f"the fields that are never cut ({', '.join(fixed)})" if fixed else "the template's own words"
-    raise InputError(f"{where}: {what} alone exceed max_length={max_length} tokens; raise max_length or shorten the text".removeprefix(": "))
+    what = (
+        f"the fields that are never cut ({', '.join(fixed)})"
+        if fixed
+        else "the template's own words"
+    )
+    raise InputError(
+        f"{where}: {what} alone exceed max_length={max_length} tokens; raise max_length or shorten the text".removeprefix(
+            ": "
+        )
+    )

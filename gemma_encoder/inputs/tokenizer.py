@@ -6,7 +6,13 @@ import sentencepiece
 
 from gemma_encoder.inputs.errors import InputError
 
-PAD_ID, EOS_ID, BOS_ID, UNK_ID, MASK_ID = 0, 1, 2, 3, 4  # Gemma's convention, shared by every tokenizer here
+PAD_ID, EOS_ID, BOS_ID, UNK_ID, MASK_ID = (
+    0,
+    1,
+    2,
+    3,
+    4,
+)  # Gemma's convention, shared by every tokenizer here
 
 SMALL = pathlib.Path(__file__).parent.parent / "assets" / "small.model"
 # The addresses that the gemma package's Gemma2Tokenizer and Gemma3Tokenizer read by default.
@@ -33,9 +39,16 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise InputError(f"{name}: not a SentencePiece model") from error
-        ids = (self._processor.pad_id(), self._processor.eos_id(), self._processor.bos_id(), self._processor.unk_id())
+        ids = (
+            self._processor.pad_id(),
+            self._processor.eos_id(),
+            self._processor.bos_id(),
+            self._processor.unk_id(),
+        )
         if ids != (PAD_ID, EOS_ID, BOS_ID, UNK_ID):
-            raise InputError(f"{name}: special ids (pad, eos, bos, unk) are {ids}; expected Gemma's (0, 1, 2, 3)")
+            raise InputError(
+                f"{name}: special ids (pad, eos, bos, unk) are {ids}; expected Gemma's (0, 1, 2, 3)"
+            )
 
     @classmethod
     def load(cls, name: str) -> "Tokenizer":
@@ -75,7 +88,10 @@ class Tokenizer:
 
         Of the byte tokens that spell one character, all but the last have an empty span.
         """
-        return [(piece.id, piece.begin, piece.end) for piece in self._processor.encode(text, return_type="proto").pieces]
+        return [
+            (piece.id, piece.begin, piece.end)
+            for piece in self._processor.encode(text, return_type="proto").pieces
+        ]
 
     def pieces(self, ids) -> list[str]:
         """The pieces that ids stand for, for people to read."""

@@ -19,7 +19,9 @@ from gemma_encoder.model import fused_attention
 from gemma_encoder.model.config import ATTENTION_IMPLEMENTATIONS, AttentionSpec
 from gemma_encoder.model.layers import dropout
 
-MASKED = -2.3819763e38  # finite, as in the gemma package: a row whose every logit is masked still has a softmax
+MASKED = (
+    -2.3819763e38
+)  # finite, as in the gemma package: a row whose every logit is masked still has a softmax
 CHUNK = 512  # queries at a time on rows longer than twice that, so that no L x L array is made
 
 
@@ -40,7 +42,9 @@ def visible(
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     key_positions = positions if key_positions is None else key_positions
     same = segment_ids[:, :, None] == key_segment_ids[:, None, :]
-    ahead = key_positions[:, None, :] - positions[:, :, None]  # how far the seen token lies to the right
+    ahead = (
+        key_positions[:, None, :] - positions[:, :, None]
+    )  # how far the seen token lies to the right
     if causal:
         same &= ahead <= 0
     if reach is not None:
@@ -49,17 +53,29 @@ def visible(
     return same
 
 
-def rotate(x: Float[Array, "B L N H"], positions: Int[Array, "B L"], *, base: float, scale: float = 1.0) -> Float[Array, "B L N H"]:
+def rotate(
+    x: Float[Array, "B L N H"], positions: Int[Array, "B L"], *, base: float, scale: float = 1.0
+) -> Float[Array, "B L N H"]:
     """Rotary positions (RoPE), halves rotated against each other, in float32; positions are divided by `scale`."""
     half = x.shape[-1] // 2
     timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions.astype(jnp.float32)[:, :, None] / timescale[None, None, :] / scale
     sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
-def choose_implementation(name: str, *, platform: str, dtype: jnp.dtype, head_dim: int, soft_cap: float | None, dropout_rate: float) -> str:
+def choose_implementation(
+    name: str,
+    *,
+    platform: str,
+    dtype: jnp.dtype,
+    head_dim: int,
+    soft_cap: float | None,
+    dropout_rate: float,
+) -> str:
     """The implementation that `name` means here: itself, or for "auto" the fastest that can do what is asked.
 
     Args:
@@ -76,17 +92,31 @@ def choose_implementation(name: str, *, platform: str, dtype: jnp.dtype, head_di
     if name not in ATTENTION_IMPLEMENTATIONS:
         raise unknown("attention implementation", name, ATTENTION_IMPLEMENTATIONS)
     obstacle = functools.partial(
-        fused_attention.obstacle, platform=platform, dtype=jnp.dtype(dtype), head_dim=head_dim, soft_cap=soft_cap, dropout_rate=dropout_rate
+        fused_attention.obstacle,
+        platform=platform,
+        dtype=jnp.dtype(dtype),
+        head_dim=head_dim,
+        soft_cap=soft_cap,
+        dropout_rate=dropout_rate,
     )
     if name == "xla":
         return name
     if name != "auto":
         if (reason := obstacle(name)) is not None:
-            raise InputError(f"attention implementation {name!r} cannot be used: {reason}; choose 'xla' or 'auto'")
+            raise InputError(
+                f"attention implementation {name!r} cannot be used: {reason}; choose 'xla' or 'auto'"
+            )
         return name
     reasons = {candidate: obstacle(candidate) for candidate in fused_attention.PLATFORMS}
     chosen = next((candidate for candidate, reason in reasons.items() if reason is None), "xla")
-    _say(chosen, tuple(f"not {candidate}: {reason}" for candidate, reason in reasons.items() if reason is not None))
+    _say(
+        chosen,
+        tuple(
+            f"not {candidate}: {reason}"
+            for candidate, reason in reasons.items()
+            if reason is not None
+        ),
+    )
     return chosen
 
 
@@ -119,9 +149,20 @@ def dot_product_attention(
         mesh: what the arrays are spread over, for implementations that are kernels of one device.
     """
     if implementation == "xla":
-        return xla_attention(query, key, value, segment_ids=segment_ids, positions=positions, spec=spec, dropout_rate=dropout_rate, dropout_key=dropout_key)
+        return xla_attention(
+            query,
+            key,
+            value,
+            segment_ids=segment_ids,
+            positions=positions,
+            spec=spec,
+            dropout_rate=dropout_rate,
+            dropout_key=dropout_key,
+        )
     if implementation == "splash":
-        return fused_attention.splash_attention(query, key, value, segment_ids=segment_ids, spec=spec, mesh=mesh)
+        return fused_attention.splash_attention(
+            query, key, value, segment_ids=segment_ids, spec=spec, mesh=mesh
+        )
     sees = visible(segment_ids, positions, causal=spec.causal, reach=spec.reach)
     if implementation == "cudnn":
         return fused_attention.cudnn_attention(query, key, value, sees, spec)
@@ -147,7 +188,15 @@ def xla_attention(
     """
     length = query.shape[1]
     if length <= 2 * chunk:
-        return _attend(query, key, value, visible(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec.soft_cap, dropout_rate, dropout_key)
+        return _attend(
+            query,
+            key,
+            value,
+            visible(segment_ids, positions, causal=spec.causal, reach=spec.reach),
+            spec.soft_cap,
+            dropout_rate,
+            dropout_key,
+        )
     chunks = -(-length // chunk)
     fill = chunks * chunk - length
     left, right = (length, length) if spec.reach is None else spec.reach
@@ -156,19 +205,29 @@ def xla_attention(
     left, span = (left, chunk + left + right) if near else (0, chunks * chunk)
 
     def padded(x: Array, before: int, after: int, value: int = 0) -> Array:
-        return jnp.pad(x, ((0, 0), (before, after), *((0, 0),) * (x.ndim - 2)), constant_values=value)
+        return jnp.pad(
+            x, ((0, 0), (before, after), *((0, 0),) * (x.ndim - 2)), constant_values=value
+        )
 
     after = fill + (right if near else 0)
     # No text has segment −1, so what pads the row is seen by itself alone.
-    queries, query_segments, query_positions = padded(query, 0, fill), padded(segment_ids, 0, fill, -1), padded(positions, 0, fill)
+    queries, query_segments, query_positions = (
+        padded(query, 0, fill),
+        padded(segment_ids, 0, fill, -1),
+        padded(positions, 0, fill),
+    )
     keys, values, key_segments, key_positions = (
         padded(key, left, after), padded(value, left, after), padded(segment_ids, left, after, -1), padded(positions, left, after)
     )  # fmt: skip
 
     def one(number: Array) -> Array:
         at = number * chunk
-        cut_queries = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=chunk, axis=1)
-        cut_keys = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=at if near else 0, slice_size=span, axis=1)
+        cut_queries = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=chunk, axis=1
+        )
+        cut_keys = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=at if near else 0, slice_size=span, axis=1
+        )
         sees = visible(
             cut_queries(query_segments),
             cut_queries(query_positions),
@@ -178,10 +237,20 @@ def xla_attention(
             key_positions=cut_keys(key_positions),
         )
         draw = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-        return _attend(cut_queries(queries), cut_keys(keys), cut_keys(values), sees, spec.soft_cap, dropout_rate, draw)
+        return _attend(
+            cut_queries(queries),
+            cut_keys(keys),
+            cut_keys(values),
+            sees,
+            spec.soft_cap,
+            dropout_rate,
+            draw,
+        )
 
     encoded = jax.lax.map(jax.checkpoint(one), jnp.arange(chunks))
-    return jnp.moveaxis(encoded, 0, 1).reshape(query.shape[0], chunks * chunk, *query.shape[2:])[:, :length]
+    return jnp.moveaxis(encoded, 0, 1).reshape(query.shape[0], chunks * chunk, *query.shape[2:])[
+        :, :length
+    ]
 
 
 def _attend(
@@ -193,14 +262,25 @@ def _attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Float[Array, "B T N H"]:
-    weights = dropout(probabilities(query, key, sees, soft_cap), dropout_rate, dropout_key).astype(value.dtype)
+    weights = dropout(probabilities(query, key, sees, soft_cap), dropout_rate, dropout_key).astype(
+        value.dtype
+    )
     batch, kv_heads, group, length, keys = weights.shape
-    encoded = jnp.einsum("BKRS,BSKH->BKRH", weights.reshape(batch, kv_heads, group * length, keys), value)
-    return encoded.reshape(batch, kv_heads, group, length, -1).transpose(0, 3, 1, 2, 4).reshape(query.shape)
+    encoded = jnp.einsum(
+        "BKRS,BSKH->BKRH", weights.reshape(batch, kv_heads, group * length, keys), value
+    )
+    return (
+        encoded.reshape(batch, kv_heads, group, length, -1)
+        .transpose(0, 3, 1, 2, 4)
+        .reshape(query.shape)
+    )
 
 
 def probabilities(
-    query: Float[Array, "B T N H"], key: Float[Array, "B S K H"], sees: Bool[Array, "B T S"], soft_cap: float | None
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    sees: Bool[Array, "B T S"],
+    soft_cap: float | None,
 ) -> Float[Array, "B K G T S"]:
     """How much each query attends to each key, in float32; queries come scaled.
 
@@ -209,7 +289,11 @@ def probabilities(
     batch, length, heads, width = query.shape
     keys, kv_heads = key.shape[1:3]
     group = heads // kv_heads
-    grouped = query.reshape(batch, length, kv_heads, group, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * length, width)
+    grouped = (
+        query.reshape(batch, length, kv_heads, group, width)
+        .transpose(0, 2, 3, 1, 4)
+        .reshape(batch, kv_heads, group * length, width)
+    )
     logits = jnp.einsum("BKRH,BSKH->BKRS", grouped, key, preferred_element_type=jnp.float32)
     if soft_cap is not None:
         logits = jnp.tanh(logits / soft_cap) * soft_cap

@@ -76,19 +76,36 @@ class TransformerConfig:
     final_soft_cap: float | None = None
 
     def __post_init__(self):
-        for field in ("num_layers", "vocab_size", "embed_dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim", "sliding_window"):
+        for field in (
+            "num_layers",
+            "vocab_size",
+            "embed_dim",
+            "hidden_dim",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "sliding_window",
+        ):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
         if not self.pattern:
-            raise InputError("pattern must name at least one kind of layer, e.g. ('local', 'global')")
+            raise InputError(
+                "pattern must name at least one kind of layer, e.g. ('local', 'global')"
+            )
         for field in ("attention_soft_cap", "final_soft_cap"):
             if getattr(self, field) is not None and not getattr(self, field) > 0:
-                raise InputError(f"{field} must be above 0, or None for none, got {getattr(self, field)}")
+                raise InputError(
+                    f"{field} must be above 0, or None for none, got {getattr(self, field)}"
+                )
         reach = self.bidirectional_reach
         if reach is not None and (len(reach) != 2 or min(reach) < 0):
-            raise InputError(f"bidirectional_reach must be (left, right), both at least 0, or None, got {reach}")
+            raise InputError(
+                f"bidirectional_reach must be (left, right), both at least 0, or None, got {reach}"
+            )
         if self.num_heads % self.num_kv_heads:
-            raise InputError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly")
+            raise InputError(
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly"
+            )
         if self.head_dim % 2:
             raise InputError(f"head_dim must be even for rotary positions, got {self.head_dim}")
         for kind in self.pattern:
@@ -115,7 +132,9 @@ class TransformerConfig:
 
     def attention_spec(self, kind: str, attention: str) -> AttentionSpec:
         """What attention means on layers of a kind, under a setting of the mask switch."""
-        return AttentionSpec(attention == "causal", self.reach(kind, attention), self.attention_soft_cap)
+        return AttentionSpec(
+            attention == "causal", self.reach(kind, attention), self.attention_soft_cap
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; `from_dict` is its inverse."""
@@ -129,7 +148,10 @@ class TransformerConfig:
     @property
     def num_parameters(self) -> int:
         """Parameters of the transformer, embedding included."""
-        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads) + 2 * self.head_dim * self.use_qk_norm
+        attention = (
+            2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+            + 2 * self.head_dim * self.use_qk_norm
+        )
         block = attention + 3 * self.embed_dim * self.hidden_dim + 4 * self.embed_dim
         return self.num_layers * block + self.vocab_size * self.embed_dim + self.embed_dim
 
@@ -139,11 +161,24 @@ class TransformerConfig:
         Two for each weight that multiplies a token (looking up an embedding multiplies nothing), and four for each query's element
         and key: scores, and the sum of values. Windows shorter than the texts are not taken off.
         """
-        weights = self.num_layers * (2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads) + 3 * self.embed_dim * self.hidden_dim)
-        return tokens * (2 * weights + 4 * self.num_layers * self.num_heads * self.head_dim * length)
+        weights = self.num_layers * (
+            2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+            + 3 * self.embed_dim * self.hidden_dim
+        )
+        return tokens * (
+            2 * weights + 4 * self.num_layers * self.num_heads * self.head_dim * length
+        )
 
 
-def _gemma2(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, num_kv_heads: int, head_dim: int = 256, **changes) -> TransformerConfig:
+def _gemma2(
+    num_layers: int,
+    embed_dim: int,
+    hidden_dim: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int = 256,
+    **changes,
+) -> TransformerConfig:
     return TransformerConfig(
         **{
             "num_layers": num_layers,
@@ -164,7 +199,15 @@ def _gemma2(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, nu
     )
 
 
-def _gemma3(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, num_kv_heads: int, head_dim: int = 256, **changes) -> TransformerConfig:
+def _gemma3(
+    num_layers: int,
+    embed_dim: int,
+    hidden_dim: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int = 256,
+    **changes,
+) -> TransformerConfig:
     return TransformerConfig(
         **{
             "num_layers": num_layers,
@@ -186,7 +229,16 @@ def _gemma3(num_layers: int, embed_dim: int, hidden_dim: int, num_heads: int, nu
     )
 
 
-_TINY = {"num_layers": 4, "embed_dim": 128, "hidden_dim": 512, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32, "vocab_size": 8192, "sliding_window": 32}
+_TINY = {
+    "num_layers": 4,
+    "embed_dim": 128,
+    "hidden_dim": 512,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 8192,
+    "sliding_window": 32,
+}
 
 GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
     "gemma2_2b": _gemma2(26, 2304, 9216, 8, 4),
@@ -201,9 +253,17 @@ GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
     "gemma2_tiny": _gemma2(**_TINY),
     "gemma3_tiny": _gemma3(**_TINY, pattern=("local", "local", "global"), global_rope_scale=1.0),
     # For pretraining a decoder on a CPU, see experiments/pretrain_decoder.py.
-    "gemma3_mini": _gemma3(**_TINY | {"hidden_dim": 640, "sliding_window": 64}, pattern=("local", "global"), global_rope_scale=1.0),
+    "gemma3_mini": _gemma3(
+        **_TINY | {"hidden_dim": 640, "sliding_window": 64},
+        pattern=("local", "global"),
+        global_rope_scale=1.0,
+    ),
 }
-SMALL = ("gemma2_tiny", "gemma3_tiny", "gemma3_mini")  # sizes of our own, with the small tokenizer; the others are published
+SMALL = (
+    "gemma2_tiny",
+    "gemma3_tiny",
+    "gemma3_mini",
+)  # sizes of our own, with the small tokenizer; the others are published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +293,9 @@ class PoolingConfig:
             if getattr(self, field) < 1:
                 raise InputError(f"pooling.{field} must be at least 1, got {getattr(self, field)}")
         if any(width < 1 for width in self.projection):
-            raise InputError(f"pooling.projection must be widths of at least 1, got {self.projection}")
+            raise InputError(
+                f"pooling.projection must be widths of at least 1, got {self.projection}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,13 +312,17 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:
-            raise InputError(f"lora.rank must be at least 0 and lora.alpha positive, got {self.rank} and {self.alpha}")
+            raise InputError(
+                f"lora.rank must be at least 0 and lora.alpha positive, got {self.rank} and {self.alpha}"
+            )
 
 
 def check_causal(name: str, attention: str) -> None:
     """Raises InputError where a language head would see the tokens that it predicts."""
     if attention != "causal":
-        raise InputError(f"head {name!r} is a language model's, which predicts each token from those before it: it needs attention='causal', got {attention!r}")
+        raise InputError(
+            f"head {name!r} is a language model's, which predicts each token from those before it: it needs attention='causal', got {attention!r}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,27 +364,41 @@ class EncoderConfig:
         if self.attention not in ATTENTION:
             raise unknown("attention", self.attention, ATTENTION)
         if self.compute_dtype == "float16":
-            raise InputError("float16 is refused: Gemma's activations overflow its range; use bfloat16, or float32 on a CPU")
+            raise InputError(
+                "float16 is refused: Gemma's activations overflow its range; use bfloat16, or float32 on a CPU"
+            )
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise unknown("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         if self.remat not in REMAT_POLICIES:
             raise unknown("remat policy", self.remat, REMAT_POLICIES)
         if self.attention_implementation not in ATTENTION_IMPLEMENTATIONS:
-            raise unknown("attention_implementation", self.attention_implementation, ATTENTION_IMPLEMENTATIONS)
+            raise unknown(
+                "attention_implementation", self.attention_implementation, ATTENTION_IMPLEMENTATIONS
+            )
         for name, outputs in self.heads.items():
             if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
-                raise InputError(f"head name {name!r} must start with a letter and hold only letters, digits, '_', '-' and '.'")
+                raise InputError(
+                    f"head name {name!r} must start with a letter and hold only letters, digits, '_', '-' and '.'"
+                )
             if outputs < 1:
                 raise InputError(f"head {name!r} must have at least 1 output, got {outputs}")
         for name in self.language_heads:
             if self.heads.get(name) != 2:
-                raise InputError(f"language head {name!r} must be among the heads, with 2 outputs, got {self.heads.get(name)}")
+                raise InputError(
+                    f"language head {name!r} must be among the heads, with 2 outputs, got {self.heads.get(name)}"
+                )
             check_causal(name, self.attention)
         for field in ("attention_dropout", "feed_forward_dropout"):
             if not 0 <= getattr(self, field) < 1 or math.isnan(getattr(self, field)):
-                raise InputError(f"{field} must be at least 0 and below 1, got {getattr(self, field)}")
-        if self.transformer.embed_dim % self.pooling.heads and self.pooling.name.startswith("attention"):
-            raise InputError(f"pooling.heads={self.pooling.heads} does not divide the model's width {self.transformer.embed_dim}")
+                raise InputError(
+                    f"{field} must be at least 0 and below 1, got {getattr(self, field)}"
+                )
+        if self.transformer.embed_dim % self.pooling.heads and self.pooling.name.startswith(
+            "attention"
+        ):
+            raise InputError(
+                f"pooling.heads={self.pooling.heads} does not divide the model's width {self.transformer.embed_dim}"
+            )
 
     @property
     def pooled_dim(self) -> int:
@@ -326,7 +406,16 @@ class EncoderConfig:
         return (self.transformer.embed_dim, *self.pooling.projection)[-1]
 
     def __hash__(self) -> int:
-        return hash((tuple(sorted(self.heads.items())), *(getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "heads")))
+        return hash(
+            (
+                tuple(sorted(self.heads.items())),
+                *(
+                    getattr(self, field.name)
+                    for field in dataclasses.fields(self)
+                    if field.name != "heads"
+                ),
+            )
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; `from_dict` is its inverse."""
@@ -346,4 +435,6 @@ class EncoderConfig:
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON's lists as tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }

@@ -36,8 +36,17 @@ class GemmaEncoder(nnx.Module):
         self.config = config
         self.backbone = Transformer(config.transformer, rngs=rngs, lora=config.lora)
         self.pooler = make_pooler(config.pooling, config.transformer.embed_dim, rngs=rngs)
-        own = sorted((name, outputs) for name, outputs in config.heads.items() if name not in config.language_heads)
-        self.heads = nnx.Dict({name: Head(config.pooled_dim, config.head_hidden, outputs, rngs=rngs) for name, outputs in own})
+        own = sorted(
+            (name, outputs)
+            for name, outputs in config.heads.items()
+            if name not in config.language_heads
+        )
+        self.heads = nnx.Dict(
+            {
+                name: Head(config.pooled_dim, config.head_hidden, outputs, rngs=rngs)
+                for name, outputs in own
+            }
+        )
 
     def __call__(
         self,
@@ -80,7 +89,15 @@ class GemmaEncoder(nnx.Module):
         scores = {name: head(pooled) for name, head in self.heads.items()}
         if config.language_heads:  # heads without parameters say the same
             cap = config.transformer.final_soft_cap
-            said = negative_log_likelihood(hidden, self.backbone.embedding[...], tokens, segment_ids, num_segments, soft_cap=cap, mesh=mesh)
+            said = negative_log_likelihood(
+                hidden,
+                self.backbone.embedding[...],
+                tokens,
+                segment_ids,
+                num_segments,
+                soft_cap=cap,
+                mesh=mesh,
+            )
             scores |= dict.fromkeys(config.language_heads, said)
         return EncoderOutput(hidden, pooled, scores)
 
@@ -112,7 +129,11 @@ def parameter_dict(state: nnx.State) -> dict:
     """A nested dict with string keys, for optimisers, checkpoints and rules on paths."""
 
     def plain(node):
-        return {str(key): plain(child) for key, child in node.items()} if isinstance(node, dict) else node
+        return (
+            {str(key): plain(child) for key, child in node.items()}
+            if isinstance(node, dict)
+            else node
+        )
 
     return plain(nnx.to_pure_dict(state))
 
@@ -122,7 +143,9 @@ def parameter_state(parameters: dict) -> nnx.State:
 
     def variables(node):
         if isinstance(node, dict):
-            return {int(key) if key.isdigit() else key: variables(child) for key, child in node.items()}
+            return {
+                int(key) if key.isdigit() else key: variables(child) for key, child in node.items()
+            }
         return nnx.Param(node)
 
     return nnx.State(variables(parameters))
@@ -140,7 +163,14 @@ def layer_paths(config: TransformerConfig, path: str) -> list[str]:
     A parameter outside the layers has one: its own.
     """
     found = re.fullmatch(r"backbone/(blocks|rest)/(\d+)/(.*)", path)
-    return [f"backbone/layers/{layer}/{found[3]}" for layer in layer_index(config, found[1], int(found[2]))] if found else [path]
+    return (
+        [
+            f"backbone/layers/{layer}/{found[3]}"
+            for layer in layer_index(config, found[1], int(found[2]))
+        ]
+        if found
+        else [path]
+    )
 
 
 def select(parameters: dict, wanted: Callable[[str], bool], prefix: str = "") -> dict:

@@ -16,25 +16,45 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma_encoder.model.config import AttentionSpec
 
-PLATFORMS = {"splash": "tpu", "cudnn": "gpu", "tokamax": "gpu"}  # in the order in which "auto" asks them
+PLATFORMS = {
+    "splash": "tpu",
+    "cudnn": "gpu",
+    "tokamax": "gpu",
+}  # in the order in which "auto" asks them
 LANES = 128  # of a TPU's vector registers: splash attention's blocks are multiples of it
 BLOCKS = (512, 256, 128)
 
 
-def obstacle(name: str, *, platform: str, dtype: jnp.dtype, head_dim: int, soft_cap: float | None, dropout_rate: float) -> str | None:
+def obstacle(
+    name: str,
+    *,
+    platform: str,
+    dtype: jnp.dtype,
+    head_dim: int,
+    soft_cap: float | None,
+    dropout_rate: float,
+) -> str | None:
     """Why an implementation cannot do what is asked, or None."""
     if platform != PLATFORMS[name]:
         return f"it needs a {PLATFORMS[name].upper()}, this is a {platform.upper()}"
     if dropout_rate:
         return "it has no dropout on attention probabilities"
     if name == "splash":
-        return f"it needs a head dim that is a multiple of {LANES}, not {head_dim}" if head_dim % LANES else None
+        return (
+            f"it needs a head dim that is a multiple of {LANES}, not {head_dim}"
+            if head_dim % LANES
+            else None
+        )
     if dtype != jnp.bfloat16:
         return f"it needs bfloat16, not {dtype}"
     if name == "cudnn":
         if soft_cap is not None:
             return "it has no soft cap"
-        return f"it needs a head dim of at most 256 that is a multiple of 8, not {head_dim}" if head_dim > 256 or head_dim % 8 else None
+        return (
+            f"it needs a head dim of at most 256 that is a multiple of 8, not {head_dim}"
+            if head_dim > 256 or head_dim % 8
+            else None
+        )
     return None if importlib.util.find_spec("tokamax") else "tokamax is not installed"
 
 
@@ -69,7 +89,19 @@ def splash_attention(
     else:
         mask = splash.CausalMask((size, size)) if spec.causal else splash.FullMask((size, size))
     sizes = splash.BlockSizes(
-        **{f"block_{name}": block for name in ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")},
+        **{
+            f"block_{name}": block
+            for name in (
+                "q",
+                "kv",
+                "kv_compute",
+                "q_dkv",
+                "kv_dkv",
+                "kv_dkv_compute",
+                "q_dq",
+                "kv_dq",
+            )
+        },
     )
 
     def on_one_device(query, key, value, segment_ids):
@@ -81,9 +113,14 @@ def splash_attention(
             attn_logits_soft_cap=spec.soft_cap,
             interpret=interpret,
         )
-        heads_first = [jnp.moveaxis(jnp.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0))), 2, 1) for x in (query, key, value)]
+        heads_first = [
+            jnp.moveaxis(jnp.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0))), 2, 1)
+            for x in (query, key, value)
+        ]
         ids = jnp.pad(segment_ids, ((0, 0), (0, fill)))
-        encoded = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids)))(*heads_first, ids)
+        encoded = jax.vmap(
+            lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids))
+        )(*heads_first, ids)
         return jnp.moveaxis(encoded, 1, 2)[:, :length]
 
     if mesh is None or mesh.size == 1:
@@ -94,21 +131,35 @@ def splash_attention(
     rows = ("data", "fsdp")
     of_query = P(rows, None, query_axis, None)
     of_key = P(rows, None, query_axis if kv_heads > 1 else None, None)
-    return jax.shard_map(on_one_device, mesh=mesh, in_specs=(of_query, of_key, of_key, P(rows, None)), out_specs=of_query, check_vma=False)(
-        query, key, value, segment_ids
-    )
+    return jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(of_query, of_key, of_key, P(rows, None)),
+        out_specs=of_query,
+        check_vma=False,
+    )(query, key, value, segment_ids)
 
 
 def cudnn_attention(
-    query: Float[Array, "B L N H"], key: Float[Array, "B L K H"], value: Float[Array, "B L K H"], sees: Bool[Array, "B L L"], spec: AttentionSpec
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B L K H"],
+    value: Float[Array, "B L K H"],
+    sees: Bool[Array, "B L L"],
+    spec: AttentionSpec,
 ) -> Float[Array, "B L N H"]:
     """cuDNN's fused attention through `jax.nn`: no L x L probabilities, but a mask of that size, since it knows no segments."""
     assert spec.soft_cap is None
-    return jax.nn.dot_product_attention(query, key, value, mask=sees[:, None], scale=1.0, implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=sees[:, None], scale=1.0, implementation="cudnn"
+    )
 
 
 def tokamax_attention(
-    query: Float[Array, "B L N H"], key: Float[Array, "B L K H"], value: Float[Array, "B L K H"], sees: Bool[Array, "B L L"], spec: AttentionSpec
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B L K H"],
+    value: Float[Array, "B L K H"],
+    sees: Bool[Array, "B L L"],
+    spec: AttentionSpec,
 ) -> Float[Array, "B L N H"]:
     """tokamax's Triton flash attention, which has a soft cap; the mask is given whole."""
     import tokamax

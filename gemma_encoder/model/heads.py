@@ -18,7 +18,9 @@ class Head(nnx.Module):
         num_outputs: C: classes, or 1 for regression and ranking.
     """
 
-    def __init__(self, embed_dim: int, hidden: tuple[int, ...], num_outputs: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, embed_dim: int, hidden: tuple[int, ...], num_outputs: int, *, rngs: nnx.Rngs
+    ):
         widths = (embed_dim, *hidden)
         self.hidden = nnx.List([Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
         self.out = Linear(widths[-1], num_outputs, rngs=rngs)
@@ -26,5 +28,7 @@ class Head(nnx.Module):
     def __call__(self, pooled: Float[Array, "B S D"]) -> Float[Array, "B S C"]:
         """Logits, or a score."""
         for layer in self.hidden:
-            pooled = jax.nn.gelu(layer(pooled), approximate=False)  # PyTorch's default, so that heads can be exported
+            pooled = jax.nn.gelu(
+                layer(pooled), approximate=False
+            )  # PyTorch's default, so that heads can be exported
         return self.out(pooled)

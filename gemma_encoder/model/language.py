@@ -16,7 +16,9 @@ from gemma_encoder.model.pooling import segment_membership
 LOGITS = 1 << 25  # that a device holds at a time: 128 MiB of float32
 
 
-def next_tokens(tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"]) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
+def next_tokens(
+    tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
+) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
     """The token after each one, and whether it belongs to the same text: of n tokens, the last has none to predict."""
 
     def shifted(array):
@@ -55,11 +57,18 @@ def token_negative_log_likelihood(
 
     def columns(array):
         """[chunks, B, T, …]: a scan's steps, rows left where they are."""
-        padded = jnp.pad(array, ((0, 0), (0, chunks * width - length), *(((0, 0),) * (array.ndim - 2))))
+        padded = jnp.pad(
+            array, ((0, 0), (0, chunks * width - length), *(((0, 0),) * (array.ndim - 2)))
+        )
         return jnp.moveaxis(padded.reshape(rows, chunks, width, *array.shape[2:]), 1, 0)
 
     def of_chunk(hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-        flat = jnp.einsum("TD,VD->TV", flat_tokens(hidden), embedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        flat = jnp.einsum(
+            "TD,VD->TV",
+            flat_tokens(hidden),
+            embedding.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
         logits = flat.reshape(*hidden.shape[:2], -1)
         if soft_cap is not None:
             logits = jnp.tanh(logits / soft_cap) * soft_cap
@@ -68,12 +77,21 @@ def token_negative_log_likelihood(
 
     # The only chunk's logits may be kept for the backward pass; those of many are made again.
     step = of_chunk if chunks == 1 else jax.checkpoint(of_chunk)
-    _, values = jax.lax.scan(lambda carry, chunk: (carry, step(*chunk)), None, (columns(hidden), columns(targets)))
-    return jnp.where(predicted, jnp.moveaxis(values, 0, 1).reshape(rows, chunks * width)[:, :length], 0.0)
+    _, values = jax.lax.scan(
+        lambda carry, chunk: (carry, step(*chunk)), None, (columns(hidden), columns(targets))
+    )
+    return jnp.where(
+        predicted, jnp.moveaxis(values, 0, 1).reshape(rows, chunks * width)[:, :length], 0.0
+    )
 
 
 def negative_log_likelihood(
-    hidden: Float[Array, "B L D"], embedding: Float[Array, "V D"], tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"], num_segments: int, **options: Any
+    hidden: Float[Array, "B L D"],
+    embedding: Float[Array, "V D"],
+    tokens: Int[Array, "B L"],
+    segment_ids: Int[Array, "B L"],
+    num_segments: int,
+    **options: Any,
 ) -> Float[Array, "B S 2"]:
     """For each text the sum of `token_negative_log_likelihood`, and how many tokens were predicted: eos is, bos is not.
 
@@ -84,4 +102,10 @@ def negative_log_likelihood(
     values = token_negative_log_likelihood(hidden, embedding, tokens, segment_ids, **options)
     _, predicted = next_tokens(tokens, segment_ids)
     members = segment_membership(segment_ids, num_segments).astype(jnp.float32)
-    return jnp.stack([jnp.einsum("BSL,BL->BS", members, values), jnp.einsum("BSL,BL->BS", members, predicted.astype(jnp.float32))], axis=-1)
+    return jnp.stack(
+        [
+            jnp.einsum("BSL,BL->BS", members, values),
+            jnp.einsum("BSL,BL->BS", members, predicted.astype(jnp.float32)),
+        ],
+        axis=-1,
+    )

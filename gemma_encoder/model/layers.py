@@ -35,7 +35,9 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Zeroes each element with probability `rate` and divides the rest by 1 − rate; the identity without a key or a rate."""
     if key is None or not rate:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x))
+    return jnp.where(
+        jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x)
+    )
 
 
 class RMSNorm(nnx.Module):

@@ -21,7 +21,13 @@ def is_adapter(path: str) -> bool:
     return path.endswith((A, B))
 
 
-def adapt(make: Callable[[tuple[int, ...]], nnx.Module], inputs: tuple[Any, ...], lora: LoraConfig, rngs: nnx.Rngs, stack: tuple[int, ...]) -> nnx.Module:
+def adapt(
+    make: Callable[[tuple[int, ...]], nnx.Module],
+    inputs: tuple[Any, ...],
+    lora: LoraConfig,
+    rngs: nnx.Rngs,
+    stack: tuple[int, ...],
+) -> nnx.Module:
     """A layer with adapters.
 
     Args:
@@ -42,7 +48,9 @@ def adapt(make: Callable[[tuple[int, ...]], nnx.Module], inputs: tuple[Any, ...]
     for name, leaf in nnx.to_pure_dict(state).items():
         if name.endswith(A):
             draw = jax.nn.initializers.he_uniform()
-            values[name] = jax.vmap(lambda key, shape=leaf.shape, draw=draw: draw(key, shape))(jax.random.split(rngs.params(), stack[0]))
+            values[name] = jax.vmap(lambda key, shape=leaf.shape, draw=draw: draw(key, shape))(
+                jax.random.split(rngs.params(), stack[0])
+            )
         elif name.endswith(B):
             values[name] = jnp.zeros((*stack, *leaf.shape), leaf.dtype)
     nnx.replace_by_pure_dict(state, values)
@@ -51,7 +59,9 @@ def adapt(make: Callable[[tuple[int, ...]], nnx.Module], inputs: tuple[Any, ...]
 
 def cast_adapters(state: nnx.State, dtype: jnp.dtype) -> nnx.State:
     """Adapters in the dtype of the activations; a layer casts its other parameters itself."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.astype(dtype) if is_adapter(str(path[0].key)) else leaf, state)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(dtype) if is_adapter(str(path[0].key)) else leaf, state
+    )
 
 
 def fold(layer: dict, lora: LoraConfig, stacked: bool) -> dict:
@@ -65,7 +75,9 @@ def fold(layer: dict, lora: LoraConfig, stacked: bool) -> dict:
         if is_adapter(name):
             continue
         if f"{name}{A}" in layer:
-            delta = (jax.vmap(product) if stacked else product)(layer[f"{name}{A}"], layer[f"{name}{B}"])
+            delta = (jax.vmap(product) if stacked else product)(
+                layer[f"{name}{A}"], layer[f"{name}{B}"]
+            )
             leaf = leaf + (lora.alpha / lora.rank) * delta
         folded[name] = leaf
     return folded
@@ -74,6 +86,11 @@ def fold(layer: dict, lora: LoraConfig, stacked: bool) -> dict:
 def fold_backbone(backbone: dict, lora: LoraConfig) -> dict:
     """The parameters of a transformer without adapters, which computes the same."""
     groups = {
-        group: {number: fold(layer, lora, group == "blocks") for number, layer in backbone[group].items()} for group in ("blocks", "rest") if group in backbone
+        group: {
+            number: fold(layer, lora, group == "blocks")
+            for number, layer in backbone[group].items()
+        }
+        for group in ("blocks", "rest")
+        if group in backbone
     }
     return {**backbone, **groups}

@@ -18,13 +18,19 @@ MASKED = -1e30
 
 def segment_membership(segment_ids: Int[Array, "B L"], num_segments: int) -> Bool[Array, "B S L"]:
     """Which tokens belong to each segment 1 … S."""
-    return segment_ids[:, None, :] == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
+    return (
+        segment_ids[:, None, :]
+        == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
+    )
 
 
 def _average(hidden: Float[Array, "B L D"], chosen: Bool[Array, "B S L"]) -> Float[Array, "B S D"]:
     """The mean of the chosen states; zero where none is chosen."""
     weights = chosen.astype(jnp.float32)
-    return jnp.einsum("BSL,BLD->BSD", weights, hidden) / jnp.maximum(weights.sum(axis=-1), 1.0)[:, :, None]
+    return (
+        jnp.einsum("BSL,BLD->BSD", weights, hidden)
+        / jnp.maximum(weights.sum(axis=-1), 1.0)[:, :, None]
+    )
 
 
 class AveragePooler(nnx.Module):
@@ -33,11 +39,21 @@ class AveragePooler(nnx.Module):
     def __init__(self, config: PoolingConfig):
         self.config = config
 
-    def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S D"]:
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        segment_ids: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        num_segments: int,
+    ) -> Float[Array, "B S D"]:
         """One vector per segment, zero for an empty one."""
-        return _average(hidden.astype(jnp.float32), self.chosen(segment_ids, positions, num_segments))
+        return _average(
+            hidden.astype(jnp.float32), self.chosen(segment_ids, positions, num_segments)
+        )
 
-    def chosen(self, segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Bool[Array, "B S L"]:
+    def chosen(
+        self, segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
+    ) -> Bool[Array, "B S L"]:
         """The tokens whose states are averaged."""
         members = segment_membership(segment_ids, num_segments)
         if self.config.name == "first_k":
@@ -61,7 +77,13 @@ class QueryProbePooler(nnx.Module):
         self.value = normal_param(rngs, (embed_dim, N, H), embed_dim)
         self.mlp = Linear(embed_dim, embed_dim, rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S D"]:
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        segment_ids: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        num_segments: int,
+    ) -> Float[Array, "B S D"]:
         """One vector per segment; that of an empty one means nothing."""
         del positions
         hidden = hidden.astype(jnp.float32)
@@ -71,13 +93,17 @@ class QueryProbePooler(nnx.Module):
         x = attended.reshape(*attended.shape[:3], -1)
         return (x + jax.nn.relu(self.mlp(x))).mean(axis=2)
 
-    def weights(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S P N L"]:
+    def weights(
+        self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], num_segments: int
+    ) -> Float[Array, "B S P N L"]:
         """How much each probe attends to each token of a segment."""
         probes = self.probes[...]
         keys = jnp.einsum("BLD,DNH->BLNH", hidden.astype(jnp.float32), self.key[...])
         logits = jnp.einsum("PNH,BLNH->BPNL", probes, keys) * probes.shape[-1] ** -0.5
         members = segment_membership(segment_ids, num_segments)
-        return jax.nn.softmax(jnp.where(members[:, :, None, None, :], logits[:, None], MASKED), axis=-1)
+        return jax.nn.softmax(
+            jnp.where(members[:, :, None, None, :], logits[:, None], MASKED), axis=-1
+        )
 
 
 class KeyValueProbePooler(nnx.Module):
@@ -95,7 +121,13 @@ class KeyValueProbePooler(nnx.Module):
         self.up = Linear(embed_dim, embed_dim, rngs=rngs)
         self.down = Linear(embed_dim, embed_dim, rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S D"]:
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        segment_ids: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        num_segments: int,
+    ) -> Float[Array, "B S D"]:
         """One vector per segment, zero for an empty one."""
         del positions
         hidden = hidden.astype(jnp.float32)
@@ -107,7 +139,10 @@ class KeyValueProbePooler(nnx.Module):
     def weights(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L N P"]:
         """How much each token attends to each latent."""
         queries = jnp.einsum("BLD,DNH->BLNH", hidden.astype(jnp.float32), self.query[...])
-        return jax.nn.softmax(jnp.einsum("BLNH,PNH->BLNP", queries, self.key[...]) * queries.shape[-1] ** -0.5, axis=-1)
+        return jax.nn.softmax(
+            jnp.einsum("BLNH,PNH->BLNP", queries, self.key[...]) * queries.shape[-1] ** -0.5,
+            axis=-1,
+        )
 
 
 class Projected(nnx.Module):
@@ -120,22 +155,45 @@ class Projected(nnx.Module):
         rngs: for the initial values.
     """
 
-    def __init__(self, pooler: nnx.Module, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, pooler: nnx.Module, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs
+    ):
         self.pooler, self.normalize = pooler, config.normalize
-        self.projection = nnx.List([normal_param(rngs, (a, b), a) for a, b in itertools.pairwise((embed_dim, *config.projection))])
+        self.projection = nnx.List(
+            [
+                normal_param(rngs, (a, b), a)
+                for a, b in itertools.pairwise((embed_dim, *config.projection))
+            ]
+        )
 
-    def __call__(self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int) -> Float[Array, "B S E"]:
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        segment_ids: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        num_segments: int,
+    ) -> Float[Array, "B S E"]:
         """One vector per segment."""
         pooled = self.pooler(hidden, segment_ids, positions, num_segments)
         for kernel in self.projection:
             pooled = pooled @ kernel[...]
         if self.normalize:
-            pooled *= jax.lax.rsqrt(jnp.maximum(jnp.sum(pooled * pooled, axis=-1, keepdims=True), 1e-24))
+            pooled *= jax.lax.rsqrt(
+                jnp.maximum(jnp.sum(pooled * pooled, axis=-1, keepdims=True), 1e-24)
+            )
         return pooled
 
 
 def make_pooler(config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
     """The pooler that `config` names."""
     poolers = {"attention_query": QueryProbePooler, "attention_kv": KeyValueProbePooler}
-    pooler = poolers[config.name](config, embed_dim, rngs=rngs) if config.name in poolers else AveragePooler(config)
-    return Projected(pooler, config, embed_dim, rngs=rngs) if config.projection or config.normalize else pooler
+    pooler = (
+        poolers[config.name](config, embed_dim, rngs=rngs)
+        if config.name in poolers
+        else AveragePooler(config)
+    )
+    return (
+        Projected(pooler, config, embed_dim, rngs=rngs)
+        if config.projection or config.normalize
+        else pooler
+    )

@@ -44,8 +44,14 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     """
     devices = jax.devices() if devices is None else devices
     sizes = list(shape)
-    if len(sizes) != len(AXES) or sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise InputError(f"mesh must be three sizes (data, fsdp, tensor), at most one of them -1; got {tuple(shape)}")
+    if (
+        len(sizes) != len(AXES)
+        or sizes.count(-1) > 1
+        or any(size < 1 and size != -1 for size in sizes)
+    ):
+        raise InputError(
+            f"mesh must be three sizes (data, fsdp, tensor), at most one of them -1; got {tuple(shape)}"
+        )
     if -1 in sizes:
         rest = int(np.prod([size for size in sizes if size != -1]))
         sizes[sizes.index(-1)] = len(devices) // rest
@@ -54,10 +60,16 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
         if sizes[0] % slices:
-            raise InputError(f"mesh {tuple(sizes)}: the data axis must be a multiple of the {slices} slices, since fsdp and tensor stay within one")
-        grid = mesh_utils.create_hybrid_device_mesh((sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices)
+            raise InputError(
+                f"mesh {tuple(sizes)}: the data axis must be a multiple of the {slices} slices, since fsdp and tensor stay within one"
+            )
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices
+        )
         return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def spec_for(path: str, shape: Sequence[int], mesh: Mesh) -> P:
@@ -65,13 +77,20 @@ def spec_for(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     layer = re.sub(r"^backbone/(blocks|rest)/\d+/", "backbone/layers/", path)
     rule = next((spec for pattern, spec in RULES if re.fullmatch(pattern, layer)), None)
     if rule is None:
-        raise InputError(f"no sharding rule matches the parameter {path!r}; add one to gemma_encoder.model.sharding.RULES")
+        raise InputError(
+            f"no sharding rule matches the parameter {path!r}; add one to gemma_encoder.model.sharding.RULES"
+        )
     stacked = (None,) if path.startswith("backbone/blocks/") else ()
     axes = [*stacked, *rule, *(None,) * (len(shape) - len(stacked) - len(rule))]
     for dimension, axis in enumerate(axes):
         if axis is not None and shape[dimension] % mesh.shape[axis]:
             logging.warning(
-                "%s: mesh axis %r (%d) does not divide dimension %d of %s; it is not cut there", path, axis, mesh.shape[axis], dimension, tuple(shape)
+                "%s: mesh axis %r (%d) does not divide dimension %d of %s; it is not cut there",
+                path,
+                axis,
+                mesh.shape[axis],
+                dimension,
+                tuple(shape),
             )
             axes[dimension] = None
     return P(*axes)
@@ -79,7 +98,10 @@ def spec_for(path: str, shape: Sequence[int], mesh: Mesh) -> P:
 
 def parameter_shardings(parameters: dict, mesh: Mesh) -> dict:
     """For a nested dict of parameters (or their shapes), the sharding of each."""
-    leaves = [NamedSharding(mesh, spec_for(path, leaf.shape, mesh)) for path, leaf in parameter_paths(parameters).items()]
+    leaves = [
+        NamedSharding(mesh, spec_for(path, leaf.shape, mesh))
+        for path, leaf in parameter_paths(parameters).items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(parameters), leaves)
 
 
@@ -89,10 +111,19 @@ def like_parameters(tree, parameters: dict, shardings: dict, mesh: Mesh):
     Adafactor's factored moments lack one of the parameter's two largest dimensions: `v_row` the largest, `v_col` the other. They are
     cut as the parameter is along those that they have.
     """
-    by_path = dict(zip(parameter_paths(parameters), zip(jax.tree.leaves(parameters), jax.tree.leaves(shardings), strict=True), strict=True))
+    by_path = dict(
+        zip(
+            parameter_paths(parameters),
+            zip(jax.tree.leaves(parameters), jax.tree.leaves(shardings), strict=True),
+            strict=True,
+        )
+    )
 
     def place(path, leaf):
-        names = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path]
+        names = [
+            str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", ""))))
+            for entry in path
+        ]
         for start in range(len(names)):
             if "/".join(names[start:]) not in by_path:
                 continue

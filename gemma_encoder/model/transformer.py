@@ -46,9 +46,23 @@ class Block(nnx.Module):
         adapted: whether it gets adapters. qwix finds the matrices to adapt by their shapes, so each is then multiplied with as it is.
     """
 
-    def __init__(self, config: TransformerConfig, kind: str, *, rngs: nnx.Rngs, stack: tuple[int, ...] = (), adapted: bool = False):
+    def __init__(
+        self,
+        config: TransformerConfig,
+        kind: str,
+        *,
+        rngs: nnx.Rngs,
+        stack: tuple[int, ...] = (),
+        adapted: bool = False,
+    ):
         self.config, self.kind, self.adapted = config, kind, adapted
-        D, F, N, K, H = config.embed_dim, config.hidden_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        D, F, N, K, H = (
+            config.embed_dim,
+            config.hidden_dim,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
         self.pre_attention_norm = RMSNorm(D, stack)
         self.query = normal_param(rngs, (*stack, D, N, H), D)
         self.key_value = normal_param(rngs, (*stack, D, 2, K, H), D)
@@ -61,31 +75,47 @@ class Block(nnx.Module):
         self.linear = normal_param(rngs, (*stack, F, D), F)
         self.post_mlp_norm = RMSNorm(D, stack)
 
-    def __call__(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x: Float[Array, "B L D"], call: Call, key: Array | None
+    ) -> Float[Array, "B L D"]:
         """Applies the layer. `key` draws its dropout; None means none."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x += self.post_attention_norm(self._attend(self.pre_attention_norm(x), call, attention_key))
         gate, up = self._gate_and_up(flat_tokens(self.pre_mlp_norm(x)))
-        output = jnp.einsum("TF,FD->TD", jax.nn.gelu(gate, approximate=True) * up, self.linear[...].astype(x.dtype))
-        return x + dropout(self.post_mlp_norm(output.reshape(x.shape)), call.feed_forward_dropout, mlp_key)
+        output = jnp.einsum(
+            "TF,FD->TD", jax.nn.gelu(gate, approximate=True) * up, self.linear[...].astype(x.dtype)
+        )
+        return x + dropout(
+            self.post_mlp_norm(output.reshape(x.shape)), call.feed_forward_dropout, mlp_key
+        )
 
-    def _gate_and_up(self, flat: Float[Array, "T D"]) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
+    def _gate_and_up(
+        self, flat: Float[Array, "T D"]
+    ) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
         weight = self.gating[...].astype(flat.dtype)
-        if self.adapted:  # split goes backward as a concatenation; indices would as a sum of padded halves
+        if (
+            self.adapted
+        ):  # split goes backward as a concatenation; indices would as a sum of padded halves
             gate, up = jnp.split(jnp.einsum("TD,DCF->TCF", flat, weight), 2, axis=1)
             return gate[:, 0], up[:, 0]
         # Two products: XLA on a CPU would write the concatenation of their gradients twice, laid out for either product that takes it.
         return flat @ weight[:, 0], flat @ weight[:, 1]
 
-    def _over_heads(self, spec: str, x: Float[Array, "T ..."], weight: Float[Array, "..."]) -> Float[Array, "T ..."]:
+    def _over_heads(
+        self, spec: str, x: Float[Array, "T ..."], weight: Float[Array, "..."]
+    ) -> Float[Array, "T ..."]:
         """einsum(spec, x, weight). Heads and what is in them are taken as one axis: over two, XLA on a CPU transposes a weight's gradient."""
         weight = weight.astype(x.dtype)
         if self.adapted:
             return jnp.einsum(spec, x, weight)
         flat = x.reshape(len(x), -1)
-        return (flat @ weight.reshape(flat.shape[1], -1)).reshape(len(x), *weight.shape[x.ndim - 1 :])
+        return (flat @ weight.reshape(flat.shape[1], -1)).reshape(
+            len(x), *weight.shape[x.ndim - 1 :]
+        )
 
-    def _attend(self, x: Float[Array, "B L D"], call: Call, key: Array | None) -> Float[Array, "B L D"]:
+    def _attend(
+        self, x: Float[Array, "B L D"], call: Call, key: Array | None
+    ) -> Float[Array, "B L D"]:
         query, keys, values = self.projections(x, call)
         encoded = dot_product_attention(
             query,
@@ -99,19 +129,34 @@ class Block(nnx.Module):
             implementation=call.implementation,
             mesh=call.mesh,
         )
-        return self._over_heads("TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...]).reshape(x.shape)
+        return self._over_heads(
+            "TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...]
+        ).reshape(x.shape)
 
-    def projections(self, x: Float[Array, "B L D"], call: Call) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
+    def projections(
+        self, x: Float[Array, "B L D"], call: Call
+    ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Queries (scaled), keys and values of the normed residual stream, as attention takes them: normed and rotated."""
         config, flat, rows = self.config, flat_tokens(x), x.shape[:2]
         query = self._over_heads("TD,DNH->TNH", flat, self.query[...])
         key_value = jnp.einsum("TD,DCKH->TCKH", flat, self.key_value[...].astype(x.dtype))
-        query, keys, values = (part.reshape(*rows, *part.shape[1:]) for part in (query, key_value[:, 0], key_value[:, 1]))
+        query, keys, values = (
+            part.reshape(*rows, *part.shape[1:])
+            for part in (query, key_value[:, 0], key_value[:, 1])
+        )
         if config.use_qk_norm:
             query, keys = self.query_norm(query), self.key_norm(keys)
         is_global = self.kind == "global"
-        base, scale = (config.global_rope_base, config.global_rope_scale) if is_global else (config.local_rope_base, 1.0)
-        return rotate(query, call.positions, base=base, scale=scale) * config.query_scale, rotate(keys, call.positions, base=base, scale=scale), values
+        base, scale = (
+            (config.global_rope_base, config.global_rope_scale)
+            if is_global
+            else (config.local_rope_base, 1.0)
+        )
+        return (
+            rotate(query, call.positions, base=base, scale=scale) * config.query_scale,
+            rotate(keys, call.positions, base=base, scale=scale),
+            values,
+        )
 
 
 class Transformer(nnx.Module):
@@ -123,7 +168,9 @@ class Transformer(nnx.Module):
         lora: low-rank adapters on its layers; none by default.
     """
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None):
+    def __init__(
+        self, config: TransformerConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None
+    ):
         self.config, self.lora = config, lora or LoraConfig()
 
         def layer(kind: str, stack: tuple[int, ...] = ()) -> nnx.Module:
@@ -133,13 +180,21 @@ class Transformer(nnx.Module):
             if not self.lora.rank:
                 return make(stack)
             one = jnp.zeros((1, 1), jnp.int32)
-            example = (jnp.zeros((1, 1, config.embed_dim)), Call(one + 1, one, "bidirectional", 0.0, 0.0), None)
+            example = (
+                jnp.zeros((1, 1, config.embed_dim)),
+                Call(one + 1, one, "bidirectional", 0.0, 0.0),
+                None,
+            )
             return adapt(make, example, self.lora, rngs, stack)
 
         self.embedding = normal_param(rngs, (config.vocab_size, config.embed_dim), config.embed_dim)
         repeats = config.num_repeats
-        self.blocks = nnx.List([layer(kind, (repeats,)) for kind in config.pattern] if repeats else [])
-        self.rest = nnx.List([layer(kind) for kind in config.layer_kinds[repeats * len(config.pattern) :]])
+        self.blocks = nnx.List(
+            [layer(kind, (repeats,)) for kind in config.pattern] if repeats else []
+        )
+        self.rest = nnx.List(
+            [layer(kind) for kind in config.layer_kinds[repeats * len(config.pattern) :]]
+        )
         self.final_norm = RMSNorm(config.embed_dim)
 
     def __call__(
@@ -179,7 +234,9 @@ class Transformer(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)
+            positions = jnp.broadcast_to(
+                jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape
+            )
         implementation = choose_implementation(
             implementation,
             platform=jax.default_backend() if mesh is None else mesh.devices.flat[0].platform,
@@ -188,10 +245,21 @@ class Transformer(nnx.Module):
             soft_cap=config.attention_soft_cap,
             dropout_rate=0.0 if dropout_key is None else attention_dropout,
         )
-        call = Call(segment_ids, positions, attention, attention_dropout, feed_forward_dropout, implementation, mesh)
+        call = Call(
+            segment_ids,
+            positions,
+            attention,
+            attention_dropout,
+            feed_forward_dropout,
+            implementation,
+            mesh,
+        )
         table = self.embedding[...]
         # Gemma scales by √D in the parameters' dtype: in bfloat16 the factor itself is rounded.
-        x = spread_rows((table[tokens] * jnp.sqrt(config.embed_dim).astype(table.dtype)).astype(compute_dtype), mesh)
+        x = spread_rows(
+            (table[tokens] * jnp.sqrt(config.embed_dim).astype(table.dtype)).astype(compute_dtype),
+            mesh,
+        )
 
         def layer_key(index) -> Array | None:
             return None if dropout_key is None else jax.random.fold_in(dropout_key, index)
@@ -210,14 +278,18 @@ class Transformer(nnx.Module):
                     x = apply(graph, state, x, layer_key(number * period + offset))
                 return x, None
 
-            x, _ = jax.lax.scan(_rematerialised(repeat, remat), x, (states, jnp.arange(config.num_repeats)))
+            x, _ = jax.lax.scan(
+                _rematerialised(repeat, remat), x, (states, jnp.arange(config.num_repeats))
+            )
         for offset, block in enumerate(self.rest):
             graph, state = nnx.split(block)
 
             def one(x, state, key, graph=graph):
                 return apply(graph, state, x, key)
 
-            x = _rematerialised(one, remat)(x, state, layer_key(config.num_repeats * period + offset))
+            x = _rematerialised(one, remat)(
+                x, state, layer_key(config.num_repeats * period + offset)
+            )
         return self.final_norm(x)
 
 
@@ -229,12 +301,21 @@ def _rematerialised(function, policy: str):
         policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
         return jax.checkpoint(function, policy=policies[policy])
     to_host = jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=["residual"], offload_src="device", offload_dst="pinned_host"
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["residual"],
+        offload_src="device",
+        offload_dst="pinned_host",
     )
-    return jax.checkpoint(lambda x, *rest: function(checkpoint_name(x, "residual"), *rest), policy=to_host)
+    return jax.checkpoint(
+        lambda x, *rest: function(checkpoint_name(x, "residual"), *rest), policy=to_host
+    )
 
 
 def layer_index(config: TransformerConfig, group: str, position: int) -> range:
     """The layers whose parameters lie under `blocks/<position>` (stacked, in this order) or `rest/<position>` (a single one)."""
     period, whole = len(config.pattern), config.num_repeats * len(config.pattern)
-    return range(position, whole, period) if group == "blocks" else range(whole + position, whole + position + 1)
+    return (
+        range(position, whole, period)
+        if group == "blocks"
+        else range(whole + position, whole + position + 1)
+    )

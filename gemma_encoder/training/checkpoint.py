@@ -23,9 +23,15 @@ class FilesHandler(ocp.CheckpointHandler):
         for name, content in args.files.items():
             (directory / name).write_bytes(content)
 
-    def restore(self, directory: epath.Path, args: "FilesRestore | None" = None) -> dict[str, bytes]:
+    def restore(
+        self, directory: epath.Path, args: "FilesRestore | None" = None
+    ) -> dict[str, bytes]:
         """Reads the files that this process asked for, or all."""
-        names = args.names if args and args.names else [path.name for path in directory.iterdir() if not path.name.startswith("_")]
+        names = (
+            args.names
+            if args and args.names
+            else [path.name for path in directory.iterdir() if not path.name.startswith("_")]
+        )
         return {name: (directory / name).read_bytes() for name in names}
 
 
@@ -57,16 +63,30 @@ class Checkpoints:
             longer than writing does, and what the process holds grows from save to save (experiments/benchmarks/README.md).
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2, *, lowest: bool = False, background: bool | None = None):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        keep: int = 2,
+        *,
+        lowest: bool = False,
+        background: bool | None = None,
+    ):
         if keep < 1:
             raise InputError(f"keep_checkpoints must be at least 1, got {keep}")
-        best = BestN(get_metric_fn=lambda metrics: metrics["best"], n=1, reverse=lowest, keep_checkpoints_without_metrics=False)
+        best = BestN(
+            get_metric_fn=lambda metrics: metrics["best"],
+            n=1,
+            reverse=lowest,
+            keep_checkpoints_without_metrics=False,
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             best_fn=lambda metrics: metrics["best"],
             best_mode="min" if lowest else "max",
             create=True,
-            enable_async_checkpointing=jax.default_backend() != "cpu" if background is None else background,
+            enable_async_checkpointing=jax.default_backend() != "cpu"
+            if background is None
+            else background,
         )
         self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None
@@ -84,7 +104,13 @@ class Checkpoints:
         except Exception as error:
             raise InputError(f"{self.folder} cannot be {what}: {_reason(error)}") from error
 
-    def save(self, state: TrainState, bundle: Bundle, data: dict[str, bytes], chosen_by: Mapping[str, float]) -> None:
+    def save(
+        self,
+        state: TrainState,
+        bundle: Bundle,
+        data: dict[str, bytes],
+        chosen_by: Mapping[str, float],
+    ) -> None:
         """Saves, or starts to; returns when the state may change again.
 
         Args:
@@ -104,7 +130,9 @@ class Checkpoints:
                 bundle.step,
                 args=ocp.args.Composite(
                     parameters=ocp.args.StandardSave(state.parameters),
-                    training=ocp.args.StandardSave({"optimizer": state.optimizer, "step": state.step}),
+                    training=ocp.args.StandardSave(
+                        {"optimizer": state.optimizer, "step": state.step}
+                    ),
                     data=FilesSave(data),
                     inference=FilesSave(inference),
                 ),
@@ -134,10 +162,16 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """The step and the value of the best of the kept checkpoints; None where none has a value."""
-        found = [(self._sign * info.metrics["best"], info.step) for info in self._manager._checkpoints if info.metrics and "best" in info.metrics]
+        found = [
+            (self._sign * info.metrics["best"], info.step)
+            for info in self._manager._checkpoints
+            if info.metrics and "best" in info.metrics
+        ]
         return (max(found)[1], self._sign * max(found)[0]) if found else None
 
-    def restore(self, step: int, abstract: TrainState, readers: list[str]) -> tuple[TrainState, dict[str, bytes]]:
+    def restore(
+        self, step: int, abstract: TrainState, readers: list[str]
+    ) -> tuple[TrainState, dict[str, bytes]]:
         """The state of training at `step`, each array where `abstract` says, and the data readers' states.
 
         Args:
@@ -154,12 +188,16 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     parameters=ocp.args.StandardRestore(abstract.parameters),
-                    training=ocp.args.StandardRestore({"optimizer": abstract.optimizer, "step": abstract.step}),
+                    training=ocp.args.StandardRestore(
+                        {"optimizer": abstract.optimizer, "step": abstract.step}
+                    ),
                     data=FilesRestore(readers),
                 ),
             )
         training = restored["training"]
-        return TrainState(restored["parameters"], training["optimizer"], training["step"]), restored["data"]
+        return TrainState(
+            restored["parameters"], training["optimizer"], training["step"]
+        ), restored["data"]
 
     def close(self) -> None:
         """Lets go of the folder; what is being written is finished first, and what goes wrong with it is said by `wait`."""

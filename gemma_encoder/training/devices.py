@@ -19,7 +19,12 @@ PEAK_FLOPS = {
 
 def peak_flops(device: jax.Device) -> float | None:
     """Dense bfloat16 operations a second; None where they are not known, as of a CPU. GPUs have a longer name: "NVIDIA H100 80GB HBM3"."""
-    known = [name for name in PEAK_FLOPS if device.device_kind == name or (name.startswith("NVIDIA") and device.device_kind.startswith(name))]
+    known = [
+        name
+        for name in PEAK_FLOPS
+        if device.device_kind == name
+        or (name.startswith("NVIDIA") and device.device_kind.startswith(name))
+    ]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 

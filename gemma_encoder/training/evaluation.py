@@ -33,14 +33,26 @@ class Evaluator:
         stop: asked before every batch, on all processes alike; evaluation is given up with Stopped once it says so.
     """
 
-    def __init__(self, recipe: Recipe, mesh: Mesh, workdir: epath.Path, stop: Callable[[], bool] = lambda: False):
+    def __init__(
+        self,
+        recipe: Recipe,
+        mesh: Mesh,
+        workdir: epath.Path,
+        stop: Callable[[], bool] = lambda: False,
+    ):
         self._recipe, self._mesh, self._workdir, self._stop = recipe, mesh, workdir, stop
         self._forward = compile_forward(recipe.encoder, mesh)
         shape = recipe.stream.shape
         # Candidates are scored one by one, so no list has to fit in a batch.
-        self._stream = dataclasses.replace(recipe.stream, shape=dataclasses.replace(shape, groups=recipe.stream.readers, list_size=1), micro_batches=1)
+        self._stream = dataclasses.replace(
+            recipe.stream,
+            shape=dataclasses.replace(shape, groups=recipe.stream.readers, list_size=1),
+            micro_batches=1,
+        )
 
-    def run(self, parameters: Any, step: int, log: MetricsLog | None) -> tuple[dict[str, dict[str, float]], dict[str, list[Predictions]]]:
+    def run(
+        self, parameters: Any, step: int, log: MetricsLog | None
+    ) -> tuple[dict[str, dict[str, float]], dict[str, list[Predictions]]]:
         """Metrics and predictions by task; metrics go to the log, predictions to files."""
         metrics, predictions, lines = {}, {}, []
         for number, source in enumerate(self._recipe.sources):
@@ -49,13 +61,19 @@ class Evaluator:
                 found = self._predict(parameters, number, split)
                 if jax.process_index() == 0:
                     found.write(self._workdir / "predictions")
-                values |= {f"{name}_{part}" if part else name: value for name, value in found.metrics().items()}
+                values |= {
+                    f"{name}_{part}" if part else name: value
+                    for name, value in found.metrics().items()
+                }
                 counts.update(found.table.counts[task.name], examples=len(found.table.labels))
                 predictions.setdefault(task.name, []).append(found)
             if not counts:
                 continue
             metrics[task.name] = values
-            figures = {"examples": counts["examples"], "cut_share": counts["cut_texts"] / max(counts["texts"], 1)}
+            figures = {
+                "examples": counts["examples"],
+                "cut_share": counts["cut_texts"] / max(counts["texts"], 1),
+            }
             lines.append((step, self._recipe.config.evaluate_split, values | figures, task.name))
         if log is not None:  # once all are known: an evaluation that was given up has no line
             for line in lines:
@@ -66,7 +84,14 @@ class Evaluator:
         """What the model says of every example of a split of the recipe's task `number`."""
         source, table = self._recipe.sources[number], ExampleTable()
         stream = evaluation_stream(
-            source, number, split, self._recipe.tokenizer, self._stream, table, process=jax.process_index(), processes=jax.process_count()
+            source,
+            number,
+            split,
+            self._recipe.tokenizer,
+            self._stream,
+            table,
+            process=jax.process_index(),
+            processes=jax.process_count(),
         )
 
         def forward(batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -74,7 +99,9 @@ class Evaluator:
             return jax.device_get((said.scores, said.example_id, said.weight))
 
         outputs = predict(source.task, self._everywhere(stream), forward)
-        return Predictions(source.task, split, outputs, table, source.qrels(split), source.first_stage)
+        return Predictions(
+            source.task, split, outputs, table, source.qrels(split), source.first_stage
+        )
 
     def _everywhere(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         """The same number of batches on every process: those that end early go on with empty ones."""
@@ -91,7 +118,10 @@ class Evaluator:
     @staticmethod
     def line(metrics: dict[str, dict[str, float]]) -> str:
         """All metrics on one line."""
-        return "  ".join(f"{task} {' '.join(f'{name} {value:.3f}' for name, value in values.items()) or '(no labels)'}" for task, values in metrics.items())
+        return "  ".join(
+            f"{task} {' '.join(f'{name} {value:.3f}' for name, value in values.items()) or '(no labels)'}"
+            for task, values in metrics.items()
+        )
 
 
 def _any_process(value: bool) -> bool:

@@ -82,16 +82,29 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
     recipe = recipe.measured()
     epoch = recipe.epoch()
     total = recipe.steps("train_for", epoch)
-    cadence = {name: recipe.steps(name, epoch, total) for name in ("log_every", "evaluate_every", "checkpoint_every")}
+    cadence = {
+        name: recipe.steps(name, epoch, total)
+        for name in ("log_every", "evaluate_every", "checkpoint_every")
+    }
     program = make_program(recipe, mesh, total, recipe.steps("warmup", epoch, total))
-    stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream, process=jax.process_index(), processes=jax.process_count())
+    stream = TrainStream(
+        recipe.sources,
+        recipe.rates(),
+        recipe.tokenizer,
+        recipe.stream,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
     best = recipe.best_metric()
     with Notice() as notice:
         checkpoints = Checkpoints(workdir, config.keep_checkpoints, lowest=lowest_is_best(best[1]))
         state = _restore_or_start(recipe, program, mesh, checkpoints, stream)
         start = int(state.step)
         log, progress = MetricsLog(workdir, start), Progress(total, start)
-        evaluator, window = Evaluator(recipe, mesh, workdir, notice.reached), Window(recipe, program.schedule, mesh)
+        evaluator, window = (
+            Evaluator(recipe, mesh, workdir, notice.reached),
+            Window(recipe, program.schedule, mesh),
+        )
         profile = Profile(workdir, config.profile)
         _describe(recipe, program.abstract, mesh, total, epoch, progress, workdir)
         seconds, began = 0.0, time.monotonic()
@@ -103,10 +116,16 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
             nonlocal evaluated
             evaluated = evaluator.run(state.parameters, step, log)
             progress.say(f"step {step}: {evaluator.line(evaluated[0])}")
-            return {"best": evaluated[0][best[0]][best[1]]} if best[1] in evaluated[0].get(best[0], {}) else {}
+            return (
+                {"best": evaluated[0][best[0]][best[1]]}
+                if best[1] in evaluated[0].get(best[0], {})
+                else {}
+            )
 
         try:
-            was_due = start == total or (start and cadence["evaluate_every"] and start % cadence["evaluate_every"] == 0)
+            was_due = start == total or (
+                start and cadence["evaluate_every"] and start % cadence["evaluate_every"] == 0
+            )
             if was_due and not _was_evaluated(workdir, start, config.evaluate_split):
                 evaluate_at(start)  # a notice to stop had come before it could be done
                 window.restart()
@@ -119,7 +138,11 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
                     progress.advance(window.add(*previous[:2]))
                 previous = (step, metrics, batch)
                 stopped = notice.reached()
-                due = {name for name, every in cadence.items() if step == total or (every and step % every == 0)}
+                due = {
+                    name
+                    for name, every in cadence.items()
+                    if step == total or (every and step % every == 0)
+                }
                 due |= {"log_every", "checkpoint_every"} if stopped else set()
                 profile.after(step, metrics)
                 if not due:
@@ -130,7 +153,9 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
                 if "log_every" in due:
                     values = window.close(step, stream.counts)
                     log.write(step, "train", values)
-                    progress.report(step, f"loss {values['loss']:.4f}  {values['texts_per_second']:.0f} texts/s")
+                    progress.report(
+                        step, f"loss {values['loss']:.4f}  {values['texts_per_second']:.0f} texts/s"
+                    )
                 chosen_by: dict[str, float] = {}
                 if "evaluate_every" in due and not stopped:
                     try:
@@ -138,13 +163,17 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
                     except Stopped:
                         stopped, due = True, due | {"checkpoint_every"}
                 if "checkpoint_every" in due:
-                    checkpoints.save(state, _bundle(recipe, step, command, log), stream.state(), chosen_by)
+                    checkpoints.save(
+                        state, _bundle(recipe, step, command, log), stream.state(), chosen_by
+                    )
                 if stopped:
                     break
                 window.restart()
                 began = time.monotonic()
             if stopped:
-                progress.say(f"told to stop: saving step {step}; start the same command again to go on")
+                progress.say(
+                    f"told to stop: saving step {step}; start the same command again to go on"
+                )
             elif evaluated is None:  # the run had ended before: say what it reached
                 evaluated = evaluator.run(state.parameters, start, None)
             checkpoints.wait()
@@ -162,11 +191,23 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
             log.close()
             checkpoints.close()
     metrics, predictions = evaluated or ({}, {})
-    return Outcome(step, metrics, predictions, epath.Path(checkpoints.folder) / str(step), seconds, stopped, checkpoints.best())
+    return Outcome(
+        step,
+        metrics,
+        predictions,
+        epath.Path(checkpoints.folder) / str(step),
+        seconds,
+        stopped,
+        checkpoints.best(),
+    )
 
 
 def _was_evaluated(workdir: epath.Path, step: int, split: str) -> bool:
-    found = any(line["step"] == step and line["split"] == split for line in read_metrics(workdir)) if jax.process_index() == 0 else False
+    found = (
+        any(line["step"] == step and line["split"] == split for line in read_metrics(workdir))
+        if jax.process_index() == 0
+        else False
+    )
     if jax.process_count() == 1:
         return found
     from jax.experimental import multihost_utils
@@ -183,20 +224,29 @@ def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) ->
         if stored.exists():
             changed = recipes.differences(json.loads(stored.read_text()), now)
             if changed:
-                raise InputError(f"{workdir} holds a run of another config; choose another --workdir, or undo: {'; '.join(changed)}")
+                raise InputError(
+                    f"{workdir} holds a run of another config; choose another --workdir, or undo: {'; '.join(changed)}"
+                )
         elif jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
             stored.write_text(json.dumps(now, indent=1))
     except OSError as error:
-        raise InputError(f"workdir {workdir} cannot be written: {error.strerror or error}") from error
+        raise InputError(
+            f"workdir {workdir} cannot be written: {error.strerror or error}"
+        ) from error
     return workdir
 
 
-def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream) -> TrainState:
+def _restore_or_start(
+    recipe: Recipe, program: Program, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream
+) -> TrainState:
     """The state to go on from, by the order at the top of this file; `stream` is set to the same moment."""
     step = checkpoints.latest_step()
     if step is not None:
-        if native.load_bundle(epath.Path(checkpoints.folder) / str(step)).tokenizer.model != recipe.tokenizer.model:
+        if (
+            native.load_bundle(epath.Path(checkpoints.folder) / str(step)).tokenizer.model
+            != recipe.tokenizer.model
+        ):
             raise InputError(
                 f"{recipe.tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began with; restore that file, or choose another --workdir"
             )
@@ -210,7 +260,9 @@ def _restore_or_start(recipe: Recipe, program: Program, mesh: Mesh, checkpoints:
         pretrained = load_warm(model.warm_start, recipe.encoder, shapes)
     elif model.pretrained:
         pretrained = load_pretrained(model.pretrained, recipe.encoder, shapes)
-    return initial_state(recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained, program.changes)
+    return initial_state(
+        recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained, program.changes
+    )
 
 
 def _bundle(recipe: Recipe, step: int, command: str, log: MetricsLog) -> Bundle:
@@ -219,13 +271,34 @@ def _bundle(recipe: Recipe, step: int, command: str, log: MetricsLog) -> Bundle:
     record = {
         "command": command,
         "config": json.loads(recipe.config.to_json_best_effort()),
-        "examples": {source.task.name: source.num_records("train") for source in recipe.sources if "train" in source.splits},
+        "examples": {
+            source.task.name: source.num_records("train")
+            for source in recipe.sources
+            if "train" in source.splits
+        },
         "metrics": list(log.latest.values()),
     }
-    return Bundle(recipe.encoder, recipe.tasks, recipe.tokenizer, stream.max_length, stream.shape.row_length, stream.padding, step, record)
+    return Bundle(
+        recipe.encoder,
+        recipe.tasks,
+        recipe.tokenizer,
+        stream.max_length,
+        stream.shape.row_length,
+        stream.padding,
+        step,
+        record,
+    )
 
 
-def _describe(recipe: Recipe, abstract: TrainState, mesh: Mesh, total: int, epoch: int, progress: Progress, workdir: epath.Path) -> None:
+def _describe(
+    recipe: Recipe,
+    abstract: TrainState,
+    mesh: Mesh,
+    total: int,
+    epoch: int,
+    progress: Progress,
+    workdir: epath.Path,
+) -> None:
     """Says what is about to happen, and writes the table of parameters."""
     from clu import parameter_overview
 
@@ -246,7 +319,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outc
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`; the log gets the lines, the predictions their files."""
     workdir = native.absolute(workdir)
     if not native.checkpoint_steps(workdir):
-        raise InputError(f"{workdir} holds no checkpoint to evaluate; train first, with the same command and --mode=train")
+        raise InputError(
+            f"{workdir} holds no checkpoint to evaluate; train first, with the same command and --mode=train"
+        )
     recipe = recipes.build(config)
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
@@ -255,10 +330,16 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outc
     trained = {task.name for task in bundle.tasks}
     for task in recipe.tasks:
         if task.head not in bundle.encoder.heads:
-            raise InputError(f"the checkpoint was not trained on {task.name!r}; it knows {', '.join(sorted(trained))}")
+            raise InputError(
+                f"the checkpoint was not trained on {task.name!r}; it knows {', '.join(sorted(trained))}"
+            )
     processes.keep_compiled(config.compilation_cache, workdir)
     recipe = dataclasses.replace(recipe, encoder=bundle.encoder, tokenizer=bundle.tokenizer)
-    parameters = native.load_parameters(checkpoint, bundle.encoder, sharding.parameter_shardings(skeleton(bundle.encoder).shapes, mesh))
+    parameters = native.load_parameters(
+        checkpoint,
+        bundle.encoder,
+        sharding.parameter_shardings(skeleton(bundle.encoder).shapes, mesh),
+    )
     log = MetricsLog(workdir, bundle.step)
     try:
         result = Evaluator(recipe, mesh, workdir).run(parameters, bundle.step, log)

@@ -39,11 +39,15 @@ class MetricsLog:
 
         self._writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 
-    def write(self, step: int, split: str, values: Mapping[str, float], task: str | None = None) -> None:
+    def write(
+        self, step: int, split: str, values: Mapping[str, float], task: str | None = None
+    ) -> None:
         """Adds one line: the step, the split, the task if the values are one task's, and the values."""
         if self._writer is None:
             return
-        line: dict[str, Any] = {"step": step, "split": split} | ({"task": task} if task else {}) | dict(values)
+        line: dict[str, Any] = (
+            {"step": step, "split": split} | ({"task": task} if task else {}) | dict(values)
+        )
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._remember(line)
@@ -81,7 +85,14 @@ class Progress:
         self._quiet = jax.process_index() != 0
         self._bar = None
         if sys.stderr.isatty() and not self._quiet:
-            self._bar = tqdm.tqdm(total=total, initial=done, desc="training", unit="step", dynamic_ncols=True, mininterval=0.5)
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=done,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.5,
+            )
 
     def advance(self, loss: float) -> None:
         """One step is done."""
@@ -94,7 +105,11 @@ class Progress:
         if self._bar is None and not self._quiet:
             spent = time.monotonic() - self._began
             left = spent / max(step - self._start, 1) * (self._total - step)
-            print(f"step {step}/{self._total}  {text}  {int(left) // 60}:{int(left) % 60:02d} left", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self._total}  {text}  {int(left) // 60}:{int(left) % 60:02d} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """A message that does not break the bar."""

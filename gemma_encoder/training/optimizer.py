@@ -61,16 +61,28 @@ class OptimizerOptions:
     layer_decay: float = 1.0
 
     def __post_init__(self):
-        for field, valid in (("name", OPTIMIZERS), ("schedule", SCHEDULES), ("moment_dtype", MOMENT_DTYPES)):
+        for field, valid in (
+            ("name", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("moment_dtype", MOMENT_DTYPES),
+        ):
             if getattr(self, field) not in valid:
                 raise unknown(f"optimizer.{field}", getattr(self, field), valid)
         if not 0 < self.layer_decay <= 1:
-            raise InputError(f"optimizer.layer_decay must be above 0 and at most 1, got {self.layer_decay}")
-        for name, pattern in (("no_decay", self.no_decay), ("freeze", self.freeze), *(("multipliers", pair[0]) for pair in self.multipliers)):
+            raise InputError(
+                f"optimizer.layer_decay must be above 0 and at most 1, got {self.layer_decay}"
+            )
+        for name, pattern in (
+            ("no_decay", self.no_decay),
+            ("freeze", self.freeze),
+            *(("multipliers", pair[0]) for pair in self.multipliers),
+        ):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise InputError(f"optimizer.{name}: {pattern!r} is no regular expression: {error}") from None
+                raise InputError(
+                    f"optimizer.{name}: {pattern!r} is no regular expression: {error}"
+                ) from None
 
     def is_frozen(self, path: str) -> bool:
         """Whether the parameter at that path, one layer's, keeps its value."""
@@ -80,9 +92,17 @@ class OptimizerOptions:
         """What the learning rate of the parameter at that path, one layer's, is multiplied by."""
         if self.is_frozen(path):
             return 0.0
-        factor = next((factor for pattern, factor in self.multipliers if re.fullmatch(pattern, path)), 1.0)
+        factor = next(
+            (factor for pattern, factor in self.multipliers if re.fullmatch(pattern, path)), 1.0
+        )
         layer = re.match(r"backbone/layers/(\d+)/", path)
-        below = num_layers - int(layer[1]) - 1 if layer else num_layers if path == "backbone/embedding" else 0
+        below = (
+            num_layers - int(layer[1]) - 1
+            if layer
+            else num_layers
+            if path == "backbone/embedding"
+            else 0
+        )
         return factor * self.layer_decay**below
 
 
@@ -105,18 +125,32 @@ def trainable(options: OptimizerOptions, encoder: EncoderConfig) -> Callable[[st
     Raises:
         InputError: a rule matches no parameter, or all are frozen.
     """
-    paths = {path: layer_paths(encoder.transformer, path) for path in parameter_paths(skeleton(encoder).shapes)}
+    paths = {
+        path: layer_paths(encoder.transformer, path)
+        for path in parameter_paths(skeleton(encoder).shapes)
+    }
     single = [path for layers in paths.values() for path in layers]
-    for name, pattern in (("freeze", options.freeze), *(("multipliers", pair[0]) for pair in options.multipliers)):
+    for name, pattern in (
+        ("freeze", options.freeze),
+        *(("multipliers", pair[0]) for pair in options.multipliers),
+    ):
         if pattern and not any(re.fullmatch(pattern, path) for path in single):
-            raise InputError(f"optimizer.{name}: {pattern!r} matches no parameter; paths look like {single[0]}, {single[-1]}, or {single[len(single) // 2]}")
-    changing = {path for path, layers in paths.items() if not all(options.is_frozen(layer) for layer in layers)}
+            raise InputError(
+                f"optimizer.{name}: {pattern!r} matches no parameter; paths look like {single[0]}, {single[-1]}, or {single[len(single) // 2]}"
+            )
+    changing = {
+        path
+        for path, layers in paths.items()
+        if not all(options.is_frozen(layer) for layer in layers)
+    }
     if not changing:
         raise InputError(f"optimizer.freeze={options.freeze!r} freezes every parameter")
     return changing.__contains__
 
 
-def make_optimizer(options: OptimizerOptions, schedule: optax.Schedule, encoder: EncoderConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    options: OptimizerOptions, schedule: optax.Schedule, encoder: EncoderConfig
+) -> optax.GradientTransformation:
     """The optimiser of the trainable part of an encoder's parameters."""
     transformer = encoder.transformer
 
@@ -132,14 +166,25 @@ def make_optimizer(options: OptimizerOptions, schedule: optax.Schedule, encoder:
         for path, leaf in parameter_paths(parameters).items():
             of_layers = [rule(layer) for layer in layer_paths(transformer, path)]
             same = len(set(of_layers)) == 1
-            values.append(of_layers[0] if same else np.array(of_layers, np.float32).reshape(-1, *(1,) * (leaf.ndim - 1)))
+            values.append(
+                of_layers[0]
+                if same
+                else np.array(of_layers, np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
+            )
         return jax.tree.unflatten(jax.tree.structure(parameters), values)
 
     def decay(updates, parameters):
-        return jax.tree.map(lambda update, leaf, rate: update + rate * leaf, updates, parameters, by_rule(decays, parameters))
+        return jax.tree.map(
+            lambda update, leaf, rate: update + rate * leaf,
+            updates,
+            parameters,
+            by_rule(decays, parameters),
+        )
 
     def multiply(updates, parameters):
-        return jax.tree.map(lambda update, factor: update * factor, updates, by_rule(multiplies, parameters))
+        return jax.tree.map(
+            lambda update, factor: update * factor, updates, by_rule(multiplies, parameters)
+        )
 
     def clip_all(updates, parameters):
         # One factor for all. A division by the norm, as in optax's own, would be kept as a second copy of all gradients on a CPU.
@@ -150,19 +195,30 @@ def make_optimizer(options: OptimizerOptions, schedule: optax.Schedule, encoder:
     def clip_layers(updates, parameters):
         def clip(path, update):
             axes = tuple(range(1 if _is_stacked(path) else 0, update.ndim))
-            return update / jnp.maximum(1.0, jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True)))
+            return update / jnp.maximum(
+                1.0, jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True))
+            )
 
         del parameters
-        return jax.tree.unflatten(jax.tree.structure(updates), [clip(path, update) for path, update in parameter_paths(updates).items()])
+        return jax.tree.unflatten(
+            jax.tree.structure(updates),
+            [clip(path, update) for path, update in parameter_paths(updates).items()],
+        )
 
     moments = {
-        "adamw": [optax.scale_by_adam(options.b1, options.b2, options.epsilon, mu_dtype=options.moment_dtype)],
+        "adamw": [
+            optax.scale_by_adam(
+                options.b1, options.b2, options.epsilon, mu_dtype=options.moment_dtype
+            )
+        ],
         # The two largest dimensions are factored; the axis of stacked layers, below 128, is never one of them.
         "adafactor": [optax.scale_by_factored_rms(), optax.stateless(clip_layers)],
     }[options.name]
     clip = [optax.stateless(clip_all)] if options.clip_norm else []
     decayed = [optax.stateless(decay)] if options.weight_decay else []
-    return optax.chain(*clip, *moments, *decayed, optax.stateless(multiply), optax.scale_by_learning_rate(schedule))
+    return optax.chain(
+        *clip, *moments, *decayed, optax.stateless(multiply), optax.scale_by_learning_rate(schedule)
+    )
 
 
 def global_norm(tree: dict) -> jax.Array:

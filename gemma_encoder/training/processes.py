@@ -29,16 +29,32 @@ def start() -> None:
         InputError: the variables are incomplete, or the others do not answer.
     """
     named = [name for name in (COORDINATOR, COUNT, NUMBER) if name in os.environ]
-    detected = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*") or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    detected = (
+        glob.glob("/dev/accel*")
+        or glob.glob("/dev/vfio/[0-9]*")
+        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    )
     if jax.distributed.is_initialized() or not (named or detected):
         return
     if named and len(named) < 3:
-        raise InputError(f"of {COORDINATOR}, {COUNT} and {NUMBER} only {', '.join(named)} is set; set all three or none")
-    known = {"coordinator_address": os.environ[COORDINATOR], "num_processes": int(os.environ[COUNT]), "process_id": int(os.environ[NUMBER])} if named else {}
+        raise InputError(
+            f"of {COORDINATOR}, {COUNT} and {NUMBER} only {', '.join(named)} is set; set all three or none"
+        )
+    known = (
+        {
+            "coordinator_address": os.environ[COORDINATOR],
+            "num_processes": int(os.environ[COUNT]),
+            "process_id": int(os.environ[NUMBER]),
+        }
+        if named
+        else {}
+    )
     try:
         jax.distributed.initialize(**known)
     except RuntimeError as error:
-        raise InputError(f"the processes of this run do not find each other: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"the processes of this run do not find each other: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def keep_compiled(setting: str, workdir: epath.Path) -> None:
@@ -78,7 +94,10 @@ class Notice:
         self._told, self._asked, self._before = threading.Event(), 0, None
 
     def __enter__(self) -> "Notice":
-        if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
+        if (
+            not jax.distributed.is_initialized()
+            and threading.current_thread() is threading.main_thread()
+        ):
             self._before = signal.signal(signal.SIGTERM, self._tell)
         return self
 

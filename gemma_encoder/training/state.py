@@ -23,7 +23,10 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(
-    config: EncoderConfig, optimizer: optax.GradientTransformation, mesh: Mesh, changes: Callable[[str], bool] = lambda path: True
+    config: EncoderConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    changes: Callable[[str], bool] = lambda path: True,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is allocated.
 
@@ -34,9 +37,15 @@ def abstract_state(
     shapes = skeleton(config).shapes
     moments = jax.eval_shape(optimizer.init, select(shapes, changes))
     where = sharding.parameter_shardings(shapes, mesh)
-    shardings = TrainState(where, sharding.like_parameters(moments, shapes, where, mesh), sharding.replicated(mesh))
+    shardings = TrainState(
+        where, sharding.like_parameters(moments, shapes, where, mesh), sharding.replicated(mesh)
+    )
     state = TrainState(shapes, moments, jax.ShapeDtypeStruct((), jnp.int32))
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, shardings)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        shardings,
+    )
 
 
 def initial_state(
@@ -54,15 +63,29 @@ def initial_state(
         pretrained: a part of the nested dict of parameters, already on the mesh, to take instead of random ones.
         changes: whether the parameter at a path is trained.
     """
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh, changes))
+    shardings = jax.tree.map(
+        lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh, changes)
+    )
     pretrained = parameter_paths(pretrained or {})
 
     def drawn(key):
         # What is not returned is never made: XLA drops it.
-        return {path: leaf for path, leaf in parameter_paths(initial_parameters(config, key)).items() if path not in pretrained}
+        return {
+            path: leaf
+            for path, leaf in parameter_paths(initial_parameters(config, key)).items()
+            if path not in pretrained
+        }
 
     places = parameter_paths(shardings.parameters)
-    random = jax.jit(drawn, out_shardings={path: place for path, place in places.items() if path not in pretrained})(jax.random.key(seed))
-    parameters = jax.tree.unflatten(jax.tree.structure(shardings.parameters), [{**random, **pretrained}[path] for path in places])
-    moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(select(parameters, changes))
+    random = jax.jit(
+        drawn,
+        out_shardings={path: place for path, place in places.items() if path not in pretrained},
+    )(jax.random.key(seed))
+    parameters = jax.tree.unflatten(
+        jax.tree.structure(shardings.parameters),
+        [{**random, **pretrained}[path] for path in places],
+    )
+    moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(
+        select(parameters, changes)
+    )
     return TrainState(parameters, moments, jax.device_put(np.int32(0), shardings.step))

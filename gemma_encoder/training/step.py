@@ -53,11 +53,19 @@ def train_step(
         changes: whether the parameter at a path is trained; the gradient of the others is never made.
     """
     key = jax.random.fold_in(key, state.step)
-    trained, frozen = select(state.parameters, changes), select(state.parameters, lambda path: not changes(path))
+    trained, frozen = (
+        select(state.parameters, changes),
+        select(state.parameters, lambda path: not changes(path)),
+    )
 
     def loss_of(trained, part, key):
         output = encoder.merge(merge_parameters(trained, frozen))(
-            part.tokens, part.segment_ids, part.positions, part.weight.shape[1], dropout_key=key, mesh=mesh
+            part.tokens,
+            part.segment_ids,
+            part.positions,
+            part.weight.shape[1],
+            dropout_key=key,
+            mesh=mesh,
         )
         loss, tasks_ = batch_loss(output.scores, part, tasks, options)
         return loss, (loss, tasks_, part.weight.sum(), (part.segment_ids > 0).sum(dtype=jnp.int32))
@@ -70,15 +78,24 @@ def train_step(
 
         def add(total, numbered):
             number, part = numbered
-            return jax.tree.map(jnp.add, total, gradient_of(trained, part, jax.random.fold_in(key, number))), None
+            return jax.tree.map(
+                jnp.add, total, gradient_of(trained, part, jax.random.fold_in(key, number))
+            ), None
 
         first = jax.tree.map(lambda field: field[0], batch)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradient_of, trained, first, key))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(gradient_of, trained, first, key),
+        )
         (gradients, sums), _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
     loss, parts, texts, real_tokens = sums
     updates, moments = optimizer.update(gradients, state.optimizer, trained)
-    metrics = StepMetrics(loss, parts, global_norm(gradients), global_norm(state.parameters), texts, real_tokens)
-    return TrainState(merge_parameters(optax.apply_updates(trained, updates), frozen), moments, state.step + 1), metrics
+    metrics = StepMetrics(
+        loss, parts, global_norm(gradients), global_norm(state.parameters), texts, real_tokens
+    )
+    return TrainState(
+        merge_parameters(optax.apply_updates(trained, updates), frozen), moments, state.step + 1
+    ), metrics
 
 
 class CompiledStep(NamedTuple):
@@ -121,23 +138,51 @@ class Program(NamedTuple):
         """The global batch on the mesh, from this process's rows of it as `TrainStream` gives them."""
         count = self.batch.tokens.shape[0]
         fields = (field.reshape(count, -1, *field.shape[1:]) for field in batch)
-        return Batch(*(jax.make_array_from_process_local_data(like.sharding, field) for field, like in zip(fields, self.batch, strict=True)))
+        return Batch(
+            *(
+                jax.make_array_from_process_local_data(like.sharding, field)
+                for field, like in zip(fields, self.batch, strict=True)
+            )
+        )
 
 
 def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program:
     """What trains `recipe` on `mesh` for `total` steps, of which the learning rate rises over `warmup`."""
     schedule = make_schedule(recipe.optimizer, total, warmup)
-    optimizer, changes = make_optimizer(recipe.optimizer, schedule, recipe.encoder), trainable(recipe.optimizer, recipe.encoder)
+    optimizer, changes = (
+        make_optimizer(recipe.optimizer, schedule, recipe.encoder),
+        trainable(recipe.optimizer, recipe.encoder),
+    )
     abstract = abstract_state(recipe.encoder, optimizer, mesh, changes)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    constants = {"encoder": skeleton(recipe.encoder), "optimizer": optimizer, "changes": changes, "tasks": recipe.tasks, "options": recipe.losses}
+    constants = {
+        "encoder": skeleton(recipe.encoder),
+        "optimizer": optimizer,
+        "changes": changes,
+        "tasks": recipe.tasks,
+        "options": recipe.losses,
+    }
 
     def step(state, batch, key):
         return train_step(state, batch, jax.random.wrap_key_data(key), **constants, mesh=mesh)
 
-    where, everywhere, stream = sharding.batch_sharding(mesh, micro=True), sharding.replicated(mesh), recipe.stream
+    where, everywhere, stream = (
+        sharding.batch_sharding(mesh, micro=True),
+        sharding.replicated(mesh),
+        recipe.stream,
+    )
     rows = empty_batch(stream.shape.split(stream.micro_batches))
-    batch = Batch(*(jax.ShapeDtypeStruct((stream.micro_batches, *field.shape), field.dtype, sharding=where) for field in rows))
-    compiled = jax.jit(step, in_shardings=(places, where, everywhere), out_shardings=(places, everywhere), donate_argnums=0)
+    batch = Batch(
+        *(
+            jax.ShapeDtypeStruct((stream.micro_batches, *field.shape), field.dtype, sharding=where)
+            for field in rows
+        )
+    )
+    compiled = jax.jit(
+        step,
+        in_shardings=(places, where, everywhere),
+        out_shardings=(places, everywhere),
+        donate_argnums=0,
+    )
     key = np.asarray(jax.random.key_data(jax.random.key(recipe.config.seed)))
     return Program(abstract, batch, optimizer, schedule, changes, CompiledStep(compiled, key))

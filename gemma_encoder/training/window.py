@@ -30,7 +30,12 @@ class Window:
 
     def restart(self) -> None:
         """Starts counting anew."""
-        self._steps, self._sums, self._began, self._waited = 0, collections.Counter(), time.monotonic(), 0.0
+        self._steps, self._sums, self._began, self._waited = (
+            0,
+            collections.Counter(),
+            time.monotonic(),
+            0.0,
+        )
 
     def wait_for(self, stream: Iterator[Batch]) -> Batch:
         """The stream's next batch; the time until it is there counts as waiting."""
@@ -47,9 +52,20 @@ class Window:
             raise NotFinite(f"the loss of step {step} is {loss}, its gradient norm {norm}")
         self._steps += 1
         self._norm = float(metrics.parameter_norm)
-        self._sums.update(loss=loss, gradient_norm=norm, texts=float(metrics.texts), real_tokens=float(metrics.real_tokens))
+        self._sums.update(
+            loss=loss,
+            gradient_norm=norm,
+            texts=float(metrics.texts),
+            real_tokens=float(metrics.real_tokens),
+        )
         for task, part in metrics.tasks.items():
-            self._sums.update({f"{task}/total": float(part.total), f"{task}/count": float(part.count), f"{task}/examples": float(part.examples)})
+            self._sums.update(
+                {
+                    f"{task}/total": float(part.total),
+                    f"{task}/count": float(part.count),
+                    f"{task}/examples": float(part.examples),
+                }
+            )
         return loss
 
     def close(self, step: int, counts: dict[str, dict[str, int]]) -> dict[str, float]:
@@ -71,9 +87,13 @@ class Window:
         peak = devices.peak_flops(self._devices[0])
         if peak and sums["texts"]:
             # A backward pass costs twice a forward pass; what remat computes again is not the model's.
-            needed = 3 * self._recipe.encoder.transformer.forward_flops(sums["real_tokens"], sums["real_tokens"] / sums["texts"])
+            needed = 3 * self._recipe.encoder.transformer.forward_flops(
+                sums["real_tokens"], sums["real_tokens"] / sums["texts"]
+            )
             values["model_flop_utilisation"] = needed / (seconds * peak * len(self._devices))
-        in_use = devices.memory_in_use(next(device for device in self._devices if device.process_index == jax.process_index()))
+        in_use = devices.memory_in_use(
+            next(device for device in self._devices if device.process_index == jax.process_index())
+        )
         if in_use:
             values["device_memory_gib"] = in_use / 2**30
         for task in self._recipe.tasks:
@@ -81,7 +101,9 @@ class Window:
             if count:
                 values[f"{task.name}/loss"] = sums[f"{task.name}/total"] / count
             if counts[task.name]["texts"]:
-                values[f"{task.name}/cut_share"] = counts[task.name]["cut_texts"] / counts[task.name]["texts"]
+                values[f"{task.name}/cut_share"] = (
+                    counts[task.name]["cut_texts"] / counts[task.name]["texts"]
+                )
         wanted = self._recipe.losses.examples_per_step
         if not self._warned and not 0.75 < examples / wanted < 1.33:
             logging.warning(

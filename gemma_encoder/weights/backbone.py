@@ -13,7 +13,13 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, TransformerConfig
-from gemma_encoder.model.encoder import parameter_dict, parameter_paths, parameter_state, select, skeleton
+from gemma_encoder.model.encoder import (
+    parameter_dict,
+    parameter_paths,
+    parameter_state,
+    select,
+    skeleton,
+)
 from gemma_encoder.model.lora import fold_backbone, is_adapter
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.weights import gemma, native
@@ -36,7 +42,9 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     """
     folder = native.absolute(gemma.published_path(os.fspath(path)) or path)
     if not folder.exists():
-        raise InputError(f"{path} does not exist; give a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT or GEMMA3_270M_IT")
+        raise InputError(
+            f"{path} does not exist; give a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT or GEMMA3_270M_IT"
+        )
     if (folder / "inference" / "inference.json").exists() or (folder / "checkpoints").exists():
         return native.NativeCheckpoint(folder)
     if (folder / "config.json").exists():
@@ -48,7 +56,12 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     )
 
 
-def load_backbone(path: epath.PathLike, config: TransformerConfig | None = None, mesh: Mesh | None = None, dtype: jnp.dtype = jnp.float32) -> Transformer:
+def load_backbone(
+    path: epath.PathLike,
+    config: TransformerConfig | None = None,
+    mesh: Mesh | None = None,
+    dtype: jnp.dtype = jnp.float32,
+) -> Transformer:
     """A pretrained transformer, to be called as `backbone(tokens, segment_ids, positions, attention=…) -> hidden [B, L, D]`.
 
     Tensors go from their file to their place one at a time, so what is needed beside the parameters is the memory of one tensor.
@@ -100,10 +113,21 @@ def load_pretrained(path: epath.PathLike, encoder: EncoderConfig, abstract: dict
     """
     checkpoint = open_checkpoint(path)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    own = [select(tree["backbone"], lambda path: not is_adapter(path)) for tree in (abstract, shardings)]
+    own = [
+        select(tree["backbone"], lambda path: not is_adapter(path))
+        for tree in (abstract, shardings)
+    ]
     loaded = {"backbone": checkpoint.load(encoder.transformer, *own, jnp.float32)}
-    if isinstance(checkpoint, HuggingFaceCheckpoint) and (modules := checkpoint.modules) and encoder.pooling.projection == modules.pooling.projection != ():
-        loaded["pooler"] = {"projection": jax.tree.map(jax.device_put, modules.projection_kernels(), shardings["pooler"]["projection"])}
+    if (
+        isinstance(checkpoint, HuggingFaceCheckpoint)
+        and (modules := checkpoint.modules)
+        and encoder.pooling.projection == modules.pooling.projection != ()
+    ):
+        loaded["pooler"] = {
+            "projection": jax.tree.map(
+                jax.device_put, modules.projection_kernels(), shardings["pooler"]["projection"]
+            )
+        }
     logging.info("%s initialised from %s", " and ".join(loaded), checkpoint.description)
     return loaded
 
@@ -124,13 +148,22 @@ def load_warm(path: epath.PathLike, encoder: EncoderConfig, abstract: dict) -> d
     """
     checkpoint = open_checkpoint(path)
     if not isinstance(checkpoint, native.NativeCheckpoint):
-        raise InputError(f"model.warm_start={path} is {checkpoint.description}; it takes a workdir of this project. For others there is model.pretrained")
+        raise InputError(
+            f"model.warm_start={path} is {checkpoint.description}; it takes a workdir of this project. For others there is model.pretrained"
+        )
     checkpoint.check(encoder.transformer)
     stored = parameter_paths(skeleton(checkpoint.bundle.encoder).shapes)
     wanted = parameter_paths(abstract)
-    common = [name for name, leaf in wanted.items() if name in stored and stored[name].shape == leaf.shape]
+    common = [
+        name for name, leaf in wanted.items() if name in stored and stored[name].shape == leaf.shape
+    ]
     fresh = sorted({"/".join(name.split("/")[:2]) for name in wanted if name not in common})
-    logging.warning("%s starts from %s; new are %s", "the encoder", checkpoint.description, ", ".join(fresh) or "no parameters")
+    logging.warning(
+        "%s starts from %s; new are %s",
+        "the encoder",
+        checkpoint.description,
+        ", ".join(fresh) or "no parameters",
+    )
     return native.load_part(checkpoint.folder, {name: wanted[name] for name in common})
 
 
@@ -147,18 +180,33 @@ def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[Bundle, dict]:
     checkpoint = open_checkpoint(path)
     if isinstance(checkpoint, native.NativeCheckpoint):
         places = sharding.parameter_shardings(skeleton(checkpoint.bundle.encoder).shapes, mesh)
-        return checkpoint.bundle, native.load_parameters(checkpoint.folder, checkpoint.bundle.encoder, places)
+        return checkpoint.bundle, native.load_parameters(
+            checkpoint.folder, checkpoint.bundle.encoder, places
+        )
     if not isinstance(checkpoint, HuggingFaceCheckpoint) or checkpoint.modules is None:
-        raise InputError(f"{checkpoint.description} holds a transformer without pooler or head; fine-tune it first, or use load_backbone")
+        raise InputError(
+            f"{checkpoint.description} holds a transformer without pooler or head; fine-tune it first, or use load_backbone"
+        )
     bundle = checkpoint.bundle()
     shapes = skeleton(bundle.encoder).shapes
     places = sharding.parameter_shardings(shapes, mesh)
-    abstract = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
     parameters = load_pretrained(path, bundle.encoder, abstract)
-    parameters["heads"] = {name: jax.device_put(checkpoint.modules.head_parameters(), sharding.replicated(mesh)) for name in bundle.encoder.heads}
+    parameters["heads"] = {
+        name: jax.device_put(checkpoint.modules.head_parameters(), sharding.replicated(mesh))
+        for name in bundle.encoder.heads
+    }
     found, wanted = parameter_paths(parameters), parameter_paths(shapes)
-    if {name: leaf.shape for name, leaf in found.items()} != {name: leaf.shape for name, leaf in wanted.items()}:
-        raise InputError(f"{checkpoint.description}: the modules after the transformer are not those that its {SIDECAR} describes")
+    if {name: leaf.shape for name, leaf in found.items()} != {
+        name: leaf.shape for name, leaf in wanted.items()
+    }:
+        raise InputError(
+            f"{checkpoint.description}: the modules after the transformer are not those that its {SIDECAR} describes"
+        )
     return bundle, jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in wanted])
 
 
@@ -191,7 +239,9 @@ def family(config: TransformerConfig) -> str:
 
 def size_name(config: TransformerConfig) -> str | None:
     """The published size that a transformer is, whatever its vocabulary's padding and its reach; None for any other."""
-    return next((name for name, known in GEMMA_CONFIGS.items() if not differences(config, known)), None)
+    return next(
+        (name for name, known in GEMMA_CONFIGS.items() if not differences(config, known)), None
+    )
 
 
 def differences(config: TransformerConfig, known: TransformerConfig) -> list[str]:
@@ -200,14 +250,17 @@ def differences(config: TransformerConfig, known: TransformerConfig) -> list[str
     return [
         f"{name} is {value}, expected {theirs[name]}"
         for name, value in ours.items()
-        if name not in ("vocab_size", "bidirectional_reach", "final_soft_cap") and value != theirs[name]
+        if name not in ("vocab_size", "bidirectional_reach", "final_soft_cap")
+        and value != theirs[name]
     ]
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: TransformerConfig) -> None:
     """Raises InputError where the tokenizer has more pieces than there are embeddings; says so where it has fewer."""
     if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} pieces, more than the model's {config.vocab_size} embeddings")
+        raise InputError(
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} pieces, more than the model's {config.vocab_size} embeddings"
+        )
     if tokenizer.vocab_size < config.vocab_size:
         logging.info(
             "tokenizer %r has %d pieces; the model's other %d embeddings stay unused",

@@ -12,7 +12,13 @@ from gemma_encoder.model.encoder import skeleton
 from gemma_encoder.weights.backbone import size_name
 from gemma_encoder.weights.native import Bundle
 
-COUNTS = ("step", "split", "task", "examples", "cut_share")  # what a line of metrics.jsonl holds besides metrics
+COUNTS = (
+    "step",
+    "split",
+    "task",
+    "examples",
+    "cut_share",
+)  # what a line of metrics.jsonl holds besides metrics
 TERMS = "https://ai.google.dev/gemma/terms"
 
 
@@ -20,8 +26,15 @@ def facts(bundle: Bundle) -> dict[str, str]:
     """What the encoder is, one short line each."""
     encoder, record = bundle.encoder, bundle.record
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(skeleton(encoder).shapes))
-    size = size_name(encoder.transformer) or f"{encoder.transformer.num_layers} layers of width {encoder.transformer.embed_dim}"
-    pooling = encoder.pooling.name.replace("_k", f"_{encoder.pooling.k}") if encoder.pooling.name.endswith("_k") else encoder.pooling.name
+    size = (
+        size_name(encoder.transformer)
+        or f"{encoder.transformer.num_layers} layers of width {encoder.transformer.embed_dim}"
+    )
+    pooling = (
+        encoder.pooling.name.replace("_k", f"_{encoder.pooling.k}")
+        if encoder.pooling.name.endswith("_k")
+        else encoder.pooling.name
+    )
     found = {
         "size": f"{size}, {count / 1e6:,.1f} M parameters",
         "attention": encoder.attention,
@@ -42,7 +55,15 @@ def metric_rows(bundle: Bundle) -> list[tuple[str, str, str, str, str]]:
     for line in bundle.record.get("metrics", ()):
         for name, value in line.items():
             if name not in COUNTS:
-                rows.append((line["task"], line["split"], name, f"{value:.3f}", str(line.get("examples", ""))))
+                rows.append(
+                    (
+                        line["task"],
+                        line["split"],
+                        name,
+                        f"{value:.3f}",
+                        str(line.get("examples", "")),
+                    )
+                )
     return rows
 
 
@@ -54,7 +75,14 @@ def task_rows(bundle: Bundle) -> list[tuple[str, str, str, str]]:
         outputs = ", ".join(task.classes)
         if task.kind == "regression":
             outputs = f"{task.label_range[0]:g} to {task.label_range[1]:g}"
-        rows.append((task.name, task.kind, outputs, f"{examples[task.name]:,}" if task.name in examples else ""))
+        rows.append(
+            (
+                task.name,
+                task.kind,
+                outputs,
+                f"{examples[task.name]:,}" if task.name in examples else "",
+            )
+        )
     return rows
 
 
@@ -65,8 +93,15 @@ def to_html(bundle: Bundle) -> str:
     def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         if not rows:
             return ""
-        lines = "".join(f"<tr>{''.join(f'<td {cell}>{html.escape(value)}</td>' for value in row)}</tr>" for row in rows)
-        names = f"<tr>{''.join(f'<th {cell}>{html.escape(name)}</th>' for name in head)}</tr>" if head else ""
+        lines = "".join(
+            f"<tr>{''.join(f'<td {cell}>{html.escape(value)}</td>' for value in row)}</tr>"
+            for row in rows
+        )
+        names = (
+            f"<tr>{''.join(f'<th {cell}>{html.escape(name)}</th>' for name in head)}</tr>"
+            if head
+            else ""
+        )
         return f'<table style="margin:4px 0;border-collapse:collapse">{names}{lines}</table>'
 
     command = bundle.record.get("command", "")
@@ -76,7 +111,11 @@ def to_html(bundle: Bundle) -> str:
         + table((), list(facts(bundle).items()))
         + table(("task", "kind", "classes", "trained on"), task_rows(bundle))
         + table(("task", "split", "metric", "value", "examples"), metric_rows(bundle))
-        + (f"<details><summary>command</summary><code>{html.escape(command)}</code></details>" if command else "")
+        + (
+            f"<details><summary>command</summary><code>{html.escape(command)}</code></details>"
+            if command
+            else ""
+        )
         + "</div>"
     )
 
@@ -85,32 +124,55 @@ def markdown(bundle: Bundle) -> str:
     """The model card of an export, as the Hugging Face hub reads it."""
     record, derived = bundle.record, _derived(bundle)
     kinds = {"classification": "text-classification", "ranking": "text-ranking"}
-    tags = ["gemma_encoder", "sentence-similarity", *sorted({kinds[task.kind] for task in bundle.tasks if task.kind in kinds})]
-    header = {"library_name": "sentence-transformers", "tags": tags} | ({"license": "gemma"} if derived else {})
+    tags = [
+        "gemma_encoder",
+        "sentence-similarity",
+        *sorted({kinds[task.kind] for task in bundle.tasks if task.kind in kinds}),
+    ]
+    header = {"library_name": "sentence-transformers", "tags": tags} | (
+        {"license": "gemma"} if derived else {}
+    )
     parts = [
-        "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in header.items()) + "---",
-        "# A Gemma encoder" + (f" for {', '.join(task.name for task in bundle.tasks)}" if bundle.tasks else ""),
+        "---\n"
+        + "".join(f"{name}: {json.dumps(value)}\n" for name, value in header.items())
+        + "---",
+        "# A Gemma encoder"
+        + (f" for {', '.join(task.name for task in bundle.tasks)}" if bundle.tasks else ""),
         "A Gemma decoder turned into a text encoder and fine-tuned by gemma_encoder, after arXiv 2503.02656.",
         _table(("", ""), list(facts(bundle).items())),
         "## Use\n\n```python\nimport gemma_encoder as ge\n\npredictor = ge.Predictor.load(FOLDER)\n```\n\n"
         "```python\nfrom sentence_transformers import SentenceTransformer\n\nSentenceTransformer(FOLDER).encode(texts)\n```",
         "## Data\n\n"
-        + (_table(("task", "kind", "classes", "training records"), task_rows(bundle)) if bundle.tasks else _unknown("Which data it was trained on")),
+        + (
+            _table(("task", "kind", "classes", "training records"), task_rows(bundle))
+            if bundle.tasks
+            else _unknown("Which data it was trained on")
+        ),
         "## Metrics\n\n" + (_metrics(bundle) or _unknown("How good it is")),
     ]
     if record.get("config"):
         parts.append("## Config\n\n```json\n" + json.dumps(record["config"], indent=1) + "\n```")
     limits = [f"Texts are cut at {bundle.max_length} tokens."]
-    limits += ["Scores are those of the tasks above, on data like theirs; nothing else was measured."]
+    limits += [
+        "Scores are those of the tasks above, on data like theirs; nothing else was measured."
+    ]
     if record and not derived:
-        limits.append("It was trained from random weights: it knows its training data, not language at large.")
+        limits.append(
+            "It was trained from random weights: it knows its training data, not language at large."
+        )
     parts.append("## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits))
     if derived:
-        parts.append(f"## Licence\n\nThe weights derive from Gemma's: Gemma's terms of use ({TERMS}) hold for them, and must be passed on with them.")
+        parts.append(
+            f"## Licence\n\nThe weights derive from Gemma's: Gemma's terms of use ({TERMS}) hold for them, and must be passed on with them."
+        )
     elif record:
-        parts.append("## Licence\n\nThe weights do not derive from Gemma's; whoever trained them says on what terms they may be used.")
+        parts.append(
+            "## Licence\n\nThe weights do not derive from Gemma's; whoever trained them says on what terms they may be used."
+        )
     else:
-        parts.append(f"## Licence\n\nWhere the weights came from is not recorded; if they derive from Gemma's, Gemma's terms of use ({TERMS}) hold for them.")
+        parts.append(
+            f"## Licence\n\nWhere the weights came from is not recorded; if they derive from Gemma's, Gemma's terms of use ({TERMS}) hold for them."
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,7 +190,9 @@ def _metrics(bundle: Bundle) -> str:
     rows, command = metric_rows(bundle), bundle.record.get("command")
     if not rows:
         return ""
-    return _table(("task", "split", "metric", "value", "examples"), rows) + (f"\n\nSeen at the end of:\n\n```\n{command}\n```" if command else "")
+    return _table(("task", "split", "metric", "value", "examples"), rows) + (
+        f"\n\nSeen at the end of:\n\n```\n{command}\n```" if command else ""
+    )
 
 
 def _unknown(what: str) -> str:
@@ -137,4 +201,9 @@ def _unknown(what: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(value).replace("|", "\\|").replace("\n", " ") for value in line) + " |" for line in lines)
+    return "\n".join(
+        "| "
+        + " | ".join(str(value).replace("|", "\\|").replace("\n", " ") for value in line)
+        + " |"
+        for line in lines
+    )

@@ -30,7 +30,9 @@ KINDS = {ours: theirs for theirs, ours in huggingface.KINDS.items()}
 _MODULES = "sentence_transformers.models"
 
 
-def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool = True) -> epath.Path:
+def export(
+    bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool = True
+) -> epath.Path:
     """Writes the folder; parameters keep their bits (float32).
 
     Args:
@@ -48,10 +50,19 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
         raise InputError(f"{folder} exists and is not empty; name a new folder for the export")
     prompts = _prompts(bundle.tasks)
     if not heads:
-        bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, heads={}, language_heads=()), tasks=())
+        bundle = dataclasses.replace(
+            bundle,
+            encoder=dataclasses.replace(bundle.encoder, heads={}, language_heads=()),
+            tasks=(),
+        )
     if bundle.encoder.lora.rank:  # other libraries get plain matrices
-        parameters = {**parameters, "backbone": fold_backbone(parameters["backbone"], bundle.encoder.lora)}
-        bundle = dataclasses.replace(bundle, encoder=dataclasses.replace(bundle.encoder, lora=LoraConfig()))
+        parameters = {
+            **parameters,
+            "backbone": fold_backbone(parameters["backbone"], bundle.encoder.lora),
+        }
+        bundle = dataclasses.replace(
+            bundle, encoder=dataclasses.replace(bundle.encoder, lora=LoraConfig())
+        )
     encoder = bundle.encoder
     config = transformer_json(encoder)
     modules = list(_modules(encoder, parameters))
@@ -62,15 +73,24 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
         "config.json": _json(config),
         huggingface.SIDECAR: _json(bundle.description()),
         "README.md": card.markdown(bundle).encode(),
-        "sentence_bert_config.json": _json({"max_seq_length": bundle.max_length, "do_lower_case": False}),
+        "sentence_bert_config.json": _json(
+            {"max_seq_length": bundle.max_length, "do_lower_case": False}
+        ),
         "config_sentence_transformers.json": _json(
-            {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
+            {
+                "prompts": prompts,
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+                "model_type": "SentenceTransformer",
+            }
         ),
     }
     listed = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
     for number, (kind, settings, weights) in enumerate(modules, 1):
         name = f"{number}_{kind}"
-        listed.append({"idx": number, "name": str(number), "path": name, "type": f"{_MODULES}.{kind}"})
+        listed.append(
+            {"idx": number, "name": str(number), "path": name, "type": f"{_MODULES}.{kind}"}
+        )
         (folder / name).mkdir()
         (folder / name / "config.json").write_bytes(_json(settings))
         if weights:
@@ -83,7 +103,12 @@ def export(bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool
 
 def _prompts(tasks: Sequence[Task]) -> dict[str, str]:
     """What stands before the text in the templates of tasks of one text, by task, as sentence-transformers puts it there."""
-    return {task.name: prefix for task in tasks for prefix, rest in [task.template.text.split("{", 1)] if prefix and rest == f"{task.template.fields[0]}}}"}
+    return {
+        task.name: prefix
+        for task in tasks
+        for prefix, rest in [task.template.text.split("{", 1)]
+        if prefix and rest == f"{task.template.fields[0]}}}"
+    }
 
 
 def _json(value: Any) -> bytes:
@@ -98,9 +123,15 @@ def transformer_json(encoder: EncoderConfig) -> dict[str, Any]:
     """
     config, gemma3 = encoder.transformer, encoder.transformer.use_qk_norm
     if config.embed_dim % config.num_heads:
-        raise InputError(f"cannot be exported: transformers wants the width {config.embed_dim} to be a multiple of the {config.num_heads} query heads")
-    if not gemma3 and (config.global_rope_scale != 1 or config.global_rope_base != config.local_rope_base):
-        raise InputError("cannot be exported: without QK-norm, transformers' Gemma 2 has one rotary base and no scaling of positions")
+        raise InputError(
+            f"cannot be exported: transformers wants the width {config.embed_dim} to be a multiple of the {config.num_heads} query heads"
+        )
+    if not gemma3 and (
+        config.global_rope_scale != 1 or config.global_rope_base != config.local_rope_base
+    ):
+        raise InputError(
+            "cannot be exported: without QK-norm, transformers' Gemma 2 has one rotary base and no scaling of positions"
+        )
     values: dict[str, Any] = {
         "architectures": ["Gemma3TextModel" if gemma3 else "Gemma2Model"],
         "model_type": "gemma3_text" if gemma3 else "gemma2",
@@ -128,10 +159,15 @@ def transformer_json(encoder: EncoderConfig) -> dict[str, Any]:
         "use_cache": encoder.attention == "causal",
         "vocab_size": config.vocab_size,
     }
-    local, full = ({"rope_type": "default", "rope_theta": base} for base in (config.local_rope_base, config.global_rope_base))
+    local, full = (
+        {"rope_type": "default", "rope_theta": base}
+        for base in (config.local_rope_base, config.global_rope_base)
+    )
     if config.global_rope_scale != 1:
         full |= {"rope_type": "linear", "factor": config.global_rope_scale}
-    values["rope_parameters"] = {"sliding_attention": local, "full_attention": full} if gemma3 else full
+    values["rope_parameters"] = (
+        {"sliding_attention": local, "full_attention": full} if gemma3 else full
+    )
     if encoder.attention == "bidirectional":
         values |= _switched(config)
     return values
@@ -152,21 +188,31 @@ def _switched(config: TransformerConfig) -> dict[str, Any]:
         return {"use_bidirectional_attention": True} if config.use_qk_norm else {"is_causal": False}
     left, right = config.reach("local", "bidirectional")
     if left != right:
-        raise InputError(f"cannot be exported: local layers reach {left} tokens to the left and {right} to the right; transformers knows one window for both")
+        raise InputError(
+            f"cannot be exported: local layers reach {left} tokens to the left and {right} to the right; transformers knows one window for both"
+        )
     if config.use_qk_norm:
         return {"use_bidirectional_attention": True, "sliding_window": max(2 * left, 1)}
     if not left:
-        raise InputError("cannot be exported: transformers' Gemma 2 has no local layer that sees its own token only")
+        raise InputError(
+            "cannot be exported: transformers' Gemma 2 has no local layer that sees its own token only"
+        )
     return {"is_causal": False, "sliding_window": left}
 
 
-def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
+def _modules(
+    encoder: EncoderConfig, parameters: dict
+) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
     """(kind, config, tensors) of the modules after the transformer: pooling, projection, normalisation, head."""
     pooling, width = encoder.pooling, encoder.transformer.embed_dim
     if pooling.name not in huggingface.POOLING:
-        raise InputError(f"cannot be exported: sentence-transformers has no pooler like {pooling.name!r}; it has {', '.join(huggingface.POOLING)}")
+        raise InputError(
+            f"cannot be exported: sentence-transformers has no pooler like {pooling.name!r}; it has {', '.join(huggingface.POOLING)}"
+        )
     if pooling.name != "mean" and pooling.k != 1:
-        raise InputError(f"cannot be exported: sentence-transformers' {pooling.name} pooling takes one state, not {pooling.k}")
+        raise InputError(
+            f"cannot be exported: sentence-transformers' {pooling.name} pooling takes one state, not {pooling.k}"
+        )
     if len(encoder.heads) > 1:
         raise InputError(
             f"cannot be exported: the folder has room for one head, there are {len(encoder.heads)} ({', '.join(encoder.heads)}); heads=False leaves them out"
@@ -178,7 +224,11 @@ def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[tuple[str, di
     flags = {flag: ours == pooling.name for ours, (_, flag) in huggingface.POOLING.items()}
     yield "Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True}, {}
     for number, wide in enumerate(pooling.projection):
-        yield "Dense", _dense(width, wide, bias=False), {"linear.weight": _transposed(parameters["pooler"]["projection"][str(number)])}
+        yield (
+            "Dense",
+            _dense(width, wide, bias=False),
+            {"linear.weight": _transposed(parameters["pooler"]["projection"][str(number)])},
+        )
         width = wide
     if pooling.normalize:
         yield "Normalize", {}, {}
@@ -186,20 +236,43 @@ def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[tuple[str, di
         yield from _head(parameters["heads"][name], width, encoder)
 
 
-def _head(parameters: dict, width: int, encoder: EncoderConfig) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
-    layers = [parameters["hidden"][str(number)] for number in range(len(encoder.head_hidden))] + [parameters["out"]]
+def _head(
+    parameters: dict, width: int, encoder: EncoderConfig
+) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
+    layers = [parameters["hidden"][str(number)] for number in range(len(encoder.head_hidden))] + [
+        parameters["out"]
+    ]
     source = "sentence_embedding"
     for number, layer in enumerate(layers):
         last = number == len(layers) - 1
         target = "scores" if last else f"head_{number}"
-        settings = _dense(width, layer["bias"].shape[0], bias=True, activation="linear.Identity" if last else "activation.GELU")
+        settings = _dense(
+            width,
+            layer["bias"].shape[0],
+            bias=True,
+            activation="linear.Identity" if last else "activation.GELU",
+        )
         settings |= {"module_input_name": source, "module_output_name": target}
-        yield "Dense", settings, {"linear.weight": _transposed(layer["kernel"]), "linear.bias": np.asarray(layer["bias"])}
+        yield (
+            "Dense",
+            settings,
+            {
+                "linear.weight": _transposed(layer["kernel"]),
+                "linear.bias": np.asarray(layer["bias"]),
+            },
+        )
         source, width = target, layer["bias"].shape[0]
 
 
-def _dense(width: int, wide: int, *, bias: bool, activation: str = "linear.Identity") -> dict[str, Any]:
-    return {"in_features": width, "out_features": wide, "bias": bias, "activation_function": f"torch.nn.modules.{activation}"}
+def _dense(
+    width: int, wide: int, *, bias: bool, activation: str = "linear.Identity"
+) -> dict[str, Any]:
+    return {
+        "in_features": width,
+        "out_features": wide,
+        "bias": bias,
+        "activation_function": f"torch.nn.modules.{activation}",
+    }
 
 
 def _transposed(kernel) -> np.ndarray:
@@ -214,7 +287,9 @@ def _write_tensors(folder: epath.Path, backbone: dict, config: TransformerConfig
     size = total = 0
 
     def flush() -> None:
-        (folder / f"part-{len(written)}").write_bytes(safetensors.numpy.save(files[-1], {"format": "pt"}))
+        (folder / f"part-{len(written)}").write_bytes(
+            safetensors.numpy.save(files[-1], {"format": "pt"})
+        )
         written.append(list(files.pop()))
 
     for name, value in tensors.dump(backbone, config, table):
@@ -234,4 +309,6 @@ def _write_tensors(folder: epath.Path, backbone: dict, config: TransformerConfig
         file = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
         (folder / f"part-{number}").rename(folder / file)
         index |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_bytes(_json({"metadata": {"total_size": total}, "weight_map": index}))
+    (folder / "model.safetensors.index.json").write_bytes(
+        _json({"metadata": {"total_size": total}, "weight_map": index})
+    )

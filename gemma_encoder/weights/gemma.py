@@ -25,7 +25,9 @@ from gemma_encoder.weights import tensors
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Tensor
 
 SIDECAR = "transformer.json"  # what `save` adds, so that a transformer of any size is recognised
-PUBLISHED = re.compile(r"GEMMA[23]_(270M|[0-9]+B)_(PT|IT)")  # names in the gemma package's CheckpointPath
+PUBLISHED = re.compile(
+    r"GEMMA[23]_(270M|[0-9]+B)_(PT|IT)"
+)  # names in the gemma package's CheckpointPath
 
 
 def _table(*gating: str) -> tensors.Table:
@@ -83,10 +85,19 @@ class GemmaCheckpoint(Checkpoint):
         self.tensors: dict[str, Tensor] = {}
         self._stored: dict[str, Stored] = {}
         skipped = []
-        period = 1 + max((int(match[1]) for keys in leaves if (match := re.search(r"/attention_type_(\d+)/", "/".join(keys)))), default=0)
+        period = 1 + max(
+            (
+                int(match[1])
+                for keys in leaves
+                if (match := re.search(r"/attention_type_(\d+)/", "/".join(keys)))
+            ),
+            default=0,
+        )
         for keys, leaf in leaves.items():
             name = "/".join(keys[1:] if layout == "kauldron" else keys).removeprefix("transformer/")
-            if (layout == "kauldron" and keys[0] != "params") or re.match(r"vision_encoder/|SigLiPFromPatches_0/|embedder/mm_", name):
+            if (layout == "kauldron" and keys[0] != "params") or re.match(
+                r"vision_encoder/|SigLiPFromPatches_0/|embedder/mm_", name
+            ):
                 skipped.append("/".join(keys))
                 continue
             name = re.sub(r"(/mlp/\w+)/w$", r"\1", name)
@@ -96,7 +107,12 @@ class GemmaCheckpoint(Checkpoint):
                 self._add(name, tensor, keys, None)
                 continue
             for place in range(tensor.shape[0]):
-                self._add(f"layer_{place * period + int(stacked[1])}/{stacked[2]}", Tensor(tensor.shape[1:], tensor.dtype), keys, place)
+                self._add(
+                    f"layer_{place * period + int(stacked[1])}/{stacked[2]}",
+                    Tensor(tensor.shape[1:], tensor.dtype),
+                    keys,
+                    place,
+                )
         self.skipped = tuple(sorted(skipped))
 
     def _metadata(self):
@@ -109,14 +125,24 @@ class GemmaCheckpoint(Checkpoint):
             if metadata is not None and metadata.item_metadata is not None:
                 self.folder = folder
                 return metadata.item_metadata.tree
-        raise InputError(f"{self.folder} holds no Orbax checkpoint that can be read; its _METADATA is missing or damaged")
+        raise InputError(
+            f"{self.folder} holds no Orbax checkpoint that can be read; its _METADATA is missing or damaged"
+        )
 
     def _add(self, name: str, tensor: Tensor, keys: tuple[str, ...], part: int | None) -> None:
-        if name.endswith("attn/qkv_einsum/w") and part is None:  # as many key-value heads as queries: three in one
+        if (
+            name.endswith("attn/qkv_einsum/w") and part is None
+        ):  # as many key-value heads as queries: three in one
             layer = name.removesuffix("qkv_einsum/w")
-            parts = {"q_einsum/w": (0, tensor.shape[1:]), "kv_einsum/w": (slice(1, 3), (2, *tensor.shape[1:]))}
+            parts = {
+                "q_einsum/w": (0, tensor.shape[1:]),
+                "kv_einsum/w": (slice(1, 3), (2, *tensor.shape[1:])),
+            }
             for suffix, (which, shape) in parts.items():
-                self.tensors[layer + suffix], self._stored[layer + suffix] = Tensor(shape, tensor.dtype), Stored(keys, which)
+                self.tensors[layer + suffix], self._stored[layer + suffix] = (
+                    Tensor(shape, tensor.dtype),
+                    Stored(keys, which),
+                )
             return
         self.tensors[name], self._stored[name] = tensor, Stored(keys, part)
 
@@ -129,11 +155,16 @@ class GemmaCheckpoint(Checkpoint):
         for config in (hint, *GEMMA_CONFIGS.values()):
             if config is not None:
                 expected = self.expected(config)
-                if expected.keys() == found.keys() and all(found[name] in shapes for name, shapes in expected.items()):
+                if expected.keys() == found.keys() and all(
+                    found[name] in shapes for name, shapes in expected.items()
+                ):
                     return config
         if hint is not None:
             self.check(hint)
-        layers = 1 + max((int(match[1]) for name in found if (match := re.match(r"layer_(\d+)/", name))), default=-1)
+        layers = 1 + max(
+            (int(match[1]) for name in found if (match := re.match(r"layer_(\d+)/", name))),
+            default=-1,
+        )
         raise InputError(
             f"{self.description} has the shapes of no published Gemma (embedding {found.get('embedder/input_embedding')}, {layers} layers); "
             "give its TransformerConfig as config"
@@ -148,8 +179,15 @@ class GemmaCheckpoint(Checkpoint):
             if stored.part is not None and isinstance(sharding, NamedSharding):
                 lead = () if isinstance(stored.part, slice) else (None,)
                 sharding = NamedSharding(sharding.mesh, P(*lead, *sharding.spec))
-            item, arguments = (_nest(stored.keys, leaf) for leaf in (0, ocp.ArrayRestoreArgs(sharding=sharding)))
-            tree = self._reader.restore(self.folder, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True))
+            item, arguments = (
+                _nest(stored.keys, leaf) for leaf in (0, ocp.ArrayRestoreArgs(sharding=sharding))
+            )
+            tree = self._reader.restore(
+                self.folder,
+                args=ocp.args.PyTreeRestore(
+                    item=item, restore_args=arguments, partial_restore=True
+                ),
+            )
             value = _flatten(tree)[stored.keys]
             if stored.part is None:
                 return value
@@ -161,7 +199,11 @@ def _flatten(tree, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
     """Leaves by their keys; keys may hold slashes."""
     if not hasattr(tree, "items"):
         return {keys: tree}
-    return {path: leaf for key, child in tree.items() for path, leaf in _flatten(child, (*keys, str(key))).items()}
+    return {
+        path: leaf
+        for key, child in tree.items()
+        for path, leaf in _flatten(child, (*keys, str(key))).items()
+    }
 
 
 def _nest(keys: tuple[str, ...], leaf):
@@ -172,7 +214,11 @@ def _nest(keys: tuple[str, ...], leaf):
 
 def published_path(name: str) -> str | None:
     """The address of a name in the gemma package's CheckpointPath, such as GEMMA2_2B_PT; None for anything else."""
-    return f"gs://gemma-data/checkpoints/{name.lower().replace('_', '-')}" if PUBLISHED.fullmatch(name) else None
+    return (
+        f"gs://gemma-data/checkpoints/{name.lower().replace('_', '-')}"
+        if PUBLISHED.fullmatch(name)
+        else None
+    )
 
 
 def save(backbone: dict, config: TransformerConfig, path: epath.Path) -> None:
@@ -185,7 +231,9 @@ def save(backbone: dict, config: TransformerConfig, path: epath.Path) -> None:
     """
     if path.exists():
         raise InputError(f"{path} exists; name a new folder for the checkpoint")
-    first = "C D F" if (config.num_layers, config.embed_dim) == (26, 2304) else "C F D"  # as the gemma package's Gemma2_2B wants it
+    first = (
+        "C D F" if (config.num_layers, config.embed_dim) == (26, 2304) else "C F D"
+    )  # as the gemma package's Gemma2_2B wants it
     tree: dict = {}
     for name, value in tensors.dump(backbone, config, _table(first)):
         *folders, last = name.split("/")

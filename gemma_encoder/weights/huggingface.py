@@ -33,11 +33,21 @@ DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "gemma2": ("", ("model.", "")),
     "gemma3_text": ("", ("model.", "")),
-    "gemma3": ("text_config", ("model.language_model.", "language_model.model.", "language_model.")),
+    "gemma3": (
+        "text_config",
+        ("model.language_model.", "language_model.model.", "language_model."),
+    ),
     "t5gemma": ("encoder", ("model.encoder.", "encoder.")),
 }
 # Parts of those models that an encoder of text has no use for.
-UNUSED = ("model.vision_tower.", "vision_tower.", "model.multi_modal_projector.", "multi_modal_projector.", "lm_head.", "language_model.lm_head.")
+UNUSED = (
+    "model.vision_tower.",
+    "vision_tower.",
+    "model.multi_modal_projector.",
+    "multi_modal_projector.",
+    "lm_head.",
+    "language_model.lm_head.",
+)
 UNUSED_T5 = ("model.decoder.", "decoder.")
 # What transformers assumes where a published config.json is silent (its Gemma3TextConfig and Gemma2Config).
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -62,7 +72,10 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "final_logit_softcapping": 30.0,
     },
 }
-LENGTHS = (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length"))  # the newest has only the second
+LENGTHS = (
+    ("sentence_bert_config.json", "max_seq_length"),
+    ("tokenizer_config.json", "model_max_length"),
+)  # the newest has only the second
 MAX_LENGTH = 2048  # EmbeddingGemma's; some files say "no limit" with a number of thirty digits
 KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
@@ -88,7 +101,9 @@ def table(model_type: str, prefix: str = "") -> Table:
         "gating": linear("mlp.gate", "mlp.up", axes="F D"),
         "linear": linear("mlp.down", axes="D F"),
         "pre_attention_norm/scale": norm("pre_self_attn_layernorm" if t5 else "input_layernorm"),
-        "post_attention_norm/scale": norm("post_self_attn_layernorm" if t5 else "post_attention_layernorm"),
+        "post_attention_norm/scale": norm(
+            "post_self_attn_layernorm" if t5 else "post_attention_layernorm"
+        ),
         "pre_mlp_norm/scale": norm("pre_feedforward_layernorm"),
         "post_mlp_norm/scale": norm("post_feedforward_layernorm"),
     }
@@ -110,13 +125,27 @@ def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConf
     section = FAMILIES[model_type][0]
     text = values[section] if section else values
     gemma3 = model_type.startswith("gemma3")
-    field = {**DEFAULTS["gemma3" if gemma3 else "gemma2"], **{name: value for name, value in text.items() if value is not None or "softcap" in name}}
-    for name, wanted in {"hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "attention_bias": False}.items():
+    field = {
+        **DEFAULTS["gemma3" if gemma3 else "gemma2"],
+        **{name: value for name, value in text.items() if value is not None or "softcap" in name},
+    }
+    for name, wanted in {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+    }.items():
         if field.get(name, wanted) != wanted:
-            raise InputError(f"{where}: {name} is {field[name]!r}, Gemma's is {wanted!r}; this is another model")
+            raise InputError(
+                f"{where}: {name} is {field[name]!r}, Gemma's is {wanted!r}; this is another model"
+            )
     try:
         layers, window = field["num_hidden_layers"], field["sliding_window"]
-        kinds = field.get("layer_types") or ["full_attention" if (i + 1) % field["sliding_window_pattern"] == 0 else "sliding_attention" for i in range(layers)]
+        kinds = field.get("layer_types") or [
+            "full_attention"
+            if (i + 1) % field["sliding_window_pattern"] == 0
+            else "sliding_attention"
+            for i in range(layers)
+        ]
         reach = None
         if model_type == "t5gemma" or (model_type == "gemma2" and field.get("is_causal") is False):
             reach = (window, window)
@@ -141,12 +170,18 @@ def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConf
             **_rotary(field, gemma3, where),
         )
     except KeyError as error:
-        raise InputError(f"{where}: the field {error} is missing or has an unknown value") from error
+        raise InputError(
+            f"{where}: the field {error} is missing or has an unknown value"
+        ) from error
 
 
 def _pattern(kinds: list[str]) -> tuple[str, ...]:
     """The shortest pattern whose repetition, the last one cut short, gives these kinds."""
-    return next(tuple(kinds[:period]) for period in range(1, len(kinds) + 1) if all(kind == kinds[i % period] for i, kind in enumerate(kinds)))
+    return next(
+        tuple(kinds[:period])
+        for period in range(1, len(kinds) + 1)
+        if all(kind == kinds[i % period] for i, kind in enumerate(kinds))
+    )
 
 
 def _rotary(field: Mapping[str, Any], gemma3: bool, where: str) -> dict[str, float]:
@@ -154,13 +189,20 @@ def _rotary(field: Mapping[str, Any], gemma3: bool, where: str) -> dict[str, flo
     parameters = field.get("rope_parameters")
     if parameters is None:
         scaling = field.get("rope_scaling") or {"rope_type": "default"}
-        local = {"rope_type": "default", "rope_theta": field["rope_local_base_freq"] if gemma3 else field["rope_theta"]}
+        local = {
+            "rope_type": "default",
+            "rope_theta": field["rope_local_base_freq"] if gemma3 else field["rope_theta"],
+        }
         full = {**scaling, "rope_theta": field["rope_theta"]}
     else:
-        local, full = (parameters.get(kind, parameters) for kind in ("sliding_attention", "full_attention"))
+        local, full = (
+            parameters.get(kind, parameters) for kind in ("sliding_attention", "full_attention")
+        )
     kind = full.get("rope_type", full.get("type", "default"))
     if local.get("rope_type", "default") != "default" or kind not in ("default", "linear"):
-        raise InputError(f"{where}: rotary positions of type {kind!r} are not Gemma's; expected 'default' or 'linear'")
+        raise InputError(
+            f"{where}: rotary positions of type {kind!r} are not Gemma's; expected 'default' or 'linear'"
+        )
     return {
         "local_rope_base": float(local.get("rope_theta", field["rope_local_base_freq"])),
         "global_rope_base": float(full.get("rope_theta", field["rope_theta"])),
@@ -190,14 +232,23 @@ def read_header(file: epath.Path) -> dict[str, Slot]:
             first, last = entry["data_offsets"]
             tensor = Tensor(tuple(entry["shape"]), DTYPES.get(entry["dtype"], np.dtype(object)))
             if 8 + length + last > end:
-                raise InputError(f"{file} is cut short: {name} ends at byte {8 + length + last}, the file at {end}; copy or download it again")
-            if tensor.dtype != object and last - first != math.prod(tensor.shape) * tensor.dtype.itemsize:
-                raise InputError(f"{file}: {name} takes {last - first} bytes, which its shape {tensor.shape} does not; the file is damaged")
+                raise InputError(
+                    f"{file} is cut short: {name} ends at byte {8 + length + last}, the file at {end}; copy or download it again"
+                )
+            if (
+                tensor.dtype != object
+                and last - first != math.prod(tensor.shape) * tensor.dtype.itemsize
+            ):
+                raise InputError(
+                    f"{file}: {name} takes {last - first} bytes, which its shape {tensor.shape} does not; the file is damaged"
+                )
             slots[name] = Slot(file, 8 + length + first, tensor)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is no safetensors file, or it is damaged ({type(error).__name__})") from error
+        raise InputError(
+            f"{file} is no safetensors file, or it is damaged ({type(error).__name__})"
+        ) from error
     return slots
 
 
@@ -217,14 +268,22 @@ def read_folder(folder: epath.Path) -> dict[str, Slot]:
         headers = {}
         for name in sorted(set(wanted.values())):
             if not (folder / name).exists():
-                raise InputError(f"{folder}: {index.name} names {name}, which is missing; copy or download it again")
+                raise InputError(
+                    f"{folder}: {index.name} names {name}, which is missing; copy or download it again"
+                )
             headers[name] = read_header(folder / name)
-        lost = [f"{tensor} is not in {file}" for tensor, file in wanted.items() if tensor not in headers[file]]
+        lost = [
+            f"{tensor} is not in {file}"
+            for tensor, file in wanted.items()
+            if tensor not in headers[file]
+        ]
         if lost:
             raise InputError(f"{folder}: {'; '.join(lost)}")
         return {tensor: headers[file][tensor] for tensor, file in wanted.items()}
     if not (folder / "model.safetensors").exists():
-        raise InputError(f"{folder} holds no model.safetensors and no {index.name}; other formats (.bin, .gguf) are not read")
+        raise InputError(
+            f"{folder} holds no model.safetensors and no {index.name}; other formats (.bin, .gguf) are not read"
+        )
     return read_header(folder / "model.safetensors")
 
 
@@ -244,7 +303,14 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._config = transformer_config(values, str(folder / "config.json"))
         self.model_type = values["model_type"]
         slots = read_folder(folder)
-        prefix = next((prefix for prefix in FAMILIES[self.model_type][1] if f"{prefix}embed_tokens.weight" in slots), FAMILIES[self.model_type][1][0])
+        prefix = next(
+            (
+                prefix
+                for prefix in FAMILIES[self.model_type][1]
+                if f"{prefix}embed_tokens.weight" in slots
+            ),
+            FAMILIES[self.model_type][1][0],
+        )
         self.description = f"the Hugging Face folder {folder} ({self.model_type})"
         self.table = table(self.model_type, prefix)
         unused = UNUSED + (UNUSED_T5 if self.model_type == "t5gemma" else ())
@@ -252,7 +318,9 @@ class HuggingFaceCheckpoint(Checkpoint):
         self._slots = {name: slot for name, slot in slots.items() if not name.startswith(unused)}
         strange = [name for name, slot in self._slots.items() if slot.tensor.dtype == object]
         if strange:
-            raise InputError(f"{self.description}: only float32, float16 and bfloat16 tensors are read; quantised: {', '.join(strange)}")
+            raise InputError(
+                f"{self.description}: only float32, float16 and bfloat16 tensors are read; quantised: {', '.join(strange)}"
+            )
         self.tensors = {name: slot.tensor for name, slot in self._slots.items()}
         self.modules = read_modules(folder)
 
@@ -260,24 +328,44 @@ class HuggingFaceCheckpoint(Checkpoint):
         """The transformer that `config.json` describes, or, in a folder that this project wrote, what it was exported from."""
         del hint
         own = self.folder / SIDECAR
-        return TransformerConfig.from_dict(read_json(own)["encoder"]["transformer"]) if own.exists() else self._config
+        return (
+            TransformerConfig.from_dict(read_json(own)["encoder"]["transformer"])
+            if own.exists()
+            else self._config
+        )
 
     def bundle(self) -> Bundle:
         """Everything but the parameters of the encoder in a sentence-transformers folder: ours as we wrote it, others without a task."""
         own, model = self.folder / SIDECAR, self.folder / "tokenizer.model"
         if not model.exists():
-            raise InputError(f"{self.description} has no tokenizer.model; put the SentencePiece model there")
+            raise InputError(
+                f"{self.description} has no tokenizer.model; put the SentencePiece model there"
+            )
         if own.exists():
             return Bundle.from_description(read_json(own), model.read_bytes(), self.folder)
-        lengths = [read_json(self.folder / name).get(field) for name, field in LENGTHS if (self.folder / name).exists()]
+        lengths = [
+            read_json(self.folder / name).get(field)
+            for name, field in LENGTHS
+            if (self.folder / name).exists()
+        ]
         length = int(min([length for length in lengths if length] + [MAX_LENGTH]))
         encoder = EncoderConfig(self._config, pooling=self.modules.pooling, compute_dtype="float32")
-        return Bundle(encoder, (), Tokenizer(model.read_bytes(), str(model)), length, -(-length // 128) * 128, "right", 0)
+        return Bundle(
+            encoder,
+            (),
+            Tokenizer(model.read_bytes(), str(model)),
+            length,
+            -(-length // 128) * 128,
+            "right",
+            0,
+        )
 
     def read(self, name: str, sharding: Sharding) -> jax.Array:
         """One tensor; every process reads the rows of its own devices."""
         slot = self._slots[name]
-        return jax.make_array_from_callback(slot.tensor.shape, sharding, lambda index: _read(slot, index))
+        return jax.make_array_from_callback(
+            slot.tensor.shape, sharding, lambda index: _read(slot, index)
+        )
 
 
 def _read(slot: Slot, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -304,7 +392,11 @@ def _read(slot: Slot, index: tuple[slice, ...] = ()) -> np.ndarray:
 
 
 # sentence-transformers' names of our poolers: in its version 6, and the flag of the versions before it.
-POOLING = {"mean": ("mean", "pooling_mode_mean_tokens"), "first_k": ("cls", "pooling_mode_cls_token"), "last_k": ("lasttoken", "pooling_mode_lasttoken")}
+POOLING = {
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "first_k": ("cls", "pooling_mode_cls_token"),
+    "last_k": ("lasttoken", "pooling_mode_lasttoken"),
+}
 
 
 class Modules(NamedTuple):
@@ -322,14 +414,19 @@ class Modules(NamedTuple):
 
     def projection_kernels(self) -> dict[str, np.ndarray]:
         """The projection's layers, (in, out) each, by their number."""
-        return {str(number): np.asarray(_read(slot), np.float32).T for number, slot in enumerate(self.projection)}
+        return {
+            str(number): np.asarray(_read(slot), np.float32).T
+            for number, slot in enumerate(self.projection)
+        }
 
     def head_parameters(self) -> dict:
         """A head's parameters, nested as in `gemma_encoder.model.heads.Head`."""
         layers = []
         for place in self.head:
             slots = read_header(place / "model.safetensors")
-            layers.append({"kernel": _read(slots["linear.weight"]).T, "bias": _read(slots["linear.bias"])})
+            layers.append(
+                {"kernel": _read(slots["linear.weight"]).T, "bias": _read(slots["linear.bias"])}
+            )
         hidden = {str(number): layer for number, layer in enumerate(layers[:-1])}
         return {**({"hidden": hidden} if hidden else {}), "out": layers[-1]}
 
@@ -348,19 +445,43 @@ def read_modules(folder: epath.Path) -> Modules | None:
             normalize = True
             continue
         if kind not in ("Pooling", "Dense"):
-            raise InputError(f"{listed}: a module of type {module['type']} is not read; expected Transformer, Pooling, Dense and Normalize")
+            raise InputError(
+                f"{listed}: a module of type {module['type']} is not read; expected Transformer, Pooling, Dense and Normalize"
+            )
         settings = read_json(place / "config.json")
         if kind == "Pooling":
-            name = next((ours for ours, (mode, flag) in POOLING.items() if settings.get("pooling_mode") == mode or settings.get(flag)), "")
+            name = next(
+                (
+                    ours
+                    for ours, (mode, flag) in POOLING.items()
+                    if settings.get("pooling_mode") == mode or settings.get(flag)
+                ),
+                "",
+            )
             if not name or settings.get("include_prompt") is False:
-                raise InputError(f"{place / 'config.json'}: pooling other than mean, cls or lasttoken over the whole text is not read")
+                raise InputError(
+                    f"{place / 'config.json'}: pooling other than mean, cls or lasttoken over the whole text is not read"
+                )
         elif settings.get("module_output_name", "sentence_embedding") != "sentence_embedding":
             head.append(place)
         else:
             slots = read_header(place / "model.safetensors")
-            if settings.get("bias") or not settings.get("activation_function", "").endswith("Identity") or set(slots) != {"linear.weight"} or normalize:
-                raise InputError(f"{place}: a Dense module with a bias or an activation, or after Normalize, is not read")
+            if (
+                settings.get("bias")
+                or not settings.get("activation_function", "").endswith("Identity")
+                or set(slots) != {"linear.weight"}
+                or normalize
+            ):
+                raise InputError(
+                    f"{place}: a Dense module with a bias or an activation, or after Normalize, is not read"
+                )
             layers.append(slots["linear.weight"])
     if not name:
         raise InputError(f"{listed} names no Pooling module")
-    return Modules(PoolingConfig(name, projection=tuple(slot.tensor.shape[0] for slot in layers), normalize=normalize), tuple(layers), tuple(head))
+    return Modules(
+        PoolingConfig(
+            name, projection=tuple(slot.tensor.shape[0] for slot in layers), normalize=normalize
+        ),
+        tuple(layers),
+        tuple(head),
+    )

@@ -25,9 +25,19 @@ from gemma_encoder.weights.tensors import Checkpoint
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m gemma_encoder.weights.inspect", description=__doc__.splitlines()[0])
-    parser.add_argument("path", nargs="?", help="a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT")
-    parser.add_argument("--read", action="store_true", help="read every tensor, one at a time, and look for numbers that are not finite")
+    parser = argparse.ArgumentParser(
+        prog="python -m gemma_encoder.weights.inspect", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "path",
+        nargs="?",
+        help="a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT",
+    )
+    parser.add_argument(
+        "--read",
+        action="store_true",
+        help="read every tensor, one at a time, and look for numbers that are not finite",
+    )
     parser.add_argument("--sizes", action="store_true", help="print the table of published sizes")
     options = parser.parse_args(argv)
     if options.sizes:
@@ -43,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("loads       " + ("yes" + (", every tensor was read" if options.read else "") if not problems else "no"))
+    print(
+        "loads       "
+        + ("yes" + (", every tensor was read" if options.read else "") if not problems else "no")
+    )
     print("".join(f"            {problem}\n" for problem in problems), end="")
     return 1 if problems else 0
 
@@ -51,10 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe(checkpoint: Checkpoint) -> list[str]:
     """Prints what a checkpoint holds and returns what stands in the way of loading it."""
     print(checkpoint.description)
-    bytes_ = sum(int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in checkpoint.tensors.values())
+    bytes_ = sum(
+        int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in checkpoint.tensors.values()
+    )
     count = sum(int(np.prod(tensor.shape)) for tensor in checkpoint.tensors.values())
     dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in checkpoint.tensors.values()}))
-    print(f"parameters  {count:,} in {len(checkpoint.tensors)} tensors, {dtypes}, {bytes_ / 2**30:.2f} GiB")
+    print(
+        f"parameters  {count:,} in {len(checkpoint.tensors)} tensors, {dtypes}, {bytes_ / 2**30:.2f} GiB"
+    )
     problems: list[str] = []
     try:
         config = checkpoint.config()
@@ -62,7 +79,11 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         reach = config.reach("local", "bidirectional") if "local" in config.layer_kinds else None
         print(
             f"attention   window {config.sliding_window}"
-            + (f"; bidirectional, local layers reach {reach[0]} to the left, {reach[1]} to the right" if reach else "")
+            + (
+                f"; bidirectional, local layers reach {reach[0]} to the left, {reach[1]} to the right"
+                if reach
+                else ""
+            )
         )
         print(f"tokenizer   {_tokenizer(checkpoint, config)}")
         checkpoint.check(config)
@@ -73,8 +94,12 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     for name, shape, dtype, times in rows:
         print(f"  {name:<{width}}  {shape!s:<20} {dtype}{f'  x {times}' if times > 1 else ''}")
     if checkpoint.skipped:
-        kinds = collections.Counter(re.split(r"[./]", name.removeprefix("model."))[0] for name in checkpoint.skipped)
-        print(f"not read    {', '.join(f'{kind} ({times} tensors)' for kind, times in sorted(kinds.items()))}")
+        kinds = collections.Counter(
+            re.split(r"[./]", name.removeprefix("model."))[0] for name in checkpoint.skipped
+        )
+        print(
+            f"not read    {', '.join(f'{kind} ({times} tensors)' for kind, times in sorted(kinds.items()))}"
+        )
     return problems
 
 
@@ -85,7 +110,9 @@ def unreadable(checkpoint: Checkpoint) -> list[str]:
         try:
             if not bool(jnp.isfinite(checkpoint.read(name, place)).all()):
                 found.append(f"{name} holds numbers that are not finite")
-        except Exception as error:  # whatever the file system or Orbax raises is what stands in the way
+        except (
+            Exception
+        ) as error:  # whatever the file system or Orbax raises is what stands in the way
             found.append(f"{name} cannot be read ({type(error).__name__})")
     return found
 
@@ -101,7 +128,11 @@ def _tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> str:
     if isinstance(checkpoint, NativeCheckpoint):
         return f"{checkpoint.bundle.tokenizer.name}, stored in the checkpoint"
     beside = checkpoint.folder / "tokenizer.model"
-    return f"{beside}" if beside.exists() else f"none in the folder; {family(config)!r} is the published one of this family"
+    return (
+        f"{beside}"
+        if beside.exists()
+        else f"none in the folder; {family(config)!r} is the published one of this family"
+    )
 
 
 def _grouped(checkpoint: Checkpoint) -> list[tuple[str, tuple[int, ...], str, int]]:

@@ -91,7 +91,10 @@ class Bundle:
 
     def files(self) -> dict[str, bytes]:
         """The files of the `inference` folder."""
-        return {"inference.json": json.dumps(self.description(), indent=1).encode(), "tokenizer.model": self.tokenizer.model}
+        return {
+            "inference.json": json.dumps(self.description(), indent=1).encode(),
+            "tokenizer.model": self.tokenizer.model,
+        }
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
@@ -114,7 +117,9 @@ def find(path: epath.PathLike) -> epath.Path:
     steps = checkpoint_steps(path)
     if not steps:
         what = "does not exist" if not path.exists() else "holds no checkpoint"
-        raise InputError(f"{path} {what}; give the workdir of a training run, or one of its checkpoints/STEP folders")
+        raise InputError(
+            f"{path} {what}; give the workdir of a training run, or one of its checkpoints/STEP folders"
+        )
     return path / "checkpoints" / str(steps[-1])
 
 
@@ -122,7 +127,10 @@ def load_bundle(checkpoint: epath.Path) -> Bundle:
     """What a checkpoint says about itself; raises InputError when it is damaged, or was written by another version of the format."""
     folder = checkpoint / "inference"
     try:
-        values, model = json.loads((folder / "inference.json").read_text()), (folder / "tokenizer.model").read_bytes()
+        values, model = (
+            json.loads((folder / "inference.json").read_text()),
+            (folder / "tokenizer.model").read_bytes(),
+        )
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
             f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the checkpoint is damaged or was copied in part"
@@ -155,15 +163,28 @@ def load_part(checkpoint: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
 
 def _restore(checkpoint: epath.Path, shapes: dict, places: dict, dtype: Any) -> dict:
     """A part of a checkpoint's parameters, each where it goes."""
-    arguments = jax.tree.map(lambda leaf, place: ocp.ArrayRestoreArgs(sharding=place, global_shape=leaf.shape, dtype=dtype), shapes, places)
+    arguments = jax.tree.map(
+        lambda leaf, place: ocp.ArrayRestoreArgs(
+            sharding=place, global_shape=leaf.shape, dtype=dtype
+        ),
+        shapes,
+        places,
+    )
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     item = jax.tree.map(lambda _: 0, shapes)
-    return reader.restore(checkpoint / "parameters", args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True))
+    return reader.restore(
+        checkpoint / "parameters",
+        args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
+    )
 
 
 def replicated(sharding: Sharding) -> Sharding:
     """The whole of an array on every device that `sharding` names."""
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()) if isinstance(sharding, jax.sharding.NamedSharding) else sharding
+    return (
+        jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        if isinstance(sharding, jax.sharding.NamedSharding)
+        else sharding
+    )
 
 
 class NativeCheckpoint(Checkpoint):
@@ -178,9 +199,13 @@ class NativeCheckpoint(Checkpoint):
         self.bundle = load_bundle(self.folder)
         self.description = f"the fine-tuned checkpoint {self.folder}"
         metadata = ocp.PyTreeCheckpointHandler().metadata(self.folder / "parameters").tree
-        found = {name: leaf for name, leaf in parameter_paths(metadata).items() if not is_adapter(name)}
+        found = {
+            name: leaf for name, leaf in parameter_paths(metadata).items() if not is_adapter(name)
+        }
         self.tensors = {
-            name.removeprefix("backbone/"): Tensor(tuple(leaf.shape), np.dtype(leaf.dtype)) for name, leaf in found.items() if name.startswith("backbone/")
+            name.removeprefix("backbone/"): Tensor(tuple(leaf.shape), np.dtype(leaf.dtype))
+            for name, leaf in found.items()
+            if name.startswith("backbone/")
         }
         self.skipped = tuple(name for name in found if not name.startswith("backbone/"))
 
@@ -191,7 +216,12 @@ class NativeCheckpoint(Checkpoint):
 
     def expected(self, config: TransformerConfig) -> dict[str, list[tuple[int, ...]]]:
         """Our own parameters."""
-        return {name: [leaf.shape] for name, leaf in parameter_paths(skeleton(EncoderConfig(config)).shapes["backbone"]).items()}
+        return {
+            name: [leaf.shape]
+            for name, leaf in parameter_paths(
+                skeleton(EncoderConfig(config)).shapes["backbone"]
+            ).items()
+        }
 
     def read(self, name: str, sharding: Sharding) -> jax.Array:
         """One parameter."""
@@ -199,10 +229,16 @@ class NativeCheckpoint(Checkpoint):
         place: Any = sharding
         for key in reversed(("backbone", *name.split("/"))):
             nested, place = {key: nested}, {key: place}
-        shapes = jax.tree.map(lambda tensor: jax.ShapeDtypeStruct(*tensor), nested, is_leaf=lambda node: isinstance(node, Tensor))
+        shapes = jax.tree.map(
+            lambda tensor: jax.ShapeDtypeStruct(*tensor),
+            nested,
+            is_leaf=lambda node: isinstance(node, Tensor),
+        )
         return next(iter(jax.tree.leaves(_restore(self.folder, shapes, place, None))))
 
-    def load(self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype) -> dict:
+    def load(
+        self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype
+    ) -> dict:
         """Restored straight to where it goes: nothing has to be rearranged, but adapters are added to their matrices."""
         self.check(config)
         lora = self.bundle.encoder.lora
@@ -210,7 +246,20 @@ class NativeCheckpoint(Checkpoint):
             own = parameter_paths(shapes)
             place = replicated(next(iter(jax.tree.leaves(shardings))))
             everything = skeleton(self.bundle.encoder).shapes["backbone"]
-            places = {**{path: place for path in parameter_paths(everything)}, **dict(zip(own, jax.tree.leaves(shardings), strict=True))}
-            nested = jax.tree.unflatten(jax.tree.structure(everything), [places[path] for path in parameter_paths(everything)])
-            return fold_backbone(_restore(self.folder, {"backbone": everything}, {"backbone": nested}, dtype)["backbone"], lora)
-        return _restore(self.folder, {"backbone": shapes}, {"backbone": shardings}, dtype)["backbone"]
+            places = {
+                **{path: place for path in parameter_paths(everything)},
+                **dict(zip(own, jax.tree.leaves(shardings), strict=True)),
+            }
+            nested = jax.tree.unflatten(
+                jax.tree.structure(everything),
+                [places[path] for path in parameter_paths(everything)],
+            )
+            return fold_backbone(
+                _restore(self.folder, {"backbone": everything}, {"backbone": nested}, dtype)[
+                    "backbone"
+                ],
+                lora,
+            )
+        return _restore(self.folder, {"backbone": shapes}, {"backbone": shardings}, dtype)[
+            "backbone"
+        ]

@@ -117,7 +117,9 @@ class Checkpoint(abc.ABC):
         if problems:
             raise InputError(f"{self.description} does not hold this model: {'; '.join(problems)}")
 
-    def load(self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype) -> dict:
+    def load(
+        self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype
+    ) -> dict:
         """Our parameters of the backbone.
 
         Args:
@@ -138,14 +140,21 @@ class Checkpoint(abc.ABC):
 
         # The largest tensors first: what reading them takes besides is given back before the memory fills up.
         loaded = {
-            path: _load_one(self, config, path, wanted[path].shape, places[path], jnp.dtype(dtype)) for path in sorted(wanted, key=largest_tensor, reverse=True)
+            path: _load_one(self, config, path, wanted[path].shape, places[path], jnp.dtype(dtype))
+            for path in sorted(wanted, key=largest_tensor, reverse=True)
         }
         return jax.tree.unflatten(jax.tree.structure(shapes), [loaded[path] for path in wanted])
 
 
 def axis_sizes(config: TransformerConfig) -> dict[str, int]:
     """The length of every axis."""
-    D, F, N, K, H = config.embed_dim, config.hidden_dim, config.num_heads, config.num_kv_heads, config.head_dim
+    D, F, N, K, H = (
+        config.embed_dim,
+        config.hidden_dim,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+    )
     return {"V": config.vocab_size, "D": D, "F": F, "N": N, "K": K, "H": H, "C": 2}
 
 
@@ -168,7 +177,14 @@ def layers_of(config: TransformerConfig, path: str) -> tuple[str, range | None, 
     return name, layer_index(config, group, int(position)), group == "blocks"
 
 
-def _load_one(checkpoint: Checkpoint, config: TransformerConfig, path: str, shape: tuple[int, ...], sharding: Sharding, dtype: jnp.dtype) -> jax.Array:
+def _load_one(
+    checkpoint: Checkpoint,
+    config: TransformerConfig,
+    path: str,
+    shape: tuple[int, ...],
+    sharding: Sharding,
+    dtype: jnp.dtype,
+) -> jax.Array:
     name, layers, stacked = layers_of(config, path)
     entry, ours, sizes = checkpoint.table[name], AXES[name], axis_sizes(config)
     whole = not stacked and len(entry.names) == 1
@@ -176,9 +192,18 @@ def _load_one(checkpoint: Checkpoint, config: TransformerConfig, path: str, shap
     for place, layer in enumerate(layers or (0,)):
         for part, pattern in enumerate(entry.names):
             source = pattern.format(layer=layer)
-            theirs = next(axes for axes in entry.axes if _shape(axes, sizes) == checkpoint.tensors[source].shape)
-            piece = checkpoint.read(source, _their_sharding(sharding, theirs, ours, stacked, checkpoint.tensors[source].shape))
-            convert = _converter(theirs, ours, tuple(sizes.items()), dtype, stacked, len(entry.names) > 1, sharding)
+            theirs = next(
+                axes
+                for axes in entry.axes
+                if _shape(axes, sizes) == checkpoint.tensors[source].shape
+            )
+            piece = checkpoint.read(
+                source,
+                _their_sharding(sharding, theirs, ours, stacked, checkpoint.tensors[source].shape),
+            )
+            convert = _converter(
+                theirs, ours, tuple(sizes.items()), dtype, stacked, len(entry.names) > 1, sharding
+            )
             destination = convert(piece) if whole else convert(piece, destination, place, part)
             # One tensor at a time: nothing of the next is read before this one is where it belongs.
             destination.block_until_ready()
@@ -186,15 +211,37 @@ def _load_one(checkpoint: Checkpoint, config: TransformerConfig, path: str, shap
     return destination
 
 
-def _their_sharding(sharding: Sharding, theirs: str, ours: str, stacked: bool, shape: tuple[int, ...]) -> Sharding:
+def _their_sharding(
+    sharding: Sharding, theirs: str, ours: str, stacked: bool, shape: tuple[int, ...]
+) -> Sharding:
     """The sharding of their tensor under which every device reads little more than it keeps."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     spec = (*sharding.spec, *(None,) * len(ours.split()))[1 if stacked else 0 :]
     axis_of = dict(zip(ours.split(), spec, strict=False))
     cut = [axis_of.get(group.split()[0]) for group in _groups(theirs)]
-    counts = [int(np.prod([sharding.mesh.shape[axis] for axis in (axes if isinstance(axes, tuple) else (axes,))])) if axes else 1 for axes in cut]
-    return NamedSharding(sharding.mesh, P(*(axes if size % count == 0 else None for axes, count, size in zip(cut, counts, shape, strict=True))))
+    counts = [
+        int(
+            np.prod(
+                [
+                    sharding.mesh.shape[axis]
+                    for axis in (axes if isinstance(axes, tuple) else (axes,))
+                ]
+            )
+        )
+        if axes
+        else 1
+        for axes in cut
+    ]
+    return NamedSharding(
+        sharding.mesh,
+        P(
+            *(
+                axes if size % count == 0 else None
+                for axes, count, size in zip(cut, counts, shape, strict=True)
+            )
+        ),
+    )
 
 
 @functools.cache
@@ -204,7 +251,15 @@ def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding):
 
 
 @functools.cache
-def _converter(theirs: str, ours: str, sizes: tuple, dtype: jnp.dtype, stacked: bool, parts: bool, sharding: Sharding):
+def _converter(
+    theirs: str,
+    ours: str,
+    sizes: tuple,
+    dtype: jnp.dtype,
+    stacked: bool,
+    parts: bool,
+    sharding: Sharding,
+):
     """From their tensor to our parameter; or, where the parameter is made of several, into its place there, in place."""
     ours_without_parts = " ".join(axis for axis in ours.split() if axis != "C") if parts else ours
     named = dict(sizes)
@@ -216,7 +271,9 @@ def _converter(theirs: str, ours: str, sizes: tuple, dtype: jnp.dtype, stacked: 
     if not stacked and not parts:
         return jax.jit(arranged, out_shardings=sharding)
 
-    def into(piece: jax.Array, destination: jax.Array, place: jax.Array, part: jax.Array) -> jax.Array:
+    def into(
+        piece: jax.Array, destination: jax.Array, place: jax.Array, part: jax.Array
+    ) -> jax.Array:
         piece, start = arranged(piece), [0] * destination.ndim
         if parts:
             piece = jnp.expand_dims(piece, ours.split().index("C"))
@@ -229,7 +286,9 @@ def _converter(theirs: str, ours: str, sizes: tuple, dtype: jnp.dtype, stacked: 
     return jax.jit(into, out_shardings=sharding, donate_argnums=1)
 
 
-def dump(backbone: Mapping, config: TransformerConfig, table: Table) -> Iterator[tuple[str, np.ndarray]]:
+def dump(
+    backbone: Mapping, config: TransformerConfig, table: Table
+) -> Iterator[tuple[str, np.ndarray]]:
     """(their name, their tensor) of every parameter: the inverse of `load`, one at a time, on the host.
 
     Args:
@@ -252,4 +311,7 @@ def dump(backbone: Mapping, config: TransformerConfig, table: Table) -> Iterator
                 else:
                     piece = value
                 used = {axis: sizes[axis] for axis in axes.split()}
-                yield pattern.format(layer=layer), np.ascontiguousarray(einops.rearrange(piece, f"{axes} -> {theirs}", **used))
+                yield (
+                    pattern.format(layer=layer),
+                    np.ascontiguousarray(einops.rearrange(piece, f"{axes} -> {theirs}", **used)),
+                )

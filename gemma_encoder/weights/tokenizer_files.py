@@ -75,7 +75,11 @@ def _fast(tokenizer: Tokenizer):
     fast = tokenizers.Tokenizer(
         models.BPE(
             vocab=pieces,
-            merges=_merges(tokenizer, {piece.piece: piece.score for piece in proto.pieces if piece.type == kinds.NORMAL}, pieces),
+            merges=_merges(
+                tokenizer,
+                {piece.piece: piece.score for piece in proto.pieces if piece.type == kinds.NORMAL},
+                pieces,
+            ),
             unk_token=unk,
             fuse_unk=True,
             byte_fallback=proto.trainer_spec.byte_fallback,
@@ -88,17 +92,28 @@ def _fast(tokenizer: Tokenizer):
         pair=[bos, "$A", "$B", eos],
         special_tokens=[(bos, BOS_ID), (eos, EOS_ID)],
     )
-    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     # Added tokens are cut out of the text first, leftmost and longest first, exactly as user-defined pieces are. They are found
     # in the normalised text, where spaces are "▁" already; one with a space in it is never found, neither here nor there.
-    defined = [piece.piece for piece in proto.pieces if piece.type == kinds.USER_DEFINED and " " not in piece.piece]
-    fast.add_tokens([tokenizers.AddedToken(piece, normalized=True, special=False) for piece in defined])
+    defined = [
+        piece.piece
+        for piece in proto.pieces
+        if piece.type == kinds.USER_DEFINED and " " not in piece.piece
+    ]
+    fast.add_tokens(
+        [tokenizers.AddedToken(piece, normalized=True, special=False) for piece in defined]
+    )
     return fast
 
 
 def _refuse_other_kinds(name: str, proto) -> None:
     """Raises InputError unless the model takes text as it is and merges pieces by their scores."""
-    kind, normaliser = proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type), proto.normalizer_spec
+    kind, normaliser = (
+        proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type),
+        proto.normalizer_spec,
+    )
     reasons = {
         f"is a {kind} model": kind != "BPE",
         f"normalises text (rule {normaliser.name!r})": bool(normaliser.precompiled_charsmap),
@@ -109,10 +124,14 @@ def _refuse_other_kinds(name: str, proto) -> None:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise InputError(f"{name}: the tokenizer {reason}; only one of Gemma's kind (BPE, text taken as it is) can be written as tokenizer.json")
+            raise InputError(
+                f"{name}: the tokenizer {reason}; only one of Gemma's kind (BPE, text taken as it is) can be written as tokenizer.json"
+            )
 
 
-def _merges(tokenizer: Tokenizer, scores: dict[str, float], pieces: dict[str, int]) -> list[tuple[str, str]]:
+def _merges(
+    tokenizer: Tokenizer, scores: dict[str, float], pieces: dict[str, int]
+) -> list[tuple[str, str]]:
     """The pairs to merge, first the one that goes first, such that merging by rank does what SentencePiece does by score.
 
     SentencePiece joins any two neighbours that spell a piece, the best-scored piece first, the leftmost of equals. Until two
@@ -124,16 +143,24 @@ def _merges(tokenizer: Tokenizer, scores: dict[str, float], pieces: dict[str, in
     """
     longer = [piece for piece in scores if len(piece) > 1]
     # SentencePiece itself says which pieces it makes: not those that a better-scored or a user-defined piece always preempts.
-    made = [piece for piece, ids in zip(longer, tokenizer.encode(longer), strict=True) if ids == [pieces[piece]]]
+    made = [
+        piece
+        for piece, ids in zip(longer, tokenizer.encode(longer), strict=True)
+        if ids == [pieces[piece]]
+    ]
     made.sort(key=scores.__getitem__, reverse=True)
     for one, other in itertools.pairwise(made):
         if scores[one] == scores[other]:
-            raise InputError(f"{tokenizer.name}: the pieces {one!r} and {other!r} have one score; tokenizer.json needs to know which goes first")
+            raise InputError(
+                f"{tokenizer.name}: the pieces {one!r} and {other!r} have one score; tokenizer.json needs to know which goes first"
+            )
     merges = [_last_merge(piece, scores) for piece in made]
     for pair in merges:
         for part in pair:
             if part not in pieces:
-                raise InputError(f"{tokenizer.name}: the piece {''.join(pair)!r} is made from {part!r}, which is no piece; tokenizer.json cannot say that")
+                raise InputError(
+                    f"{tokenizer.name}: the piece {''.join(pair)!r} is made from {part!r}, which is no piece; tokenizer.json cannot say that"
+                )
     return merges
 
 
@@ -150,7 +177,13 @@ def _last_merge(piece: str, scores: dict[str, float]) -> tuple[str, str]:
 def _compare(tokenizer: Tokenizer, fast) -> None:
     """Raises InputError unless both give the same ids for texts that together hold every piece."""
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
-    texts = ["".join(pieces[i : i + CHECKED_AT_ONCE]) for i in range(0, len(pieces), CHECKED_AT_ONCE)]
-    for text, ours, theirs in zip(texts, tokenizer.encode(texts), fast.encode_batch(texts), strict=True):
+    texts = [
+        "".join(pieces[i : i + CHECKED_AT_ONCE]) for i in range(0, len(pieces), CHECKED_AT_ONCE)
+    ]
+    for text, ours, theirs in zip(
+        texts, tokenizer.encode(texts), fast.encode_batch(texts), strict=True
+    ):
         if theirs.ids != [BOS_ID, *ours, EOS_ID]:
-            raise InputError(f"{tokenizer.name}: tokenizer.json does not give SentencePiece's ids for {text!r}; only one of Gemma's kind can be exported")
+            raise InputError(
+                f"{tokenizer.name}: tokenizer.json does not give SentencePiece's ids for {text!r}; only one of Gemma's kind can be exported"
+            )

@@ -26,7 +26,9 @@ def run(capsys, monkeypatch, shared_data):
             if flag != "config":
                 inspect.FLAGS[flag].unparse()
         inspect.FLAGS["config"].value = None
-        monkeypatch.setattr(sys, "argv", ["inspect", *arguments])  # where ml_collections looks for changed fields
+        monkeypatch.setattr(
+            sys, "argv", ["inspect", *arguments]
+        )  # where ml_collections looks for changed fields
         code = inspect.main(sys.argv)
         said = capsys.readouterr()
         return code, said.out.splitlines(), said.err
@@ -34,14 +36,29 @@ def run(capsys, monkeypatch, shared_data):
     return start
 
 
-@pytest.mark.parametrize("task", ["glue_cola", "glue_sst2", "glue_mrpc", "glue_stsb", "msmarco", "toy_sentiment", "toy_similarity", "toy_ranking"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        "glue_cola",
+        "glue_sst2",
+        "glue_mrpc",
+        "glue_stsb",
+        "msmarco",
+        "toy_sentiment",
+        "toy_similarity",
+        "toy_ranking",
+    ],
+)
 def test_every_task_is_shown(run, task):
     code, lines, error = run(f"--task={task}", "--n=2", "--sample=60", "--max_length=256")
     assert code == 0, error
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     source = registry.get(task, DataOptions())
-    assert lines[0] == f"{task}: {source.task.kind}, train split, {source.num_records('train'):,} records"
+    assert (
+        lines[0]
+        == f"{task}: {source.task.kind}, train split, {source.num_records('train'):,} records"
+    )
     assert source.task.template.text in text.replace("\n           ", " ")
     for part in (
         "── record 1",
@@ -54,39 +71,70 @@ def test_every_task_is_shown(run, task):
     ):
         assert part in text
     assert "── record 3" not in text
-    counts = [int(match[1].replace(",", "")) for line in lines if (match := re.match(r" *\d+–\d+ tokens +([\d,]+)", line))]
-    assert sum(counts) == int(re.search(r"── ([\d,]+) texts of 60 records", text)[1].replace(",", ""))
+    counts = [
+        int(match[1].replace(",", ""))
+        for line in lines
+        if (match := re.match(r" *\d+–\d+ tokens +([\d,]+)", line))
+    ]
+    assert sum(counts) == int(
+        re.search(r"── ([\d,]+) texts of 60 records", text)[1].replace(",", "")
+    )
 
 
 def test_tokens_and_row_are_the_models_own(run):
     code, lines, _ = run("--task=glue_sst2", "--n=1", "--sample=50")
     assert code == 0
-    first, last = lines.index(next(line for line in lines if line.startswith("tokens: "))), lines.index("")
+    first, last = (
+        lines.index(next(line for line in lines if line.startswith("tokens: "))),
+        lines.index(""),
+    )
     last = next(i for i in range(first, len(lines)) if not lines[i])
     printed = [int(i) for line in lines[first + 2 : last : 2] for i in line.split()]
     source = registry.get("glue_sst2")
     record = next(iter(source.dataset("train", seed=0).as_numpy_iterator()))
     (example,) = source.expand(record, "train", None)
-    assert printed == encode(Tokenizer.load("small"), source.task.template, [example.fields], 128)[0].tokens.tolist()
-    assert " ".join(example.fields["sentence"].split()[:3]) in lines[lines.index("raw record                                       │ text") + 1]
-    bar = next(line for line in lines if set(line) <= set("123456789abcdefghijklmnopqrstuvwxyz·") and len(line) == 64)
+    assert (
+        printed
+        == encode(Tokenizer.load("small"), source.task.template, [example.fields], 128)[
+            0
+        ].tokens.tolist()
+    )
+    assert (
+        " ".join(example.fields["sentence"].split()[:3])
+        in lines[lines.index("raw record                                       │ text") + 1]
+    )
+    bar = next(
+        line
+        for line in lines
+        if set(line) <= set("123456789abcdefghijklmnopqrstuvwxyz·") and len(line) == 64
+    )
     assert abs(bar.count("1") * 2 - len(printed)) <= 1
     assert any(line.startswith(f"1        1       0–{len(printed) - 1} ") for line in lines)
 
 
 def test_what_is_cut_is_said(run):
     _, lines, _ = run("--task=glue_mrpc", "--n=1", "--sample=40", "--max_length=24")
-    said = re.fullmatch(r"tokens: 24, (\d+) more were cut; each piece over its id", next(line for line in lines if line.startswith("tokens: ")))
+    said = re.fullmatch(
+        r"tokens: 24, (\d+) more were cut; each piece over its id",
+        next(line for line in lines if line.startswith("tokens: ")),
+    )
     assert int(said[1]) > 0
     assert any(re.search(r"texts \((9\d|100)\.\d%\) exceed max_length=24", line) for line in lines)
 
 
 def test_the_users_own_files_are_shown(run, tmp_path):
     path = tmp_path / "mine.csv"
-    path.write_text("review,label\n" + "".join(f"text number {i},{'ab'[i % 2]}\n" for i in range(30)))
-    code, lines, error = run("--config=experiments/own.py:classification", f"--config.own.train={path}", "--n=1")
+    path.write_text(
+        "review,label\n" + "".join(f"text number {i},{'ab'[i % 2]}\n" for i in range(30))
+    )
+    code, lines, error = run(
+        "--config=experiments/own.py:classification", f"--config.own.train={path}", "--n=1"
+    )
     assert code == 0, error
-    assert lines[0] == "own: classification, train split, 27 records" and "classes    0 a, 1 b" in lines
+    assert (
+        lines[0] == "own: classification, train split, 27 records"
+        and "classes    0 a, 1 b" in lines
+    )
     assert any(line.startswith("review: text number ") for line in lines)
 
 
@@ -96,7 +144,12 @@ def test_lengths_do_not_change_what_is_shown_of_odd_texts():
     settings = Settings(registry.get("toy_sentiment"), Tokenizer.load("small"), 16, 128, 8)
     for sentence in ("漢字 " * 30, "e\u0301\u200b", "\u00a0x\u3000" * 5, "word" * 90):
         fields = {"sentence": sentence}
-        text = Text(0, Example(fields, 1), {"number": "0"}, encode(settings.tokenizer, task.template, [fields], inspect.UNCUT)[0].tokens)
+        text = Text(
+            0,
+            Example(fields, 1),
+            {"number": "0"},
+            encode(settings.tokenizer, task.template, [fields], inspect.UNCUT)[0].tokens,
+        )
         lines = list(inspect._show([text], 0, settings))
         assert max(map(len, lines)) <= 100
 
@@ -104,7 +157,9 @@ def test_lengths_do_not_change_what_is_shown_of_odd_texts():
 def test_the_histogram_counts_every_length():
     for lengths in ([5], [1, 1000], list(range(3, 90)), [128] * 7):
         lines = list(inspect._histogram(np.array(lengths)))
-        assert sum(int(line.split("tokens")[1].split()[0].replace(",", "")) for line in lines) == len(lengths)
+        assert sum(
+            int(line.split("tokens")[1].split()[0].replace(",", "")) for line in lines
+        ) == len(lengths)
         assert len(lines) <= 17 and max(map(len, lines)) <= 100
 
 
@@ -113,11 +168,17 @@ def test_the_histogram_counts_every_length():
     [
         ((), "name a task, e.g. --task=glue_mrpc"),
         (("--task=glue_mrcp",), "did you mean 'glue_mrpc'"),
-        (("--task=toy_ranking", "--split=tset"), "unknown split of toy_ranking 'tset'; did you mean 'test'"),
+        (
+            ("--task=toy_ranking", "--split=tset"),
+            "unknown split of toy_ranking 'tset'; did you mean 'test'",
+        ),
         (("--task=toy_ranking", "stray"), "unexpected argument 'stray'"),
         (("--task=toy_ranking", "--n=x"), "--n=x"),
         (("--config=experiments/nothing.py",), "experiments/nothing.py"),
-        (("--config=experiments/quickstart.py", "--task=glue_sst2"), "unknown task of the config 'glue_sst2'"),
+        (
+            ("--config=experiments/quickstart.py", "--task=glue_sst2"),
+            "unknown task of the config 'glue_sst2'",
+        ),
         (("--config=experiments/own.py",), "own.train is not set"),
     ],
 )

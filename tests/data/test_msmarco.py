@@ -35,9 +35,13 @@ def query_ids(source, split):
 @pytest.fixture
 def marco(tmp_path, monkeypatch):
     def make(options=None, **changes) -> MsMarcoSource:
-        for name, content in (FILES | {key.replace("__", "."): value for key, value in changes.items()}).items():
+        for name, content in (
+            FILES | {key.replace("__", "."): value for key, value in changes.items()}
+        ).items():
             path = tmp_path / name
-            path.write_bytes(content if isinstance(content, bytes) else content.encode()) if content is not None else path.unlink(missing_ok=True)
+            path.write_bytes(
+                content if isinstance(content, bytes) else content.encode()
+            ) if content is not None else path.unlink(missing_ok=True)
         monkeypatch.setenv("MSMARCO_DIR", str(tmp_path))
         source = registry.get("msmarco", options or DataOptions(list_size=3))
         source.check()
@@ -54,25 +58,42 @@ def test_training_lists_hold_a_positive_and_unjudged_negatives(marco):
         assert [e.label for e in examples] == [1, 0, 0]
         assert examples[0].document_id == "10" and len({e.document_id for e in examples}) == 3
         assert examples[0].fields == {"query": "what are wings", "document": "a passage on wings"}
-    drawn = {tuple(e.document_id for e in source.expand({"number": 0}, "train", np.random.default_rng(i))[1:]) for i in range(20)}
+    drawn = {
+        tuple(
+            e.document_id
+            for e in source.expand({"number": 0}, "train", np.random.default_rng(i))[1:]
+        )
+        for i in range(20)
+    }
     assert len(drawn) > 1
-    assert [e.label for e in source.expand({"number": 1}, "train", np.random.default_rng(0))] == [2, 0]  # a shorter list: one negative
+    assert [e.label for e in source.expand({"number": 1}, "train", np.random.default_rng(0))] == [
+        2,
+        0,
+    ]  # a shorter list: one negative
 
 
 def test_negative_ranks_bound_the_sample(marco):
     source = marco(DataOptions(list_size=8, negative_ranks=(3, 4)))
-    assert {e.document_id for e in source.expand({"number": 0}, "train", np.random.default_rng(0))[1:]} == {"12", "13"}
+    assert {
+        e.document_id for e in source.expand({"number": 0}, "train", np.random.default_rng(0))[1:]
+    } == {"12", "13"}
 
 
 def test_evaluation_scores_every_candidate_in_the_runs_order(marco):
     source = marco()
     assert [e.document_id for e in source.expand({"number": 0}, "validation", None)] == ["10", "12"]
-    assert source.qrels("validation") == {"7": {"12": 1}, "8": {"13": 1}}  # the query without candidates counts, as zero
+    assert source.qrels("validation") == {
+        "7": {"12": 1},
+        "8": {"13": 1},
+    }  # the query without candidates counts, as zero
     assert source.qrels("train").keys() == {"1", "2", "3"}
 
 
 def test_top1000_serves_where_there_is_no_run(marco):
-    source = marco(run__dev__tsv=None, top1000__dev__tsv="7\t12\tflutter of wings\tone on flutter\n7\t10\tflutter of wings\ta passage on wings\n")
+    source = marco(
+        run__dev__tsv=None,
+        top1000__dev__tsv="7\t12\tflutter of wings\tone on flutter\n7\t10\tflutter of wings\ta passage on wings\n",
+    )
     assert [e.document_id for e in source.expand({"number": 0}, "validation", None)] == ["12", "10"]
 
 
@@ -86,26 +107,71 @@ def test_long_passages_are_read_whole(marco):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"collection__tsv": "10\ta\n11 no tab\n"}, r"collection.tsv:2: expected 2 tab-separated columns.*pid, passage"),
-        ({"collection__tsv": "10\ta\n10\tb\n"}, r"collection.tsv:2: pid '10' appears a second time"),
+        (
+            {"collection__tsv": "10\ta\n11 no tab\n"},
+            r"collection.tsv:2: expected 2 tab-separated columns.*pid, passage",
+        ),
+        (
+            {"collection__tsv": "10\ta\n10\tb\n"},
+            r"collection.tsv:2: pid '10' appears a second time",
+        ),
         ({"collection__tsv": b"10\t\xff\xfe\n"}, r"collection.tsv:1: not valid UTF-8"),
         ({"queries__train__tsv": "1\t \n"}, r"queries.train.tsv:1: expected 2"),
-        ({"qrels__train__tsv": "1\t0\t10\tyes\n"}, r"qrels.train.tsv:1: relevance must be a whole number, got 'yes'"),
+        (
+            {"qrels__train__tsv": "1\t0\t10\tyes\n"},
+            r"qrels.train.tsv:1: relevance must be a whole number, got 'yes'",
+        ),
         ({"run__train__tsv": "1\t99\t1\n"}, r"run.train.tsv:1: pid '99' is not in collection.tsv"),
-        ({"run__train__tsv": "77\t10\t1\n"}, r"run.train.tsv:1: qid '77' is not in queries.train.tsv"),
-        ({"qrels__train__tsv": "1\t0\t10\t1\n1\t0\t99\t1\n"}, r"qrels.train.tsv:2: pid '99' is not in collection.tsv"),
-        ({"qrels__train__tsv": "1\t0\t10\t1\n2\t0\t11\t1\n1\t0\t10\t0\n"}, r"qrels.train.tsv:3: pid '10' is judged a second time for qid '1', with another"),
-        ({"qrels__train__tsv": "77\t0\t10\t1\n"}, r"qrels.train.tsv judges no query of queries.train.tsv"),
+        (
+            {"run__train__tsv": "77\t10\t1\n"},
+            r"run.train.tsv:1: qid '77' is not in queries.train.tsv",
+        ),
+        (
+            {"qrels__train__tsv": "1\t0\t10\t1\n1\t0\t99\t1\n"},
+            r"qrels.train.tsv:2: pid '99' is not in collection.tsv",
+        ),
+        (
+            {"qrels__train__tsv": "1\t0\t10\t1\n2\t0\t11\t1\n1\t0\t10\t0\n"},
+            r"qrels.train.tsv:3: pid '10' is judged a second time for qid '1', with another",
+        ),
+        (
+            {"qrels__train__tsv": "77\t0\t10\t1\n"},
+            r"qrels.train.tsv judges no query of queries.train.tsv",
+        ),
         ({"qrels__train__tsv": ""}, r"qrels.train.tsv is empty"),
-        ({"qrels__train__tsv": "1 0 10\n"}, r"qrels.train.tsv:1: expected 4 columns \(qid, 0, pid, relevance\); got 3"),
-        ({"run__train__tsv": "1\t11\t1\n2\t12\t1\n1\t11\t2\n"}, r"run.train.tsv:3: pid '11' comes a second time for qid '1'"),
-        ({"run__train__tsv": "1\t11\tfirst\n"}, r"run.train.tsv:1: rank must be a whole number, got 'first'"),
-        ({"run__train__tsv": "1\t11\n"}, r"run.train.tsv:1: not a line of a run; expected qid, pid, rank, or"),
-        ({"run__train__tsv": "1\t11\t1\n1\t10\n"}, r"run.train.tsv:2: expected 3 columns \(qid, pid, rank\); got 2"),
+        (
+            {"qrels__train__tsv": "1 0 10\n"},
+            r"qrels.train.tsv:1: expected 4 columns \(qid, 0, pid, relevance\); got 3",
+        ),
+        (
+            {"run__train__tsv": "1\t11\t1\n2\t12\t1\n1\t11\t2\n"},
+            r"run.train.tsv:3: pid '11' comes a second time for qid '1'",
+        ),
+        (
+            {"run__train__tsv": "1\t11\tfirst\n"},
+            r"run.train.tsv:1: rank must be a whole number, got 'first'",
+        ),
+        (
+            {"run__train__tsv": "1\t11\n"},
+            r"run.train.tsv:1: not a line of a run; expected qid, pid, rank, or",
+        ),
+        (
+            {"run__train__tsv": "1\t11\t1\n1\t10\n"},
+            r"run.train.tsv:2: expected 3 columns \(qid, pid, rank\); got 2",
+        ),
         ({"run__train__tsv": ""}, r"run.train.tsv is empty"),
-        ({"queries__train__tsv": "1\ta\n1\tb\n"}, r"queries.train.tsv:2: qid '1' appears a second time"),
-        ({"run__train__tsv": None}, r"holds no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz\); MSMARCO_DIR must name"),
-        ({"qrels__train__tsv": "3\t0\t12\t0\n"}, r"run.train.tsv: no query of queries.train.tsv has a positive and a negative"),
+        (
+            {"queries__train__tsv": "1\ta\n1\tb\n"},
+            r"queries.train.tsv:2: qid '1' appears a second time",
+        ),
+        (
+            {"run__train__tsv": None},
+            r"holds no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz\); MSMARCO_DIR must name",
+        ),
+        (
+            {"qrels__train__tsv": "3\t0\t12\t0\n"},
+            r"run.train.tsv: no query of queries.train.tsv has a positive and a negative",
+        ),
     ],
 )
 def test_bad_files_are_named_with_their_line(marco, changes, message):
@@ -115,14 +181,23 @@ def test_bad_files_are_named_with_their_line(marco, changes, message):
 
 def test_missing_folder_says_what_it_should_hold(monkeypatch, tmp_path):
     monkeypatch.delenv("MSMARCO_DIR", raising=False)
-    with pytest.raises(InputError, match="MSMARCO_DIR is not set; it names a folder with collection.tsv"):
+    with pytest.raises(
+        InputError, match="MSMARCO_DIR is not set; it names a folder with collection.tsv"
+    ):
         registry.get("msmarco").check()
     monkeypatch.setenv("MSMARCO_DIR", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="is not a folder"):
         registry.get("msmarco").check()
 
 
-@pytest.mark.parametrize("options", [DataOptions(negative_ranks=(0, 5)), DataOptions(negative_ranks=(5, 2)), DataOptions(list_size=1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        DataOptions(negative_ranks=(0, 5)),
+        DataOptions(negative_ranks=(5, 2)),
+        DataOptions(list_size=1),
+    ],
+)
 def test_bad_ranking_options(options):
     with pytest.raises(InputError, match="ranking"):
         registry.get("msmarco", options)
@@ -144,8 +219,13 @@ def compress(folder):
 
 def everything(source):
     """All that a source gives, training lists drawn from fixed seeds."""
-    lists = [source.expand({"number": i}, "train", np.random.default_rng(i)) for i in range(source.count("train"))]
-    candidates = [source.expand({"number": i}, "validation", None) for i in range(source.count("validation"))]
+    lists = [
+        source.expand({"number": i}, "train", np.random.default_rng(i))
+        for i in range(source.count("train"))
+    ]
+    candidates = [
+        source.expand({"number": i}, "validation", None) for i in range(source.count("validation"))
+    ]
     return lists, candidates, source.qrels("train"), source.qrels("validation")
 
 
@@ -159,29 +239,45 @@ def test_gz_equals_plain(marco, tmp_path, monkeypatch):
 
 
 def test_the_small_dev_set_is_preferred(marco):
-    small = {"queries__dev__small__tsv": "7\tflutter of wings\n", "qrels__dev__small__tsv": "7\t0\t12\t1\n", "run__dev__small__tsv": "7\t13\t1\n"}
-    assert [e.document_id for e in marco(**small).expand({"number": 0}, "validation", None)] == ["13"]
+    small = {
+        "queries__dev__small__tsv": "7\tflutter of wings\n",
+        "qrels__dev__small__tsv": "7\t0\t12\t1\n",
+        "run__dev__small__tsv": "7\t13\t1\n",
+    }
+    assert [e.document_id for e in marco(**small).expand({"number": 0}, "validation", None)] == [
+        "13"
+    ]
 
 
 def test_judgements_of_unknown_queries_are_counted(marco, caplog):
     source = marco(qrels__dev__tsv="7\t0\t12\t1\n99\t0\t12\t1\n98\t0\t12\t1\n7\t0\t12\t1\n")
     assert source.qrels("validation") == {"7": {"12": 1}}
-    assert "2 of 4 judgements are for queries that queries.dev.tsv lacks" in caplog.text and "1 judgements stand there twice" in caplog.text
+    assert (
+        "2 of 4 judgements are for queries that queries.dev.tsv lacks" in caplog.text
+        and "1 judgements stand there twice" in caplog.text
+    )
 
 
 def test_queries_that_cannot_train_are_counted_and_still_evaluated(marco, caplog):
     # Query 2's whole run is relevant; query 1's is but for its last document.
-    source = marco(qrels__train__tsv="1\t0\t10\t1\n1\t0\t11\t1\n1\t0\t12\t1\n2\t0\t11\t2\n2\t0\t12\t1\n")
+    source = marco(
+        qrels__train__tsv="1\t0\t10\t1\n1\t0\t11\t1\n1\t0\t12\t1\n2\t0\t11\t2\n2\t0\t12\t1\n"
+    )
     assert query_ids(source, "train") == ["1"]
     assert "2 of 3 train queries have no positive or no negative and are skipped" in caplog.text
     for draw in range(8):
         drawn = source.expand({"number": 0}, "train", np.random.default_rng(draw))
-        assert drawn[0].label == 1 and [e.document_id for e in drawn[1:]] == ["13"]  # the other positives are no negatives
+        assert drawn[0].label == 1 and [e.document_id for e in drawn[1:]] == [
+            "13"
+        ]  # the other positives are no negatives
 
 
 def test_a_test_split_needs_no_judgements(marco):
     source = marco(queries__eval__tsv="9\twhat now\n", run__eval__tsv="9\t12\t1\n9\t10\t2\n")
-    assert [(e.document_id, e.label) for e in source.expand({"number": 0}, "test", None)] == [("12", -1), ("10", -1)]
+    assert [(e.document_id, e.label) for e in source.expand({"number": 0}, "test", None)] == [
+        ("12", -1),
+        ("10", -1),
+    ]
     assert source.qrels("test") == {}
 
 
@@ -201,7 +297,9 @@ def epochs(source, count, seed=0):
     """The lists of whole epochs, as training draws them."""
     options = StreamOptions(BatchShape(1, 128), 128, seed=seed)
     reader = TaskReader(source, options, 0)
-    lists = [tuple(e.document_id for e in reader.next()[0]) for _ in range(count * source.count("train"))]
+    lists = [
+        tuple(e.document_id for e in reader.next()[0]) for _ in range(count * source.count("train"))
+    ]
     queries = source.count("train")
     return [lists[i : i + queries] for i in range(0, len(lists), queries)]
 
@@ -214,7 +312,11 @@ def test_every_epoch_draws_other_lists_and_a_seed_repeats_them(marco, tmp_path):
         "collection__tsv": "".join(f"{d}\tpassage {d}\n" for d in documents),
         "queries__train__tsv": "".join(f"{q}\tquery {q}\n" for q in queries),
         "qrels__train__tsv": "".join(f"{q} 0 {d} 1\n" for q in queries for d in positive[q]),
-        "run__train__tsv": "".join(f"{q} {d} {rank}\n" for q in queries for rank, d in enumerate(rng.permutation(documents)[:40], 1)),
+        "run__train__tsv": "".join(
+            f"{q} {d} {rank}\n"
+            for q in queries
+            for rank, d in enumerate(rng.permutation(documents)[:40], 1)
+        ),
         "queries__dev__tsv": None,
     }
     source = marco(DataOptions(list_size=6, negative_ranks=(5, 30)), **changes)
@@ -231,7 +333,12 @@ def test_every_epoch_draws_other_lists_and_a_seed_repeats_them(marco, tmp_path):
     for epoch in drawn:
         assert len(epoch) == len(queries)
         for first, *others in epoch:
-            owners = [q for q in queries if first in by_positives[q] and all(5 <= ranked[str(q)].get(d, 0) <= 30 for d in others)]
+            owners = [
+                q
+                for q in queries
+                if first in by_positives[q]
+                and all(5 <= ranked[str(q)].get(d, 0) <= 30 for d in others)
+            ]
             assert len(others) == len(set(others)) == 5
             assert any(not by_positives[q] & set(others) for q in owners)
             positives_seen.add(first)
@@ -243,7 +350,10 @@ def test_every_epoch_draws_other_lists_and_a_seed_repeats_them(marco, tmp_path):
 
 def texts(path, what, count, first=None):
     """A file of texts with counting ids, or with words for ids."""
-    names = [str(first + i) if first is not None else f"{what}-{i * 7919 % 1000003:x}" for i in range(count)]
+    names = [
+        str(first + i) if first is not None else f"{what}-{i * 7919 % 1000003:x}"
+        for i in range(count)
+    ]
     path.write_text("".join(f"{name}\ttext {name}\n" for name in names))
     return names, Texts(path, TsvLayout(what, "text"))
 
@@ -261,17 +371,27 @@ def test_compact_candidates_equal_naive_ones(tmp_path, monkeypatch, kind, groupe
     queries, query_texts = texts(tmp_path / "queries.tsv", "qid", 17, first)
     documents, document_texts = texts(tmp_path / "collection.tsv", "pid", 60, first)
     entries = [
-        (q, d, rank) for q in queries[:-2] for rank, d in enumerate(rng.permutation(documents)[: rng.integers(1, 40)], 1)
+        (q, d, rank)
+        for q in queries[:-2]
+        for rank, d in enumerate(rng.permutation(documents)[: rng.integers(1, 40)], 1)
     ]  # two queries without candidates
     entries = entries if grouped else [entries[i] for i in rng.permutation(len(entries))]
-    written = {"marco": "{0}\t{1}\t{2}\n", "trec": "{0} Q0 {1}  {2} {3:.3f} tag\n", "top1000": "{0}\t{1}\ta query\ta passage of its own\r\n"}[kind]
-    (tmp_path / "run").write_text("".join(written.format(q, d, rank, 1 / rank) for q, d, rank in entries), newline="")
+    written = {
+        "marco": "{0}\t{1}\t{2}\n",
+        "trec": "{0} Q0 {1}  {2} {3:.3f} tag\n",
+        "top1000": "{0}\t{1}\ta query\ta passage of its own\r\n",
+    }[kind]
+    (tmp_path / "run").write_text(
+        "".join(written.format(q, d, rank, 1 / rank) for q, d, rank in entries), newline=""
+    )
     naive = {q: [] for q in queries}
     for place, (q, d, rank) in enumerate(entries):
         naive[q].append((rank if kind != "top1000" else place, d))
     for _ in range(2):  # the second time from what was kept
         compact = Candidates(tmp_path / "run", query_texts, document_texts)
-        assert {q: [documents[d] for d in compact.of(i)] for i, q in enumerate(queries)} == {q: [d for _, d in sorted(found)] for q, found in naive.items()}
+        assert {q: [documents[d] for d in compact.of(i)] for i, q in enumerate(queries)} == {
+            q: [d for _, d in sorted(found)] for q, found in naive.items()
+        }
         assert compact.counts().tolist() == [len(naive[q]) for q in queries]
 
 
@@ -284,7 +404,12 @@ def test_candidates_follow_every_file_they_depend_on(tmp_path, monkeypatch):
 
     def read():
         documents = Texts(collection, TsvLayout("pid", "passage"))
-        return [documents.ids[d] for d in Candidates(run, Texts(tmp_path / "q.tsv", TsvLayout("qid", "query")), documents).of(0)]
+        return [
+            documents.ids[d]
+            for d in Candidates(
+                run, Texts(tmp_path / "q.tsv", TsvLayout("qid", "query")), documents
+            ).of(0)
+        ]
 
     run.write_text("q a 1\nq b 2\n")
     assert read() == ["a", "b"]
@@ -299,15 +424,25 @@ def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
     rng = np.random.default_rng(2)
     queries, query_texts = texts(tmp_path / "queries.tsv", "qid", 20, 5)
     documents, document_texts = texts(tmp_path / "collection.tsv", "pid", 30)
-    naive = {q: {d: int(rng.integers(-1, 4)) for d in rng.choice(documents, rng.integers(1, 9), replace=False)} for q in queries[::2]}
+    naive = {
+        q: {
+            d: int(rng.integers(-1, 4))
+            for d in rng.choice(documents, rng.integers(1, 9), replace=False)
+        }
+        for q in queries[::2]
+    }
     written = [(q, d, grade) for q, grades in naive.items() for d, grade in grades.items()]
     written = [written[i] for i in rng.permutation(len(written))]
     (tmp_path / "trec").write_text("".join(f"{q} Q0 {d} {grade}\n" for q, d, grade in written))
-    (tmp_path / "beir.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in written))
+    (tmp_path / "beir.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in written)
+    )
     for name in ("trec", "beir.tsv"):
         judgements = Judgements(tmp_path / name, query_texts, document_texts)
         assert judgements.by_id(np.arange(20)) == naive
-        assert judgements.positives().tolist() == [sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries]
+        assert judgements.positives().tolist() == [
+            sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries
+        ]
 
 
 # TREC Deep Learning
@@ -316,13 +451,23 @@ def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
 @pytest.mark.parametrize("official", [False, True])
 def test_deep_learning_tracks_have_grades_and_a_threshold(marco, tmp_path, official):
     names = (
-        ("msmarco-test2019-queries.tsv", "2019qrels-pass.txt", "msmarco-passagetest2019-top1000.tsv")
+        (
+            "msmarco-test2019-queries.tsv",
+            "2019qrels-pass.txt",
+            "msmarco-passagetest2019-top1000.tsv",
+        )
         if official
         else ("queries.dl19.tsv", "qrels.dl19.tsv", "top1000.dl19.tsv")
     )
     marco()
     for name, content in zip(
-        names, ("5\twings\n6\tnot judged\n", "5 Q0 10 1\n5 Q0 12 3\n5 Q0 13 0\n", "5\t10\twings\tx\n5\t12\twings\ty\n6\t10\tn\tz\n"), strict=True
+        names,
+        (
+            "5\twings\n6\tnot judged\n",
+            "5 Q0 10 1\n5 Q0 12 3\n5 Q0 13 0\n",
+            "5\t10\twings\tx\n5\t12\twings\ty\n6\t10\tn\tz\n",
+        ),
+        strict=True,
     ):
         (tmp_path / name).write_text(content)
     source = registry.get("msmarco_dl19")
@@ -332,14 +477,23 @@ def test_deep_learning_tracks_have_grades_and_a_threshold(marco, tmp_path, offic
     run = ranking.make_run(["5", "5", "6"], ["10", "12", "10"], np.array([2.0, 1.0, 1.0]))
     values = ranking.compute(source.task.metrics, source.qrels("validation"), run)
     # Grade 1 comes first: it is not relevant for MRR and MAP, and half the story for nDCG. Query 6 has no judgement and does not count.
-    assert values["mrr(rel=2)@10"] == pytest.approx(1 / 2) and values["map(rel=2)"] == pytest.approx(1 / 2)
+    assert values["mrr(rel=2)@10"] == pytest.approx(1 / 2) and values[
+        "map(rel=2)"
+    ] == pytest.approx(1 / 2)
     assert values["ndcg@10"] == pytest.approx((1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3)))
 
 
 def test_a_threshold_is_part_of_a_metrics_name():
     qrels, run = {"q": {"a": 1, "b": 2}}, {"q": [("a", 3.0), ("c", 2.0), ("b", 1.0)]}
-    values = ranking.compute(("mrr@10", "mrr(rel=2)@10", "recall(rel=3)@100", "map(rel=2)"), qrels, run)
-    assert values == {"mrr@10": 1.0, "mrr(rel=2)@10": pytest.approx(1 / 3), "recall(rel=3)@100": 0.0, "map(rel=2)": pytest.approx(1 / 3)}
+    values = ranking.compute(
+        ("mrr@10", "mrr(rel=2)@10", "recall(rel=3)@100", "map(rel=2)"), qrels, run
+    )
+    assert values == {
+        "mrr@10": 1.0,
+        "mrr(rel=2)@10": pytest.approx(1 / 3),
+        "recall(rel=3)@100": 0.0,
+        "map(rel=2)": pytest.approx(1 / 3),
+    }
     for name in ("mrr(rel=0)@10", "mrr(rel=2)(rel=2)@10", "mrr(2)@10"):
         with pytest.raises(InputError, match="unknown ranking metric"):
             ranking.compute((name,), qrels, run)
@@ -354,13 +508,25 @@ def test_a_threshold_is_part_of_a_metrics_name():
 def beir(tmp_path, monkeypatch):
     folder = tmp_path / "scifact"
     (folder / "qrels").mkdir(parents=True)
-    corpus = [("d1", "Wings", "They lift."), ("d2", "", "Heat flows."), ("q1", "The query", "itself"), ("é 4", "", "")]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps({"_id": i, "title": title, "text": text, "metadata": {}}) + "\n" for i, title, text in corpus))
+    corpus = [
+        ("d1", "Wings", "They lift."),
+        ("d2", "", "Heat flows."),
+        ("q1", "The query", "itself"),
+        ("é 4", "", ""),
+    ]
+    (folder / "corpus.jsonl").write_text(
+        "".join(
+            json.dumps({"_id": i, "title": title, "text": text, "metadata": {}}) + "\n"
+            for i, title, text in corpus
+        )
+    )
     (folder / "queries.jsonl").write_text(
         '{"_id": "q1", "text": "what lifts"}\n{"_id": "q2", "text": "what flows"}\n{"_id": "q3", "text": "of another split"}\n'
     )
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq2\td2\t1\n")
-    (folder / "run.test.tsv").write_text("q1\td2\t1\nq1\tq1\t2\nq1\td1\t3\nq2\té 4\t1\n".replace("é 4", "d2"))
+    (folder / "run.test.tsv").write_text(
+        "q1\td2\t1\nq1\tq1\t2\nq1\td1\t3\nq2\té 4\t1\n".replace("é 4", "d2")
+    )
     monkeypatch.setenv("BEIR_DIR", str(tmp_path))
 
     def make(options=None, **changes):
@@ -377,7 +543,10 @@ def test_beir_is_read_as_published(beir, tmp_path):
     source = beir()
     first = source.expand({"number": 0}, "test", None)
     # As in BEIR's own evaluation, the document with the query's id is no candidate.
-    assert [(e.document_id, e.label, e.fields["document"]) for e in first] == [("d2", 0, "Heat flows."), ("d1", 2, "Wings They lift.")]
+    assert [(e.document_id, e.label, e.fields["document"]) for e in first] == [
+        ("d2", 0, "Heat flows."),
+        ("d1", 2, "Wings They lift."),
+    ]
     assert [int(row["number"]) for row in source.dataset("test")] == [0, 1]
     assert source.count("test") == 2 and source.qrels("test") == {"q1": {"d1": 2}, "q2": {"d2": 1}}
     plain = [source.expand({"number": i}, "test", None) for i in range(2)]
@@ -400,12 +569,24 @@ def test_beir_takes_a_run_by_path(beir, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td9\t1\n"}, r"qrels/test.tsv:2: _id 'd9' is not in corpus.jsonl"),
-        ({"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td1\thigh\n"}, r"qrels/test.tsv:2: relevance must be a whole number, got 'high'"),
-        ({"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td1\n"}, r"qrels/test.tsv:2: expected 3 tab-separated columns"),
+        (
+            {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td9\t1\n"},
+            r"qrels/test.tsv:2: _id 'd9' is not in corpus.jsonl",
+        ),
+        (
+            {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td1\thigh\n"},
+            r"qrels/test.tsv:2: relevance must be a whole number, got 'high'",
+        ),
+        (
+            {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td1\n"},
+            r"qrels/test.tsv:2: expected 3 tab-separated columns",
+        ),
         ({"qrels__test__tsv": "query-id\tcorpus-id\tscore\n"}, r"qrels/test.tsv is empty"),
         ({"run__test__tsv": "q1\td9\t1\n"}, r"run.test.tsv:1: _id 'd9' is not in corpus.jsonl"),
-        ({"run__test__tsv": "q1\tq1\t1\nq1\td1\t1\nq1\td1\t1\n"}, r"run.test.tsv:3: _id 'd1' comes a second time for _id 'q1'"),
+        (
+            {"run__test__tsv": "q1\tq1\t1\nq1\td1\t1\nq1\td1\t1\n"},
+            r"run.test.tsv:3: _id 'd1' comes a second time for _id 'q1'",
+        ),
         ({"run__test__tsv": "q1\tq1\t1\n"}, r"run.test.tsv is empty"),
         ({"corpus__jsonl": '{"_id": "d1"}\n'}, r"corpus.jsonl:1: expected _id and text"),
     ],
@@ -417,7 +598,9 @@ def test_bad_beir_files_are_named_with_their_line(beir, changes, message):
 
 def test_missing_beir_folders(monkeypatch, tmp_path):
     monkeypatch.delenv("BEIR_DIR", raising=False)
-    with pytest.raises(InputError, match="BEIR_DIR is not set; it names a folder with trec-covid/corpus.jsonl"):
+    with pytest.raises(
+        InputError, match="BEIR_DIR is not set; it names a folder with trec-covid/corpus.jsonl"
+    ):
         registry.get("beir_trec_covid").check()
     monkeypatch.setenv("BEIR_DIR", str(tmp_path))
     with pytest.raises(InputError, match="holds no folder trec-covid"):

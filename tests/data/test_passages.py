@@ -24,14 +24,24 @@ from gemma_encoder.inputs.errors import InputError
 
 LAYOUT = TsvLayout("pid", "passage")
 
-printable = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip)
-names = st.one_of(st.integers(0, 10**18 - 1).map(str), st.sampled_from(["007", "-1", "+5", "1e3", "½", "١", "a b"]), printable)
+printable = st.text(
+    st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), min_size=1, max_size=12
+).filter(str.strip)
+names = st.one_of(
+    st.integers(0, 10**18 - 1).map(str),
+    st.sampled_from(["007", "-1", "+5", "1e3", "½", "١", "a b"]),
+    printable,
+)
 
 
 @st.composite
 def collections(draw):
     """Ids with texts, ids either arbitrary or counting."""
-    texts = draw(st.lists(st.tuples(names, printable), min_size=1, max_size=25, unique_by=lambda pair: pair[0]))
+    texts = draw(
+        st.lists(
+            st.tuples(names, printable), min_size=1, max_size=25, unique_by=lambda pair: pair[0]
+        )
+    )
     if draw(st.booleans()):
         first = draw(st.integers(0, 1000))
         texts = [(str(first + number), text) for number, (_, text) in enumerate(texts)]
@@ -46,7 +56,13 @@ def kept(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@given(collections(), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.sampled_from([1, 7, 64, 1 << 20]), st.sampled_from(["plain", "gz", "memory"]))
+@given(
+    collections(),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+    st.sampled_from([1, 7, 64, 1 << 20]),
+    st.sampled_from(["plain", "gz", "memory"]),
+)
 def test_every_text_reads_back(texts, end, last, block, how):
     content = (end.join("\t".join(pair) for pair in texts) + (end if last else "")).encode()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -57,22 +73,47 @@ def test_every_text_reads_back(texts, end, last, block, how):
         read = Texts(path, LAYOUT, in_memory=how == "memory")
         assert len(read) == len(texts)
         assert [(read.ids[number], read.text(number)) for number in range(len(read))] == texts
-        assert all(read.ids.number(name) == number and read[name] == text for number, (name, text) in enumerate(texts))
+        assert all(
+            read.ids.number(name) == number and read[name] == text
+            for number, (name, text) in enumerate(texts)
+        )
         known = {name for name, _ in texts}
-        assert all((name in read) == (name in known) for name in ("0", "1", "007", "99999", "-1", "", "a", "10" * 12))
+        assert all(
+            (name in read) == (name in known)
+            for name in ("0", "1", "007", "99999", "-1", "", "a", "10" * 12)
+        )
 
 
-@given(st.lists(st.tuples(names, st.text(st.characters(exclude_categories=("Cs",)), max_size=20)), min_size=1, max_size=20, unique_by=lambda pair: pair[0]))
+@given(
+    st.lists(
+        st.tuples(names, st.text(st.characters(exclude_categories=("Cs",)), max_size=20)),
+        min_size=1,
+        max_size=20,
+        unique_by=lambda pair: pair[0],
+    )
+)
 def test_json_lines_read_back(texts):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "corpus.jsonl")
-        path.write_text("".join(json.dumps({"_id": name, "title": "", "text": text}, ensure_ascii=len(name) % 2 == 0) + "\n" for name, text in texts))
+        path.write_text(
+            "".join(
+                json.dumps(
+                    {"_id": name, "title": "", "text": text}, ensure_ascii=len(name) % 2 == 0
+                )
+                + "\n"
+                for name, text in texts
+            )
+        )
         read = Texts(path, JsonLayout(may_be_empty=True))
-        assert [(read.ids[number], read.text(number)) for number in range(len(read))] == [(name, text.strip()) for name, text in texts]
+        assert [(read.ids[number], read.text(number)) for number in range(len(read))] == [
+            (name, text.strip()) for name, text in texts
+        ]
 
 
 def test_ids_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr(Spans, "hashes", lambda self: (self.ends - self.starts).astype(np.uint64) % np.uint64(2))
+    monkeypatch.setattr(
+        Spans, "hashes", lambda self: (self.ends - self.starts).astype(np.uint64) % np.uint64(2)
+    )
     rng = np.random.default_rng(0)
     known = list({f"d{n}" for n in rng.integers(0, 10**6, 60)})
     writer = IdWriter(tmp_path, tmp_path / "f", "pid")
@@ -81,11 +122,23 @@ def test_ids_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
     writer.finish()
     ids = Ids(cache.load_arrays(tmp_path))
     asked = [*known, "e1", "d", "", "d1000001"]
-    assert list(ids.find(Spans.of([name.encode() for name in asked]))) == [*range(len(known)), -1, -1, -1, -1]
+    assert list(ids.find(Spans.of([name.encode() for name in asked]))) == [
+        *range(len(known)),
+        -1,
+        -1,
+        -1,
+        -1,
+    ]
     assert [ids[number] for number in range(len(known))] == known
 
 
-@given(st.lists(st.one_of(st.integers(-(10**18) + 1, 10**18 - 1).map(str), st.text(max_size=5)), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.one_of(st.integers(-(10**18) + 1, 10**18 - 1).map(str), st.text(max_size=5)),
+        min_size=1,
+        max_size=20,
+    )
+)
 def test_whole_numbers_are_read_as_python_reads_them(texts):
     values, valid = Spans.of([text.encode() for text in texts]).integers()
     for text, value, good in zip(texts, values, valid, strict=True):
@@ -99,7 +152,10 @@ def test_whole_numbers_are_read_as_python_reads_them(texts):
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"1\ta\n\n2\tb\n", r":2: expected 2 tab-separated columns, none empty \(pid, passage\); got 1: ''"),
+        (
+            b"1\ta\n\n2\tb\n",
+            r":2: expected 2 tab-separated columns, none empty \(pid, passage\); got 1: ''",
+        ),
         (b"1\ta\n2 b\n", r":2: expected 2 .* got 1: '2 b'"),
         (b"1\ta\tb\n", r":1: .*got 3"),
         (b"1\t\ta\n", r":1: .*got 3"),
@@ -108,7 +164,10 @@ def test_whole_numbers_are_read_as_python_reads_them(texts):
         (b"\ta\n", r":1: .*got 2"),
         (b"1\t\n2\tb\n", r":1: .*got 2"),
         ("1\ta\n2\t \u3000\n".encode(), r":2: .*got 2"),
-        (b"1\ta\n2\tb\n3\t\xc3\n4\td\n", r":3: not valid UTF-8 \(invalid continuation byte at byte 2 of the line\)"),
+        (
+            b"1\ta\n2\tb\n3\t\xc3\n4\td\n",
+            r":3: not valid UTF-8 \(invalid continuation byte at byte 2 of the line\)",
+        ),
         (b"1\ta\n2\tb\n1\tc\n2\td\n", r":3: pid '1' appears a second time"),
         (b"x\ta\ny\tb\ny\tc\n", r":3: pid 'y' appears a second time"),
     ],
@@ -117,7 +176,9 @@ def test_whole_numbers_are_read_as_python_reads_them(texts):
 def test_bad_collections_are_refused_by_line(tmp_path, monkeypatch, content, message, block):
     monkeypatch.setattr(lines, "BLOCK", block)
     (tmp_path / "c.tsv").write_bytes(content)
-    with pytest.raises(InputError, match="c.tsv" + (message if message.startswith(":") else f" {message}")):
+    with pytest.raises(
+        InputError, match="c.tsv" + (message if message.startswith(":") else f" {message}")
+    ):
         Texts(tmp_path / "c.tsv", LAYOUT)
 
 
@@ -126,7 +187,10 @@ def test_bad_collections_are_refused_by_line(tmp_path, monkeypatch, content, mes
     [
         ("nothing", ":2: not a JSON object"),
         ("[1]", ":2: expected a JSON object with _id and text"),
-        ('{"_id": 3, "text": "a"}', ":2: expected _id and text, and title if there is one, as strings"),
+        (
+            '{"_id": 3, "text": "a"}',
+            ":2: expected _id and text, and title if there is one, as strings",
+        ),
         ('{"_id": "3"}', ":2: expected _id and text"),
         ('{"_id": "3", "text": " "}', ":2: the text of '3' is empty"),
         ('{"_id": "1", "text": "b"}', ":2: _id '1' appears a second time"),
@@ -141,7 +205,9 @@ def test_bad_json_lines_are_refused_by_line(tmp_path, line, message):
 def test_a_broken_gz_file_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
     whole = gzip.compress(b"".join(b"%d\ttext %d\n" % (i, i * i) for i in range(1000)))
-    for number, content in enumerate((whole[: len(whole) // 2], b"plain text\n", whole[:500] + b"\0" * 500)):
+    for number, content in enumerate(
+        (whole[: len(whole) // 2], b"plain text\n", whole[:500] + b"\0" * 500)
+    ):
         path = tmp_path / f"c{number}.tsv.gz"
         path.write_bytes(content)
         with pytest.raises(InputError, match=f"c{number}.tsv.gz: not a whole gzip file"):
@@ -197,7 +263,9 @@ def test_a_crash_leaves_nothing_and_the_next_try_is_whole(kept, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             Texts(path, LAYOUT)
     assert not list(kept.iterdir())
-    half = kept / ".making-killed"  # what a kill leaves is not taken for an index, and goes after a day
+    half = (
+        kept / ".making-killed"
+    )  # what a kill leaves is not taken for an index, and goes after a day
     half.mkdir()
     os.utime(half, (0, 0))
     assert Texts(path, LAYOUT)["3"] == "text 1"
@@ -223,7 +291,10 @@ def open_and_read(path, folder, barrier):
 def test_processes_that_build_at_once_all_read_a_whole_index(kept, tmp_path):
     path = write(tmp_path / "c.tsv", 5000)
     context = multiprocessing.get_context("forkserver")
-    with context.Manager() as manager, concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
+    with (
+        context.Manager() as manager,
+        concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool,
+    ):
         barrier = manager.Barrier(3)
         results = list(pool.map(open_and_read, [str(path)] * 3, [str(kept)] * 3, [barrier] * 3))
     assert results == [[f"text {i}" for i in range(0, 5000, 617)]] * 3
@@ -265,12 +336,26 @@ def test_a_line_longer_than_a_block_is_whole(tmp_path, monkeypatch):
     assert [texts[name] for name in "abc"] == ["short", long, "last"]
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=("Cs",)), max_size=8), max_size=12), st.integers(1, 30))
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="\n", exclude_categories=("Cs",)), max_size=8),
+        max_size=12,
+    ),
+    st.integers(1, 30),
+)
 def test_numbered_lines_are_those_of_the_file(texts, block):
     content = "\n".join(texts)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK", block)
         (Path(folder) / "f").write_bytes(content.encode())
-        expected = [*(f"{text}\n" for text in texts[:-1]), *(texts[-1:] if texts and texts[-1] else [])]
-        expected = [text.removeprefix("\ufeff") if not place else text for place, text in enumerate(expected)]
-        assert list(lines.numbered(Path(folder) / "f")) == list(zip(itertools.count(1), expected, strict=False))
+        expected = [
+            *(f"{text}\n" for text in texts[:-1]),
+            *(texts[-1:] if texts and texts[-1] else []),
+        ]
+        expected = [
+            text.removeprefix("\ufeff") if not place else text
+            for place, text in enumerate(expected)
+        ]
+        assert list(lines.numbered(Path(folder) / "f")) == list(
+            zip(itertools.count(1), expected, strict=False)
+        )

@@ -10,7 +10,13 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gemma_encoder.data import registry
-from gemma_encoder.data.pipeline import Reader, StreamOptions, TrainStream, average_examples, evaluation_stream
+from gemma_encoder.data.pipeline import (
+    Reader,
+    StreamOptions,
+    TrainStream,
+    average_examples,
+    evaluation_stream,
+)
 from gemma_encoder.data.source import DataOptions, MemorySource
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError
@@ -25,7 +31,10 @@ LISTS = Task("lists", "ranking", Template("{query} {document}", cut=("document",
 
 def texts(split):
     rng = np.random.default_rng(0)
-    return [[Example({"x": f"number {i} " + "and more " * int(rng.integers(0, 6))}, i % 2)] for i in range(40)]
+    return [
+        [Example({"x": f"number {i} " + "and more " * int(rng.integers(0, 6))}, i % 2)]
+        for i in range(40)
+    ]
 
 
 def targets(split):
@@ -33,7 +42,18 @@ def targets(split):
 
 
 def lists(split):
-    return [[Example({"query": f"query {i}", "document": f"document {j}"}, float(j == 0), f"q{i}", f"d{j}") for j in range(4)] for i in range(10)]
+    return [
+        [
+            Example(
+                {"query": f"query {i}", "document": f"document {j}"},
+                float(j == 0),
+                f"q{i}",
+                f"d{j}",
+            )
+            for j in range(4)
+        ]
+        for i in range(10)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +62,18 @@ def tokenizer():
 
 
 def sources():
-    return [MemorySource(task, DataOptions(), make) for task, make in ((CLASSES, texts), (TARGETS, targets), (LISTS, lists))]
+    return [
+        MemorySource(task, DataOptions(), make)
+        for task, make in ((CLASSES, texts), (TARGETS, targets), (LISTS, lists))
+    ]
 
 
-OPTIONS = StreamOptions(BatchShape(rows=8, row_length=64, segments=4, groups=4, list_size=4), max_length=48, readers=4, seed=5)
+OPTIONS = StreamOptions(
+    BatchShape(rows=8, row_length=64, segments=4, groups=4, list_size=4),
+    max_length=48,
+    readers=4,
+    seed=5,
+)
 RATES = np.array([0.4, 0.3, 0.3])
 
 
@@ -72,7 +100,9 @@ class OneFile(MemorySource):
         import tensorflow as tf
 
         numbers = seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: tf.data.Dataset.range(self.count(split)).map(lambda i: {"number": tf.cast(i, tf.int32)}),
+            lambda split, shuffle_files, seed=None: tf.data.Dataset.range(self.count(split)).map(
+                lambda i: {"number": tf.cast(i, tf.int32)}
+            ),
             splits=(split,),
             num_input_examples={split: self.count(split)},
         )
@@ -84,32 +114,63 @@ class OneFile(MemorySource):
 @st.composite
 def streams(draw):
     """(sources, rates, options) with eight readers, of any mixture, sizes, seed and packing."""
-    chosen = draw(st.lists(st.sampled_from([(CLASSES, texts), (TARGETS, targets), (LISTS, lists)]), min_size=1, max_size=2, unique_by=lambda pair: pair[0]))
+    chosen = draw(
+        st.lists(
+            st.sampled_from([(CLASSES, texts), (TARGETS, targets), (LISTS, lists)]),
+            min_size=1,
+            max_size=2,
+            unique_by=lambda pair: pair[0],
+        )
+    )
     kinds = [draw(st.sampled_from([MemorySource, OneFile])) for _ in chosen]
     rates = np.array([draw(st.floats(0.1, 1)) for _ in chosen])
     segments = draw(st.sampled_from([1, 3]))
-    shape = BatchShape(rows=8 * draw(st.sampled_from([4, 5])), row_length=48 * segments, segments=segments, groups=8 * draw(st.integers(1, 2)), list_size=4)
-    options = StreamOptions(shape, 48, readers=8, seed=draw(st.integers(0, 99)), padding=draw(st.sampled_from(["left", "right"])))
-    made = [kind(task, DataOptions(), lambda split, make=make: 8 * make(split)) for kind, (task, make) in zip(kinds, chosen, strict=True)]
+    shape = BatchShape(
+        rows=8 * draw(st.sampled_from([4, 5])),
+        row_length=48 * segments,
+        segments=segments,
+        groups=8 * draw(st.integers(1, 2)),
+        list_size=4,
+    )
+    options = StreamOptions(
+        shape,
+        48,
+        readers=8,
+        seed=draw(st.integers(0, 99)),
+        padding=draw(st.sampled_from(["left", "right"])),
+    )
+    made = [
+        kind(task, DataOptions(), lambda split, make=make: 8 * make(split))
+        for kind, (task, make) in zip(kinds, chosen, strict=True)
+    ]
     return made, rates / rates.sum(), options
 
 
 def joined(parts):
     """The global batches from the processes' parts."""
-    return [Batch(*(np.concatenate(field) for field in zip(*blocks, strict=True))) for blocks in zip(*parts, strict=True)]
+    return [
+        Batch(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
+        for blocks in zip(*parts, strict=True)
+    ]
 
 
 @settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
 @given(streams(), st.integers(0, 3), st.data())
-def test_any_stream_is_the_same_for_any_number_of_hosts_and_after_any_restart(tokenizer, drawn, done, data):
+def test_any_stream_is_the_same_for_any_number_of_hosts_and_after_any_restart(
+    tokenizer, drawn, done, data
+):
     mixture, rates, options = drawn
     straight = take(TrainStream(mixture, rates, tokenizer, options), 5)
     processes = data.draw(st.sampled_from([2, 4, 8]))
     parts = []
     for process in range(processes):
-        first = TrainStream(mixture, rates, tokenizer, options, process=process, processes=processes)
+        first = TrainStream(
+            mixture, rates, tokenizer, options, process=process, processes=processes
+        )
         before = take(first, done)
-        second = TrainStream(mixture, rates, tokenizer, options, process=process, processes=processes)
+        second = TrainStream(
+            mixture, rates, tokenizer, options, process=process, processes=processes
+        )
         state = first.state()
         assert sorted(state) == first.names
         second.restore(state)
@@ -123,16 +184,35 @@ def test_any_stream_is_the_same_for_any_number_of_hosts_and_after_any_restart(to
 @given(streams(), st.data())
 def test_any_evaluation_holds_every_example_once_on_any_number_of_hosts(tokenizer, drawn, data):
     (source, *_), _, options = drawn
-    options = dataclasses.replace(options, shape=dataclasses.replace(options.shape, groups=8, list_size=1))
+    options = dataclasses.replace(
+        options, shape=dataclasses.replace(options.shape, groups=8, list_size=1)
+    )
     alone = list(evaluation_stream(source, 0, "validation", tokenizer, options, ExampleTable()))
     processes = data.draw(st.sampled_from([2, 4, 8]))
     ids = []
     for process in range(processes):
         table = ExampleTable()
-        batches = list(evaluation_stream(source, 0, "validation", tokenizer, options, table, process=process, processes=processes))
+        batches = list(
+            evaluation_stream(
+                source,
+                0,
+                "validation",
+                tokenizer,
+                options,
+                table,
+                process=process,
+                processes=processes,
+            )
+        )
         ids += [int(i) for batch in batches for i in batch.example_id[batch.weight > 0]]
-        assert len(batches) <= len(alone) and all(batch.tokens.shape[0] == options.shape.rows // processes for batch in batches)
-    assert sorted(ids) == list(range(len(table.labels))) == sorted(int(i) for batch in alone for i in batch.example_id[batch.weight > 0])
+        assert len(batches) <= len(alone) and all(
+            batch.tokens.shape[0] == options.shape.rows // processes for batch in batches
+        )
+    assert (
+        sorted(ids)
+        == list(range(len(table.labels)))
+        == sorted(int(i) for batch in alone for i in batch.example_id[batch.weight > 0])
+    )
 
 
 @pytest.mark.parametrize("kind", [MemorySource, OneFile])
@@ -140,7 +220,13 @@ def test_shards_are_disjoint_and_complete_and_epochs_differ_in_order_alone(kind)
     source = kind(CLASSES, DataOptions(), texts)
 
     def numbers(epoch, shards, seed=3):
-        return [[int(r["number"]) for r in source.training_epoch(seed, epoch, shard, shards).as_numpy_iterator()] for shard in range(shards)]
+        return [
+            [
+                int(r["number"])
+                for r in source.training_epoch(seed, epoch, shard, shards).as_numpy_iterator()
+            ]
+            for shard in range(shards)
+        ]
 
     for shards in (1, 2, 8, 40):
         assert sorted(itertools.chain(*numbers(0, shards))) == list(range(40))
@@ -149,7 +235,9 @@ def test_shards_are_disjoint_and_complete_and_epochs_differ_in_order_alone(kind)
 
 
 @pytest.mark.parametrize("segments", [1, 4])
-def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one(tokenizer, segments):
+def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one(
+    tokenizer, segments
+):
     """What was given out and what waits are together the first draws of the epoch order; so no text counts more for where it lies."""
     drawn = []
     for reader_segments in (segments, 1):
@@ -160,8 +248,18 @@ def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one
             (block,) = reader.next_blocks()
             for row, slot in zip(*np.nonzero(block.weight), strict=True):
                 assert block.weight[row, slot] == 1
-                out.append((int(block.task_id[row, slot]), float(block.label[row, slot]), tuple(block.tokens[row][block.segment_ids[row] == slot + 1])))
-        waiting = [(s.task_id, float(np.float32(s.label)), tuple(s.tokens)) for unit in reader._packer._pool for s in unit.segments]
+                out.append(
+                    (
+                        int(block.task_id[row, slot]),
+                        float(block.label[row, slot]),
+                        tuple(block.tokens[row][block.segment_ids[row] == slot + 1]),
+                    )
+                )
+        waiting = [
+            (s.task_id, float(np.float32(s.label)), tuple(s.tokens))
+            for unit in reader._packer._pool
+            for s in unit.segments
+        ]
         drawn.append((out, waiting))
     (packed, packed_waiting), (plain, plain_waiting) = drawn
     more, fewer = Counter(packed + packed_waiting), Counter(plain + plain_waiting)
@@ -170,10 +268,14 @@ def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one
 
 
 @pytest.mark.parametrize(("rows", "row_length"), [(16, 128), (16, 512)])
-def test_at_least_95_percent_of_tokens_are_real_on_sst2(tokenizer, shared_data, monkeypatch, rows, row_length):
+def test_at_least_95_percent_of_tokens_are_real_on_sst2(
+    tokenizer, shared_data, monkeypatch, rows, row_length
+):
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
     shape = BatchShape(rows, row_length, segments=row_length // 8)
-    stream = TrainStream([registry.get("glue_sst2")], np.ones(1), tokenizer, StreamOptions(shape, 128))
+    stream = TrainStream(
+        [registry.get("glue_sst2")], np.ones(1), tokenizer, StreamOptions(shape, 128)
+    )
     real = [np.mean(batch.segment_ids > 0) for batch in take(stream, 40)]
     stream.close()
     assert np.mean(real) >= 0.95 and np.min(real) >= 0.9
@@ -182,7 +284,10 @@ def test_at_least_95_percent_of_tokens_are_real_on_sst2(tokenizer, shared_data, 
 def test_the_same_seed_gives_the_same_stream_and_another_seed_another(tokenizer):
     assert_equal(take(stream(tokenizer), 3), take(stream(tokenizer), 3))
     other = take(stream(tokenizer, StreamOptions(OPTIONS.shape, 48, 4, seed=6)), 3)
-    assert any(not np.array_equal(a.tokens, b.tokens) for a, b in zip(take(stream(tokenizer), 3), other, strict=True))
+    assert any(
+        not np.array_equal(a.tokens, b.tokens)
+        for a, b in zip(take(stream(tokenizer), 3), other, strict=True)
+    )
 
 
 def test_every_epoch_holds_each_text_once_before_the_next_begins(tokenizer):
@@ -191,7 +296,11 @@ def test_every_epoch_holds_each_text_once_before_the_next_begins(tokenizer):
     seen = []
     for batch in take(alone, 40):
         for row in range(2):
-            seen += [tuple(batch.tokens[row][batch.segment_ids[row] == s + 1]) for s in range(4) if batch.weight[row, s]]
+            seen += [
+                tuple(batch.tokens[row][batch.segment_ids[row] == s + 1])
+                for s in range(4)
+                if batch.weight[row, s]
+            ]
     counts = {text: seen.count(text) for text in seen}
     # The packer holds some texts back, so the count of one text may run ahead or behind by one.
     assert len(counts) == 40 and max(counts.values()) - min(counts.values()) <= 2
@@ -202,14 +311,19 @@ def test_lists_are_whole_and_labels_are_scaled(tokenizer):
         for group in range(OPTIONS.shape.groups):
             slots = batch.list_slot[batch.group_id == group]
             assert sorted(slots) in ([], [0, 1, 2, 3])
-        assert set(np.unique(batch.label[batch.task_id == 1])) <= {np.float32(i / 10) for i in range(11)}
+        assert set(np.unique(batch.label[batch.task_id == 1])) <= {
+            np.float32(i / 10) for i in range(11)
+        }
         assert (batch.group_id >= 0).sum() == ((batch.task_id == 2) & (batch.weight > 0)).sum()
 
 
 def test_average_examples_counts_a_list_once(tokenizer):
     batches = take(stream(tokenizer), 16)
     measured = average_examples(sources(), RATES, tokenizer, OPTIONS)
-    counts = [((b.weight > 0) & (b.group_id < 0)).sum() + len(np.unique(b.group_id[b.group_id >= 0])) for b in batches]
+    counts = [
+        ((b.weight > 0) & (b.group_id < 0)).sum() + len(np.unique(b.group_id[b.group_id >= 0]))
+        for b in batches
+    ]
     assert measured == pytest.approx(np.mean(counts), rel=0.25)  # reader 0 stands for all four
 
 
@@ -218,11 +332,17 @@ def test_what_is_cut_is_counted(tokenizer):
     options = StreamOptions(BatchShape(4, 64, 4), max_length=8)
     list(evaluation_stream(sources()[0], 0, "validation", tokenizer, options, table))
     counts = table.counts["classes"]
-    assert counts["texts"] == 40 and 0 < counts["cut_texts"] < 40 and counts["cut_tokens"] >= counts["cut_texts"]
+    assert (
+        counts["texts"] == 40
+        and 0 < counts["cut_texts"] < 40
+        and counts["cut_tokens"] >= counts["cut_texts"]
+    )
 
 
 def broken(example):
-    return MemorySource(CLASSES, DataOptions(), lambda split: [[Example({"x": "fine"}, 0)], [example]])
+    return MemorySource(
+        CLASSES, DataOptions(), lambda split: [[Example({"x": "fine"}, 0)], [example]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +358,9 @@ def test_a_bad_record_reaches_the_consumer_as_one_clear_error(tokenizer, example
     with pytest.raises(InputError, match=f"train record .*{message}"):
         next(TrainStream([broken(example)], np.ones(1), tokenizer, options))
     with pytest.raises(InputError, match=f"validation example 1.*{message}"):
-        list(evaluation_stream(broken(example), 0, "validation", tokenizer, options, ExampleTable()))
+        list(
+            evaluation_stream(broken(example), 0, "validation", tokenizer, options, ExampleTable())
+        )
 
 
 def test_stream_refusals(tokenizer):
@@ -252,4 +374,8 @@ def test_stream_refusals(tokenizer):
         stream(tokenizer, StreamOptions(OPTIONS.shape, 48, 3))
     few = MemorySource(CLASSES, DataOptions(), lambda split: [[Example({"x": "one"}, 0)]])
     with pytest.raises(InputError, match="holds no record; use fewer readers"):
-        next(TrainStream([few], np.ones(1), tokenizer, StreamOptions(BatchShape(2, 64, 4, 2), 48, readers=2)))
+        next(
+            TrainStream(
+                [few], np.ones(1), tokenizer, StreamOptions(BatchShape(2, 64, 4, 2), 48, readers=2)
+            )
+        )

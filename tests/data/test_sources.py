@@ -11,20 +11,30 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
-GLUE = {"glue_cola": (8551, 1043, 1063), "glue_sst2": (67349, 872, 1821), "glue_mrpc": (3668, 408, 1725), "glue_stsb": (5749, 1500, 1379)}
+GLUE = {
+    "glue_cola": (8551, 1043, 1063),
+    "glue_sst2": (67349, 872, 1821),
+    "glue_mrpc": (3668, 408, 1725),
+    "glue_stsb": (5749, 1500, 1379),
+}
 
 
 def records(source, split, **options):
     for batch in source.dataset(split, **options).batch(64):
         columns = {name: column.numpy() for name, column in batch.items()}
-        yield from ({name: column[i] for name, column in columns.items()} for i in range(len(next(iter(columns.values())))))
+        yield from (
+            {name: column[i] for name, column in columns.items()}
+            for i in range(len(next(iter(columns.values()))))
+        )
 
 
 @pytest.mark.parametrize("name", GLUE)
 def test_glue_sizes_fields_and_labels(name, shared_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
     source = registry.get(name)
-    assert tuple(source.num_records(split) for split in ("train", "validation", "test")) == GLUE[name]
+    assert (
+        tuple(source.num_records(split) for split in ("train", "validation", "test")) == GLUE[name]
+    )
     for split in ("train", "validation"):
         for record in itertools.islice(records(source, split), 200):
             (example,) = source.expand(record, split, None)
@@ -39,7 +49,9 @@ def test_a_limit_takes_the_first_records(shared_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
     limited = registry.get("glue_cola", DataOptions(max_train=7, max_eval=5))
     assert limited.num_records("train") == 7
-    whole = [r["sentence"] for r in itertools.islice(records(registry.get("glue_cola"), "validation"), 5)]
+    whole = [
+        r["sentence"] for r in itertools.islice(records(registry.get("glue_cola"), "validation"), 5)
+    ]
     assert [r["sentence"] for r in records(limited, "validation")] == whole
 
 
@@ -78,7 +90,10 @@ def test_toy_tasks_are_valid_balanced_and_disjoint(name):
     elif name == "toy_similarity":
         assert len(np.unique(labels["validation"])) >= 4
     else:
-        assert all(sum(example.label for example in record) == 1 and len(record) == 10 for record in source.records("validation"))
+        assert all(
+            sum(example.label for example in record) == 1 and len(record) == 10
+            for record in source.records("validation")
+        )
 
 
 def test_a_pass_is_complete_and_shuffled_by_the_seed():
@@ -99,7 +114,10 @@ def test_the_order_of_an_epoch_does_not_follow_the_order_of_the_file():
 
 def test_shards_are_disjoint_and_together_complete():
     source = registry.get("toy_sentiment", DataOptions(max_train=101))
-    shards = [{int(r["number"]) for r in records(source, "train", seed=3, shard=i, shards=4)} for i in range(4)]
+    shards = [
+        {int(r["number"]) for r in records(source, "train", seed=3, shard=i, shards=4)}
+        for i in range(4)
+    ]
     assert sum(map(len, shards)) == 101 and set.union(*shards) == set(range(101))
 
 
@@ -107,7 +125,11 @@ TASK = Task("t", "classification", Template("{x}"), ("accuracy",), ("a", "b"))
 
 
 def memory(count):
-    return MemorySource(TASK, DataOptions(), lambda split: [[Example({"x": f"text {i}"}, i % 2)] for i in range(count)])
+    return MemorySource(
+        TASK,
+        DataOptions(),
+        lambda split: [[Example({"x": f"text {i}"}, i % 2)] for i in range(count)],
+    )
 
 
 def test_rates():
@@ -115,7 +137,9 @@ def test_rates():
     np.testing.assert_allclose(mixtures.rates(sources, "equal"), [0.5, 0.5])
     np.testing.assert_allclose(mixtures.rates(sources, "proportional"), [0.25, 0.75])
     # T5's temperature 2: the square roots of the sizes, 10 : 17.32.
-    np.testing.assert_allclose(mixtures.rates(sources, "temperature", 2.0), [0.3660254, 0.6339746], rtol=1e-6)
+    np.testing.assert_allclose(
+        mixtures.rates(sources, "temperature", 2.0), [0.3660254, 0.6339746], rtol=1e-6
+    )
     with pytest.raises(InputError, match="did you mean 'proportional'"):
         mixtures.rates(sources, "proportionl")
     with pytest.raises(InputError, match="temperature"):

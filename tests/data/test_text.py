@@ -31,28 +31,44 @@ def test_long_texts_are_cut_at_blanks_and_nothing_is_lost(tokenizer, most):
         assert " ".join(pieces) == text
         lengths = [len(ids) for ids in tokenizer.encode(pieces)]
         assert max(lengths) <= most
-        assert len(pieces) <= 1 + 3 * len(tokenizer.encode([text])[0]) / most, "pieces are not shorter than they must be"
-    assert cut(texts, tokenizer, most) == [piece for text in texts for piece in cut([text], tokenizer, most)]
+        assert len(pieces) <= 1 + 3 * len(tokenizer.encode([text])[0]) / most, (
+            "pieces are not shorter than they must be"
+        )
+    assert cut(texts, tokenizer, most) == [
+        piece for text in texts for piece in cut([text], tokenizer, most)
+    ]
 
 
 @pytest.mark.parametrize("text", ["x" * 90, "    " + "é" * 40 + "  ", "a " + "b" * 60, "𝄞" * 20])
 def test_a_word_that_is_too_long_is_cut_between_characters(tokenizer, text):
     pieces = cut([text], tokenizer, 10)
     assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert max(len(ids) for ids in tokenizer.encode(pieces)) <= 10 and all(piece.strip() for piece in pieces)
+    assert max(len(ids) for ids in tokenizer.encode(pieces)) <= 10 and all(
+        piece.strip() for piece in pieces
+    )
 
 
-def test_files_plain_zipped_and_tables_are_read_and_a_text_that_comes_twice_counts_once(tmp_path, tokenizer):
+def test_files_plain_zipped_and_tables_are_read_and_a_text_that_comes_twice_counts_once(
+    tmp_path, tokenizer
+):
     (tmp_path / "a.txt").write_text("one\n\ntwo\nheld\n")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"two\nthree\r\n"))
     (tmp_path / "c.tsv").write_text("7\tfour\n8\tone\n")
     (tmp_path / "d.txt").write_text("held\nout\n")
-    found = source(train=[str(tmp_path / name) for name in ("a.txt", "b.txt.gz", "c.tsv")], validation=(str(tmp_path / "d.txt"),))
+    found = source(
+        train=[str(tmp_path / name) for name in ("a.txt", "b.txt.gz", "c.tsv")],
+        validation=(str(tmp_path / "d.txt"),),
+    )
     found.check()
     found.fit(tokenizer, 64)
-    assert found.texts("train") == ["one", "two", "three", "four"] and found.texts("validation") == ["held", "out"]
+    assert found.texts("train") == ["one", "two", "three", "four"] and found.texts(
+        "validation"
+    ) == ["held", "out"]
     assert (found.num_records("train"), found.num_records("validation")) == (4, 2)
-    drawn = [found.expand(record, "train", None) for record in found.training_epoch(0, 0, 0, 1).as_numpy_iterator()]
+    drawn = [
+        found.expand(record, "train", None)
+        for record in found.training_epoch(0, 0, 0, 1).as_numpy_iterator()
+    ]
     assert sorted(example.fields["text"] for (example,) in drawn) == ["four", "one", "three", "two"]
 
 
@@ -67,10 +83,18 @@ def test_train_splits_of_datasets_are_read_with_all_their_texts(benchmarks):
 def test_a_share_is_held_out_the_same_whatever_else_is_asked(tmp_path, tokenizer):
     path = tmp_path / "a.txt"
     path.write_text("".join(f"text {number}\n" for number in range(50)))
-    first, second = source(train=(str(path),), held_out=0.1), source(train=(str(path),), held_out=0.1)
+    first, second = (
+        source(train=(str(path),), held_out=0.1),
+        source(train=(str(path),), held_out=0.1),
+    )
     second.fit(tokenizer, 8)
-    assert first.texts("validation") == second.pieces("validation") and len(first.texts("validation")) == 5
-    assert sorted(first.texts("train") + first.texts("validation")) == sorted(f"text {number}" for number in range(50))
+    assert (
+        first.texts("validation") == second.pieces("validation")
+        and len(first.texts("validation")) == 5
+    )
+    assert sorted(first.texts("train") + first.texts("validation")) == sorted(
+        f"text {number}" for number in range(50)
+    )
     few = registry.get("text", DataOptions(text={"train": (str(path),)}, max_train=3))
     assert (few.num_records("train"), few.num_records("validation")) == (3, 1)
 
@@ -81,9 +105,15 @@ def test_a_share_is_held_out_the_same_whatever_else_is_asked(tmp_path, tokenizer
         ({}, "text.train is not set; it names files and datasets"),
         ({"train": ("a",), "held_out": 1.0}, "text.held_out is a share between 0 and 1, got 1.0"),
         ({"train": ("nowhere.txt",)}, "text: there is no file nowhere.txt"),
-        ({"train": ("tfds:glue/nothing",)}, "text: no prepared data in .*glue/nothing.*tfds build glue/nothing"),
+        (
+            {"train": ("tfds:glue/nothing",)},
+            "text: no prepared data in .*glue/nothing.*tfds build glue/nothing",
+        ),
         ({"train": ("empty.txt",)}, "text.train: empty.txt leave no text"),
-        ({"train": ("same.txt",), "validation": ("same.txt",)}, "text.train: same.txt leave no text"),
+        (
+            {"train": ("same.txt",), "validation": ("same.txt",)},
+            "text.train: same.txt leave no text",
+        ),
         ({"train": ("latin.txt",)}, "latin.txt:1: not valid UTF-8"),
     ],
 )

@@ -17,7 +17,14 @@ from gemma_encoder.inputs.template import Template
 
 
 def task(kind, names, **fields):
-    return Task("t", kind, Template("{x}"), tuple(names), **({"classes": ("a", "b")} if kind == "classification" else {}), **fields)
+    return Task(
+        "t",
+        kind,
+        Template("{x}"),
+        tuple(names),
+        **({"classes": ("a", "b")} if kind == "classification" else {}),
+        **fields,
+    )
 
 
 def one_hot(classes):
@@ -28,7 +35,14 @@ def table(labels, queries=None, documents=None, infos=None):
     result = ExampleTable()
     for number, label in enumerate(labels):
         result.add(
-            Example({"x": "x"}, float(label), *(column[number] if column else default for column, default in ((queries, ""), (documents, ""), (infos, {}))))
+            Example(
+                {"x": "x"},
+                float(label),
+                *(
+                    column[number] if column else default
+                    for column, default in ((queries, ""), (documents, ""), (infos, {}))
+                ),
+            )
         )
     return result
 
@@ -36,7 +50,11 @@ def table(labels, queries=None, documents=None, infos=None):
 def test_classification_metrics_by_hand():
     # true positives 2, false positives 1, false negatives 1, true negatives 2
     labels, predicted = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0])
-    values = metrics.compute(task("classification", ("accuracy", "f1", "macro_f1", "matthews_correlation")), one_hot(predicted), table(labels))
+    values = metrics.compute(
+        task("classification", ("accuracy", "f1", "macro_f1", "matthews_correlation")),
+        one_hot(predicted),
+        table(labels),
+    )
     assert values["accuracy"] == pytest.approx(4 / 6)
     assert values["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert values["macro_f1"] == pytest.approx(2 / 3)
@@ -45,15 +63,23 @@ def test_classification_metrics_by_hand():
 
 def test_a_constant_prediction_scores_zero_and_not_nan():
     labels = np.array([0, 1, 1])
-    assert metrics.compute(task("classification", ("matthews_correlation", "f1")), one_hot(np.zeros(3, int)), table(labels)) == {
+    assert metrics.compute(
+        task("classification", ("matthews_correlation", "f1")),
+        one_hot(np.zeros(3, int)),
+        table(labels),
+    ) == {
         "matthews_correlation": 0,
         "f1": 0,
     }
-    assert metrics.compute(task("regression", ("pearson", "spearman")), np.ones(3), table(labels)) == {"pearson": 0, "spearman": 0}
+    assert metrics.compute(
+        task("regression", ("pearson", "spearman")), np.ones(3), table(labels)
+    ) == {"pearson": 0, "spearman": 0}
 
 
 def test_correlations_by_hand():
-    values = metrics.compute(task("regression", ("pearson", "spearman")), np.array([1.0, 2, 3, 10]), table([1, 2, 3, 4]))
+    values = metrics.compute(
+        task("regression", ("pearson", "spearman")), np.array([1.0, 2, 3, 10]), table([1, 2, 3, 4])
+    )
     assert values["spearman"] == pytest.approx(1)
     # covariance 14/4, deviations sqrt(5/4) and sqrt(50/4)
     assert values["pearson"] == pytest.approx(14 / np.sqrt(5 * 50))
@@ -64,12 +90,24 @@ def test_perplexity_is_over_tokens_not_over_texts(tmp_path):
     outputs = np.array([[np.log(2), 1], [3 * np.log(8), 3]], np.float32)
     texts = task("language_model", ("perplexity", "nll"))
     values = metrics.compute(texts, outputs, table([0, 0]))
-    assert values == {"perplexity": pytest.approx(2 ** (10 / 4)), "nll": pytest.approx(np.log(2) * 10 / 4)}
-    path = Predictions(texts, "test", outputs, table([0, -1])).write(tmp_path)  # nothing to label: a label that is unknown is none
+    assert values == {
+        "perplexity": pytest.approx(2 ** (10 / 4)),
+        "nll": pytest.approx(np.log(2) * 10 / 4),
+    }
+    path = Predictions(texts, "test", outputs, table([0, -1])).write(
+        tmp_path
+    )  # nothing to label: a label that is unknown is none
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [(line["prediction"], line["tokens"]) for line in lines] == [(pytest.approx(2), 1), (pytest.approx(8), 3)]
+    assert [(line["prediction"], line["tokens"]) for line in lines] == [
+        (pytest.approx(2), 1),
+        (pytest.approx(8), 3),
+    ]
     assert lines[1]["nll"] == pytest.approx(3 * np.log(8))
-    assert metrics.lowest_is_best("perplexity_matched") and metrics.lowest_is_best("nll") and not metrics.lowest_is_best("accuracy")
+    assert (
+        metrics.lowest_is_best("perplexity_matched")
+        and metrics.lowest_is_best("nll")
+        and not metrics.lowest_is_best("accuracy")
+    )
 
 
 def test_unknown_metrics_name_the_nearest():
@@ -80,8 +118,14 @@ def test_unknown_metrics_name_the_nearest():
 
 
 def test_ranking_metrics_by_hand():
-    run = ranking.make_run(["q1"] * 3 + ["q2"] * 2, ["a", "b", "c", "a", "b"], np.array([3.0, 2.0, 1.0, 1.0, 2.0]))
-    qrels = {"q1": {"b": 1}, "q2": {"b": 2, "z": 1}, "q3": {"a": 1}}  # q3 was never retrieved: it counts zero
+    run = ranking.make_run(
+        ["q1"] * 3 + ["q2"] * 2, ["a", "b", "c", "a", "b"], np.array([3.0, 2.0, 1.0, 1.0, 2.0])
+    )
+    qrels = {
+        "q1": {"b": 1},
+        "q2": {"b": 2, "z": 1},
+        "q3": {"a": 1},
+    }  # q3 was never retrieved: it counts zero
     values = ranking.compute(("mrr@10", "ndcg@10"), qrels, run)
     assert values["mrr@10"] == pytest.approx((1 / 2 + 1 + 0) / 3)
     first = 1 / np.log2(3)
@@ -107,23 +151,44 @@ def test_ties_are_ordered_by_document_id_and_evaluators_agree(tmp_path):
     for scored in run.values():
         values = [score for _, score in scored]
         assert all(a > b for a, b in itertools.pairwise(values))
-    tied = [document for document, score in run["q0"] if scores[int(document[1:])] == scores[:20].max()]
+    tied = [
+        document for document, score in run["q0"] if scores[int(document[1:])] == scores[:20].max()
+    ]
     assert tied == sorted(tied)
-    qrels = {f"q{i}": {f"d{place}": grade for place, grade in zip(rng.choice(20, 2, replace=False), (1, 2), strict=True)} for i in range(20)}
+    qrels = {
+        f"q{i}": {
+            f"d{place}": grade
+            for place, grade in zip(rng.choice(20, 2, replace=False), (1, 2), strict=True)
+        }
+        for i in range(20)
+    }
     ranking.write_trec(run, tmp_path / "run.trec")
     written = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
     measures = [ir_measures.RR @ 10, ir_measures.nDCG @ 10]
     fresh = ir_measures.calc_aggregate(measures, qrels, written)
     ours = ranking.compute(("mrr@10", "ndcg@10"), qrels, run)
     assert ours == {"mrr@10": fresh[measures[0]], "ndcg@10": fresh[measures[1]]}
-    by_hand = np.mean([next((1 / rank for rank, (d, _) in enumerate(run[q][:10], 1) if qrels[q].get(d, 0) > 0), 0) for q in qrels])
+    by_hand = np.mean(
+        [
+            next(
+                (1 / rank for rank, (d, _) in enumerate(run[q][:10], 1) if qrels[q].get(d, 0) > 0),
+                0,
+            )
+            for q in qrels
+        ]
+    )
     assert ours["mrr@10"] == pytest.approx(by_hand)
 
 
 def test_a_written_score_restores_the_float32_exactly(tmp_path):
     scores = np.random.default_rng(1).standard_normal(50).astype(np.float32)
-    ranking.write_trec(ranking.make_run(["q"] * 50, [f"d{i}" for i in range(50)], scores), tmp_path / "run.trec")
-    read = {line.split()[2]: np.float32(line.split()[4]) for line in (tmp_path / "run.trec").read_text().splitlines()}
+    ranking.write_trec(
+        ranking.make_run(["q"] * 50, [f"d{i}" for i in range(50)], scores), tmp_path / "run.trec"
+    )
+    read = {
+        line.split()[2]: np.float32(line.split()[4])
+        for line in (tmp_path / "run.trec").read_text().splitlines()
+    }
     assert all(read[f"d{i}"] == scores[i] for i in range(50))
 
 
@@ -136,7 +201,10 @@ def batches(ids, heads):
     shape = BatchShape(rows=1, row_length=1, segments=2)
     for start in range(0, len(ids), 2):
         batch = empty_batch(shape)
-        batch.example_id[0], batch.weight[0] = ids[start : start + 2], [i >= 0 for i in ids[start : start + 2]]
+        batch.example_id[0], batch.weight[0] = (
+            ids[start : start + 2],
+            [i >= 0 for i in ids[start : start + 2]],
+        )
         yield batch
 
 
@@ -146,7 +214,9 @@ def test_predictions_come_back_in_the_tables_order():
     def forward(batch):
         return {"t": batch.example_id[..., None] / 10.0}, batch.example_id, batch.weight
 
-    np.testing.assert_allclose(predict(regression, batches([2, 0, 1, -1], None), forward), [0, 0.5, 1.0])
+    np.testing.assert_allclose(
+        predict(regression, batches([2, 0, 1, -1], None), forward), [0, 0.5, 1.0]
+    )
     with pytest.raises(AssertionError, match="exactly once"):
         predict(regression, batches([0, 0], None), forward)
     with pytest.raises(AssertionError, match="exactly once"):
@@ -154,43 +224,80 @@ def test_predictions_come_back_in_the_tables_order():
     with pytest.raises(InputError, match="no example to evaluate"):
         predict(regression, iter(()), forward)
     with pytest.raises(InputError, match="not finite"):
-        predict(regression, batches([0, 1], None), lambda b: ({"t": np.full((1, 2, 1), np.nan)}, b.example_id, b.weight))
+        predict(
+            regression,
+            batches([0, 1], None),
+            lambda b: ({"t": np.full((1, 2, 1), np.nan)}, b.example_id, b.weight),
+        )
 
 
 def test_outputs_are_probabilities_or_units():
-    probabilities = to_outputs(task("classification", ("accuracy",)), np.array([[0.0, np.log(3)], [1000.0, 0.0]]))
+    probabilities = to_outputs(
+        task("classification", ("accuracy",)), np.array([[0.0, np.log(3)], [1000.0, 0.0]])
+    )
     np.testing.assert_allclose(probabilities, [[0.25, 0.75], [1, 0]], atol=1e-6)
-    np.testing.assert_allclose(to_outputs(task("regression", ("pearson",), label_range=(1.0, 5.0)), np.array([[0.5]])), [3.0])
+    np.testing.assert_allclose(
+        to_outputs(task("regression", ("pearson",), label_range=(1.0, 5.0)), np.array([[0.5]])),
+        [3.0],
+    )
     np.testing.assert_allclose(to_outputs(task("ranking", ("mrr@10",)), np.array([[0.5]])), [0.5])
 
 
 def test_prediction_files(tmp_path):
-    path = Predictions(task("classification", ("accuracy",)), "validation", np.array([[0.25, 0.75]]), table([1])).write(tmp_path)
-    assert json.loads(path.read_text()) == {"example": 0, "label": 1, "prediction": 1, "probabilities": [0.25, 0.75]}
-    ranked = Predictions(task("ranking", ("mrr@10",)), "validation", np.array([0.5, 2.0]), table([0, 1], ["q", "q"], ["a", "b"]))
+    path = Predictions(
+        task("classification", ("accuracy",)), "validation", np.array([[0.25, 0.75]]), table([1])
+    ).write(tmp_path)
+    assert json.loads(path.read_text()) == {
+        "example": 0,
+        "label": 1,
+        "prediction": 1,
+        "probabilities": [0.25, 0.75],
+    }
+    ranked = Predictions(
+        task("ranking", ("mrr@10",)),
+        "validation",
+        np.array([0.5, 2.0]),
+        table([0, 1], ["q", "q"], ["a", "b"]),
+    )
     assert ranked.metrics() == {"mrr@10": 1.0}
     path = ranked.write(tmp_path)
     assert path.name == "t.validation.trec"
     assert path.read_text() == "q Q0 b 1 2 gemma_encoder\nq Q0 a 2 0.5 gemma_encoder\n"
-    assert path.with_suffix(".tsv").read_text() == "q\tb\t1\nq\ta\t2\n"  # MS MARCO's own format, in the same order
+    assert (
+        path.with_suffix(".tsv").read_text() == "q\tb\t1\nq\ta\t2\n"
+    )  # MS MARCO's own format, in the same order
 
 
 def test_multirc_counts_answers_and_whole_questions():
     # Question p: both answers right. Question q: one of three wrong. Rows interleaved: only the table says what belongs together.
     queries = ["p", "q", "p", "q", "q"]
     labels, predicted = [1, 1, 0, 0, 1], np.array([1, 1, 0, 1, 1])
-    values = metrics.compute(task("classification", ("f1a", "exact_match")), one_hot(predicted), table(labels, queries))
-    assert values["f1a"] == pytest.approx(2 * 3 / (2 * 3 + 1))  # true positives 3, false positive 1, over all answers
+    values = metrics.compute(
+        task("classification", ("f1a", "exact_match")), one_hot(predicted), table(labels, queries)
+    )
+    assert values["f1a"] == pytest.approx(
+        2 * 3 / (2 * 3 + 1)
+    )  # true positives 3, false positive 1, over all answers
     assert values["exact_match"] == 1 / 2
 
 
 def test_gender_parity_asks_for_equal_answers_not_right_ones():
     queries, labels = ["0", "0", "1", "1", "2", "2"], [0, 0, 1, 1, 0, 0]
-    predicted = np.array([1, 1, 1, 0, 0, 0])  # pair 0 wrong alike, pair 1 divided, pair 2 right alike
-    values = metrics.compute(task("classification", ("accuracy", "gender_parity")), one_hot(predicted), table(labels, queries))
+    predicted = np.array(
+        [1, 1, 1, 0, 0, 0]
+    )  # pair 0 wrong alike, pair 1 divided, pair 2 right alike
+    values = metrics.compute(
+        task("classification", ("accuracy", "gender_parity")),
+        one_hot(predicted),
+        table(labels, queries),
+    )
     assert values == {"accuracy": 3 / 6, "gender_parity": pytest.approx(2 / 3)}
     with pytest.raises(InputError, match="pair '2' has 1"):
-        metrics.compute(task("classification", ("gender_parity",)), one_hot(predicted[:5]), table(labels[:5], queries[:5]))
+        metrics.compute(
+            task("classification", ("gender_parity",)),
+            one_hot(predicted[:5]),
+            table(labels[:5], queries[:5]),
+        )
 
 
 def test_cb_averages_f1_over_classes():
@@ -203,9 +310,15 @@ def test_cb_averages_f1_over_classes():
 def test_a_choice_is_the_highest_score_of_its_question():
     queries, labels = ["p", "q", "p", "q", "q"], [0, 1, 1, 0, 0]
     choice = task("choice", ("accuracy",))
-    assert metrics.compute(choice, np.array([0.1, 5, 0.2, -1, 4]), table(labels, queries)) == {"accuracy": 1.0}
-    assert metrics.compute(choice, np.array([0.3, 5, 0.2, -1, 6]), table(labels, queries)) == {"accuracy": 0.0}
-    assert metrics.compute(choice, np.zeros(5), table(labels, queries)) == {"accuracy": 0.5}  # equal scores: the first option, wrong of p, right of q
+    assert metrics.compute(choice, np.array([0.1, 5, 0.2, -1, 4]), table(labels, queries)) == {
+        "accuracy": 1.0
+    }
+    assert metrics.compute(choice, np.array([0.3, 5, 0.2, -1, 6]), table(labels, queries)) == {
+        "accuracy": 0.0
+    }
+    assert metrics.compute(choice, np.zeros(5), table(labels, queries)) == {
+        "accuracy": 0.5
+    }  # equal scores: the first option, wrong of p, right of q
 
 
 @pytest.mark.parametrize(
@@ -223,7 +336,9 @@ def test_a_choice_is_the_highest_score_of_its_question():
 def test_record_compares_entities_as_squad_does(option, answers, f1, em):
     record = task("choice", ("token_f1", "exact_match"))
     infos = [{"option": "never chosen", "answers": answers}, {"option": option, "answers": answers}]
-    values = metrics.compute(record, np.array([0.0, 1.0]), table([0, em], ["q", "q"], ["0", "1"], infos))
+    values = metrics.compute(
+        record, np.array([0.0, 1.0]), table([0, em], ["q", "q"], ["0", "1"], infos)
+    )
     assert values == {"token_f1": pytest.approx(f1), "exact_match": em}
 
 
@@ -233,11 +348,22 @@ def test_metrics_need_all_labels_or_none():
     with pytest.raises(InputError, match="1 of 2 examples have no label"):
         metrics.compute(accuracy, one_hot([0, 1]), table([-1, 1]))
     # Where -1 is a target like any other, it is no sign of a missing label.
-    values = metrics.compute(task("regression", ("pearson",), label_range=(-1.0, 1.0)), np.array([-1.0, -1, 1]), table([-1, -1, 1]))
+    values = metrics.compute(
+        task("regression", ("pearson",), label_range=(-1.0, 1.0)),
+        np.array([-1.0, -1, 1]),
+        table([-1, -1, 1]),
+    )
     assert values == {"pearson": pytest.approx(1)}
 
 
-@given(st.lists(st.tuples(st.sampled_from("pqr"), st.booleans(), st.integers(-3, 3)), min_size=1, max_size=12), st.randoms())
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("pqr"), st.booleans(), st.integers(-3, 3)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.randoms(),
+)
 def test_metrics_by_question_do_not_depend_on_the_order_of_examples(rows, random):
     """The table groups them; only equal scores make the order of options matter."""
     rows = [(query, right, score + place / 100) for place, (query, right, score) in enumerate(rows)]
@@ -245,21 +371,43 @@ def test_metrics_by_question_do_not_depend_on_the_order_of_examples(rows, random
 
     def values(rows):
         queries, labels, scores = (list(column) for column in zip(*rows, strict=True))
-        choice = metrics.compute(task("choice", ("accuracy",)), np.array(scores), table(labels, queries))
-        return choice | metrics.compute(task("classification", ("exact_match",)), one_hot((np.array(scores) > 0).astype(int)), table(labels, queries))
+        choice = metrics.compute(
+            task("choice", ("accuracy",)), np.array(scores), table(labels, queries)
+        )
+        return choice | metrics.compute(
+            task("classification", ("exact_match",)),
+            one_hot((np.array(scores) > 0).astype(int)),
+            table(labels, queries),
+        )
 
     assert values(rows) == pytest.approx(values(shuffled))
 
 
 def test_prediction_files_of_options_and_answers(tmp_path):
     infos = [{"idx": 3, "option": text, "answers": []} for text in ("Ann", "Bob")]
-    found = Predictions(task("choice", ("accuracy",)), "test", np.array([0.5, 2.0]), table([-1, -1], ["3", "3"], ["0", "1"], infos))
+    found = Predictions(
+        task("choice", ("accuracy",)),
+        "test",
+        np.array([0.5, 2.0]),
+        table([-1, -1], ["3", "3"], ["0", "1"], infos),
+    )
     assert found.metrics() == {}
     first, _ = map(json.loads, found.write(tmp_path).read_text().splitlines())
-    assert first == {"example": 0, "idx": 3, "option": "Ann", "answers": [], "query": "3", "document": "0", "label": -1, "prediction": 0.5}
+    assert first == {
+        "example": 0,
+        "idx": 3,
+        "option": "Ann",
+        "answers": [],
+        "query": "3",
+        "document": "0",
+        "label": -1,
+        "prediction": 0.5,
+    }
 
 
 def test_an_msmarco_run_is_the_trec_run_cut_off(tmp_path):
     run = ranking.make_run(["q"] * 4, ["b", "a", "d", "c"], np.array([1.0, 1.0, 3.0, 2.0]))
     ranking.write_msmarco(run, tmp_path / "run.tsv", depth=3)
-    assert (tmp_path / "run.tsv").read_text() == "q\td\t1\nq\tc\t2\nq\ta\t3\n"  # a before b: equal scores
+    assert (
+        tmp_path / "run.tsv"
+    ).read_text() == "q\td\t1\nq\tc\t2\nq\ta\t3\n"  # a before b: equal scores

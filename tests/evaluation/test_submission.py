@@ -40,15 +40,19 @@ def content(name, count):
         return "index\tprediction\n" + "".join(f"{i}\t{LABELS[name]}\n" for i in range(count))
     if name == "MultiRC.jsonl":
         answers = [{"idx": i, "label": i % 2} for i in range(count)]
-        return json.dumps({"idx": 0, "passage": {"questions": [{"idx": 0, "answers": answers}]}}) + "\n"
+        return (
+            json.dumps({"idx": 0, "passage": {"questions": [{"idx": 0, "answers": answers}]}})
+            + "\n"
+        )
     return "".join(json.dumps({"idx": i, "label": LABELS[name]}) + "\n" for i in range(count))
 
 
 def archive(benchmark, count=3, **changes):
     """A submission with `count` predictions a file, None for the real number; changes replace a file's content, None takes it away."""
-    files = {file.name: content(file.name, count or file.count) for file in submission.BENCHMARKS[benchmark]} | {
-        k.replace("__", "."): v for k, v in changes.items()
-    }
+    files = {
+        file.name: content(file.name, count or file.count)
+        for file in submission.BENCHMARKS[benchmark]
+    } | {k.replace("__", "."): v for k, v in changes.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         for name, text in files.items():
@@ -64,36 +68,106 @@ def sizes(benchmark, count=3):
 @pytest.mark.parametrize("benchmark", submission.BENCHMARKS)
 @pytest.mark.parametrize("count", [1, 5])
 def test_what_is_complete_passes(benchmark, count):
-    assert submission.check(archive(benchmark, count), benchmark, sizes(benchmark, count)) == sizes(benchmark, count)
+    assert submission.check(archive(benchmark, count), benchmark, sizes(benchmark, count)) == sizes(
+        benchmark, count
+    )
 
 
 @pytest.mark.parametrize(
     ("benchmark", "changes", "message"),
     [
         ("glue", {"CoLA__tsv": None}, "CoLA.tsv is missing"),
-        ("glue", {"folder/CoLA__tsv": "x"}, "folder/CoLA.tsv does not belong there; files lie at the top"),
-        ("glue", {"CoLA__tsv": "id\tlabel\n0\t1\n"}, r"CoLA.tsv line 1: expected the header 'index\\tprediction', got 'id\\tlabel'"),
+        (
+            "glue",
+            {"folder/CoLA__tsv": "x"},
+            "folder/CoLA.tsv does not belong there; files lie at the top",
+        ),
+        (
+            "glue",
+            {"CoLA__tsv": "id\tlabel\n0\t1\n"},
+            r"CoLA.tsv line 1: expected the header 'index\\tprediction', got 'id\\tlabel'",
+        ),
         ("glue", {"CoLA__tsv": ""}, "CoLA.tsv line 1: expected the header"),
-        ("glue", {"CoLA__tsv": "index\tprediction\n0\t1\n0\t1\n"}, "CoLA.tsv line 3: index 0 appears a second time"),
-        ("glue", {"CoLA__tsv": "index\tprediction\n0\t2\n"}, "CoLA.tsv line 2: label '2' of index 0: expected 0 or 1"),
-        ("glue", {"CoLA__tsv": "index\tprediction\n0 1\n"}, "CoLA.tsv line 2: expected a whole number, a tab and the prediction, got '0 1'"),
-        ("glue", {"CoLA__tsv": "index\tprediction\n-1\t1\n"}, "CoLA.tsv line 2: expected a whole number"),
+        (
+            "glue",
+            {"CoLA__tsv": "index\tprediction\n0\t1\n0\t1\n"},
+            "CoLA.tsv line 3: index 0 appears a second time",
+        ),
+        (
+            "glue",
+            {"CoLA__tsv": "index\tprediction\n0\t2\n"},
+            "CoLA.tsv line 2: label '2' of index 0: expected 0 or 1",
+        ),
+        (
+            "glue",
+            {"CoLA__tsv": "index\tprediction\n0 1\n"},
+            "CoLA.tsv line 2: expected a whole number, a tab and the prediction, got '0 1'",
+        ),
+        (
+            "glue",
+            {"CoLA__tsv": "index\tprediction\n-1\t1\n"},
+            "CoLA.tsv line 2: expected a whole number",
+        ),
         ("glue", {"CoLA__tsv": b"index\tprediction\n\xff"}, "CoLA.tsv is not valid UTF-8"),
-        ("glue", {"STS-B__tsv": "index\tprediction\n0\t5.001\n"}, "STS-B.tsv line 2: label '5.001' of index 0: expected a number from 0 to 5"),
+        (
+            "glue",
+            {"STS-B__tsv": "index\tprediction\n0\t5.001\n"},
+            "STS-B.tsv line 2: label '5.001' of index 0: expected a number from 0 to 5",
+        ),
         ("glue", {"STS-B__tsv": "index\tprediction\n0\tnan\n"}, "label 'nan'"),
-        ("glue", {"MNLI-m__tsv": "index\tprediction\n0\t1\n"}, "label '1' of index 0: expected one of entailment, neutral, contradiction"),
+        (
+            "glue",
+            {"MNLI-m__tsv": "index\tprediction\n0\t1\n"},
+            "label '1' of index 0: expected one of entailment, neutral, contradiction",
+        ),
         ("glue", {"AX__tsv": content("AX.tsv", 2)}, "AX.tsv holds 2 predictions, expected 3"),
-        ("glue", {"AX__tsv": content("AX.tsv", 3).replace("2\t", "3\t")}, "AX.tsv: index 2 is missing; expected 0 to 2"),
-        ("superglue", {"BoolQ__jsonl": '{"idx": 0, "label": "True"}\n'}, "BoolQ.jsonl line 1: label 'True' of index 0: expected one of false, true"),
-        ("superglue", {"WSC__jsonl": '{"idx": 0, "label": "true"}\n'}, "expected one of False, True"),
-        ("superglue", {"COPA__jsonl": '{"idx": 0, "label": true}\n'}, "COPA.jsonl line 1: label True of index 0: expected 0 or 1"),
-        ("superglue", {"ReCoRD__jsonl": '{"idx": 0, "label": ""}\n'}, "label '' of index 0: expected an entity"),
-        ("superglue", {"CB__jsonl": '{"idx": "0", "label": "neutral"}\n'}, "CB.jsonl line 1: idx must be a whole number from 0, got '0'"),
-        ("superglue", {"CB__jsonl": '{"idx": 0}\n'}, 'CB.jsonl line 1: expected an object {"idx", "label"}'),
+        (
+            "glue",
+            {"AX__tsv": content("AX.tsv", 3).replace("2\t", "3\t")},
+            "AX.tsv: index 2 is missing; expected 0 to 2",
+        ),
+        (
+            "superglue",
+            {"BoolQ__jsonl": '{"idx": 0, "label": "True"}\n'},
+            "BoolQ.jsonl line 1: label 'True' of index 0: expected one of false, true",
+        ),
+        (
+            "superglue",
+            {"WSC__jsonl": '{"idx": 0, "label": "true"}\n'},
+            "expected one of False, True",
+        ),
+        (
+            "superglue",
+            {"COPA__jsonl": '{"idx": 0, "label": true}\n'},
+            "COPA.jsonl line 1: label True of index 0: expected 0 or 1",
+        ),
+        (
+            "superglue",
+            {"ReCoRD__jsonl": '{"idx": 0, "label": ""}\n'},
+            "label '' of index 0: expected an entity",
+        ),
+        (
+            "superglue",
+            {"CB__jsonl": '{"idx": "0", "label": "neutral"}\n'},
+            "CB.jsonl line 1: idx must be a whole number from 0, got '0'",
+        ),
+        (
+            "superglue",
+            {"CB__jsonl": '{"idx": 0}\n'},
+            'CB.jsonl line 1: expected an object {"idx", "label"}',
+        ),
         ("superglue", {"CB__jsonl": "{\n"}, "CB.jsonl line 1: expected an object"),
         ("superglue", {"CB__jsonl": "[]\n"}, "CB.jsonl line 1: expected an object"),
-        ("superglue", {"MultiRC__jsonl": '{"idx": 0, "label": 1}\n'}, 'MultiRC.jsonl line 1: expected an object {"idx", "passage"'),
-        ("superglue", {"MultiRC__jsonl": content("MultiRC.jsonl", 3) * 2}, r"MultiRC.jsonl line 2: index \(0, 0, 0\) appears a second time"),
+        (
+            "superglue",
+            {"MultiRC__jsonl": '{"idx": 0, "label": 1}\n'},
+            'MultiRC.jsonl line 1: expected an object {"idx", "passage"',
+        ),
+        (
+            "superglue",
+            {"MultiRC__jsonl": content("MultiRC.jsonl", 3) * 2},
+            r"MultiRC.jsonl line 2: index \(0, 0, 0\) appears a second time",
+        ),
     ],
 )
 def test_each_fault_is_named_on_one_line(benchmark, changes, message):
@@ -104,17 +178,31 @@ def test_each_fault_is_named_on_one_line(benchmark, changes, message):
 
 def test_all_faulty_files_are_named_at_once():
     with pytest.raises(InputError, match="AX.tsv is missing; CoLA.tsv line 1.*; QQP.tsv line 2"):
-        submission.check(archive("glue", AX__tsv=None, CoLA__tsv="", QQP__tsv="index\tprediction\n0\tyes\n"), "glue", sizes("glue"))
+        submission.check(
+            archive("glue", AX__tsv=None, CoLA__tsv="", QQP__tsv="index\tprediction\n0\tyes\n"),
+            "glue",
+            sizes("glue"),
+        )
     with pytest.raises(InputError, match="not a zip file"):
         submission.check(b"no zip", "glue")
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=1, unique=True), st.randoms())
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=1, unique=True
+    ),
+    st.randoms(),
+)
 def test_nested_labels_read_back_as_they_were(ids, random):
     labels = {idx: random.randint(0, 1) for idx in ids}
-    nested = submission._nest([(dict(zip(submission.IDS, idx, strict=True)), label) for idx, label in labels.items()])
+    nested = submission._nest(
+        [(dict(zip(submission.IDS, idx, strict=True)), label) for idx, label in labels.items()]
+    )
     lines = "".join(json.dumps(entry) + "\n" for entry in nested)
-    assert submission.read(archive("superglue", MultiRC__jsonl=lines), "superglue")["MultiRC.jsonl"] == labels
+    assert (
+        submission.read(archive("superglue", MultiRC__jsonl=lines), "superglue")["MultiRC.jsonl"]
+        == labels
+    )
     assert len(nested) == len({idx[0] for idx in ids})  # one line a paragraph
 
 
@@ -123,13 +211,24 @@ def test_the_program_checks_a_file(tmp_path, capsys):
     path.write_bytes(archive("superglue"))
     assert submission.main(["check", str(path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: BoolQ.jsonl holds 3 predictions, expected 3245; ") and error.count("\n") == 1
+    assert (
+        error.startswith("error: BoolQ.jsonl holds 3 predictions, expected 3245; ")
+        and error.count("\n") == 1
+    )
     path.write_bytes(archive("superglue", None))
     assert submission.main(["check", str(path)]) == 0
     assert "is a complete superglue submission" in capsys.readouterr().out
     path.write_bytes(b"")
-    assert submission.main(["check", str(path)]) == 2 and "not a zip file" in capsys.readouterr().err
-    assert submission.main(["check", str(tmp_path / "none.zip")]) == 2 and "none.zip does not exist" in capsys.readouterr().err
+    assert (
+        submission.main(["check", str(path)]) == 2 and "not a zip file" in capsys.readouterr().err
+    )
+    assert (
+        submission.main(["check", str(tmp_path / "none.zip")]) == 2
+        and "none.zip does not exist" in capsys.readouterr().err
+    )
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr("other.txt", "")
-    assert submission.main(["check", str(path)]) == 2 and "holds no file of glue or superglue" in capsys.readouterr().err
+    assert (
+        submission.main(["check", str(path)]) == 2
+        and "holds no file of glue or superglue" in capsys.readouterr().err
+    )

@@ -27,12 +27,22 @@ ROWS = {
 
 def write_marco(folder: pathlib.Path) -> None:
     words = ["wings", "heat", "flutter", "shells", "drag", "shock"]
-    (folder / "collection.tsv").write_text("".join(f"{10 + i}\ta passage on {word}\n" for i, word in enumerate(words)))
+    (folder / "collection.tsv").write_text(
+        "".join(f"{10 + i}\ta passage on {word}\n" for i, word in enumerate(words))
+    )
     for split, first in (("train", 0), ("dev", 3)):
         numbers = range(first, first + 3)
-        (folder / f"queries.{split}.tsv").write_text("".join(f"{i}\twhat is {words[i]}\n" for i in numbers))
-        (folder / f"qrels.{split}.tsv").write_text("".join(f"{i}\t0\t{10 + i}\t1\n" for i in numbers))
-        (folder / f"run.{split}.tsv").write_text("".join(f"{i}\t{10 + (i + rank) % 6}\t{rank}\n" for i in numbers for rank in range(1, 7)))
+        (folder / f"queries.{split}.tsv").write_text(
+            "".join(f"{i}\twhat is {words[i]}\n" for i in numbers)
+        )
+        (folder / f"qrels.{split}.tsv").write_text(
+            "".join(f"{i}\t0\t{10 + i}\t1\n" for i in numbers)
+        )
+        (folder / f"run.{split}.tsv").write_text(
+            "".join(
+                f"{i}\t{10 + (i + rank) % 6}\t{rank}\n" for i in numbers for rank in range(1, 7)
+            )
+        )
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +56,14 @@ def decoder(tmp_path_factory):
     from gemma_encoder.model.transformer import Transformer
     from gemma_encoder.training import recipe
 
-    small = {"num_layers": 2, "embed_dim": 32, "hidden_dim": 64, "head_dim": 8, "pattern": ("local", "global"), "query_scale": 8**-0.5}
+    small = {
+        "num_layers": 2,
+        "embed_dim": 32,
+        "hidden_dim": 64,
+        "head_dim": 8,
+        "pattern": ("local", "global"),
+        "query_scale": 8**-0.5,
+    }
     size = dataclasses.replace(GEMMA_CONFIGS["gemma3_tiny"], **small)
     folder = tmp_path_factory.mktemp("decoders") / "mini"
     ge.save_gemma(Transformer(size, rngs=nnx.Rngs(0)), folder)
@@ -65,7 +82,12 @@ def laboratory(decoder, prepared, tmp_path_factory):
 
     def run(*arguments: str) -> tuple[int, str]:
         output = io.StringIO()
-        short = ["--config.train_for=2 steps", "--config.max_length=64", "--config.batch.row_length=64", f"--config.model.pretrained={decoder}"]
+        short = [
+            "--config.train_for=2 steps",
+            "--config.max_length=64",
+            "--config.batch.row_length=64",
+            f"--config.model.pretrained={decoder}",
+        ]
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             code = sweep.main([*arguments, "--smoke", "--seeds=1", *short])
         return code, output.getvalue()
@@ -80,11 +102,24 @@ def laboratory(decoder, prepared, tmp_path_factory):
 @pytest.fixture(scope="session")
 def swept(laboratory, own_programs, tmp_path_factory):
     """(folder of results, what the sweep printed): two rows of every study."""
-    folder, workdirs, said = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("workdirs"), ""
-    for studies, tasks in ((tuple(name for name in ROWS if name != "ranking_loss"), "sst2"), (("ranking_loss",), "msmarco")):
+    folder, workdirs, said = (
+        tmp_path_factory.mktemp("results"),
+        tmp_path_factory.mktemp("workdirs"),
+        "",
+    )
+    for studies, tasks in (
+        (tuple(name for name in ROWS if name != "ranking_loss"), "sst2"),
+        (("ranking_loss",), "msmarco"),
+    ):
         rows = ",".join(dict.fromkeys(",".join(ROWS[name] for name in studies).split(",")))
         with own_programs():
-            code, output = laboratory(f"--study={','.join(studies)}", f"--tasks={tasks}", f"--rows={rows}", f"--results={folder}", f"--workdirs={workdirs}")
+            code, output = laboratory(
+                f"--study={','.join(studies)}",
+                f"--tasks={tasks}",
+                f"--rows={rows}",
+                f"--results={folder}",
+                f"--workdirs={workdirs}",
+            )
         assert code == 0, output
         said += output
     return folder, workdirs, said
@@ -95,14 +130,31 @@ def made(tmp_path):
     """`made("attention", "causal", "sst2", seed, right)`: writes a result whose examples are right where `right` is, and returns its path."""
     labels = np.arange(200) % 2
 
-    def make(study: str, row: str, task: str, seed: int, right: np.ndarray, **changes) -> pathlib.Path:
+    def make(
+        study: str, row: str, task: str, seed: int, right: np.ndarray, **changes
+    ) -> pathlib.Path:
         place = Place(study, row, task, "mini", seed)
         said = np.where(right, labels, 1 - labels).tolist()
         content = {
             **dataclasses.asdict(place),
-            **{"digest": f"{study}{row}{task}{seed}", "command": "python -m …", "changes": {}, "kind": "classification", "main_metric": "accuracy"},
-            **{"metrics": {"accuracy": float(np.mean(right))}, "outcomes": {"accuracy": {"labels": labels.tolist(), "predictions": said}}},
-            **{"steps": 1, "train_records": 8, "parameters": 1000, "training_seconds": 1.0, "seconds": 2.0},
+            **{
+                "digest": f"{study}{row}{task}{seed}",
+                "command": "python -m …",
+                "changes": {},
+                "kind": "classification",
+                "main_metric": "accuracy",
+            },
+            **{
+                "metrics": {"accuracy": float(np.mean(right))},
+                "outcomes": {"accuracy": {"labels": labels.tolist(), "predictions": said}},
+            },
+            **{
+                "steps": 1,
+                "train_records": 8,
+                "parameters": 1000,
+                "training_seconds": 1.0,
+                "seconds": 2.0,
+            },
             **{"machine": "a machine", "versions": {"jax": "0"}, "date": "2000-01-01"},
         } | changes
         path = place.file(tmp_path)

@@ -14,7 +14,19 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import all as every
-from experiments.benchmarks import attention, checkpoint, cold_start, compile_time, fresh, harness, models, program_sst2, rerank, scaling, train_step
+from experiments.benchmarks import (
+    attention,
+    checkpoint,
+    cold_start,
+    compile_time,
+    fresh,
+    harness,
+    models,
+    program_sst2,
+    rerank,
+    scaling,
+    train_step,
+)
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import config as model_config
 from gemma_encoder.training import recipe
@@ -37,7 +49,9 @@ def here(monkeypatch):
                 began = time.perf_counter()
                 result = dict(run(turn))
                 if turn >= warmup:
-                    seen[arm.name].append({"seconds": time.perf_counter() - began, "gib": 0.0} | result)
+                    seen[arm.name].append(
+                        {"seconds": time.perf_counter() - began, "gib": 0.0} | result
+                    )
         return seen
 
     def run_fresh(function, settings, environment=None):
@@ -46,15 +60,30 @@ def here(monkeypatch):
         result = getattr(importlib.import_module(module), name)(**settings)
         return {"seconds": time.perf_counter() - began, "gib": 0.0} | result
 
-    small = {"num_layers": 2, "embed_dim": 32, "hidden_dim": 48, "head_dim": 8, "query_scale": 8**-0.5, "sliding_window": 16}
-    sizes = {"bench": model_config.dataclasses.replace(model_config.GEMMA_CONFIGS["gemma3_tiny"], **small, pattern=("local", "global"))}
+    small = {
+        "num_layers": 2,
+        "embed_dim": 32,
+        "hidden_dim": 48,
+        "head_dim": 8,
+        "query_scale": 8**-0.5,
+        "sliding_window": 16,
+    }
+    sizes = {
+        "bench": model_config.dataclasses.replace(
+            model_config.GEMMA_CONFIGS["gemma3_tiny"], **small, pattern=("local", "global")
+        )
+    }
     for name, value in sizes.items():
         monkeypatch.setitem(model_config.GEMMA_CONFIGS, name, value)
         monkeypatch.setitem(recipe.SIZES, name, name)
     monkeypatch.setattr(harness, "take_turns", take_turns)
     monkeypatch.setattr(fresh, "run", run_fresh)
     monkeypatch.setattr(
-        models, "write", lambda folder, size, max_length, task=models.TASK, pooling="mean": models._write(folder, size, max_length, task, pooling)
+        models,
+        "write",
+        lambda folder, size, max_length, task=models.TASK, pooling="mean": models._write(
+            folder, size, max_length, task, pooling
+        ),
     )
 
 
@@ -77,16 +106,31 @@ def lists_file(folder: pathlib.Path, queries=4, documents=3) -> pathlib.Path:
 
 def test_rerank(here, tmp_path, monkeypatch):
     monkeypatch.setenv("MSMARCO_DIR", str(lists_file(tmp_path).parent))
-    rerank.main(["--size=bench", "--repeats=1", "--documents=3", "--max_length=32", "--batch_sizes=2", f"--json={tmp_path / 'out.json'}"])
+    rerank.main(
+        [
+            "--size=bench",
+            "--repeats=1",
+            "--documents=3",
+            "--max_length=32",
+            "--batch_sizes=2",
+            f"--json={tmp_path / 'out.json'}",
+        ]
+    )
     found = figures(tmp_path / "out.json")
     assert float(found["ours"]["pairs/s"]) > 0
-    assert len(found) == 1 + WITH_PEER and found["ours"]["against the best peer"].endswith("x" if WITH_PEER else "")
+    assert len(found) == 1 + WITH_PEER and found["ours"]["against the best peer"].endswith(
+        "x" if WITH_PEER else ""
+    )
 
 
 def test_rerank_gives_every_arm_the_same_new_lists_each_turn(tmp_path):
     file = str(lists_file(tmp_path))
     first, second = (rerank.pairs_of(file, turn, queries=1, documents=2) for turn in (0, 1))
-    assert len(first) == 2 and first == rerank.pairs_of(file, 0, 1, 2) and {query for query, _ in first} != {query for query, _ in second}
+    assert (
+        len(first) == 2
+        and first == rerank.pairs_of(file, 0, 1, 2)
+        and {query for query, _ in first} != {query for query, _ in second}
+    )
     assert rerank.pairs_of(file, 4, 1, 2) == first  # the file is at its end
 
 
@@ -105,9 +149,20 @@ def test_rerank_compares_scores_text_by_text(tmp_path):
 
 
 def test_compile_time(here, tmp_path):
-    compile_time.main(["--depths=2,4", "--widths=32", "--peer_depths=2", "--repeats=1", "--starts=", f"--json={tmp_path / 'out.json'}"])
+    compile_time.main(
+        [
+            "--depths=2,4",
+            "--widths=32",
+            "--peer_depths=2",
+            "--repeats=1",
+            "--starts=",
+            f"--json={tmp_path / 'out.json'}",
+        ]
+    )
     said = json.loads((tmp_path / "out.json").read_text())
-    assert [row["layers"] for row in said["rows"] if row["arm"] == "ours"] == [2, 4] and any("ours: 4 layers take" in note for note in said["notes"])
+    assert [row["layers"] for row in said["rows"] if row["arm"] == "ours"] == [2, 4] and any(
+        "ours: 4 layers take" in note for note in said["notes"]
+    )
 
 
 def test_a_start_says_what_it_compiled(here, tmp_path):
@@ -116,7 +171,10 @@ def test_a_start_says_what_it_compiled(here, tmp_path):
         "from experiments import quickstart\n\n\ndef get_config(arg=''):\n    config = quickstart.get_config('smoke')\n"
         "    config.tasks, config.train_for, config.max_eval = ('toy_sentiment',), '1 steps', 8\n    return config\n"
     )
-    found = fresh.run("experiments.benchmarks.compile_time:start", {"config": str(config), "workdir": str(tmp_path / "run"), "cache": ""})
+    found = fresh.run(
+        "experiments.benchmarks.compile_time:start",
+        {"config": str(config), "workdir": str(tmp_path / "run"), "cache": ""},
+    )
     assert found["compile"] > 0 and found["trace"] > 0 and found["steps"] > 0
 
 
@@ -127,51 +185,112 @@ def test_cold_start(here, tmp_path):
 
 
 def test_checkpoint(here, tmp_path):
-    checkpoint.main(["--size=bench", "--steps=2", "--repeats=1", f"--folder={tmp_path}", f"--json={tmp_path / 'out.json'}"])
+    checkpoint.main(
+        [
+            "--size=bench",
+            "--steps=2",
+            "--repeats=1",
+            f"--folder={tmp_path}",
+            f"--json={tmp_path / 'out.json'}",
+        ]
+    )
     ours = figures(tmp_path / "out.json")["ours"]
     assert float(ours["on disk after"].split()[0]) > 0 and float(ours["size"].split()[0]) > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json"]  # nothing is left behind
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.json"
+    ]  # nothing is left behind
 
 
 def test_the_stall_is_what_blocks_and_what_later_steps_take_more(tmp_path):
     (tmp_path / "saved").write_bytes(b"12345")
     seconds = iter([1.0, 1.0, 9.0, 1.5, 0.5, 1.0])
-    found = checkpoint.figures(lambda: next(seconds), 3, lambda: lambda: 7.0, lambda: None, tmp_path / "saved")
+    found = checkpoint.figures(
+        lambda: next(seconds), 3, lambda: lambda: 7.0, lambda: None, tmp_path / "saved"
+    )
     assert found["step"] == 1.0 and found["stall"] == pytest.approx(found["blocked"] + 0.5)
     assert found["on_disk"] == 7.0 and found["bytes"] == 5
 
 
 def test_attention(here, tmp_path):
-    flags = ["--size=bench", "--lengths=16,32", "--windows=0,4,16", "--repeats=1", f"--json={tmp_path / 'out.json'}"]
+    flags = [
+        "--size=bench",
+        "--lengths=16,32",
+        "--windows=0,4,16",
+        "--repeats=1",
+        f"--json={tmp_path / 'out.json'}",
+    ]
     attention.main(flags)
     said = json.loads((tmp_path / "out.json").read_text())
-    assert [(row["tokens"], row["window"]) for row in said["rows"] if row["arm"] == "ours, xla"] == [(16, "none"), (16, 4), (32, "none"), (32, 4), (32, 16)]
-    assert all(any(f"'{name}' cannot be used: it needs a" in note for note in said["notes"]) for name in ("splash", "cudnn", "tokamax"))
+    assert [
+        (row["tokens"], row["window"]) for row in said["rows"] if row["arm"] == "ours, xla"
+    ] == [(16, "none"), (16, 4), (32, "none"), (32, 4), (32, 16)]
+    assert all(
+        any(f"'{name}' cannot be used: it needs a" in note for note in said["notes"])
+        for name in ("splash", "cudnn", "tokamax")
+    )
     if WITH_PEER:
         attention.main([*flags, "--soft_cap=2"])
 
 
 def test_attention_tells_another_window_from_the_same(here):
-    settings = {"length": 32, "soft_cap": 0.0, "heads": (4, 2, 8), "dtype": "float32", "implementation": "xla"}
-    arms = [harness.Arm(f"window {window}", "experiments.benchmarks.attention:ours", {**settings, "window": window}) for window in (4, 5)]
+    settings = {
+        "length": 32,
+        "soft_cap": 0.0,
+        "heads": (4, 2, 8),
+        "dtype": "float32",
+        "implementation": "xla",
+    }
+    arms = [
+        harness.Arm(
+            f"window {window}",
+            "experiments.benchmarks.attention:ours",
+            {**settings, "window": window},
+        )
+        for window in (4, 5)
+    ]
     seen = harness.take_turns(arms, 1)
     with pytest.raises(SystemExit, match="the arms do not compute the same: output is"):
         harness.same("attention", seen, "output", attention.TOLERANCE["float32"])
 
 
 def test_scaling_on_devices(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling, "ours", scaling.training_step)  # this process has its eight devices already
-    scaling.main(["devices", "--size=bench", "--devices=1,2", "--rows=1", "--length=16", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
+    monkeypatch.setattr(
+        scaling, "ours", scaling.training_step
+    )  # this process has its eight devices already
+    scaling.main(
+        [
+            "devices",
+            "--size=bench",
+            "--devices=1,2",
+            "--rows=1",
+            "--length=16",
+            "--repeats=1",
+            f"--json={tmp_path / 'out.json'}",
+        ]
+    )
     said = json.loads((tmp_path / "out.json").read_text())
-    assert [(row["axis"], row["devices"], row["rows"]) for row in said["rows"]] == [("data", 1, 1), ("data", 2, 2), ("fsdp", 1, 1), ("fsdp", 2, 2)]
+    assert [(row["axis"], row["devices"], row["rows"]) for row in said["rows"]] == [
+        ("data", 1, 1),
+        ("data", 2, 2),
+        ("fsdp", 1, 1),
+        ("fsdp", 2, 2),
+    ]
 
 
 def test_the_planners_arguments():
     said = scaling.command("gemma2_2b", 1024, 8, 512, "out.json")
-    assert {"--topology=v5e:16x16", "--slices=4", "--config.mesh=(4,-1,1)", "--config.batch.rows=8192"} <= set(said)
-    assert {"--topology=v5e:4x4", "--slices=1", "--config.mesh=(1,-1,1)", "--config.batch.rows=128"} <= set(
-        scaling.command("gemma2_2b", 16, 8, 512, "out.json")
-    )
+    assert {
+        "--topology=v5e:16x16",
+        "--slices=4",
+        "--config.mesh=(4,-1,1)",
+        "--config.batch.rows=8192",
+    } <= set(said)
+    assert {
+        "--topology=v5e:4x4",
+        "--slices=1",
+        "--config.mesh=(1,-1,1)",
+        "--config.batch.rows=128",
+    } <= set(scaling.command("gemma2_2b", 16, 8, 512, "out.json"))
     with pytest.raises(SystemExit, match="or a multiple of 256, got 300"):
         scaling.command("gemma2_2b", 300, 8, 512, "out.json")
 
@@ -188,8 +307,22 @@ def test_weak_scaling_efficiency():
         "fits": True,
     }
     plans = [
-        {**common, "chips": 16, "seconds": 2.0, "seconds_compute": 2.0, "seconds_memory": 1.0, "seconds_links": 1.0},
-        {**common, "chips": 64, "seconds": 4.0, "seconds_compute": 2.0, "seconds_memory": 1.0, "seconds_links": 4.0},
+        {
+            **common,
+            "chips": 16,
+            "seconds": 2.0,
+            "seconds_compute": 2.0,
+            "seconds_memory": 1.0,
+            "seconds_links": 1.0,
+        },
+        {
+            **common,
+            "chips": 64,
+            "seconds": 4.0,
+            "seconds_compute": 2.0,
+            "seconds_memory": 1.0,
+            "seconds_links": 4.0,
+        },
     ]
     _, second = scaling.efficiency(plans)
     assert second[0] == 64 and "1.00 GiB" in second and second[-3:-1] == ["50.0%", "50.0%"]
@@ -197,8 +330,14 @@ def test_weak_scaling_efficiency():
 
 def test_program_sst2(here, tmp_path, benchmarks, monkeypatch):
     monkeypatch.setattr(program_sst2, "EVALUATED", 4)
-    monkeypatch.setattr(program_sst2, "ours", lambda **settings: lambda turn: {"texts": settings["texts"], "loss": 0.7})  # the program: next test
-    program_sst2.main(["--size=bench", "--texts=8", "--rows=1", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
+    monkeypatch.setattr(
+        program_sst2,
+        "ours",
+        lambda **settings: lambda turn: {"texts": settings["texts"], "loss": 0.7},
+    )  # the program: next test
+    program_sst2.main(
+        ["--size=bench", "--texts=8", "--rows=1", "--repeats=1", f"--json={tmp_path / 'out.json'}"]
+    )
     found = figures(tmp_path / "out.json")
     assert len(found) == 2 + 2 * WITH_PEER and float(found["ours"]["texts/s"]) > 0
 
@@ -226,7 +365,10 @@ def test_a_turn_of_the_training_step_is_so_many_new_batches(monkeypatch):
         return {"loss": float(number)}
 
     run = train_step.in_a_row(step, 3)
-    assert [run(turn) for turn in range(2)] == [{"seconds": 1.0, "loss": 1.0}, {"seconds": 2.0, "loss": 4.0}]
+    assert [run(turn) for turn in range(2)] == [
+        {"seconds": 1.0, "loss": 1.0},
+        {"seconds": 2.0, "loss": 4.0},
+    ]
     assert seen == [0, 1, 2, 3, 4, 5]
 
 
@@ -243,7 +385,9 @@ def test_a_fresh_process_that_fails_says_why():
 def test_figures_that_are_no_numbers_are_not_the_same():
     with pytest.raises(SystemExit, match="loss is"):
         harness.same("step", {"a": [{"loss": float("nan")}], "b": [{"loss": 1.0}]}, "loss", 1e9)
-    assert harness.same("step", {"a": [{"loss": 1.0}], "b": [{"loss": 1.5}]}, "loss", 0.5) == pytest.approx(1 / 3)
+    assert harness.same(
+        "step", {"a": [{"loss": 1.0}], "b": [{"loss": 1.5}]}, "loss", 0.5
+    ) == pytest.approx(1 / 3)
 
 
 def test_a_head_with_a_bias_is_no_sequence_classifier(here, tmp_path):
@@ -252,30 +396,51 @@ def test_a_head_with_a_bias_is_no_sequence_classifier(here, tmp_path):
         models.as_sequence_classifier(tmp_path / "model", tmp_path / "peer", 1)
     models.as_sequence_classifier(tmp_path / "model", tmp_path / "two", 2)
     config = json.loads((tmp_path / "two" / "config.json").read_text())
-    assert config["architectures"] == ["Gemma3TextForSequenceClassification"] and len(config["id2label"]) == 2
+    assert (
+        config["architectures"] == ["Gemma3TextForSequenceClassification"]
+        and len(config["id2label"]) == 2
+    )
 
 
 def test_data_that_is_absent_is_named(monkeypatch):
     monkeypatch.setenv("MSMARCO_DIR", "/nowhere")
-    with pytest.raises(SystemExit, match="MSMARCO_DIR must name a folder with top100.dev.tsv; /nowhere has none"):
+    with pytest.raises(
+        SystemExit, match="MSMARCO_DIR must name a folder with top100.dev.tsv; /nowhere has none"
+    ):
         rerank.main(["--size=bench"])
 
 
 def test_all_names_every_subject(tmp_path, capsys):
     subjects = {run.subject for run in every.RUNS}
     folder = pathlib.Path(every.__file__).parent
-    comparisons = {file.stem for file in folder.glob("*.py") if "harness.parser(" in file.read_text() and file.stem != "harness"}
-    assert comparisons <= subjects and all((folder / f"{subject}.py").exists() for subject in subjects)
+    comparisons = {
+        file.stem
+        for file in folder.glob("*.py")
+        if "harness.parser(" in file.read_text() and file.stem != "harness"
+    }
+    assert comparisons <= subjects and all(
+        (folder / f"{subject}.py").exists() for subject in subjects
+    )
     assert every.main(["--device=cuda", "--dtype=bfloat16", "--dry_run", f"--json={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    assert "experiments.benchmarks.train_step --size=gemma2_2b --rows=16 --length=512 --compiled --device=cuda --dtype=bfloat16" in printed
+    assert (
+        "experiments.benchmarks.train_step --size=gemma2_2b --rows=16 --length=512 --compiled --device=cuda --dtype=bfloat16"
+        in printed
+    )
     with pytest.raises(SystemExit):
         every.main(["--only=nothing"])
 
 
 def test_all_says_what_failed(tmp_path, monkeypatch, capsys):
-    runs = (every.Run("one", "matmul_limit", "--width=none", None, None, dtype=False), every.Run("two", "rerank", "", None, None, data="NO_SUCH_VARIABLE"))
+    runs = (
+        every.Run("one", "matmul_limit", "--width=none", None, None, dtype=False),
+        every.Run("two", "rerank", "", None, None, data="NO_SUCH_VARIABLE"),
+    )
     monkeypatch.setattr(every, "RUNS", runs)
     assert every.main(["--smoke", f"--json={tmp_path}"]) == 1
     printed = capsys.readouterr().out
-    assert "invalid int value: 'none'" in printed and "left out: NO_SUCH_VARIABLE is not set" in printed and "failed: one" in printed
+    assert (
+        "invalid int value: 'none'" in printed
+        and "left out: NO_SUCH_VARIABLE is not set" in printed
+        and "failed: one" in printed
+    )

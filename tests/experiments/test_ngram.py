@@ -15,14 +15,23 @@ def test_values_are_those_worked_by_hand():
     Trigrams, without those of a first token: (bos a b), (bos a c), (a b eos), (a c eos), (bos b eos), once each: D₃ = 5 / 5 = 1.
     """
     model = Trigram(TEXTS, 8, BOS)
-    np.testing.assert_allclose([model._three.discount, model._two.discount, model._one.discount], [1.0, 1 / 2, 1 / 3])
-    one = {token: (max(count - 1 / 3, 0) + 1 / 3 * 4 / 8) / 6 for token, count in {A: 1, B: 2, C: 1, 1: 2, 6: 0}.items()}
+    np.testing.assert_allclose(
+        [model._three.discount, model._two.discount, model._one.discount], [1.0, 1 / 2, 1 / 3]
+    )
+    one = {
+        token: (max(count - 1 / 3, 0) + 1 / 3 * 4 / 8) / 6
+        for token, count in {A: 1, B: 2, C: 1, 1: 2, 6: 0}.items()
+    }
     first = (2 - 1 / 2 + 1 / 2 * 2 * one[A]) / 3  # after bos: 3 texts, 2 kinds of first token
-    second = (1 - 1 / 2 + 1 / 2 * 2 * one[C]) / 2  # p(c | a); after (bos a) all of the two trigrams' count is discounted
+    second = (
+        1 - 1 / 2 + 1 / 2 * 2 * one[C]
+    ) / 2  # p(c | a); after (bos a) all of the two trigrams' count is discounted
     last = 1 - 1 / 2 + 1 / 2 * 1 * one[1]  # p(eos | c), of which (a c eos) is discounted wholly
     np.testing.assert_allclose(model.probabilities([TEXTS[1]]), [first, second, last])
     np.testing.assert_allclose(model.perplexity([TEXTS[1]]), (first * second * last) ** (-1 / 3))
-    never = model.probabilities([np.array([BOS, 6, 7, 1])])  # 6 and 7 are in no text: what follows them is left to the level below
+    never = model.probabilities(
+        [np.array([BOS, 6, 7, 1])]
+    )  # 6 and 7 are in no text: what follows them is left to the level below
     np.testing.assert_allclose(never[0], (1 / 2 * 2 * one[6]) / 3)
     np.testing.assert_allclose(never[2], one[1])
 
@@ -30,7 +39,9 @@ def test_values_are_those_worked_by_hand():
 @pytest.mark.parametrize("context", [[BOS], [BOS, A], [A, B], [B, A], [C, 6], [6, 7]])
 def test_probabilities_sum_to_one(context):
     rng = np.random.default_rng(0)
-    texts = [np.concatenate([[BOS], rng.integers(3, 6, rng.integers(1, 6)), [1]]) for _ in range(40)]
+    texts = [
+        np.concatenate([[BOS], rng.integers(3, 6, rng.integers(1, 6)), [1]]) for _ in range(40)
+    ]
     model = Trigram(texts, 8, BOS)
     before = context if context[0] == BOS else [BOS, *context]
     after = [model.probabilities([np.array([*before, word])])[-1] for word in range(8)]

@@ -22,8 +22,19 @@ from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.metrics_log import read_metrics
 
-FLAGS = ["--config.tokenizer=small", "--config.model.compute_dtype=float32", "--config.model.remat=none", "--config.mesh=(-1,1,1)", "--config.max_length=64"]
-FLAGS += ["--config.batch.row_length=64", "--config.batch.rows=8", "--config.max_train=0", "--config.max_eval=100"]
+FLAGS = [
+    "--config.tokenizer=small",
+    "--config.model.compute_dtype=float32",
+    "--config.model.remat=none",
+    "--config.mesh=(-1,1,1)",
+    "--config.max_length=64",
+]
+FLAGS += [
+    "--config.batch.row_length=64",
+    "--config.batch.rows=8",
+    "--config.max_train=0",
+    "--config.max_eval=100",
+]
 
 
 PROGRAM = pathlib.Path(__file__).parents[2] / "experiments" / "pretrain_decoder.py"
@@ -34,7 +45,9 @@ def main(*arguments: str) -> int:
     spec = importlib.util.spec_from_file_location("pretrain_decoder_again", PROGRAM)
     module = importlib.util.module_from_spec(spec)
     argv = ["pretrain_decoder", *arguments]
-    with mock.patch.object(sys, "argv", argv):  # where ml_collections looks for the fields that are changed
+    with mock.patch.object(
+        sys, "argv", argv
+    ):  # where ml_collections looks for the fields that are changed
         spec.loader.exec_module(module)
         return module.main(argv)
 
@@ -51,8 +64,16 @@ def pretrained(tmp_path_factory, micro, texts):
     """(workdir, folder) of the program's run of the "micro" size on toy text."""
     del micro  # it registers the size
     folder = tmp_path_factory.mktemp("decoder")
-    arguments = [f"--config={PROGRAM}:size=micro,smoke", f"--workdir={folder / 'run'}", f"--output={folder / 'out'}"]
-    steps = ["--config.train_for=60 steps", "--config.optimizer.learning_rate=0.01", "--config.evaluate_every=50 percent"]
+    arguments = [
+        f"--config={PROGRAM}:size=micro,smoke",
+        f"--workdir={folder / 'run'}",
+        f"--output={folder / 'out'}",
+    ]
+    steps = [
+        "--config.train_for=60 steps",
+        "--config.optimizer.learning_rate=0.01",
+        "--config.evaluate_every=50 percent",
+    ]
     assert main(*arguments, *FLAGS, *steps, f"--config.text.train=('{texts}',)") == 0
     return folder / "run", folder / "out"
 
@@ -74,35 +95,76 @@ def test_it_learns_and_says_how_good_it_is(pretrained, texts):
     unigram = unigram_perplexity(tokenizer, found.texts("train"), found.pieces("validation"))
     assert record["validation_perplexity"] < 0.5 * unigram
     assert 1 < record["trigram_perplexity"] < 0.5 * unigram
-    assert record["validation_tokens_predicted"] == sum(len(ids) + 1 for ids in tokenizer.encode(found.pieces("validation")))
-    assert (record["steps"], record["seed"], record["train"], record["size"]) == (60, 0, ["toy.txt"], "micro") and record["training_seconds"] > 0
+    assert record["validation_tokens_predicted"] == sum(
+        len(ids) + 1 for ids in tokenizer.encode(found.pieces("validation"))
+    )
+    assert (record["steps"], record["seed"], record["train"], record["size"]) == (
+        60,
+        0,
+        ["toy.txt"],
+        "micro",
+    ) and record["training_seconds"] > 0
     curve = record["validation_perplexity_by_step"]
-    assert list(curve) == ["30", "60"] and curve["30"] > curve["60"] == round(record["validation_perplexity"], 2)
+    assert list(curve) == ["30", "60"] and curve["30"] > curve["60"] == round(
+        record["validation_perplexity"], 2
+    )
     assert f"{record['validation_perplexity']:.2f}" in (folder / "README.md").read_text()
     lines = read_metrics(workdir)
     final = [line for line in lines if line["split"] == "validation"][-1]
-    assert final["perplexity"] == record["validation_perplexity"] == pytest.approx(np.exp(final["nll"]))
+    assert (
+        final["perplexity"]
+        == record["validation_perplexity"]
+        == pytest.approx(np.exp(final["nll"]))
+    )
     losses = [line["text/loss"] for line in lines if line["split"] == "train"]
     assert losses[-1] < losses[0] - 1 and losses[0] > 5, "of a predicted token, in nats"
-    shares = [line["loss"] / (line["text/loss"] * line["real_token_share"]) for line in lines if line["split"] == "train"]
-    assert all(0.7 < share < 1 for share in shares), "the step's loss is that of the row's tokens: bos predicts, eos does not"
+    shares = [
+        line["loss"] / (line["text/loss"] * line["real_token_share"])
+        for line in lines
+        if line["split"] == "train"
+    ]
+    assert all(0.7 < share < 1 for share in shares), (
+        "the step's loss is that of the row's tokens: bos predicts, eos does not"
+    )
 
 
 def test_the_lowest_perplexity_is_the_best(pretrained, tmp_path):
     workdir, _ = pretrained
     step, value = Checkpoints(workdir, lowest=True).best()
-    assert value == min(line["perplexity"] for line in read_metrics(workdir) if line["split"] == "validation") > 1
+    assert (
+        value
+        == min(
+            line["perplexity"] for line in read_metrics(workdir) if line["split"] == "validation"
+        )
+        > 1
+    )
     assert (step, value) == min(
-        ((line["step"], line["perplexity"]) for line in read_metrics(workdir) if line["split"] == "validation"), key=lambda pair: pair[1]
+        (
+            (line["step"], line["perplexity"])
+            for line in read_metrics(workdir)
+            if line["split"] == "validation"
+        ),
+        key=lambda pair: pair[1],
     )
 
 
-def test_the_folder_is_the_trained_backbone_to_the_bit_and_is_fine_tuned_as_an_encoder(pretrained, micro, tmp_path):
+def test_the_folder_is_the_trained_backbone_to_the_bit_and_is_fine_tuned_as_an_encoder(
+    pretrained, micro, tmp_path
+):
     workdir, folder = pretrained
-    trees = [jax.device_get(parameter_dict(nnx.state(ge.load_backbone(path)))) for path in (workdir, folder)]
+    trees = [
+        jax.device_get(parameter_dict(nnx.state(ge.load_backbone(path))))
+        for path in (workdir, folder)
+    ]
     jax.tree.map(np.testing.assert_array_equal, *trees)
     assert ge.load_tokenizer(folder).model == ge.Tokenizer.load("small").model
-    config = micro(tasks=("toy_sentiment",), model__size="pretrained", model__pretrained=str(folder), tokenizer="auto", train_for="1 steps")
+    config = micro(
+        tasks=("toy_sentiment",),
+        model__size="pretrained",
+        model__pretrained=str(folder),
+        tokenizer="auto",
+        train_for="1 steps",
+    )
     assert config.model.attention == "bidirectional"
     outcome = loop.train(config, tmp_path / "run")
     assert 0 <= outcome.metrics["toy_sentiment"]["accuracy"] <= 1
@@ -115,20 +177,42 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
     perplexities = np.exp(said[:, 0] / said[:, 1])
     assert said.shape == (2, 2) and perplexities[0] < perplexities[1]
     frame = predictor.predict(["the acting was not dull ."], as_frame=True)
-    assert list(frame) == ["text", "prediction", "nll", "tokens"] and frame["prediction"][0] == pytest.approx(perplexities[0], rel=1e-5)
-    assert predictor.embed(["a text"]).shape == (1, 32) and "language_model" in predictor._repr_html_()
-    with pytest.raises(InputError, match="no place for the language model's head 'text'; heads=False leaves it out"):
+    assert list(frame) == ["text", "prediction", "nll", "tokens"] and frame["prediction"][
+        0
+    ] == pytest.approx(perplexities[0], rel=1e-5)
+    assert (
+        predictor.embed(["a text"]).shape == (1, 32) and "language_model" in predictor._repr_html_()
+    )
+    with pytest.raises(
+        InputError, match="no place for the language model's head 'text'; heads=False leaves it out"
+    ):
         ge.export_huggingface(predictor, tmp_path / "refused")
     exported = ge.export_huggingface(predictor, tmp_path / "exported", heads=False)
-    np.testing.assert_allclose(ge.Predictor.load(exported).embed(["a text"]), predictor.embed(["a text"]), atol=1e-6)
+    np.testing.assert_allclose(
+        ge.Predictor.load(exported).embed(["a text"]), predictor.embed(["a text"]), atol=1e-6
+    )
     assert report.main([str(workdir), f"--output={tmp_path / 'report.html'}"]) in (None, 0)
     assert "perplexity" in (tmp_path / "report.html").read_text()
-    settings = inspect.Settings(registry.get("text", DataOptions(text={"train": (str(texts),)})), predictor.bundle.tokenizer, 64, 64, 8)
-    assert "text: language_model, train split" in "\n".join(inspect.report(settings, "train", 1, 20, 0))
+    settings = inspect.Settings(
+        registry.get("text", DataOptions(text={"train": (str(texts),)})),
+        predictor.bundle.tokenizer,
+        64,
+        64,
+        8,
+    )
+    assert "text: language_model, train split" in "\n".join(
+        inspect.report(settings, "train", 1, 20, 0)
+    )
 
 
 def test_it_resumes_to_the_bit(micro, texts, tmp_path, monkeypatch):
-    fields = {"tasks": ("text",), "model__attention": "causal", "text__train": (str(texts),), "train_for": "6 steps", "log_every": "1 steps"}
+    fields = {
+        "tasks": ("text",),
+        "model__attention": "causal",
+        "text__train": (str(texts),),
+        "train_for": "6 steps",
+        "log_every": "1 steps",
+    }
     config = micro(**fields, checkpoint_every="2 steps", evaluate_every="0")
     straight = loop.train(config, tmp_path / "straight")
     original, left = loop.TrainStream.__next__, [3]
@@ -143,28 +227,55 @@ def test_it_resumes_to_the_bit(micro, texts, tmp_path, monkeypatch):
         patch.setattr(loop.TrainStream, "__next__", counted)
         loop.train(config, tmp_path / "killed")
     resumed = loop.train(config, tmp_path / "killed")
-    losses = [[line["loss"] for line in read_metrics(tmp_path / name) if line["split"] == "train"] for name in ("straight", "killed")]
+    losses = [
+        [line["loss"] for line in read_metrics(tmp_path / name) if line["split"] == "train"]
+        for name in ("straight", "killed")
+    ]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     assert straight.metrics == resumed.metrics
 
 
 def test_it_trains_beside_other_kinds_under_one_causal_mask(micro, texts, tmp_path):
-    config = micro(tasks=("toy_sentiment", "text"), model__attention="causal", text__train=(str(texts),), train_for="2 steps", mixture__mixing="equal")
+    config = micro(
+        tasks=("toy_sentiment", "text"),
+        model__attention="causal",
+        text__train=(str(texts),),
+        train_for="2 steps",
+        mixture__mixing="equal",
+    )
     outcome = loop.train(config, tmp_path)
-    assert outcome.metrics["text"]["perplexity"] > 1 and "accuracy" in outcome.metrics["toy_sentiment"]
+    assert (
+        outcome.metrics["text"]["perplexity"] > 1 and "accuracy" in outcome.metrics["toy_sentiment"]
+    )
     trained = next(line for line in read_metrics(tmp_path) if line["split"] == "train")
     assert {"text/loss", "toy_sentiment/loss"} <= trained.keys()
 
 
 def test_refusals(micro, texts, tmp_path, capsys):
-    with pytest.raises(InputError, match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'"):
+    with pytest.raises(
+        InputError,
+        match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'",
+    ):
         recipes.build(micro(tasks=("text",), text__train=(str(texts),)))
     (tmp_path / "there").mkdir()
     for arguments, message in (
         ([f"--workdir={tmp_path / 'w'}"], "--output is missing"),
-        ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'there'}"], "there exists; name a new folder"),
-        ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}", "--config.tasks=('glue_sst2',)"], "pretrains on the task 'text' alone"),
-        ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}", "--config.prepared=p"], "leave out --config.prepared"),
+        (
+            [f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'there'}"],
+            "there exists; name a new folder",
+        ),
+        (
+            [
+                f"--workdir={tmp_path / 'w'}",
+                f"--output={tmp_path / 'o'}",
+                "--config.tasks=('glue_sst2',)",
+            ],
+            "pretrains on the task 'text' alone",
+        ),
+        (
+            [f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}", "--config.prepared=p"],
+            "leave out --config.prepared",
+        ),
         ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}"], "text.train is not set"),
     ):
         assert main(*arguments) == 2

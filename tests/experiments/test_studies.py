@@ -18,15 +18,29 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 def of_command(line: str):
     """The config that a command's words give, read as the training program reads them."""
     words = shlex.split(line)
-    assert words[:3] == ["python", "-m", "gemma_encoder.main"] and words[-1].startswith("--workdir=")
+    assert words[:3] == ["python", "-m", "gemma_encoder.main"] and words[-1].startswith(
+        "--workdir="
+    )
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=["main", *words[3:-1]])
+    holder = config_flags.DEFINE_config_file(
+        "config", None, flag_values=values, sys_argv=["main", *words[3:-1]]
+    )
     values(["main", *words[3:-1]])
     return holder.value
 
 
 @pytest.mark.parametrize("scale", ["mini", "gemma2_2b"])
-@pytest.mark.parametrize("words", [(), ("--config.model.pretrained=weights", "--config.optimizer.learning_rate=0.25", "--config.train_for=5 epochs")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        (
+            "--config.model.pretrained=weights",
+            "--config.optimizer.learning_rate=0.25",
+            "--config.train_for=5 epochs",
+        ),
+    ],
+)
 def test_every_command_gives_the_config_of_its_run(scale, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = ("attention", "data_size", "hyperparameters") if words else ablations.NAMES
@@ -35,27 +49,53 @@ def test_every_command_gives_the_config_of_its_run(scale, words, monkeypatch):
     for run in runs[::3]:
         assert studies.flat(of_command(run.command)) == studies.flat(run.config), run.command
     if words:
-        rates = {run.config.optimizer.learning_rate for run in runs if run.place.study == "attention"}
+        rates = {
+            run.config.optimizer.learning_rate for run in runs if run.place.study == "attention"
+        }
         assert rates == {0.25} and max(run.config.optimizer.learning_rate for run in runs) == 0.75
 
 
 def test_a_row_changes_its_factor_and_nothing_else():
     def changed(study, row, task="sst2", scale="mini"):
-        return studies.changed(studies.base(task, scale), ablations.load(study).config(task, row, 3, scale))
+        return studies.changed(
+            studies.base(task, scale), ablations.load(study).config(task, row, 3, scale)
+        )
 
-    assert changed("attention", "bidirectional") == changed("pooling", "mean_bidirectional") == changed("dropout", "feed_forward_0.1") == {}
-    assert changed("attention", "causal") == changed("pooling", "mean_causal") == {"model.attention": "causal"}
+    assert (
+        changed("attention", "bidirectional")
+        == changed("pooling", "mean_bidirectional")
+        == changed("dropout", "feed_forward_0.1")
+        == {}
+    )
+    assert (
+        changed("attention", "causal")
+        == changed("pooling", "mean_causal")
+        == {"model.attention": "causal"}
+    )
     random = {"model.pretrained": "", "model.size": "gemma3_mini", "tokenizer": studies.DECODER}
     assert changed("attention", "causal_random") == {"model.attention": "causal", **random}
-    assert changed("dropout", "both_0.2") == {"model.attention_dropout": 0.2, "model.feed_forward_dropout": 0.2}
-    assert changed("dropout", "attention_0.1") == {"model.attention_dropout": 0.1, "model.feed_forward_dropout": 0.0}
+    assert changed("dropout", "both_0.2") == {
+        "model.attention_dropout": 0.2,
+        "model.feed_forward_dropout": 0.2,
+    }
+    assert changed("dropout", "attention_0.1") == {
+        "model.attention_dropout": 0.1,
+        "model.feed_forward_dropout": 0.0,
+    }
     left, right = changed("padding", "left"), changed("padding", "right")
     assert left == right | {"batch.padding": "left"} and right["batch.segments"] == 1
     assert changed("ranking_loss", "softmax_8", "msmarco") == {}
-    assert changed("ranking_loss", "poly1_16", "msmarco") == {"losses.ranking": "poly1", "ranking.list_size": 16, "batch.rows": 32}
+    assert changed("ranking_loss", "poly1_16", "msmarco") == {
+        "losses.ranking": "poly1",
+        "ranking.list_size": 16,
+        "batch.rows": 32,
+    }
     assert changed("ranking_loss", "softmax_36", "msmarco", "gemma2_2b") == {}
     assert changed("data_size", "10_percent") == {"max_train": 1000, "train_for": "10000 examples"}
-    assert changed("data_size", "1_percent", "stsb", "gemma2_9b") == {"max_train": 57, "train_for": "17247 examples"}
+    assert changed("data_size", "1_percent", "stsb", "gemma2_9b") == {
+        "max_train": 57,
+        "train_for": "17247 examples",
+    }
     assert changed("hyperparameters", "rate_3_rows_2_length_2")["train_for"] == "2 epochs"
 
 
@@ -64,7 +104,9 @@ def test_the_main_tables_hold_every_task_at_every_size():
     assert len(study.tasks) == 9 + 8 + 1
     for scale, task in itertools.product(studies.SCALES, study.tasks):
         ((row,), config) = study.rows_at(scale), study.config(task, scale, 0, scale)
-        assert row.name == scale and config.model.size == ("pretrained" if scale == "mini" else scale)
+        assert row.name == scale and config.model.size == (
+            "pretrained" if scale == "mini" else scale
+        )
     assert study.get_config("task=rte,row=gemma2_9b").model.size == "gemma2_9b"
 
 
@@ -89,6 +131,10 @@ def test_declarations_are_checked():
     with pytest.raises(InputError, match="different names and hold the baseline 'b'"):
         Study("s", "?", ("sst2",), "b", (Row("a"), Row("a")))
     with pytest.raises(InputError, match="unknown config field 'model.atention'"):
-        Study("s", "?", ("sst2",), "a", (Row("a", {"model.atention": "causal"}),)).config("sst2", "a", 0, "mini")
-    with pytest.raises(InputError, match="row 'softmax_36' of study 'ranking_loss' is for the scale"):
+        Study("s", "?", ("sst2",), "a", (Row("a", {"model.atention": "causal"}),)).config(
+            "sst2", "a", 0, "mini"
+        )
+    with pytest.raises(
+        InputError, match="row 'softmax_36' of study 'ranking_loss' is for the scale"
+    ):
         ablations.load("ranking_loss").config("msmarco", "softmax_36", 0, "mini")

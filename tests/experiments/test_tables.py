@@ -31,9 +31,13 @@ def test_differences_are_paired_over_examples_and_seeds(made, tmp_path):
         made("attention", "causal_random", "sst2", seed, share(0.8))
     (cell,) = read(tmp_path)
     found, seeds = cell.contrast(("bidirectional",), ("causal",))
-    error = np.sqrt(0.1 * 0.9 / 200)  # one arm is right on 20 more of the 200 examples: a binomial, not two
+    error = np.sqrt(
+        0.1 * 0.9 / 200
+    )  # one arm is right on 20 more of the 200 examples: a binomial, not two
     assert seeds == 3 and found.value == pytest.approx(0.1)
-    assert found.low == pytest.approx(0.1 - 1.96 * error, abs=0.01) and found.high == pytest.approx(0.1 + 1.96 * error, abs=0.01)
+    assert found.low == pytest.approx(0.1 - 1.96 * error, abs=0.01) and found.high == pytest.approx(
+        0.1 + 1.96 * error, abs=0.01
+    )
     same, _ = cell.contrast(("bidirectional",), ("causal_random",))
     assert same == (0, 0, 0)
     assert cell.contrast(("bidirectional",), ("bidirectional_random",)) is None
@@ -46,7 +50,10 @@ def test_seeds_widen_the_interval(made, tmp_path):
         made("attention", "causal", "sst2", seed, share(0.0))
     (cell,) = read(tmp_path)
     found, _ = cell.contrast(("bidirectional",), ("causal",))
-    assert found.value == pytest.approx(1 / 3) and (found.low, found.high) == (0, 1)  # 8 of 27 draws never take the first seed, 1 takes no other
+    assert found.value == pytest.approx(1 / 3) and (found.low, found.high) == (
+        0,
+        1,
+    )  # 8 of 27 draws never take the first seed, 1 takes no other
 
 
 def test_only_seeds_that_both_rows_have_are_compared(made, tmp_path):
@@ -60,7 +67,11 @@ def test_only_seeds_that_both_rows_have_are_compared(made, tmp_path):
 def test_chance_is_the_best_constant_answer_or_a_random_order(made, tmp_path):
     made("attention", "bidirectional", "sst2", 0, share(0.8))
     assert read(tmp_path)[0].chance() == 0.5
-    f1 = {"main_metric": "f1", "kind": "classification", "outcomes": {"f1": {"labels": [1, 1, 1, 0], "predictions": [0, 0, 0, 0]}}}
+    f1 = {
+        "main_metric": "f1",
+        "kind": "classification",
+        "outcomes": {"f1": {"labels": [1, 1, 1, 0], "predictions": [0, 0, 0, 0]}},
+    }
     assert chance(f1) == pytest.approx(6 / 7)
     grades = [0] * 17 + [1, 2, 1]
     rng = np.random.default_rng(0)
@@ -70,7 +81,13 @@ def test_chance_is_the_best_constant_answer_or_a_random_order(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"), [(0.01, 0.1, "better"), (-0.1, -0.01, "worse"), (-0.1, 0.1, "cannot be told"), (1e-17, 1e-17, "cannot be told")]
+    ("low", "high", "said"),
+    [
+        (0.01, 0.1, "better"),
+        (-0.1, -0.01, "worse"),
+        (-0.1, 0.1, "cannot be told"),
+        (1e-17, 1e-17, "cannot be told"),
+    ],
 )
 def test_a_difference_is_told_where_its_interval_leaves_out_zero(low, high, said):
     assert verdict(Interval((low + high) / 2, low, high)) == said
@@ -78,7 +95,12 @@ def test_a_difference_is_told_where_its_interval_leaves_out_zero(low, high, said
 
 @pytest.mark.parametrize(
     ("above", "below", "said"),
-    [((0.8, 0.8), (0.6, 0.6), HOLDS), ((0.6, 0.6), (0.8, 0.8), FAILS), ((0.71, 0.70), (0.70, 0.71), UNKNOWN), ((0.8, 0.6), (0.6, 0.8), "both")],
+    [
+        ((0.8, 0.8), (0.6, 0.6), HOLDS),
+        ((0.6, 0.6), (0.8, 0.8), FAILS),
+        ((0.71, 0.70), (0.70, 0.71), UNKNOWN),
+        ((0.8, 0.6), (0.6, 0.8), "both"),
+    ],
 )
 def test_a_claim_that_something_is_better(made, tmp_path, above, below, said):
     for task, *rates in zip(("sst2", "stsb"), above, below, strict=True):
@@ -88,7 +110,11 @@ def test_a_claim_that_something_is_better(made, tmp_path, above, below, said):
     judged = claims.judge(CLAIM["attention"], read(tmp_path))
     expected = f"{HOLDS} on sst2; {FAILS} on stsb" if said == "both" else said
     assert claims.overall(CLAIM["attention"], judged) == expected
-    assert [item.difference is None for item in judged] == [False, True, True] * 2  # rows from random weights were not run
+    assert [item.difference is None for item in judged] == [
+        False,
+        True,
+        True,
+    ] * 2  # rows from random weights were not run
 
 
 def test_a_verdict_names_the_tasks_that_were_run_where_others_were_not(made, tmp_path):
@@ -103,7 +129,10 @@ def test_a_verdict_names_the_tasks_that_were_run_where_others_were_not(made, tmp
     assert claims.overall(claim, claims.judge(claim, read(tmp_path))) == f"{UNKNOWN}: not run"
 
 
-@pytest.mark.parametrize(("right", "said"), [(share(0.8), HOLDS), (share(0.5), FAILS), (np.roll(share(0.8), 100), UNKNOWN)])
+@pytest.mark.parametrize(
+    ("right", "said"),
+    [(share(0.8), HOLDS), (share(0.5), FAILS), (np.roll(share(0.8), 100), UNKNOWN)],
+)
 def test_a_claim_that_nothing_changes_needs_a_narrow_interval(made, tmp_path, right, said):
     for seed in range(3):
         made("padding", "left", "sst2", seed, share(0.8))
@@ -125,14 +154,27 @@ def test_a_claim_about_longer_lists(made, tmp_path, short, long, said):
         for loss, rate in zip(("softmax", "point_ce"), rates, strict=True):
             right = share(rate).astype(float)
             ranked = {"kind": "ranking", "main_metric": "mrr@10", "metrics": {"mrr@10": rate}}
-            outcome = {"queries": [str(i) for i in range(200)], "values": {"mrr@10": right.tolist()}}
-            made("ranking_loss", f"{loss}_{size}", "msmarco", 0, right > 0, outcomes={"mrr@10": outcome}, **ranked)
+            outcome = {
+                "queries": [str(i) for i in range(200)],
+                "values": {"mrr@10": right.tolist()},
+            }
+            made(
+                "ranking_loss",
+                f"{loss}_{size}",
+                "msmarco",
+                0,
+                right > 0,
+                outcomes={"mrr@10": outcome},
+                **ranked,
+            )
     claim = CLAIM["ranking_loss"]
     assert claims.overall(claim, claims.judge(claim, read(tmp_path))) == said
 
 
 def test_claims_without_runs_say_so():
-    assert [claims.overall(claim, claims.judge(claim, [])) for claim in CLAIMS] == [f"{UNKNOWN}: not run"] * len(CLAIMS)
+    assert [claims.overall(claim, claims.judge(claim, [])) for claim in CLAIMS] == [
+        f"{UNKNOWN}: not run"
+    ] * len(CLAIMS)
 
 
 def test_no_query_chooses_its_own_weight():
@@ -149,13 +191,24 @@ def test_no_query_chooses_its_own_weight():
 def test_interpolation_goes_from_the_scores_to_the_first_stage():
     outcome = {"scores": [[0.0, 1.0, 2.0, 3.0], []], "grades": [[1, 0, 0, 0], []]}
     found = reranking.by_weight(outcome)
-    assert found[0].tolist() == [0.25, 0] and found[-1].tolist() == [1, 0] and (np.diff(found[:, 0]) >= 0).all()
+    assert (
+        found[0].tolist() == [0.25, 0]
+        and found[-1].tolist() == [1, 0]
+        and (np.diff(found[:, 0]) >= 0).all()
+    )
 
 
 def test_failures_stand_in_the_report(made, tmp_path):
     folder = tmp_path / "attention"
     made("attention", "bidirectional", "sst2", 0, share(0.8))
-    failed = {"study": "attention", "row": "causal", "task": "sst2", "scale": "mini", "seed": 1, "error": "out of luck"}
+    failed = {
+        "study": "attention",
+        "row": "causal",
+        "task": "sst2",
+        "scale": "mini",
+        "seed": 1,
+        "error": "out of luck",
+    }
     results.write(folder / "causal" / "sst2" / "seed_1.failed.json", failed)
     text = tables.report(results.read(tmp_path), tmp_path / "out.md", "command")
     assert "| causal | 0 | failed; seed 1 failed: out of luck |" in text and "Failed:" in text
@@ -168,7 +221,12 @@ def test_a_report_over_many_runs_takes_seconds(made, tmp_path):
             for seed in range(3):
                 values = rng.random(1500)
                 outcome = {"labels": np.arange(1500).tolist(), "predictions": values.tolist()}
-                regression = {"kind": "regression", "main_metric": "spearman", "metrics": {"spearman": 0.0}, "outcomes": {"spearman": outcome}}
+                regression = {
+                    "kind": "regression",
+                    "main_metric": "spearman",
+                    "metrics": {"spearman": 0.0},
+                    "outcomes": {"spearman": outcome},
+                }
                 made("pooling", row.name, task, seed, share(0.5), **regression)
     began = time.process_time()
     tables.report(results.read(tmp_path), tmp_path / "out.md", "command")
@@ -184,24 +242,45 @@ def test_a_report_over_many_runs_takes_seconds(made, tmp_path):
         ({"row": "bidirectional"}, "does not belong there"),
         ({"metrics": None}, "is no result: its field 'metrics' is None"),
         ({"main_metric": "f1"}, "is no result: it lacks its main metric 'f1'"),
-        ({"outcomes": {"accuracy": {"labels": [1], "predictions": [1, 0]}}}, "not one label and one prediction of each example"),
+        (
+            {"outcomes": {"accuracy": {"labels": [1], "predictions": [1, 0]}}},
+            "not one label and one prediction of each example",
+        ),
         ({"same_as": "attention/gone/sst2/seed_0.json"}, "which is no result"),
     ],
 )
 def test_what_is_no_result_is_refused_in_one_line(made, tmp_path, content, message, capsys):
     path = made("attention", "causal", "sst2", 0, share(0.5))
-    path.write_text(content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content))
+    path.write_text(
+        content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content)
+    )
     assert tables.main([str(tmp_path), f"--output={tmp_path / 'out.md'}"]) == 2
     error = capsys.readouterr().err
     assert message in error and str(tmp_path) in error and error.count("\n") == 1
 
 
 def test_other_refusals(made, tmp_path, capsys):
-    assert tables.main([str(tmp_path / "none")]) == 2 and "is no folder of results" in capsys.readouterr().err
-    assert tables.main([str(tmp_path)]) == 2 and "there is no result to report on" in capsys.readouterr().err
+    assert (
+        tables.main([str(tmp_path / "none")]) == 2
+        and "is no folder of results" in capsys.readouterr().err
+    )
+    assert (
+        tables.main([str(tmp_path)]) == 2
+        and "there is no result to report on" in capsys.readouterr().err
+    )
     made("attention", "causal", "sst2", 0, share(0.5))
-    made("attention", "bidirectional", "sst2", 0, share(0.5), outcomes={"accuracy": {"labels": [0, 1], "predictions": [0, 1]}})
-    assert tables.main([str(tmp_path)]) == 2 and "was evaluated on other examples" in capsys.readouterr().err
+    made(
+        "attention",
+        "bidirectional",
+        "sst2",
+        0,
+        share(0.5),
+        outcomes={"accuracy": {"labels": [0, 1], "predictions": [0, 1]}},
+    )
+    assert (
+        tables.main([str(tmp_path)]) == 2
+        and "was evaluated on other examples" in capsys.readouterr().err
+    )
     made("attentions", "causal", "sst2", 0, share(0.5))
     with pytest.raises(InputError, match="no study is called 'attentions'"):
         tables.report(results.read(tmp_path), tmp_path / "out.md", "command")

@@ -18,7 +18,9 @@ def spelt(tokenizer):
         parts = []
         for piece in tokenizer.pieces(ids):
             is_byte = re.fullmatch("<0x[0-9A-F]{2}>", piece)
-            parts.append(bytes([int(piece[3:5], 16)]) if is_byte else piece.replace("\u2581", " ").encode())
+            parts.append(
+                bytes([int(piece[3:5], 16)]) if is_byte else piece.replace("\u2581", " ").encode()
+            )
         return b"".join(parts)
 
     return spell

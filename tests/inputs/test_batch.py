@@ -25,13 +25,27 @@ def test_an_empty_batch_holds_nothing(rows, length, segments):
         assert (field == (-1 if name in ("group_id", "example_id") else 0)).all(), name
 
 
-@given(st.lists(st.lists(st.lists(st.integers(-1, 2), min_size=2, max_size=2), min_size=1, max_size=3), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.lists(st.lists(st.integers(-1, 2), min_size=2, max_size=2), min_size=1, max_size=3),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_concatenate_keeps_rows_in_order_and_renumbers_groups(group_ids):
     groups_per_block = 3
     blocks = []
     for number, ids in enumerate(group_ids):
-        block = empty_batch(BatchShape(rows=len(ids), row_length=4, segments=2, groups=groups_per_block))
-        blocks.append(block._replace(group_id=np.array(ids, np.int32), tokens=block.tokens + number, example_id=block.example_id + number))
+        block = empty_batch(
+            BatchShape(rows=len(ids), row_length=4, segments=2, groups=groups_per_block)
+        )
+        blocks.append(
+            block._replace(
+                group_id=np.array(ids, np.int32),
+                tokens=block.tokens + number,
+                example_id=block.example_id + number,
+            )
+        )
     before = [block.group_id.copy() for block in blocks]
     batch = concatenate(blocks, groups_per_block)
     start = 0
@@ -39,24 +53,33 @@ def test_concatenate_keeps_rows_in_order_and_renumbers_groups(group_ids):
         rows = slice(start, start + len(ids))
         np.testing.assert_array_equal(batch.tokens[rows], block.tokens)
         np.testing.assert_array_equal(batch.example_id[rows], block.example_id)
-        np.testing.assert_array_equal(batch.group_id[rows], np.where(ids == -1, -1, ids + number * groups_per_block))
+        np.testing.assert_array_equal(
+            batch.group_id[rows], np.where(ids == -1, -1, ids + number * groups_per_block)
+        )
         np.testing.assert_array_equal(block.group_id, ids)  # the blocks themselves are untouched
         start += len(ids)
     assert start == len(batch.tokens)
-    for name, dtype in zip(Batch._fields, (field.dtype for field in empty_batch(BatchShape(1, 1))), strict=True):
+    for name, dtype in zip(
+        Batch._fields, (field.dtype for field in empty_batch(BatchShape(1, 1))), strict=True
+    ):
         assert getattr(batch, name).dtype == dtype, name
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 def test_readers_share_rows_and_groups(readers, rows, groups):
-    whole = BatchShape(rows=rows * readers, row_length=16, segments=3, groups=groups * readers, list_size=5)
+    whole = BatchShape(
+        rows=rows * readers, row_length=16, segments=3, groups=groups * readers, list_size=5
+    )
     part = whole.split(readers)
     assert part == BatchShape(rows=rows, row_length=16, segments=3, groups=groups, list_size=5)
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(6, 4), (4, 6)])
 def test_an_uneven_split_is_refused(rows, groups):
-    with pytest.raises(InputError, match=f"readers x micro-batches = 4 cannot share {rows} rows and {groups} lists evenly"):
+    with pytest.raises(
+        InputError,
+        match=f"readers x micro-batches = 4 cannot share {rows} rows and {groups} lists evenly",
+    ):
         BatchShape(rows=rows, row_length=8, groups=groups).split(4)
 
 

@@ -10,9 +10,14 @@ def test_unknown_names_the_nearest_and_every_valid_name():
     assert message == "unknown pooler 'men'; did you mean 'mean'? Valid: first_k, last_k, mean"
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("glue_sst", "glue_sst2"), ("sst2", "glue_sst2"), ("glue_mlni", "glue_mnli")])
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("glue_sst", "glue_sst2"), ("sst2", "glue_sst2"), ("glue_mlni", "glue_mnli")],
+)
 def test_unknown_prefers_the_closest_name(name, nearest):
-    assert f"did you mean {nearest!r}?" in str(unknown("task", name, ("glue_sst2", "glue_mnli", "msmarco")))
+    assert f"did you mean {nearest!r}?" in str(
+        unknown("task", name, ("glue_sst2", "glue_mnli", "msmarco"))
+    )
 
 
 def test_unknown_guesses_nothing_when_nothing_is_near():

@@ -41,8 +41,13 @@ def streams(draw, max_units=25):
     )
     share = shape.row_length // segments  # lists of texts this short always fit into an empty block
     singles = st.integers(1, shape.row_length).map(lambda length: ([length], False))
-    lists = st.lists(st.integers(1, share), min_size=1, max_size=min(shape.list_size, shape.rows * segments)).map(lambda lengths: (lengths, True))
-    return shape, [make_unit(number, *unit) for number, unit in enumerate(draw(st.lists(singles | lists, max_size=max_units)))]
+    lists = st.lists(
+        st.integers(1, share), min_size=1, max_size=min(shape.list_size, shape.rows * segments)
+    ).map(lambda lengths: (lengths, True))
+    return shape, [
+        make_unit(number, *unit)
+        for number, unit in enumerate(draw(st.lists(singles | lists, max_size=max_units)))
+    ]
 
 
 def check_structure(batch: Batch, shape: BatchShape, padding: str) -> None:
@@ -61,8 +66,16 @@ def check_structure(batch: Batch, shape: BatchShape, padding: str) -> None:
             np.testing.assert_array_equal(batch.positions[row][inside], np.arange(inside.sum()))
         assert (batch.positions[row][~used] == 0).all()
         assert (batch.tokens[row][~used] == 0).all()
-        np.testing.assert_array_equal(batch.weight[row], [1] * count + [0] * (shape.segments - count))
-        for field, empty in (("group_id", -1), ("example_id", -1), ("list_slot", 0), ("label", 0), ("task_id", 0)):
+        np.testing.assert_array_equal(
+            batch.weight[row], [1] * count + [0] * (shape.segments - count)
+        )
+        for field, empty in (
+            ("group_id", -1),
+            ("example_id", -1),
+            ("list_slot", 0),
+            ("label", 0),
+            ("task_id", 0),
+        ):
             assert (getattr(batch, field)[row, count:] == empty).all()
 
 
@@ -71,7 +84,10 @@ def contents(batch: Batch) -> list[tuple]:
     return [
         (
             int(row),
-            *(getattr(batch, field)[row, slot].item() for field in ("example_id", "task_id", "label", "group_id", "list_slot")),
+            *(
+                getattr(batch, field)[row, slot].item()
+                for field in ("example_id", "task_id", "label", "group_id", "list_slot")
+            ),
             tuple(batch.tokens[row][batch.segment_ids[row] == slot + 1].tolist()),
         )
         for row, slot in zip(*np.nonzero(batch.weight), strict=True)
@@ -102,15 +118,25 @@ def test_every_text_comes_out_once_and_unchanged(stream, padding):
     blocks = drain(filled(shape, units, padding))
     for block in blocks:
         check_structure(block, shape, padding)
-    found = {example: (task, label, tokens) for block in blocks for _, example, task, label, _, _, tokens in contents(block)}
+    found = {
+        example: (task, label, tokens)
+        for block in blocks
+        for _, example, task, label, _, _, tokens in contents(block)
+    }
     assert sum(len(contents(block)) for block in blocks) == len(found)
-    assert found == {s.example_id: (s.task_id, s.label, tuple(s.tokens.tolist())) for unit in units for s in unit.segments}
+    assert found == {
+        s.example_id: (s.task_id, s.label, tuple(s.tokens.tolist()))
+        for unit in units
+        for s in unit.segments
+    }
 
 
 @given(streams())
 def test_lists_stay_in_one_block_and_know_their_places(stream):
     shape, units = stream
-    lists = {unit.segments[0].example_id // 100: len(unit.segments) for unit in units if unit.is_list}
+    lists = {
+        unit.segments[0].example_id // 100: len(unit.segments) for unit in units if unit.is_list
+    }
     finished = set()
     for block in drain(filled(shape, units)):
         groups = {}
@@ -187,13 +213,18 @@ def test_state_is_taken_at_once():
     packer.add(make_unit(2, [4]))
     restored = Packer(shape)
     restored.restore(state)
-    assert [[example for _, example, *_ in contents(block)] for block in drain(restored)] == [[0], [100]]
+    assert [[example for _, example, *_ in contents(block)] for block in drain(restored)] == [
+        [0],
+        [100],
+    ]
 
 
 @given(st.lists(st.integers(1, 9), max_size=20), st.integers(1, 5))
 def test_one_segment_means_one_text_a_row_in_order(lengths, rows):
     shape = BatchShape(rows=rows, row_length=9, segments=1)
-    blocks = drain(filled(shape, [make_unit(number, [length]) for number, length in enumerate(lengths)]))
+    blocks = drain(
+        filled(shape, [make_unit(number, [length]) for number, length in enumerate(lengths)])
+    )
     seen = [(row, example) for block in blocks for row, example, *_ in contents(block)]
     assert seen == [(number % rows, 100 * number) for number in range(len(lengths))]
 
@@ -205,7 +236,9 @@ def test_rows_are_filled_well(rows, row_length):
     packer, blocks, number = Packer(shape), [], 0
     while len(blocks) < 12:
         while not packer.ready:
-            length = int(np.clip(rng.lognormal(2.83, 0.6), 3, 66))  # like SST-2: mean about 20 tokens, the longest 66
+            length = int(
+                np.clip(rng.lognormal(2.83, 0.6), 3, 66)
+            )  # like SST-2: mean about 20 tokens, the longest 66
             packer.add(Unit((Segment(np.ones(length, np.int32), 0, 0.0, number),)))
             number += 1
         blocks.append(packer.emit())
@@ -217,24 +250,36 @@ def test_rows_are_filled_well(rows, row_length):
     assert per_block.min() >= 0.95, "no block is sacrificed for the others"
 
 
-@pytest.mark.parametrize(("segments", "first", "too_much", "later"), [(9, [4], [4, 4], [6]), (2, [4], [3, 3], [6])])
+@pytest.mark.parametrize(
+    ("segments", "first", "too_much", "later"), [(9, [4], [4, 4], [6]), (2, [4], [3, 3], [6])]
+)
 def test_a_list_that_does_not_fit_takes_no_room_from_later_texts(segments, first, too_much, later):
     """Neither tokens (nine segments) nor segments (two) of its texts that were placed before one was found too many."""
     shape = BatchShape(rows=1, row_length=10, segments=segments, groups=2, list_size=2)
-    blocks = drain(filled(shape, [make_unit(0, first), make_unit(1, too_much, True), make_unit(2, later)]))
-    assert [[example for _, example, *_ in contents(block)] for block in blocks] == [[0, 200], [100, 101]]
+    blocks = drain(
+        filled(shape, [make_unit(0, first), make_unit(1, too_much, True), make_unit(2, later)])
+    )
+    assert [[example for _, example, *_ in contents(block)] for block in blocks] == [
+        [0, 200],
+        [100, 101],
+    ]
 
 
 def test_concatenated_blocks_keep_their_lists_apart():
     shape = BatchShape(rows=2, row_length=8, segments=2, groups=3, list_size=2)
-    blocks = [filled(shape, [make_unit(10 * block + number, [2, 2], True) for number in range(2)]).emit() for block in range(3)]
+    blocks = [
+        filled(shape, [make_unit(10 * block + number, [2, 2], True) for number in range(2)]).emit()
+        for block in range(3)
+    ]
     batch = concatenate(blocks, shape.groups)
     members = {}
     for _, example, _, _, group, slot, _ in contents(batch):
         members.setdefault(group, []).append((example // 100, slot))
     assert sorted(members) == [0, 1, 3, 4, 6, 7]
     assert {group: sorted(places) for group, places in members.items()} == {
-        3 * block + number: [(10 * block + number, 0), (10 * block + number, 1)] for block in range(3) for number in range(2)
+        3 * block + number: [(10 * block + number, 0), (10 * block + number, 1)]
+        for block in range(3)
+        for number in range(2)
     }
 
 
@@ -246,7 +291,11 @@ def test_an_empty_pool_gives_padding():
 
 def test_ready_counts_tokens_texts_and_lists():
     shape = BatchShape(rows=2, row_length=10, segments=5, groups=2, list_size=2)
-    for unit, needed in ((make_unit(0, [10]), 4), (make_unit(0, [1]), 20), (make_unit(0, [1], True), 4)):  # 2 blocks: 40 tokens, 20 texts or 4 lists
+    for unit, needed in (
+        (make_unit(0, [10]), 4),
+        (make_unit(0, [1]), 20),
+        (make_unit(0, [1], True), 4),
+    ):  # 2 blocks: 40 tokens, 20 texts or 4 lists
         packer, added = Packer(shape, lookahead=2), 0
         while not packer.ready:
             packer.add(unit)
@@ -264,27 +313,45 @@ def refuse(shape, unit, match):
     with pytest.raises(InputError, match=match):
         packer.add(unit)
     assert len(packer) == 1
-    assert [example for _, example, *_ in contents(packer.emit())] == [700]  # the refused unit left nothing behind
+    assert [example for _, example, *_ in contents(packer.emit())] == [
+        700
+    ]  # the refused unit left nothing behind
 
 
 SHAPE = BatchShape(rows=2, row_length=10, segments=2, groups=2, list_size=8)
 
 
 def test_a_text_longer_than_a_row_is_refused():
-    refuse(SHAPE, make_unit(0, [11]), "a text of 11 tokens does not fit in a row of 10; raise batch.row_length or lower max_length")
+    refuse(
+        SHAPE,
+        make_unit(0, [11]),
+        "a text of 11 tokens does not fit in a row of 10; raise batch.row_length or lower max_length",
+    )
     refuse(SHAPE, make_unit(0, [3, 12], True), "a text of 12 tokens")
 
 
 def test_a_list_longer_than_list_size_is_refused():
-    refuse(dataclasses.replace(SHAPE, list_size=3), make_unit(0, [1] * 4, True), "a list of 4 documents exceeds the batch's list_size=3")
+    refuse(
+        dataclasses.replace(SHAPE, list_size=3),
+        make_unit(0, [1] * 4, True),
+        "a list of 4 documents exceeds the batch's list_size=3",
+    )
 
 
 def test_a_list_with_more_texts_than_a_block_is_refused():
-    refuse(SHAPE, make_unit(0, [1] * 5, True), "5 texts of one list, 5 tokens in all, do not fit in 2 rows of 10 tokens and 2 segments")
+    refuse(
+        SHAPE,
+        make_unit(0, [1] * 5, True),
+        "5 texts of one list, 5 tokens in all, do not fit in 2 rows of 10 tokens and 2 segments",
+    )
 
 
 def test_a_list_with_more_tokens_than_a_block_is_refused():
-    refuse(SHAPE, make_unit(0, [6, 6, 6], True), "3 texts of one list, 18 tokens in all, do not fit in 2 rows")
+    refuse(
+        SHAPE,
+        make_unit(0, [6, 6, 6], True),
+        "3 texts of one list, 18 tokens in all, do not fit in 2 rows",
+    )
 
 
 def test_a_unit_without_texts_is_refused():

@@ -12,7 +12,13 @@ from gemma_encoder.inputs.task import KINDS, Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
 
 TEMPLATE = Template("Query: {query} Document: {document}", cut=("document",))
-NLI = Task("mnli", "classification", Template("{premise} {hypothesis}"), ("accuracy",), classes=("entailment", "neutral", "contradiction"))
+NLI = Task(
+    "mnli",
+    "classification",
+    Template("{premise} {hypothesis}"),
+    ("accuracy",),
+    classes=("entailment", "neutral", "contradiction"),
+)
 SIMILARITY = Task("stsb", "regression", Template("{a} {b}"), ("pearson",), label_range=(1.0, 5.0))
 CHOICE = Task("copa", "choice", Template("{choice} {premise}"), ("accuracy",))
 RANKING = Task("msmarco", "ranking", TEMPLATE, ("mrr@10", "ndcg@10"))
@@ -28,9 +34,14 @@ def tasks(draw):
     return Task(
         name=draw(names),
         kind=kind,
-        template=Template(" ".join(f"{field}: {{{field}}}" for field in fields), cut=tuple(draw(st.permutations(fields))[: draw(st.integers(0, len(fields)))])),
+        template=Template(
+            " ".join(f"{field}: {{{field}}}" for field in fields),
+            cut=tuple(draw(st.permutations(fields))[: draw(st.integers(0, len(fields)))]),
+        ),
         metrics=tuple(draw(st.lists(names, min_size=1, max_size=2, unique=True))),
-        classes=tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True))) if kind == "classification" else (),
+        classes=tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True)))
+        if kind == "classification"
+        else (),
         label_range=(low, low + draw(st.floats(0.1, 100))),
         head=draw(st.just("") | names),
         chance=draw(st.none() | st.floats(0, 1)),
@@ -55,21 +66,35 @@ def test_regression_is_scaled_to_the_unit_interval_and_back(low, width, fraction
 
 
 def test_unscale_takes_arrays():
-    np.testing.assert_array_equal(SIMILARITY.unscale(np.array([0.0, 0.5, 1.0], np.float32)), [1, 3, 5])
+    np.testing.assert_array_equal(
+        SIMILARITY.unscale(np.array([0.0, 0.5, 1.0], np.float32)), [1, 3, 5]
+    )
 
 
 def test_regression_ends_map_to_the_unit_interval():
-    assert (SIMILARITY.check_label(1, "x"), SIMILARITY.check_label(3, "x"), SIMILARITY.check_label(5, "x")) == (0.0, 0.5, 1.0)
+    assert (
+        SIMILARITY.check_label(1, "x"),
+        SIMILARITY.check_label(3, "x"),
+        SIMILARITY.check_label(5, "x"),
+    ) == (0.0, 0.5, 1.0)
 
 
 def test_class_indices_and_grades_pass_unchanged():
-    assert [NLI.check_label(label, "x") for label in (0, 1, 2.0, np.int64(2))] == [0.0, 1.0, 2.0, 2.0]
+    assert [NLI.check_label(label, "x") for label in (0, 1, 2.0, np.int64(2))] == [
+        0.0,
+        1.0,
+        2.0,
+        2.0,
+    ]
     assert [RANKING.check_label(grade, "x") for grade in (0, 1, 3)] == [0.0, 1.0, 3.0]
 
 
 @pytest.mark.parametrize("label", [-1, 3, 0.5, float("nan"), float("inf"), float("-inf")])
 def test_a_class_out_of_range_is_refused(label):
-    with pytest.raises(InputError, match=r"task 'mnli', train record 17: label .* a class index from 0 to 2 \(entailment, neutral, contradiction\)"):
+    with pytest.raises(
+        InputError,
+        match=r"task 'mnli', train record 17: label .* a class index from 0 to 2 \(entailment, neutral, contradiction\)",
+    ):
         NLI.check_label(label, "train record 17")
 
 
@@ -88,7 +113,10 @@ def test_a_grade_that_is_negative_or_no_number_is_refused(grade):
 @pytest.mark.parametrize("label", [-1, 2, 0.5, float("nan")])
 def test_an_option_is_right_or_wrong(label):
     assert (CHOICE.check_label(1, "x"), CHOICE.check_label(0, "x")) == (1.0, 0.0)
-    with pytest.raises(InputError, match=r"task 'copa', record 3: label .* of an option is out of range; expected 1 \(right\) or 0 \(wrong\)"):
+    with pytest.raises(
+        InputError,
+        match=r"task 'copa', record 3: label .* of an option is out of range; expected 1 \(right\) or 0 \(wrong\)",
+    ):
         CHOICE.check_label(label, "record 3")
 
 
@@ -106,11 +134,22 @@ def test_no_valid_label_means_unknown(task, label):
 
 def test_minus_one_is_a_target_where_the_range_holds_it():
     signed = Task("signed", "regression", Template("{a}"), ("pearson",), label_range=(-1.0, 1.0))
-    assert [task.is_unlabelled(-1) for task in (NLI, SIMILARITY, RANKING, CHOICE, signed)] == [True, True, True, True, False]
+    assert [task.is_unlabelled(-1) for task in (NLI, SIMILARITY, RANKING, CHOICE, signed)] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_lists_are_of_documents_or_options():
-    assert [task.is_list for task in (NLI, SIMILARITY, RANKING, CHOICE)] == [False, False, True, True]
+    assert [task.is_list for task in (NLI, SIMILARITY, RANKING, CHOICE)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 @given(st.lists(st.tuples(names, names, st.integers(0, 1)), max_size=8))
@@ -122,13 +161,25 @@ def test_a_table_keeps_what_it_was_told_and_groups_it(rows):
     assert [info["idx"] for info in table.infos] == list(range(len(rows)))
     groups = table.groups()
     assert sorted(i for group in groups.values() for i in group) == list(range(len(rows)))
-    assert all(rows[i][0] == query for query, group in groups.items() for i in group) and all(group == sorted(group) for group in groups.values())
+    assert all(rows[i][0] == query for query, group in groups.items() for i in group) and all(
+        group == sorted(group) for group in groups.values()
+    )
 
 
 def test_outputs_and_heads_have_defaults():
-    assert (NLI.num_outputs, SIMILARITY.num_outputs, RANKING.num_outputs, CHOICE.num_outputs) == (3, 1, 1, 1)
+    assert (NLI.num_outputs, SIMILARITY.num_outputs, RANKING.num_outputs, CHOICE.num_outputs) == (
+        3,
+        1,
+        1,
+        1,
+    )
     assert NLI.head == "mnli"
-    assert Task("ax", "classification", NLI.template, ("accuracy",), classes=NLI.classes, head="mnli").head == "mnli"
+    assert (
+        Task(
+            "ax", "classification", NLI.template, ("accuracy",), classes=NLI.classes, head="mnli"
+        ).head
+        == "mnli"
+    )
 
 
 def test_an_unknown_kind_is_refused():
@@ -138,10 +189,18 @@ def test_an_unknown_kind_is_refused():
 
 @pytest.mark.parametrize(
     ("kind", "classes"),
-    [("classification", ()), ("classification", ("only",)), ("regression", ("a", "b")), ("ranking", ("a", "b")), ("regression", ("a",))],
+    [
+        ("classification", ()),
+        ("classification", ("only",)),
+        ("regression", ("a", "b")),
+        ("ranking", ("a", "b")),
+        ("regression", ("a",)),
+    ],
 )
 def test_classes_must_fit_the_kind(kind, classes):
-    with pytest.raises(InputError, match="task 't': a classification task names at least two classes"):
+    with pytest.raises(
+        InputError, match="task 't': a classification task names at least two classes"
+    ):
         Task("t", kind, Template("{a}"), ("m",), classes=classes)
 
 

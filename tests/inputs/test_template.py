@@ -12,9 +12,13 @@ from gemma_encoder.inputs.template import Template, encode
 
 RANKING = Template("Query: {query} Document: {document}", cut=("document",))
 
-words = st.sampled_from(["the", "movie", "was", "a", "xylophone", "12", "{x}", "né", "文", "€5", "👩", "end."])
+words = st.sampled_from(
+    ["the", "movie", "was", "a", "xylophone", "12", "{x}", "né", "文", "€5", "👩", "end."]
+)
 values = st.lists(words, min_size=1, max_size=12).map(" ".join)
-rarely_spaced = st.text(st.sampled_from("ab 文€👩é"), min_size=1, max_size=12).filter(str.strip)  # mostly characters of several byte tokens
+rarely_spaced = st.text(st.sampled_from("ab 文€👩é"), min_size=1, max_size=12).filter(
+    str.strip
+)  # mostly characters of several byte tokens
 literals = st.sampled_from(["", " ", "文", "€ ", " Document: ", "; ", "é", " 文"])
 
 
@@ -50,7 +54,11 @@ def expected_cut(tokenizer, template, fields, max_length) -> list[int] | None:
     for field in template.cut:
         first, last = spans[field]
         while sum(len(ids) for ids, _, _ in groups) > max_length - 2:
-            inside = [number for number, (_, begin, end) in enumerate(groups) if first <= begin and end <= last]
+            inside = [
+                number
+                for number, (_, begin, end) in enumerate(groups)
+                if first <= begin and end <= last
+            ]
             if not inside:
                 break
             del groups[inside[-1]]
@@ -85,18 +93,25 @@ def test_cutting_follows_its_definition(tokenizer, case, max_length):
     [encoded] = encode(tokenizer, template, [fields], max_length)
     assert encoded.tokens.tolist() == [tokenizer.bos_id, *expected, tokenizer.eos_id]
     assert encoded.cut == len(whole.tokens) - len(encoded.tokens)
-    assert max_length - 3 <= len(encoded.tokens) <= max_length  # a character of four byte tokens may take three more with it
+    assert (
+        max_length - 3 <= len(encoded.tokens) <= max_length
+    )  # a character of four byte tokens may take three more with it
 
 
 @given(values, values, st.integers(8, 40))
-def test_the_query_is_never_cut_and_no_character_is_left_half(tokenizer, spelt, query, document, max_length):
+def test_the_query_is_never_cut_and_no_character_is_left_half(
+    tokenizer, spelt, query, document, max_length
+):
     fields = {"query": query, "document": document}
     whole = RANKING.text.format(**fields).encode()
     try:
         [encoded] = encode(tokenizer, RANKING, [fields], max_length)
     except InputError:
         # Only when what may not be cut is too long by itself; the space before a document may join its first token.
-        assert len(tokenizer.encode([f"Query: {query} Document: {document.split()[0]}"])[0]) + 2 > max_length
+        assert (
+            len(tokenizer.encode([f"Query: {query} Document: {document.split()[0]}"])[0]) + 2
+            > max_length
+        )
         return
     text = spelt(encoded.tokens[1:-1])
     text.decode()  # raises where half a character is left
@@ -105,7 +120,9 @@ def test_the_query_is_never_cut_and_no_character_is_left_half(tokenizer, spelt, 
 
 
 @given(values.filter(lambda text: text.isascii() and "{" not in text), st.integers(3, 30))
-def test_the_limit_is_reached_exactly_where_no_character_takes_several_tokens(tokenizer, text, max_length):
+def test_the_limit_is_reached_exactly_where_no_character_takes_several_tokens(
+    tokenizer, text, max_length
+):
     template = Template("{text}")
     [whole] = encode(tokenizer, template, [{"text": text}], 1000)
     [encoded] = encode(tokenizer, template, [{"text": text}], max_length)
@@ -128,10 +145,17 @@ def test_fields_are_cut_one_after_another(tokenizer, spelt):
         seen.append(spelt(encoded.tokens[1:-1]).decode())
     assert all(text.endswith(fields["c"]) for text in seen)
     a_whole = ["A: one two three four B:" in text for text in seen]
-    assert a_whole == sorted(a_whole, reverse=True)  # whole until b is used up, then cut, and never whole again
+    assert a_whole == sorted(
+        a_whole, reverse=True
+    )  # whole until b is used up, then cut, and never whole again
     assert a_whole[0]
     assert not a_whole[-1]
-    assert not any(word in text for text, whole in zip(seen, a_whole, strict=True) if not whole for word in ("six", "seven", "eight"))
+    assert not any(
+        word in text
+        for text, whole in zip(seen, a_whole, strict=True)
+        if not whole
+        for word in ("six", "seven", "eight")
+    )
     assert "four" not in seen[-1]
 
 
@@ -143,7 +167,9 @@ def test_by_default_every_field_may_be_cut_the_last_one_first():
 def test_a_character_of_several_byte_tokens_goes_whole(tokenizer, spelt):
     template, fields = Template("{a}!"), {"a": "文文文"}
     pieces = tokenizer.encode_with_spans(fields["a"])
-    assert len(pieces) == 9, "the tokenizer spells this character with bytes, or the test tests nothing"
+    assert len(pieces) == 9, (
+        "the tokenizer spells this character with bytes, or the test tests nothing"
+    )
     for max_length, kept in [(12, 3), (11, 2), (10, 2), (9, 2), (8, 1), (5, 0)]:
         [encoded] = encode(tokenizer, template, [fields], max_length)
         assert spelt(encoded.tokens[1:-1]).decode() == "文" * kept + "!"
@@ -189,20 +215,36 @@ def test_one_field_may_be_blank():
 
 
 def test_a_missing_field_is_refused():
-    with pytest.raises(InputError, match=r"train record 3: the template .* needs the field 'document' as text; got only 'query', 'doc'"):
+    with pytest.raises(
+        InputError,
+        match=r"train record 3: the template .* needs the field 'document' as text; got only 'query', 'doc'",
+    ):
         RANKING.render({"query": "a", "doc": "b"}, "train record 3")
 
 
-@pytest.mark.parametrize(("value", "kind"), [(b"bytes", "bytes"), (None, "NoneType"), (3.0, "float"), (["a"], "list")])
+@pytest.mark.parametrize(
+    ("value", "kind"), [(b"bytes", "bytes"), (None, "NoneType"), (3.0, "float"), (["a"], "list")]
+)
 def test_a_value_that_is_no_text_is_refused(value, kind):
-    with pytest.raises(InputError, match=f"record 1: the template .* needs the field 'document' as text; got {kind}"):
+    with pytest.raises(
+        InputError,
+        match=f"record 1: the template .* needs the field 'document' as text; got {kind}",
+    ):
         RANKING.render({"query": "a", "document": value}, "record 1")
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n\t ", "\u3000"])
 def test_a_text_of_blanks_is_refused(tokenizer, blank):
-    with pytest.raises(InputError, match="record 9: the text is empty: 'query', 'document' hold nothing but blanks"):
-        encode(tokenizer, RANKING, [{"query": "a", "document": "b"}, {"query": blank, "document": blank}], 16, ["record 8", "record 9"])
+    with pytest.raises(
+        InputError, match="record 9: the text is empty: 'query', 'document' hold nothing but blanks"
+    ):
+        encode(
+            tokenizer,
+            RANKING,
+            [{"query": "a", "document": "b"}, {"query": blank, "document": blank}],
+            16,
+            ["record 8", "record 9"],
+        )
 
 
 def test_a_message_without_a_place_starts_with_the_matter():
@@ -218,7 +260,10 @@ def test_a_text_that_is_no_unicode_is_refused(tokenizer):
 
 
 def test_fixed_fields_that_are_too_long_are_refused(tokenizer):
-    with pytest.raises(InputError, match=r"record 5: the fields that are never cut \(query\) alone exceed max_length=10 tokens; raise max_length"):
+    with pytest.raises(
+        InputError,
+        match=r"record 5: the fields that are never cut \(query\) alone exceed max_length=10 tokens; raise max_length",
+    ):
         encode(tokenizer, RANKING, [{"query": "very " * 20, "document": "short"}], 10, "record 5")
 
 

@@ -73,7 +73,10 @@ def test_a_tokenizer_loads_from_a_path_and_by_published_name(tokenizer, tmp_path
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"cannot be read from .*absent.model .*give 'small', 'gemma2', 'gemma3' or the path of a tokenizer.model"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot be read from .*absent.model .*give 'small', 'gemma2', 'gemma3' or the path of a tokenizer.model",
+    ):
         Tokenizer.load(str(tmp_path / "absent.model"))
 
 
@@ -81,12 +84,25 @@ def test_what_is_no_model_is_refused(tokenizer, tmp_path):
     for content in (b"some text", tokenizer.model[:1000], b""):
         path = tmp_path / "broken.model"
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"broken.model: (not a SentencePiece model|special ids)"):
+        with pytest.raises(
+            InputError, match=r"broken.model: (not a SentencePiece model|special ids)"
+        ):
             Tokenizer.load(str(path))
 
 
 def test_special_ids_other_than_gemmas_are_refused():
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(["a b c d"] * 10), model_writer=model, vocab_size=12, minloglevel=2, hard_vocab_limit=False)
-    with pytest.raises(InputError, match=re.escape("llama: special ids (pad, eos, bos, unk) are (-1, 2, 1, 0); expected Gemma's (0, 1, 2, 3)")):
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c d"] * 10),
+        model_writer=model,
+        vocab_size=12,
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
+    with pytest.raises(
+        InputError,
+        match=re.escape(
+            "llama: special ids (pad, eos, bos, unk) are (-1, 2, 1, 0); expected Gemma's (0, 1, 2, 3)"
+        ),
+    ):
         Tokenizer(model.getvalue(), "llama")

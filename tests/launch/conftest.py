@@ -72,7 +72,9 @@ class Cloud:
     def calls(self, *words: str) -> list[list[str]]:
         """The calls, in order; with `words`, those that hold all of them as whole words."""
         calls = [json.loads(line) for line in (self._folder / "calls").read_text().splitlines()]
-        return [call for call in calls if all(f" {word} " in f" {' '.join(call)} " for word in words)]
+        return [
+            call for call in calls if all(f" {word} " in f" {' '.join(call)} " for word in words)
+        ]
 
     def context(self) -> bytes:
         return (self._folder / "context").read_bytes()

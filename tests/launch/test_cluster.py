@@ -22,10 +22,15 @@ def test_topologies(text, accelerator_type, chips, tpu_vms, pods):
     """v4 and v5p are named by cores and have four chips a machine; only v5e and v6e have machines of eight."""
     topology = cluster.Topology.parse(text)
     assert (topology.accelerator_type, topology.chips) == (accelerator_type, chips)
-    assert (topology.hosts(tpu_vm.LARGEST_HOST), topology.hosts(xpk.LARGEST_HOST)) == (tpu_vms, pods)
+    assert (topology.hosts(tpu_vm.LARGEST_HOST), topology.hosts(xpk.LARGEST_HOST)) == (
+        tpu_vms,
+        pods,
+    )
 
 
-@pytest.mark.parametrize("text", ["", "v5e", "8x8", "v5e:64", "v5p:8x8", "v5p:2x4x8", "v5e:8x8x1", "V5E:8x8"])
+@pytest.mark.parametrize(
+    "text", ["", "v5e", "8x8", "v5e:64", "v5p:8x8", "v5p:2x4x8", "v5e:8x8x1", "V5E:8x8"]
+)
 def test_a_shape_that_no_accelerator_type_stands_for_is_refused(text):
     """v5p-128 is 4x4x4: asked for 2x4x8, another slice would come than was planned for."""
     with pytest.raises(InputError, match="topology"):

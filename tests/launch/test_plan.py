@@ -20,7 +20,14 @@ from launch import flops, hlo, plan
 @pytest.fixture(scope="module")
 def wide():
     """A size that is as a real one in all but depth: four layers, wide enough that a TPU's program cuts up its gradients."""
-    size = dataclasses.replace(model_config.GEMMA_CONFIGS["gemma2_tiny"], num_layers=4, embed_dim=640, hidden_dim=2048, head_dim=128, query_scale=128**-0.5)
+    size = dataclasses.replace(
+        model_config.GEMMA_CONFIGS["gemma2_tiny"],
+        num_layers=4,
+        embed_dim=640,
+        hidden_dim=2048,
+        head_dim=128,
+        query_scale=128**-0.5,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(model_config.GEMMA_CONFIGS, "wide", size)
         patch.setitem(recipes.SIZES, "wide", "wide")
@@ -36,8 +43,22 @@ def run():
         plan.FLAGS.unparse_flags()
         for name in [name for name in plan.FLAGS if name.startswith("config.")]:
             delattr(plan.FLAGS, name)
-        with pytest.MonkeyPatch.context() as patch, jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            patch.setattr(sys, "argv", ["plan", f"--config={config}", f"--topology={topology}", f"--config.mesh={mesh}", *arguments])
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+        ):
+            patch.setattr(
+                sys,
+                "argv",
+                [
+                    "plan",
+                    f"--config={config}",
+                    f"--topology={topology}",
+                    f"--config.mesh={mesh}",
+                    *arguments,
+                ],
+            )
             return plan.main(sys.argv)
 
     return start
@@ -48,7 +69,12 @@ def planned(wide, run, tmp_path_factory):
     """(exit code, figures) of a plan in bfloat16."""
     file = tmp_path_factory.mktemp("plan") / "plan.json"
     fields = ["size=wide", "compute_dtype=bfloat16", "remat=full"]
-    code = run(*(f"--config.model.{field}" for field in fields), "--config.batch.rows=8", "--config.batch.row_length=128", f"--json={file}")
+    code = run(
+        *(f"--config.model.{field}" for field in fields),
+        "--config.batch.rows=8",
+        "--config.batch.row_length=128",
+        f"--json={file}",
+    )
     return code, json.loads(file.read_text())
 
 
@@ -56,17 +82,35 @@ def test_a_plan_says_what_a_step_needs(planned, wide):
     code, figures = planned
     assert code == 0 and figures["fits"] and figures["chips"] == 4 and figures["mesh"] == [1, 4, 1]
     cut, whole = 4 * wide.num_parameters / 4, 4 * wide.num_parameters
-    assert cut <= figures["parameters"] <= cut + 0.01 * whole  # heads and norms are whole everywhere
+    assert (
+        cut <= figures["parameters"] <= cut + 0.01 * whole
+    )  # heads and norms are whole everywhere
     assert figures["optimizer"] == pytest.approx(2 * figures["parameters"], rel=0.01)
-    assert figures["parameters"] + figures["optimizer"] < figures["peak"] < figures["memory"] == 16 * 2**30
-    assert figures["seconds"] == max(figures["seconds_compute"], figures["seconds_memory"], figures["seconds_links"]) > 0
+    assert (
+        figures["parameters"] + figures["optimizer"]
+        < figures["peak"]
+        < figures["memory"]
+        == 16 * 2**30
+    )
+    assert (
+        figures["seconds"]
+        == max(figures["seconds_compute"], figures["seconds_memory"], figures["seconds_links"])
+        > 0
+    )
     assert 0 < figures["utilisation"] < 1
 
 
 def test_the_state_is_donated(planned):
     """Else old and new state would stand in memory at once: the peak would hold them twice."""
     figures = planned[1]
-    assert figures["peak"] < figures["parameters"] + figures["optimizer"] + figures["other_arguments"] + figures["temporaries"] + 0.05 * figures["parameters"]
+    assert (
+        figures["peak"]
+        < figures["parameters"]
+        + figures["optimizer"]
+        + figures["other_arguments"]
+        + figures["temporaries"]
+        + 0.05 * figures["parameters"]
+    )
 
 
 def test_no_stacked_parameter_is_gathered_whole(planned, wide):
@@ -82,7 +126,11 @@ def test_gradients_move_no_more_than_they_must(planned, wide):
     figures = planned[1]
     matrices = wide.num_parameters - wide.vocab_size * wide.embed_dim
     ideal = 0.75 * 2 * matrices
-    moved = sum(one["traffic"] for one in figures["collectives"] if one["kind"] in ("reduce-scatter", "all-reduce"))
+    moved = sum(
+        one["traffic"]
+        for one in figures["collectives"]
+        if one["kind"] in ("reduce-scatter", "all-reduce")
+    )
     assert 0.9 * ideal < moved <= 1.2 * ideal
 
 
@@ -90,10 +138,39 @@ def test_what_does_not_fit_exits_1(run, capsys):
     """Every chip would hold all of Gemma 2 2B's state: 29 GiB."""
     candidates = list(plan.candidates(recipes_config("gemma2_2b"), 4, 1, 16 * 2**30))
     assert candidates and all(np.prod(fields["mesh"][1:]) >= 2 for fields in candidates)
-    nothing = dict.fromkeys(("slices", "rows", "row_length", "micro_batches", "chips", "temporaries", "other_arguments", "compile_seconds"), 0)
-    named = {"size": "x", "topology": "v5e:2x2", "mesh": (4, 1, 1), "remat": "full", "collectives": []}
-    memory = {"parameters": 10 * 2**30, "optimizer": 20 * 2**30, "peak": 30 * 2**30, "memory": 16.0 * 2**30}
-    work = {"model_flops": 1.0, "program_flops": 2.0, "seconds_compute": 1.0, "seconds_memory": 0.5, "seconds_links": 2.0}
+    nothing = dict.fromkeys(
+        (
+            "slices",
+            "rows",
+            "row_length",
+            "micro_batches",
+            "chips",
+            "temporaries",
+            "other_arguments",
+            "compile_seconds",
+        ),
+        0,
+    )
+    named = {
+        "size": "x",
+        "topology": "v5e:2x2",
+        "mesh": (4, 1, 1),
+        "remat": "full",
+        "collectives": [],
+    }
+    memory = {
+        "parameters": 10 * 2**30,
+        "optimizer": 20 * 2**30,
+        "peak": 30 * 2**30,
+        "memory": 16.0 * 2**30,
+    }
+    work = {
+        "model_flops": 1.0,
+        "program_flops": 2.0,
+        "seconds_compute": 1.0,
+        "seconds_memory": 0.5,
+        "seconds_links": 2.0,
+    }
     big = plan.Plan(**nothing, **named, **memory, **work)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "make_plan", lambda *arguments: big)
@@ -138,14 +215,24 @@ def test_scans_are_counted_fully():
             x, _ = jax.checkpoint(layer)(x, w)
         return x.sum()
 
-    found = [flops.count(jax.make_jaxpr(jax.grad(function, (0, 1)))(jnp.ones((4, 8)), weights).jaxpr, 1) for function in (scanned, unrolled)]
-    assert found[0] == found[1] == 5 * 4 * (2 * 4 * 8 * 8)  # forward, forward again, and two products backward
+    found = [
+        flops.count(jax.make_jaxpr(jax.grad(function, (0, 1)))(jnp.ones((4, 8)), weights).jaxpr, 1)
+        for function in (scanned, unrolled)
+    ]
+    assert (
+        found[0] == found[1] == 5 * 4 * (2 * 4 * 8 * 8)
+    )  # forward, forward again, and two products backward
 
 
 def test_what_each_chip_does_is_counted_for_all():
     mesh = sharding.make_mesh((4, 1, 1), jax.devices()[:4])
-    product = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
-    assert flops.count(jax.make_jaxpr(product)(jnp.ones((8, 16)), jnp.ones((16, 32))).jaxpr, 4) == 2 * 8 * 16 * 32
+    product = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+    )
+    assert (
+        flops.count(jax.make_jaxpr(product)(jnp.ones((8, 16)), jnp.ones((16, 32))).jaxpr, 4)
+        == 2 * 8 * 16 * 32
+    )
 
 
 HLO = """\
@@ -177,19 +264,37 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 
 def test_collectives_are_counted_as_often_as_they_run():
-    gather, scatter, reduce = sorted(hlo.collectives(HLO, 8), key=lambda one: one.kind.replace("reduce-scatter", "b"))[:1] + sorted(
-        (one for one in hlo.collectives(HLO, 8) if one.kind != "all-gather"), key=lambda one: -one.times
+    gather, scatter, reduce = sorted(
+        hlo.collectives(HLO, 8), key=lambda one: one.kind.replace("reduce-scatter", "b")
+    )[:1] + sorted(
+        (one for one in hlo.collectives(HLO, 8) if one.kind != "all-gather"),
+        key=lambda one: -one.times,
     )
-    assert gather == hlo.Collective("all-gather", "bf16[4,640]", 2 * 4 * 640, 4, 13) and gather.traffic == 13 * 0.75 * 5120
-    assert scatter == hlo.Collective("reduce-scatter", "bf16[640]", 320, 4, 13) and scatter.traffic == 13 * 3 * 320
-    assert reduce == hlo.Collective("all-reduce", "f32[100]", 400, 8, 1) and reduce.traffic == 2 * 7 / 8 * 400
+    assert (
+        gather == hlo.Collective("all-gather", "bf16[4,640]", 2 * 4 * 640, 4, 13)
+        and gather.traffic == 13 * 0.75 * 5120
+    )
+    assert (
+        scatter == hlo.Collective("reduce-scatter", "bf16[640]", 320, 4, 13)
+        and scatter.traffic == 13 * 3 * 320
+    )
+    assert (
+        reduce == hlo.Collective("all-reduce", "f32[100]", 400, 8, 1)
+        and reduce.traffic == 2 * 7 / 8 * 400
+    )
 
 
 class Device:
     """Enough of a TPU of one of several slices to be laid out."""
 
     def __init__(self, number, slice_index):
-        self.id, self.slice_index, self.process_index, self.platform, self.device_kind = number, slice_index, slice_index, "cpu", "cpu"
+        self.id, self.slice_index, self.process_index, self.platform, self.device_kind = (
+            number,
+            slice_index,
+            slice_index,
+            "cpu",
+            "cpu",
+        )
 
 
 def test_slices_hold_a_part_of_the_data_axis_each(monkeypatch):
@@ -202,8 +307,15 @@ def test_slices_hold_a_part_of_the_data_axis_each(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "topology", "rows"), [("gemma2_2b", "v5e:4x4", 32), ("gemma2_9b", "v5e:8x8", 64), ("gemma2_27b", "v5p:4x4x4", 128)])
+@pytest.mark.parametrize(
+    ("size", "topology", "rows"),
+    [("gemma2_2b", "v5e:4x4", 32), ("gemma2_9b", "v5e:8x8", 64), ("gemma2_27b", "v5p:4x4x4", 128)],
+)
 def test_real_sizes_fit(run, size, topology, rows):
     """With the batches that launch/PLANS.md states."""
-    fields = [f"--config.batch.rows={rows}", "--config.batch.row_length=512", "--config.max_length=512"]
+    fields = [
+        f"--config.batch.rows={rows}",
+        "--config.batch.row_length=512",
+        "--config.max_length=512",
+    ]
     assert run(*fields, config=f"experiments/msmarco.py:size={size}", topology=topology) == 0

@@ -27,19 +27,33 @@ def arguments(*more: str, **changes: str) -> list[str]:
         "zone": "us-west4-a",
         "topology": "v5e:4x4",
     } | changes
-    return ["tpu_vm", *(f"--{name}={value}" for name, value in given.items()), "--poll_seconds=0", *more]
+    return [
+        "tpu_vm",
+        *(f"--{name}={value}" for name, value in given.items()),
+        "--poll_seconds=0",
+        *more,
+    ]
 
 
 def state(name: str, message: str = "", nodes: tuple[str, ...] = ("first",)) -> dict:
     """The answer to `describe`."""
     failed = {"failedData": {"error": {"message": message}}} if message else {}
-    return {"out": json.dumps({"state": {"state": name, **failed}, "tpu": {"nodeSpec": [{"nodeId": node} for node in nodes]}})}
+    return {
+        "out": json.dumps(
+            {
+                "state": {"state": name, **failed},
+                "tpu": {"nodeSpec": [{"nodeId": node} for node in nodes]},
+            }
+        )
+    }
 
 
 def report(step: str, *codes: int, text: str = "") -> dict:
     """The answer of so many workers; gcloud exits with the first code that is not 0."""
     lines = [f"host-{host}: {text}\n" for host in range(len(codes)) if text]
-    lines += [f"worker-report: host-{host} {step} ended with {code}.\n" for host, code in enumerate(codes)]
+    lines += [
+        f"worker-report: host-{host} {step} ended with {code}.\n" for host, code in enumerate(codes)
+    ]
     return {"out": "".join(lines), "code": next(filter(None, codes), 0)}
 
 
@@ -48,7 +62,12 @@ def calm(cloud, repository):
     """A cloud in which everything works, on four hosts."""
     for words in ("queued-resources create", "queued-resources scp", "queued-resources delete"):
         cloud.rule(words)
-    cloud.rule("queued-resources describe", state("WAITING_FOR_RESOURCES"), state("PROVISIONING"), state("ACTIVE"))
+    cloud.rule(
+        "queued-resources describe",
+        state("WAITING_FOR_RESOURCES"),
+        state("PROVISIONING"),
+        state("ACTIVE"),
+    )
     cloud.rule("tpu-vm describe", {"out": '{"state": "READY"}'})
     cloud.rule("worker.py install", report("install", 0, 0, 0, 0))
     cloud.rule("worker.py run", report("run", 0, 0, 0, 0, text="step 1"))
@@ -61,19 +80,45 @@ def count(cloud, *words: str) -> int:
 
 def test_dry_run_prints_every_argument_list_and_starts_nothing(cloud, repository, capsys, launch):
     override = "--config.train_for=10 steps"
-    assert launch(tpu_vm, arguments("--spot", "--dry_run", "--env=TFDS_DATA_DIR=gs://bucket/tfds", override)) == 0
+    assert (
+        launch(
+            tpu_vm,
+            arguments("--spot", "--dry_run", "--env=TFDS_DATA_DIR=gs://bucket/tfds", override),
+        )
+        == 0
+    )
     archive = str(repository / "runs/launch/first.tar.gz")
-    program = ["env", "TFDS_DATA_DIR=gs://bucket/tfds", "../env/bin/python", "-m", "gemma_encoder.main"]
+    program = [
+        "env",
+        "TFDS_DATA_DIR=gs://bucket/tfds",
+        "../env/bin/python",
+        "-m",
+        "gemma_encoder.main",
+    ]
     program += ["--config=experiments/tiny.py", override, "--workdir=gs://bucket/runs/first"]
     plan = ["-m", "launch.plan", "--config=experiments/tiny.py", override, "--topology=v5e:4x4"]
     ssh = [*QUEUED, "ssh", "first", *PLACE, *ALL, *ALIVE, "--quiet"]
-    kind = ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--node-id=first", "--spot"]
+    kind = [
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--node-id=first",
+        "--spot",
+    ]
     assert lists(capsys.readouterr().out) == [
         [sys.executable, *plan, f"--json={repository / 'runs/launch/first.plan.json'}"],
         ["git", "-C", str(repository), "archive", "--format=tar.gz", f"--output={archive}", "HEAD"],
         [*QUEUED, "create", "first", *PLACE, *kind, "--async", "--quiet"],
         [*QUEUED, "describe", "first", *PLACE, "--format=json"],
-        [*QUEUED, "scp", archive, str(repository / "launch/worker.py"), "first:", *PLACE, *ALL, "--quiet"],
+        [
+            *QUEUED,
+            "scp",
+            archive,
+            str(repository / "launch/worker.py"),
+            "first:",
+            *PLACE,
+            *ALL,
+            "--quiet",
+        ],
         [*ssh, "--command=python3 worker.py install first"],
         [*ssh, f"--command={shlex.join(['python3', 'worker.py', 'run', 'first', *program])}"],
         [*QUEUED, "delete", "first", *PLACE, "--force", "--quiet"],
@@ -83,17 +128,49 @@ def test_dry_run_prints_every_argument_list_and_starts_nothing(cloud, repository
 
 def test_slices_share_one_request(cloud, repository, capsys, launch):
     account = "--service_account=trainer@my-project.iam.gserviceaccount.com"
-    more = ("--slices=2", "--reserved", account, "--runtime_version=v2-other", "--skip_plan", "--dry_run")
+    more = (
+        "--slices=2",
+        "--reserved",
+        account,
+        "--runtime_version=v2-other",
+        "--skip_plan",
+        "--dry_run",
+    )
     assert launch(tpu_vm, arguments(*more, config="experiments/tiny.py:8")) == 0
-    kind = ["--accelerator-type=v5litepod-16", "--runtime-version=v2-other", "--node-count=2", "--node-prefix=first", "--reserved"]
+    kind = [
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-other",
+        "--node-count=2",
+        "--node-prefix=first",
+        "--reserved",
+    ]
     steps = lists(capsys.readouterr().out)
-    assert steps[1] == [*QUEUED, "create", "first", *PLACE, *kind, account.replace("service_account", "service-account"), "--async", "--quiet"]
+    assert steps[1] == [
+        *QUEUED,
+        "create",
+        "first",
+        *PLACE,
+        *kind,
+        account.replace("service_account", "service-account"),
+        "--async",
+        "--quiet",
+    ]
 
 
 def test_a_run_that_nothing_disturbs(calm, repository, capsys, launch):
     assert launch(tpu_vm, arguments()) == 0
     verbs = [call[4] if "queued-resources" in call else call[0] for call in calm.calls()]
-    assert verbs == ["plan", "create", "describe", "describe", "describe", "scp", "ssh", "ssh", "delete"]
+    assert verbs == [
+        "plan",
+        "create",
+        "describe",
+        "describe",
+        "describe",
+        "scp",
+        "ssh",
+        "ssh",
+        "delete",
+    ]
     assert "host-3: step 1" in capsys.readouterr().out
     assert "host-3: step 1" in (repository / "runs/launch/first.log").read_text()
     with tarfile.open(repository / "runs/launch/first.tar.gz") as archive:
@@ -103,7 +180,10 @@ def test_a_run_that_nothing_disturbs(calm, repository, capsys, launch):
 def test_keep_leaves_the_machines_and_says_how_to_end_them(calm, capsys, launch):
     assert launch(tpu_vm, arguments("--keep")) == 0
     assert count(calm, "delete") == 0
-    assert shlex.join([*QUEUED, "delete", "first", *PLACE, "--force", "--quiet"]) in capsys.readouterr().err
+    assert (
+        shlex.join([*QUEUED, "delete", "first", *PLACE, "--force", "--quiet"])
+        in capsys.readouterr().err
+    )
 
 
 def test_a_plan_that_does_not_fit_costs_nothing(calm, capsys, launch):
@@ -116,14 +196,19 @@ def test_a_plan_that_does_not_fit_costs_nothing(calm, capsys, launch):
 
 def test_a_refused_request_deletes_nothing(calm, capsys, launch):
     """It may be refused because the name belongs to someone else's run."""
-    calm.rule("queued-resources create", {"code": 1, "err": "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded.\n"})
+    calm.rule(
+        "queued-resources create",
+        {"code": 1, "err": "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded.\n"},
+    )
     assert launch(tpu_vm, arguments()) == 1
     assert "Quota limit" in capsys.readouterr().out
     assert count(calm, "create") == 1 and count(calm, "delete") == 0
 
 
 def test_quota_that_shows_later_is_told_and_the_request_deleted(calm, capsys, launch):
-    calm.rule("queued-resources describe", state("ACCEPTED"), state("FAILED", "Quota exceeded for TPUs"))
+    calm.rule(
+        "queued-resources describe", state("ACCEPTED"), state("FAILED", "Quota exceeded for TPUs")
+    )
     assert launch(tpu_vm, arguments()) == 1
     assert "FAILED: Quota exceeded for TPUs" in capsys.readouterr().err
     assert count(calm, "create") == count(calm, "delete") == 1 and count(calm, "ssh") == 0
@@ -131,8 +216,17 @@ def test_quota_that_shows_later_is_told_and_the_request_deleted(calm, capsys, la
 
 def test_preempted_twice_then_done(calm, launch):
     """Once with a notice, once without; the name, the workdir and the whole command stay the same."""
-    calm.rule("worker.py run", report("run", 75, 75, 75, 75), {"code": 255}, report("run", 0, 0, 0, 0))
-    calm.rule("queued-resources describe", state("ACTIVE"), state("ACTIVE"), state("ACTIVE"), state("SUSPENDED"), state("ACTIVE"))
+    calm.rule(
+        "worker.py run", report("run", 75, 75, 75, 75), {"code": 255}, report("run", 0, 0, 0, 0)
+    )
+    calm.rule(
+        "queued-resources describe",
+        state("ACTIVE"),
+        state("ACTIVE"),
+        state("ACTIVE"),
+        state("SUSPENDED"),
+        state("ACTIVE"),
+    )
     assert launch(tpu_vm, arguments("--spot")) == 0
     verbs = [call[4] for call in calm.calls("queued-resources") if call[4] != "describe"]
     assert verbs == ["create", "scp", "ssh", "ssh", "delete"] * 3
@@ -142,7 +236,9 @@ def test_preempted_twice_then_done(calm, launch):
 
 
 def test_preempted_while_the_request_waits(calm, launch):
-    calm.rule("queued-resources describe", state("PROVISIONING"), state("SUSPENDED"), state("ACTIVE"))
+    calm.rule(
+        "queued-resources describe", state("PROVISIONING"), state("SUSPENDED"), state("ACTIVE")
+    )
     assert launch(tpu_vm, arguments()) == 0
     assert count(calm, "create") == count(calm, "delete") == 2
 
@@ -168,7 +264,11 @@ def test_bad_input_is_never_tried_again(calm, capsys, launch):
     assert launch(tpu_vm, arguments()) == 2
     assert count(calm, "create") == count(calm, "worker.py run") == count(calm, "delete") == 1
     error = capsys.readouterr().err
-    assert "unknown task 'glue_sts2'" in error and "first.log" in error and "gs://bucket/runs/first/metrics.jsonl" in error
+    assert (
+        "unknown task 'glue_sts2'" in error
+        and "first.log" in error
+        and "gs://bucket/runs/first/metrics.jsonl" in error
+    )
 
 
 def test_a_failure_on_machines_that_are_there_is_not_tried_again(calm, capsys, launch):
@@ -181,7 +281,10 @@ def test_a_failure_on_machines_that_are_there_is_not_tried_again(calm, capsys, l
 def test_a_connection_that_broke_is_made_anew_on_the_same_machines(calm, launch):
     calm.rule("worker.py run", {**report("run", 0, 0), "code": 255}, report("run", 0, 0, 0, 0))
     assert launch(tpu_vm, arguments()) == 0
-    assert count(calm, "create") == count(calm, "scp") == count(calm, "delete") == 1 and count(calm, "worker.py run") == 2
+    assert (
+        count(calm, "create") == count(calm, "scp") == count(calm, "delete") == 1
+        and count(calm, "worker.py run") == 2
+    )
 
 
 def test_an_exit_code_of_0_without_reports_is_no_success(calm, launch):
@@ -230,7 +333,10 @@ def test_a_deletion_that_fails_is_tried_again_and_told(calm, capsys, launch):
     assert launch(tpu_vm, arguments()) == 0
     calm.rule("queued-resources delete", {"code": 1})
     assert launch(tpu_vm, arguments()) == 1
-    assert "may cost money; run: gcloud compute tpus queued-resources delete first" in capsys.readouterr().err
+    assert (
+        "may cost money; run: gcloud compute tpus queued-resources delete first"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_state_that_cannot_be_read_ends_the_wait(calm, capsys, launch):
@@ -250,7 +356,9 @@ INJECTION = 'a\'; touch /tmp/owned; $(id) `id` && "x" | #'
 
 def test_what_a_user_writes_stays_one_argument(calm, launch):
     """Of gcloud, and of the shell on the worker."""
-    assert launch(tpu_vm, arguments(f"--config.own.template={INJECTION}", f"--env=A={INJECTION}")) == 0
+    assert (
+        launch(tpu_vm, arguments(f"--config.own.template={INJECTION}", f"--env=A={INJECTION}")) == 0
+    )
     (call,) = calm.calls("worker.py run")
     (remote,) = [argument for argument in call if argument.startswith("--command=")]
     words = shlex.split(remote.removeprefix("--command="))
@@ -266,12 +374,28 @@ def test_what_a_user_writes_stays_one_argument(calm, launch):
         ({"name": "--quiet"}, (), "--name='--quiet' cannot be used"),
         ({"name": "First"}, (), "--name='First'"),
         ({"name": "a" * 41}, (), "at most 40"),
-        ({"project": "my project"}, (), "--project='my project' cannot be used; expected a project's id"),
-        ({"zone": "us-west4"}, (), "--zone='us-west4' cannot be used; expected a zone, e.g. us-west4-a"),
-        ({"workdir": "/tmp/run"}, (), "--workdir='/tmp/run' cannot be used; expected a folder in a bucket"),
+        (
+            {"project": "my project"},
+            (),
+            "--project='my project' cannot be used; expected a project's id",
+        ),
+        (
+            {"zone": "us-west4"},
+            (),
+            "--zone='us-west4' cannot be used; expected a zone, e.g. us-west4-a",
+        ),
+        (
+            {"workdir": "/tmp/run"},
+            (),
+            "--workdir='/tmp/run' cannot be used; expected a folder in a bucket",
+        ),
         ({"workdir": "gs://bucket"}, (), "expected a folder in a bucket"),
         ({"topology": "v5e:3x3"}, (), "v5e comes as 1x1, 2x2, 2x4, 4x4"),
-        ({"topology": "v5q:4x4"}, (), "unknown TPU generation in --topology=v5q:4x4 'v5q'; did you mean"),
+        (
+            {"topology": "v5q:4x4"},
+            (),
+            "unknown TPU generation in --topology=v5q:4x4 'v5q'; did you mean",
+        ),
         ({"config": "experiments/none.py"}, (), "--config=experiments/none.py does not exist"),
         ({"config": "/etc/passwd"}, (), "--config=/etc/passwd lies outside"),
         ({}, ("--config.train_fro=3",), "train_fro"),
@@ -279,14 +403,24 @@ def test_what_a_user_writes_stays_one_argument(calm, launch):
         ({}, ("--config.train_for=3\nsteps",), "control character"),
         ({}, ("--env=A-B=1",), "--env='A-B=1' cannot be used; expected NAME=VALUE"),
         ({}, ("--spot", "--reserved"), "--spot and --reserved exclude each other"),
-        ({}, ("--service_account=me",), "--service_account='me' cannot be used; expected an e-mail address"),
+        (
+            {},
+            ("--service_account=me",),
+            "--service_account='me' cannot be used; expected an e-mail address",
+        ),
         ({}, ("--sopt",), "sopt"),
-        ({}, ("--config.batch.readers=1",), "batch.readers=1 is not a multiple of the 4 hosts; write e.g. --config.batch.readers=4"),
+        (
+            {},
+            ("--config.batch.readers=1",),
+            "batch.readers=1 is not a multiple of the 4 hosts; write e.g. --config.batch.readers=4",
+        ),
         ({}, ("--config.batch.rows=6",), "batch.rows=6 is not a multiple of batch.readers=4"),
         ({}, ("--config.prepared=experiments",), "prepared=experiments lies on this machine"),
     ],
 )
-def test_what_cannot_be_launched_is_told_in_one_line(cloud, repository, capsys, changes, more, message, launch):
+def test_what_cannot_be_launched_is_told_in_one_line(
+    cloud, repository, capsys, changes, more, message, launch
+):
     assert launch(tpu_vm, arguments(*more, **changes)) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
@@ -301,7 +435,9 @@ def test_what_is_missing_is_named(cloud, repository, capsys, flag, launch):
 
 
 def test_only_what_is_committed_is_launched(calm, repository, capsys, launch):
-    (repository / "experiments" / "new.py").write_text((repository / "experiments" / "tiny.py").read_text())
+    (repository / "experiments" / "new.py").write_text(
+        (repository / "experiments" / "tiny.py").read_text()
+    )
     assert launch(tpu_vm, arguments(config="experiments/new.py")) == 2
     assert "experiments/new.py is not committed" in capsys.readouterr().err
     assert launch(tpu_vm, arguments()) == 2

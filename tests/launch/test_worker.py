@@ -22,7 +22,9 @@ def home(tmp_path, monkeypatch):
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(WORKER), *arguments], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), *arguments], stdout=subprocess.PIPE, text=True
+    )
 
 
 def until(condition) -> None:
@@ -32,7 +34,14 @@ def until(condition) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("program", "code"), [("print('hello')", 0), ("import sys; sys.exit(75)", 75), ("import os; os.kill(os.getpid(), 9)", 137)])
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("print('hello')", 0),
+        ("import sys; sys.exit(75)", 75),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+    ],
+)
 def test_the_exit_code_is_reported(home, program, code):
     process = start("run", "first", sys.executable, "-c", program)
     output, _ = process.communicate(timeout=30)
@@ -43,9 +52,7 @@ def test_the_exit_code_is_reported(home, program, code):
 
 def test_a_second_connection_follows_the_command_that_runs(home):
     """The first breaks; the command goes on, is not started twice, and its end is told to the second, and to a third."""
-    program = (
-        "import pathlib, time\nopen('starts', 'a').write('x')\nprint('up', flush=True)\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('end')"
-    )
+    program = "import pathlib, time\nopen('starts', 'a').write('x')\nprint('up', flush=True)\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('end')"
     command = ("run", "first", sys.executable, "-c", program)
     first = start(*command)
     assert first.stdout.readline().endswith(": up\n")
@@ -93,8 +100,13 @@ def test_install(home, tmp_path, monkeypatch, fails):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     process = start("install", "first")
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == (3 if fails else 0) and f"install ended with {process.returncode}." in output
-    assert (home / "first" / "code" / "launch" / "worker.py").exists() and not (home / "first" / "code" / "old.py").exists()
+    assert (
+        process.returncode == (3 if fails else 0)
+        and f"install ended with {process.returncode}." in output
+    )
+    assert (home / "first" / "code" / "launch" / "worker.py").exists() and not (
+        home / "first" / "code" / "old.py"
+    ).exists()
     calls = [
         "pip install --user --quiet uv",
         f"uv venv --quiet --python=3.11 {home / 'first' / 'env'}",

@@ -28,7 +28,12 @@ def arguments(*more: str, **changes: str) -> list[str]:
         "cluster": "tpus",
         "topology": "v5e:4x4",
     } | changes
-    return ["xpk", *(f"--{name}={value}" for name, value in given.items()), "--poll_seconds=0", *more]
+    return [
+        "xpk",
+        *(f"--{name}={value}" for name, value in given.items()),
+        "--poll_seconds=0",
+        *more,
+    ]
 
 
 def status(condition: str = "", restarts: int = 0) -> dict:
@@ -39,7 +44,20 @@ def status(condition: str = "", restarts: int = 0) -> dict:
 
 def pods(*codes: int) -> dict:
     """What `kubectl get pods` answers."""
-    return {"out": json.dumps({"items": [{"status": {"containerStatuses": [{"state": {"terminated": {"exitCode": code}}}]}} for code in codes]})}
+    return {
+        "out": json.dumps(
+            {
+                "items": [
+                    {
+                        "status": {
+                            "containerStatuses": [{"state": {"terminated": {"exitCode": code}}}]
+                        }
+                    }
+                    for code in codes
+                ]
+            }
+        )
+    }
 
 
 @pytest.fixture
@@ -54,23 +72,68 @@ def calm(cloud, repository):
 
 def test_dry_run_prints_every_argument_list_and_starts_nothing(cloud, repository, launch, capsys):
     override = "--config.train_for=10 steps"
-    assert launch(xpk, arguments("--registry=us-docker.pkg.dev/my-project/images", "--dry_run", "--env=A=$(B)", override, "--slices=1")) == 0
+    assert (
+        launch(
+            xpk,
+            arguments(
+                "--registry=us-docker.pkg.dev/my-project/images",
+                "--dry_run",
+                "--env=A=$(B)",
+                override,
+                "--slices=1",
+            ),
+        )
+        == 0
+    )
     steps = lists(capsys.readouterr().out)
     image = steps[3][2]
-    assert image.startswith("us-docker.pkg.dev/my-project/images/gemma_encoder:") and len(image.rpartition(":")[2]) == 12
+    assert (
+        image.startswith("us-docker.pkg.dev/my-project/images/gemma_encoder:")
+        and len(image.rpartition(":")[2]) == 12
+    )
     # $$ is Kubernetes' way to write a dollar.
     program = f"exec env 'A=$$(B)' python -m gemma_encoder.main --config=experiments/tiny.py '{override}' --workdir=gs://bucket/runs/first"
     kind = ["--tpu-type=v5litepod-16", "--num-slices=1", f"--docker-image={image}"]
-    restarts = ["--max-restarts=10", "--restart-on-exit-codes=75", "--termination-grace-period-seconds=120"]
+    restarts = [
+        "--max-restarts=10",
+        "--restart-on-exit-codes=75",
+        "--termination-grace-period-seconds=120",
+    ]
     plan = ["-m", "launch.plan", "--config=experiments/tiny.py", override, "--topology=v5e:4x4"]
     assert steps == [
         [sys.executable, *plan, f"--json={repository / 'runs/launch/first.plan.json'}"],
-        ["git", "-C", str(repository), "archive", "--format=tar.gz", f"--output={repository / 'runs/launch/first.tar.gz'}", "HEAD"],
+        [
+            "git",
+            "-C",
+            str(repository),
+            "archive",
+            "--format=tar.gz",
+            f"--output={repository / 'runs/launch/first.tar.gz'}",
+            "HEAD",
+        ],
         ["docker", "build", "--file=launch/Dockerfile", f"--tag={image}", "-"],
         ["docker", "push", image],
-        ["xpk", "workload", "create", "--workload=first", *PLACE, *kind, *restarts, f"--command={program}"],
+        [
+            "xpk",
+            "workload",
+            "create",
+            "--workload=first",
+            *PLACE,
+            *kind,
+            *restarts,
+            f"--command={program}",
+        ],
         ["kubectl", "--namespace=default", "get", "jobset", "first", "--output=json"],
-        ["kubectl", "--namespace=default", "logs", SELECTOR, "--follow", "--prefix", "--tail=200", "--max-log-requests=4"],
+        [
+            "kubectl",
+            "--namespace=default",
+            "logs",
+            SELECTOR,
+            "--follow",
+            "--prefix",
+            "--tail=200",
+            "--max-log-requests=4",
+        ],
         ["kubectl", "--namespace=default", "get", "pods", SELECTOR, "--output=json"],
         ["xpk", "workload", "delete", "--workload=first", *PLACE],
     ]
@@ -78,12 +141,34 @@ def test_dry_run_prints_every_argument_list_and_starts_nothing(cloud, repository
 
 
 def test_slices_on_spot_with_a_prebuilt_image(cloud, repository, launch, capsys):
-    more = ("--slices=2", "--spot", f"--image={IMAGE}", "--skip_plan", "--dry_run", "--max_retries=3", "--config.batch.rows=64")
+    more = (
+        "--slices=2",
+        "--spot",
+        f"--image={IMAGE}",
+        "--skip_plan",
+        "--dry_run",
+        "--max_retries=3",
+        "--config.batch.rows=64",
+    )
     assert launch(xpk, arguments(*more, topology="v5p:4x4x4", config="experiments/tiny.py:32")) == 0
     create = lists(capsys.readouterr().out)[0]
     assert create[:-1] == [
-        *("xpk", "workload", "create", "--workload=first", *PLACE, "--tpu-type=v5p-128", "--num-slices=2", f"--docker-image={IMAGE}", "--spot"),
-        *("--max-restarts=3", "--restart-on-exit-codes=75", "--termination-grace-period-seconds=120"),
+        *(
+            "xpk",
+            "workload",
+            "create",
+            "--workload=first",
+            *PLACE,
+            "--tpu-type=v5p-128",
+            "--num-slices=2",
+            f"--docker-image={IMAGE}",
+            "--spot",
+        ),
+        *(
+            "--max-restarts=3",
+            "--restart-on-exit-codes=75",
+            "--termination-grace-period-seconds=120",
+        ),
     ]
 
 
@@ -104,12 +189,21 @@ def test_a_run_that_nothing_disturbs(calm, repository, launch, capsys):
 
 def test_preempted_twice_then_done(calm, launch, capsys):
     """Kubernetes starts it again; pods are awaited, and followed anew."""
-    calm.rule("get jobset", status(), status(restarts=1), status(restarts=2), status("Completed", 2))
+    calm.rule(
+        "get jobset", status(), status(restarts=1), status(restarts=2), status("Completed", 2)
+    )
     calm.rule("logs", {"code": 1, "err": "no pods\n"}, {"out": "resumed\n"})
     assert launch(xpk, arguments(f"--image={IMAGE}")) == 0
     captured = capsys.readouterr()
-    assert "restart 1 of 10" in captured.err and "restart 2 of 10" in captured.err and "resumed" in captured.out
-    assert len(calm.calls("logs")) == 3 and len(calm.calls("workload create")) == len(calm.calls("workload delete")) == 1
+    assert (
+        "restart 1 of 10" in captured.err
+        and "restart 2 of 10" in captured.err
+        and "resumed" in captured.out
+    )
+    assert (
+        len(calm.calls("logs")) == 3
+        and len(calm.calls("workload create")) == len(calm.calls("workload delete")) == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,7 +230,10 @@ def test_a_workload_that_is_refused_is_not_deleted(calm, launch, capsys):
     calm.rule("workload create", {"code": 1, "out": "[XPK] first already exists\n"})
     assert launch(xpk, arguments(f"--image={IMAGE}")) == 1
     assert calm.calls("workload delete") == [] and calm.calls("kubectl") == []
-    assert shlex.join(["xpk", "workload", "delete", "--workload=first", *PLACE]) in capsys.readouterr().err
+    assert (
+        shlex.join(["xpk", "workload", "delete", "--workload=first", *PLACE])
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("step", ["docker build", "docker push"])
@@ -156,7 +253,10 @@ def test_stopping_deletes(calm, launch, signum):
 
 def test_keep_leaves_the_workload(calm, launch, capsys):
     assert launch(xpk, arguments(f"--image={IMAGE}", "--keep")) == 0
-    assert calm.calls("workload delete") == [] and "kept; end it by: xpk workload delete" in capsys.readouterr().err
+    assert (
+        calm.calls("workload delete") == []
+        and "kept; end it by: xpk workload delete" in capsys.readouterr().err
+    )
 
 
 def test_a_workload_that_cannot_be_deleted_is_told(calm, launch, capsys):
@@ -174,11 +274,22 @@ def test_a_state_that_cannot_be_read_ends_the_wait(calm, launch, capsys):
 def test_what_a_user_writes_stays_one_argument(calm, launch):
     """Of xpk, and, once Kubernetes has read its dollars, of the shell in the pod."""
     injection = 'a\'; touch /tmp/owned; $(id) `id` && "x" $$ | #'
-    assert launch(xpk, arguments(f"--image={IMAGE}", f"--config.own.template={injection}", f"--env=A={injection}")) == 0
+    assert (
+        launch(
+            xpk,
+            arguments(
+                f"--image={IMAGE}", f"--config.own.template={injection}", f"--env=A={injection}"
+            ),
+        )
+        == 0
+    )
     (call,) = calm.calls("workload create")
     (remote,) = [argument for argument in call if argument.startswith("--command=")]
     words = shlex.split(remote.removeprefix("--command=").replace("$$", "$"))
-    assert words[:3] == ["exec", "env", f"A={injection}"] and f"--config.own.template={injection}" in words
+    assert (
+        words[:3] == ["exec", "env", f"A={injection}"]
+        and f"--config.own.template={injection}" in words
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,10 +301,16 @@ def test_what_a_user_writes_stays_one_argument(calm, launch):
         ({}, ("--registry=a.b/c", f"--image={IMAGE}"), "give either --registry"),
         ({}, ("--image=--privileged",), "--image='--privileged' cannot be used; expected an image"),
         ({}, ("--registry=a b",), "--registry='a b' cannot be used"),
-        ({"topology": "v5e:2x4"}, (f"--image={IMAGE}", "--config.batch.readers=3"), "not a multiple of the 2 hosts"),
+        (
+            {"topology": "v5e:2x4"},
+            (f"--image={IMAGE}", "--config.batch.readers=3"),
+            "not a multiple of the 2 hosts",
+        ),
     ],
 )
-def test_what_cannot_be_launched_is_told_in_one_line(cloud, repository, launch, capsys, changes, more, message):
+def test_what_cannot_be_launched_is_told_in_one_line(
+    cloud, repository, launch, capsys, changes, more, message
+):
     assert launch(xpk, arguments(*more, **changes)) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1

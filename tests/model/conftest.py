@@ -9,7 +9,9 @@ from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import skeleton
 
 
-@pytest.fixture(scope="module", autouse=True)  # module: set up before the fixtures that compute something
+@pytest.fixture(
+    scope="module", autouse=True
+)  # module: set up before the fixtures that compute something
 def strict_arithmetic():
     """No implicit change of dtype or rank anywhere."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
@@ -28,7 +30,10 @@ def random_parameters():
 
     def draw(config: EncoderConfig, seed: int = 0) -> dict:
         rng = np.random.default_rng(seed)
-        return jax.tree.map(lambda shape: jnp.asarray(0.2 * rng.standard_normal(shape.shape), shape.dtype), skeleton(config).shapes)
+        return jax.tree.map(
+            lambda shape: jnp.asarray(0.2 * rng.standard_normal(shape.shape), shape.dtype),
+            skeleton(config).shapes,
+        )
 
     return draw
 
@@ -41,7 +46,9 @@ def make_encoder(random_parameters, tiny_config):
     """
 
     def make(family: str, changes=None, **fields):
-        config = EncoderConfig(tiny_config(family, **(changes or {})), **({"compute_dtype": "float32"} | fields))
+        config = EncoderConfig(
+            tiny_config(family, **(changes or {})), **({"compute_dtype": "float32"} | fields)
+        )
         return skeleton(config).merge(random_parameters(config))
 
     return make
@@ -57,7 +64,11 @@ def lay_out():
             start = length - sum(map(len, texts)) if padding == "left" else 0
             for number, text in enumerate(texts):
                 end = start + len(text)
-                tokens[row, start:end], segment_ids[row, start:end], positions[row, start:end] = text, number + 1, np.arange(len(text))
+                tokens[row, start:end], segment_ids[row, start:end], positions[row, start:end] = (
+                    text,
+                    number + 1,
+                    np.arange(len(text)),
+                )
                 start = end
         return jnp.asarray(tokens), jnp.asarray(segment_ids), jnp.asarray(positions)
 

@@ -24,7 +24,9 @@ def allowed(segment_ids, positions, causal, reach) -> np.ndarray:
         for j in range(length):
             distance = positions[j] - positions[i]
             inside = reach is None or -reach[0] <= distance <= reach[1]
-            table[i, j] = segment_ids[i] == segment_ids[j] and inside and not (causal and distance > 0)
+            table[i, j] = (
+                segment_ids[i] == segment_ids[j] and inside and not (causal and distance > 0)
+            )
     return table
 
 
@@ -33,19 +35,27 @@ def influence_of(transformer: Transformer, attention: str):
 
     Each place holds a token of its own, so the gradient by a row of the embedding table is the gradient by that place's input.
     """
-    direction = jnp.asarray(np.random.default_rng(0).standard_normal(transformer.config.embed_dim), jnp.float32)
+    direction = jnp.asarray(
+        np.random.default_rng(0).standard_normal(transformer.config.embed_dim), jnp.float32
+    )
     graph, state = nnx.split(transformer)
 
     def projections(table, segment_ids, positions):
         merged = nnx.merge(graph, state)
         merged.embedding = nnx.Param(table)
-        hidden = merged(jnp.arange(LENGTH)[None], segment_ids[None], positions[None], attention=attention)
+        hidden = merged(
+            jnp.arange(LENGTH)[None], segment_ids[None], positions[None], attention=attention
+        )
         return jnp.einsum("LD,D->L", hidden[0], direction)
 
     gradient = jax.jit(jax.jacrev(projections))
 
     def influence(segment_ids=ONE_TEXT[0], positions=ONE_TEXT[1]) -> np.ndarray:
-        found = gradient(transformer.embedding[...], jnp.asarray(segment_ids, jnp.int32), jnp.asarray(positions, jnp.int32))
+        found = gradient(
+            transformer.embedding[...],
+            jnp.asarray(segment_ids, jnp.int32),
+            jnp.asarray(positions, jnp.int32),
+        )
         return np.abs(np.asarray(found))[:, :LENGTH].sum(-1)
 
     return influence
@@ -60,7 +70,9 @@ def assert_sees(found: np.ndarray, expected: np.ndarray) -> None:
 @pytest.fixture(scope="session")
 def one_layer(make_encoder):
     """A model of one layer, which is the cut-short first repetition of its pattern."""
-    return lambda family, kind, **changes: make_encoder(family, {"num_layers": 1, "pattern": (kind, "global")} | changes).backbone
+    return lambda family, kind, **changes: (
+        make_encoder(family, {"num_layers": 1, "pattern": (kind, "global")} | changes).backbone
+    )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
@@ -74,7 +86,10 @@ def test_the_mask_switch(one_layer, family, kind):
     assert_sees(influence_of(layer, "bidirectional")(), near)
 
 
-@pytest.mark.parametrize(("attention", "reach"), [("bidirectional", (4, 1)), ("bidirectional", (0, 2)), ("causal", (4, 1))])
+@pytest.mark.parametrize(
+    ("attention", "reach"),
+    [("bidirectional", (4, 1)), ("bidirectional", (0, 2)), ("causal", (4, 1))],
+)
 def test_an_explicit_reach_is_exact_and_only_bidirectional(one_layer, attention, reach):
     seen = influence_of(one_layer("gemma3", "local", bidirectional_reach=reach), attention)()
     left, right = reach if attention == "bidirectional" else (2, 0)
@@ -86,7 +101,10 @@ def test_an_explicit_reach_is_exact_and_only_bidirectional(one_layer, attention,
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, family, attention):
     """Two scanned layers and a cut-short one, or three scanned; one text, two texts and padding on either side, texts longer than the window."""
-    transformer = make_encoder(family, {"num_layers": 3, "pattern": ("local", "global") if family == "gemma2" else ("local",)}).backbone
+    transformer = make_encoder(
+        family,
+        {"num_layers": 3, "pattern": ("local", "global") if family == "gemma2" else ("local",)},
+    ).backbone
     influence = influence_of(transformer, attention)
     for segment_ids, positions in (
         ONE_TEXT,
@@ -95,7 +113,15 @@ def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, fami
     ):
         reached = np.eye(LENGTH, dtype=int)
         for kind in transformer.config.layer_kinds:
-            reached = allowed(segment_ids, positions, attention == "causal", transformer.config.reach(kind, attention)) @ reached
+            reached = (
+                allowed(
+                    segment_ids,
+                    positions,
+                    attention == "causal",
+                    transformer.config.reach(kind, attention),
+                )
+                @ reached
+            )
         seen = influence(segment_ids, positions)
         assert_sees(seen, reached > 0)
         assert not seen[~np.equal.outer(segment_ids, segment_ids)].any()
@@ -104,7 +130,13 @@ def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, fami
 
 
 def test_the_kinds_of_layer_take_their_places(tiny_config):
-    assert tiny_config("gemma2", num_layers=5).layer_kinds == ("local", "global", "local", "global", "local")
+    assert tiny_config("gemma2", num_layers=5).layer_kinds == (
+        "local",
+        "global",
+        "local",
+        "global",
+        "local",
+    )
     assert tiny_config("gemma3", num_layers=4).layer_kinds == ("local", "local", "global", "local")
 
 
@@ -116,7 +148,9 @@ def test_the_kinds_of_layer_take_their_places(tiny_config):
 )
 def test_visible_is_its_definition(segment_ids, causal, reach, random):
     positions = [random.randrange(8) for _ in segment_ids]
-    found = visible(jnp.asarray(segment_ids)[None], jnp.asarray(positions)[None], causal=causal, reach=reach)
+    found = visible(
+        jnp.asarray(segment_ids)[None], jnp.asarray(positions)[None], causal=causal, reach=reach
+    )
     np.testing.assert_array_equal(found[0], allowed(segment_ids, positions, causal, reach))
 
 
@@ -125,7 +159,9 @@ def reference_attention(query, key, value, mask, soft_cap):
     out = np.zeros(query.shape)
     group = query.shape[2] // key.shape[2]
     for b, t, n in np.ndindex(query.shape[:3]):
-        logits = np.array([query[b, t, n].astype(np.float64) @ key[b, s, n // group] for s in range(key.shape[1])])
+        logits = np.array(
+            [query[b, t, n].astype(np.float64) @ key[b, s, n // group] for s in range(key.shape[1])]
+        )
         if soft_cap is not None:
             logits = soft_cap * np.tanh(logits / soft_cap)
         weights = np.where(mask[b, t], np.exp(logits - logits.max()), 0)
@@ -134,17 +170,29 @@ def reference_attention(query, key, value, mask, soft_cap):
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize(("soft_cap", "causal", "reach"), [(None, False, None), (2.0, True, None), (5.0, False, (1, 2)), (None, True, (2, 0))])
+@pytest.mark.parametrize(
+    ("soft_cap", "causal", "reach"),
+    [(None, False, None), (2.0, True, None), (5.0, False, (1, 2)), (None, True, (2, 0))],
+)
 def test_attention_equals_plain_numpy(heads, soft_cap, causal, reach):
     rng = np.random.default_rng(1)
-    query, key, value = (rng.standard_normal((2, 6, n, 8)).astype(np.float32) for n in (heads[0], heads[1], heads[1]))
-    segment_ids, positions = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]]), np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+    query, key, value = (
+        rng.standard_normal((2, 6, n, 8)).astype(np.float32) for n in (heads[0], heads[1], heads[1])
+    )
+    segment_ids, positions = (
+        np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]]),
+        np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]),
+    )
     arrays = map(jnp.asarray, (query, key, value))
     layout = {"segment_ids": jnp.asarray(segment_ids), "positions": jnp.asarray(positions)}
     found = dot_product_attention(*arrays, **layout, spec=AttentionSpec(causal, reach, soft_cap))
-    mask = np.stack([allowed(*row, causal, reach) for row in zip(segment_ids, positions, strict=True)])
+    mask = np.stack(
+        [allowed(*row, causal, reach) for row in zip(segment_ids, positions, strict=True)]
+    )
     # float32 against float64: logits up to about 10, sums of 8 products.
-    np.testing.assert_allclose(found, reference_attention(query, key, value, mask, soft_cap), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        found, reference_attention(query, key, value, mask, soft_cap), rtol=0, atol=1e-5
+    )
 
 
 def test_the_soft_cap_bounds_how_much_one_token_can_outweigh_another():
@@ -154,20 +202,37 @@ def test_the_soft_cap_bounds_how_much_one_token_can_outweigh_another():
 
     def attend(soft_cap):
         ids = jnp.ones((1, 2), jnp.int32)
-        return np.asarray(dot_product_attention(query, key, value, segment_ids=ids, positions=ids, spec=AttentionSpec(False, None, soft_cap)))[0, 0, 0]
+        return np.asarray(
+            dot_product_attention(
+                query,
+                key,
+                value,
+                segment_ids=ids,
+                positions=ids,
+                spec=AttentionSpec(False, None, soft_cap),
+            )
+        )[0, 0, 0]
 
     np.testing.assert_array_equal(attend(None), [1, 0])  # logits ±20,000
     capped = attend(2.0)
-    np.testing.assert_allclose(capped[0] / capped[1], np.exp(4.0), rtol=1e-5)  # logits ±2; float32 exp and tanh
+    np.testing.assert_allclose(
+        capped[0] / capped[1], np.exp(4.0), rtol=1e-5
+    )  # logits ±2; float32 exp and tanh
 
 
 def test_softmax_runs_in_float32_whatever_the_inputs():
     rng = np.random.default_rng(2)
-    query, key, value = (jnp.asarray(rng.standard_normal((1, 64, 2, 16)) * 2, jnp.bfloat16) for _ in range(3))
+    query, key, value = (
+        jnp.asarray(rng.standard_normal((1, 64, 2, 16)) * 2, jnp.bfloat16) for _ in range(3)
+    )
     ids, places = jnp.ones((1, 64), jnp.int32), jnp.arange(64)[None]
-    found = dot_product_attention(query, key, value, segment_ids=ids, positions=places, spec=AttentionSpec(False, None, None))
+    found = dot_product_attention(
+        query, key, value, segment_ids=ids, positions=places, spec=AttentionSpec(False, None, None)
+    )
     assert found.dtype == jnp.bfloat16
-    exact = reference_attention(*(np.asarray(x, np.float64) for x in (query, key, value)), np.ones((1, 64, 64), bool), None)
+    exact = reference_attention(
+        *(np.asarray(x, np.float64) for x in (query, key, value)), np.ones((1, 64, 64), bool), None
+    )
     # Probabilities and output are rounded to bfloat16 (8 bits, 2^-9 relative), logits are not: they reach 60, where bfloat16 steps by 0.25.
     np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=0, atol=0.03)
 
@@ -176,22 +241,36 @@ def test_softmax_runs_in_float32_whatever_the_inputs():
 def test_rotation_keeps_norms(position, base, scale):
     x = jnp.asarray(np.random.default_rng(position).standard_normal((1, 1, 3, 16)), jnp.float32)
     turned = rotate(x, jnp.full((1, 1), position), base=base, scale=scale)
-    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)  # float32 sines
+    np.testing.assert_allclose(
+        np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
+    )  # float32 sines
     if position == 0:
         np.testing.assert_array_equal(turned, x)
 
 
-@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.sampled_from([(1e4, 1.0), (1e6, 8.0)]))
-def test_rotated_products_depend_on_the_difference_of_positions_only(first, second, shift, base_and_scale):
+@given(
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.integers(0, 300),
+    st.sampled_from([(1e4, 1.0), (1e6, 8.0)]),
+)
+def test_rotated_products_depend_on_the_difference_of_positions_only(
+    first, second, shift, base_and_scale
+):
     base, scale = base_and_scale
-    query, key = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).standard_normal((2, 1, 1, 1, 16)))
+    query, key = (
+        jnp.asarray(x, jnp.float32)
+        for x in np.random.default_rng(0).standard_normal((2, 1, 1, 1, 16))
+    )
 
     def product(i, j):
         at = lambda x, place: rotate(x, jnp.full((1, 1), place), base=base, scale=scale)  # noqa: E731
         return jnp.sum(at(query, i) * at(key, j))
 
     # The angle itself, up to 600 radians, has a float32 error of 3e-5, and |q||k| is about 16.
-    np.testing.assert_allclose(product(first, second), product(first + shift, second + shift), rtol=0, atol=2e-3)
+    np.testing.assert_allclose(
+        product(first, second), product(first + shift, second + shift), rtol=0, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize(("base", "scale"), [(1e4, 1.0), (1e6, 8.0)])
@@ -201,7 +280,9 @@ def test_rotation_equals_complex_multiplication(base, scale):
     angle = positions[0][:, None, None] / scale * base ** (-np.arange(4) / 4)
     turned = (x[0, ..., :4] + 1j * x[0, ..., 4:]) * np.exp(1j * angle)
     found = rotate(jnp.asarray(x), jnp.asarray(positions), base=base, scale=scale)
-    np.testing.assert_allclose(found[0], np.concatenate([turned.real, turned.imag], -1), rtol=0, atol=2e-5)  # angles up to 51 in float32
+    np.testing.assert_allclose(
+        found[0], np.concatenate([turned.real, turned.imag], -1), rtol=0, atol=2e-5
+    )  # angles up to 51 in float32
 
 
 def test_rotation_is_computed_in_float32_for_bfloat16():
@@ -209,13 +290,23 @@ def test_rotation_is_computed_in_float32_for_bfloat16():
     position = jnp.full((1, 1), 4001)  # not a bfloat16 number
     found = rotate(x, position, base=1e4)
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(found, rotate(x.astype(jnp.float32), position, base=1e4).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(
+        found, rotate(x.astype(jnp.float32), position, base=1e4).astype(jnp.bfloat16)
+    )
 
 
 def test_the_kinds_of_layer_rotate_differently(one_layer, monkeypatch):
     """Base and scale of the config reach the layers of their kind; the base and scale of each call to rotate are recorded."""
     seen = []
-    monkeypatch.setattr("gemma_encoder.model.transformer.rotate", lambda x, positions, *, base, scale: seen.append((base, scale)) or x)
+    monkeypatch.setattr(
+        "gemma_encoder.model.transformer.rotate",
+        lambda x, positions, *, base, scale: seen.append((base, scale)) or x,
+    )
     for kind in ("local", "global"):
-        nnx.eval_shape(one_layer("gemma3", kind, local_rope_base=3.0, global_rope_base=5.0, global_rope_scale=8.0), jnp.arange(LENGTH)[None])
+        nnx.eval_shape(
+            one_layer(
+                "gemma3", kind, local_rope_base=3.0, global_rope_base=5.0, global_rope_scale=8.0
+            ),
+            jnp.arange(LENGTH)[None],
+        )
     assert seen == [(3.0, 1.0)] * 2 + [(5.0, 8.0)] * 2  # queries and keys

@@ -15,14 +15,79 @@ from gemma_encoder.model.encoder import skeleton
 # embedding and in the embedding. Gemma 2's counts are those of its report's table 2; Gemma 3's, rounded there to millions
 # (698, 3,209, 10,759, 25,600; 302, 675, 1,012, 1,416), include its vision encoder nowhere.
 PUBLISHED = {
-    "gemma2_2b": (26, 256_128, 2304, 9216, 8, 4, 256, 4096, 256**-0.5, 1.0, 2_024_517_888, 590_118_912),
-    "gemma2_9b": (42, 256_128, 3584, 14336, 16, 8, 256, 4096, 256**-0.5, 1.0, 8_324_201_984, 917_962_752),
-    "gemma2_27b": (46, 256_128, 4608, 36864, 32, 16, 128, 4096, 144**-0.5, 1.0, 26_047_480_320, 1_180_237_824),
+    "gemma2_2b": (
+        26,
+        256_128,
+        2304,
+        9216,
+        8,
+        4,
+        256,
+        4096,
+        256**-0.5,
+        1.0,
+        2_024_517_888,
+        590_118_912,
+    ),
+    "gemma2_9b": (
+        42,
+        256_128,
+        3584,
+        14336,
+        16,
+        8,
+        256,
+        4096,
+        256**-0.5,
+        1.0,
+        8_324_201_984,
+        917_962_752,
+    ),
+    "gemma2_27b": (
+        46,
+        256_128,
+        4608,
+        36864,
+        32,
+        16,
+        128,
+        4096,
+        144**-0.5,
+        1.0,
+        26_047_480_320,
+        1_180_237_824,
+    ),
     "gemma3_270m": (18, 262_144, 640, 2048, 4, 1, 256, 512, 256**-0.5, 1.0, None, 167_772_160),
     "gemma3_1b": (26, 262_144, 1152, 6912, 4, 1, 256, 512, 256**-0.5, 1.0, 698e6, 301_989_888),
     "gemma3_4b": (34, 262_144, 2560, 10240, 8, 4, 256, 1024, 256**-0.5, 8.0, 3209e6, 671_088_640),
-    "gemma3_12b": (48, 262_144, 3840, 15360, 16, 8, 256, 1024, 256**-0.5, 8.0, 10_759e6, 1_006_632_960),
-    "gemma3_27b": (62, 262_144, 5376, 21504, 32, 16, 128, 1024, 168**-0.5, 8.0, 25_600e6, 1_409_286_144),
+    "gemma3_12b": (
+        48,
+        262_144,
+        3840,
+        15360,
+        16,
+        8,
+        256,
+        1024,
+        256**-0.5,
+        8.0,
+        10_759e6,
+        1_006_632_960,
+    ),
+    "gemma3_27b": (
+        62,
+        262_144,
+        5376,
+        21504,
+        32,
+        16,
+        128,
+        1024,
+        168**-0.5,
+        8.0,
+        25_600e6,
+        1_409_286_144,
+    ),
 }
 LAST_LAYERS = {
     "gemma2_2b": ("local", "global"),
@@ -39,24 +104,57 @@ LAST_LAYERS = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_the_published_ones(name):
     c = GEMMA_CONFIGS[name]
-    layers, vocab, embed, hidden, heads, kv_heads, head_dim, window, scale, rope_scale, others, embedding = PUBLISHED[name]
+    (
+        layers,
+        vocab,
+        embed,
+        hidden,
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+        scale,
+        rope_scale,
+        others,
+        embedding,
+    ) = PUBLISHED[name]
     assert (c.num_layers, c.vocab_size, c.embed_dim, c.hidden_dim) == (layers, vocab, embed, hidden)
-    assert (c.num_heads, c.num_kv_heads, c.head_dim, c.sliding_window) == (heads, kv_heads, head_dim, window)
+    assert (c.num_heads, c.num_kv_heads, c.head_dim, c.sliding_window) == (
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+    )
     assert math.isclose(c.query_scale, scale, rel_tol=1e-12)
     assert (c.local_rope_base, c.global_rope_scale) == (1e4, rope_scale)
     assert c.vocab_size * c.embed_dim == embedding
     if others is not None:
-        assert abs(c.num_parameters - embedding - others) <= (0 if name.startswith("gemma2") else 0.5e6)
+        assert abs(c.num_parameters - embedding - others) <= (
+            0 if name.startswith("gemma2") else 0.5e6
+        )
 
 
 @pytest.mark.parametrize("name", GEMMA_CONFIGS)
 def test_families_differ_as_their_reports_say(name):
     c = GEMMA_CONFIGS[name]
     if name.startswith("gemma2"):
-        assert (c.attention_soft_cap, c.final_soft_cap, c.use_qk_norm, c.global_rope_base, c.pattern) == (50.0, 30.0, False, 1e4, ("local", "global"))
+        assert (
+            c.attention_soft_cap,
+            c.final_soft_cap,
+            c.use_qk_norm,
+            c.global_rope_base,
+            c.pattern,
+        ) == (50.0, 30.0, False, 1e4, ("local", "global"))
     else:
-        assert (c.attention_soft_cap, c.final_soft_cap, c.use_qk_norm, c.global_rope_base) == (None, None, True, 1e6)
-        assert c.pattern == ("local",) * {"gemma3_tiny": 2, "gemma3_mini": 1}.get(name, 5) + ("global",)
+        assert (c.attention_soft_cap, c.final_soft_cap, c.use_qk_norm, c.global_rope_base) == (
+            None,
+            None,
+            True,
+            1e6,
+        )
+        assert c.pattern == ("local",) * {"gemma3_tiny": 2, "gemma3_mini": 1}.get(name, 5) + (
+            "global",
+        )
     assert c.bidirectional_reach is None
 
 
@@ -82,7 +180,10 @@ def test_reach_by_kind_and_switch(tiny_config):
     assert c.reach("local", "bidirectional") == (7, 7)  # the gemma package's meaning
     assert c.reach("global", "causal") is c.reach("global", "bidirectional") is None
     explicit = dataclasses.replace(c, bidirectional_reach=(0, 0))
-    assert (explicit.reach("local", "bidirectional"), explicit.reach("local", "causal")) == ((0, 0), (7, 0))
+    assert (explicit.reach("local", "bidirectional"), explicit.reach("local", "causal")) == (
+        (0, 0),
+        (7, 0),
+    )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
@@ -101,7 +202,9 @@ def test_a_config_survives_json(tiny_config, family):
     for config in (full, EncoderConfig(tiny_config(family))):
         restored = EncoderConfig.from_dict(json.loads(json.dumps(config.to_dict())))
         assert restored == config
-        assert hash(restored.transformer) == hash(config.transformer)  # equal down to tuples: a list would not hash
+        assert hash(restored.transformer) == hash(
+            config.transformer
+        )  # equal down to tuples: a list would not hash
 
 
 def test_every_gemma_config_survives_json():
@@ -112,26 +215,52 @@ def test_every_gemma_config_survives_json():
 
 def test_defaults_are_the_method_s():
     config = EncoderConfig(GEMMA_CONFIGS["gemma2_2b"])
-    assert (config.attention, config.compute_dtype, config.pooling.name, config.attention_dropout) == ("bidirectional", "bfloat16", "mean", 0.0)
+    assert (
+        config.attention,
+        config.compute_dtype,
+        config.pooling.name,
+        config.attention_dropout,
+    ) == ("bidirectional", "bfloat16", "mean", 0.0)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"attention": "bidirectonal"}, "unknown attention 'bidirectonal'; did you mean 'bidirectional'"),
+        (
+            {"attention": "bidirectonal"},
+            "unknown attention 'bidirectonal'; did you mean 'bidirectional'",
+        ),
         ({"attention": "casual"}, "did you mean 'causal'"),
-        ({"heads": {"t": 2}, "language_heads": ("t",)}, "head 't' is a language model's, .* it needs attention='causal', got 'bidirectional'"),
-        ({"heads": {"t": 1}, "language_heads": ("t",), "attention": "causal"}, "language head 't' must be among the heads, with 2 outputs, got 1"),
-        ({"language_heads": ("t",), "attention": "causal"}, "language head 't' must be among the heads, with 2 outputs, got None"),
+        (
+            {"heads": {"t": 2}, "language_heads": ("t",)},
+            "head 't' is a language model's, .* it needs attention='causal', got 'bidirectional'",
+        ),
+        (
+            {"heads": {"t": 1}, "language_heads": ("t",), "attention": "causal"},
+            "language head 't' must be among the heads, with 2 outputs, got 1",
+        ),
+        (
+            {"language_heads": ("t",), "attention": "causal"},
+            "language head 't' must be among the heads, with 2 outputs, got None",
+        ),
         ({"compute_dtype": "float16"}, "float16 is refused: .* use bfloat16, or float32"),
         ({"compute_dtype": "bfloat"}, "unknown compute_dtype 'bfloat'; did you mean 'bfloat16'"),
         ({"remat": "ful"}, "unknown remat policy 'ful'; did you mean 'full'"),
         ({"attention_dropout": 1.0}, "attention_dropout must be at least 0 and below 1, got 1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout must be"),
-        ({"feed_forward_dropout": 1.5}, "feed_forward_dropout must be at least 0 and below 1, got 1.5"),
+        (
+            {"feed_forward_dropout": 1.5},
+            "feed_forward_dropout must be at least 0 and below 1, got 1.5",
+        ),
         ({"feed_forward_dropout": float("nan")}, "feed_forward_dropout must be"),
-        ({"pooling": PoolingConfig("attention_kv", heads=3)}, "pooling.heads=3 does not divide the model's width 32"),
-        ({"pooling": PoolingConfig("attention_query", heads=5)}, "pooling.heads=5 does not divide the model's width 32"),
+        (
+            {"pooling": PoolingConfig("attention_kv", heads=3)},
+            "pooling.heads=3 does not divide the model's width 32",
+        ),
+        (
+            {"pooling": PoolingConfig("attention_query", heads=5)},
+            "pooling.heads=5 does not divide the model's width 32",
+        ),
     ],
 )
 def test_an_encoder_that_cannot_be_is_refused(tiny_config, fields, message):
@@ -146,7 +275,10 @@ def test_a_head_without_outputs_is_refused(tiny_config, outputs):
 
 
 def test_heads_of_poolers_without_attention_need_not_divide(tiny_config):
-    assert EncoderConfig(tiny_config("gemma2"), pooling=PoolingConfig("mean", heads=3)).pooling.heads == 3
+    assert (
+        EncoderConfig(tiny_config("gemma2"), pooling=PoolingConfig("mean", heads=3)).pooling.heads
+        == 3
+    )
 
 
 def test_an_unknown_pooler_is_refused():
@@ -163,7 +295,10 @@ def test_pooling_sizes_below_one_are_refused(field):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 4, "num_kv_heads": 3}, "4 query heads cannot share 3 key-value heads evenly"),
+        (
+            {"num_heads": 4, "num_kv_heads": 3},
+            "4 query heads cannot share 3 key-value heads evenly",
+        ),
         ({"head_dim": 7}, "head_dim must be even for rotary positions, got 7"),
         ({"pattern": ("local", "globl")}, "unknown layer kind 'globl'; did you mean 'global'"),
     ],
@@ -173,7 +308,19 @@ def test_a_transformer_that_cannot_be_is_refused(tiny_config, changes, message):
         tiny_config("gemma3", **changes)
 
 
-@pytest.mark.parametrize("field", ["num_layers", "vocab_size", "embed_dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim", "sliding_window"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "num_layers",
+        "vocab_size",
+        "embed_dim",
+        "hidden_dim",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "sliding_window",
+    ],
+)
 def test_sizes_below_one_are_refused(tiny_config, field):
     """A window of 0, for one, would leave a token nothing to see, and softmax would then show it everything."""
     with pytest.raises(InputError, match=field):

@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import POOLERS, EncoderConfig, PoolingConfig
-from gemma_encoder.model.encoder import GemmaEncoder, initial_parameters, parameter_dict, parameter_paths, skeleton
+from gemma_encoder.model.encoder import (
+    GemmaEncoder,
+    initial_parameters,
+    parameter_dict,
+    parameter_paths,
+    skeleton,
+)
 
-TEXTS, LENGTH, SLOTS = 5, 50, 5  # every layout below is [TEXTS, LENGTH], so that one compiled program serves them all
+TEXTS, LENGTH, SLOTS = (
+    5,
+    50,
+    5,
+)  # every layout below is [TEXTS, LENGTH], so that one compiled program serves them all
 # The same numbers in other places of a row: float32 sums over 50 places, mostly zeros, in another order, through five layers.
 MOVED = {"rtol": 0, "atol": 1e-5}
 
@@ -38,8 +48,13 @@ def pooled_by_every_pooler(random_parameters, tiny_config):
             nnx.update(encoder.backbone, backbone)
 
         @jax.jit
-        def pooled(tokens, segment_ids, positions):  # XLA computes what the five have in common once
-            return {name: encoder(tokens, segment_ids, positions, SLOTS).pooled for name, encoder in encoders.items()}
+        def pooled(
+            tokens, segment_ids, positions
+        ):  # XLA computes what the five have in common once
+            return {
+                name: encoder(tokens, segment_ids, positions, SLOTS).pooled
+                for name, encoder in encoders.items()
+            }
 
         return pooled
 
@@ -54,25 +69,46 @@ def by_text(pooled, places):
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 @settings(max_examples=10)
-@given(lengths=st.lists(st.integers(1, 10), min_size=TEXTS, max_size=TEXTS), order=st.permutations(range(TEXTS)), cut=st.integers(1, TEXTS), data=st.data())
-def test_a_text_has_one_vector_wherever_it_lies(pooled_by_every_pooler, lay_out, family, lengths, order, cut, data):
+@given(
+    lengths=st.lists(st.integers(1, 10), min_size=TEXTS, max_size=TEXTS),
+    order=st.permutations(range(TEXTS)),
+    cut=st.integers(1, TEXTS),
+    data=st.data(),
+)
+def test_a_text_has_one_vector_wherever_it_lies(
+    pooled_by_every_pooler, lay_out, family, lengths, order, cut, data
+):
     """Alone or packed, in any order, padded on the left or right, shorter or longer than K and the window: the same vector."""
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     texts = [rng.integers(5, 64, length) for length in lengths]
     pool = pooled_by_every_pooler[family]
-    alone = by_text(pool(*lay_out([[text] for text in texts], TEXTS, LENGTH)), [(number, 0) for number in range(TEXTS)])
+    alone = by_text(
+        pool(*lay_out([[text] for text in texts], TEXTS, LENGTH)),
+        [(number, 0) for number in range(TEXTS)],
+    )
     assert all(np.abs(values).max() > 0.01 for values in alone.values())
     packed = [[texts[number] for number in order[:cut]], [texts[number] for number in order[cut:]]]
-    places = [divmod(order.index(number), cut) if order.index(number) < cut else (1, order.index(number) - cut) for number in range(TEXTS)]
+    places = [
+        divmod(order.index(number), cut)
+        if order.index(number) < cut
+        else (1, order.index(number) - cut)
+        for number in range(TEXTS)
+    ]
     layouts = {
-        "alone, padded left": ([[text] for text in texts], "left", [(number, 0) for number in range(TEXTS)]),
+        "alone, padded left": (
+            [[text] for text in texts],
+            "left",
+            [(number, 0) for number in range(TEXTS)],
+        ),
         "packed": (packed, "right", places),
         "packed, padded left": (packed, "left", places),
     }
     for name, (rows, padding, places) in layouts.items():
         found = by_text(pool(*lay_out(rows, TEXTS, LENGTH, padding)), places)
         for pooler in POOLERS:
-            np.testing.assert_allclose(found[pooler], alone[pooler], **MOVED, err_msg=f"{name}, {pooler}")
+            np.testing.assert_allclose(
+                found[pooler], alone[pooler], **MOVED, err_msg=f"{name}, {pooler}"
+            )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
@@ -81,10 +117,14 @@ def test_permuting_texts_in_a_row_permutes_results(pooled_by_every_pooler, lay_o
     texts = [rng.integers(5, 64, length) for length in (9, 1, 4, 12, 2)]
     order = [3, 0, 4, 2, 1]
     first = pooled_by_every_pooler[family](*lay_out([texts], TEXTS, LENGTH))
-    second = pooled_by_every_pooler[family](*lay_out([[texts[number] for number in order]], TEXTS, LENGTH))
+    second = pooled_by_every_pooler[family](
+        *lay_out([[texts[number] for number in order]], TEXTS, LENGTH)
+    )
     for pooler in POOLERS:
         np.testing.assert_allclose(second[pooler][0], np.asarray(first[pooler][0])[order], **MOVED)
-        distances = np.abs(np.asarray(first[pooler][0])[:, None] - np.asarray(first[pooler][0])[None]).max(-1)
+        distances = np.abs(
+            np.asarray(first[pooler][0])[:, None] - np.asarray(first[pooler][0])[None]
+        ).max(-1)
         assert distances[~np.eye(TEXTS, dtype=bool)].min() > 0.01  # the texts can be told apart
 
 
@@ -92,7 +132,9 @@ def test_the_order_of_rows_is_the_order_of_results(pooled_by_every_pooler, lay_o
     rng = np.random.default_rng(1)
     texts = [rng.integers(5, 64, length) for length in (9, 1, 4, 12, 2)]
     forward = pooled_by_every_pooler["gemma2"](*lay_out([[text] for text in texts], TEXTS, LENGTH))
-    backward = pooled_by_every_pooler["gemma2"](*lay_out([[text] for text in reversed(texts)], TEXTS, LENGTH))
+    backward = pooled_by_every_pooler["gemma2"](
+        *lay_out([[text] for text in reversed(texts)], TEXTS, LENGTH)
+    )
     for pooler in POOLERS:
         np.testing.assert_allclose(backward[pooler][::-1, 0], forward[pooler][:, 0], **MOVED)
 
@@ -124,25 +166,47 @@ def test_every_head_scores_every_text(small, random_parameters, some_batch):
     output = encode(encoder, some_batch)
     assert output.hidden.shape == (2, 12, 32)
     assert output.pooled.shape == (2, 2, 32)
-    assert {name: scores.shape for name, scores in output.scores.items()} == {"mnli": (2, 2, 3), "stsb": (2, 2, 1)}
+    assert {name: scores.shape for name, scores in output.scores.items()} == {
+        "mnli": (2, 2, 3),
+        "stsb": (2, 2, 1),
+    }
     for name, scores in output.scores.items():
         assert scores.dtype == jnp.float32
-        np.testing.assert_allclose(scores, encoder.heads[name](output.pooled), rtol=0, atol=1e-5)  # float32, compiled apart
+        np.testing.assert_allclose(
+            scores, encoder.heads[name](output.pooled), rtol=0, atol=1e-5
+        )  # float32, compiled apart
 
 
 def test_heads_and_pooling_are_float32_when_compute_is_not(small, random_parameters, some_batch):
     config = dataclasses.replace(small, compute_dtype="bfloat16")
     output = encode(skeleton(config).merge(random_parameters(config)), some_batch)
-    assert (output.hidden.dtype, output.pooled.dtype, output.scores["mnli"].dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    assert (output.hidden.dtype, output.pooled.dtype, output.scores["mnli"].dtype) == (
+        jnp.bfloat16,
+        jnp.float32,
+        jnp.float32,
+    )
 
 
 def test_the_mask_switch_can_be_overridden_per_call(small, random_parameters, some_batch):
     parameters = random_parameters(small)
     outputs = {}
-    for configured, called in [("causal", None), ("bidirectional", None), ("causal", "bidirectional"), ("bidirectional", "causal")]:
+    for configured, called in [
+        ("causal", None),
+        ("bidirectional", None),
+        ("causal", "bidirectional"),
+        ("bidirectional", "causal"),
+    ]:
         encoder = skeleton(dataclasses.replace(small, attention=configured)).merge(parameters)
-        outputs[configured, called] = np.asarray(jax.jit(lambda encoder=encoder, called=called: encoder(*some_batch, 2, attention=called).hidden)())
-    np.testing.assert_array_equal(outputs["causal", "bidirectional"], outputs["bidirectional", None])
+        outputs[configured, called] = np.asarray(
+            jax.jit(
+                lambda encoder=encoder, called=called: (
+                    encoder(*some_batch, 2, attention=called).hidden
+                )
+            )()
+        )
+    np.testing.assert_array_equal(
+        outputs["causal", "bidirectional"], outputs["bidirectional", None]
+    )
     np.testing.assert_array_equal(outputs["bidirectional", "causal"], outputs["causal", None])
     assert np.abs(outputs["causal", None] - outputs["bidirectional", None]).max() > 0.1
 
@@ -167,10 +231,17 @@ def test_the_configs_dropout_needs_a_key(small, random_parameters, some_batch, q
 
 
 def test_the_skeletons_shapes_are_those_of_the_parameters(small):
-    small = dataclasses.replace(small, transformer=dataclasses.replace(small.transformer, num_layers=3, pattern=("local", "global")))
+    small = dataclasses.replace(
+        small,
+        transformer=dataclasses.replace(
+            small.transformer, num_layers=3, pattern=("local", "global")
+        ),
+    )
     shapes = parameter_paths(skeleton(small).shapes)
     initial = parameter_paths(jax.eval_shape(lambda: initial_parameters(small, jax.random.key(0))))
-    assert {path: (x.shape, x.dtype) for path, x in shapes.items()} == {path: (x.shape, x.dtype) for path, x in initial.items()}
+    assert {path: (x.shape, x.dtype) for path, x in shapes.items()} == {
+        path: (x.shape, x.dtype) for path, x in initial.items()
+    }
     assert {x.dtype for x in shapes.values()} == {jnp.dtype("float32")}
     assert {
         "backbone/embedding": (64, 32),
@@ -187,7 +258,11 @@ def test_the_skeletons_shapes_are_those_of_the_parameters(small):
 @pytest.fixture(scope="module")
 def drawn(tiny_config):
     """(config, a compiled initial_parameters of it)."""
-    config = EncoderConfig(tiny_config("gemma2", num_layers=1, pattern=("global",)), heads={"a": 2}, compute_dtype="float32")
+    config = EncoderConfig(
+        tiny_config("gemma2", num_layers=1, pattern=("global",)),
+        heads={"a": 2},
+        compute_dtype="float32",
+    )
     return config, jax.jit(lambda key: initial_parameters(config, key))
 
 
@@ -199,16 +274,28 @@ def test_parameters_are_a_function_of_the_key(drawn, quick_key):
         constant = path.endswith(("scale", "bias"))
         assert (np.asarray(value) == np.asarray(other[path])).all() == constant, path
         assert (np.asarray(value) == 0).all() == constant, path
-    for path, fan_in in {"embedding": 32, "blocks/0/query": 32, "blocks/0/attention_out": 32, "blocks/0/gating": 32, "blocks/0/linear": 48}.items():
-        np.testing.assert_allclose(np.std(first[f"backbone/{path}"]), fan_in**-0.5, rtol=0.1)  # at least 1,024 draws: standard error 2 %
+    for path, fan_in in {
+        "embedding": 32,
+        "blocks/0/query": 32,
+        "blocks/0/attention_out": 32,
+        "blocks/0/gating": 32,
+        "blocks/0/linear": 48,
+    }.items():
+        np.testing.assert_allclose(
+            np.std(first[f"backbone/{path}"]), fan_in**-0.5, rtol=0.1
+        )  # at least 1,024 draws: standard error 2 %
 
 
-def test_a_skeleton_and_parameters_make_the_encoder_that_the_constructor_makes(drawn, some_batch, quick_key):
+def test_a_skeleton_and_parameters_make_the_encoder_that_the_constructor_makes(
+    drawn, some_batch, quick_key
+):
     config, draw = drawn
     built = nnx.jit(lambda: GemmaEncoder(config, rngs=nnx.Rngs(quick_key(4))))()
     parameters = draw(quick_key(4))
     merged = skeleton(config).merge(parameters)
-    jax.tree.map(np.testing.assert_array_equal, encode(merged, some_batch), encode(built, some_batch))
+    jax.tree.map(
+        np.testing.assert_array_equal, encode(merged, some_batch), encode(built, some_batch)
+    )
     apart = parameter_dict(nnx.state(merged))
     assert list(parameter_paths(apart)) == list(parameter_paths(parameters))
     jax.tree.map(np.testing.assert_array_equal, apart, parameters)

@@ -34,12 +34,20 @@ def arrays():
 
     def make(length, heads=4, kv_heads=2, width=16, padding="right", dtype=jnp.float32):
         rng = np.random.default_rng(0)
-        qkv = [jnp.asarray(rng.standard_normal((3, length, n, width)), dtype) for n in (heads, kv_heads, kv_heads)]
+        qkv = [
+            jnp.asarray(rng.standard_normal((3, length, n, width)), dtype)
+            for n in (heads, kv_heads, kv_heads)
+        ]
         segment_ids, positions = np.zeros((3, length), np.int32), np.zeros((3, length), np.int32)
-        for row, texts in enumerate(([length], [length // 2, length // 4], [length // 3, 5, length // 3])):
+        for row, texts in enumerate(
+            ([length], [length // 2, length // 4], [length // 3, 5, length // 3])
+        ):
             start = 0 if padding == "right" else length - sum(texts)
             for number, size in enumerate(texts, 1):
-                segment_ids[row, start : start + size], positions[row, start : start + size] = number, np.arange(size)
+                segment_ids[row, start : start + size], positions[row, start : start + size] = (
+                    number,
+                    np.arange(size),
+                )
                 start += size
         return qkv, jnp.asarray(segment_ids), jnp.asarray(positions)
 
@@ -66,8 +74,16 @@ def values_and_gradients(attention, qkv, segment_ids):
 def assert_equal_attention(attention, arrays, spec, **tolerance):
     qkv, segment_ids, positions = arrays
     exact = [x.astype(jnp.float32) for x in qkv]
-    expected = values_and_gradients(lambda *qkv: xla_attention(*qkv, segment_ids=segment_ids, positions=positions, spec=spec), exact, segment_ids)
-    found = values_and_gradients(lambda *qkv: attention(*qkv, segment_ids=segment_ids, positions=positions, spec=spec), qkv, segment_ids)
+    expected = values_and_gradients(
+        lambda *qkv: xla_attention(*qkv, segment_ids=segment_ids, positions=positions, spec=spec),
+        exact,
+        segment_ids,
+    )
+    found = values_and_gradients(
+        lambda *qkv: attention(*qkv, segment_ids=segment_ids, positions=positions, spec=spec),
+        qkv,
+        segment_ids,
+    )
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, **tolerance)
 
@@ -83,7 +99,9 @@ def test_chunks_equal_the_whole(arrays, spec, chunk, padding):
 
 def largest_array(jaxpr) -> int:
     """Elements of the largest array that a program makes, inner programs included."""
-    sizes = [var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "size")]
+    sizes = [
+        var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "size")
+    ]
     for eqn in jaxpr.eqns:
         sizes += [largest_array(inner) for inner in core.jaxprs_in_params(eqn.params)]
     return max(sizes, default=0)
@@ -98,7 +116,9 @@ def test_long_rows_need_no_quadratic_memory(reach, per_token):
     places = jnp.arange(length, dtype=jnp.int32)[None]
 
     def loss(*qkv):
-        return xla_attention(*qkv, segment_ids=ids, positions=places, spec=AttentionSpec(False, reach, 50.0)).sum()
+        return xla_attention(
+            *qkv, segment_ids=ids, positions=places, spec=AttentionSpec(False, reach, 50.0)
+        ).sum()
 
     largest = largest_array(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*qkv).jaxpr)
     assert largest <= heads * 512 * per_token
@@ -107,13 +127,27 @@ def test_long_rows_need_no_quadratic_memory(reach, per_token):
 
 def test_dropout_in_chunks_keeps_the_mean_and_differs_between_chunks(arrays):
     qkv, segment_ids, positions = arrays(24)
-    options = {"segment_ids": segment_ids, "positions": positions, "spec": SPECS["global"], "chunk": 8}
-    draw = jax.jit(jax.vmap(lambda key: xla_attention(*qkv, **options, dropout_rate=0.3, dropout_key=key)))
+    options = {
+        "segment_ids": segment_ids,
+        "positions": positions,
+        "spec": SPECS["global"],
+        "chunk": 8,
+    }
+    draw = jax.jit(
+        jax.vmap(lambda key: xla_attention(*qkv, **options, dropout_rate=0.3, dropout_key=key))
+    )
     many = draw(jax.random.split(jax.random.key(0, impl="unsafe_rbg"), 1500))
     # A token that sees one other keeps or loses it whole: values of size up to 3 by sqrt(0.3 / 0.7), over the root of 1,500; 5 of them.
-    np.testing.assert_allclose(many.mean(axis=0), xla_attention(*qkv, **options), rtol=0, atol=5 * 3 * (0.3 / 0.7) ** 0.5 / 1500**0.5)
+    np.testing.assert_allclose(
+        many.mean(axis=0),
+        xla_attention(*qkv, **options),
+        rtol=0,
+        atol=5 * 3 * (0.3 / 0.7) ** 0.5 / 1500**0.5,
+    )
     same = [jnp.ones_like(x) for x in qkv[:2]] + [jnp.ones_like(qkv[2])]
-    ones = xla_attention(*same, **options, dropout_rate=0.3, dropout_key=jax.random.key(1))[0, :, 0, 0]
+    ones = xla_attention(*same, **options, dropout_rate=0.3, dropout_key=jax.random.key(1))[
+        0, :, 0, 0
+    ]
     assert not np.array_equal(ones[:8], ones[8:16])
 
 
@@ -133,18 +167,25 @@ def test_splash_in_bfloat16(arrays):
         return fused_attention.splash_attention(*qkv, **options, interpret=True)
 
     # bfloat16 rounds outputs of size up to 3 and gradients of size up to 10 to 2^-9 of themselves, a few times over.
-    assert_equal_attention(splash, arrays(128, dtype=jnp.bfloat16), SPECS["local, soft cap"], rtol=0.05, atol=0.1)
+    assert_equal_attention(
+        splash, arrays(128, dtype=jnp.bfloat16), SPECS["local, soft cap"], rtol=0.05, atol=0.1
+    )
 
 
 @pytest.mark.parametrize("kv_heads", [2, 1])
 def test_splash_on_a_mesh_equals_one_device(arrays, kv_heads):
     """Rows over data and fsdp, heads over tensor; a single key-value head stays whole on every device."""
     qkv, segment_ids, _ = arrays(128, 2, kv_heads)
-    qkv, segment_ids = [jnp.tile(x, (2, 1, 1, 1))[:4] for x in qkv], jnp.tile(segment_ids, (2, 1))[:4]
+    qkv, segment_ids = (
+        [jnp.tile(x, (2, 1, 1, 1))[:4] for x in qkv],
+        jnp.tile(segment_ids, (2, 1))[:4],
+    )
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
     def splash(*qkv, mesh):
-        return fused_attention.splash_attention(*qkv, segment_ids=segment_ids, spec=SPECS["local, soft cap"], mesh=mesh, interpret=True)
+        return fused_attention.splash_attention(
+            *qkv, segment_ids=segment_ids, spec=SPECS["local, soft cap"], mesh=mesh, interpret=True
+        )
 
     alone = values_and_gradients(lambda *qkv: splash(*qkv, mesh=None), qkv, segment_ids)
     spread = values_and_gradients(lambda *qkv: splash(*qkv, mesh=mesh), qkv, segment_ids)
@@ -155,10 +196,16 @@ def test_splash_on_a_mesh_equals_one_device(arrays, kv_heads):
 def test_the_cudnn_call_means_the_same(arrays, monkeypatch):
     """The arguments that cuDNN is given, run by `jax.nn`'s own plain implementation: a GPU is not at hand in tests."""
     real = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, implementation, **options: real(*args, **options, implementation="xla"))
+    monkeypatch.setattr(
+        jax.nn,
+        "dot_product_attention",
+        lambda *args, implementation, **options: real(*args, **options, implementation="xla"),
+    )
 
     def cudnn(*qkv, segment_ids, positions, spec):
-        return fused_attention.cudnn_attention(*qkv, visible(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec)
+        return fused_attention.cudnn_attention(
+            *qkv, visible(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec
+        )
 
     for name in ("global", "local, causal"):
         assert_equal_attention(cudnn, arrays(24), SPECS[name], **TOLERANCE)
@@ -172,20 +219,36 @@ def test_the_tokamax_call_means_the_same(arrays, monkeypatch):
         seen.append(implementation)
         key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
         logits = jnp.einsum("BTNH,BSNH->BNTS", query * scale, key)
-        logits = logits if logits_soft_cap is None else logits_soft_cap * jnp.tanh(logits / logits_soft_cap)
-        return jnp.einsum("BNTS,BSNH->BTNH", jax.nn.softmax(jnp.where(mask, logits, -1e30), axis=-1), value)
+        logits = (
+            logits
+            if logits_soft_cap is None
+            else logits_soft_cap * jnp.tanh(logits / logits_soft_cap)
+        )
+        return jnp.einsum(
+            "BNTS,BSNH->BTNH", jax.nn.softmax(jnp.where(mask, logits, -1e30), axis=-1), value
+        )
 
-    monkeypatch.setitem(sys.modules, "tokamax", types.SimpleNamespace(dot_product_attention=stand_in))
+    monkeypatch.setitem(
+        sys.modules, "tokamax", types.SimpleNamespace(dot_product_attention=stand_in)
+    )
 
     def tokamax(*qkv, segment_ids, positions, spec):
-        return fused_attention.tokamax_attention(*qkv, visible(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec)
+        return fused_attention.tokamax_attention(
+            *qkv, visible(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec
+        )
 
     for spec in SPECS.values():
         assert_equal_attention(tokamax, arrays(24), spec, **TOLERANCE)
     assert set(seen) == {"triton"}
 
 
-ASKED = {"platform": "tpu", "dtype": jnp.bfloat16, "head_dim": 256, "soft_cap": 50.0, "dropout_rate": 0.0}
+ASKED = {
+    "platform": "tpu",
+    "dtype": jnp.bfloat16,
+    "head_dim": 256,
+    "soft_cap": 50.0,
+    "dropout_rate": 0.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -225,12 +288,24 @@ def test_auto_says_what_it_took_and_why(caplog):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("splash", {"platform": "cpu"}, "'splash' cannot be used: it needs a TPU, this is a CPU; choose 'xla' or 'auto'"),
+        (
+            "splash",
+            {"platform": "cpu"},
+            "'splash' cannot be used: it needs a TPU, this is a CPU; choose 'xla' or 'auto'",
+        ),
         ("splash", {"dropout_rate": 0.1}, "no dropout on attention probabilities"),
         ("splash", {"head_dim": 64}, "a multiple of 128, not 64"),
         ("cudnn", {"platform": "gpu"}, "'cudnn' cannot be used: it has no soft cap"),
-        ("cudnn", {"platform": "gpu", "soft_cap": None, "dtype": jnp.float32}, "it needs bfloat16, not float32"),
-        ("cudnn", {"platform": "gpu", "soft_cap": None, "head_dim": 512}, "at most 256 that is a multiple of 8, not 512"),
+        (
+            "cudnn",
+            {"platform": "gpu", "soft_cap": None, "dtype": jnp.float32},
+            "it needs bfloat16, not float32",
+        ),
+        (
+            "cudnn",
+            {"platform": "gpu", "soft_cap": None, "head_dim": 512},
+            "at most 256 that is a multiple of 8, not 512",
+        ),
         ("tokamax", {"platform": "gpu", "dtype": jnp.float32}, "it needs bfloat16"),
         ("flash", {}, "unknown attention implementation 'flash'; did you mean 'splash'"),
     ],
@@ -254,19 +329,42 @@ def test_a_training_step_compiles_for_a_tpu_with_splash_attention(family):
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices
-    mesh = Mesh(np.array(devices).reshape(2, 1, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    changes = {"num_layers": 3, "head_dim": 256, "sliding_window": 512, "num_heads": 2, "num_kv_heads": 1 if family == "gemma3" else 2}
-    config = EncoderConfig(dataclasses.replace(GEMMA_CONFIGS[f"{family}_tiny"], **changes), heads={"head": 1})
+    mesh = Mesh(
+        np.array(devices).reshape(2, 1, 2),
+        ("data", "fsdp", "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
+    )
+    changes = {
+        "num_layers": 3,
+        "head_dim": 256,
+        "sliding_window": 512,
+        "num_heads": 2,
+        "num_kv_heads": 1 if family == "gemma3" else 2,
+    }
+    config = EncoderConfig(
+        dataclasses.replace(GEMMA_CONFIGS[f"{family}_tiny"], **changes), heads={"head": 1}
+    )
     encoder, length = skeleton(config), 2048
     rows = NamedSharding(mesh, P(("data", "fsdp")))
     ids = jax.ShapeDtypeStruct((2, length), jnp.int32, sharding=rows)
-    parameters = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P())), encoder.shapes)
+    parameters = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P())),
+        encoder.shapes,
+    )
 
     def loss(parameters, tokens, segment_ids, positions):
-        return encoder.merge(parameters)(tokens, segment_ids, positions, 4, mesh=mesh).scores["head"].sum()
+        return (
+            encoder.merge(parameters)(tokens, segment_ids, positions, 4, mesh=mesh)
+            .scores["head"]
+            .sum()
+        )
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        lowered = jax.jit(jax.grad(loss)).trace(parameters, ids, ids, ids).lower(lowering_platforms=("tpu",))
+        lowered = (
+            jax.jit(jax.grad(loss))
+            .trace(parameters, ids, ids, ids)
+            .lower(lowering_platforms=("tpu",))
+        )
     text = lowered.compile().as_text()
     assert "splash_mha_fwd" in text
     assert "splash_mha_dkv" in text

@@ -26,7 +26,9 @@ def plain(hidden, tokens, table, soft_cap):
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 @pytest.mark.parametrize("columns", [1, 3, 100])
-def test_likelihoods_equal_full_logits_however_they_are_chunked(make_encoder, lay_out, monkeypatch, family, columns):
+def test_likelihoods_equal_full_logits_however_they_are_chunked(
+    make_encoder, lay_out, monkeypatch, family, columns
+):
     encoder = make_encoder(family, {"final_soft_cap": 2.0 if family == "gemma2" else None}, **HEAD)
     table = encoder.backbone.embedding[...]
     monkeypatch.setattr(language, "LOGITS", 3 * columns * table.shape[0])
@@ -34,9 +36,13 @@ def test_likelihoods_equal_full_logits_however_they_are_chunked(make_encoder, la
     found = jax.jit(lambda: encoder(*batch, 1).scores["text"])()
     assert found.shape == (3, 1, 2) and found.dtype == jnp.float32
     for text, (total, count) in zip(TEXTS, np.asarray(found)[:, 0], strict=True):
-        hidden = jax.jit(lambda text: encoder.backbone(text, attention="causal"))(jnp.asarray([text]))[0]
+        hidden = jax.jit(lambda text: encoder.backbone(text, attention="causal"))(
+            jnp.asarray([text])
+        )[0]
         assert count == len(text) - 1
-        np.testing.assert_allclose(total, plain(hidden, text, table, encoder.config.transformer.final_soft_cap), rtol=1e-5)
+        np.testing.assert_allclose(
+            total, plain(hidden, text, table, encoder.config.transformer.final_soft_cap), rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("padding", ["right", "left"])
@@ -53,21 +59,35 @@ def test_packed_equals_unpacked(make_encoder, lay_out, padding):
 
 
 @pytest.mark.parametrize(("attention", "later"), [("causal", False), ("bidirectional", True)])
-def test_no_tokens_likelihood_depends_on_a_later_one(tiny_config, random_parameters, attention, later):
+def test_no_tokens_likelihood_depends_on_a_later_one(
+    tiny_config, random_parameters, attention, later
+):
     """Every token comes once, so row t of the input's table is what token t put in; the output's table is held."""
-    config = EncoderConfig(tiny_config("gemma3", sliding_window=16), compute_dtype="float32", **HEAD)
+    config = EncoderConfig(
+        tiny_config("gemma3", sliding_window=16), compute_dtype="float32", **HEAD
+    )
     parameters, tokens = random_parameters(config), jnp.asarray([[2, 9, 7, 11, 5, 1]])
     output = parameters["backbone"]["embedding"]
 
     def values(table):
-        encoder = skeleton(config).merge(parameters | {"backbone": parameters["backbone"] | {"embedding": table}})
+        encoder = skeleton(config).merge(
+            parameters | {"backbone": parameters["backbone"] | {"embedding": table}}
+        )
         hidden = encoder.backbone(tokens, attention=attention)
-        return language.token_negative_log_likelihood(hidden, output, tokens, jnp.ones_like(tokens))[0]
+        return language.token_negative_log_likelihood(
+            hidden, output, tokens, jnp.ones_like(tokens)
+        )[0]
 
-    gradient = np.abs(np.asarray(jax.jit(jax.jacrev(values))(output))).sum(axis=-1)[:, tokens[0]]  # [token that is said from here, token put in]
+    gradient = np.abs(np.asarray(jax.jit(jax.jacrev(values))(output))).sum(axis=-1)[
+        :, tokens[0]
+    ]  # [token that is said from here, token put in]
     places = np.arange(5)
     assert (gradient[:5, :5][places[:, None] >= places] > 0).all()
-    assert (gradient[:5][places[:, None] < np.arange(6)] > 0).all() if later else not gradient[:5][places[:, None] < np.arange(6)].any()
+    assert (
+        (gradient[:5][places[:, None] < np.arange(6)] > 0).all()
+        if later
+        else not gradient[:5][places[:, None] < np.arange(6)].any()
+    )
     assert not gradient[5].any()  # nothing comes after eos
 
 
@@ -85,5 +105,8 @@ def test_no_array_of_all_logits_is_made(make_encoder, lay_out, monkeypatch):
 
 
 def test_the_switch_is_refused(make_encoder, lay_out):
-    with pytest.raises(InputError, match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'"):
+    with pytest.raises(
+        InputError,
+        match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'",
+    ):
         make_encoder("gemma3", **HEAD)(*lay_out([TEXTS], 1, 19), 3, attention="bidirectional")

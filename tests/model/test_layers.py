@@ -13,7 +13,10 @@ from gemma_encoder.model.layers import Linear, RMSNorm, dropout, normal_param
 
 def test_rms_norm_equals_plain_numpy():
     rng = np.random.default_rng(0)
-    x, scale = rng.standard_normal((2, 3, 8)).astype(np.float32) * 5, rng.standard_normal(8).astype(np.float32)
+    x, scale = (
+        rng.standard_normal((2, 3, 8)).astype(np.float32) * 5,
+        rng.standard_normal(8).astype(np.float32),
+    )
     norm = RMSNorm(8)
     assert (np.asarray(norm.scale[...]) == 0).all()  # Gemma's form: the factor is 1 + scale
     unscaled = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6)
@@ -23,7 +26,9 @@ def test_rms_norm_equals_plain_numpy():
 
 
 def test_rms_norm_has_gemmas_epsilon():
-    np.testing.assert_allclose(RMSNorm(4)(jnp.full((1, 4), 1e-3)), np.full((1, 4), 1e-3 / np.sqrt(2e-6)), rtol=1e-5)
+    np.testing.assert_allclose(
+        RMSNorm(4)(jnp.full((1, 4), 1e-3)), np.full((1, 4), 1e-3 / np.sqrt(2e-6)), rtol=1e-5
+    )
     np.testing.assert_array_equal(RMSNorm(4)(jnp.zeros((1, 4))), np.zeros((1, 4)))
 
 
@@ -51,8 +56,12 @@ def test_dropout_zeroes_at_its_rate_and_preserves_the_mean(rate, dtype):
     deviation = np.sqrt(rate * (1 - rate) / x.size)
     assert abs((values == 0).mean() - rate) < 5 * deviation
     assert len(np.unique(values[values != 0])) == 1
-    np.testing.assert_allclose(values[values != 0][0], 3 / (1 - rate), rtol=1e-6 if dtype == jnp.float32 else 2**-7)  # one rounding or two
-    assert abs(values.mean() - 3) < 3 * 5 * deviation / (1 - rate) + (0 if dtype == jnp.float32 else 3 * 2**-7)
+    np.testing.assert_allclose(
+        values[values != 0][0], 3 / (1 - rate), rtol=1e-6 if dtype == jnp.float32 else 2**-7
+    )  # one rounding or two
+    assert abs(values.mean() - 3) < 3 * 5 * deviation / (1 - rate) + (
+        0 if dtype == jnp.float32 else 3 * 2**-7
+    )
 
 
 def test_dropout_is_a_function_of_its_key():
@@ -65,7 +74,9 @@ def test_dropout_is_a_function_of_its_key():
 def test_initial_values_are_normal_with_variance_one_over_fan_in():
     values = np.asarray(normal_param(nnx.Rngs(0), (64, 64, 4), 16)[...])
     assert values.dtype == np.float32
-    np.testing.assert_allclose(values.std(), 16**-0.5, rtol=0.03)  # 16,384 draws: standard error 0.6 %
+    np.testing.assert_allclose(
+        values.std(), 16**-0.5, rtol=0.03
+    )  # 16,384 draws: standard error 0.6 %
     assert abs(values.mean()) < 5 * 16**-0.5 / 128
 
 
@@ -73,18 +84,26 @@ def test_linear_is_a_matrix_and_a_bias():
     linear = Linear(3, 2, rngs=nnx.Rngs(0))
     linear.bias[...] = jnp.asarray([1.0, -1.0])
     x = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(linear(jnp.asarray(x)), x @ np.asarray(linear.kernel[...]) + [1, -1], rtol=0, atol=1e-6)  # float32
+    np.testing.assert_allclose(
+        linear(jnp.asarray(x)), x @ np.asarray(linear.kernel[...]) + [1, -1], rtol=0, atol=1e-6
+    )  # float32
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 7)])
 def test_a_head_is_an_mlp(hidden):
     head = Head(4, hidden, 3, rngs=nnx.Rngs(0))
-    assert [layer.kernel.shape for layer in (*head.hidden, head.out)] == list(zip((4, *hidden), (*hidden, 3), strict=True))
+    assert [layer.kernel.shape for layer in (*head.hidden, head.out)] == list(
+        zip((4, *hidden), (*hidden, 3), strict=True)
+    )
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     expected = x.astype(np.float64)
     for layer in head.hidden:
         expected = expected @ np.asarray(layer.kernel[...])
-        expected = 0.5 * expected * (1 + scipy.special.erf(expected / np.sqrt(2)))  # PyTorch's GELU, which exports need
+        expected = (
+            0.5 * expected * (1 + scipy.special.erf(expected / np.sqrt(2)))
+        )  # PyTorch's GELU, which exports need
     found = head(jnp.asarray(x))
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, expected @ np.asarray(head.out.kernel[...]), rtol=0, atol=1e-5)  # float32, three products
+    np.testing.assert_allclose(
+        found, expected @ np.asarray(head.out.kernel[...]), rtol=0, atol=1e-5
+    )  # float32, three products

@@ -9,7 +9,14 @@ import pytest
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import EncoderConfig, LoraConfig
-from gemma_encoder.model.encoder import initial_parameters, layer_paths, merge_parameters, parameter_paths, select, skeleton
+from gemma_encoder.model.encoder import (
+    initial_parameters,
+    layer_paths,
+    merge_parameters,
+    parameter_paths,
+    select,
+    skeleton,
+)
 from gemma_encoder.model.lora import fold_backbone, is_adapter
 
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -18,7 +25,12 @@ MATRICES = ("query", "key_value", "attention_out", "gating", "linear")
 
 def batch():
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.integers(5, 60, (2, 9)), jnp.int32), jnp.ones((2, 9), jnp.int32), jnp.broadcast_to(jnp.arange(9), (2, 9)), 1
+    return (
+        jnp.asarray(rng.integers(5, 60, (2, 9)), jnp.int32),
+        jnp.ones((2, 9), jnp.int32),
+        jnp.broadcast_to(jnp.arange(9), (2, 9)),
+        1,
+    )
 
 
 @pytest.fixture(scope="module", params=["gemma2", "gemma3"])
@@ -38,7 +50,10 @@ def disturbed(parameters):
     def move(leaf):
         return leaf + 0.02 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape))
 
-    base, adapters = select(parameters, lambda path: not is_adapter(path)), select(parameters, is_adapter)
+    base, adapters = (
+        select(parameters, lambda path: not is_adapter(path)),
+        select(parameters, is_adapter),
+    )
     return merge_parameters(base, jax.tree.map(move, adapters))
 
 
@@ -57,9 +72,19 @@ def scores(config, parameters):
 
 def test_every_matrix_of_every_layer_has_an_adapter(adapted):
     config, parameters = adapted
-    found = {path for stacked in parameter_paths(parameters) for path in layer_paths(config.transformer, stacked) if is_adapter(path)}
+    found = {
+        path
+        for stacked in parameter_paths(parameters)
+        for path in layer_paths(config.transformer, stacked)
+        if is_adapter(path)
+    }
     layers = range(config.transformer.num_layers)
-    assert found == {f"backbone/layers/{layer}/{matrix}_lora_{part}" for layer in layers for matrix in MATRICES for part in "ab"}
+    assert found == {
+        f"backbone/layers/{layer}/{matrix}_lora_{part}"
+        for layer in layers
+        for matrix in MATRICES
+        for part in "ab"
+    }
     a = parameters["backbone"]["blocks"]["0"]["linear_lora_a"]
     assert a.shape == (2, 48, 3) and not np.array_equal(a[0], a[1]), "each layer draws its own"
 
@@ -70,10 +95,16 @@ def test_adapters_that_were_not_trained_change_nothing(adapted):
     said = scores(config, parameters)
     # A matrix that may be adapted is multiplied with as it is, others with heads as one axis: float32 rounds these differently.
     np.testing.assert_allclose(said, scores(without, base), rtol=1e-5, atol=1e-5)
-    assert not any(np.any(leaf) for path, leaf in parameter_paths(parameters).items() if path.endswith("_lora_b"))
+    assert not any(
+        np.any(leaf)
+        for path, leaf in parameter_paths(parameters).items()
+        if path.endswith("_lora_b")
+    )
     others = merge_parameters(
         select(parameters, lambda path: not path.endswith("_lora_a")),
-        jax.tree.map(lambda leaf: leaf + 1, select(parameters, lambda path: path.endswith("_lora_a"))),
+        jax.tree.map(
+            lambda leaf: leaf + 1, select(parameters, lambda path: path.endswith("_lora_a"))
+        ),
     )
     np.testing.assert_array_equal(said, scores(config, others))
 
@@ -83,7 +114,10 @@ def test_folded_adapters_compute_the_same(adapted, remat):
     config, parameters = adapted
     parameters = disturbed(parameters)
     without, folded = plain(config, parameters)
-    found, expected = scores(dataclasses.replace(config, remat=remat), parameters), scores(without, folded)
+    found, expected = (
+        scores(dataclasses.replace(config, remat=remat), parameters),
+        scores(without, folded),
+    )
     # (W + AB) x and Wx + A(Bx) round differently, in float32, over five or more layers.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert np.abs(found - scores(config, drawn(config))).max() > 1e-2
@@ -92,8 +126,13 @@ def test_folded_adapters_compute_the_same(adapted, remat):
 def test_gradients_reach_every_adapter_under_scan_and_remat(adapted):
     config, parameters = adapted
     config, parameters = dataclasses.replace(config, remat="full"), disturbed(parameters)
-    adapters, base = select(parameters, is_adapter), select(parameters, lambda path: not is_adapter(path))
-    gradients = jax.jit(jax.grad(lambda part: jnp.sum(scores(config, merge_parameters(part, base)) ** 2)))(adapters)
+    adapters, base = (
+        select(parameters, is_adapter),
+        select(parameters, lambda path: not is_adapter(path)),
+    )
+    gradients = jax.jit(
+        jax.grad(lambda part: jnp.sum(scores(config, merge_parameters(part, base)) ** 2))
+    )(adapters)
     for path, leaf in parameter_paths(gradients).items():
         assert np.abs(leaf).max() > 0, path
 

@@ -22,8 +22,14 @@ def states(lay_out):
     texts = [[np.ones(length, int) for length in row] for row in ROWS]
     sides = [lay_out(texts, len(ROWS), LENGTH, padding)[1:] for padding in ("right", "left")]
     segment_ids, positions = (np.concatenate(side) for side in zip(*sides, strict=True))
-    hidden = rng.standard_normal((len(segment_ids), LENGTH, WIDTH)).astype(np.float32)  # padding holds states too, which must not count
-    each = {(row, slot): hidden[row][segment_ids[row] == slot + 1] for row, lengths in enumerate(2 * ROWS) for slot in range(len(lengths))}
+    hidden = rng.standard_normal((len(segment_ids), LENGTH, WIDTH)).astype(
+        np.float32
+    )  # padding holds states too, which must not count
+    each = {
+        (row, slot): hidden[row][segment_ids[row] == slot + 1]
+        for row, lengths in enumerate(2 * ROWS)
+        for slot in range(len(lengths))
+    }
     return jnp.asarray(hidden), jnp.asarray(segment_ids), jnp.asarray(positions), each
 
 
@@ -31,8 +37,14 @@ def draw_pooler(config: PoolingConfig):
     """(a function of states, its parameters by name), parameters drawn by numpy."""
     rng = np.random.default_rng(0)
     graph, state = nnx.split(nnx.eval_shape(lambda: make_pooler(config, WIDTH, rngs=nnx.Rngs(0))))
-    state = jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32), state)
-    function = jax.jit(lambda hidden, segment_ids, positions: nnx.merge(graph, state)(hidden, segment_ids, positions, SLOTS))
+    state = jax.tree.map(
+        lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32), state
+    )
+    function = jax.jit(
+        lambda hidden, segment_ids, positions: nnx.merge(graph, state)(
+            hidden, segment_ids, positions, SLOTS
+        )
+    )
     return function, jax.tree.map(np.asarray, nnx.to_pure_dict(state))
 
 
@@ -46,16 +58,32 @@ def compare(pooled, states, reference, atol):
     assert pooled.shape == (2 * len(ROWS), SLOTS, WIDTH)
     assert pooled.dtype == jnp.float32
     for (row, slot), text in states[-1].items():
-        np.testing.assert_allclose(pooled[row, slot], reference(text.astype(np.float64)), rtol=0, atol=atol)
+        np.testing.assert_allclose(
+            pooled[row, slot], reference(text.astype(np.float64)), rtol=0, atol=atol
+        )
     assert np.isfinite(pooled).all()  # of empty slots too: a NaN times the weight zero is a NaN
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize(("name", "chosen"), [("mean", lambda text, k: text), ("first_k", lambda text, k: text[:k]), ("last_k", lambda text, k: text[-k:])])
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("mean", lambda text, k: text),
+        ("first_k", lambda text, k: text[:k]),
+        ("last_k", lambda text, k: text[-k:]),
+    ],
+)
 def test_averages(states, name, chosen, k):
     pooled, _ = pool(PoolingConfig(name, k=k), states)
-    compare(pooled, states, lambda text: chosen(text, k).mean(axis=0), 1e-6)  # float32 sums of up to 14 numbers near 1
-    empty = [(row, slot) for row in range(2 * len(ROWS)) for slot in range(SLOTS) if (row, slot) not in states[-1]]
+    compare(
+        pooled, states, lambda text: chosen(text, k).mean(axis=0), 1e-6
+    )  # float32 sums of up to 14 numbers near 1
+    empty = [
+        (row, slot)
+        for row in range(2 * len(ROWS))
+        for slot in range(SLOTS)
+        if (row, slot) not in states[-1]
+    ]
     assert empty and all((np.asarray(pooled[place]) == 0).all() for place in empty)
 
 
@@ -89,11 +117,15 @@ def test_attention_query(states, probes, heads):
             vectors.append(x + np.maximum(x @ p["mlp"]["kernel"] + p["mlp"]["bias"], 0))
         return np.mean(vectors, axis=0)
 
-    compare(pooled, states, reference, 1e-5)  # float32 through two projections and a softmax, values up to 10
+    compare(
+        pooled, states, reference, 1e-5
+    )  # float32 through two projections and a softmax, values up to 10
 
 
 def gelu(x):
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))  # the tanh form, as everywhere in Gemma
+    return (
+        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    )  # the tanh form, as everywhere in Gemma
 
 
 @pytest.mark.parametrize(("probes", "heads"), [(1, 1), (3, 2), (6, 4)])
@@ -107,9 +139,15 @@ def test_attention_kv(states, probes, heads):
         for state in text:
             x = state.copy()
             for head in range(heads):
-                weights = softmax(p["key"][:, head] @ (state @ p["query"][:, head]) / math.sqrt(size))
+                weights = softmax(
+                    p["key"][:, head] @ (state @ p["query"][:, head]) / math.sqrt(size)
+                )
                 x += (weights @ p["value"][:, head]) @ p["out"][head]
-            vectors.append(x + gelu(x @ p["up"]["kernel"] + p["up"]["bias"]) @ p["down"]["kernel"] + p["down"]["bias"])
+            vectors.append(
+                x
+                + gelu(x @ p["up"]["kernel"] + p["up"]["bias"]) @ p["down"]["kernel"]
+                + p["down"]["bias"]
+            )
         return np.mean(vectors, axis=0)
 
     compare(pooled, states, reference, 2e-5)  # float32 through four projections, values up to 20
@@ -123,7 +161,9 @@ def test_pooling_runs_in_float32(states, name):
     pooled = function(short, segment_ids, positions)
     assert pooled.dtype == jnp.float32
     # The same arithmetic on the same numbers; two programs may differ in the last bits.
-    np.testing.assert_allclose(pooled, function(short.astype(jnp.float32), segment_ids, positions), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        pooled, function(short.astype(jnp.float32), segment_ids, positions), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", POOLERS)
@@ -132,7 +172,13 @@ def test_gradients_stay_inside_the_text(states, name):
     hidden, segment_ids, positions, _ = states
     function, _ = draw_pooler(PoolingConfig(name, k=2, probes=2, heads=2))
     row, slot = 0, 2
-    gradient = jax.jit(jax.grad(lambda hidden: (function(hidden, segment_ids, positions)[row, slot] * jnp.arange(1.0, WIDTH + 1)).sum()))(hidden)
+    gradient = jax.jit(
+        jax.grad(
+            lambda hidden: (
+                function(hidden, segment_ids, positions)[row, slot] * jnp.arange(1.0, WIDTH + 1)
+            ).sum()
+        )
+    )(hidden)
     touched = np.abs(gradient).sum(-1) > 0
     expected = np.zeros_like(touched)
     inside = np.flatnonzero(np.asarray(segment_ids)[row] == slot + 1)

@@ -44,12 +44,21 @@ def reached(config: TransformerConfig, attention: str) -> np.ndarray:
     total = np.eye(TEXT, dtype=int)
     for kind in config.layer_kinds:
         left, right = config.reach(kind, attention) or (TEXT, TEXT)
-        total = ((ahead >= -left) & (ahead <= (0 if attention == "causal" else right))).astype(int) @ total
+        total = ((ahead >= -left) & (ahead <= (0 if attention == "causal" else right))).astype(
+            int
+        ) @ total
     return total > 0
 
 
-@given(transformers(), st.sampled_from(["bidirectional", "causal"]), st.integers(0, TEXT - 1), st.integers(0, 2**16))
-@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])  # each example compiles: shrinking would take minutes
+@given(
+    transformers(),
+    st.sampled_from(["bidirectional", "causal"]),
+    st.integers(0, TEXT - 1),
+    st.integers(0, 2**16),
+)
+@settings(
+    max_examples=8, phases=[Phase.explicit, Phase.generate]
+)  # each example compiles: shrinking would take minutes
 def test_reach_segments_and_padding(random_parameters, lay_out, config, attention, changed, seed):
     """Outside its reach, in another segment or in padding a token never changes an output, to the bit; where it may, it does. Texts may change places."""
     encoder = skeleton(EncoderConfig(config, compute_dtype="float32"))
@@ -61,9 +70,16 @@ def test_reach_segments_and_padding(random_parameters, lay_out, config, attentio
     rows = [[first, second], [other, second], [second, first], [first]]
     tokens, segment_ids, positions = lay_out(rows, len(rows) + 1, LENGTH)
     padded = lay_out([[first, second]], 1, LENGTH, "left")
-    tokens, segment_ids, positions = (jnp.concatenate([a[:4], b]) for a, b in zip((tokens, segment_ids, positions), padded, strict=True))
+    tokens, segment_ids, positions = (
+        jnp.concatenate([a[:4], b])
+        for a, b in zip((tokens, segment_ids, positions), padded, strict=True)
+    )
     tokens = tokens.at[3, TEXT:].set(5)  # what padding holds
-    hidden = np.asarray(jax.jit(lambda p: encoder.merge(p).backbone(tokens, segment_ids, positions, attention=attention))(parameters))
+    hidden = np.asarray(
+        jax.jit(
+            lambda p: encoder.merge(p).backbone(tokens, segment_ids, positions, attention=attention)
+        )(parameters)
+    )
     base, altered, swapped, alone, left = hidden
     here, there = slice(0, TEXT), slice(TEXT, 2 * TEXT)
     assume(np.isfinite(hidden).all())
@@ -89,7 +105,16 @@ def test_bfloat16_stays_near_float32_through_26_layers(random_parameters, family
     random walk to some 0.002 · √(26 · 2 · 4) = 0.03, which is the distance promised. Seen: 0.022 to 0.026; with norms computed in
     bfloat16 0.027 to 0.033.
     """
-    small = {"embed_dim": 64, "hidden_dim": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "query_scale": 0.25, "vocab_size": 64, "sliding_window": 8}
+    small = {
+        "embed_dim": 64,
+        "hidden_dim": 128,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "query_scale": 0.25,
+        "vocab_size": 64,
+        "sliding_window": 8,
+    }
     config = EncoderConfig(dataclasses.replace(GEMMA_CONFIGS[family], **small))
     assert config.transformer.num_layers == 26
     parameters = jax.tree.map(lambda x: x * 0.6, random_parameters(config))
@@ -99,7 +124,10 @@ def test_bfloat16_stays_near_float32_through_26_layers(random_parameters, family
     @jax.jit
     def run(parameters):
         backbone = encoder.merge(parameters).backbone
-        return [backbone(tokens, attention=attention, compute_dtype=dtype).astype(jnp.float32) for dtype in (jnp.float32, jnp.bfloat16)]
+        return [
+            backbone(tokens, attention=attention, compute_dtype=dtype).astype(jnp.float32)
+            for dtype in (jnp.float32, jnp.bfloat16)
+        ]
 
     exact, half = map(np.asarray, run(parameters))
     error = np.sqrt(np.mean((half - exact) ** 2) / np.mean(exact**2))

@@ -15,7 +15,9 @@ from gemma_encoder.model.encoder import parameter_paths, skeleton
 def test_every_parameter_has_a_rule(size, pooler):
     from gemma_encoder.model.config import PoolingConfig
 
-    shapes = skeleton(EncoderConfig(GEMMA_CONFIGS[size], {"a": 2}, PoolingConfig(pooler), head_hidden=(8,))).shapes
+    shapes = skeleton(
+        EncoderConfig(GEMMA_CONFIGS[size], {"a": 2}, PoolingConfig(pooler), head_hidden=(8,))
+    ).shapes
     mesh = sharding.make_mesh((1, 4, 2))
     placed = parameter_paths(sharding.parameter_shardings(shapes, mesh))
     assert placed.keys() == parameter_paths(shapes).keys()
@@ -31,7 +33,9 @@ def test_a_parameter_without_a_rule_is_an_error():
 def test_an_axis_that_does_not_divide_is_left_out():
     mesh = sharding.make_mesh((1, 4, 2))
     # One key-value head (Gemma 3 1B) cannot be cut in two.
-    assert sharding.spec_for("backbone/blocks/0/key_value", (4, 1152, 2, 1, 256), mesh) == P(None, "fsdp", None, None, None)
+    assert sharding.spec_for("backbone/blocks/0/key_value", (4, 1152, 2, 1, 256), mesh) == P(
+        None, "fsdp", None, None, None
+    )
 
 
 @pytest.mark.parametrize(("shape", "devices"), [((-1, 1, 1), 8), ((2, -1, 2), 8), ((1, 1, 1), 1)])

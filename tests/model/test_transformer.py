@@ -24,7 +24,9 @@ def some_tokens() -> jax.Array:
 def run(transformer: Transformer, **options) -> np.ndarray:
     """Hidden states, compiled."""
     graph, state = nnx.split(transformer)
-    return np.asarray(jax.jit(lambda state: nnx.merge(graph, state)(some_tokens(), **options))(state))
+    return np.asarray(
+        jax.jit(lambda state: nnx.merge(graph, state)(some_tokens(), **options))(state)
+    )
 
 
 def layers_in_order(transformer: Transformer) -> list:
@@ -34,7 +36,12 @@ def layers_in_order(transformer: Transformer) -> list:
         for position, block in enumerate(getattr(transformer, group)):
             graph, state = nnx.split(block)
             for place, layer in enumerate(layer_index(transformer.config, group, position)):
-                layers[layer] = nnx.merge(graph, jax.tree.map(lambda x, place=place: x[place], state) if group == "blocks" else state)
+                layers[layer] = nnx.merge(
+                    graph,
+                    jax.tree.map(lambda x, place=place: x[place], state)
+                    if group == "blocks"
+                    else state,
+                )
     assert sorted(layers) == list(range(transformer.config.num_layers))
     return [layers[number] for number in range(len(layers))]
 
@@ -42,13 +49,19 @@ def layers_in_order(transformer: Transformer) -> list:
 @pytest.mark.parametrize(("family", "dropout"), [("gemma2", True), ("gemma3", False)])
 def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout, quick_key):
     transformer = make_encoder(family).backbone
-    rates, key = (DROPOUT, quick_key(3)) if dropout else ({"attention_dropout": 0.0, "feed_forward_dropout": 0.0}, None)
+    rates, key = (
+        (DROPOUT, quick_key(3))
+        if dropout
+        else ({"attention_dropout": 0.0, "feed_forward_dropout": 0.0}, None)
+    )
     layers = layers_in_order(transformer)
     assert tuple(layer.kind for layer in layers) == transformer.config.layer_kinds
     positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
     call = Call(jnp.ones_like(some_tokens()), positions, "causal", **rates)
     apply = nnx.jit(lambda layer, x, key: layer(x, call, key))
-    x = transformer.embedding[...][some_tokens()] * jnp.sqrt(jnp.float32(transformer.config.embed_dim))
+    x = transformer.embedding[...][some_tokens()] * jnp.sqrt(
+        jnp.float32(transformer.config.embed_dim)
+    )
     for number, layer in enumerate(layers):
         x = apply(layer, x, None if key is None else jax.random.fold_in(key, number))
     scanned = run(transformer, attention="causal", dropout_key=key, **rates)
@@ -57,13 +70,23 @@ def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout, q
 
 @pytest.mark.parametrize(
     ("num_layers", "stacked", "single"),
-    [(1, [], [0]), (2, [], [0, 1]), (3, [[0], [1], [2]], []), (7, [[0, 3], [1, 4], [2, 5]], [6]), (8, [[0, 3], [1, 4], [2, 5]], [6, 7])],
+    [
+        (1, [], [0]),
+        (2, [], [0, 1]),
+        (3, [[0], [1], [2]], []),
+        (7, [[0, 3], [1, 4], [2, 5]], [6]),
+        (8, [[0, 3], [1, 4], [2, 5]], [6, 7]),
+    ],
 )
 def test_layers_lie_where_layer_index_says(tiny_config, num_layers, stacked, single):
     config = tiny_config("gemma3", num_layers=num_layers)
     transformer = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    assert [list(layer_index(config, "blocks", position)) for position in range(len(transformer.blocks))] == stacked
-    assert [list(layer_index(config, "rest", position)) for position in range(len(transformer.rest))] == [[layer] for layer in single]
+    assert [
+        list(layer_index(config, "blocks", position)) for position in range(len(transformer.blocks))
+    ] == stacked
+    assert [
+        list(layer_index(config, "rest", position)) for position in range(len(transformer.rest))
+    ] == [[layer] for layer in single]
     for position, block in enumerate(transformer.blocks):
         assert block.query.shape[0] == len(stacked[position])
 
@@ -71,20 +94,31 @@ def test_layers_lie_where_layer_index_says(tiny_config, num_layers, stacked, sin
 def test_depth_does_not_change_the_size_of_the_program(make_encoder):
     def program(num_layers):
         graph, state = nnx.split(make_encoder("gemma3", {"num_layers": num_layers}).backbone)
-        return str(jax.make_jaxpr(lambda state: nnx.merge(graph, state)(some_tokens()))(state)).count("dot_general")
+        return str(
+            jax.make_jaxpr(lambda state: nnx.merge(graph, state)(some_tokens()))(state)
+        ).count("dot_general")
 
     assert program(6) == program(12) == program(24)
 
 
-@pytest.mark.parametrize(("family", "pattern", "num_layers"), [("gemma2", ("global",), 2), ("gemma3", ("local", "global"), 1)])
-def test_rematerialisation_changes_no_value_and_no_gradient(make_encoder, family, pattern, num_layers, quick_key):
+@pytest.mark.parametrize(
+    ("family", "pattern", "num_layers"),
+    [("gemma2", ("global",), 2), ("gemma3", ("local", "global"), 1)],
+)
+def test_rematerialisation_changes_no_value_and_no_gradient(
+    make_encoder, family, pattern, num_layers, quick_key
+):
     """Of layers that are scanned, with dropout, and of layers that are not, without."""
     rates = DROPOUT if num_layers > 1 else {}
-    graph, state = nnx.split(make_encoder(family, {"num_layers": num_layers, "pattern": pattern}).backbone)
+    graph, state = nnx.split(
+        make_encoder(family, {"num_layers": num_layers, "pattern": pattern}).backbone
+    )
     target = jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, LENGTH, 32)), jnp.float32)
 
     def loss(state, remat):
-        hidden = nnx.merge(graph, state)(some_tokens(), dropout_key=quick_key(5), remat=remat, **rates)
+        hidden = nnx.merge(graph, state)(
+            some_tokens(), dropout_key=quick_key(5), remat=remat, **rates
+        )
         return jnp.mean((hidden - target) ** 2)
 
     found, products = [], []
@@ -96,7 +130,11 @@ def test_rematerialisation_changes_no_value_and_no_gradient(make_encoder, family
     for value, gradient in found[1:]:
         # What is computed twice is computed by the same operations, dropout masks included; fusions differ.
         np.testing.assert_allclose(value, found[0][0], rtol=1e-6)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, found[0][1])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            gradient,
+            found[0][1],
+        )
     # "none" computes each matrix product once, "dots" those without a batch axis once, "full" and "offload" all of them again.
     assert products[:3] == sorted(set(products)), products
     assert products[3:] in ([], products[2:3])
@@ -106,7 +144,11 @@ def test_offload_keeps_the_residual_stream_in_the_host_s_memory(make_encoder):
     graph, state = nnx.split(make_encoder("gemma2", {"num_layers": 2}).backbone)
 
     def program(remat):
-        return str(jax.make_jaxpr(jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(some_tokens(), remat=remat))))(state))
+        return str(
+            jax.make_jaxpr(
+                jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(some_tokens(), remat=remat)))
+            )(state)
+        )
 
     assert "host" in program("offload")
     assert "host" not in program("full")
@@ -130,7 +172,9 @@ def test_dropout_keys(one_layer, plain, quick_key):
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
     np.testing.assert_array_equal(run(one_layer, **DROPOUT), plain)  # without a key, none
-    np.testing.assert_array_equal(run(one_layer, dropout_key=quick_key(0)), plain)  # without a rate, none
+    np.testing.assert_array_equal(
+        run(one_layer, dropout_key=quick_key(0)), plain
+    )  # without a rate, none
 
 
 def test_each_dropout_alone_changes_results(one_layer, plain, quick_key):
@@ -146,7 +190,10 @@ def test_every_layer_draws_masks_of_its_own(make_encoder, monkeypatch):
 
     def recording(where):
         def dropout(x, rate, key):
-            jax.debug.callback(lambda data: drawn.append((where, tuple(np.asarray(data).ravel().tolist()))), jax.random.key_data(key))
+            jax.debug.callback(
+                lambda data: drawn.append((where, tuple(np.asarray(data).ravel().tolist()))),
+                jax.random.key_data(key),
+            )
             return x
 
         return dropout
@@ -163,15 +210,26 @@ def test_every_layer_draws_masks_of_its_own(make_encoder, monkeypatch):
 
 def test_attention_dropout_keeps_the_mean():
     rng = np.random.default_rng(0)
-    query, key, value = (jnp.asarray(rng.standard_normal((1, 4, 1, 4)), jnp.float32) for _ in range(3))
+    query, key, value = (
+        jnp.asarray(rng.standard_normal((1, 4, 1, 4)), jnp.float32) for _ in range(3)
+    )
     ids, places = jnp.ones((1, 4), jnp.int32), jnp.arange(4)[None]
 
     def attend(rate, dropout_key):
         return dot_product_attention(
-            query, key, value, segment_ids=ids, positions=places, spec=AttentionSpec(False, None, None), dropout_rate=rate, dropout_key=dropout_key
+            query,
+            key,
+            value,
+            segment_ids=ids,
+            positions=places,
+            spec=AttentionSpec(False, None, None),
+            dropout_rate=rate,
+            dropout_key=dropout_key,
         )
 
-    many = jax.jit(jax.vmap(lambda key: attend(0.5, key)))(jax.random.split(jax.random.key(0), 4000))
+    many = jax.jit(jax.vmap(lambda key: attend(0.5, key)))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
     # Standard error: at most the largest value (about 2) times one over the root of 4,000.
     np.testing.assert_allclose(many.mean(axis=0), attend(0.0, None), rtol=0, atol=5 * 2 / 4000**0.5)
 
@@ -191,10 +249,16 @@ def test_embeddings_are_scaled_in_the_dtype_of_the_parameters(make_encoder, fami
     assert hidden.dtype == jnp.float32
     chosen = np.asarray(table)[np.asarray(some_tokens())]
     root = np.asarray(32**0.5, np.float32).astype(chosen.dtype)
-    expected = (chosen.astype(np.float32) * root.astype(np.float32)).astype(chosen.dtype).astype(np.float32)
+    expected = (
+        (chosen.astype(np.float32) * root.astype(np.float32))
+        .astype(chosen.dtype)
+        .astype(np.float32)
+    )
     np.testing.assert_array_equal(hidden, expected)
     exact = chosen.astype(np.float32) * np.float32(32**0.5)
-    assert (np.abs(expected - exact).max() > 1e-3) == (dtype == jnp.bfloat16)  # so that the two can be told apart
+    assert (np.abs(expected - exact).max() > 1e-3) == (
+        dtype == jnp.bfloat16
+    )  # so that the two can be told apart
 
 
 def test_activations_are_in_the_compute_dtype(one_layer, plain):
@@ -206,7 +270,10 @@ def test_activations_are_in_the_compute_dtype(one_layer, plain):
 
 
 def test_segments_and_positions_have_defaults(one_layer, plain):
-    ones, places = jnp.ones((ROWS, LENGTH), jnp.int32), jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
+    ones, places = (
+        jnp.ones((ROWS, LENGTH), jnp.int32),
+        jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH)),
+    )
     np.testing.assert_array_equal(run(one_layer, segment_ids=ones, positions=places), plain)
 
 

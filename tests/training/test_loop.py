@@ -42,7 +42,11 @@ def kill_after(monkeypatch):
 
 def train_lines(workdir):
     """The training lines without what a clock measured."""
-    return [{k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k} for line in read_metrics(workdir) if line["split"] == "train"]
+    return [
+        {k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k}
+        for line in read_metrics(workdir)
+        if line["split"] == "train"
+    ]
 
 
 def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
@@ -51,10 +55,19 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["split"] == "train"]
     assert [line["step"] for line in train] == [2, 4]
-    assert all({"loss", "toy_sentiment/loss", "toy_similarity/loss", "toy_ranking/loss", "learning_rate"} <= line.keys() for line in train)
-    final = {line["task"]: line for line in lines if line["split"] == "validation" and line["step"] == 4}
+    assert all(
+        {"loss", "toy_sentiment/loss", "toy_similarity/loss", "toy_ranking/loss", "learning_rate"}
+        <= line.keys()
+        for line in train
+    )
+    final = {
+        line["task"]: line for line in lines if line["split"] == "validation" and line["step"] == 4
+    }
     assert final["toy_sentiment"]["accuracy"] == outcome.metrics["toy_sentiment"]["accuracy"]
-    assert {"mrr@10", "ndcg@10"} <= final["toy_ranking"].keys() and {"spearman", "pearson"} <= final["toy_similarity"].keys()
+    assert {"mrr@10", "ndcg@10"} <= final["toy_ranking"].keys() and {
+        "spearman",
+        "pearson",
+    } <= final["toy_similarity"].keys()
     assert final["toy_ranking"]["examples"] == 240  # 24 queries of ten documents
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
         "toy_ranking.validation.qrels",
@@ -67,7 +80,9 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
         "toy_similarity.validation.mistakes.jsonl",
     ]
     assert list((tmp_path / "tensorboard").iterdir())
-    again = loop.train(micro(), tmp_path)  # nothing is left to do: it says what it reached and adds no line
+    again = loop.train(
+        micro(), tmp_path
+    )  # nothing is left to do: it says what it reached and adds no line
     assert again.metrics == outcome.metrics
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(lines)
     evaluated = loop.evaluate(micro(), tmp_path)
@@ -76,9 +91,18 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
 
 def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after, background):
     """With checkpoints in the background, as accelerators have them; tests/test_main.py kills processes that wait for theirs."""
-    config = micro(train_for="16 steps", log_every="1 steps", checkpoint_every="4 steps", evaluate_every="8 steps", max_eval=8, model__attention_dropout=0.1)
+    config = micro(
+        train_for="16 steps",
+        log_every="1 steps",
+        checkpoint_every="4 steps",
+        evaluate_every="8 steps",
+        max_eval=8,
+        model__attention_dropout=0.1,
+    )
     straight = loop.train(config, tmp_path / "straight")
-    kill_after(10)  # between the checkpoints of steps 8 and 12: steps 9 and 10 are lost and done again
+    kill_after(
+        10
+    )  # between the checkpoints of steps 8 and 12: steps 9 and 10 are lost and done again
     with pytest.raises(Killed):
         loop.train(config, tmp_path / "killed")
     killed_lines = train_lines(tmp_path / "killed")
@@ -90,16 +114,23 @@ def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_aft
     assert train_lines(tmp_path / "straight") == train_lines(tmp_path / "killed")
     assert [line["step"] for line in train_lines(tmp_path / "killed")] == list(range(1, 17))
     assert straight.metrics == resumed.metrics
-    parameters = [native.load_parameters(outcome.checkpoint, native.load_bundle(outcome.checkpoint).encoder) for outcome in (straight, resumed)]
+    parameters = [
+        native.load_parameters(outcome.checkpoint, native.load_bundle(outcome.checkpoint).encoder)
+        for outcome in (straight, resumed)
+    ]
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, parameters))
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_alone(micro, tmp_path):
     loop.claim_workdir(tmp_path, micro())
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.002 -> 0.5"):
+    with pytest.raises(
+        InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.002 -> 0.5"
+    ):
         loop.train(micro(optimizer__learning_rate=0.5), tmp_path)
-    loop.claim_workdir(tmp_path, micro(log_every="1 steps", mesh=(1, -1, 1)))  # what is seen and where it runs may change
+    loop.claim_workdir(
+        tmp_path, micro(log_every="1 steps", mesh=(1, -1, 1))
+    )  # what is seen and where it runs may change
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -108,8 +139,12 @@ def test_a_tokenizer_that_changed_is_refused(micro, tmp_path, monkeypatch):
     model.write_bytes(Tokenizer.load("small").model)
     config = micro(tasks=("toy_sentiment",), tokenizer=str(model), train_for="1 steps")
     loop.train(config, tmp_path / "run")
-    model.write_bytes(model.read_bytes() + b"\x1a\x00")  # still a valid model, with one more empty field
-    with pytest.raises(InputError, match=r"my.model is not the tokenizer that the run in .* began with"):
+    model.write_bytes(
+        model.read_bytes() + b"\x1a\x00"
+    )  # still a valid model, with one more empty field
+    with pytest.raises(
+        InputError, match=r"my.model is not the tokenizer that the run in .* began with"
+    ):
         loop.train(config, tmp_path / "run")
 
 
@@ -125,15 +160,27 @@ def test_rows_must_fit_the_mesh(micro, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(micro, tmp_path):
-    with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf).*lower optimizer.learning_rate"):
-        loop.train(micro(optimizer__learning_rate=1e30, optimizer__clip_norm=0.0, warmup="0", train_for="6 steps"), tmp_path)
+    with pytest.raises(
+        InputError, match=r"the loss of step \d+ is (nan|inf).*lower optimizer.learning_rate"
+    ):
+        loop.train(
+            micro(
+                optimizer__learning_rate=1e30,
+                optimizer__clip_norm=0.0,
+                warmup="0",
+                train_for="6 steps",
+            ),
+            tmp_path,
+        )
 
 
 def test_evaluation_needs_a_checkpoint_that_knows_the_task(micro, tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint to evaluate"):
         loop.evaluate(micro(), tmp_path)
     loop.train(micro(tasks=("toy_sentiment",), train_for="1 steps"), tmp_path)
-    with pytest.raises(InputError, match="was not trained on 'toy_ranking'; it knows toy_sentiment"):
+    with pytest.raises(
+        InputError, match="was not trained on 'toy_ranking'; it knows toy_sentiment"
+    ):
         loop.evaluate(micro(tasks=("toy_ranking",)), tmp_path)
 
 
@@ -148,18 +195,32 @@ def test_a_workdir_may_be_a_relative_path(micro, tmp_path, monkeypatch):
 
 
 def test_only_the_newest_checkpoints_are_kept(micro, tmp_path):
-    loop.train(micro(tasks=("toy_sentiment",), checkpoint_every="1 steps", evaluate_every="0"), tmp_path)
+    loop.train(
+        micro(tasks=("toy_sentiment",), checkpoint_every="1 steps", evaluate_every="0"), tmp_path
+    )
     assert native.checkpoint_steps(tmp_path) == [3, 4]
 
 
 def test_reader_states_are_saved_per_reader(micro, tmp_path):
-    outcome = loop.train(micro(tasks=("toy_sentiment",), batch__readers=2, train_for="1 steps"), tmp_path)
-    assert sorted(path.name for path in (outcome.checkpoint / "data").glob("reader_*")) == ["reader_00000", "reader_00001"]
+    outcome = loop.train(
+        micro(tasks=("toy_sentiment",), batch__readers=2, train_for="1 steps"), tmp_path
+    )
+    assert sorted(path.name for path in (outcome.checkpoint / "data").glob("reader_*")) == [
+        "reader_00000",
+        "reader_00001",
+    ]
     assert Checkpoints(tmp_path).latest_step() == 1
 
 
 def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monkeypatch):
-    task = Task("toy_shuffled", "classification", Template("{sentence}"), ("accuracy",), ("negative", "positive"), chance=0.5)
+    task = Task(
+        "toy_shuffled",
+        "classification",
+        Template("{sentence}"),
+        ("accuracy",),
+        ("negative", "positive"),
+        chance=0.5,
+    )
 
     def records(split):
         rng = np.random.default_rng(0)
@@ -171,7 +232,9 @@ def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monk
 
     monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
     registry.register("toy_shuffled", lambda options: MemorySource(task, options, records))
-    outcome = loop.train(micro(tasks=("toy_shuffled",), train_for="30 steps", max_train=0, max_eval=0), tmp_path)
+    outcome = loop.train(
+        micro(tasks=("toy_shuffled",), train_for="30 steps", max_train=0, max_eval=0), tmp_path
+    )
     # 400 coin flips: three standard deviations are 0.075.
     assert abs(outcome.metrics["toy_shuffled"]["accuracy"] - 0.5) < 0.075
 
@@ -183,18 +246,27 @@ def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch, own_p
         processes.keep_compiled("auto", epath.Path(tmp_path))
         assert jax.config.jax_persistent_cache_min_compile_time_secs == processes.KEPT_SECONDS
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # as JAX does when it is imported under that variable
+        jax.config.update(
+            "jax_persistent_cache_min_compile_time_secs", 0
+        )  # as JAX does when it is imported under that variable
         processes.keep_compiled("auto", epath.Path(tmp_path))
         try:
             for _ in range(2):
-                assert jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0) == pytest.approx(3 * np.sin(2.0))
+                assert jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0) == pytest.approx(
+                    3 * np.sin(2.0)
+                )
                 jax.clear_caches()
         finally:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-        assert list((tmp_path / "compilation_cache").iterdir()) and "/jax/compilation_cache/cache_hits" in events
+        assert (
+            list((tmp_path / "compilation_cache").iterdir())
+            and "/jax/compilation_cache/cache_hits" in events
+        )
         processes.keep_compiled("", epath.Path(tmp_path))
         assert jax.config.jax_compilation_cache_dir is None
         with monkeypatch.context() as patch:
             patch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
             processes.keep_compiled("auto", epath.Path(tmp_path))
-        assert jax.config.jax_compilation_cache_dir is None, "the environment's folder is left alone"
+        assert jax.config.jax_compilation_cache_dir is None, (
+            "the environment's folder is left alone"
+        )

@@ -26,7 +26,12 @@ def expected(name, scores, labels):
         y, p = np.clip(labels, 0, 1), 1 / (1 + np.exp(-scores))
         return np.mean(-y * np.log(p) - (1 - y) * np.log(1 - p))
     if name == "pairwise_logistic":
-        pairs = [np.log1p(np.exp(scores[j] - scores[i])) for i in range(len(scores)) for j in range(len(scores)) if labels[i] > labels[j]]
+        pairs = [
+            np.log1p(np.exp(scores[j] - scores[i]))
+            for i in range(len(scores))
+            for j in range(len(scores))
+            if labels[i] > labels[j]
+        ]
         return np.mean(pairs)
     softmax = -(labels * log_softmax(scores)).sum()
     if name == "softmax":
@@ -36,7 +41,9 @@ def expected(name, scores, labels):
 
 @pytest.mark.parametrize("name", losses.LOSSES["ranking"])
 def test_list_losses_equal_their_equations(name):
-    values = losses.LOSSES["ranking"][name](jnp.asarray(SCORES), jnp.asarray(LABELS), jnp.asarray(WHERE))
+    values = losses.LOSSES["ranking"][name](
+        jnp.asarray(SCORES), jnp.asarray(LABELS), jnp.asarray(WHERE)
+    )
     wanted = [expected(name, SCORES[0], LABELS[0]), expected(name, SCORES[1, :3], LABELS[1, :3])]
     np.testing.assert_allclose(values, wanted, rtol=1e-5)  # a few roundings of float32
 
@@ -44,15 +51,22 @@ def test_list_losses_equal_their_equations(name):
 def test_classification_and_regression_equal_their_equations():
     scores, labels = SCORES[None], np.array([[2.0, 0.0]], np.float32)
     wanted = [[-log_softmax(SCORES[0])[2], -log_softmax(SCORES[1])[0]]]
-    np.testing.assert_allclose(losses.softmax_cross_entropy(jnp.asarray(scores), jnp.asarray(labels)), wanted, rtol=1e-5)
-    np.testing.assert_allclose(losses.mean_squared_error(jnp.asarray([[[0.5], [2.0]]]), jnp.asarray([[0.0, 1.0]])), [[0.25, 1.0]])
+    np.testing.assert_allclose(
+        losses.softmax_cross_entropy(jnp.asarray(scores), jnp.asarray(labels)), wanted, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        losses.mean_squared_error(jnp.asarray([[[0.5], [2.0]]]), jnp.asarray([[0.0, 1.0]])),
+        [[0.25, 1.0]],
+    )
 
 
 def test_the_loss_of_a_choice_is_the_cross_entropy_of_the_right_option():
     assert losses.LOSSES["choice"] is losses.LOSSES["ranking"]
     scores, right = jnp.asarray(SCORES[:1]), jnp.eye(4)[1:2]
     wanted = losses.softmax_cross_entropy(scores[None], jnp.asarray([[1.0]]))[0]
-    np.testing.assert_allclose(losses.LOSSES["choice"]["softmax"](scores, right, jnp.ones((1, 4), bool)), wanted, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.LOSSES["choice"]["softmax"](scores, right, jnp.ones((1, 4), bool)), wanted, rtol=1e-5
+    )
 
 
 TASKS = (
@@ -60,18 +74,36 @@ TASKS = (
     Task("r", "regression", Template("{x}"), ("spearman",)),
     Task("l", "ranking", Template("{x}"), ("mrr@10",)),
 )
-NAMES = {"classification": "softmax_cross_entropy", "regression": "mean_squared_error", "ranking": "softmax"}
+NAMES = {
+    "classification": "softmax_cross_entropy",
+    "regression": "mean_squared_error",
+    "ranking": "softmax",
+}
 
 
 def mixture(rows, segments, order):
     """The same eight texts (2 classification, 2 regression, a list of 3 and a list of 1) laid out in some order, with their scores."""
-    texts = [(0, 1, -1, 0), (0, 0, -1, 0), (1, 0.25, -1, 0), (1, 1.0, -1, 0), (2, 0, 0, 0), (2, 1, 0, 1), (2, 0, 0, 2), (2, 1, 1, 0)]
+    texts = [
+        (0, 1, -1, 0),
+        (0, 0, -1, 0),
+        (1, 0.25, -1, 0),
+        (1, 1.0, -1, 0),
+        (2, 0, 0, 0),
+        (2, 1, 0, 1),
+        (2, 0, 0, 2),
+        (2, 1, 1, 0),
+    ]
     raw = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
     batch = empty_batch(BatchShape(rows, 4, segments, 3, 4))
     scores = np.full((rows, segments, 2), 7.0, np.float32)
     for place, text in enumerate(order):
         row, slot = divmod(place, segments)
-        batch.task_id[row, slot], batch.label[row, slot], batch.group_id[row, slot], batch.list_slot[row, slot] = texts[text]
+        (
+            batch.task_id[row, slot],
+            batch.label[row, slot],
+            batch.group_id[row, slot],
+            batch.list_slot[row, slot],
+        ) = texts[text]
         batch.weight[row, slot] = 1
         scores[row, slot] = raw[text]
     heads = {"c": scores, "r": scores[..., :1], "l": scores[..., 1:]}
@@ -79,12 +111,26 @@ def mixture(rows, segments, order):
 
 
 def options(**changes):
-    return LossOptions(**({"names": NAMES, "task_weights": {}, "examples_per_step": 6, "tokens_per_step": 32, "groups": 3, "list_size": 4} | changes))
+    return LossOptions(
+        **(
+            {
+                "names": NAMES,
+                "task_weights": {},
+                "examples_per_step": 6,
+                "tokens_per_step": 32,
+                "groups": 3,
+                "list_size": 4,
+            }
+            | changes
+        )
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4, 5)])
 def test_the_loss_does_not_depend_on_how_texts_share_rows(shape):
-    reference, _ = batch_loss(mixture(8, 1, range(8))[1], mixture(8, 1, range(8))[0], TASKS, options())
+    reference, _ = batch_loss(
+        mixture(8, 1, range(8))[1], mixture(8, 1, range(8))[0], TASKS, options()
+    )
     batch, scores = mixture(*shape, np.random.default_rng(1).permutation(8))
     loss, parts = batch_loss(scores, batch, TASKS, options())
     np.testing.assert_allclose(loss, reference, rtol=1e-6)  # sums in another order
@@ -95,7 +141,9 @@ def test_a_list_counts_once_and_the_divisor_is_the_constant():
     batch, scores = mixture(2, 4, range(8))
     _, parts = batch_loss(scores, batch, TASKS, options())
     lists = np.asarray(scores["l"][1, :3, 0])
-    np.testing.assert_allclose(parts["l"].total, -log_softmax(lists)[1] + 0.0, rtol=1e-5)  # the list of one document has loss 0
+    np.testing.assert_allclose(
+        parts["l"].total, -log_softmax(lists)[1] + 0.0, rtol=1e-5
+    )  # the list of one document has loss 0
     half, _ = batch_loss(scores, batch, TASKS, options(examples_per_step=12))
     whole, _ = batch_loss(scores, batch, TASKS, options())
     np.testing.assert_allclose(half * 2, whole, rtol=1e-6)
@@ -108,10 +156,15 @@ def test_a_language_models_loss_is_divided_by_the_tokens_of_a_step():
     said = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
     task = Task("t", "language_model", Template("{x}"), ("perplexity",))
     names = {"language_model": "negative_log_likelihood"}
-    loss, parts = batch_loss({"t": jnp.asarray(said)}, batch, [task], options(names=names, task_weights={"t": 2.0}))
+    loss, parts = batch_loss(
+        {"t": jnp.asarray(said)}, batch, [task], options(names=names, task_weights={"t": 2.0})
+    )
     real = said[batch.weight > 0]
     assert real.shape == (6, 2)
-    assert (float(parts["t"].total), float(parts["t"].count), float(parts["t"].examples)) == (*real.sum(axis=0), 6)
+    assert (float(parts["t"].total), float(parts["t"].count), float(parts["t"].examples)) == (
+        *real.sum(axis=0),
+        6,
+    )
     np.testing.assert_allclose(loss, 2 * real[:, 0].sum() / 32, rtol=1e-6)
 
 
@@ -127,7 +180,9 @@ def test_empty_lists_give_no_loss_and_finite_gradients(name):
     batch, scores = mixture(2, 4, range(5))  # lists 1 and 2 are empty, list 0 holds one document
 
     def loss(values):
-        return batch_loss({**scores, "l": values}, batch, TASKS, options(names=NAMES | {"ranking": name}))[0]
+        return batch_loss(
+            {**scores, "l": values}, batch, TASKS, options(names=NAMES | {"ranking": name})
+        )[0]
 
     value, gradient = jax.value_and_grad(loss)(scores["l"])
     assert np.isfinite(value) and np.isfinite(gradient).all()

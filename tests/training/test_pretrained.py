@@ -33,17 +33,30 @@ def pretrained(tmp_path_factory, micro):
 
 
 def assert_same_backbone(found, expected) -> None:
-    jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(parameter_dict(nnx.state(backbone))) for backbone in (found, expected)))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(jax.device_get(parameter_dict(nnx.state(backbone))) for backbone in (found, expected)),
+    )
 
 
-def test_a_run_starts_from_pretrained_weights_and_its_checkpoint_is_read_back(micro, pretrained, tmp_path):
+def test_a_run_starts_from_pretrained_weights_and_its_checkpoint_is_read_back(
+    micro, pretrained, tmp_path
+):
     """With a learning rate of zero the backbone stays what it was, through our own checkpoint and out again."""
     folder, backbone = pretrained
-    config = micro(model__pretrained=str(folder), train_for="1 steps", optimizer__learning_rate=0.0, optimizer__weight_decay=0.0, tasks=("toy_sentiment",))
+    config = micro(
+        model__pretrained=str(folder),
+        train_for="1 steps",
+        optimizer__learning_rate=0.0,
+        optimizer__weight_decay=0.0,
+        tasks=("toy_sentiment",),
+    )
     loop.train(config, tmp_path / "run")
     again = ge.load_backbone(tmp_path / "run")
     assert_same_backbone(again, backbone)
-    assert_same_backbone(ge.load_backbone(tmp_path / "run", mesh=sharding.make_mesh((2, 2, 2))), backbone)
+    assert_same_backbone(
+        ge.load_backbone(tmp_path / "run", mesh=sharding.make_mesh((2, 2, 2))), backbone
+    )
     assert ge.load_tokenizer(tmp_path / "run").name == "small"
     folder = ge.export_huggingface(ge.Predictor.load(tmp_path / "run"), tmp_path / "exported")
     assert_same_backbone(ge.load_backbone(folder), backbone)
@@ -59,9 +72,21 @@ def test_what_is_not_pretrained_is_drawn_as_ever(micro, pretrained):
     optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0, recipe.encoder)
     random = initial_state(recipe.encoder, optimizer, mesh, 7)
     abstract = abstract_state(recipe.encoder, optimizer, mesh)
-    state = initial_state(recipe.encoder, optimizer, mesh, 7, load_pretrained(folder, recipe.encoder, abstract.parameters))
-    jax.tree.map(np.testing.assert_array_equal, state.parameters["heads"], random.parameters["heads"])
-    jax.tree.map(np.testing.assert_array_equal, state.parameters["backbone"], parameter_dict(nnx.state(backbone)))
+    state = initial_state(
+        recipe.encoder,
+        optimizer,
+        mesh,
+        7,
+        load_pretrained(folder, recipe.encoder, abstract.parameters),
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, state.parameters["heads"], random.parameters["heads"]
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        state.parameters["backbone"],
+        parameter_dict(nnx.state(backbone)),
+    )
     places = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, abstract)]
     assert places[0] == places[1]
 
@@ -73,7 +98,13 @@ def test_the_projection_of_a_folder_comes_along_where_it_fits():
         encoder = EncoderConfig(transformer, {"a": 1}, PoolingConfig(projection=widths))
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
         found = load_pretrained(
-            folder, encoder, abstract_state(encoder, make_optimizer(recipes.OptimizerOptions(1.0), lambda step: 1.0, encoder), mesh).parameters
+            folder,
+            encoder,
+            abstract_state(
+                encoder,
+                make_optimizer(recipes.OptimizerOptions(1.0), lambda step: 1.0, encoder),
+                mesh,
+            ).parameters,
         )
         assert ("pooler" in found) == loaded
 
@@ -81,8 +112,14 @@ def test_the_projection_of_a_folder_comes_along_where_it_fits():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__size": "tiny"}, r"is not tiny: num_layers is 2, expected 4; embed_dim is 32, expected 128; .* choose model.size=pretrained"),
-        ({"model__size": "pretrained", "model__pretrained": ""}, "model.size=pretrained needs model.pretrained"),
+        (
+            {"model__size": "tiny"},
+            r"is not tiny: num_layers is 2, expected 4; embed_dim is 32, expected 128; .* choose model.size=pretrained",
+        ),
+        (
+            {"model__size": "pretrained", "model__pretrained": ""},
+            "model.size=pretrained needs model.pretrained",
+        ),
         ({"model__pretrained": "/nowhere/at/all"}, "/nowhere/at/all does not exist"),
     ],
 )
@@ -93,11 +130,19 @@ def test_weights_of_another_model_are_refused(micro, pretrained, changes, messag
 
 def test_a_tokenizer_with_more_pieces_than_embeddings_is_refused(micro):
     config = micro(model__size="pretrained", model__pretrained=str(GOLDENS / "gemma2"))
-    with pytest.raises(InputError, match="'small' has 8000 pieces, more than the model's 48 embeddings"):
+    with pytest.raises(
+        InputError, match="'small' has 8000 pieces, more than the model's 48 embeddings"
+    ):
         recipes.build(config)
 
 
 def test_the_tokenizer_that_lies_with_the_weights_is_the_default(micro):
-    recipe = recipes.build(micro(model__size="pretrained", model__pretrained=str(GOLDENS / "embedding_gemma"), tokenizer="auto"))
+    recipe = recipes.build(
+        micro(
+            model__size="pretrained",
+            model__pretrained=str(GOLDENS / "embedding_gemma"),
+            tokenizer="auto",
+        )
+    )
     assert recipe.tokenizer.vocab_size == 441
     assert recipe.encoder.transformer.bidirectional_reach == (3, 3)

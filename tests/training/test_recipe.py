@@ -12,7 +12,9 @@ from gemma_encoder.training.recipe import Duration
 @pytest.fixture
 def config(changed):
     """`config(**changes)`: the quickstart's config, changed."""
-    return lambda **changes: changed(importlib.import_module("experiments.quickstart").get_config(), changes)
+    return lambda **changes: changed(
+        importlib.import_module("experiments.quickstart").get_config(), changes
+    )
 
 
 def test_the_quickstart_builds(config):
@@ -25,7 +27,10 @@ def test_the_quickstart_builds(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": ("toy_sentimant",)}, "unknown task 'toy_sentimant'; did you mean 'toy_sentiment'"),
+        (
+            {"tasks": ("toy_sentimant",)},
+            "unknown task 'toy_sentimant'; did you mean 'toy_sentiment'",
+        ),
         ({"tasks": ()}, "at least one task"),
         ({"tasks": ("toy_ranking", "toy_ranking")}, "none twice"),
         ({"model__size": "gemma2_2c"}, "unknown size 'gemma2_2c'; did you mean 'gemma2_2b'"),
@@ -76,7 +81,11 @@ def test_train_for_cannot_be_a_share_of_itself():
 
 
 def test_arguments_of_a_config_file():
-    assert recipe.parse_arg("sst2,size=gemma2_2b,smoke", ("sst2",)) == ("sst2", {"size": "gemma2_2b"}, True)
+    assert recipe.parse_arg("sst2,size=gemma2_2b,smoke", ("sst2",)) == (
+        "sst2",
+        {"size": "gemma2_2b"},
+        True,
+    )
     assert recipe.parse_arg("") == ("", {}, False)
     with pytest.raises(InputError, match="did you mean 'smoke'"):
         recipe.parse_arg("smokey")

@@ -26,7 +26,9 @@ def run(config, mesh_shape, devices):
     recipe = recipes.build(config).measured()
     mesh = sharding.make_mesh(mesh_shape, jax.devices()[:devices])
     # Adam divides by the root of squared gradients: where a gradient is all rounding it would blow rounding up to a whole step.
-    recipe = dataclasses.replace(recipe, optimizer=recipes.OptimizerOptions(1e-2, "constant", epsilon=1e-4))
+    recipe = dataclasses.replace(
+        recipe, optimizer=recipes.OptimizerOptions(1e-2, "constant", epsilon=1e-4)
+    )
     program = make_program(recipe, mesh, 100, 0)
     state, step = initial_state(recipe.encoder, program.optimizer, mesh, seed=3), program.step
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
@@ -56,12 +58,24 @@ def test_meshes_agree(micro, reference):
         # Sums over shards round in another order, a few units of float32 a step.
         np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=str(shape))
         for path, value in parameter_paths(parameters).items():
-            np.testing.assert_allclose(parameter_paths(other_parameters)[path], value, rtol=1e-4, atol=2e-5, err_msg=f"{shape} {path}")
+            np.testing.assert_allclose(
+                parameter_paths(other_parameters)[path],
+                value,
+                rtol=1e-4,
+                atol=2e-5,
+                err_msg=f"{shape} {path}",
+            )
         if shape == (1, 8, 1):
             query = state.parameters["backbone"]["blocks"]["0"]["query"]
             assert query.sharding.spec == P(None, "fsdp", "tensor", None)
             assert query.addressable_shards[0].data.size * 8 == query.size
-            adam = next(part for part in jax.tree.leaves(state.optimizer, is_leaf=lambda part: hasattr(part, "mu")) if hasattr(part, "mu"))
+            adam = next(
+                part
+                for part in jax.tree.leaves(
+                    state.optimizer, is_leaf=lambda part: hasattr(part, "mu")
+                )
+                if hasattr(part, "mu")
+            )
             for moment in (adam.mu, adam.nu):
                 assert moment["backbone"]["blocks"]["0"]["query"].sharding == query.sharding
 
@@ -69,11 +83,15 @@ def test_meshes_agree(micro, reference):
 def test_dropout_depends_on_seed_and_step(micro):
     losses = {}
     for seed in (0, 1):
-        recipe = recipes.build(micro(model__feed_forward_dropout=0.5, seed=seed, optimizer__learning_rate=0.0)).measured()
+        recipe = recipes.build(
+            micro(model__feed_forward_dropout=0.5, seed=seed, optimizer__learning_rate=0.0)
+        ).measured()
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
         program = make_program(recipe, mesh, 100, 0)
         state = initial_state(recipe.encoder, program.optimizer, mesh, seed=3)
-        batch = program.place(next(TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)))
+        batch = program.place(
+            next(TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream))
+        )
         losses[seed] = []
         for _ in range(2):  # the learning rate is zero: only the dropout differs
             state, metrics = program.step(state, batch)
@@ -83,7 +101,13 @@ def test_dropout_depends_on_seed_and_step(micro):
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
     """The same rows as one batch and as four; lists included, each in one micro-batch."""
-    changes = {"batch__rows": 16, "batch__micro_batches": 4, "ranking__list_size": 2, "optimizer__schedule": "constant", "optimizer__epsilon": 1e-4}
+    changes = {
+        "batch__rows": 16,
+        "batch__micro_batches": 4,
+        "ranking__list_size": 2,
+        "optimizer__schedule": "constant",
+        "optimizer__epsilon": 1e-4,
+    }
     recipe = recipes.build(micro(model__feed_forward_dropout=0.0, **changes)).measured()
     mesh = sharding.make_mesh((2, 1, 1), jax.devices()[:2])
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
@@ -94,26 +118,45 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
     results = []
     for parts in (4, 1):
         shape = recipe.stream.shape
-        stream_options, losses_options = dataclasses.replace(recipe.stream, micro_batches=parts), recipe.losses._replace(groups=4 * groups // parts)
+        stream_options, losses_options = (
+            dataclasses.replace(recipe.stream, micro_batches=parts),
+            recipe.losses._replace(groups=4 * groups // parts),
+        )
         one = dataclasses.replace(recipe, stream=stream_options, losses=losses_options)
         program = make_program(one, mesh, 100, 0)
         state, losses = initial_state(recipe.encoder, program.optimizer, mesh, seed=3), []
         for batch in batches:
             if parts == 1:  # lists are numbered within their micro-batch: number them anew
                 micro_batch = np.arange(shape.rows)[:, None] // (shape.rows // 4)
-                batch = batch._replace(group_id=np.where(batch.group_id < 0, -1, batch.group_id + micro_batch * groups).astype(np.int32))
+                batch = batch._replace(
+                    group_id=np.where(
+                        batch.group_id < 0, -1, batch.group_id + micro_batch * groups
+                    ).astype(np.int32)
+                )
             state, metrics = program.step(state, program.place(batch))
-            losses.append([float(metrics.loss), float(metrics.gradient_norm), float(metrics.texts), *(float(part.count) for part in metrics.tasks.values())])
+            losses.append(
+                [
+                    float(metrics.loss),
+                    float(metrics.gradient_norm),
+                    float(metrics.texts),
+                    *(float(part.count) for part in metrics.tasks.values()),
+                ]
+            )
         results.append((losses, parameter_paths(jax.device_get(state.parameters))))
     (losses, parameters), (whole_losses, whole_parameters) = results
-    np.testing.assert_allclose(losses, whole_losses, rtol=2e-5)  # four sums instead of one: a few units of float32
+    np.testing.assert_allclose(
+        losses, whole_losses, rtol=2e-5
+    )  # four sums instead of one: a few units of float32
     for path, value in whole_parameters.items():
         np.testing.assert_allclose(parameters[path], value, rtol=1e-4, atol=2e-5, err_msg=path)
 
 
 def count_equations(jaxpr) -> int:
     """Equations of a program, inner programs included."""
-    return sum(1 + sum(count_equations(inner) for inner in core.jaxprs_in_params(eqn.params)) for eqn in jaxpr.eqns)
+    return sum(
+        1 + sum(count_equations(inner) for inner in core.jaxprs_in_params(eqn.params))
+        for eqn in jaxpr.eqns
+    )
 
 
 def test_depth_hardly_changes_the_size_of_the_step(micro):
@@ -122,32 +165,62 @@ def test_depth_hardly_changes_the_size_of_the_step(micro):
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     sizes = {}
     for num_layers in (12, 62):
-        transformer = dataclasses.replace(recipe.encoder.transformer, num_layers=num_layers, pattern=GEMMA_CONFIGS["gemma3_27b"].pattern)
+        transformer = dataclasses.replace(
+            recipe.encoder.transformer,
+            num_layers=num_layers,
+            pattern=GEMMA_CONFIGS["gemma3_27b"].pattern,
+        )
         encoder = dataclasses.replace(recipe.encoder, transformer=transformer, remat="full")
         program = make_program(dataclasses.replace(recipe, encoder=encoder), mesh, 100, 0)
-        sizes[num_layers] = count_equations(program.step.trace(program.abstract, program.batch).jaxpr.jaxpr)
+        sizes[num_layers] = count_equations(
+            program.step.trace(program.abstract, program.batch).jaxpr.jaxpr
+        )
     assert sizes[62] <= 1.5 * sizes[12], sizes
 
 
 def test_initial_values_do_not_depend_on_the_mesh(micro):
     recipe = recipes.build(micro())
     optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0, recipe.encoder)
-    states = [initial_state(recipe.encoder, optimizer, sharding.make_mesh(shape, jax.devices()[:n]), 7) for shape, n in (((1, 1, 1), 1), ((2, 2, 2), 8))]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b)), states[0].parameters, states[1].parameters)
+    states = [
+        initial_state(recipe.encoder, optimizer, sharding.make_mesh(shape, jax.devices()[:n]), 7)
+        for shape, n in (((1, 1, 1), 1), ((2, 2, 2), 8))
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b)),
+        states[0].parameters,
+        states[1].parameters,
+    )
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(states[0]))
 
 
 def test_runs_that_differ_in_their_seed_share_a_program_and_draw_differently(micro):
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    programs = [make_program(recipes.build(micro(seed=seed, batch__examples_per_step=8)), mesh, 10, 0) for seed in (0, 1)]
-    one, other = (program.step.lower(program.abstract, program.batch).as_text() for program in programs)
+    programs = [
+        make_program(recipes.build(micro(seed=seed, batch__examples_per_step=8)), mesh, 10, 0)
+        for seed in (0, 1)
+    ]
+    one, other = (
+        program.step.lower(program.abstract, program.batch).as_text() for program in programs
+    )
     assert one == other and (programs[0].step.key != programs[1].step.key).any()
 
 
 def test_the_norm_of_all_leaves():
     rng = np.random.default_rng(0)
-    shapes = {"a": (7, 5, 300), "b": (11,), "table": (2 * TABLE_ROWS, 3), "rows of no table": (TABLE_ROWS // 2, 3)}
-    tree = {"d": np.float32(3.0), "nested": {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}}
-    expected = np.sqrt(sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree)))
+    shapes = {
+        "a": (7, 5, 300),
+        "b": (11,),
+        "table": (2 * TABLE_ROWS, 3),
+        "rows of no table": (TABLE_ROWS // 2, 3),
+    }
+    tree = {
+        "d": np.float32(3.0),
+        "nested": {
+            name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+        },
+    }
+    expected = np.sqrt(
+        sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree))
+    )
     # Sums of float32 squares, some 50,000 at most, in parts of 32 or a row.
     np.testing.assert_allclose(global_norm(jax.tree.map(jnp.asarray, tree)), expected, rtol=1e-6)

@@ -21,12 +21,21 @@ from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.training.step import make_program
 from gemma_encoder.weights import native
 
-STEPS = {"train_for": "12 steps", "checkpoint_every": "4 steps", "evaluate_every": "6 steps", "log_every": "1 steps", "max_eval": 8}
+STEPS = {
+    "train_for": "12 steps",
+    "checkpoint_every": "4 steps",
+    "evaluate_every": "6 steps",
+    "log_every": "1 steps",
+    "max_eval": 8,
+}
 
 
 def untimed(workdir):
     """The lines of a run without what a clock measured."""
-    return [{k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k} for line in read_metrics(workdir)]
+    return [
+        {k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k}
+        for line in read_metrics(workdir)
+    ]
 
 
 def tell_at(monkeypatch, owner, name, count):
@@ -50,8 +59,13 @@ def straight(micro, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("owner", "name", "count", "saved"), [(loop.TrainStream, "__next__", 9, 9), (loop.Evaluator, "_predict", 2, 6)])
-def test_told_to_stop_it_saves_and_goes_on_to_the_bit(micro, tmp_path, straight, monkeypatch, owner, name, count, saved):
+@pytest.mark.parametrize(
+    ("owner", "name", "count", "saved"),
+    [(loop.TrainStream, "__next__", 9, 9), (loop.Evaluator, "_predict", 2, 6)],
+)
+def test_told_to_stop_it_saves_and_goes_on_to_the_bit(
+    micro, tmp_path, straight, monkeypatch, owner, name, count, saved
+):
     """In the middle of training, and in the middle of an evaluation, which is done anew."""
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
@@ -74,35 +88,58 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
         return metrics, predictions
 
     monkeypatch.setattr(loop.Evaluator, "run", evaluated)
-    every = {"train_for": "5 steps", "checkpoint_every": "1 steps", "evaluate_every": "1 steps", "keep_checkpoints": 1, "max_eval": 4}
+    every = {
+        "train_for": "5 steps",
+        "checkpoint_every": "1 steps",
+        "evaluate_every": "1 steps",
+        "keep_checkpoints": 1,
+        "max_eval": 4,
+    }
     outcome = loop.train(micro(**every), tmp_path)
     assert native.checkpoint_steps(tmp_path) == [2, 5] and outcome.best == (2, 0.9)
-    with pytest.raises(InputError, match="unknown best_metric 'toy_sentiment/f1'; did you mean 'toy_sentiment/accuracy'"):
+    with pytest.raises(
+        InputError,
+        match="unknown best_metric 'toy_sentiment/f1'; did you mean 'toy_sentiment/accuracy'",
+    ):
         recipes.build(micro(best_metric="toy_sentiment/f1")).best_metric()
 
 
 @pytest.mark.parametrize("background", [False, True], indirect=True)
-def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(micro, tmp_path, straight, monkeypatch, background):
+def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(
+    micro, tmp_path, straight, monkeypatch, background
+):
     workdir = tmp_path / "run"
     write = checkpoint.FilesHandler.save
 
     def full(self, directory, args):
-        if directory.parent.name.startswith("12"):  # of this step alone: any folder above may be named 12, too
+        if directory.parent.name.startswith(
+            "12"
+        ):  # of this step alone: any folder above may be named 12, too
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, directory, args)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.FilesHandler, "save", full)
-        with pytest.raises(InputError, match=r"checkpoint of step 12 could not be written to .*No space left on device; those before it are whole"):
+        with pytest.raises(
+            InputError,
+            match=r"checkpoint of step 12 could not be written to .*No space left on device; those before it are whole",
+        ):
             loop.train(micro(**STEPS), workdir)
     assert native.checkpoint_steps(workdir)[-1] == 8
     loop.train(micro(**STEPS), workdir)
-    assert [line["loss"] for line in untimed(workdir) if "loss" in line] == [line["loss"] for line in untimed(straight) if "loss" in line]
+    assert [line["loss"] for line in untimed(workdir) if "loss" in line] == [
+        line["loss"] for line in untimed(straight) if "loss" in line
+    ]
 
 
 def whole_after_each_save(monkeypatch, workdir, seconds):
     """A list that gets the whole checkpoints after each save. The writer of small files is held up until then, for so many seconds at most."""
-    go, write, save, whole = threading.Event(), checkpoint.FilesHandler.save, checkpoint.Checkpoints.save, []
+    go, write, save, whole = (
+        threading.Event(),
+        checkpoint.FilesHandler.save,
+        checkpoint.Checkpoints.save,
+        [],
+    )
 
     def held(self, directory, args):
         go.wait(seconds)
@@ -119,7 +156,9 @@ def whole_after_each_save(monkeypatch, workdir, seconds):
     return whole
 
 
-def test_in_the_background_training_goes_on_before_a_checkpoint_is_whole(micro, tmp_path, monkeypatch, background):
+def test_in_the_background_training_goes_on_before_a_checkpoint_is_whole(
+    micro, tmp_path, monkeypatch, background
+):
     whole = whole_after_each_save(monkeypatch, tmp_path, seconds=60)
     loop.train(micro(train_for="1 steps", max_eval=4), tmp_path)
     assert whole == [[]] and native.checkpoint_steps(tmp_path) == [1]
@@ -134,9 +173,15 @@ def test_on_a_cpu_training_waits_for_a_checkpoint(micro, tmp_path, monkeypatch):
 def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, tmp_path, straight):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
-    chunks = sorted((workdir / "checkpoints/12/parameters").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
+    chunks = sorted(
+        (workdir / "checkpoints/12/parameters").rglob("*"),
+        key=lambda path: path.stat().st_size if path.is_file() else -1,
+    )
     chunks[-1].write_bytes(chunks[-1].read_bytes()[:100])
-    with pytest.raises(InputError, match=r"cannot be read at step 12, which is damaged or of another run \(choose another --workdir, or move .*12 away"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot be read at step 12, which is damaged or of another run \(choose another --workdir, or move .*12 away",
+    ):
         loop.train(micro(**STEPS), workdir)
     shutil.move(workdir / "checkpoints/12", tmp_path / "away")
     assert loop.train(micro(**STEPS), workdir).step == 12
@@ -170,39 +215,73 @@ def test_a_run_goes_on_on_another_mesh(micro, tmp_path, straight, shape):
     for found, expected in zip(untimed(workdir), untimed(straight), strict=True):
         assert found["step"] == expected["step"]
         if "loss" in found:
-            np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-4)  # other sums, four steps of Adam
+            np.testing.assert_allclose(
+                found["loss"], expected["loss"], rtol=1e-4
+            )  # other sums, four steps of Adam
 
 
 def test_a_loss_that_is_no_number_leaves_a_report(micro, tmp_path):
-    with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf).*What led to it is in .*step_"):
-        loop.train(micro(optimizer__learning_rate=1e30, warmup="0 steps", optimizer__clip_norm=0.0, train_for="8 steps"), tmp_path)
+    with pytest.raises(
+        InputError, match=r"the loss of step \d+ is (nan|inf).*What led to it is in .*step_"
+    ):
+        loop.train(
+            micro(
+                optimizer__learning_rate=1e30,
+                warmup="0 steps",
+                optimizer__clip_norm=0.0,
+                train_for="8 steps",
+            ),
+            tmp_path,
+        )
     (folder,) = (tmp_path / "failures").iterdir()
     report = json.loads((folder / "report.json").read_text())
-    assert report["step"] == int(folder.name.removeprefix("step_")) and {"loss", "gradient_norm", "parameter_norm", "tasks"} <= report.keys()
+    assert (
+        report["step"] == int(folder.name.removeprefix("step_"))
+        and {"loss", "gradient_norm", "parameter_norm", "tasks"} <= report.keys()
+    )
     batch = np.load(folder / "batch.process_0.npz")
-    assert (batch["weight"] > 0).any() and len((folder / "texts.txt").read_text().splitlines()) == int(batch["weight"].sum())
+    assert (batch["weight"] > 0).any() and len(
+        (folder / "texts.txt").read_text().splitlines()
+    ) == int(batch["weight"].sum())
 
 
 def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
     """Backbone, pooler and the heads of the same name; a head of another name is drawn anew. Adapters are trained alone, and saved with the heads."""
-    donor = native.load_parameters(native.find(straight), native.load_bundle(native.find(straight)).encoder)
+    donor = native.load_parameters(
+        native.find(straight), native.load_bundle(native.find(straight)).encoder
+    )
     config = micro(
-        tasks=("toy_sentiment",), train_for="2 steps", model__warm_start=str(straight), model__lora__rank=2, optimizer__learning_rate=0.1, max_eval=4
+        tasks=("toy_sentiment",),
+        train_for="2 steps",
+        model__warm_start=str(straight),
+        model__lora__rank=2,
+        optimizer__learning_rate=0.1,
+        max_eval=4,
     )
     config.warmup = "0 steps"
     outcome = loop.train(config, tmp_path / "run")
     assert "starts from the fine-tuned checkpoint" in caplog.text
     bundle = native.load_bundle(outcome.checkpoint)
-    found, given = parameter_paths(native.load_parameters(outcome.checkpoint, bundle.encoder)), parameter_paths(donor)
+    found, given = (
+        parameter_paths(native.load_parameters(outcome.checkpoint, bundle.encoder)),
+        parameter_paths(donor),
+    )
     for path, leaf in found.items():
         kept = path in given and np.array_equal(leaf, given[path])
-        assert (kept == path.startswith("backbone/") and "_lora_" not in path) or "_lora_" in path, path
+        assert (
+            kept == path.startswith("backbone/") and "_lora_" not in path
+        ) or "_lora_" in path, path
     assert any(np.abs(leaf).max() > 0 for path, leaf in found.items() if path.endswith("_lora_b"))
     predictor = ge.Predictor.load(tmp_path / "run")
     texts = ["the acting was not dull .", "a fine film ."]
     ge.export_huggingface(predictor, tmp_path / "export")
     # (W + AB) x against W x + A (B x), in float32.
-    np.testing.assert_allclose(ge.Predictor.load(tmp_path / "export").embed(texts), predictor.embed(texts), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ge.Predictor.load(tmp_path / "export").embed(texts),
+        predictor.embed(texts),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     assert "query_lora_a" not in str(ge.load_backbone(tmp_path / "run"))
     with pytest.raises(InputError, match="it takes a workdir of this project"):
         loop.load_warm(tmp_path / "export", recipes.build(config).encoder, {})
@@ -218,6 +297,8 @@ def test_some_steps_are_profiled(micro, tmp_path):
 
 def test_processes_are_found_by_all_three_variables_or_none(monkeypatch):
     monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
-    with pytest.raises(InputError, match="only JAX_COORDINATOR_ADDRESS is set; set all three or none"):
+    with pytest.raises(
+        InputError, match="only JAX_COORDINATOR_ADDRESS is set; set all three or none"
+    ):
         processes.start()
     assert jax.process_count() == 1

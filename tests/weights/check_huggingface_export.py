@@ -13,7 +13,13 @@ import sys
 
 import numpy as np
 
-TEXTS = ["a fine film", "a very long text that says nothing at all , again and again , " * 9, "żółć 日本語 🎬", "x", "two  spaces\tand a tab"]
+TEXTS = [
+    "a fine film",
+    "a very long text that says nothing at all , again and again , " * 9,
+    "żółć 日本語 🎬",
+    "x",
+    "two  spaces\tand a tab",
+]
 TOLERANCE = 1e-5  # float32 on both sides, embeddings of size 1 to 5
 
 
@@ -31,10 +37,21 @@ def make(folder: pathlib.Path) -> None:
     from gemma_encoder.model.encoder import skeleton
     from gemma_encoder.weights.native import Bundle
 
-    small = {"embed_dim": 32, "hidden_dim": 48, "num_heads": 4, "head_dim": 8, "query_scale": 7**-0.5, "sliding_window": 6}
+    small = {
+        "embed_dim": 32,
+        "hidden_dim": 48,
+        "num_heads": 4,
+        "head_dim": 8,
+        "query_scale": 7**-0.5,
+        "sliding_window": 6,
+    }
     families = {
-        "gemma2": dataclasses.replace(GEMMA_CONFIGS["gemma2_tiny"], **small, attention_soft_cap=2.0),
-        "gemma3": dataclasses.replace(GEMMA_CONFIGS["gemma3_tiny"], **small, num_layers=5, global_rope_scale=8.0),
+        "gemma2": dataclasses.replace(
+            GEMMA_CONFIGS["gemma2_tiny"], **small, attention_soft_cap=2.0
+        ),
+        "gemma3": dataclasses.replace(
+            GEMMA_CONFIGS["gemma3_tiny"], **small, num_layers=5, global_rope_scale=8.0
+        ),
     }
     fields = {
         "mean": {},
@@ -42,15 +59,33 @@ def make(folder: pathlib.Path) -> None:
         "last_causal": {"pooling": PoolingConfig("last_k"), "attention": "causal"},
         "projected": {"pooling": PoolingConfig("mean", projection=(48, 16), normalize=True)},
     }
-    task = Task("t", "classification", Template("{text}"), metrics=("accuracy",), classes=("a", "b", "c"))
+    task = Task(
+        "t", "classification", Template("{text}"), metrics=("accuracy",), classes=("a", "b", "c")
+    )
     for family, transformer in families.items():
         for name, chosen in fields.items():
             config = EncoderConfig(transformer, heads={"t": 3}, compute_dtype="float32", **chosen)
             rng = np.random.default_rng(0)
-            parameters = jax.tree.map(lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32), skeleton(config).shapes)  # noqa: B023
-            predictor = Predictor(Bundle(config, (task,), Tokenizer.load("small"), 100, 128, "left" if name == "mean" else "right", 0), parameters)
+            parameters = jax.tree.map(
+                lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),
+                skeleton(config).shapes,
+            )  # noqa: B023
+            predictor = Predictor(
+                Bundle(
+                    config,
+                    (task,),
+                    Tokenizer.load("small"),
+                    100,
+                    128,
+                    "left" if name == "mean" else "right",
+                    0,
+                ),
+                parameters,
+            )
             place = export_huggingface(predictor, folder / f"{family}_{name}")
-            np.savez(place / "ours.npz", embed=predictor.embed(TEXTS), predict=predictor.predict(TEXTS))
+            np.savez(
+                place / "ours.npz", embed=predictor.embed(TEXTS), predict=predictor.predict(TEXTS)
+            )
 
 
 def compare(folder: pathlib.Path) -> int:
@@ -64,10 +99,14 @@ def compare(folder: pathlib.Path) -> int:
         model = SentenceTransformer(str(place), device="cpu")
         embed = np.abs(model.encode(TEXTS) - ours["embed"]).max()
         with torch.no_grad():
-            features = model(model.preprocess(TEXTS) if hasattr(model, "preprocess") else model.tokenize(TEXTS))
+            features = model(
+                model.preprocess(TEXTS) if hasattr(model, "preprocess") else model.tokenize(TEXTS)
+            )
         predict = np.abs(torch.softmax(features["scores"], -1).numpy() - ours["predict"]).max()
         wrong += not (embed < TOLERANCE and predict < TOLERANCE)
-        print(f"{place.name:<24} embedding {embed:.1e}  probabilities {predict:.1e}  (of size {np.abs(ours['embed']).max():.1f})")
+        print(
+            f"{place.name:<24} embedding {embed:.1e}  probabilities {predict:.1e}  (of size {np.abs(ours['embed']).max():.1f})"
+        )
     return wrong
 
 

@@ -8,12 +8,26 @@ import pytest
 import gemma_encoder as ge
 from gemma_encoder.weights import card
 
-METRICS = [{"step": 9, "split": "validation", "task": "toy_sentiment", "accuracy": 0.5, "examples": 12, "cut_share": 0.0}]
+METRICS = [
+    {
+        "step": 9,
+        "split": "validation",
+        "task": "toy_sentiment",
+        "accuracy": 0.5,
+        "examples": 12,
+        "cut_share": 0.0,
+    }
+]
 
 
 def record(**model):
     config = {"model": {"pretrained": "", "warm_start": "", **model}}
-    return {"command": "python -m gemma_encoder.main --config=a|b.py", "config": config, "examples": {"toy_sentiment": 16_000}, "metrics": METRICS}
+    return {
+        "command": "python -m gemma_encoder.main --config=a|b.py",
+        "config": config,
+        "examples": {"toy_sentiment": 16_000},
+        "metrics": METRICS,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +71,26 @@ def test_cells_cannot_break_the_tables(bundle):
 
 def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
     predictor = random_predictor()
-    task = dataclasses.replace(predictor.bundle.tasks[0], template=ge.Template("review: {sentence}"))
-    bundle = dataclasses.replace(predictor.bundle, tasks=(task, *predictor.bundle.tasks[1:]), record=record())
-    exported = ge.export_huggingface(ge.Predictor(bundle, predictor.parameters), tmp_path / "out", heads=False)
-    assert "toy" not in (exported / "README.md").read_text().split("## Config")[0].split("\n# ")[1].splitlines()[0]
+    task = dataclasses.replace(
+        predictor.bundle.tasks[0], template=ge.Template("review: {sentence}")
+    )
+    bundle = dataclasses.replace(
+        predictor.bundle, tasks=(task, *predictor.bundle.tasks[1:]), record=record()
+    )
+    exported = ge.export_huggingface(
+        ge.Predictor(bundle, predictor.parameters), tmp_path / "out", heads=False
+    )
+    assert (
+        "toy"
+        not in (exported / "README.md")
+        .read_text()
+        .split("## Config")[0]
+        .split("\n# ")[1]
+        .splitlines()[0]
+    )
     assert "# A Gemma encoder" in (exported / "README.md").read_text()
     # A task of one text, which its template ends with, has a prompt; pairs and bare texts have none.
-    assert json.loads((exported / "config_sentence_transformers.json").read_text())["prompts"] == {"toy_sentiment": "review: "}
+    assert json.loads((exported / "config_sentence_transformers.json").read_text())["prompts"] == {
+        "toy_sentiment": "review: "
+    }
     assert ge.Predictor.load(exported).bundle.record["examples"] == {"toy_sentiment": 16_000}

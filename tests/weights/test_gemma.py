@@ -22,7 +22,15 @@ from gemma_encoder.weights.tensors import Tensor, dump
 LENGTH = 24
 CONFIGS = {
     # GQA, a window shorter than the text, soft cap; gating stored (2, D, F) as by gemma2_2b.
-    "gemma2": dataclasses.replace(GEMMA_CONFIGS["gemma2_tiny"], embed_dim=32, hidden_dim=48, head_dim=8, query_scale=8**-0.5, vocab_size=64, sliding_window=5),
+    "gemma2": dataclasses.replace(
+        GEMMA_CONFIGS["gemma2_tiny"],
+        embed_dim=32,
+        hidden_dim=48,
+        head_dim=8,
+        query_scale=8**-0.5,
+        vocab_size=64,
+        sliding_window=5,
+    ),
     # QK-norm, two rotary bases, positions scaled on global layers, a cut-short last group; gating stored (2, F, D).
     "gemma3": dataclasses.replace(
         GEMMA_CONFIGS["gemma3_tiny"],
@@ -67,9 +75,17 @@ def theirs(request):
             global_scale_factor=ours.global_rope_scale,
         )
     )
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32)))["params"]
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32))
+    )["params"]
     rng = np.random.default_rng(0)
-    return ours, model, jax.tree.map(lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32), shapes)
+    return (
+        ours,
+        model,
+        jax.tree.map(
+            lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32), shapes
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +107,14 @@ def test_hidden_states_equal_the_gemma_packages(theirs, attention, read):
     tokens = jnp.asarray(np.random.default_rng(1).integers(1, 64, (2, LENGTH)), jnp.int32)
     mask = jnp.ones((2, LENGTH, LENGTH), bool)
     mask = jnp.tril(mask) if attention == "causal" else mask
-    expected = model.apply({"params": parameters}, tokens, attention_mask=mask, return_hidden_states=True).hidden_states
+    expected = model.apply(
+        {"params": parameters}, tokens, attention_mask=mask, return_hidden_states=True
+    ).hidden_states
     backbone = read(parameters, config)
     # Both in float32; the order of sums differs.
-    np.testing.assert_allclose(backbone(tokens, attention=attention), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        backbone(tokens, attention=attention), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def assert_same(found: dict, expected: dict) -> None:
@@ -123,7 +143,9 @@ def test_every_layout_is_read_as_the_gemma_package_reads_it(theirs, tmp_path, la
     from gemma import gm
 
     config, _, parameters = theirs
-    gm.ckpts.save_params(layouts(parameters)[layout], tmp_path / "checkpoint", wait_until_finished=True)
+    gm.ckpts.save_params(
+        layouts(parameters)[layout], tmp_path / "checkpoint", wait_until_finished=True
+    )
     oracle = jax.device_get(gm.ckpts.load_params(tmp_path / "checkpoint"))
     checkpoint = open_checkpoint(tmp_path / "checkpoint")
     assert f"({layout} layout)" in checkpoint.description
@@ -143,11 +165,22 @@ def test_vision_weights_are_skipped_and_named(theirs, tmp_path, read):
     from gemma import gm
 
     config, _, parameters = theirs
-    eyes = {"mm_input_projection": {"w": np.zeros((2, 2), np.float32)}, "mm_soft_embedding_norm": {"scale": np.zeros(2, np.float32)}}
-    parameters = {**parameters, "embedder": {**parameters["embedder"], **eyes}, "vision_encoder": {"x": {"w": np.zeros(3, np.float32)}}}
+    eyes = {
+        "mm_input_projection": {"w": np.zeros((2, 2), np.float32)},
+        "mm_soft_embedding_norm": {"scale": np.zeros(2, np.float32)},
+    }
+    parameters = {
+        **parameters,
+        "embedder": {**parameters["embedder"], **eyes},
+        "vision_encoder": {"x": {"w": np.zeros(3, np.float32)}},
+    }
     gm.ckpts.save_params(parameters, tmp_path / "checkpoint", wait_until_finished=True)
     checkpoint = open_checkpoint(tmp_path / "checkpoint")
-    assert checkpoint.skipped == ("embedder/mm_input_projection/w", "embedder/mm_soft_embedding_norm/scale", "vision_encoder/x/w")
+    assert checkpoint.skipped == (
+        "embedder/mm_input_projection/w",
+        "embedder/mm_soft_embedding_norm/scale",
+        "vision_encoder/x/w",
+    )
     checkpoint.check(config)
 
 
@@ -158,11 +191,20 @@ def test_parameters_are_born_on_the_mesh(theirs, tmp_path, read):
     config, _, parameters = theirs
     mesh = make_mesh((2, 2, 2))
     for layout in ("nested", "stacked"):
-        gm.ckpts.save_params(layouts(parameters)[layout], tmp_path / layout, wait_until_finished=True)
+        gm.ckpts.save_params(
+            layouts(parameters)[layout], tmp_path / layout, wait_until_finished=True
+        )
         spread = parameter_dict(nnx.state(load_backbone(tmp_path / layout, config, mesh)))
-        assert_same(jax.device_get(spread), jax.device_get(parameter_dict(nnx.state(read(parameters, config)))))
+        assert_same(
+            jax.device_get(spread),
+            jax.device_get(parameter_dict(nnx.state(read(parameters, config)))),
+        )
         wanted = parameter_shardings({"backbone": spread}, mesh)["backbone"]
-        assert jax.tree.all(jax.tree.map(lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), spread, wanted))
+        assert jax.tree.all(
+            jax.tree.map(
+                lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), spread, wanted
+            )
+        )
         assert not spread["embedding"].sharding.is_fully_replicated
 
 
@@ -170,7 +212,10 @@ def test_the_dtype_of_the_parameters_is_chosen(theirs, tmp_path, read):
     config, _, parameters = theirs
     backbone = read(parameters, config, jnp.bfloat16)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(nnx.state(backbone)))
-    np.testing.assert_array_equal(backbone.embedding[...], jnp.asarray(parameters["embedder"]["input_embedding"], jnp.bfloat16))
+    np.testing.assert_array_equal(
+        backbone.embedding[...],
+        jnp.asarray(parameters["embedder"]["input_embedding"], jnp.bfloat16),
+    )
 
 
 def test_what_is_saved_is_read_by_the_gemma_package_and_by_us(theirs, tmp_path, read):
@@ -182,9 +227,14 @@ def test_what_is_saved_is_read_by_the_gemma_package_and_by_us(theirs, tmp_path, 
     save_gemma(backbone, tmp_path / "saved")
     again = load_backbone(tmp_path / "saved")
     assert again.config == config
-    assert_same(jax.device_get(parameter_dict(nnx.state(again))), jax.device_get(parameter_dict(nnx.state(backbone))))
+    assert_same(
+        jax.device_get(parameter_dict(nnx.state(again))),
+        jax.device_get(parameter_dict(nnx.state(backbone))),
+    )
     oracle = jax.device_get(gm.ckpts.load_params(tmp_path / "saved"))
-    if model.config.transpose_gating_einsum:  # what a Gemma 2 2B alone is stored with is told by its size
+    if (
+        model.config.transpose_gating_einsum
+    ):  # what a Gemma 2 2B alone is stored with is told by its size
         assert_same(oracle, parameters)
     with pytest.raises(InputError, match="exists; name a new folder"):
         save_gemma(backbone, tmp_path / "saved")
@@ -200,22 +250,32 @@ def test_as_many_key_value_heads_as_queries(tmp_path):
     oracle = jax.device_get(gm.ckpts.load_params(tmp_path / "saved"))
     assert oracle["layer_0"]["attn"]["qkv_einsum"]["w"].shape == (3, 4, 32, 8)
     again = load_backbone(tmp_path / "saved")
-    assert_same(jax.device_get(parameter_dict(nnx.state(again))), jax.device_get(parameter_dict(state)))
+    assert_same(
+        jax.device_get(parameter_dict(nnx.state(again))), jax.device_get(parameter_dict(state))
+    )
 
 
 def test_published_sizes_are_told_by_their_shapes():
     class Shapes(GemmaCheckpoint):
         def __init__(self, config):
             self.folder, self.description = epath.Path("nowhere"), "shapes"
-            self.tensors = {name: Tensor(shapes[0], np.dtype(np.float32)) for name, shapes in self.expected(config).items()}
+            self.tensors = {
+                name: Tensor(shapes[0], np.dtype(np.float32))
+                for name, shapes in self.expected(config).items()
+            }
 
     for name, config in GEMMA_CONFIGS.items():
         assert size_name(Shapes(config).config()) == name
     strange = dataclasses.replace(GEMMA_CONFIGS["gemma3_1b"], hidden_dim=7)
     assert Shapes(strange).config(hint=strange) == strange
-    with pytest.raises(InputError, match=r"the shapes of no published Gemma \(embedding \(262144, 1152\), 26 layers\); give its TransformerConfig"):
+    with pytest.raises(
+        InputError,
+        match=r"the shapes of no published Gemma \(embedding \(262144, 1152\), 26 layers\); give its TransformerConfig",
+    ):
         Shapes(strange).config()
-    with pytest.raises(InputError, match=r"layer_0/mlp/linear has shape \(7, 1152\), expected \(6912, 1152\)"):
+    with pytest.raises(
+        InputError, match=r"layer_0/mlp/linear has shape \(7, 1152\), expected \(6912, 1152\)"
+    ):
         Shapes(strange).config(hint=GEMMA_CONFIGS["gemma3_1b"])
 
 
@@ -231,14 +291,24 @@ def test_every_published_name_has_its_address():
 
 def test_every_tensor_that_does_not_fit_is_listed(theirs, tmp_path, read):
     config, _, parameters = theirs
-    broken = {**parameters, "layer_0": {**parameters["layer_0"], "pre_ffw_norm": {"scale": np.zeros(7)}}, "surplus": {"w": np.zeros(1)}}
+    broken = {
+        **parameters,
+        "layer_0": {**parameters["layer_0"], "pre_ffw_norm": {"scale": np.zeros(7)}},
+        "surplus": {"w": np.zeros(1)},
+    }
     del broken["final_norm"]
-    with pytest.raises(InputError, match=r"final_norm/scale is missing; surplus/w is surplus; layer_0/pre_ffw_norm/scale has shape \(7,\), expected \(32,\)"):
+    with pytest.raises(
+        InputError,
+        match=r"final_norm/scale is missing; surplus/w is surplus; layer_0/pre_ffw_norm/scale has shape \(7,\), expected \(32,\)",
+    ):
         read(broken, config)
 
 
 def test_folders_that_are_no_checkpoint_are_refused(tmp_path):
-    with pytest.raises(InputError, match="does not exist; give a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT"):
+    with pytest.raises(
+        InputError,
+        match="does not exist; give a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT",
+    ):
         load_backbone(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is no checkpoint: expected the gemma package's"):
         load_backbone(tmp_path)

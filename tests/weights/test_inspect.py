@@ -31,7 +31,10 @@ def test_a_checkpoint_that_loads(capsys):
 def test_a_checkpoint_that_does_not_load_says_why(tmp_path, capsys):
     folder = shutil.copytree(GOLDENS / "gemma2_bidirectional", tmp_path / "copy")
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    safetensors.numpy.save_file({name: value for name, value in tensors.items() if name != "norm.weight"}, folder / "model.safetensors")
+    safetensors.numpy.save_file(
+        {name: value for name, value in tensors.items() if name != "norm.weight"},
+        folder / "model.safetensors",
+    )
     assert inspect.main([str(folder)]) == 1
     out = capsys.readouterr().out
     assert "loads       no\n" in out and "norm.weight is missing" in out
