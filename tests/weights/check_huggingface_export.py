@@ -67,9 +67,9 @@ def make(folder: pathlib.Path) -> None:
             config = EncoderConfig(transformer, heads={"t": 3}, compute_dtype="float32", **chosen)
             rng = np.random.default_rng(0)
             parameters = jax.tree.map(
-                lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),
+                lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),  # noqa: B023
                 skeleton(config).shapes,
-            )  # noqa: B023
+            )
             predictor = Predictor(
                 Bundle(
                     config,
