@@ -9,28 +9,31 @@ each field of `config.own` means and what it is when it is not given. See what t
 `python -m gemma_encoder.data.inspect` with the same --config flags.
 """
 
-from gemma_encoder.data import own
+from gemma_encoder.data.own_options import table_kinds
+from gemma_encoder.inputs import kinds
 from gemma_encoder.training import recipe
 
 
 def get_config(arg: str = "classification"):
     """The config of one kind of task."""
-    kind, options, smoke = recipe.parse_arg(arg, tuple(own.METRICS))
+    kind, options, smoke = recipe.parse_arg(arg, table_kinds())
+    kind = kind or "classification"
+    is_list = kinds.get(kind).is_list
     size = options.get("size", "tiny")
     config = recipe.default_config()
     recipe.set_size(config, size)
     config.tasks = ("own",)
-    config.own.kind = kind or "classification"
+    config.own.kind = kind
     config.evaluate_every = "50 percent"
     config.train_for = "3 epochs"
     if recipe.is_small(size):
         config.max_length = config.batch.row_length = 256
         config.batch.rows, config.batch.segments = (
-            (16, 4) if kind == "ranking" else (8, 8)
+            (16, 4) if is_list else (8, 8)
         )  # own files are often small: steps of few texts
         config.optimizer.learning_rate, config.optimizer.weight_decay = 1e-3, 0.01
     else:
         config.max_length = config.batch.row_length = 512
-        config.batch.rows, config.batch.segments = (64, 8) if kind == "ranking" else (32, 8)
+        config.batch.rows, config.batch.segments = (64, 8) if is_list else (32, 8)
         config.optimizer.learning_rate = 1e-5
     return recipe.smoke(config) if smoke else config

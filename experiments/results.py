@@ -93,24 +93,25 @@ def outcomes(predictions: Sequence[Predictions], main: Sequence[str]) -> dict[st
 
 def _outcome(found: Predictions) -> dict[str, Any]:
     task, table = found.task, found.table
-    if task.kind == "ranking":
+    kind = task.kind
+    if kind.ranks:
         return _ranking(found)
-    if task.kind == "choice":
+    if kind.is_list:
         return {
             "values": {
-                name: _each_question(metrics.METRICS["choice"][name], found)
+                name: _each_question(metrics.METRICS[kind.name][name], found)
                 for name in task.metrics[:1]
             },
             "options": _sizes(table),
         }
-    if task.kind == "regression":
+    if kind.has_range:
         return {
             "labels": [round(float(label), 5) for label in table.labels],
             "predictions": [round(float(value), 5) for value in found.outputs],
         }
     result = {
         "labels": [int(label) for label in table.labels],
-        "predictions": found.outputs.argmax(axis=-1).tolist(),
+        "predictions": kind.decide(task, found.outputs).tolist(),
     }
     if any(table.query_ids):  # answers to one question, halves of one pair: they are drawn together
         numbers = {name: number for number, name in enumerate(table.groups())}

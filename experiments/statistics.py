@@ -15,6 +15,7 @@ from experiments.results import Place, Results
 from experiments.studies import Study
 from gemma_encoder.evaluation import bootstrap, weighted
 from gemma_encoder.evaluation.bootstrap import Interval
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 
 BETTER, WORSE, UNKNOWN = "better", "worse", "cannot be told"
@@ -164,16 +165,17 @@ def chance(result: Mapping[str, Any]) -> float | None:
     """
     main = result["main_metric"]
     outcome = result["outcomes"][main]
-    if result["kind"] == "regression":
+    kind = kinds.get(result["kind"])
+    if kind.has_range:
         return 0.0
-    if result["kind"] == "choice":
-        return float(np.mean(1 / np.array(outcome["options"]))) if main == "accuracy" else None
-    if result["kind"] == "ranking":
+    if kind.ranks:
         return (
             float(np.mean([random_reciprocal_rank(grades) for grades in outcome["grades"]]))
             if main == "mrr@10"
             else None
         )
+    if kind.is_list:
+        return float(np.mean(1 / np.array(outcome["options"]))) if main == "accuracy" else None
     labels = np.array(outcome["labels"])
     once = np.ones((1, len(labels)), np.float32)
     return max(

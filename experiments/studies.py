@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import glue, msmarco, superglue
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.model.config import GEMMA_CONFIGS
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training import recipe
 
 GLUE = tuple(glue.TINY)

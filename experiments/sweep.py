@@ -367,7 +367,7 @@ def train(run: Run, workdir: epath.Path, cache: epath.Path) -> dict[str, Any] | 
         "digest": run.digest,
         "command": run.command,
         "changes": dict(run.changes),
-        "kind": predictions[0].task.kind,
+        "kind": predictions[0].task.kind.name,
         "main_metric": main[0],
         "metrics": {name: round(value, 6) for name, value in values.items()},
         "outcomes": results.outcomes(predictions, main),

@@ -16,6 +16,7 @@ from experiments.results import Results
 from experiments.statistics import Cell, cells, verdict
 from experiments.studies import MINI, SCALES, Study
 from gemma_encoder.evaluation.bootstrap import RESAMPLES, Interval
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 
 HOW = f"""\
@@ -280,7 +281,7 @@ def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
     for cell in all_cells:
         if (
             not cell.runs
-            or cell.example["kind"] != "ranking"
+            or not kinds.get(cell.example["kind"]).ranks
             or "first_stage" not in cell.example["outcomes"][cell.metric]
         ):
             continue

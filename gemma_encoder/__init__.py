@@ -13,7 +13,7 @@ _PUBLIC = {
     "EncoderConfig": "gemma_encoder.model.config",
     "PoolingConfig": "gemma_encoder.model.config",
     "TransformerConfig": "gemma_encoder.model.config",
-    "GEMMA_CONFIGS": "gemma_encoder.model.config",
+    "GEMMA_CONFIGS": "gemma_encoder.model.sizes",
     "Task": "gemma_encoder.inputs.task",
     "Template": "gemma_encoder.inputs.template",
     "Tokenizer": "gemma_encoder.inputs.tokenizer",

@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from gemma_encoder.evaluation.evaluator import to_outputs
 from gemma_encoder.inference import BARE, Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.template import encode
@@ -161,19 +160,8 @@ def attribute(
 
     rows = table[jnp.asarray(tokens)]
     said = jax.jit(scores)(rows)
-    output = to_outputs(chosen, np.asarray(said)[None])[0]
-    if chosen.kind == "classification":
-        if target is not None and target not in chosen.classes:
-            raise unknown(f"class of task {chosen.name!r}:", target, chosen.classes)
-        number = int(np.argmax(output)) if target is None else chosen.classes.index(target)
-        others = len(chosen.classes) - 1
-        direction = np.full(len(chosen.classes), -1 / others, np.float32)
-        direction[number] = 1
-        target, output = chosen.classes[number], output[number]
-    elif target is not None:
-        raise InputError(f"task {chosen.name!r} has no classes; leave the target out")
-    else:
-        direction, target = np.ones(1, np.float32), chosen.name
+    output = chosen.kind.postprocess(chosen, np.asarray(said, np.float32)[None])[0]
+    direction, target, value = chosen.kind.direction(chosen, output, target)
 
     def score(rows):
         return scores(rows) @ direction
@@ -188,9 +176,7 @@ def attribute(
         values = said @ direction - without
     else:
         values = (jax.jit(jax.grad(score))(rows) * rows).sum(axis=-1)
-    return Attribution(
-        predictor.bundle.tokenizer.pieces(tokens), np.asarray(values), target, float(output)
-    )
+    return Attribution(predictor.bundle.tokenizer.pieces(tokens), np.asarray(values), target, value)
 
 
 def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A checkpoint in your hands: predict, rank and embed, without TensorFlow and without the data it was trained on.
+"""Predictor: a checkpoint to predict, rank and embed with, without TensorFlow or training data.
 
 predictor = Predictor.load("runs/sst2")
 predictor.predict(["a fine film"], task="glue_sst2")
@@ -10,28 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import tqdm
-from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from gemma_encoder.evaluation.evaluator import said_of_text, to_outputs
-from gemma_encoder.evaluation.forward import compile_forward, place_batch
-from gemma_encoder.inputs.batch import BatchShape
+from gemma_encoder.evaluation.columns import prediction_columns
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.packing import Packer, Segment, Unit
 from gemma_encoder.inputs.task import Task
-from gemma_encoder.inputs.template import Encoded, Template, encode
+from gemma_encoder.inputs.template import Template
 from gemma_encoder.model import sharding
+from gemma_encoder.text_encoder import MAX_ROWS, TextEncoder
 from gemma_encoder.weights import backbone, card, export, native
 
 if TYPE_CHECKING:
     import pandas
 
-MAX_ROWS = 32  # of a batch, which has a power of two of them
-SHORTEST_ROW = 128  # tokens; attention on accelerators works on blocks of so many
-CHUNK = 4096  # texts that are tokenised at a time
-PATIENCE = 2.0  # seconds of work before a progress bar appears
 BARE = Template("{text}")
 
 Texts = Iterable[str | Mapping[str, str] | Sequence[str]]
@@ -40,9 +32,8 @@ Texts = Iterable[str | Mapping[str, str] | Sequence[str]]
 class Predictor:
     """A fine-tuned encoder with its tasks, templates and tokenizer.
 
-    Texts share rows inside, so that short ones do not pay for long ones; results come in the order of the texts. Rows are as long as
-    training's, or halved to a multiple of 128 tokens as often as the longest text at hand allows. However many texts there are, one program
-    is compiled for each such length and each power of two up to 32 rows (fewer on several devices).
+    Texts share rows inside, see `gemma_encoder.text_encoder.TextEncoder`, so that short ones do not
+    pay for long ones; results come in the order of the texts.
 
     Args:
         bundle: everything but the parameters.
@@ -57,60 +48,88 @@ class Predictor:
         self.bundle, self.parameters = bundle, parameters
         self.mesh = _one_device() if mesh is None else mesh
         self.tasks: dict[str, Task] = {task.name: task for task in bundle.tasks}
-        self._forward = compile_forward(bundle.encoder, self.mesh)
+        self._encoder = TextEncoder(bundle, parameters, self.mesh)
 
     @classmethod
     def load(cls, path: epath.PathLike, mesh: Sequence[int] | None = None) -> "Predictor":
-        """From a workdir (its newest checkpoint), one of its checkpoints, or an exported folder.
+        """Loads a workdir (its newest checkpoint), one of its checkpoints, or an exported folder.
 
-        A sentence-transformers folder of another Gemma, such as EmbeddingGemma, is loaded too: it has no task, but it embeds.
+        A sentence-transformers folder of another Gemma, such as EmbeddingGemma, is loaded too: it
+        has no task, but it embeds.
 
         Args:
             path: local or `gs://`.
-            mesh: (data, fsdp, tensor) over all devices, -1 for all that are left: (-1, 1, 1) gives each device texts of its own,
-                (1, -1, 1) cuts up a model that is too large for one. By default it works on the first device.
+            mesh: (data, fsdp, tensor) over all devices, -1 for all that are left: (-1, 1, 1) gives
+                each device texts of its own, (1, -1, 1) cuts up a model that is too large for one.
+                By default it works on the first device.
 
         Raises:
             InputError: there is no checkpoint, or the mesh does not fit the devices.
         """
-        chosen = _one_device() if mesh is None else sharding.make_mesh(mesh)
-        return cls(*backbone.load_encoder(path, chosen), chosen)
+        devices = _one_device() if mesh is None else sharding.make_mesh(mesh)
+        return cls(*backbone.load_encoder(path, devices), devices)
 
     def __repr__(self) -> str:
-        encoder = self.bundle.encoder
-        return f"Predictor({', '.join(self.tasks) or 'no task'}; {encoder.attention}, {encoder.pooling.name} pooling, step {self.bundle.step})"
+        encoder, tasks = self.bundle.encoder, ", ".join(self.tasks) or "no task"
+        return (
+            f"Predictor({tasks}; {encoder.attention}, {encoder.pooling.name} pooling, "
+            f"step {self.bundle.step})"
+        )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of it."""
+        """The card that a notebook shows."""
         return card.to_html(self.bundle)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of probabilities, of the only task that has classes.
+
+        Raises:
+            InputError: no task has classes, or several do: ask `predictor.tasks[name].classes`.
+        """
+        tasks = [task for task in self.tasks.values() if task.classes]
+        if len(tasks) != 1:
+            names = ", ".join(task.name for task in tasks) or "no task"
+            raise InputError(f"{names} with classes: ask predictor.tasks[name].classes of a task")
+        return tasks[0].classes
 
     def task(self, name: str | None = None, kind: str | None = None) -> Task:
         """A task by name, or the only one there is.
 
         Args:
-            name: as in `tasks`; may be left out when the checkpoint knows only one (of that kind).
+            name: as in `tasks`; may be left out when the checkpoint has only one (of that kind).
             kind: what it must be, e.g. "ranking".
 
         Raises:
             InputError: there is no such task, or more than one.
         """
-        known = [task for task in self.tasks.values() if kind in (None, task.kind)]
+        tasks = [task for task in self.tasks.values() if kind in (None, task.kind.name)]
         if name is None:
-            if len(known) != 1:
-                knows = ", ".join(task.name for task in known) or " ".join(
-                    filter(None, ("no", kind, "task"))
-                )
-                raise InputError(f"name a task: the checkpoint knows {knows}")
-            return known[0]
+            if len(tasks) != 1:
+                names = ", ".join(task.name for task in tasks)
+                nothing = " ".join(filter(None, ("no", kind, "task")))
+                raise InputError(f"name a task: the checkpoint has {names or nothing}")
+            return tasks[0]
         if name not in self.tasks:
             raise unknown(
                 "task for this checkpoint, which was not trained on it:", name, self.tasks
             )
-        if kind not in (None, self.tasks[name].kind):
-            raise InputError(
-                f"task {name!r} is a {self.tasks[name].kind} task; a {kind} task is needed here"
-            )
-        return self.tasks[name]
+        task = self.tasks[name]
+        if kind not in (None, task.kind.name):
+            raise InputError(f"task {name!r} is a {task.kind} task; a {kind} task is needed here")
+        return task
+
+    def warm_up(self, *, max_rows: int = MAX_ROWS, progress: bool | None = None) -> int:
+        """Compiles every program that texts may need, so that no later call waits for one.
+
+        Args:
+            max_rows: of batches to compile for; a service that scores one text at a time needs 1.
+            progress: show a bar; by default on a terminal and in a notebook.
+
+        Returns:
+            The number of programs.
+        """
+        return self._encoder.warm_up(max_rows, _show(progress))
 
     def predict(
         self,
@@ -124,27 +143,30 @@ class Predictor:
         """Predictions in the order of the texts.
 
         Args:
-            texts: for a task of one field, strings; for any task, dictionaries of its fields, or tuples in their order; or a
-                DataFrame with columns of these names.
-            task: by name; may be left out when the checkpoint knows only one.
-            as_frame: give a DataFrame: the fields, "prediction", and for classes "probability_CLASS" of each; of a language model the
-                prediction is the perplexity, with "nll" and "tokens" beside it.
+            texts: for a task of one field, strings; for any task, dictionaries of its fields, or
+                tuples in their order; or a DataFrame with columns of these names.
+            task: by name; may be left out when the checkpoint has only one.
+            as_frame: give a DataFrame: the fields, "prediction", and for classes
+                "probability_CLASS" of each; of a language model the prediction is the perplexity,
+                with "nll" and "tokens" beside it.
             progress: show a bar on long work; by default on a terminal and in a notebook.
             names: what the texts are called in messages; by default "text 0", "text 1", …
 
         Returns:
-            [N, C] class probabilities; [N] targets in the task's own units (regression) or scores (ranking); of a language model [N, 2], each
-            text's summed negative log-likelihood in nats and how many tokens it predicted, so that exp(first / second) is its perplexity.
+            [N, C] class probabilities; [N] targets in the task's own units (regression) or scores
+            (ranking); of a language model [N, 2], each text's summed negative log-likelihood in
+            nats and its number of predicted tokens: exp(first / second) is its perplexity.
 
         Raises:
             InputError: no text, one that is empty, or fields that are not the task's.
         """
-        chosen = self.task(task)
-        fields = self.fields(chosen.name, texts, names)
-        outputs = to_outputs(
-            chosen, self._run(chosen.template, fields, names, progress)[1][chosen.head]
-        )
-        return _frame(prediction_columns(chosen, fields, outputs)) if as_frame else outputs
+        chosen_task = self.task(task)
+        fields = self.fields(chosen_task.name, texts, names)
+        _, scores = self._encoder.run(chosen_task.template, fields, names, _show(progress))
+        outputs = chosen_task.kind.postprocess(chosen_task, scores[chosen_task.head])
+        if as_frame:
+            return _frame(prediction_columns(chosen_task, fields, outputs))
+        return outputs
 
     def rank(
         self,
@@ -152,6 +174,7 @@ class Predictor:
         documents: Sequence[str],
         task: str | None = None,
         *,
+        top_k: int | None = None,
         as_frame: bool = False,
         progress: bool | None = None,
     ) -> "list[tuple[int, float]] | pandas.DataFrame":
@@ -160,25 +183,27 @@ class Predictor:
         Args:
             query: what is looked for.
             documents: the candidates.
-            task: a ranking task; may be left out when the checkpoint knows only one.
+            task: a ranking task; may be left out when the checkpoint has only one.
+            top_k: give only so many, the best ones; by default all.
             as_frame: give a DataFrame with the columns "index", "score" and "document".
             progress: as in `predict`.
         """
-        chosen = self.task(task, "ranking")
-        if len(chosen.template.fields) != 2:
+        ranking = self.task(task, "ranking")
+        if len(ranking.template.fields) != 2:
             raise InputError(
-                f"task {chosen.name!r} has the fields {chosen.template.fields}, not a query and a document; use predict"
+                f"task {ranking.name!r} has the fields {ranking.template.fields}, not a query and "
+                "a document; use predict"
             )
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k must be at least 1, or None for all, got {top_k}")
         documents = _listed(documents, "documents")
-        scores = self.predict(
-            [(query, document) for document in documents], chosen.name, progress=progress
-        )
-        order = np.argsort(-scores, kind="stable")
+        pairs = [(query, document) for document in documents]
+        scores = self.predict(pairs, ranking.name, progress=progress)
+        order = np.argsort(-scores, kind="stable")[:top_k]
         if as_frame:
-            return _frame(
-                {"index": order, "score": scores[order], "document": [documents[i] for i in order]}
-            )
-        return [(int(i), float(scores[i])) for i in order]
+            texts = [documents[index] for index in order]
+            return _frame({"index": order, "score": scores[order], "document": texts})
+        return [(int(index), float(scores[index])) for index in order]
 
     def embed(
         self,
@@ -188,7 +213,7 @@ class Predictor:
         as_frame: bool = False,
         progress: bool | None = None,
     ) -> "np.ndarray | pandas.DataFrame":
-        """Pooled states, [N, D] float32, of the bare texts, or of a task's template around them when a task is named.
+        """Pooled states, [N, D] float32, of bare texts, or of a task's template around them.
 
         Args:
             texts: as in `predict`; without a task, strings.
@@ -196,16 +221,14 @@ class Predictor:
             as_frame: give a DataFrame with a column for each of the D numbers.
             progress: as in `predict`.
         """
-        template = BARE if task is None else self.task(task).template
-        fields = (
-            [{"text": text} for text in _listed(texts, "texts")]
-            if task is None
-            else self.fields(task, texts)
-        )
-        pooled = self._run(template, fields, None, progress)[0]
-        return (
-            _frame({str(i): pooled[:, i] for i in range(pooled.shape[1])}) if as_frame else pooled
-        )
+        if task is None:
+            template, fields = BARE, [{"text": text} for text in _listed(texts, "texts")]
+        else:
+            template, fields = self.task(task).template, self.fields(task, texts)
+        pooled, _ = self._encoder.run(template, fields, None, _show(progress))
+        if as_frame:
+            return _frame({str(index): pooled[:, index] for index in range(pooled.shape[1])})
+        return pooled
 
     def similarity(
         self,
@@ -220,17 +243,13 @@ class Predictor:
             others: M of either; by default `texts` again.
             task: as in `embed`.
         """
+        width = self.bundle.encoder.pooled_dim
 
         def unit(items) -> np.ndarray:
-            vectors = (
-                items
-                if isinstance(items, np.ndarray) and items.dtype.kind == "f"
-                else self.embed(items, task)
-            )
-            if vectors.ndim != 2 or vectors.shape[1] != self.bundle.encoder.pooled_dim:
-                raise InputError(
-                    f"embeddings must be [N, {self.bundle.encoder.pooled_dim}], got {list(vectors.shape)}"
-                )
+            is_array = isinstance(items, np.ndarray) and np.issubdtype(items.dtype, np.floating)
+            vectors = items if is_array else self.embed(items, task)
+            if vectors.ndim != 2 or vectors.shape[1] != width:
+                raise InputError(f"embeddings must be [N, {width}], got {list(vectors.shape)}")
             return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
         first = unit(texts)
@@ -240,138 +259,26 @@ class Predictor:
         self, task: str | None, texts: Texts, names: Sequence[str] | None = None
     ) -> list[Mapping[str, str]]:
         """Each text as a dictionary of the task's fields; arguments as in `predict`."""
-        chosen = self.task(task)
-        fields = chosen.template.fields
+        task_name, fields = self.task(task).name, self.task(task).template.fields
         result = []
-        for number, text in enumerate(_listed(texts, "texts")):
+        for index, text in enumerate(_listed(texts, "texts")):
             if isinstance(text, Mapping):
                 result.append(text)
                 continue
-            where = names[number] if names else f"text {number}"
+            where = names[index] if names else f"text {index}"
             if not isinstance(text, str | Sequence):
                 raise InputError(
-                    f"{where}: expected a string, a dictionary of fields or a tuple of them, got {type(text).__name__}"
+                    f"{where}: expected a string, a dictionary of fields or a tuple of them, got "
+                    f"{type(text).__name__}"
                 )
             values = (text,) if isinstance(text, str) else tuple(text)
             if len(values) != len(fields):
                 raise InputError(
-                    f"{where}: task {chosen.name!r} needs {len(fields)} fields ({', '.join(fields)}), got {len(values)}"
+                    f"{where}: task {task_name!r} needs {len(fields)} fields "
+                    f"({', '.join(fields)}), got {len(values)}"
                 )
             result.append(dict(zip(fields, values, strict=True)))
         return result
-
-    def _encode(
-        self,
-        template: Template,
-        texts: Sequence[Mapping[str, str]],
-        names: Sequence[str] | None,
-        progress: bool,
-    ) -> list[Encoded]:
-        """The tokens of every text; all are checked before the model is asked for the first."""
-        if not len(texts):
-            raise InputError("there is no text to encode; give at least one")
-        names = names or [f"text {i}" for i in range(len(texts))]
-        encoded: list[Encoded] = []
-        with _bar("tokenising", len(texts), progress) as bar:
-            for start in range(0, len(texts), CHUNK):
-                part = slice(start, start + CHUNK)
-                encoded += encode(
-                    self.bundle.tokenizer,
-                    template,
-                    texts[part],
-                    self.bundle.max_length,
-                    names[part],
-                )
-                bar.update(len(encoded) - start)
-        cut = sum(text.cut > 0 for text in encoded)
-        if cut:
-            logging.warning(
-                "%d of %d texts exceed max_length=%d tokens and were cut",
-                cut,
-                len(texts),
-                self.bundle.max_length,
-            )
-        return encoded
-
-    def _shape(self, lengths: Sequence[int]) -> BatchShape:
-        """Of the batches for texts of so many tokens: rows that are not longer than needed, and not more than fill."""
-        length, rows = self.bundle.row_length, self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        longest, tokens = max(lengths), sum(lengths)
-        while length % (2 * SHORTEST_ROW) == 0 and length // 2 >= longest:
-            length //= 2
-        while rows < MAX_ROWS and rows * length < tokens:
-            rows *= 2
-        return BatchShape(rows, length, max(length // 8, 1))
-
-    def _run(
-        self,
-        template: Template,
-        texts: Sequence[Mapping[str, str]],
-        names: Sequence[str] | None,
-        progress: bool | None,
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Pooled states [N, D] and scores [N, C] of each head, in the order of the texts, which share rows."""
-        bundle, progress = self.bundle, _has_viewer() if progress is None else progress
-        encoded = self._encode(template, texts, names, progress)
-        packer = Packer(self._shape([len(text.tokens) for text in encoded]), bundle.padding)
-        pooled = np.empty((len(texts), bundle.encoder.pooled_dim), np.float32)
-        scores = {
-            name: np.empty((len(texts), width), np.float32)
-            for name, width in bundle.encoder.heads.items()
-        }
-        waiting = iter(enumerate(encoded))
-        more, under_way = True, None
-        with _bar("encoding", len(texts), progress) as bar:
-            while more or len(packer) or under_way:
-                while more and not packer.ready:
-                    number, text = next(waiting, (None, None))
-                    more = number is not None
-                    if more:
-                        packer.add(Unit((Segment(text.tokens, 0, 0.0, number),)))
-                before, under_way = under_way, None
-                if len(
-                    packer
-                ):  # one batch is worked on while the one before it is fetched and the one after it is packed
-                    batch = packer.emit()
-                    under_way = batch, self._forward(self.parameters, place_batch(batch, self.mesh))
-                if before is None:
-                    continue
-                batch, said = before[0], jax.device_get(before[1])
-                real = batch.weight > 0
-                ids = batch.example_id[real]
-                pooled[ids] = said.pooled[real]
-                for name, head in said.scores.items():
-                    scores[name][ids] = head[real]
-                bar.update(len(ids))
-        return pooled, scores
-
-
-def prediction_columns(
-    task: Task, fields: Sequence[Mapping[str, Any]], outputs: np.ndarray
-) -> dict[str, Any]:
-    """Predictions as columns: those of the given fields, "prediction", and what goes with it: see `Predictor.predict`.
-
-    Args:
-        task: what was predicted.
-        fields: of each text.
-        outputs: as `Predictor.predict` gives them.
-    """
-    columns: dict[str, Any] = {
-        name: [values[name] for values in fields] for name in (fields[0] if fields else ())
-    }
-    if task.kind == "language_model":
-        said = [said_of_text(output) for output in outputs]
-        return columns | {name: np.array([one[name] for one in said]) for name in said[0]}
-    if task.kind != "classification":
-        return columns | {"prediction": outputs}
-    probabilities = {
-        f"probability_{name}": outputs[:, number] for number, name in enumerate(task.classes)
-    }
-    return (
-        columns
-        | {"prediction": [task.classes[number] for number in outputs.argmax(axis=1)]}
-        | probabilities
-    )
 
 
 def export_huggingface(
@@ -420,12 +327,8 @@ def _frame(columns: Mapping[str, Any]) -> "pandas.DataFrame":
     return pandas.DataFrame(dict(columns))
 
 
-def _has_viewer() -> bool:
-    """Whether somebody looks on: a terminal, or a notebook."""
+def _show(progress: bool | None) -> bool:
+    """Progress bars are shown by default where somebody looks on: a terminal, or a notebook."""
+    if progress is not None:
+        return progress
     return "ipykernel" in sys.modules or sys.stderr.isatty()
-
-
-def _bar(what: str, total: int, shown: bool) -> tqdm.tqdm:
-    return tqdm.tqdm(
-        desc=what, total=total, unit=" texts", disable=not shown, delay=PATIENCE, dynamic_ncols=True
-    )

@@ -166,23 +166,12 @@ def _python() -> str:
     return sys.executable if path.startswith("..") else path
 
 
-def _shown(predictions, number: int) -> str:
-    task, output, label = (
-        predictions.task,
-        predictions.outputs[number],
-        predictions.table.labels[number],
-    )
-    if task.kind == "language_model":
-        from gemma_encoder.evaluation.metrics import text_perplexity
-
-        return f"perplexity {text_perplexity(output[None])[0]:.1f}"
-    classes = task.kind == "classification"
-    said = (
-        f"{task.classes[int(output.argmax())]} {output.max():.2f}" if classes else f"{output:.2f}"
-    )
-    if task.is_unlabelled(label):
-        return said
-    return f"{said} (label: {task.classes[int(label)] if classes else f'{label:g}'})"
+def _shown(predictions, index: int) -> str:
+    """A prediction, and the label where there is one."""
+    task, label = predictions.task, predictions.table.labels[index]
+    shown = task.kind.show(task, predictions.outputs[index])
+    text = "" if task.is_unlabelled(label) else task.kind.show_label(task, label)
+    return f"{shown} (label: {text})" if text else shown
 
 
 def _predict() -> int:

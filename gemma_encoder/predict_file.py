@@ -18,10 +18,11 @@ import tqdm
 
 from gemma_encoder.data import tables
 from gemma_encoder.data.lines import numbered
-from gemma_encoder.evaluation.evaluator import said_of_text
-from gemma_encoder.inference import PATIENCE, Predictor
+from gemma_encoder.evaluation.columns import PROBABILITIES, flat, records
+from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.text_encoder import PATIENCE
 
 CHUNK = 4096  # texts that are held at a time
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -156,23 +157,10 @@ def _predicted(
                 progress=False,
                 names=[row.name for row in chunk],
             )
-            for row, output in zip(chunk, outputs, strict=True):
-                write(_line(task, row, output), row)
+            for row, record in zip(chunk, records(task, outputs), strict=True):
+                write({**row.kept, **record}, row)
             yield chunk
             bar.update(len(chunk))
-
-
-def _line(task: Task, row: Row, output) -> dict[str, Any]:
-    if task.kind == "classification":
-        said = {
-            "prediction": task.classes[int(output.argmax())],
-            "probabilities": dict(zip(task.classes, map(float, output), strict=True)),
-        }
-    elif task.kind == "language_model":
-        said = said_of_text(output)
-    else:
-        said = {"prediction": float(output)}
-    return {**row.kept, **said}
 
 
 class _Part:
@@ -276,14 +264,14 @@ class _Part:
         with self.path.open(encoding="utf-8") as file:
             while texts := list(itertools.islice(file, CHUNK)):
                 lines = [json.loads(text) for text in texts]
-                names = [name for name in lines[0] if name != "probabilities"]
-                columns = {name: [line[name] for line in lines] for name in names}
-                if task.kind == "classification":
-                    columns |= {
-                        f"probability_{name}": [line["probabilities"][name] for line in lines]
-                        for name in task.classes
+                table = {name: [line[name] for line in lines] for name in lines[0]}
+                if task.kind.has_classes:
+                    by_class = table[PROBABILITIES]
+                    table[PROBABILITIES] = {
+                        name: [values[name] for values in by_class] for name in task.classes
                     }
-                yield columns
+                    table = flat(table)
+                yield table
 
 
 def _write_csv(path: pathlib.Path, parts: Iterator[dict[str, list]]) -> None:
@@ -291,10 +279,16 @@ def _write_csv(path: pathlib.Path, parts: Iterator[dict[str, list]]) -> None:
 
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for number, columns in enumerate(parts):
-            if not number:
-                writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+        for index, table in enumerate(parts):
+            if not index:
+                writer.writerow(table)
+            cells = ([_cell(value) for value in column] for column in table.values())
+            writer.writerows(zip(*cells, strict=True))
+
+
+def _cell(value: Any) -> Any:
+    """A list as JSON, which own data read back."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def _write_parquet(path: pathlib.Path, parts: Iterator[dict[str, list]]) -> None:
@@ -303,8 +297,8 @@ def _write_parquet(path: pathlib.Path, parts: Iterator[dict[str, list]]) -> None
 
     writer = None
     try:
-        for columns in parts:
-            table = pa.table(columns)
+        for part in parts:
+            table = pa.table(part)
             writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
             writer.write_table(table.cast(writer.schema))
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:

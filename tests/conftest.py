@@ -105,7 +105,7 @@ def tiny_config():
     """`tiny_config("gemma2" | "gemma3", **changes)`: a TransformerConfig with two whole repetitions of its pattern and one layer more."""
     import dataclasses
 
-    from gemma_encoder.model.config import GEMMA_CONFIGS
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
     def make(family: str, **changes):
         published = GEMMA_CONFIGS[f"{family}_tiny"]

@@ -268,7 +268,7 @@ def test_mistakes_are_the_worst_ones():
 
 
 def test_no_more_texts_are_kept_than_stated(monkeypatch):
-    monkeypatch.setattr(ExampleTable, "KEPT", 3)
+    monkeypatch.setattr(ExampleTable, "MAX_TEXTS", 3)
     found = moods([0] * 5, [0.9, 0.8, 0.99, 0.99, 0.99])
     assert len(found.table.fields) == 3 and found.mistakes() == [2, 0, 1]
 

@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--soft_cap", type=float, default=0.0, help="0 for none")
     harness.add_device(parser)
     args = parser.parse_args(argv)
-    from gemma_encoder.model.config import GEMMA_CONFIGS
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
     chosen = GEMMA_CONFIGS[args.size]
     heads = (chosen.num_heads, chosen.num_kv_heads, chosen.head_dim)

@@ -30,7 +30,7 @@ def transformer(family: str, depth: int, width: int):
     """The family's tiny model with so many layers of such a width."""
     import dataclasses
 
-    from gemma_encoder.model.config import GEMMA_CONFIGS
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
     return dataclasses.replace(
         GEMMA_CONFIGS[f"{family}_tiny"], num_layers=depth, embed_dim=width, hidden_dim=4 * width

@@ -31,7 +31,8 @@ def write(size: str, folder: pathlib.Path) -> None:
     import safetensors.numpy
     from etils import epath
 
-    from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig
+    from gemma_encoder.model.config import EncoderConfig
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
     from gemma_encoder.weights import export, gemma, huggingface, tensors
 
     config = GEMMA_CONFIGS[size]

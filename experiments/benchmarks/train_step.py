@@ -139,7 +139,7 @@ def main() -> None:
         "--compiled", action="store_true", help="another arm: the peer under torch.compile"
     )
     args = parser.parse_args()
-    from gemma_encoder.model.config import GEMMA_CONFIGS
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
     flops = GEMMA_CONFIGS[args.size].forward_flops(args.rows * args.length, args.length)
     rows, notes = [], []

@@ -150,8 +150,10 @@ def _encoded(
             )
             place += 1
             where += [f"{part.split} record {place}"] * len(records[-1])
-        fields = [example.fields for examples in records for example in examples]
-        tokens = iter(encode(tokenizer, source.task.template, fields, options.max_length, where))
+        flat = [example for examples in records for example in examples]
+        templates = [source.task.template_for(example.role) for example in flat]
+        fields = [example.fields for example in flat]
+        tokens = iter(encode(tokenizer, templates, fields, options.max_length, where))
         yield from (
             [example._replace(encoded=next(tokens)) for example in examples] for examples in records
         )
@@ -162,15 +164,19 @@ def _serialise(examples: Sequence[Example], with_fields: bool) -> bytes:
 
     texts = [example.encoded.tokens for example in examples]
     about = [
-        {"query": e.query_id, "document": e.document_id, "info": dict(e.info)}
+        {"query": e.query_id, "document": e.document_id, "info": dict(e.info), "role": e.role}
         | ({"fields": e.fields} if with_fields else {})
+        | ({"classes": e.label} if isinstance(e.label, tuple) else {})
         for e in examples
     ]
     values = (
         np.concatenate(texts or [[]]).astype("<i4").tobytes(),
         np.array([len(text) for text in texts], "<i4").tobytes(),
         np.array([example.encoded.cut for example in examples], "<i4").tobytes(),
-        np.array([example.label for example in examples], "<f8").tobytes(),
+        np.array(
+            [0.0 if isinstance(example.label, tuple) else example.label for example in examples],
+            "<f8",
+        ).tobytes(),
         json.dumps(about).encode(),
     )
     features = {
@@ -323,11 +329,12 @@ class PreparedSource(Source):
         return [
             Example(
                 about.get("fields", {}),
-                float(labels[i]),
+                tuple(about["classes"]) if "classes" in about else float(labels[i]),
                 about["query"],
                 about["document"],
                 about["info"],
                 Encoded(tokens[end - length : end], int(cut[i])),
+                about.get("role", ""),
             )
             for i, (about, length, end) in enumerate(
                 zip(json.loads(record["about"]), lengths, ends, strict=True)

@@ -19,8 +19,9 @@ from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import NO_TARGETS, UNLABELLED
 from gemma_encoder.inputs.packing import Packer, Segment, Unit
-from gemma_encoder.inputs.task import Example
+from gemma_encoder.inputs.task import ROLES, Example
 from gemma_encoder.inputs.template import encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -268,43 +269,39 @@ def make_segments(
     first_id: int | None = None,
     unlabelled: bool = False,
 ) -> list[Segment]:
-    """Tokenised examples of one task, their labels checked and scaled as training sees them.
+    """Tokenized examples of one task, their labels checked and scaled as training sees them.
 
     Args:
         source: the task.
         task_id: its number in the mixture.
-        examples: what to tokenise, unless that was done ahead.
+        examples: what to tokenize, unless that was done ahead.
         where: names each example in messages.
         tokenizer, max_length: as for `encode`.
         counts: per task, how many texts there were and what was cut; added to.
         first_id: `example_id` of the first; the others follow. None for training, where no table is kept.
         unlabelled: whether labels may be unknown (a test split); those that are stay as they are.
     """
+    task = source.task
     if any(example.encoded is None for example in examples):
-        encoded = encode(
-            tokenizer,
-            source.task.template,
-            [example.fields for example in examples],
-            max_length,
-            where,
-        )
+        templates = [task.template_for(example.role) for example in examples]
+        fields = [example.fields for example in examples]
+        encoded = encode(tokenizer, templates, fields, max_length, where)
     else:
         encoded = [example.encoded for example in examples]
-    count = counts[source.task.name]
+    count = counts[task.name]
     count["texts"] += len(encoded)
     count["cut_texts"] += sum(text.cut > 0 for text in encoded)
     count["cut_tokens"] += sum(text.cut for text in encoded)
-    task = source.task
-    labels = [
-        example.label
-        if unlabelled and task.is_unlabelled(example.label)
-        else task.check_label(example.label, place)
-        for example, place in zip(examples, where, strict=True)
-    ]
-    return [
-        Segment(text.tokens, task_id, label, -1 if first_id is None else first_id + i)
-        for i, (text, label) in enumerate(zip(encoded, labels, strict=True))
-    ]
+    segments = []
+    for index, (example, text, name) in enumerate(zip(examples, encoded, where, strict=True)):
+        if unlabelled and task.is_unlabelled(example.label):
+            label, targets = UNLABELLED, NO_TARGETS
+        else:
+            label, targets = task.target(example.label, name)
+        example_id = -1 if first_id is None else first_id + index
+        role = ROLES.index(example.role)
+        segments.append(Segment(text.tokens, task_id, label, example_id, role, targets))
+    return segments
 
 
 def _pack_bytes(header: bytes, arrays: dict[str, np.ndarray]) -> bytes:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.data.tfds import Row, declare_tfds
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.task import UNLABELLED, Example, Task
+from gemma_encoder.inputs.kind import UNLABELLED
+from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
 _ENTAILMENT = Template(

@@ -179,7 +179,7 @@ class TfdsSource(TableSource):
             self.tfds_name, tfds_data_dir=self.folder, splits=(split,), read_only=True
         )
         info, limit = whole.tfds_dataset.info, self.options.limit(split)
-        if self.task.kind == "classification":
+        if self.task.classes:
             prepared = tuple(info.features[self.label].names)
             if prepared != self.task.classes:
                 raise InputError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,15 @@ from gemma_encoder.inputs.task import ExampleTable, Task
 
 @dataclasses.dataclass
 class Predictions:
-    """What a model said about every example of a split.
+    """A model's outputs for every example of a split.
 
     Attributes:
         task: the task.
         split: by name.
-        outputs: as `to_outputs` gives them.
+        outputs: [N, …] as `Kind.postprocess` gives them.
         table: the N examples.
-        qrels: the judgements to rank against.
-        first_stage: whether the table holds a query's documents in the order of a first stage.
+        qrels: the judgments to rank against.
+        first_stage: tells that the table holds a query's documents in a first stage's order.
     """
 
     task: Task
@@ -36,16 +36,16 @@ class Predictions:
 
     def metrics(self) -> dict[str, float]:
         """The task's metrics over all examples at once; none where no label is known."""
-        if self.task.kind != "ranking":
-            return metrics.compute(self.task, self.outputs, self.table)
-        return ranking.compute(self.task.metrics, self.judgements(), self.run())
+        if self.task.kind.ranks:
+            return ranking.compute(self.task.metrics, self.judgements(), self.run())
+        return metrics.compute(self.task, self.outputs, self.table)
 
     def run(self) -> ranking.Run:
         """The ranking of every query's candidates."""
         return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
 
     def judgements(self) -> Mapping[str, Mapping[str, float]]:
-        """The grade of each judged document of each query: those of the benchmark, else the candidates' own labels."""
+        """Grades of judged documents by query: the benchmark's, else the candidates' labels."""
         if self.qrels is not None:
             return self.qrels
         grades: dict[str, dict[str, float]] = {}
@@ -56,44 +56,42 @@ class Predictions:
         return grades
 
     def write(self, folder: epath.Path) -> epath.Path:
-        """Writes one JSON object per example, or for ranking a TREC and an MS MARCO run; returns the first file's path.
+        """Writes one JSON object per example, or for ranking a TREC and an MS MARCO run.
 
-        Beside them goes what a person wants to look at: the worst mistakes with their texts; for ranking the queries, the judgements
-        and the first stage's run.
+        Beside them goes what a person wants to look at: the worst mistakes with their texts; for
+        ranking the queries, the judgments and the first stage's run.
+
+        Returns:
+            The first file's path.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        if self.task.kind == "ranking":
+        if self.task.kind.ranks:
             run, path = self.run(), folder / f"{self.task.name}.{self.split}.trec"
             ranking.write_trec(run, path)
             ranking.write_msmarco(run, folder / f"{self.task.name}.{self.split}.tsv")
             self._write_queries(folder)
             return path
         path = prediction_file(folder, self.task.name, self.split)
-        path.write_text(
-            "".join(json.dumps(self._line(number)) + "\n" for number in range(len(self.outputs)))
-        )
-        if self.task.kind not in ("choice", "language_model"):
-            lines = (
-                json.dumps({**self._line(number), "fields": self.table.fields[number]}) + "\n"
-                for number in self.mistakes()
+        path.write_text(_json_lines(self._line(index) for index in range(len(self.outputs))))
+        if self.task.kind.mistake_measure:
+            mistakes = (
+                {**self._line(index), "fields": self.table.fields[index]}
+                for index in self.mistakes()
             )
-            mistake_file(folder, self.task.name, self.split).write_text("".join(lines))
+            mistake_file(folder, self.task.name, self.split).write_text(_json_lines(mistakes))
         return path
 
     def mistakes(self, count: int = 50) -> list[int]:
-        """The worst ones among the examples whose texts are kept: wrong and most confident, or (regression) farthest off."""
-        kept = [
-            i
-            for i in range(len(self.table.fields))
-            if not self.task.is_unlabelled(self.table.labels[i])
+        """The worst mistakes among the examples whose texts are held, the worst one first."""
+        severity = self.task.kind.severity(self.task, self.outputs, self.table.labels)
+        if severity is None:
+            return []
+        candidates = [
+            index
+            for index in range(len(self.table.fields))
+            if not self.task.is_unlabelled(self.table.labels[index]) and severity[index] > -np.inf
         ]
-        labels = np.array(self.table.labels)
-        if self.task.kind == "classification":
-            said, confidence = self.outputs.argmax(axis=-1), self.outputs.max(axis=-1)
-            return sorted((i for i in kept if said[i] != labels[i]), key=lambda i: -confidence[i])[
-                :count
-            ]
-        return sorted(kept, key=lambda i: -abs(self.outputs[i] - labels[i]))[:count]
+        return sorted(candidates, key=lambda index: -severity[index])[:count]
 
     def _write_queries(self, folder: epath.Path) -> None:
         name, table = f"{self.task.name}.{self.split}", self.table
@@ -105,42 +103,27 @@ class Predictions:
                 folder / f"{name}.first_stage.trec",
                 "first_stage",
             )
+        query_field = self.task.template.fields[0]
         texts = {
-            query: fields.get(self.task.template.fields[0], "")
+            query: fields.get(query_field, "")
             for query, fields in zip(table.query_ids, table.fields, strict=False)
         }
-        (folder / f"{name}.queries.jsonl").write_text(
-            "".join(
-                json.dumps({"query": query, "text": text}) + "\n" for query, text in texts.items()
-            )
-        )
+        lines = ({"query": query, "text": text} for query, text in texts.items())
+        (folder / f"{name}.queries.jsonl").write_text(_json_lines(lines))
 
-    def _line(self, number: int) -> dict[str, Any]:
-        """What is said of one example. `idx` is the benchmark's own number of it."""
-        output, label, table = self.outputs[number], self.table.labels[number], self.table
-        line: dict[str, Any] = {"example": number, **table.infos[number]}
-        if table.query_ids[number]:
-            line["query"] = table.query_ids[number]
-        if table.document_ids[number]:
-            line["document"] = table.document_ids[number]
-        if self.task.kind == "classification":
-            return line | {
-                "label": int(label),
-                "prediction": int(output.argmax()),
-                "probabilities": [round(float(p), 6) for p in output],
-            }
-        if self.task.kind == "language_model":
-            return line | said_of_text(output)
-        return line | {"label": float(label), "prediction": float(output)}
+    def _line(self, index: int) -> dict[str, Any]:
+        """One example of the prediction file. `idx` is the benchmark's own index of it."""
+        table = self.table
+        line: dict[str, Any] = {"example": index, **table.infos[index]}
+        if table.query_ids[index]:
+            line["query"] = table.query_ids[index]
+        if table.document_ids[index]:
+            line["document"] = table.document_ids[index]
+        return line | self.task.kind.line(self.task, self.outputs[index], table.labels[index])
 
 
-def said_of_text(output: np.ndarray) -> dict[str, Any]:
-    """What a language model's output [2] of one text means: perplexity, and what it is made of (nll is a sum over `tokens`, in nats)."""
-    return {
-        "prediction": float(metrics.text_perplexity(output[None])[0]),
-        "nll": float(output[0]),
-        "tokens": int(output[1]),
-    }
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
@@ -151,20 +134,6 @@ def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
 def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
     """Where the worst mistakes of a task's split lie, with their texts."""
     return folder / f"{task}.{split}.mistakes.jsonl"
-
-
-def to_outputs(task: Task, scores: np.ndarray) -> np.ndarray:
-    """A head's scores [N, C] as predictions: class probabilities [N, C], or scores [N] (regression in the task's own units).
-
-    Of a language model [N, 2]: each text's summed negative log-likelihood in nats, and how many tokens it predicted.
-    """
-    scores = np.asarray(scores, np.float32)
-    if task.kind == "language_model":
-        return scores
-    if task.kind == "classification":
-        shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        return shifted / shifted.sum(axis=-1, keepdims=True)
-    return task.unscale(scores[:, 0]) if task.kind == "regression" else scores[:, 0]
 
 
 def predict(
@@ -199,4 +168,4 @@ def predict(
         )
     result = np.empty_like(flat)
     result[order] = flat
-    return to_outputs(task, result)
+    return task.kind.postprocess(task, np.asarray(result, np.float32))

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.task import ExampleTable, Task
 
 Metric = Callable[[np.ndarray, np.ndarray, ExampleTable], float]
@@ -100,11 +102,6 @@ def perplexity(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> 
     return float(np.exp(nll(labels, outputs, table)))
 
 
-def text_perplexity(outputs: np.ndarray) -> np.ndarray:
-    """[N]: the perplexity of each text by itself, from its summed negative log-likelihood and count [N, 2]."""
-    return np.exp(outputs[:, 0] / outputs[:, 1])
-
-
 def normalise_answer(text: str) -> str:
     """SQuAD's normalisation, which ReCoRD uses: lower case, no punctuation, no articles, single blanks."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
@@ -125,29 +122,73 @@ def token_f1(prediction: str, answer: str) -> float:
     return 2 * common / (words.total() + expected.total()) if common else 0.0
 
 
-LOWEST_IS_BEST = ("perplexity", "nll")  # of all other metrics the highest is
+def quadratic_weighted_kappa(
+    labels: np.ndarray, predictions: np.ndarray, table: ExampleTable
+) -> float:
+    """Cohen's kappa with squared distances between classes as weights.
+
+    Every class up to the highest takes part, also one that no label and no prediction names: left
+    out, as scikit-learn does by itself, its neighbors would be one step apart.
+    """
+    import sklearn.metrics
+
+    classes = np.arange(int(max(labels.max(), predictions.max())) + 1)
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore")  # of a division by zero: both sides constant
+        value = sklearn.metrics.cohen_kappa_score(
+            labels.astype(int), predictions.astype(int), labels=classes, weights="quadratic"
+        )
+    return 0.0 if np.isnan(value) else float(value)  # a constant prediction agrees by chance
+
+
+def _decided(metric: Metric) -> Metric:
+    """A metric of several classes at once that compares decisions, p >= 0.5."""
+    return lambda labels, outputs, table: metric(labels, outputs >= 0.5, table)
+
+
+def average_precision(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
+    """The mean over classes of average precision; 0 for a class that no label names."""
+    import sklearn.metrics
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of such a class
+        return float(sklearn.metrics.average_precision_score(labels, outputs))
+
+
+LOWEST_IS_BEST = ("perplexity", "nll", "mean_absolute_error")  # of others the highest is
 
 
 def lowest_is_best(name: str) -> bool:
-    """Whether the lowest value of a metric is the best one; `name` may end in a part of the split."""
+    """Tells metrics whose lowest value is best; `name` may end in a part of the split."""
     return name.startswith(LOWEST_IS_BEST)
 
 
-# Classification metrics see class indices, regression metrics targets and predictions in the task's own units, choice metrics the
-# options' scores, language-model metrics each text's summed negative log-likelihood and number of predicted tokens.
+# Metrics compare labels (`Kind.metric_labels`) with predictions (`Kind.decide`): class indices,
+# targets in the task's own units, scores of options, probabilities of several classes at once, or
+# of a language model each text's summed negative log-likelihood and number of predicted tokens.
+# Those of ranking are in `evaluation.ranking`.
 METRICS: dict[str, dict[str, Metric]] = {
     "classification": {
         "accuracy": _sklearn("accuracy_score"),
         "f1": _sklearn("f1_score", zero_division=0.0),  # of class 1
-        "f1a": _sklearn(
-            "f1_score", zero_division=0.0
-        ),  # MultiRC's name for it: over all answers of all questions
+        "f1a": _sklearn("f1_score", zero_division=0.0),  # MultiRC's name: over all answers
         "macro_f1": _sklearn("f1_score", average="macro", zero_division=0.0),
         "matthews_correlation": _sklearn("matthews_corrcoef"),
         "exact_match": exact_match,
         "gender_parity": gender_parity,
     },
     "regression": {"pearson": _correlation("pearsonr"), "spearman": _correlation("spearmanr")},
+    "multi_label": {
+        "micro_f1": _decided(_sklearn("f1_score", average="micro", zero_division=0.0)),
+        "macro_f1": _decided(_sklearn("f1_score", average="macro", zero_division=0.0)),
+        "average_precision": average_precision,
+        "subset_accuracy": _decided(_sklearn("accuracy_score")),
+    },
+    "ordinal": {
+        "quadratic_weighted_kappa": quadratic_weighted_kappa,
+        "mean_absolute_error": _sklearn("mean_absolute_error"),
+        "accuracy": _sklearn("accuracy_score"),
+    },
     "choice": {
         "accuracy": _choice_accuracy,
         "exact_match": _over_answers(answers_equal),
@@ -157,19 +198,30 @@ METRICS: dict[str, dict[str, Metric]] = {
 }
 
 
-def check_names(kind: str, names: Iterable[str]) -> None:
+def register_metric(kind: str, name: str, metric: Metric) -> None:
+    """Adds a metric for a kind of task, registered or your own; a name is registered once."""
+    if name in METRICS.setdefault(kind, {}):
+        raise InputError(f"metric {name!r} of kind {kind} is already registered")
+    METRICS[kind][name] = metric
+
+
+def check_names(kind: Kind, names: Iterable[str]) -> None:
     """Raises InputError for a metric that a kind of task does not have."""
+    if kind.ranks:
+        ranking.check_names(tuple(names))
+        return
+    metrics = METRICS.get(kind.name, {})
     for name in names:
-        if name not in METRICS[kind]:
-            raise unknown(f"{kind} metric", name, METRICS[kind])
+        if name not in metrics:
+            raise unknown(f"{kind} metric", name, metrics)
 
 
 def compute(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, float]:
     """The task's metrics; none where no label is known.
 
     Args:
-        task: of any kind but ranking.
-        outputs: [N, C] class probabilities, [N] predicted targets in the task's own units, [N] scores of options, or [N, 2] of a language model.
+        task: of any kind but ranking, whose metrics are of runs.
+        outputs: [N, …] as `Kind.postprocess` gives them.
         table: of the N examples.
     """
     check_names(task.kind, task.metrics)
@@ -178,8 +230,20 @@ def compute(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, f
         return {}
     if unlabelled:
         raise InputError(
-            f"task {task.name!r}: {unlabelled} of {len(table.labels)} examples have no label (-1); metrics need all of them or none"
+            f"task {task.name!r}: {unlabelled} of {len(table.labels)} examples have no label (-1); "
+            "metrics need all of them or none"
         )
-    labels = np.array(table.labels)
-    predictions = outputs.argmax(axis=-1) if task.kind == "classification" else outputs
-    return {name: METRICS[task.kind][name](labels, predictions, table) for name in task.metrics}
+    labels = task.kind.metric_labels(task, table.labels)
+    predictions = task.kind.decide(task, outputs)
+    metrics = METRICS[task.kind.name]
+    return {name: metrics[name](labels, predictions, table) for name in task.metrics}
+
+
+def baseline(task: Task, table: ExampleTable) -> dict[str, float]:
+    """The metrics of the best constant prediction for these labels; none where there is none."""
+    if not table.labels or any(task.is_unlabelled(label) for label in table.labels):
+        return {}
+    output = task.kind.baseline(task, table.labels)
+    if output is None:
+        return {}
+    return compute(task, np.stack([output] * len(table.labels)), table)

@@ -201,7 +201,7 @@ def _lines(text: str) -> list[str]:
 
 def _write(file: File, lines: Sequence[Line]) -> str:
     task = registry.get(file.task).task
-    if task.kind == "choice":
+    if task.is_list:
         table = ExampleTable()
         for line in lines:
             table.add(Example({}, line["label"], line["query"], line["document"]))

@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     list_slot: np.ndarray  # [B, S] int32: its place in that list
     example_id: np.ndarray  # [B, S] int32: index into the task's table of examples on the host
     weight: np.ndarray  # [B, S] float32: 0 for an empty slot
+    role: np.ndarray  # [B, S] int32: index into `task.ROLES`, 0 for none
+    targets: np.ndarray  # [B, S, K] float32: vector labels (multi-hot); K is 0 where none is used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class BatchShape:
         segments: S, the most texts that share a row.
         groups: G, the most lists in a batch.
         list_size: the most documents in a list.
+        targets: K, the widest vector label of the tasks; 0 for none.
     """
 
     rows: int
@@ -48,12 +51,14 @@ class BatchShape:
     segments: int = 1
     groups: int = 1
     list_size: int = 1
+    targets: int = 0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
+            least = 0 if field.name == "targets" else 1
+            if getattr(self, field.name) < least:
                 raise InputError(
-                    f"batch {field.name} must be at least 1, got {getattr(self, field.name)}"
+                    f"batch {field.name} must be at least {least}, got {getattr(self, field.name)}"
                 )
 
     def split(self, parts: int) -> "BatchShape":
@@ -78,6 +83,8 @@ def empty_batch(shape: BatchShape) -> Batch:
         list_slot=np.zeros(slots, np.int32),
         example_id=np.full(slots, -1, np.int32),
         weight=np.zeros(slots, np.float32),
+        role=np.zeros(slots, np.int32),
+        targets=np.zeros((*slots, shape.targets), np.float32),
     )
 
 

@@ -1,4 +1,4 @@
-"""How texts share a row.
+"""Sequence packing: several texts share a row.
 
 Units wait in a pool, in the order in which they came. A block of rows is filled from it by best fit, the oldest unit first, so
 no unit waits for ever. A unit is one text, or the whole list of a ranking query: its texts may lie in several rows, but never in
@@ -12,6 +12,7 @@ import numpy as np
 
 from gemma_encoder.inputs.batch import Batch, BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import NO_TARGETS
 
 
 class Segment(NamedTuple):
@@ -21,6 +22,8 @@ class Segment(NamedTuple):
     task_id: int
     label: float
     example_id: int
+    role: int = 0  # index into `task.ROLES`
+    targets: np.ndarray = NO_TARGETS  # [width] float32, a vector label
 
 
 class Unit(NamedTuple):
@@ -124,37 +127,55 @@ class Packer:
         return _lay_out(rows, shape, self.padding)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What waits, as flat arrays; `restore` is its inverse."""
+        """The waiting units as flat arrays; `restore` is its inverse."""
         segments = [segment for unit in self._pool for segment in unit.segments]
+
+        def column(name: str, dtype: type) -> np.ndarray:
+            return np.array([getattr(segment, name) for segment in segments], dtype)
+
+        def joined(name: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+            values = [getattr(segment, name) for segment in segments]
+            lengths = np.array([len(value) for value in values], np.int32)
+            return np.concatenate([np.zeros(0, dtype), *values]).astype(dtype), lengths
+
+        tokens, lengths = joined("tokens", np.int32)
+        targets, target_widths = joined("targets", np.float32)
         return {
             "unit_segments": np.array([len(unit.segments) for unit in self._pool], np.int32),
             "unit_is_list": np.array([unit.is_list for unit in self._pool], bool),
-            "lengths": np.array([len(segment.tokens) for segment in segments], np.int32),
-            "tokens": np.concatenate([segment.tokens for segment in segments])
-            if segments
-            else np.zeros(0, np.int32),
-            "task_id": np.array([segment.task_id for segment in segments], np.int32),
-            "label": np.array([segment.label for segment in segments], np.float64),
-            "example_id": np.array([segment.example_id for segment in segments], np.int32),
+            "lengths": lengths,
+            "tokens": tokens,
+            "task_id": column("task_id", np.int32),
+            "label": column("label", np.float64),
+            "example_id": column("example_id", np.int32),
+            "role": column("role", np.int32),
+            "targets": targets,
+            "target_widths": target_widths,
         }
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Makes the pool what `state()` described."""
         self._pool = []
         self._pool_tokens = self._pool_segments = self._pool_lists = 0
-        texts = (
-            np.split(state["tokens"], np.cumsum(state["lengths"])[:-1])
-            if len(state["lengths"])
-            else []
-        )
         segments = iter(
-            Segment(tokens, int(task), float(label), int(example))
-            for tokens, task, label, example in zip(
-                texts, state["task_id"], state["label"], state["example_id"], strict=True
+            Segment(tokens, int(task), float(label), int(example), int(role), vector)
+            for tokens, task, label, example, role, vector in zip(
+                _split(state["tokens"], state["lengths"]),
+                state["task_id"],
+                state["label"],
+                state["example_id"],
+                state["role"],
+                _split(state["targets"], state["target_widths"]),
+                strict=True,
             )
         )
         for count, is_list in zip(state["unit_segments"], state["unit_is_list"], strict=True):
             self.add(Unit(tuple(next(segments) for _ in range(count)), bool(is_list)))
+
+
+def _split(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    """Parts of those lengths; none where there are no lengths."""
+    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 def _best_fit(unit: Unit, free: np.ndarray, slots: np.ndarray) -> list[int] | None:
@@ -196,5 +217,7 @@ def _lay_out(
             batch.list_slot[row, slot] = list_slot if group >= 0 else 0
             batch.example_id[row, slot] = segment.example_id
             batch.weight[row, slot] = 1.0
+            batch.role[row, slot] = segment.role
+            batch.targets[row, slot, : len(segment.targets)] = segment.targets
             start = end
     return batch

@@ -116,34 +116,38 @@ class Encoded(NamedTuple):
 
 def encode(
     tokenizer: Tokenizer,
-    template: Template,
+    template: Template | Sequence[Template],
     examples: Sequence[Mapping[str, str]],
     max_length: int,
     where: Sequence[str] | str = "",
 ) -> list[Encoded]:
-    """Tokenises the fields of each example into at most `max_length` tokens, bos and eos included.
+    """Tokenizes the fields of each example into at most `max_length` tokens, bos and eos included.
 
     Args:
         tokenizer: text to ids.
-        template: how fields become a text, and which may be cut.
+        template: makes a text of fields and says which may be truncated; one for all, or one per
+            example.
         examples: one mapping of field names to values per text.
         max_length: the limit, in tokens.
         where: names the examples in messages: one string for all, or one per example.
 
     Raises:
-        InputError: a field is missing or empty, or the text is too long even with every cuttable field cut to nothing.
+        InputError: a field is missing or empty, or the text is too long even with every field that
+            may be truncated gone.
     """
-    places = [where] * len(examples) if isinstance(where, str) else where
+    templates = [template] * len(examples) if isinstance(template, Template) else template
+    names = [where] * len(examples) if isinstance(where, str) else where
     rendered = [
-        template.render(values, place) for values, place in zip(examples, places, strict=True)
+        template.render(values, name)
+        for template, values, name in zip(templates, examples, names, strict=True)
     ]
+    all_ids = tokenizer.encode([text for text, _ in rendered])
     encoded = []
-    for ids, (text, spans), place in zip(
-        tokenizer.encode([text for text, _ in rendered]), rendered, places, strict=True
-    ):
+    for ids, (text, spans), template, name in zip(all_ids, rendered, templates, names, strict=True):
         whole = len(ids)
         if whole + 2 > max_length:
-            ids = _cut(tokenizer, template, text, spans, whole + 2 - max_length, max_length, place)
+            surplus = whole + 2 - max_length
+            ids = _cut(tokenizer, template, text, spans, surplus, max_length, name)
         tokens = np.empty(len(ids) + 2, np.int32)
         tokens[0], tokens[1:-1], tokens[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
         encoded.append(Encoded(tokens, whole - len(ids)))

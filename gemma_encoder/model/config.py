@@ -1,7 +1,4 @@
-"""What distinguishes one model from another: sizes, attention, pooling, heads, and how to run them.
-
-Sizes are those of the Gemma 2 and Gemma 3 reports and of the `gemma` package's configurations.
-"""
+"""Model configuration: transformer, attention, pooling, heads, and how to run them."""
 
 import dataclasses
 import math
@@ -9,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from gemma_encoder.inputs.descriptions import from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
 
 ATTENTION = ("bidirectional", "causal")
@@ -143,7 +141,7 @@ class TransformerConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TransformerConfig":
         """The config that `to_dict` described, also after a trip through JSON."""
-        return cls(**_tuples(values))
+        return from_fields(cls, values, "a transformer")
 
     @property
     def num_parameters(self) -> int:
@@ -168,102 +166,6 @@ class TransformerConfig:
         return tokens * (
             2 * weights + 4 * self.num_layers * self.num_heads * self.head_dim * length
         )
-
-
-def _gemma2(
-    num_layers: int,
-    embed_dim: int,
-    hidden_dim: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int = 256,
-    **changes,
-) -> TransformerConfig:
-    return TransformerConfig(
-        **{
-            "num_layers": num_layers,
-            "vocab_size": 256_128,
-            "embed_dim": embed_dim,
-            "hidden_dim": hidden_dim,
-            "num_heads": num_heads,
-            "num_kv_heads": num_kv_heads,
-            "head_dim": head_dim,
-            "pattern": ("local", "global"),
-            "sliding_window": 4096,
-            "query_scale": head_dim**-0.5,
-            "attention_soft_cap": 50.0,
-            "final_soft_cap": 30.0,
-            "use_qk_norm": False,
-            **changes,
-        }
-    )
-
-
-def _gemma3(
-    num_layers: int,
-    embed_dim: int,
-    hidden_dim: int,
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int = 256,
-    **changes,
-) -> TransformerConfig:
-    return TransformerConfig(
-        **{
-            "num_layers": num_layers,
-            "vocab_size": 262_144,
-            "embed_dim": embed_dim,
-            "hidden_dim": hidden_dim,
-            "num_heads": num_heads,
-            "num_kv_heads": num_kv_heads,
-            "head_dim": head_dim,
-            "pattern": ("local",) * 5 + ("global",),
-            "sliding_window": 1024,
-            "query_scale": head_dim**-0.5,
-            "attention_soft_cap": None,
-            "use_qk_norm": True,
-            "global_rope_base": 1_000_000.0,
-            "global_rope_scale": 8.0,
-            **changes,
-        }
-    )
-
-
-_TINY = {
-    "num_layers": 4,
-    "embed_dim": 128,
-    "hidden_dim": 512,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 8192,
-    "sliding_window": 32,
-}
-
-GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
-    "gemma2_2b": _gemma2(26, 2304, 9216, 8, 4),
-    "gemma2_9b": _gemma2(42, 3584, 14336, 16, 8),
-    "gemma2_27b": _gemma2(46, 4608, 36864, 32, 16, head_dim=128, query_scale=(4608 / 32) ** -0.5),
-    "gemma3_270m": _gemma3(18, 640, 2048, 4, 1, sliding_window=512, global_rope_scale=1.0),
-    "gemma3_1b": _gemma3(26, 1152, 6912, 4, 1, sliding_window=512, global_rope_scale=1.0),
-    "gemma3_4b": _gemma3(34, 2560, 10240, 8, 4),
-    "gemma3_12b": _gemma3(48, 3840, 15360, 16, 8),
-    "gemma3_27b": _gemma3(62, 5376, 21504, 32, 16, head_dim=128, query_scale=(5376 / 32) ** -0.5),
-    # For tests and for training from random weights on a CPU; the first repetition of gemma3_tiny's pattern is whole, the second cut short.
-    "gemma2_tiny": _gemma2(**_TINY),
-    "gemma3_tiny": _gemma3(**_TINY, pattern=("local", "local", "global"), global_rope_scale=1.0),
-    # For pretraining a decoder on a CPU, see experiments/pretrain_decoder.py.
-    "gemma3_mini": _gemma3(
-        **_TINY | {"hidden_dim": 640, "sliding_window": 64},
-        pattern=("local", "global"),
-        global_rope_scale=1.0,
-    ),
-}
-SMALL = (
-    "gemma2_tiny",
-    "gemma3_tiny",
-    "gemma3_mini",
-)  # sizes of our own, with the small tokenizer; the others are published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,12 +219,27 @@ class LoraConfig:
             )
 
 
-def check_causal(name: str, attention: str) -> None:
-    """Raises InputError where a language head would see the tokens that it predicts."""
-    if attention != "causal":
-        raise InputError(
-            f"head {name!r} is a language model's, which predicts each token from those before it: it needs attention='causal', got {attention!r}"
-        )
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """One head.
+
+    Attributes:
+        outputs: width of its scores, C.
+        kind: key of `gemma_encoder.model.heads.HEADS`: "mlp" reads the pooled state,
+            "language_model" the hidden states and the embedding table.
+        hidden_dims: widths of the hidden layers of an MLP; none for a linear head.
+    """
+
+    outputs: int
+    kind: str = "mlp"
+    hidden_dims: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if self.outputs < 1 or any(width < 1 for width in self.hidden_dims):
+            raise InputError(
+                f"a head has at least 1 output and hidden layers of width 1, got {self.outputs} "
+                f"and {self.hidden_dims}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,26 +248,23 @@ class EncoderConfig:
 
     Attributes:
         transformer: the backbone.
-        heads: outputs of each head by its name.
-        language_heads: those heads that have no parameters: they read the next token off the final hidden states by the embedding table, and
-            give 2 outputs, see `gemma_encoder.model.language`. They need attention="causal".
+        heads: each head by its name; a plain number is a linear head with so many outputs.
         pooling: the pooler.
-        head_hidden: widths of the hidden layers of every head's MLP.
         attention: the mask switch, "bidirectional" or "causal"; overridable per call.
         attention_dropout: on attention probabilities.
         feed_forward_dropout: on the feed-forward layer's output, before the residual is added.
         compute_dtype: of the transformer's activations: "float32" or "bfloat16".
-        remat: what backward recomputes: "none"; "full" (every group of layers); "dots" (all but matrix products); or "offload"
-            (as "full", what each group starts from kept in the host's memory).
-        attention_implementation: "auto" (the fastest that can do what is asked), "xla" (everything, everywhere), "splash" (TPU),
-            "cudnn" or "tokamax" (NVIDIA GPUs).
+        remat: what backward recomputes: "none"; "full" (every group of layers); "dots" (all but
+            matrix products); or "offload" (as "full", what each group starts from kept in the
+            host's memory).
+        attention_implementation: "auto" (the fastest that can do what is asked), "xla" (everything,
+            everywhere), "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPUs).
         lora: low-rank adapters, none by default.
     """
 
     transformer: TransformerConfig
-    heads: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    heads: Mapping[str, HeadConfig] = dataclasses.field(default_factory=dict)
     pooling: PoolingConfig = PoolingConfig()
-    head_hidden: tuple[int, ...] = ()
     attention: str = "bidirectional"
     attention_dropout: float = 0.0
     feed_forward_dropout: float = 0.0
@@ -358,46 +272,46 @@ class EncoderConfig:
     remat: str = "none"
     attention_implementation: str = "auto"
     lora: LoraConfig = LoraConfig()
-    language_heads: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.attention not in ATTENTION:
-            raise unknown("attention", self.attention, ATTENTION)
+        heads = {
+            name: HeadConfig(head) if isinstance(head, int) else head
+            for name, head in self.heads.items()
+        }
+        object.__setattr__(self, "heads", heads)
         if self.compute_dtype == "float16":
             raise InputError(
-                "float16 is refused: Gemma's activations overflow its range; use bfloat16, or float32 on a CPU"
+                "float16 is refused: Gemma's activations overflow its range; use bfloat16, or "
+                "float32 on a CPU"
             )
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise unknown("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
-        if self.remat not in REMAT_POLICIES:
-            raise unknown("remat policy", self.remat, REMAT_POLICIES)
-        if self.attention_implementation not in ATTENTION_IMPLEMENTATIONS:
-            raise unknown(
-                "attention_implementation", self.attention_implementation, ATTENTION_IMPLEMENTATIONS
-            )
-        for name, outputs in self.heads.items():
+        for name, value, valid in (
+            ("attention", self.attention, ATTENTION),
+            ("compute_dtype", self.compute_dtype, COMPUTE_DTYPES),
+            ("remat policy", self.remat, REMAT_POLICIES),
+            (
+                "attention_implementation",
+                self.attention_implementation,
+                ATTENTION_IMPLEMENTATIONS,
+            ),
+        ):
+            if value not in valid:
+                raise unknown(name, value, valid)
+        for name in self.heads:
             if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
                 raise InputError(
-                    f"head name {name!r} must start with a letter and hold only letters, digits, '_', '-' and '.'"
+                    f"head name {name!r} must start with a letter and hold only letters, digits, "
+                    "'_', '-' and '.'"
                 )
-            if outputs < 1:
-                raise InputError(f"head {name!r} must have at least 1 output, got {outputs}")
-        for name in self.language_heads:
-            if self.heads.get(name) != 2:
-                raise InputError(
-                    f"language head {name!r} must be among the heads, with 2 outputs, got {self.heads.get(name)}"
-                )
-            check_causal(name, self.attention)
         for field in ("attention_dropout", "feed_forward_dropout"):
             if not 0 <= getattr(self, field) < 1 or math.isnan(getattr(self, field)):
                 raise InputError(
                     f"{field} must be at least 0 and below 1, got {getattr(self, field)}"
                 )
-        if self.transformer.embed_dim % self.pooling.heads and self.pooling.name.startswith(
-            "attention"
-        ):
+        uneven = self.transformer.embed_dim % self.pooling.heads
+        if uneven and self.pooling.name.startswith("attention"):
             raise InputError(
-                f"pooling.heads={self.pooling.heads} does not divide the model's width {self.transformer.embed_dim}"
+                f"pooling.heads={self.pooling.heads} does not divide the model's width "
+                f"{self.transformer.embed_dim}"
             )
 
     @property
@@ -406,35 +320,27 @@ class EncoderConfig:
         return (self.transformer.embed_dim, *self.pooling.projection)[-1]
 
     def __hash__(self) -> int:
-        return hash(
-            (
-                tuple(sorted(self.heads.items())),
-                *(
-                    getattr(self, field.name)
-                    for field in dataclasses.fields(self)
-                    if field.name != "heads"
-                ),
-            )
-        )
+        fields = (field.name for field in dataclasses.fields(self) if field.name != "heads")
+        return hash((tuple(sorted(self.heads.items())), *(getattr(self, name) for name in fields)))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; `from_dict` is its inverse."""
-        return dataclasses.asdict(self) | {"heads": dict(self.heads)}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
-        """The config that `to_dict` described, also after a trip through JSON."""
-        values = _tuples(values)
+        """The config that `to_dict` described, also after a trip through JSON.
+
+        Raises:
+            InputError: a field that a newer version wrote.
+        """
         parts = {
-            "transformer": TransformerConfig.from_dict(values.pop("transformer")),
-            "pooling": PoolingConfig(**_tuples(values.pop("pooling"))),
-            "lora": LoraConfig(**values.pop("lora", {})),
+            "transformer": TransformerConfig.from_dict(values["transformer"]),
+            "pooling": from_fields(PoolingConfig, values["pooling"], "a pooler"),
+            "lora": from_fields(LoraConfig, values.get("lora", {}), "adapters"),
+            "heads": {
+                name: from_fields(HeadConfig, head, "a head")
+                for name, head in values["heads"].items()
+            },
         }
-        return cls(**parts, **values)
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON's lists as tuples."""
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-    }
+        return from_fields(cls, {**values, **parts}, "an encoder")

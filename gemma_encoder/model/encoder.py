@@ -14,15 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gemma_encoder.model.config import EncoderConfig, TransformerConfig, check_causal
-from gemma_encoder.model.heads import Head
-from gemma_encoder.model.language import negative_log_likelihood
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig
+from gemma_encoder.model.heads import HeadInputs, check_heads, head_class
 from gemma_encoder.model.pooling import make_pooler
 from gemma_encoder.model.transformer import Transformer, layer_index
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder says about a batch; pooled states and scores of empty slots mean nothing."""
+    """Encoder outputs for a batch. Pooled states and scores of empty slots are undefined."""
 
     hidden: Float[Array, "B L D"]
     pooled: Float[Array, "B S D"]
@@ -30,21 +29,17 @@ class EncoderOutput(NamedTuple):
 
 
 class GemmaEncoder(nnx.Module):
-    """A Gemma transformer with a mask switch, a pooler and one head per name in `config.heads`; a language head has no parameters of its own."""
+    """A Gemma transformer with a mask switch, a pooler and one head per name in `config.heads`."""
 
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        check_heads(config)
         self.config = config
         self.backbone = Transformer(config.transformer, rngs=rngs, lora=config.lora)
         self.pooler = make_pooler(config.pooling, config.transformer.embed_dim, rngs=rngs)
-        own = sorted(
-            (name, outputs)
-            for name, outputs in config.heads.items()
-            if name not in config.language_heads
-        )
         self.heads = nnx.Dict(
             {
-                name: Head(config.pooled_dim, config.head_hidden, outputs, rngs=rngs)
-                for name, outputs in own
+                name: head_class(head)(head, config, rngs=rngs)
+                for name, head in sorted(config.heads.items())
             }
         )
 
@@ -64,14 +59,14 @@ class GemmaEncoder(nnx.Module):
         Args:
             tokens, segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
             num_segments: S.
-            attention: overrides the config's mask switch for this call; with a language head it stays causal.
+            attention: overrides the config's mask switch for this call; with a language model's
+                head it stays causal.
             dropout_key: draws dropout; None means none (evaluation).
             mesh: what rows and parameters are spread over; None on one device.
         """
         config = self.config
         attention = config.attention if attention is None else attention
-        for name in config.language_heads:
-            check_causal(name, attention)
+        check_heads(config, attention)
         hidden = self.backbone(
             tokens,
             segment_ids,
@@ -86,19 +81,16 @@ class GemmaEncoder(nnx.Module):
             mesh=mesh,
         )
         pooled = self.pooler(hidden, segment_ids, positions, num_segments)
-        scores = {name: head(pooled) for name, head in self.heads.items()}
-        if config.language_heads:  # heads without parameters say the same
-            cap = config.transformer.final_soft_cap
-            said = negative_log_likelihood(
-                hidden,
-                self.backbone.embedding[...],
-                tokens,
-                segment_ids,
-                num_segments,
-                soft_cap=cap,
-                mesh=mesh,
-            )
-            scores |= dict.fromkeys(config.language_heads, said)
+        inputs = HeadInputs(
+            hidden,
+            pooled,
+            tokens,
+            segment_ids,
+            self.backbone.embedding[...],
+            config.transformer.final_soft_cap,
+            mesh,
+        )
+        scores = {name: head(inputs) for name, head in self.heads.items()}
         return EncoderOutput(hidden, pooled, scores)
 
 

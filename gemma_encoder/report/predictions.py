@@ -16,11 +16,11 @@ EXTREMES = 5  # queries won and lost by most
 
 
 def confusion_section(run: Run, several: bool) -> str:
-    """A confusion matrix for each classification task and split."""
+    """A confusion matrix for each split of each task with one class per text."""
     parts = []
     for (name, split), _ in run.latest().items():
         task = run.tasks.get(name)
-        if task is None or task.kind != "classification":
+        if task is None or not task.kind.one_class:
             continue
         for whole in run.parts(name, split).values():
             lines = [
@@ -59,11 +59,11 @@ def confusion_section(run: Run, several: bool) -> str:
 
 
 def mistakes_section(run: Run, several: bool) -> str:
-    """The worst mistakes of each classification and regression task."""
+    """The worst mistakes of each task whose kind has mistakes."""
     parts = []
     for (name, split), _ in run.latest().items():
         task = run.tasks.get(name)
-        if task is None or task.kind not in ("classification", "regression"):
+        if task is None or not task.kind.mistake_measure:
             continue
         for whole in run.parts(name, split).values():
             path = pathlib.Path(mistake_file(run.workdir / "predictions", name, whole))
@@ -73,32 +73,12 @@ def mistakes_section(run: Run, several: bool) -> str:
                     f'{title}<p class="muted">Not kept by this run; --mode=eval writes them.</p>'
                 )
                 continue
-            rows = []
-            for line in read_lines(path)[:MISTAKES]:
-                text = " | ".join(line["fields"].values())
-                if task.kind == "classification":
-                    rows.append(
-                        [
-                            text,
-                            task.classes[line["label"]],
-                            task.classes[line["prediction"]],
-                            f"{max(line['probabilities']):.3f}",
-                        ]
-                    )
-                else:
-                    rows.append(
-                        [
-                            text,
-                            f"{line['label']:g}",
-                            f"{line['prediction']:.3f}",
-                            f"{line['prediction'] - line['label']:+.3f}",
-                        ]
-                    )
-            last = "probability" if task.kind == "classification" else "error"
-            parts.append(
-                title
-                + (table(["text", "label", "prediction", last], rows) if rows else "<p>None.</p>")
-            )
+            rows = [
+                [" | ".join(line["fields"].values()), *task.kind.mistake(task, line)]
+                for line in read_lines(path)[:MISTAKES]
+            ]
+            head = ["text", "label", "prediction", task.kind.mistake_measure]
+            parts.append(title + (table(head, rows) if rows else "<p>None.</p>"))
     return "".join(parts)
 
 

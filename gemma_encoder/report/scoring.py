@@ -39,7 +39,7 @@ def score(run: Run) -> list[Scored]:
             }
             if (run.workdir / "predictions" / f"{name}.{whole}.trec").exists():
                 found += _scored_run(run, name, whole, plain)
-            elif name in run.tasks and run.tasks[name].kind != "ranking":
+            elif name in run.tasks and not run.tasks[name].kind.ranks:
                 found.append(_scored_examples(run, run.tasks[name], whole, plain))
     return found
 
@@ -63,34 +63,26 @@ def _scored_run(run: Run, task: str, split: str, names: Mapping[str, str]) -> li
 
 def _scored_examples(run: Run, task: Task, split: str, names: Mapping[str, str]) -> Scored:
     lines = read_lines(pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split)))
+    kind = task.kind
     table = ExampleTable(
-        [line.get("label", 0.0) for line in lines],
+        [kind.read_label(line) for line in lines],
         [line.get("query", "") for line in lines],
         [line.get("document", "") for line in lines],
         lines,
     )
-    labels, said = (
-        np.array(table.labels),
-        np.array(
-            [
-                [line["nll"], line["tokens"]]
-                if task.kind == "language_model"
-                else line["prediction"]
-                for line in lines
-            ]
-        ),
-    )
+    labels = kind.metric_labels(task, table.labels)
+    predictions = np.array([kind.read_line(line) for line in lines])
     grouped = any(table.query_ids)
     units = table.groups() if grouped else {str(number): [number] for number in range(len(lines))}
     groups = [np.array(members) for members in units.values()]
 
     def measure(chosen: np.ndarray, metric: str) -> float:
         members, draws = bootstrap.draw_groups(groups, chosen) if grouped else (chosen, chosen)
-        infos = [lines[i] for i in members] if task.kind == "choice" else []
+        infos = [lines[i] for i in members] if kind.is_list else []
         drawn = ExampleTable(
             query_ids=[str(draw) for draw in draws] if grouped else [], infos=infos
         )
-        return metrics.METRICS[task.kind][metric](labels[members], said[members], drawn)
+        return metrics.METRICS[kind.name][metric](labels[members], predictions[members], drawn)
 
     functions = {
         shown: lambda chosen, metric=metric: measure(chosen, metric)

@@ -15,13 +15,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from gemma_encoder.data import mixtures, own, registry, text
+from gemma_encoder.data import mixtures, own_options, registry, text
 from gemma_encoder.data.pipeline import MEASURED, PREFETCH, average_examples
 from gemma_encoder.data.prepared import PreparedSource, check_prepared
 from gemma_encoder.data.reader import CHUNK
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.data.stream_options import StreamOptions
-from gemma_encoder.evaluation import ranking
+from gemma_encoder.evaluation import metrics
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.packing import Packer
@@ -29,13 +30,15 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import lora
 from gemma_encoder.model.config import (
-    GEMMA_CONFIGS,
-    SMALL,
     EncoderConfig,
+    HeadConfig,
     LoraConfig,
     PoolingConfig,
     TransformerConfig,
 )
+from gemma_encoder.model.heads import check_heads
+from gemma_encoder.model.sizes import GEMMA_CONFIGS, SMALL
+from gemma_encoder.training.loss_options import default_options, make_options
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer import OptimizerOptions
 from gemma_encoder.weights import backbone
@@ -112,7 +115,7 @@ def default_config() -> ml_collections.ConfigDict:
         {"list_size": 8, "negative_ranks": (1, 1000), "run": ""}
     )  # run: path of the first stage's, by default beside the data
     config.own = ml_collections.ConfigDict(
-        own.DEFAULTS
+        own_options.DEFAULTS
     )  # the user's own files and what their columns mean, see OwnOptions
     config.text = ml_collections.ConfigDict(
         text.DEFAULTS
@@ -121,15 +124,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.max_train = 0  # use only the first so many records of each training split; 0 for all
     config.max_eval = 0  # the same for evaluation
     config.losses = ml_collections.ConfigDict(
-        {
-            "classification": "softmax_cross_entropy",
-            "regression": "mean_squared_error",
-            "ranking": "softmax",
-            "choice": "softmax",
-        }
-        | {"language_model": "negative_log_likelihood"}
+        {name: kinds.get(name).default_loss for name in kinds.names()}
     )
-    config.poly1_epsilon = 1.0
+    config.loss_options = ml_collections.ConfigDict(default_options())
 
     config.optimizer = ml_collections.ConfigDict(
         dataclasses.asdict(OptimizerOptions(learning_rate=1e-4))
@@ -396,11 +393,13 @@ def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
     for source in () if dry else sources:
         source.fit(tokenizer, config.max_length)
     encoder = _encoder(config, sources, transformer)
+    check_heads(encoder)
     lists = any(source.task.is_list for source in sources)
     batch, list_size = config.batch, config.ranking.list_size if lists else 1
     parts = batch.readers * max(batch.micro_batches, 1)
     groups = max(batch.rows * batch.segments // list_size // parts, 1) * parts if lists else parts
-    shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size)
+    targets = max(source.task.target_width for source in sources)
+    shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size, targets)
     if batch.examples_per_step < 0:
         raise InputError(
             f"batch.examples_per_step must be positive, or 0 to have it measured; got {batch.examples_per_step}"
@@ -413,12 +412,11 @@ def build(config: ml_collections.ConfigDict, *, dry: bool = False) -> Recipe:
         batch.rows * batch.row_length,
         groups // max(batch.micro_batches, 1),
         list_size,
-        config.poly1_epsilon,
+        make_options(config.loss_options),
     )
+    losses.check([source.task for source in sources])
     for source in sources:
-        losses.function(source.task.kind)
-        if source.task.kind == "ranking":
-            ranking.check_names(source.task.metrics)
+        metrics.check_names(source.task.kind, source.task.metrics)
     stream = StreamOptions(
         shape, config.max_length, batch.readers, config.seed, batch.padding, batch.micro_batches
     )
@@ -505,16 +503,15 @@ def _encoder(
                 f"tasks {owner.name!r} and {task.name!r} cannot share the head {task.head!r}: "
                 f"{owner.kind} {owner.classes or ''} is not {task.kind} {task.classes or ''}"
             )
-    heads = {head: owner.num_outputs for head, owner in owners.items()}
     model = config.model
+    heads = {
+        head: HeadConfig(owner.num_outputs, owner.kind.head, tuple(model.head_hidden))
+        for head, owner in owners.items()
+    }
     return EncoderConfig(
         transformer=transformer,
         heads=heads,
-        language_heads=tuple(
-            head for head, owner in owners.items() if owner.kind == "language_model"
-        ),
         pooling=PoolingConfig(**model.pooling),
-        head_hidden=tuple(model.head_hidden),
         attention=model.attention,
         attention_dropout=model.attention_dropout,
         feed_forward_dropout=model.feed_forward_dropout,

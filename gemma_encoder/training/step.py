@@ -67,7 +67,7 @@ def train_step(
             dropout_key=key,
             mesh=mesh,
         )
-        loss, tasks_ = batch_loss(output.scores, part, tasks, options)
+        loss, tasks_ = batch_loss(output, part, tasks, options)
         return loss, (loss, tasks_, part.weight.sum(), (part.segment_ids > 0).sum(dtype=jnp.int32))
 
     gradient_of = jax.grad(loss_of, has_aux=True)
@@ -137,7 +137,8 @@ class Program(NamedTuple):
     def place(self, batch: Batch) -> Batch:
         """The global batch on the mesh, from this process's rows of it as `TrainStream` gives them."""
         count = self.batch.tokens.shape[0]
-        fields = (field.reshape(count, -1, *field.shape[1:]) for field in batch)
+        # Rows are counted, not inferred by -1: targets may be empty.
+        fields = (field.reshape(count, len(field) // count, *field.shape[1:]) for field in batch)
         return Batch(
             *(
                 jax.make_array_from_process_local_data(like.sharding, field)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import sharding
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, TransformerConfig
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import (
     parameter_dict,
     parameter_paths,
@@ -21,6 +21,7 @@ from gemma_encoder.model.encoder import (
     skeleton,
 )
 from gemma_encoder.model.lora import fold_backbone, is_adapter
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.weights import gemma, native
 from gemma_encoder.weights.gemma import GemmaCheckpoint

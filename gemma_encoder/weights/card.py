@@ -72,14 +72,11 @@ def task_rows(bundle: Bundle) -> list[tuple[str, str, str, str]]:
     examples = bundle.record.get("examples", {})
     rows = []
     for task in bundle.tasks:
-        outputs = ", ".join(task.classes)
-        if task.kind == "regression":
-            outputs = f"{task.label_range[0]:g} to {task.label_range[1]:g}"
         rows.append(
             (
                 task.name,
-                task.kind,
-                outputs,
+                task.kind.name,
+                task.kind.describe(task),
                 f"{examples[task.name]:,}" if task.name in examples else "",
             )
         )
@@ -123,11 +120,10 @@ def to_html(bundle: Bundle) -> str:
 def markdown(bundle: Bundle) -> str:
     """The model card of an export, as the Hugging Face hub reads it."""
     record, derived = bundle.record, _derived(bundle)
-    kinds = {"classification": "text-classification", "ranking": "text-ranking"}
     tags = [
         "gemma_encoder",
         "sentence-similarity",
-        *sorted({kinds[task.kind] for task in bundle.tasks if task.kind in kinds}),
+        *sorted({task.kind.hub_tag for task in bundle.tasks if task.kind.hub_tag}),
     ]
     header = {"library_name": "sentence-transformers", "tags": tags} | (
         {"license": "gemma"} if derived else {}

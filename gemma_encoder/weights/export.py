@@ -19,7 +19,7 @@ from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
-from gemma_encoder.model.config import EncoderConfig, LoraConfig, TransformerConfig
+from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import fold_backbone
 from gemma_encoder.weights import card, huggingface, tensors
 from gemma_encoder.weights.native import Bundle, absolute
@@ -72,7 +72,7 @@ def export(
 
 
 def _without_heads(bundle: Bundle) -> Bundle:
-    encoder = dataclasses.replace(bundle.encoder, heads={}, language_heads=())
+    encoder = dataclasses.replace(bundle.encoder, heads={})
     return dataclasses.replace(bundle, encoder=encoder, tasks=())
 
 
@@ -232,10 +232,12 @@ def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[Module]:
         raise InputError(
             f"cannot be exported: the folder has room for one head, there are {len(encoder.heads)} ({', '.join(encoder.heads)}); heads=False leaves them out"
         )
-    if encoder.language_heads:
-        raise InputError(
-            f"cannot be exported: an embedding model has no place for the language model's head {encoder.language_heads[0]!r}; heads=False leaves it out"
-        )
+    for name, head in encoder.heads.items():
+        if head.kind != "mlp":
+            raise InputError(
+                f"cannot be exported: an embedding model has no place for the head {name!r} of "
+                f"kind {head.kind}; heads=False leaves it out"
+            )
     flags = {flag: ours == pooling.name for ours, (_, flag) in POOLING.items()}
     yield "Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True}, {}
     for number, wide in enumerate(pooling.projection):
@@ -247,14 +249,13 @@ def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[Module]:
         width = wide
     if pooling.normalize:
         yield "Normalize", {}, {}
-    for name in encoder.heads:
-        yield from _head(parameters["heads"][name], width, encoder)
+    for name, head in encoder.heads.items():
+        yield from _head(parameters["heads"][name], width, head)
 
 
-def _head(parameters: dict, width: int, encoder: EncoderConfig) -> Iterator[Module]:
-    layers = [parameters["hidden"][str(number)] for number in range(len(encoder.head_hidden))] + [
-        parameters["out"]
-    ]
+def _head(parameters: dict, width: int, head: HeadConfig) -> Iterator[Module]:
+    hidden = [parameters["hidden"][str(layer)] for layer in range(len(head.hidden_dims))]
+    layers = [*hidden, parameters["out"]]
     source = "sentence_embedding"
     for number, layer in enumerate(layers):
         last = number == len(layers) - 1

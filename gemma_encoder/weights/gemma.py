@@ -20,7 +20,8 @@ from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import GEMMA_CONFIGS, TransformerConfig
+from gemma_encoder.model.config import TransformerConfig
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import tensors
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Tensor
 

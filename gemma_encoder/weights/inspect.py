@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import GEMMA_CONFIGS, SMALL, TransformerConfig
+from gemma_encoder.model.config import TransformerConfig
+from gemma_encoder.model.sizes import GEMMA_CONFIGS, SMALL
 from gemma_encoder.weights.backbone import family, open_checkpoint, size_name
 from gemma_encoder.weights.native import NativeCheckpoint
 from gemma_encoder.weights.tensors import Checkpoint

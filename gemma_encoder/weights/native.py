@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from gemma_encoder.inputs.descriptions import from_fields
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ from gemma_encoder.model.encoder import parameter_paths, skeleton
 from gemma_encoder.model.lora import fold_backbone, is_adapter
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # rises whenever a field is added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +72,36 @@ class Bundle:
         }
 
     @classmethod
-    def from_description(cls, values: dict[str, Any], model: bytes, where: epath.Path) -> "Bundle":
-        """What `description` and the tokenizer's model say; raises InputError when another version of the format wrote it."""
-        if values.get("format_version") != FORMAT_VERSION:
+    def from_description(
+        cls, values: Mapping[str, Any], model: bytes, where: epath.Path
+    ) -> "Bundle":
+        """The bundle that `description` and the tokenizer's model describe.
+
+        Descriptions of former formats are read, too.
+
+        Raises:
+            InputError: a newer version of the format wrote it, or a field is not known here.
+        """
+        version = values.get("format_version")
+        if version not in range(1, FORMAT_VERSION + 1):
             raise InputError(
-                f"{where} has format version {values.get('format_version')}, this library reads version {FORMAT_VERSION}; "
-                "use the version of gemma_encoder that wrote it, or train again"
+                f"{where} has format version {version}, this library reads versions 1 to "
+                f"{FORMAT_VERSION}; use the version of gemma_encoder that wrote it, or train again"
             )
-        return cls(
-            encoder=EncoderConfig.from_dict(values["encoder"]),
-            tasks=tuple(Task.from_dict(task) for task in values["tasks"]),
-            tokenizer=Tokenizer(model, values.get("tokenizer", "tokenizer.model")),
-            max_length=values["max_length"],
-            row_length=values["row_length"],
-            padding=values["padding"],
-            step=values["step"],
-            record=values.get("record", {}),
-        )
+        if version == 1:
+            values = _upgrade(values)
+        fields = {
+            "encoder": EncoderConfig.from_dict(values["encoder"]),
+            "tasks": tuple(Task.from_dict(task) for task in values["tasks"]),
+            "tokenizer": Tokenizer(model, values.get("tokenizer", "tokenizer.model")),
+        }
+        rest = {name: value for name, value in values.items() if name != "format_version"}
+        try:
+            record = rest.pop("record", {})
+            bundle = from_fields(cls, {**rest, **fields}, "a checkpoint")
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        return dataclasses.replace(bundle, record=record)
 
     def files(self) -> dict[str, bytes]:
         """The files of the `inference` folder."""
@@ -95,6 +109,19 @@ class Bundle:
             "inference.json": json.dumps(self.description(), indent=1).encode(),
             "tokenizer.model": self.tokenizer.model,
         }
+
+
+def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A description of format version 1, whose heads were widths with settings beside them."""
+    encoder = dict(values["encoder"])
+    hidden_dims, language = encoder.pop("head_hidden", ()), encoder.pop("language_heads", ())
+    encoder["heads"] = {
+        name: {"outputs": outputs, "kind": "language_model"}
+        if name in language
+        else {"outputs": outputs, "hidden_dims": hidden_dims}
+        for name, outputs in encoder["heads"].items()
+    }
+    return {**values, "encoder": encoder}
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

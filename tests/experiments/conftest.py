@@ -52,7 +52,7 @@ def decoder(tmp_path_factory):
 
     import gemma_encoder as ge
     from gemma_encoder.inputs.tokenizer import SMALL
-    from gemma_encoder.model.config import GEMMA_CONFIGS
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
     from gemma_encoder.model.transformer import Transformer
     from gemma_encoder.training import recipe
 

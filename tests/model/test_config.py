@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig
+from gemma_encoder.model.config import EncoderConfig, PoolingConfig
 from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
 # layers, vocabulary, D, F, query heads, kv heads, head dim, window, query scale, rope scale of global layers; parameters without
 # embedding and in the embedding. Gemma 2's counts are those of its report's table 2; Gemma 3's, rounded there to millions

@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import fused_attention
 from gemma_encoder.model.attention import choose_implementation, visible, xla_attention
-from gemma_encoder.model.config import GEMMA_CONFIGS, AttentionSpec, EncoderConfig
+from gemma_encoder.model.config import AttentionSpec, EncoderConfig
 from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
 SPECS = {
     "global": AttentionSpec(False, None, None),

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, TransformerConfig
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
 LENGTH, TEXT = 16, 7  # a row holds two texts of seven tokens and padding
 

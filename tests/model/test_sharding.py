@@ -6,8 +6,9 @@ from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig
+from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import parameter_paths, skeleton
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
 
 @pytest.mark.parametrize("size", GEMMA_CONFIGS)

@@ -10,8 +10,9 @@ from flax import nnx
 import gemma_encoder as ge
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig
+from gemma_encoder.model.config import EncoderConfig, PoolingConfig
 from gemma_encoder.model.encoder import parameter_dict
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.training import loop
 from gemma_encoder.training import recipe as recipes

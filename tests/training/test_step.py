@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.model import sharding
-from gemma_encoder.model.config import GEMMA_CONFIGS
 from gemma_encoder.model.encoder import parameter_paths
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.optimizer import TABLE_ROWS, global_norm, make_optimizer
 from gemma_encoder.training.state import initial_state

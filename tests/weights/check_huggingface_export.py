@@ -33,8 +33,9 @@ def make(folder: pathlib.Path) -> None:
     from gemma_encoder.inputs.task import Task
     from gemma_encoder.inputs.template import Template
     from gemma_encoder.inputs.tokenizer import Tokenizer
-    from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig
+    from gemma_encoder.model.config import EncoderConfig, PoolingConfig
     from gemma_encoder.model.encoder import skeleton
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
     from gemma_encoder.weights.native import Bundle
 
     small = {

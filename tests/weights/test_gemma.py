@@ -11,9 +11,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import GEMMA_CONFIGS
 from gemma_encoder.model.encoder import parameter_dict
 from gemma_encoder.model.sharding import make_mesh, parameter_shardings
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.weights.backbone import load_backbone, open_checkpoint, save_gemma, size_name
 from gemma_encoder.weights.gemma import TABLE, GemmaCheckpoint, published_path

@@ -16,9 +16,10 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.model.config import GEMMA_CONFIGS, EncoderConfig, PoolingConfig
+from gemma_encoder.model.config import EncoderConfig, PoolingConfig
 from gemma_encoder.model.encoder import parameter_dict, parameter_paths, skeleton
 from gemma_encoder.model.sharding import make_mesh
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import backbone as weights
 from gemma_encoder.weights import export, huggingface
 from gemma_encoder.weights.native import Bundle

@@ -1,0 +1,358 @@
+"""Kinds of task: the one module that tells one kind from another.
+
+A kind defines the outputs of its head, how a label is checked and scaled, whether examples come in
+lists, how scores become predictions, what a mistake is, and the baseline of a model that has
+learned nothing. Losses and metrics are tables keyed by the kind's name, see `training.losses` and
+`evaluation.metrics`; everything else asks the object `task.kind`. Methods are documented in `Kind`.
+
+N examples, K outputs of a head, C classes.
+"""
+
+import math
+
+import numpy as np
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import (
+    UNLABELLED,
+    ClassKind,
+    Kind,
+    all_whole,
+    class_index,
+    cumulative_logits,
+    get,
+    names,
+    register,
+)
+
+__all__ = ["Kind", "cumulative_logits", "get", "names", "register"]
+
+
+class Classification(ClassKind):
+    """One of several classes: softmax over C scores."""
+
+    name = "classification"
+    default_loss = "softmax_cross_entropy"
+    default_metrics = ("accuracy", "macro_f1")
+    label_column = "class"
+    one_class = True
+
+    def postprocess(self, task, scores):
+        shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return shifted / shifted.sum(axis=-1, keepdims=True)
+
+    def decide(self, task, outputs):
+        return outputs.argmax(axis=-1)
+
+    def severity(self, task, outputs, labels):
+        """The confidence in a wrong class."""
+        wrong = self.decide(task, outputs) != np.array(labels)
+        return np.where(wrong, outputs.max(axis=-1), -np.inf)
+
+
+class Ordinal(ClassKind):
+    """One of several ordered classes, by cumulative logits whose thresholds always rise.
+
+    The head has C - 1 outputs, see `cumulative_logits`; P(class > k) is the logistic function of
+    the k-th cumulative logit, so that probabilities of all classes are never negative (the
+    cumulative link model of McCullagh, 1980, with gaps between thresholds that depend on the text).
+    """
+
+    name = "ordinal"
+    default_loss = "cumulative_link"
+    default_metrics = ("quadratic_weighted_kappa", "mean_absolute_error")
+    label_column = "class"
+    one_class = True
+
+    def num_outputs(self, task):
+        return len(task.classes) - 1
+
+    def postprocess(self, task, scores):
+        """Class probabilities [N, C]."""
+        above = np.exp(-np.logaddexp(0, -cumulative_logits(scores)))  # P(class > k), falling in k
+        ones = np.ones_like(above[:, :1])
+        return -np.diff(np.concatenate([ones, above, 0 * ones], axis=-1), axis=-1)
+
+    def decide(self, task, outputs):
+        """The median class, which has the least expected absolute error."""
+        return (np.cumsum(outputs, axis=-1)[..., :-1] < 0.5).sum(axis=-1)
+
+    def severity(self, task, outputs, labels):
+        """The expected distance in classes, where the decision is wrong."""
+        labels = np.array(labels, float)
+        distances = np.abs(np.arange(len(task.classes)) - labels[:, None])
+        wrong = self.decide(task, outputs) != labels
+        return np.where(wrong, (outputs * distances).sum(axis=-1), -np.inf)
+
+    def order_classes(self, names, path):
+        names = list(names)
+        if not all_whole(names):
+            raise InputError(
+                f"{path}: the classes of an ordinal task have an order that their names "
+                f"({', '.join(sorted(names)[:6])}) do not tell; name them, lowest first, in "
+                "own.classes"
+            )
+        return tuple(sorted(names, key=int))
+
+    def direction(self, task, output, target):
+        """The score that moves all cumulative logits: towards higher classes."""
+        if target is not None:
+            raise InputError(
+                f"task {task.name!r} has ordered classes: what is explained is the score that "
+                "moves all of them; leave the target out"
+            )
+        weights = np.zeros(self.num_outputs(task), np.float32)
+        weights[0] = 1
+        return weights, task.name, float(output @ np.arange(len(task.classes)))
+
+
+class MultiLabel(ClassKind):
+    """Any number of classes at once: a logistic function of each of C scores.
+
+    A label is the tuple of its class indices; the empty one is a label like any other.
+    """
+
+    name = "multi_label"
+    default_loss = "sigmoid_cross_entropy"
+    default_metrics = ("micro_f1", "macro_f1", "average_precision")
+    label_column = "classes"
+    mistake_measure = "classes wrong"
+
+    def target_width(self, task):
+        return len(task.classes)
+
+    def check_label(self, task, label, where):
+        """Always 0: what training sees is the vector of `target`."""
+        indices = np.array(label if isinstance(label, tuple) else (label,), float)
+        valid = (indices >= 0) & (indices < len(task.classes)) & (indices == indices.round())
+        if not valid.all():
+            raise InputError(
+                f"task {task.name!r}, {where}: label {indices[~valid][0]:g} is out of range; "
+                f"expected class indices from 0 to {len(task.classes) - 1} "
+                f"({', '.join(task.classes)})"
+            )
+        return 0.0
+
+    def target(self, task, label, where):
+        checked = self.check_label(task, label, where)
+        return checked, self.metric_labels(task, [label])[0]
+
+    def metric_labels(self, task, labels):
+        """Multi-hot rows, [N, C] float32."""
+        rows = np.zeros((len(labels), len(task.classes)), np.float32)
+        for row, label in zip(rows, labels, strict=True):
+            row[list(map(int, label if isinstance(label, tuple) else (label,)))] = 1
+        return rows
+
+    def postprocess(self, task, scores):
+        """The probability of each class by itself, [N, C]."""
+        return np.exp(-np.logaddexp(0, -scores))
+
+    def baseline(self, task, labels):
+        """The frequency of each class by itself, [C]."""
+        return self.metric_labels(task, labels).mean(axis=0)
+
+    def columns(self, task, outputs):
+        probabilities = {name: outputs[:, index] for index, name in enumerate(task.classes)}
+        chosen = [[task.classes[i] for i in np.flatnonzero(row >= 0.5)] for row in outputs]
+        return {"prediction": chosen, "probabilities": probabilities}
+
+    def line(self, task, output, label):
+        indices = label if isinstance(label, tuple) else (label,)
+        return {
+            "label": [int(index) for index in indices],
+            "prediction": np.flatnonzero(output >= 0.5).tolist(),
+            "probabilities": [round(float(p), 6) for p in output],
+        }
+
+    def read_line(self, line):
+        return line["probabilities"]
+
+    def read_label(self, line):
+        label = line.get("label", [UNLABELLED])
+        return UNLABELLED if label == [UNLABELLED] else tuple(label)
+
+    def show(self, task, output):
+        names = [f"{task.classes[i]} {output[i]:.2f}" for i in np.flatnonzero(output >= 0.5)]
+        return ", ".join(names) or "no class"
+
+    def show_label(self, task, label):
+        if not isinstance(label, tuple):
+            return f"label {label:g}"
+        return ", ".join(task.classes[index] for index in label) or "no class"
+
+    def severity(self, task, outputs, labels):
+        """The sum over classes of |probability - label|, where any decision is wrong."""
+        truth = self.metric_labels(task, labels)
+        wrong = ((outputs >= 0.5) != truth).any(axis=-1)
+        return np.where(wrong, np.abs(outputs - truth).sum(axis=-1), -np.inf)
+
+    def mistake(self, task, line):
+        names = [", ".join(task.classes[i] for i in line[key]) for key in ("label", "prediction")]
+        wrong = set(line["label"]) ^ set(line["prediction"])
+        return names[0] or "no class", names[1] or "no class", str(len(wrong))
+
+    def summarize_labels(self, task, labels):
+        rows = [label for label in labels if isinstance(label, tuple)]
+        shares = self.metric_labels(task, rows).sum(axis=0) / max(len(labels), 1)
+        parts = [f"{name} {share:.1%}" for name, share in zip(task.classes, shares, strict=True)]
+        return "labels", ", ".join(parts)
+
+    def direction(self, task, output, target):
+        """The class's own score."""
+        index = class_index(task, output, target)
+        weights = np.zeros(len(task.classes), np.float32)
+        weights[index] = 1
+        return weights, task.classes[index], float(output[index])
+
+
+class Regression(Kind):
+    """A number in a range. Training sees it scaled to [0, 1], users in the task's own units."""
+
+    name = "regression"
+    default_loss = "mean_squared_error"
+    default_metrics = ("spearman", "pearson")
+    has_range = True
+    label_column = "number"
+    mistake_measure = "error"
+
+    def is_unlabelled(self, task, label):
+        """-1, except where that is a target like any other."""
+        return label == UNLABELLED and not task.label_range[0] <= label <= task.label_range[1]
+
+    def check_label(self, task, label, where):
+        low, high = task.label_range
+        if not low <= label <= high:
+            raise InputError(
+                f"task {task.name!r}, {where}: target {label:g} is out of range; expected {low:g} "
+                f"to {high:g}"
+            )
+        return (label - low) / (high - low)
+
+    def postprocess(self, task, scores):
+        return task.unscale(scores[:, 0])
+
+    def baseline(self, task, labels):
+        """The mean."""
+        return np.float32(np.mean(labels))
+
+    def describe(self, task):
+        return "{:g} to {:g}".format(*task.label_range)
+
+    def severity(self, task, outputs, labels):
+        """The absolute error."""
+        return np.abs(outputs - np.array(labels))
+
+    def mistake(self, task, line):
+        label, prediction = line["label"], line["prediction"]
+        return f"{label:g}", f"{prediction:.3f}", f"{prediction - label:+.3f}"
+
+    def summarize_labels(self, task, labels):
+        values = np.array(labels)
+        spread = f"standard deviation {values.std():.3g}"
+        return (
+            "targets",
+            f"mean {values.mean():.3g}, {spread}, from {values.min():g} to {values.max():g}",
+        )
+
+
+class Ranking(Kind):
+    """Documents of a query, by relevance."""
+
+    name = "ranking"
+    default_loss = "softmax"
+    default_metrics = ("mrr@10", "ndcg@10")
+    is_list = True
+    ranks = True
+    label_column = "number"
+    label_word = "grade"
+    least_label = 0.0
+    hub_tag = "text-ranking"
+
+    def check_label(self, task, label, where):
+        if not 0 <= label < math.inf:
+            raise InputError(
+                f"task {task.name!r}, {where}: relevance grade {label:g} is negative or not a "
+                "finite number"
+            )
+        return float(label)
+
+
+class Choice(Kind):
+    """Options of a question, one of which is chosen."""
+
+    name = "choice"
+    default_loss = "softmax"
+    default_metrics = ("accuracy",)
+    is_list = True
+
+    def check_label(self, task, label, where):
+        if label not in (0, 1):
+            raise InputError(
+                f"task {task.name!r}, {where}: label {label:g} of an option is out of range; "
+                "expected 1 (right) or 0 (wrong)"
+            )
+        return float(label)
+
+
+class LanguageModel(Kind):
+    """Each token of a text, predicted from those before it: a text is its own label.
+
+    The head gives each text's summed negative log-likelihood in nats and its number of predicted
+    tokens.
+    """
+
+    name = "language_model"
+    head = "language_model"
+    default_loss = "negative_log_likelihood"
+    default_metrics = ("perplexity", "nll")
+    counts_tokens = True
+
+    def num_outputs(self, task):
+        return 2
+
+    def is_unlabelled(self, task, label):
+        return False
+
+    def check_label(self, task, label, where):
+        return 0.0
+
+    def postprocess(self, task, scores):
+        """[N, 2]: sum and count."""
+        return scores
+
+    def columns(self, task, outputs):
+        """The prediction is the text's perplexity; "nll" is a sum over "tokens", in nats."""
+        perplexity = np.exp(outputs[:, 0] / outputs[:, 1])
+        return {
+            "prediction": perplexity.astype(float),
+            "nll": outputs[:, 0].astype(float),
+            "tokens": outputs[:, 1].astype(int),
+        }
+
+    def line(self, task, output, label):
+        return {name: column[0].item() for name, column in self.columns(task, output[None]).items()}
+
+    def read_line(self, line):
+        return [line["nll"], line["tokens"]]
+
+    def show(self, task, output):
+        return f"perplexity {np.exp(output[0] / output[1]):.1f}"
+
+    def show_label(self, task, label):
+        return ""
+
+    def summarize_labels(self, task, labels):
+        return None
+
+
+for _kind in (
+    Classification(),
+    Regression(),
+    Ranking(),
+    Choice(),
+    LanguageModel(),
+    MultiLabel(),
+    Ordinal(),
+):
+    register(_kind)
