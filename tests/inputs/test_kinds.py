@@ -1,0 +1,283 @@
+"""Kinds: every rule of each, and the proof that nothing else knows their names."""
+
+import copy
+import json
+import pathlib
+import pickle
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import Kind, cumulative_logits
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import Template
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+CLASSES = ("low", "middle", "high")
+finite = st.floats(-30, 30, width=32)
+
+
+def task(kind, **changes):
+    classes = CLASSES if kinds.get(kind).has_classes else ()
+    return Task("t", kind, Template("{x}"), classes=classes, **changes)
+
+
+def every_task():
+    return [task(name, label_range=(0.0, 5.0)) for name in kinds.names()]
+
+
+# --- One place ---
+
+NAMES = "|".join(kinds.names())
+BRANCHES = (
+    re.compile(r"\.kind\s*(==|!=|\bin\b|\bnot in\b)"),
+    re.compile(rf"\b(if|elif|while|and|or|not|else)\b[^#\n]*[\"']({NAMES})[\"']"),
+    re.compile(rf"(==|!=)\s*[\"']({NAMES})[\"']"),
+    re.compile(rf"[\"']({NAMES})[\"']\s*(==|!=)"),
+)
+
+
+def test_no_other_module_branches_on_a_kind():
+    branches = []
+    for folder in ("gemma_encoder", "experiments", "launch"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.is_symlink() or path.name == "kinds.py" or path.parent.is_symlink():
+                continue
+            for index, line in enumerate(path.read_text().splitlines(), 1):
+                if any(pattern.search(line.split("#")[0]) for pattern in BRANCHES):
+                    branches.append(f"{path.relative_to(ROOT)}:{index}: {line.strip()}")
+    assert not branches
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if task.kind == "ranking":',
+        'labels = 1 if own.kind in ("choice",) else 0',
+        'x = a if kind == "regression" else b',
+        'assert "ordinal" == kind',
+    ],
+)
+def test_the_search_sees_branches(line):
+    assert any(pattern.search(line) for pattern in BRANCHES)
+
+
+def test_a_kind_is_one_object():
+    ranking = kinds.get("ranking")
+    assert kinds.get(ranking) is ranking
+    assert copy.deepcopy(ranking) is ranking
+    assert pickle.loads(pickle.dumps(ranking)) is ranking
+    assert str(ranking) == "ranking"
+
+
+def test_an_unknown_kind_names_the_nearest():
+    with pytest.raises(InputError, match="unknown task kind 'ordinall'; did you mean 'ordinal'"):
+        kinds.get("ordinall")
+
+
+def test_a_name_is_registered_once():
+    class Again(Kind):
+        name = "ranking"
+
+    with pytest.raises(InputError, match="kind 'ranking' is already registered"):
+        kinds.register(Again())
+
+
+def test_every_kind_has_a_loss_and_metrics():
+    from gemma_encoder.evaluation import metrics
+    from gemma_encoder.model.heads import HEADS
+    from gemma_encoder.training.losses import LOSSES
+
+    for name in kinds.names():
+        kind = kinds.get(name)
+        assert kind.default_loss in LOSSES[name]
+        assert kind.head in HEADS
+        assert kind.default_metrics
+        metrics.check_names(kind, kind.default_metrics)
+
+
+# --- Outputs ---
+
+
+@given(arrays.arrays(np.float32, (4, 3), elements=finite))
+def test_probabilities_sum_to_one(scores):
+    for name in ("classification", "ordinal"):
+        of_kind = task(name)
+        used = scores[:, : of_kind.num_outputs]
+        outputs = of_kind.kind.postprocess(of_kind, used)
+        assert outputs.shape == (4, 3)
+        assert (outputs >= 0).all()
+        np.testing.assert_allclose(outputs.sum(axis=-1), 1, atol=1e-6)  # float32 of a few terms
+
+
+@given(arrays.arrays(np.float32, (5,), elements=finite))
+def test_thresholds_always_rise(scores):
+    """P(class > k) never rises with k; strictly falling logits unless a gap is below float32."""
+    logits = cumulative_logits(scores)
+    assert (np.diff(logits) <= 0).all()
+    gaps = np.logaddexp(0, scores[1:].astype(np.float64))
+    np.testing.assert_allclose(-np.diff(logits), gaps, rtol=1e-4, atol=1e-4)
+    assert logits[2] == scores[0]  # the middle one
+
+
+def test_the_first_ordinal_score_moves_all_classes():
+    ordinal = task("ordinal")
+    outputs = [
+        ordinal.kind.postprocess(ordinal, np.array([[score, 0.0]], np.float32))[0]
+        for score in (-9.0, 0.0, 9.0)
+    ]
+    assert [int(ordinal.kind.decide(ordinal, row)) for row in outputs] == [0, 1, 2]
+    assert [CLASSES[int(row.argmax())] for row in outputs] == ["low", "low", "high"]
+
+
+def test_the_median_class_has_the_least_expected_error():
+    ordinal = task("ordinal")
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), 200)
+    distances = np.abs(np.arange(3)[:, None] - np.arange(3))
+    expected = probabilities @ distances
+    decided = ordinal.kind.decide(ordinal, probabilities)
+    np.testing.assert_allclose(expected[np.arange(200), decided], expected.min(axis=1), atol=1e-12)
+
+
+def test_several_classes_are_decided_one_by_one():
+    several = task("multi_label")
+    outputs = several.kind.postprocess(several, np.array([[0.1, -0.1, 3.0]], np.float32))
+    assert several.kind.columns(several, outputs)["prediction"] == [["low", "high"]]
+    assert several.kind.show(several, outputs[0]) == "low 0.52, high 0.95"
+    assert several.kind.show(several, np.zeros(3)) == "no class"
+
+
+# --- Labels ---
+
+
+@pytest.mark.parametrize("name", ["classification", "ordinal"])
+@pytest.mark.parametrize("label", [-1, 3, 0.5, float("nan")])
+def test_a_class_out_of_range_is_refused(name, label):
+    with pytest.raises(InputError, match=r"task 't', record 3: label .* from 0 to 2 \(low, middle"):
+        task(name).check_label(label, "record 3")
+
+
+@pytest.mark.parametrize("label", [(0, 3), (-1,), (0.5,), 7.0])
+def test_one_of_several_classes_out_of_range_is_refused(label):
+    with pytest.raises(InputError, match=r"task 't', record 3: label .* indices from 0 to 2"):
+        task("multi_label").target(label, "record 3")
+
+
+def test_several_classes_are_a_vector_to_training():
+    several = task("multi_label")
+    assert several.target_width == 3
+    label, vector = several.target((0, 2), "x")
+    assert label == 0.0
+    np.testing.assert_array_equal(vector, [1, 0, 1])
+    np.testing.assert_array_equal(several.target((), "x")[1], [0, 0, 0])
+    assert not several.is_unlabelled(()) and several.is_unlabelled(-1.0)
+
+
+def test_kinds_with_classes_name_two_different_ones():
+    for name in kinds.names():
+        kind = kinds.get(name)
+        classes = ("a", "b")
+        if kind.has_classes:
+            for wrong in ((), ("a",), ("a", "a")):
+                with pytest.raises(InputError, match=f"kind {name} names at least two classes"):
+                    Task("t", name, Template("{x}"), classes=wrong)
+        else:
+            with pytest.raises(InputError, match=f"kind {name} has no classes"):
+                Task("t", name, Template("{x}"), classes=classes)
+
+
+def test_classes_read_off_a_file_have_an_order():
+    classification, ordinal = kinds.get("classification"), kinds.get("ordinal")
+    assert classification.order_classes({"b", "a", "10"}, "f") == ("10", "a", "b")
+    assert ordinal.order_classes({"10", "9", "1"}, "f") == ("1", "9", "10")
+    with pytest.raises(InputError, match=r"f.csv: the classes .* name them, lowest first"):
+        ordinal.order_classes({"good", "bad"}, "f.csv")
+
+
+# --- What is written of an example, and read back ---
+
+
+def an_output(of_kind, rng):
+    scores = rng.standard_normal((6, of_kind.num_outputs)).astype(np.float32)
+    if of_kind.kind.counts_tokens:
+        scores = np.abs(scores) + 1
+    return of_kind.kind.postprocess(of_kind, scores)
+
+
+def labels_of(of_kind):
+    if of_kind.kind.label_column == "classes":
+        return [(), (0,), (1, 2), (0, 1, 2), (2,), (1,)]
+    return [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("name", kinds.names())
+def test_a_line_is_json_and_gives_back_what_metrics_compare(name):
+    of_kind = task(name, label_range=(0.0, 5.0))
+    outputs = an_output(of_kind, np.random.default_rng(1))
+    labels = labels_of(of_kind)
+    decided = of_kind.kind.decide(of_kind, outputs)
+    for index, label in enumerate(labels):
+        line = of_kind.kind.line(of_kind, outputs[index], label)
+        line = json.loads(json.dumps(line))
+        # Probabilities are written with six digits.
+        np.testing.assert_allclose(of_kind.kind.read_line(line), decided[index], atol=1e-6)
+        if of_kind.kind.summarize_labels(of_kind, labels):
+            assert of_kind.kind.read_label(line) == label
+
+
+@pytest.mark.parametrize("name", kinds.names())
+def test_mistakes_are_wrong_and_described(name):
+    of_kind = task(name, label_range=(0.0, 5.0))
+    outputs, labels = an_output(of_kind, np.random.default_rng(2)), labels_of(of_kind)
+    severity = of_kind.kind.severity(of_kind, outputs, labels)
+    assert (severity is None) == (not of_kind.kind.mistake_measure)
+    if severity is None:
+        return
+    truth = of_kind.kind.metric_labels(of_kind, labels)
+    decided = of_kind.kind.decide(of_kind, outputs)
+    if of_kind.target_width:
+        decided = decided >= 0.5
+    for index in range(6):
+        wrong = bool(np.any(decided[index] != truth[index]))
+        assert (severity[index] > -np.inf) == wrong
+        line = of_kind.kind.line(of_kind, outputs[index], labels[index])
+        assert all(isinstance(text, str) for text in of_kind.kind.mistake(of_kind, line))
+
+
+@pytest.mark.parametrize("name", kinds.names())
+def test_a_baseline_is_a_constant_that_metrics_take(name):
+    from gemma_encoder.evaluation import metrics
+    from gemma_encoder.inputs.task import Example, ExampleTable
+
+    of_kind, table = task(name, label_range=(0.0, 5.0)), ExampleTable()
+    for label in labels_of(of_kind):
+        table.add(Example({"x": "y"}, label, "q", "d"))
+    values = metrics.baseline(of_kind, table)
+    if of_kind.kind.is_list or of_kind.kind.counts_tokens:
+        assert values == {}
+    else:
+        assert set(values) == set(of_kind.metrics)
+    if name == "classification":
+        assert values["accuracy"] == 0.5
+
+
+def test_attributions_name_their_target():
+    scores = np.array([0.1, 0.7, 0.2], np.float32)
+    several, one = task("multi_label"), task("classification")
+    weights, target, value = one.kind.direction(one, scores, None)
+    assert (target, value) == ("middle", pytest.approx(0.7))
+    np.testing.assert_allclose(weights, [-0.5, 1, -0.5])
+    weights, target, _ = several.kind.direction(several, scores, "high")
+    assert target == "high" and weights.tolist() == [0, 0, 1]
+    with pytest.raises(InputError, match="did you mean 'high'"):
+        one.kind.direction(one, scores, "hig")
+    for name in ("regression", "ranking", "ordinal"):
+        with pytest.raises(InputError, match="leave the target out"):
+            task(name).kind.direction(task(name), scores, "high")
