@@ -21,7 +21,7 @@ from gemma_encoder.model.config import EncoderConfig, LoraConfig
 from gemma_encoder.model.encoder import GemmaEncoder, skeleton
 from gemma_encoder.model.lora import fold_backbone
 from gemma_encoder.model.pooling import AveragePooler, KeyValueProbePooler, Projected
-from gemma_encoder.model.transformer import Call, layer_index
+from gemma_encoder.model.transformer import ForwardContext, layer_index
 
 METHODS = ("gradient_x_input", "occlusion")
 
@@ -72,7 +72,7 @@ def attention_maps(
     encoder, config = _encoder(predictor)
     transformer = config.transformer
     # Attention is computed anew beside the block, from the same projections: the block itself keeps no L x L array.
-    call = Call(
+    call = ForwardContext(
         jnp.ones_like(tokens),
         jnp.arange(tokens.shape[1])[None],
         attention or config.attention,

@@ -40,7 +40,7 @@ def test_the_residual_stream_under_the_maps_is_the_models(random_predictor):
     predictor = random_predictor()
     encoder, config = explain._encoder(predictor)
     tokens = explain._tokens(predictor, TEXT, None)[None]
-    call = explain.Call(
+    call = explain.ForwardContext(
         np.ones_like(tokens), np.arange(tokens.shape[1])[None], config.attention, 0.0, 0.0
     )
     x = encoder.backbone.embedding[...][tokens] * np.float32(np.sqrt(config.transformer.embed_dim))

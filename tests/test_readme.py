@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from gemma_encoder.evaluation import submission
+from gemma_encoder.evaluation import leaderboards
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
@@ -156,7 +156,7 @@ def run(home, words: list[str], folder: pathlib.Path | None = None) -> subproces
 
 def enlarge(predictions: pathlib.Path) -> None:
     """Repeats the predictions of the small test sets until they are as many as a leaderboard's."""
-    for file in submission.BENCHMARKS["glue"]:
+    for file in leaderboards.BENCHMARKS["glue"]:
         path = predictions / f"{file.task}.{file.split}.jsonl"
         line = json.loads(path.read_text().splitlines()[0])
         path.write_text(

@@ -8,6 +8,7 @@ B batch, L length, T queries of a chunk, S keys that they see, N query heads, K 
 
 import functools
 import logging
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -183,51 +184,88 @@ def xla_attention(
 ) -> Float[Array, "B L N H"]:
     """Attention in plain XLA, on any device.
 
-    Long rows are taken `chunk` queries at a time and their probabilities computed again in the backward pass, so memory is
-    chunk x L on global layers and chunk x (chunk + reach) on local ones.
+    Long rows are taken `chunk` queries at a time and their probabilities computed again in the
+    backward pass, so memory is chunk x L on global layers and chunk x (chunk + reach) on local
+    ones.
     """
     length = query.shape[1]
     if length <= 2 * chunk:
-        return _attend(
-            query,
-            key,
-            value,
-            visible(segment_ids, positions, causal=spec.causal, reach=spec.reach),
-            spec.soft_cap,
-            dropout_rate,
-            dropout_key,
-        )
-    chunks = -(-length // chunk)
-    fill = chunks * chunk - length
-    left, right = (length, length) if spec.reach is None else spec.reach
-    right = 0 if spec.causal else right
-    near = chunk + left + right < chunks * chunk  # else every chunk may see the whole row
-    left, span = (left, chunk + left + right) if near else (0, chunks * chunk)
-
-    def padded(x: Array, before: int, after: int, value: int = 0) -> Array:
-        return jnp.pad(
-            x, ((0, 0), (before, after), *((0, 0),) * (x.ndim - 2)), constant_values=value
-        )
-
-    after = fill + (right if near else 0)
-    # No text has segment −1, so what pads the row is seen by itself alone.
-    queries, query_segments, query_positions = (
-        padded(query, 0, fill),
-        padded(segment_ids, 0, fill, -1),
-        padded(positions, 0, fill),
+        sees = visible(segment_ids, positions, causal=spec.causal, reach=spec.reach)
+        return _attend(query, key, value, sees, spec.soft_cap, dropout_rate, dropout_key)
+    return _attend_in_chunks(
+        query,
+        key,
+        value,
+        segment_ids=segment_ids,
+        positions=positions,
+        spec=spec,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        chunks=_Chunks.of(length, chunk, spec),
     )
-    keys, values, key_segments, key_positions = (
-        padded(key, left, after), padded(value, left, after), padded(segment_ids, left, after, -1), padded(positions, left, after)
-    )  # fmt: skip
 
-    def one(number: Array) -> Array:
-        at = number * chunk
-        cut_queries = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=at, slice_size=chunk, axis=1
-        )
-        cut_keys = functools.partial(
-            jax.lax.dynamic_slice_in_dim, start_index=at if near else 0, slice_size=span, axis=1
-        )
+
+class _Chunks(NamedTuple):
+    """How a row is cut into chunks of queries, each with the keys that it may see.
+
+    Attributes:
+        size: queries of a chunk.
+        count: chunks of a row.
+        fill: padding after the row's queries, so that the last chunk is full.
+        near: whether a chunk gets the keys around it; otherwise every chunk gets the whole row.
+        span: keys that a chunk gets.
+        before, after: padding of the row's keys, so that every span lies in it.
+    """
+
+    size: int
+    count: int
+    fill: int
+    near: bool
+    span: int
+    before: int
+    after: int
+
+    @classmethod
+    def of(cls, length: int, size: int, spec: AttentionSpec) -> "_Chunks":
+        count = -(-length // size)
+        whole = count * size
+        fill = whole - length
+        left, right = (length, length) if spec.reach is None else spec.reach
+        right = 0 if spec.causal else right
+        span = size + left + right
+        if span < whole:
+            return cls(size, count, fill, True, span, left, fill + right)
+        return cls(size, count, fill, False, whole, 0, fill)
+
+
+def _attend_in_chunks(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B L K H"],
+    value: Float[Array, "B L K H"],
+    *,
+    segment_ids: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    spec: AttentionSpec,
+    dropout_rate: float,
+    dropout_key: Array | None,
+    chunks: _Chunks,
+) -> Float[Array, "B L N H"]:
+    fill, before, after = chunks.fill, chunks.before, chunks.after
+    # No text has segment −1, so what pads the row is seen by itself alone.
+    queries = _padded(query, 0, fill)
+    query_segments = _padded(segment_ids, 0, fill, -1)
+    query_positions = _padded(positions, 0, fill)
+    keys = _padded(key, before, after)
+    values = _padded(value, before, after)
+    key_segments = _padded(segment_ids, before, after, -1)
+    key_positions = _padded(positions, before, after)
+
+    def one(index: Int[Array, ""]) -> Float[Array, "B T N H"]:
+        first = index * chunks.size
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
+        cut_queries = functools.partial(cut, start_index=first, slice_size=chunks.size)
+        first_key = first if chunks.near else 0
+        cut_keys = functools.partial(cut, start_index=first_key, slice_size=chunks.span)
         sees = visible(
             cut_queries(query_segments),
             cut_queries(query_positions),
@@ -236,7 +274,7 @@ def xla_attention(
             key_segment_ids=cut_keys(key_segments),
             key_positions=cut_keys(key_positions),
         )
-        draw = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+        chunk_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
         return _attend(
             cut_queries(queries),
             cut_keys(keys),
@@ -244,13 +282,19 @@ def xla_attention(
             sees,
             spec.soft_cap,
             dropout_rate,
-            draw,
+            chunk_key,
         )
 
-    encoded = jax.lax.map(jax.checkpoint(one), jnp.arange(chunks))
-    return jnp.moveaxis(encoded, 0, 1).reshape(query.shape[0], chunks * chunk, *query.shape[2:])[
-        :, :length
-    ]
+    encoded = jax.lax.map(jax.checkpoint(one), jnp.arange(chunks.count))
+    batch, length, *heads = query.shape
+    rows = jnp.moveaxis(encoded, 0, 1).reshape(batch, chunks.count * chunks.size, *heads)
+    return rows[:, :length]
+
+
+def _padded(x: Array, before: int, after: int, value: int = 0) -> Array:
+    """`x` with padding along its second axis, the row's length."""
+    widths = ((0, 0), (before, after), *((0, 0),) * (x.ndim - 2))
+    return jnp.pad(x, widths, constant_values=value)
 
 
 def _attend(

@@ -68,66 +68,25 @@ def splash_attention(
     mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "B L N H"]:
-    """JAX's splash attention (`jax.experimental.pallas.ops.tpu.splash_attention`): blocks that nobody may see are never touched.
+    """JAX's splash attention for TPUs: blocks that are masked as a whole are never touched.
+
+    Source: `jax.experimental.pallas.ops.tpu.splash_attention`.
 
     Args:
         query, key, value: queries scaled; heads may be grouped.
         segment_ids: 0 where padding.
         spec: what is seen, and the soft cap.
-        mesh: rows are cut over `data` and `fsdp`, heads over `tensor` where it divides them; None on one device.
+        mesh: rows are sharded over `data` and `fsdp`, heads over `tensor` where it divides them;
+            None on one device.
         interpret: run the kernel's semantics on a CPU, slowly, for tests.
     """
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash
-
-    length = query.shape[1]
-    fill = -length % LANES
-    size = length + fill
-    block = next(block for block in BLOCKS if size % block == 0)
-    if spec.reach is not None:
-        left, right = spec.reach
-        mask = splash.LocalMask((size, size), (left, 0 if spec.causal else right), 0)
-    else:
-        mask = splash.CausalMask((size, size)) if spec.causal else splash.FullMask((size, size))
-    sizes = splash.BlockSizes(
-        **{
-            f"block_{name}": block
-            for name in (
-                "q",
-                "kv",
-                "kv_compute",
-                "q_dkv",
-                "kv_dkv",
-                "kv_dkv_compute",
-                "q_dq",
-                "kv_dq",
-            )
-        },
-    )
-
-    def on_one_device(query, key, value, segment_ids):
-        kernel = splash.make_splash_mha(
-            splash.MultiHeadMask([mask] * query.shape[2]),
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            attn_logits_soft_cap=spec.soft_cap,
-            interpret=interpret,
-        )
-        heads_first = [
-            jnp.moveaxis(jnp.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0))), 2, 1)
-            for x in (query, key, value)
-        ]
-        ids = jnp.pad(segment_ids, ((0, 0), (0, fill)))
-        encoded = jax.vmap(
-            lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids))
-        )(*heads_first, ids)
-        return jnp.moveaxis(encoded, 1, 2)[:, :length]
-
+    on_one_device = functools.partial(_splash_on_one_device, spec=spec, interpret=interpret)
     if mesh is None or mesh.size == 1:
         return on_one_device(query, key, value, segment_ids)
-    cut = mesh.shape["tensor"]
+    shards = mesh.shape["tensor"]
     heads, kv_heads = query.shape[2], key.shape[2]
-    query_axis = "tensor" if heads % cut == 0 and (kv_heads % cut == 0 or kv_heads == 1) else None
+    divides = heads % shards == 0 and (kv_heads % shards == 0 or kv_heads == 1)
+    query_axis = "tensor" if divides else None
     rows = ("data", "fsdp")
     of_query = P(rows, None, query_axis, None)
     of_key = P(rows, None, query_axis if kv_heads > 1 else None, None)
@@ -138,6 +97,57 @@ def splash_attention(
         out_specs=of_query,
         check_vma=False,
     )(query, key, value, segment_ids)
+
+
+def _splash_on_one_device(
+    query: Float[Array, "B L N H"],
+    key: Float[Array, "B L K H"],
+    value: Float[Array, "B L K H"],
+    segment_ids: Int[Array, "B L"],
+    *,
+    spec: AttentionSpec,
+    interpret: bool,
+) -> Float[Array, "B L N H"]:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    length, heads = query.shape[1:3]
+    fill = -length % LANES
+    size = length + fill
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([_splash_mask(spec, size)] * heads),
+        block_sizes=_splash_blocks(size),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=spec.soft_cap,
+        interpret=interpret,
+    )
+    heads_first = [
+        jnp.moveaxis(jnp.pad(x, ((0, 0), (0, fill), (0, 0), (0, 0))), 2, 1)
+        for x in (query, key, value)
+    ]
+    ids = jnp.pad(segment_ids, ((0, 0), (0, fill)))
+    encoded = jax.vmap(
+        lambda q, k, v, ids: kernel(q, k, v, segment_ids=splash.SegmentIds(ids, ids))
+    )(*heads_first, ids)
+    return jnp.moveaxis(encoded, 1, 2)[:, :length]
+
+
+def _splash_mask(spec: AttentionSpec, size: int):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    if spec.reach is not None:
+        left, right = spec.reach
+        return splash.LocalMask((size, size), (left, 0 if spec.causal else right), 0)
+    return splash.CausalMask((size, size)) if spec.causal else splash.FullMask((size, size))
+
+
+def _splash_blocks(size: int):
+    """Blocks of one size everywhere: the largest that divides the row."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    block = next(block for block in BLOCKS if size % block == 0)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    return splash.BlockSizes(**{f"block_{name}": block for name in names})
 
 
 def cudnn_attention(

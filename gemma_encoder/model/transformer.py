@@ -23,8 +23,8 @@ from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, normal_par
 from gemma_encoder.model.lora import adapt, cast_adapters
 
 
-class Call(NamedTuple):
-    """What every block of one forward pass shares."""
+class ForwardContext(NamedTuple):
+    """The inputs and options that all blocks of one forward pass share."""
 
     segment_ids: Int[Array, "B L"]
     positions: Int[Array, "B L"]
@@ -76,17 +76,19 @@ class Block(nnx.Module):
         self.post_mlp_norm = RMSNorm(D, stack)
 
     def __call__(
-        self, x: Float[Array, "B L D"], call: Call, key: Array | None
+        self, x: Float[Array, "B L D"], context: ForwardContext, key: Array | None
     ) -> Float[Array, "B L D"]:
         """Applies the layer. `key` draws its dropout; None means none."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        x += self.post_attention_norm(self._attend(self.pre_attention_norm(x), call, attention_key))
+        x += self.post_attention_norm(
+            self._attend(self.pre_attention_norm(x), context, attention_key)
+        )
         gate, up = self._gate_and_up(flat_tokens(self.pre_mlp_norm(x)))
         output = jnp.einsum(
             "TF,FD->TD", jax.nn.gelu(gate, approximate=True) * up, self.linear[...].astype(x.dtype)
         )
         return x + dropout(
-            self.post_mlp_norm(output.reshape(x.shape)), call.feed_forward_dropout, mlp_key
+            self.post_mlp_norm(output.reshape(x.shape)), context.feed_forward_dropout, mlp_key
         )
 
     def _gate_and_up(
@@ -114,27 +116,27 @@ class Block(nnx.Module):
         )
 
     def _attend(
-        self, x: Float[Array, "B L D"], call: Call, key: Array | None
+        self, x: Float[Array, "B L D"], context: ForwardContext, key: Array | None
     ) -> Float[Array, "B L D"]:
-        query, keys, values = self.projections(x, call)
+        query, keys, values = self.projections(x, context)
         encoded = dot_product_attention(
             query,
             keys,
             values,
-            segment_ids=call.segment_ids,
-            positions=call.positions,
-            spec=self.config.attention_spec(self.kind, call.attention),
-            dropout_rate=call.attention_dropout,
+            segment_ids=context.segment_ids,
+            positions=context.positions,
+            spec=self.config.attention_spec(self.kind, context.attention),
+            dropout_rate=context.attention_dropout,
             dropout_key=key,
-            implementation=call.implementation,
-            mesh=call.mesh,
+            implementation=context.implementation,
+            mesh=context.mesh,
         )
         return self._over_heads(
             "TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...]
         ).reshape(x.shape)
 
     def projections(
-        self, x: Float[Array, "B L D"], call: Call
+        self, x: Float[Array, "B L D"], context: ForwardContext
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
         """Queries (scaled), keys and values of the normed residual stream, as attention takes them: normed and rotated."""
         config, flat, rows = self.config, flat_tokens(x), x.shape[:2]
@@ -153,8 +155,8 @@ class Block(nnx.Module):
             else (config.local_rope_base, 1.0)
         )
         return (
-            rotate(query, call.positions, base=base, scale=scale) * config.query_scale,
-            rotate(keys, call.positions, base=base, scale=scale),
+            rotate(query, context.positions, base=base, scale=scale) * config.query_scale,
+            rotate(keys, context.positions, base=base, scale=scale),
             values,
         )
 
@@ -182,7 +184,7 @@ class Transformer(nnx.Module):
             one = jnp.zeros((1, 1), jnp.int32)
             example = (
                 jnp.zeros((1, 1, config.embed_dim)),
-                Call(one + 1, one, "bidirectional", 0.0, 0.0),
+                ForwardContext(one + 1, one, "bidirectional", 0.0, 0.0),
                 None,
             )
             return adapt(make, example, self.lora, rngs, stack)
@@ -216,7 +218,8 @@ class Transformer(nnx.Module):
 
         Args:
             tokens: ids below the vocabulary's size.
-            segment_ids: which text of its row a token belongs to, 0 where padding; by default one text a row.
+            segment_ids: which text of its row a token belongs to, 0 where padding; by default one
+                text a row.
             positions: of each token in its own text; by default counted from the row's start.
             attention: "bidirectional" or "causal".
             compute_dtype: of the activations; parameters are cast as they are used.
@@ -224,9 +227,9 @@ class Transformer(nnx.Module):
             dropout_key: layer i draws from fold_in(dropout_key, i).
             remat: one of `REMAT_POLICIES`.
             implementation: of attention, as `choose_implementation` knows them.
-            mesh: what rows and parameters are spread over, where attention is a kernel of one device.
+            mesh: what rows and parameters are spread over, where attention is a kernel of one
+                device.
         """
-        config = self.config
         if attention not in ATTENTION:
             raise unknown("attention", attention, ATTENTION)
         if remat not in REMAT_POLICIES:
@@ -237,60 +240,78 @@ class Transformer(nnx.Module):
             positions = jnp.broadcast_to(
                 jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape
             )
-        implementation = choose_implementation(
-            implementation,
-            platform=jax.default_backend() if mesh is None else mesh.devices.flat[0].platform,
-            dtype=compute_dtype,
-            head_dim=config.head_dim,
-            soft_cap=config.attention_soft_cap,
-            dropout_rate=0.0 if dropout_key is None else attention_dropout,
-        )
-        call = Call(
+        context = ForwardContext(
             segment_ids,
             positions,
             attention,
             attention_dropout,
             feed_forward_dropout,
-            implementation,
+            self._implementation(
+                implementation,
+                compute_dtype,
+                dropout_rate=0.0 if dropout_key is None else attention_dropout,
+                mesh=mesh,
+            ),
             mesh,
         )
+        x = spread_rows(self._embed(tokens, compute_dtype), mesh)
+        return self.final_norm(self._run_layers(x, context, dropout_key, remat))
+
+    def _implementation(
+        self, name: str, compute_dtype: jnp.dtype, *, dropout_rate: float, mesh: Mesh | None
+    ) -> str:
+        return choose_implementation(
+            name,
+            platform=jax.default_backend() if mesh is None else mesh.devices.flat[0].platform,
+            dtype=compute_dtype,
+            head_dim=self.config.head_dim,
+            soft_cap=self.config.attention_soft_cap,
+            dropout_rate=dropout_rate,
+        )
+
+    def _embed(self, tokens: Int[Array, "B L"], compute_dtype: jnp.dtype) -> Float[Array, "B L D"]:
         table = self.embedding[...]
+        rows = table[tokens]
         # Gemma scales by √D in the parameters' dtype: in bfloat16 the factor itself is rounded.
-        x = spread_rows(
-            (table[tokens] * jnp.sqrt(config.embed_dim).astype(table.dtype)).astype(compute_dtype),
-            mesh,
-        )
+        scale = jnp.sqrt(self.config.embed_dim).astype(table.dtype)
+        return (rows * scale).astype(compute_dtype)
+
+    def _run_layers(
+        self,
+        x: Float[Array, "B L D"],
+        context: ForwardContext,
+        dropout_key: Array | None,
+        remat: str,
+    ) -> Float[Array, "B L D"]:
+        """Scans over the repeated pattern, then applies the layers of the cut-short last one."""
+        period, repeats = len(self.config.pattern), self.config.num_repeats
 
         def layer_key(index) -> Array | None:
             return None if dropout_key is None else jax.random.fold_in(dropout_key, index)
 
         def apply(graph, state, x, key):
-            state = cast_adapters(state, compute_dtype) if self.lora.rank else state
-            return spread_rows(nnx.merge(graph, state)(x, call, key), mesh)
+            state = cast_adapters(state, x.dtype) if self.lora.rank else state
+            return spread_rows(nnx.merge(graph, state)(x, context, key), context.mesh)
 
-        period = len(config.pattern)
-        if config.num_repeats:
+        if repeats:
             graphs, states = zip(*(nnx.split(block) for block in self.blocks), strict=True)
 
             def repeat(x, inputs):
-                states, number = inputs
+                states, index = inputs
                 for offset, (graph, state) in enumerate(zip(graphs, states, strict=True)):
-                    x = apply(graph, state, x, layer_key(number * period + offset))
+                    x = apply(graph, state, x, layer_key(index * period + offset))
                 return x, None
 
-            x, _ = jax.lax.scan(
-                _rematerialised(repeat, remat), x, (states, jnp.arange(config.num_repeats))
-            )
+            x, _ = jax.lax.scan(_rematerialised(repeat, remat), x, (states, jnp.arange(repeats)))
         for offset, block in enumerate(self.rest):
             graph, state = nnx.split(block)
 
             def one(x, state, key, graph=graph):
                 return apply(graph, state, x, key)
 
-            x = _rematerialised(one, remat)(
-                x, state, layer_key(config.num_repeats * period + offset)
-            )
-        return self.final_norm(x)
+            key = layer_key(repeats * period + offset)
+            x = _rematerialised(one, remat)(x, state, key)
+        return x
 
 
 def _rematerialised(function, policy: str):

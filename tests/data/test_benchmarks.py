@@ -15,7 +15,7 @@ from gemma_encoder.data.reader import Reader
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.data.tfds import TfdsSource, declare_tfds
-from gemma_encoder.evaluation import submission
+from gemma_encoder.evaluation import leaderboards, submission
 from gemma_encoder.evaluation.evaluator import Predictions, predict
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
@@ -583,8 +583,8 @@ def predicted(tables, tmp_path_factory):
 
 
 SIZES = {
-    "glue": {file.name: official.TEST for file in submission.BENCHMARKS["glue"]},
-    "superglue": {file.name: official.TEST for file in submission.BENCHMARKS["superglue"]}
+    "glue": {file.name: official.TEST for file in leaderboards.BENCHMARKS["glue"]},
+    "superglue": {file.name: official.TEST for file in leaderboards.BENCHMARKS["superglue"]}
     | {"MultiRC.jsonl": 10},
 }
 
@@ -615,7 +615,7 @@ def test_a_submission_says_what_the_model_said(benchmark, predicted):
         "CB.jsonl": ("entailment", "contradiction", "neutral"),
         "MultiRC.jsonl": (0, 1),
     }
-    for file in submission.BENCHMARKS[benchmark]:
+    for file in leaderboards.BENCHMARKS[benchmark]:
         lines = said[file.task, file.split]
         if file.name == "STS-B.tsv":
             expected = {info["idx"]: f"{min(max(output, 0), 5):.3f}" for info, _, output in lines}

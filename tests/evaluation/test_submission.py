@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_encoder.evaluation import submission
+from gemma_encoder.evaluation import leaderboards, submission
 from gemma_encoder.inputs.errors import InputError
 
 LABELS = {
@@ -51,7 +51,7 @@ def archive(benchmark, count=3, **changes):
     """A submission with `count` predictions a file, None for the real number; changes replace a file's content, None takes it away."""
     files = {
         file.name: content(file.name, count or file.count)
-        for file in submission.BENCHMARKS[benchmark]
+        for file in leaderboards.BENCHMARKS[benchmark]
     } | {k.replace("__", "."): v for k, v in changes.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
@@ -62,10 +62,10 @@ def archive(benchmark, count=3, **changes):
 
 
 def sizes(benchmark, count=3):
-    return {file.name: count for file in submission.BENCHMARKS[benchmark]}
+    return {file.name: count for file in leaderboards.BENCHMARKS[benchmark]}
 
 
-@pytest.mark.parametrize("benchmark", submission.BENCHMARKS)
+@pytest.mark.parametrize("benchmark", leaderboards.BENCHMARKS)
 @pytest.mark.parametrize("count", [1, 5])
 def test_what_is_complete_passes(benchmark, count):
     assert submission.check(archive(benchmark, count), benchmark, sizes(benchmark, count)) == sizes(
@@ -196,7 +196,7 @@ def test_all_faulty_files_are_named_at_once():
 def test_nested_labels_read_back_as_they_were(ids, random):
     labels = {idx: random.randint(0, 1) for idx in ids}
     nested = submission._nest(
-        [(dict(zip(submission.IDS, idx, strict=True)), label) for idx, label in labels.items()]
+        [(dict(zip(leaderboards.IDS, idx, strict=True)), label) for idx, label in labels.items()]
     )
     lines = "".join(json.dumps(entry) + "\n" for entry in nested)
     assert (

@@ -9,7 +9,7 @@ from flax import nnx
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.attention import dot_product_attention
 from gemma_encoder.model.config import AttentionSpec
-from gemma_encoder.model.transformer import Call, Transformer, layer_index
+from gemma_encoder.model.transformer import ForwardContext, Transformer, layer_index
 
 ROWS, LENGTH = 2, 7
 DROPOUT = {"attention_dropout": 0.2, "feed_forward_dropout": 0.3}
@@ -57,7 +57,7 @@ def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout, q
     layers = layers_in_order(transformer)
     assert tuple(layer.kind for layer in layers) == transformer.config.layer_kinds
     positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
-    call = Call(jnp.ones_like(some_tokens()), positions, "causal", **rates)
+    call = ForwardContext(jnp.ones_like(some_tokens()), positions, "causal", **rates)
     apply = nnx.jit(lambda layer, x, key: layer(x, call, key))
     x = transformer.embedding[...][some_tokens()] * jnp.sqrt(
         jnp.float32(transformer.config.embed_dim)

@@ -7,7 +7,7 @@ import pytest
 
 from gemma_encoder.data import registry
 from gemma_encoder.data.memory import MemorySource
-from gemma_encoder.evaluation import submission
+from gemma_encoder.evaluation import leaderboards, submission
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
@@ -73,7 +73,7 @@ def test_a_mixture_of_benchmarks_trains_evaluates_and_predicts(micro, benchmarks
     ]
     files = {
         file.task: file
-        for file in submission.BENCHMARKS["glue"] + submission.BENCHMARKS["superglue"]
+        for file in leaderboards.BENCHMARKS["glue"] + leaderboards.BENCHMARKS["superglue"]
         if file.task in MIXTURE
     }
     for file in files.values():
