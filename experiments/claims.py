@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.statistics import Cell
+from gemma_encoder.experiments.statistics import Cell
 from gemma_encoder.evaluation.bootstrap import Interval
 
 HOLDS, FAILS, UNKNOWN = "holds at this scale", "does not hold at this scale", "cannot be told"

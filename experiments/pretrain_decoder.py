@@ -137,7 +137,7 @@ def write(
     import numpy as np
 
     import gemma_encoder as ge
-    from experiments.ngram import Trigram
+    from gemma_encoder.experiments.ngram import Trigram
     from gemma_encoder.inputs.template import encode
     from gemma_encoder.training.metrics_log import read_metrics
 

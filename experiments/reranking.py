@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.statistics import Cell, seed_draws
+from gemma_encoder.experiments.statistics import Cell, seed_draws
 from gemma_encoder.evaluation import bootstrap, weighted
 from gemma_encoder.evaluation.bootstrap import Interval
 

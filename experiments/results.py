@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.studies import MINI
+from gemma_encoder.experiments.studies import MINI
 from gemma_encoder.evaluation import metrics, ranking
 from gemma_encoder.evaluation.evaluator import Predictions
 from gemma_encoder.inputs.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import glue, msmarco, superglue
+from gemma_encoder.experiments import glue, msmarco, superglue
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.model.config import GEMMA_CONFIGS
 from gemma_encoder.training import recipe

@@ -33,8 +33,8 @@ if __name__ == "__main__":
     runtime.use_huge_pages()
 runtime.quiet()
 
-from experiments import ablations, results, studies
-from experiments.results import Place
+from gemma_encoder.experiments import ablations, results, studies
+from gemma_encoder.experiments.results import Place
 from gemma_encoder.inputs.errors import InputError, one_line, unknown
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "seqio")

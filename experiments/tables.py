@@ -10,11 +10,11 @@ import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments import ablations, claims, plots, reranking, results
-from experiments.ablations.main_tables import PUBLISHED
-from experiments.results import Results
-from experiments.statistics import Cell, cells, verdict
-from experiments.studies import MINI, SCALES, Study
+from gemma_encoder.experiments import ablations, claims, plots, reranking, results
+from gemma_encoder.experiments.ablations.main_tables import PUBLISHED
+from gemma_encoder.experiments.results import Results
+from gemma_encoder.experiments.statistics import Cell, cells, verdict
+from gemma_encoder.experiments.studies import MINI, SCALES, Study
 from gemma_encoder.evaluation.bootstrap import RESAMPLES, Interval
 from gemma_encoder.inputs.errors import InputError
 

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 
 from gemma_encoder import commandline
 from gemma_encoder.inputs.errors import InputError, unknown
-from launch import command
+from gemma_encoder.launch import command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # the git repository whose HEAD is launched
 

@@ -37,8 +37,8 @@ from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.model import sharding
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.step import make_program
-from launch import flops, hlo
-from launch.chips import CHIPS, Chip
+from gemma_encoder.launch import flops, hlo
+from gemma_encoder.launch.chips import CHIPS, Chip
 
 FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
 CONFIG = config_flags.DEFINE_config_file(

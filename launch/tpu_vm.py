@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.processes import EXIT_PREEMPTED
-from launch import cluster, command
+from gemma_encoder.launch import cluster, command
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
 LARGEST_HOST = 8  # chips of one TPU VM

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.processes import EXIT_PREEMPTED
-from launch import cluster, command
+from gemma_encoder.launch import cluster, command
 
 LARGEST_HOST = 4  # chips of one machine: xpk makes pools of machines with one or four
 GRACE_SECONDS = 120  # from the notice to the end: time to save a checkpoint

@@ -8,7 +8,7 @@ The parts are the first records, of at least eight. Training is as long in examp
 
 from ml_collections import ConfigDict
 
-from experiments.studies import Changes, Row, Study, records
+from gemma_encoder.experiments.studies import Changes, Row, Study, records
 from gemma_encoder.training.recipe import Duration
 
 

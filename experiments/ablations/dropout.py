@@ -4,7 +4,7 @@ python -m experiments.sweep --study=dropout --results=RESULTS --scale=mini --see
 TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/dropout.py:task=sst2,row=none --workdir=runs/none
 """
 
-from experiments.studies import Row, Study
+from gemma_encoder.experiments.studies import Row, Study
 
 
 def _rows() -> list[Row]:

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 COMPARED = ("output", "gradient of query", "gradient of key", "gradient of value")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 ROWS, LENGTH = 4, 128
 DATA = {"reader": b"the state of a reader stands here"}  # a few megabytes in a run

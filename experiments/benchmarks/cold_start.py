@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 import time
 
-from experiments.benchmarks import fresh, harness, models, rerank
+from gemma_encoder.experiments.benchmarks import fresh, harness, models, rerank
 
 TASK = "msmarco"
 OURS = ("ours", "ours, programs kept")

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import fresh, harness
+from gemma_encoder.experiments.benchmarks import fresh, harness
 
 ROWS, LENGTH = 2, 128
 COMPILING = {  # what JAX reports of itself, by what this table calls it

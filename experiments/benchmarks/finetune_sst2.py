@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 ROW = 128
 SEGMENTS = 12

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 MARK = "fresh-result: "
 

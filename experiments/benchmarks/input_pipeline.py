@@ -22,7 +22,7 @@ runtime.quiet()
 import numpy as np
 from absl import logging
 
-from experiments import glue
+from gemma_encoder.experiments import glue
 from gemma_encoder.data import prepared, registry
 from gemma_encoder.data.pipeline import StreamOptions, TrainStream
 from gemma_encoder.data.prepared import PreparedSource

@@ -7,7 +7,7 @@ What a model reaches is told against this, not against a data sheet. Needs the e
 
 import numpy as np
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 COUNT = 4  # products in a turn, one after another
 

@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import finetune_sst2, fresh, harness, models
+from gemma_encoder.experiments.benchmarks import finetune_sst2, fresh, harness, models
 
 EVALUATED = 24  # texts
 

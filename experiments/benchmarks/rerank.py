@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 TASK = "msmarco"
 TEMPLATE = "Query: {query} Document: {document}"  # the task's own, whose module is heavy to import

@@ -23,7 +23,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 SLICES = {
     16: ("v5e:4x4", 1),

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 LAST_TOKEN = 8_000  # of the small tokenizer: ids are drawn below it
 

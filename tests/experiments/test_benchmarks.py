@@ -13,8 +13,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments.benchmarks import all as every
-from experiments.benchmarks import (
+from gemma_encoder.experiments.benchmarks import all as every
+from gemma_encoder.experiments.benchmarks import (
     attention,
     checkpoint,
     cold_start,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from launch import cluster, worker
+from gemma_encoder.launch import cluster, worker
 
 WORKER = cluster.ROOT / "launch" / "worker.py"
 
