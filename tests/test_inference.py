@@ -12,7 +12,7 @@ import pytest
 
 import gemma_encoder as ge
 from gemma_encoder import inference
-from gemma_encoder.data.pipeline import evaluation_stream
+from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.evaluation import evaluator
 from gemma_encoder.evaluation.forward import place_batch
 from gemma_encoder.inputs.errors import InputError

@@ -8,8 +8,8 @@ import pytest
 
 from gemma_encoder import prepare
 from gemma_encoder.data import prepared, registry
+from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.data.pipeline import TrainStream
-from gemma_encoder.data.source import MemorySource
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template

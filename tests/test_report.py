@@ -10,12 +10,15 @@ import sys
 import numpy as np
 import pytest
 
-from gemma_encoder import report, report_plots
+from gemma_encoder import report
 from gemma_encoder.evaluation import bootstrap
 from gemma_encoder.evaluation.evaluator import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
+from gemma_encoder.report import plots
+from gemma_encoder.report.runs import Run, unique_names
+from gemma_encoder.report.scoring import score
 from gemma_encoder.weights.native import FORMAT_VERSION
 
 MOOD = Task(
@@ -213,8 +216,8 @@ def test_groups_are_drawn_whole(tmp_path):
     found = Predictions(
         EXAM, "validation", np.stack([1 - probabilities, probabilities], axis=1), table(examples)
     )
-    run = report.Run.load(write_run(tmp_path / "one", [found]), "one")
-    (scored,) = report._scored(run)
+    run = Run.load(write_run(tmp_path / "one", [found]), "one")
+    (scored,) = score(run)
     measure = scored.metrics["exact_match"]
     assert (
         len(scored.units) == 20 and measure(np.arange(20)) == found.metrics()["exact_match"] == 0.75
@@ -272,13 +275,13 @@ def test_no_more_texts_are_kept_than_stated(monkeypatch):
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.93, 0.97), (-3, 220), (1e-6, 2e-6), (5, 5)])
 def test_ticks_are_round_and_inside(low, high):
-    found = report_plots.ticks(low, high)
+    found = plots.ticks(low, high)
     assert 2 <= len(found) <= 12
     span = (high - low) or 1
     assert all(low - span * 0.51 <= tick <= high + span * 0.51 for tick in found)
     assert all(
-        len(report_plots.short(tick)) <= 7
-        and float(report_plots.short(tick)) == pytest.approx(tick, rel=1e-2, abs=1e-12)
+        len(plots.short(tick)) <= 7
+        and float(plots.short(tick)) == pytest.approx(tick, rel=1e-2, abs=1e-12)
         for tick in found
     )
 
@@ -327,9 +330,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [
         write_run(tmp_path / folder / "run", [moods([0, 1], [0.2, 0.8])]) for folder in ("a", "b")
     ]
-    assert report._names(runs) == ["a/run", "b/run"]
+    assert unique_names(runs) == ["a/run", "b/run"]
     with pytest.raises(InputError, match="named twice"):
-        report._names([runs[0], runs[0]])
+        unique_names([runs[0], runs[0]])
 
 
 def test_it_needs_no_tensorflow():

@@ -24,9 +24,10 @@ from absl import logging
 
 from gemma_encoder.experiments import glue
 from gemma_encoder.data import prepared, registry
-from gemma_encoder.data.pipeline import StreamOptions, TrainStream
+from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.prepared import PreparedSource
 from gemma_encoder.data.source import DataOptions, Source, load_seqio
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.tokenizer import SMALL, Tokenizer
 from gemma_encoder.training import loop

@@ -145,8 +145,9 @@ def measure_lists(folder: pathlib.Path) -> dict[str, float]:
     }
     logging.set_verbosity(logging.ERROR)
     from gemma_encoder.data import registry
-    from gemma_encoder.data.pipeline import StreamOptions, TaskReader
+    from gemma_encoder.data.reader import TaskReader
     from gemma_encoder.data.source import DataOptions
+    from gemma_encoder.data.stream_options import StreamOptions
     from gemma_encoder.inputs.batch import BatchShape
 
     source = registry.get("msmarco", DataOptions(list_size=36))

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from gemma_encoder.data.source import DataOptions, Source, declare_tfds
+from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.data.tfds import declare_tfds
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 

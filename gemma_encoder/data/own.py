@@ -17,7 +17,8 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data import tables
-from gemma_encoder.data.source import DataOptions, NumberedSource, Source, sample_list
+from gemma_encoder.data.memory import NumberedSource
+from gemma_encoder.data.source import DataOptions, Source, sample_list
 from gemma_encoder.data.tables import Table
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Example, Task

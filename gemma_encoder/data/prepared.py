@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from gemma_encoder.data.pipeline import CHUNK, StreamOptions, to_records
+from gemma_encoder.data.reader import CHUNK, to_records
 from gemma_encoder.data.source import DataOptions, Source, load_seqio
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Encoded, encode

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from gemma_encoder.data.memory import NumberedSource
 from gemma_encoder.data.passages import Texts
 from gemma_encoder.data.runs import Candidates, Judgements
-from gemma_encoder.data.source import DataOptions, NumberedSource, sample_list
+from gemma_encoder.data.source import DataOptions, sample_list
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 

@@ -7,7 +7,8 @@ that the marked pronoun may stand for.
 import re
 from collections.abc import Callable
 
-from gemma_encoder.data.source import DataOptions, Row, Source, declare_tfds
+from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.data.tfds import Row, declare_tfds
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import UNLABELLED, Example, Task
 from gemma_encoder.inputs.template import Template

@@ -17,7 +17,9 @@ from absl import logging
 from etils import epath
 
 from gemma_encoder.data.lines import numbered
-from gemma_encoder.data.source import DataOptions, NumberedSource, Source, load_seqio, tfds_folder
+from gemma_encoder.data.memory import NumberedSource
+from gemma_encoder.data.source import DataOptions, Source, load_seqio
+from gemma_encoder.data.tfds import tfds_folder
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template

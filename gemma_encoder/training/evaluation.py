@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from gemma_encoder.data.pipeline import evaluation_stream
+from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.evaluation.evaluator import Predictions, predict
 from gemma_encoder.evaluation.forward import compile_forward, place_batch
 from gemma_encoder.inputs.batch import Batch, empty_batch

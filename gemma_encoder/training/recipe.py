@@ -16,9 +16,11 @@ from absl import logging
 from jax.sharding import Mesh
 
 from gemma_encoder.data import mixtures, own, registry, text
-from gemma_encoder.data.pipeline import CHUNK, MEASURED, PREFETCH, StreamOptions, average_examples
+from gemma_encoder.data.pipeline import MEASURED, PREFETCH, average_examples
 from gemma_encoder.data.prepared import PreparedSource, check_prepared
+from gemma_encoder.data.reader import CHUNK
 from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown

@@ -23,11 +23,14 @@ from gemma_encoder.model.config import EncoderConfig, LoraConfig, TransformerCon
 from gemma_encoder.model.lora import fold_backbone
 from gemma_encoder.weights import card, huggingface, tensors
 from gemma_encoder.weights.native import Bundle, absolute
+from gemma_encoder.weights.sentence_modules import POOLING
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
 MAX_FILE = 4 * 2**30  # bytes of tensors in one file, unless a single one is larger
 KINDS = {ours: theirs for theirs, ours in huggingface.KINDS.items()}
 _MODULES = "sentence_transformers.models"
+
+Module = tuple[str, dict[str, Any], dict[str, np.ndarray]]  # kind, config and tensors
 
 
 def export(
@@ -39,8 +42,9 @@ def export(
         bundle: everything but the parameters.
         parameters: nested dict of the encoder's.
         folder: that does not exist yet, or is empty.
-        heads: write the head too, as modules whose result is `SentenceTransformer(folder)(features)["scores"]`; False leaves
-            heads out, so that an encoder with several can be exported for its embeddings.
+        heads: write the head too, as modules whose result is
+            `SentenceTransformer(folder)(features)["scores"]`; False leaves heads out, so that an
+            encoder with several can be exported for its embeddings.
 
     Raises:
         InputError: the format cannot express the model, and what of it.
@@ -50,55 +54,68 @@ def export(
         raise InputError(f"{folder} exists and is not empty; name a new folder for the export")
     prompts = _prompts(bundle.tasks)
     if not heads:
-        bundle = dataclasses.replace(
-            bundle,
-            encoder=dataclasses.replace(bundle.encoder, heads={}, language_heads=()),
-            tasks=(),
-        )
-    if bundle.encoder.lora.rank:  # other libraries get plain matrices
-        parameters = {
-            **parameters,
-            "backbone": fold_backbone(parameters["backbone"], bundle.encoder.lora),
-        }
-        bundle = dataclasses.replace(
-            bundle, encoder=dataclasses.replace(bundle.encoder, lora=LoraConfig())
-        )
+        bundle = _without_heads(bundle)
+    if bundle.encoder.lora.rank:
+        bundle, parameters = _without_adapters(bundle, parameters)
     encoder = bundle.encoder
+    # All that can be refused comes before the first write.
     config = transformer_json(encoder)
     modules = list(_modules(encoder, parameters))
     files = huggingface_files(bundle.tokenizer, bundle.max_length, bundle.padding)
+    files |= _descriptions(bundle, config, prompts)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tensors(folder, parameters["backbone"], encoder.transformer)
-    files |= {
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    _write_modules(folder, modules)
+    return folder
+
+
+def _without_heads(bundle: Bundle) -> Bundle:
+    encoder = dataclasses.replace(bundle.encoder, heads={}, language_heads=())
+    return dataclasses.replace(bundle, encoder=encoder, tasks=())
+
+
+def _without_adapters(bundle: Bundle, parameters: dict) -> tuple[Bundle, dict]:
+    """The encoder with its LoRA adapters merged: other libraries get plain matrices."""
+    backbone = fold_backbone(parameters["backbone"], bundle.encoder.lora)
+    encoder = dataclasses.replace(bundle.encoder, lora=LoraConfig())
+    return dataclasses.replace(bundle, encoder=encoder), {**parameters, "backbone": backbone}
+
+
+def _descriptions(
+    bundle: Bundle, config: dict[str, Any], prompts: dict[str, str]
+) -> dict[str, bytes]:
+    """The files that describe the model, by name."""
+    sentence = {"max_seq_length": bundle.max_length, "do_lower_case": False}
+    sentence_transformers = {
+        "prompts": prompts,
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+        "model_type": "SentenceTransformer",
+    }
+    return {
         "config.json": _json(config),
         huggingface.SIDECAR: _json(bundle.description()),
         "README.md": card.markdown(bundle).encode(),
-        "sentence_bert_config.json": _json(
-            {"max_seq_length": bundle.max_length, "do_lower_case": False}
-        ),
-        "config_sentence_transformers.json": _json(
-            {
-                "prompts": prompts,
-                "default_prompt_name": None,
-                "similarity_fn_name": "cosine",
-                "model_type": "SentenceTransformer",
-            }
-        ),
+        "sentence_bert_config.json": _json(sentence),
+        "config_sentence_transformers.json": _json(sentence_transformers),
     }
+
+
+def _write_modules(folder: epath.Path, modules: Sequence[Module]) -> None:
+    """The modules after the transformer, a folder each, and the list of all modules."""
     listed = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
-    for number, (kind, settings, weights) in enumerate(modules, 1):
-        name = f"{number}_{kind}"
+    for index, (kind, settings, weights) in enumerate(modules, 1):
+        name = f"{index}_{kind}"
         listed.append(
-            {"idx": number, "name": str(number), "path": name, "type": f"{_MODULES}.{kind}"}
+            {"idx": index, "name": str(index), "path": name, "type": f"{_MODULES}.{kind}"}
         )
         (folder / name).mkdir()
         (folder / name / "config.json").write_bytes(_json(settings))
         if weights:
             (folder / name / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
-    files["modules.json"] = _json(listed)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return folder
+    (folder / "modules.json").write_bytes(_json(listed))
 
 
 def _prompts(tasks: Sequence[Task]) -> dict[str, str]:
@@ -200,14 +217,12 @@ def _switched(config: TransformerConfig) -> dict[str, Any]:
     return {"is_causal": False, "sliding_window": left}
 
 
-def _modules(
-    encoder: EncoderConfig, parameters: dict
-) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
-    """(kind, config, tensors) of the modules after the transformer: pooling, projection, normalisation, head."""
+def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[Module]:
+    """The modules after the transformer: pooling, projection, normalization, head."""
     pooling, width = encoder.pooling, encoder.transformer.embed_dim
-    if pooling.name not in huggingface.POOLING:
+    if pooling.name not in POOLING:
         raise InputError(
-            f"cannot be exported: sentence-transformers has no pooler like {pooling.name!r}; it has {', '.join(huggingface.POOLING)}"
+            f"cannot be exported: sentence-transformers has no pooler like {pooling.name!r}; it has {', '.join(POOLING)}"
         )
     if pooling.name != "mean" and pooling.k != 1:
         raise InputError(
@@ -221,7 +236,7 @@ def _modules(
         raise InputError(
             f"cannot be exported: an embedding model has no place for the language model's head {encoder.language_heads[0]!r}; heads=False leaves it out"
         )
-    flags = {flag: ours == pooling.name for ours, (_, flag) in huggingface.POOLING.items()}
+    flags = {flag: ours == pooling.name for ours, (_, flag) in POOLING.items()}
     yield "Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True}, {}
     for number, wide in enumerate(pooling.projection):
         yield (
@@ -236,9 +251,7 @@ def _modules(
         yield from _head(parameters["heads"][name], width, encoder)
 
 
-def _head(
-    parameters: dict, width: int, encoder: EncoderConfig
-) -> Iterator[tuple[str, dict[str, Any], dict[str, np.ndarray]]]:
+def _head(parameters: dict, width: int, encoder: EncoderConfig) -> Iterator[Module]:
     layers = [parameters["hidden"][str(number)] for number in range(len(encoder.head_hidden))] + [
         parameters["out"]
     ]

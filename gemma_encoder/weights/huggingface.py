@@ -4,30 +4,24 @@ Tensors of a layer, D embed, F hidden, N query heads, K kv heads, H head dim (Py
 
     self_attn.{q,k,v}_proj.weight (N H, D) and (K H, D), self_attn.o_proj.weight (D, N H), self_attn.{q,k}_norm.weight (H,),
     mlp.{gate,up}_proj.weight (F, D), mlp.down_proj.weight (D, F), and four norms (D,)
-
-The format of safetensors: eight bytes with the header's length, a JSON header, then the tensors one after the other. It is read
-here by offset, not mapped into memory, so that a file larger than the memory, or one in a bucket, is read as well.
 """
 
-import json
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.model.config import EncoderConfig, PoolingConfig, TransformerConfig
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.weights.native import Bundle
-from gemma_encoder.weights.tensors import Checkpoint, Entry, Table, Tensor
+from gemma_encoder.weights.safetensors_reader import read_block, read_folder, read_json
+from gemma_encoder.weights.sentence_modules import read_modules
+from gemma_encoder.weights.tensors import Checkpoint, Entry, Table
 
 SIDECAR = "gemma_encoder.json"  # what an export of ours adds: encoder, tasks and lengths, as in our own checkpoints
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
 # For each model type, the part of config.json that describes the text transformer, and where its tensors may begin.
 FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -110,57 +104,33 @@ def table(model_type: str, prefix: str = "") -> Table:
 
 
 def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConfig:
-    """The transformer that a `config.json` describes, with the reach that its local layers have in transformers.
+    """The transformer that a `config.json` describes; local layers reach as in transformers.
 
     Args:
         values: the file's content, as any version of transformers since Gemma 2 writes it.
         where: names the file in messages.
 
     Raises:
-        InputError: it is of another family of models, or asks for something that Gemma's text transformer has not.
+        InputError: it is of another family of models, or asks for something that Gemma's text
+            transformer does not have.
     """
     model_type = values.get("model_type", "")
     if model_type not in FAMILIES:
         raise unknown(f"model_type in {where}:", model_type, FAMILIES)
-    section = FAMILIES[model_type][0]
-    text = values[section] if section else values
     gemma3 = model_type.startswith("gemma3")
-    field = {
-        **DEFAULTS["gemma3" if gemma3 else "gemma2"],
-        **{name: value for name, value in text.items() if value is not None or "softcap" in name},
-    }
-    for name, wanted in {
-        "hidden_activation": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-    }.items():
-        if field.get(name, wanted) != wanted:
-            raise InputError(
-                f"{where}: {name} is {field[name]!r}, Gemma's is {wanted!r}; this is another model"
-            )
+    field = _text_fields(values, model_type)
+    _check_is_gemma(field, where)
     try:
-        layers, window = field["num_hidden_layers"], field["sliding_window"]
-        kinds = field.get("layer_types") or [
-            "full_attention"
-            if (i + 1) % field["sliding_window_pattern"] == 0
-            else "sliding_attention"
-            for i in range(layers)
-        ]
-        reach = None
-        if model_type == "t5gemma" or (model_type == "gemma2" and field.get("is_causal") is False):
-            reach = (window, window)
-        elif gemma3 and field.get("use_bidirectional_attention"):
-            reach = (window // 2, window // 2)
-            window = window // 2 + 1  # transformers halves it when it reads the file
+        window, reach = _window(field, model_type)
         return TransformerConfig(
-            num_layers=layers,
+            num_layers=field["num_hidden_layers"],
             vocab_size=field["vocab_size"],
             embed_dim=field["hidden_size"],
             hidden_dim=field["intermediate_size"],
             num_heads=field["num_attention_heads"],
             num_kv_heads=field["num_key_value_heads"],
             head_dim=field["head_dim"],
-            pattern=_pattern([KINDS[kind] for kind in kinds]),
+            pattern=_pattern([KINDS[kind] for kind in _layer_types(field)]),
             sliding_window=window,
             query_scale=float(field["query_pre_attn_scalar"]) ** -0.5,
             attention_soft_cap=field["attn_logit_softcapping"],
@@ -173,6 +143,46 @@ def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConf
         raise InputError(
             f"{where}: the field {error} is missing or has an unknown value"
         ) from error
+
+
+def _text_fields(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The fields of the text transformer, with transformers' defaults where the file is silent."""
+    section = FAMILIES[model_type][0]
+    text = values[section] if section else values
+    return {
+        **DEFAULTS["gemma3" if model_type.startswith("gemma3") else "gemma2"],
+        **{name: value for name, value in text.items() if value is not None or "softcap" in name},
+    }
+
+
+def _check_is_gemma(field: Mapping[str, Any], where: str) -> None:
+    for name, expected in {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+    }.items():
+        if field.get(name, expected) != expected:
+            raise InputError(
+                f"{where}: {name} is {field[name]!r}, Gemma's is {expected!r}; this is another model"
+            )
+
+
+def _window(field: Mapping[str, Any], model_type: str) -> tuple[int, tuple[int, int] | None]:
+    """The causal window of local layers, and their reach to both sides where it differs from it."""
+    window = field["sliding_window"]
+    if model_type == "t5gemma" or (model_type == "gemma2" and field.get("is_causal") is False):
+        return window, (window, window)
+    if model_type.startswith("gemma3") and field.get("use_bidirectional_attention"):
+        half = window // 2
+        return half + 1, (half, half)  # transformers halves it when it reads the file
+    return window, None
+
+
+def _layer_types(field: Mapping[str, Any]) -> list[str]:
+    return field.get("layer_types") or [
+        "full_attention" if (i + 1) % field["sliding_window_pattern"] == 0 else "sliding_attention"
+        for i in range(field["num_hidden_layers"])
+    ]
 
 
 def _pattern(kinds: list[str]) -> tuple[str, ...]:
@@ -208,83 +218,6 @@ def _rotary(field: Mapping[str, Any], gemma3: bool, where: str) -> dict[str, flo
         "global_rope_base": float(full.get("rope_theta", field["rope_theta"])),
         "global_rope_scale": float(full.get("factor", 1.0)) if kind == "linear" else 1.0,
     }
-
-
-class Slot(NamedTuple):
-    """Where a tensor lies in its file."""
-
-    file: epath.Path
-    offset: int
-    tensor: Tensor
-
-
-def read_header(file: epath.Path) -> dict[str, Slot]:
-    """The tensors of a safetensors file; raises InputError where it is damaged or cut short."""
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 0 < length < 1 << 30 else None
-            end = stream.seek(0, 2)
-        slots = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            first, last = entry["data_offsets"]
-            tensor = Tensor(tuple(entry["shape"]), DTYPES.get(entry["dtype"], np.dtype(object)))
-            if 8 + length + last > end:
-                raise InputError(
-                    f"{file} is cut short: {name} ends at byte {8 + length + last}, the file at {end}; copy or download it again"
-                )
-            if (
-                tensor.dtype != object
-                and last - first != math.prod(tensor.shape) * tensor.dtype.itemsize
-            ):
-                raise InputError(
-                    f"{file}: {name} takes {last - first} bytes, which its shape {tensor.shape} does not; the file is damaged"
-                )
-            slots[name] = Slot(file, 8 + length + first, tensor)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} is no safetensors file, or it is damaged ({type(error).__name__})"
-        ) from error
-    return slots
-
-
-def read_json(file: epath.Path) -> dict:
-    """A JSON file's object; raises InputError where it cannot be read."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({type(error).__name__})") from error
-
-
-def read_folder(folder: epath.Path) -> dict[str, Slot]:
-    """The tensors of `model.safetensors`, or of the files that its index names."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        wanted = read_json(index)["weight_map"]
-        headers = {}
-        for name in sorted(set(wanted.values())):
-            if not (folder / name).exists():
-                raise InputError(
-                    f"{folder}: {index.name} names {name}, which is missing; copy or download it again"
-                )
-            headers[name] = read_header(folder / name)
-        lost = [
-            f"{tensor} is not in {file}"
-            for tensor, file in wanted.items()
-            if tensor not in headers[file]
-        ]
-        if lost:
-            raise InputError(f"{folder}: {'; '.join(lost)}")
-        return {tensor: headers[file][tensor] for tensor, file in wanted.items()}
-    if not (folder / "model.safetensors").exists():
-        raise InputError(
-            f"{folder} holds no model.safetensors and no {index.name}; other formats (.bin, .gguf) are not read"
-        )
-    return read_header(folder / "model.safetensors")
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -364,124 +297,5 @@ class HuggingFaceCheckpoint(Checkpoint):
         """One tensor; every process reads the rows of its own devices."""
         slot = self._slots[name]
         return jax.make_array_from_callback(
-            slot.tensor.shape, sharding, lambda index: _read(slot, index)
+            slot.tensor.shape, sharding, lambda index: read_block(slot, index)
         )
-
-
-def _read(slot: Slot, index: tuple[slice, ...] = ()) -> np.ndarray:
-    """A block of a tensor: whole rows are read, in memory aligned so that a CPU device takes it over as it is."""
-    (count, *width), dtype = slot.tensor.shape, slot.tensor.dtype
-    first, last, _ = index[0].indices(count) if index else (0, count, 1)
-    row = math.prod(width) * dtype.itemsize
-    memory = np.empty((last - first) * row + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    block = memory[start : start + (last - first) * row]
-    with slot.file.open("rb") as stream:
-        stream.seek(slot.offset + first * row)
-        view = memoryview(block)
-        while view:
-            taken = stream.readinto(view) if hasattr(stream, "readinto") else None
-            if taken is None:
-                content = stream.read(len(view))
-                taken = len(content)
-                view[:taken] = content
-            if not taken:
-                raise InputError(f"{slot.file} ends too early; copy or download it again")
-            view = view[taken:]
-    return block.view(dtype).reshape(last - first, *width)[(slice(None), *index[1:])]
-
-
-# sentence-transformers' names of our poolers: in its version 6, and the flag of the versions before it.
-POOLING = {
-    "mean": ("mean", "pooling_mode_mean_tokens"),
-    "first_k": ("cls", "pooling_mode_cls_token"),
-    "last_k": ("lasttoken", "pooling_mode_lasttoken"),
-}
-
-
-class Modules(NamedTuple):
-    """What sentence-transformers' `modules.json` says follows the transformer.
-
-    Attributes:
-        pooling: pooler, widths of the projection, normalisation.
-        projection: tensors of its linear layers, (out, in) each.
-        head: folders of the layers that lead to "scores", as our exports have them.
-    """
-
-    pooling: PoolingConfig
-    projection: tuple[Slot, ...]
-    head: tuple[epath.Path, ...]
-
-    def projection_kernels(self) -> dict[str, np.ndarray]:
-        """The projection's layers, (in, out) each, by their number."""
-        return {
-            str(number): np.asarray(_read(slot), np.float32).T
-            for number, slot in enumerate(self.projection)
-        }
-
-    def head_parameters(self) -> dict:
-        """A head's parameters, nested as in `gemma_encoder.model.heads.Head`."""
-        layers = []
-        for place in self.head:
-            slots = read_header(place / "model.safetensors")
-            layers.append(
-                {"kernel": _read(slots["linear.weight"]).T, "bias": _read(slots["linear.bias"])}
-            )
-        hidden = {str(number): layer for number, layer in enumerate(layers[:-1])}
-        return {**({"hidden": hidden} if hidden else {}), "out": layers[-1]}
-
-
-def read_modules(folder: epath.Path) -> Modules | None:
-    """The modules of a sentence-transformers folder; None without a `modules.json`. Raises InputError for one without a counterpart here."""
-    listed = folder / "modules.json"
-    if not listed.exists():
-        return None
-    name, layers, head, normalize = "", [], [], False
-    for module in sorted(read_json(listed), key=lambda module: module["idx"]):
-        kind, place = module["type"].rpartition(".")[2], folder / module["path"]
-        if kind == "Transformer":
-            continue
-        if kind == "Normalize":
-            normalize = True
-            continue
-        if kind not in ("Pooling", "Dense"):
-            raise InputError(
-                f"{listed}: a module of type {module['type']} is not read; expected Transformer, Pooling, Dense and Normalize"
-            )
-        settings = read_json(place / "config.json")
-        if kind == "Pooling":
-            name = next(
-                (
-                    ours
-                    for ours, (mode, flag) in POOLING.items()
-                    if settings.get("pooling_mode") == mode or settings.get(flag)
-                ),
-                "",
-            )
-            if not name or settings.get("include_prompt") is False:
-                raise InputError(
-                    f"{place / 'config.json'}: pooling other than mean, cls or lasttoken over the whole text is not read"
-                )
-        elif settings.get("module_output_name", "sentence_embedding") != "sentence_embedding":
-            head.append(place)
-        else:
-            slots = read_header(place / "model.safetensors")
-            if (
-                settings.get("bias")
-                or not settings.get("activation_function", "").endswith("Identity")
-                or set(slots) != {"linear.weight"}
-                or normalize
-            ):
-                raise InputError(
-                    f"{place}: a Dense module with a bias or an activation, or after Normalize, is not read"
-                )
-            layers.append(slots["linear.weight"])
-    if not name:
-        raise InputError(f"{listed} names no Pooling module")
-    return Modules(
-        PoolingConfig(
-            name, projection=tuple(slot.tensor.shape[0] for slot in layers), normalize=normalize
-        ),
-        tuple(layers),
-        tuple(head),
-    )

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 
 from gemma_encoder.data import glue, mixtures, registry, superglue
-from gemma_encoder.data.pipeline import Reader, StreamOptions, TrainStream, evaluation_stream
-from gemma_encoder.data.source import DataOptions, TfdsSource, declare_tfds
+from gemma_encoder.data.evaluation_stream import evaluation_stream
+from gemma_encoder.data.pipeline import TrainStream
+from gemma_encoder.data.reader import Reader
+from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.data.tfds import TfdsSource, declare_tfds
 from gemma_encoder.evaluation import submission
 from gemma_encoder.evaluation.evaluator import Predictions, predict
 from gemma_encoder.inputs.batch import BatchShape

@@ -10,9 +10,10 @@ import pytest
 from gemma_encoder.data import cache, lines, registry, runs
 from gemma_encoder.data.msmarco import MsMarcoSource
 from gemma_encoder.data.passages import Texts, TsvLayout
-from gemma_encoder.data.pipeline import StreamOptions, TaskReader
+from gemma_encoder.data.reader import TaskReader
 from gemma_encoder.data.runs import Candidates, Judgements
 from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError

@@ -9,11 +9,14 @@ import pyarrow.parquet
 import pytest
 
 from gemma_encoder.data import cache, own, registry
+from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.own import DEFAULTS
-from gemma_encoder.data.pipeline import ExampleTable, StreamOptions, TrainStream, evaluation_stream
+from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.template import encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
 

@@ -10,14 +10,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gemma_encoder.data import registry
-from gemma_encoder.data.pipeline import (
-    Reader,
-    StreamOptions,
-    TrainStream,
-    average_examples,
-    evaluation_stream,
-)
-from gemma_encoder.data.source import DataOptions, MemorySource
+from gemma_encoder.data.evaluation_stream import evaluation_stream
+from gemma_encoder.data.memory import MemorySource
+from gemma_encoder.data.pipeline import TrainStream, average_examples
+from gemma_encoder.data.reader import Reader
+from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from gemma_encoder.data import prepared
-from gemma_encoder.data.pipeline import (
-    StreamOptions,
-    TrainStream,
-    average_examples,
-    evaluation_stream,
-)
+from gemma_encoder.data.evaluation_stream import evaluation_stream
+from gemma_encoder.data.memory import MemorySource
+from gemma_encoder.data.pipeline import TrainStream, average_examples
 from gemma_encoder.data.prepared import Part, PreparedSource
-from gemma_encoder.data.source import DataOptions, MemorySource
+from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gemma_encoder.data import mixtures, registry
-from gemma_encoder.data.source import DataOptions, MemorySource
+from gemma_encoder.data.memory import MemorySource
+from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder.data import registry
-from gemma_encoder.data.source import MemorySource
+from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.evaluation import submission
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from gemma_encoder.data import registry, toy_text
-from gemma_encoder.data.source import MemorySource
+from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template

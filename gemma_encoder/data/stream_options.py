@@ -1,0 +1,47 @@
+"""Options of a stream of batches: shapes, readers, seed."""
+
+import dataclasses
+
+from gemma_encoder.inputs.batch import BatchShape
+from gemma_encoder.inputs.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamOptions:
+    """What shapes a stream of batches.
+
+    Attributes:
+        shape: of a global batch.
+        max_length: tokens of a text, bos and eos included.
+        readers: how many independent readers fill a batch; a multiple of the number of processes.
+        seed: of shuffling, mixing and sampling.
+        padding: the side of a row that padding takes.
+        micro_batches: into how many equal parts a global batch is cut, whose gradients are summed; no list lies in two of them.
+    """
+
+    shape: BatchShape
+    max_length: int
+    readers: int = 1
+    seed: int = 0
+    padding: str = "right"
+    micro_batches: int = 1
+
+    @property
+    def block(self) -> BatchShape:
+        """What one reader adds to one micro-batch."""
+        return self.shape.split(self.readers * self.micro_batches)
+
+    def __post_init__(self):
+        if self.padding not in ("left", "right"):
+            raise InputError(f"padding must be 'left' or 'right', got {self.padding!r}")
+        if self.max_length < 3:
+            raise InputError(
+                f"max_length={self.max_length} leaves no room for a token between bos and eos"
+            )
+        if self.max_length > self.shape.row_length:
+            raise InputError(
+                f"max_length={self.max_length} exceeds batch.row_length={self.shape.row_length}"
+            )
+        if self.micro_batches < 1:
+            raise InputError(f"batch.micro_batches must be at least 1, got {self.micro_batches}")
+        _ = self.block

@@ -1,0 +1,99 @@
+"""Measures a run's predictions again, so that metrics can be resampled."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gemma_encoder.evaluation import bootstrap, metrics, ranking
+from gemma_encoder.evaluation.evaluator import prediction_file
+from gemma_encoder.inputs.task import ExampleTable, Task
+from gemma_encoder.report.runs import Run, read_lines, read_trec_qrels, read_trec_run
+from gemma_encoder.weights.card import COUNTS
+
+
+@dataclasses.dataclass
+class Scored:
+    """What a run said of a split, ready to be resampled: metrics are functions of which units (examples, questions, queries) count."""
+
+    task: str
+    split: str
+    units: list[str]
+    metrics: dict[str, Any]  # from [n] numbers of units to a value
+
+
+def score(run: Run) -> list[Scored]:
+    """Everything that the run predicted and that can be measured again from its files."""
+    found = []
+    for (name, split), line in run.latest().items():
+        for part, whole in run.parts(name, split).items():
+            wanted = [
+                metric
+                for metric in line
+                if metric not in COUNTS and (not part or metric.endswith(f"_{part}"))
+            ]
+            plain = {
+                metric: metric.removesuffix(f"_{part}") if part else metric for metric in wanted
+            }
+            if (run.workdir / "predictions" / f"{name}.{whole}.trec").exists():
+                found += _scored_run(run, name, whole, plain)
+            elif name in run.tasks and run.tasks[name].kind != "ranking":
+                found.append(_scored_examples(run, run.tasks[name], whole, plain))
+    return found
+
+
+def _scored_run(run: Run, task: str, split: str, names: Mapping[str, str]) -> list[Scored]:
+    folder = run.workdir / "predictions"
+    if not (folder / f"{task}.{split}.qrels").exists():
+        return []
+    qrels, documents = (
+        read_trec_qrels(folder / f"{task}.{split}.qrels"),
+        read_trec_run(folder / f"{task}.{split}.trec"),
+    )
+    queries = list(qrels)
+    functions = {}
+    for shown, metric in names.items():
+        values = ranking.by_query(metric, qrels, documents)
+        array = np.array([values[query] for query in queries])
+        functions[shown] = lambda chosen, array=array: float(array[chosen].mean())
+    return [Scored(task, split, queries, functions)]
+
+
+def _scored_examples(run: Run, task: Task, split: str, names: Mapping[str, str]) -> Scored:
+    lines = read_lines(pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split)))
+    table = ExampleTable(
+        [line.get("label", 0.0) for line in lines],
+        [line.get("query", "") for line in lines],
+        [line.get("document", "") for line in lines],
+        lines,
+    )
+    labels, said = (
+        np.array(table.labels),
+        np.array(
+            [
+                [line["nll"], line["tokens"]]
+                if task.kind == "language_model"
+                else line["prediction"]
+                for line in lines
+            ]
+        ),
+    )
+    grouped = any(table.query_ids)
+    units = table.groups() if grouped else {str(number): [number] for number in range(len(lines))}
+    groups = [np.array(members) for members in units.values()]
+
+    def measure(chosen: np.ndarray, metric: str) -> float:
+        members, draws = bootstrap.draw_groups(groups, chosen) if grouped else (chosen, chosen)
+        infos = [lines[i] for i in members] if task.kind == "choice" else []
+        drawn = ExampleTable(
+            query_ids=[str(draw) for draw in draws] if grouped else [], infos=infos
+        )
+        return metrics.METRICS[task.kind][metric](labels[members], said[members], drawn)
+
+    functions = {
+        shown: lambda chosen, metric=metric: measure(chosen, metric)
+        for shown, metric in names.items()
+    }
+    return Scored(task.name, split, list(units), functions)
