@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from gemma_encoder import runtime
 from gemma_encoder.evaluation.evaluator import said_of_text, to_outputs
 from gemma_encoder.evaluation.forward import compile_forward, place_batch
 from gemma_encoder.inputs.batch import BatchShape
@@ -73,6 +74,7 @@ class Predictor:
         Raises:
             InputError: there is no checkpoint, or the mesh does not fit the devices.
         """
+        runtime.enable_compilation_cache()
         chosen = _one_device() if mesh is None else sharding.make_mesh(mesh)
         return cls(*backbone.load_encoder(path, chosen), chosen)
 

@@ -133,4 +133,3 @@ class _Writer:
         )
         for what, value in counts.items():
             Metrics.counter(__name__, what).inc(value)
-

@@ -19,6 +19,9 @@ from gemma_encoder.inputs.errors import InputError
 # (EX_TEMPFAIL of sysexits.h).
 EXIT_PREEMPTED = 75
 
+# Environment variables by which the processes of a run find each other; set all three or none.
+COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # ask the system for pages of 2 MB for large blocks; glibc reads it when a program starts
 
 
@@ -140,8 +143,9 @@ def _usable(folder: pathlib.Path) -> bool:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(filelock.Timeout), filelock.FileLock(
-            folder / ".lockfile", timeout=1
+        with (
+            contextlib.suppress(filelock.Timeout),
+            filelock.FileLock(folder / ".lockfile", timeout=1),
         ):
             _remove_cut_off(folder)
     except OSError as error:

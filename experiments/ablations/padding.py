@@ -1,7 +1,7 @@
 """Study 4: does it matter on which side a text is padded, and does packing texts into rows cost anything?
 
-    python -m experiments.sweep --study=padding --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/padding.py:task=sst2,row=left --workdir=runs/left
+    gemma-encoder sweep --study=padding --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/padding:task=sst2,row=left --workdir=runs/left
 
 Rows that are not packed hold one text each. A batch has then as many rows as the packed one holds texts, so that an update sees as many
 examples.

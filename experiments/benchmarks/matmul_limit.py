@@ -1,6 +1,6 @@
 """The machine's own ceiling: large matrix products in each framework.
 
-    python -m experiments.benchmarks.matmul_limit [--width=4096] [--device=cpu]
+    python -m gemma_encoder.experiments.benchmarks.matmul_limit [--width=4096] [--device=cpu]
 
 What a model reaches is told against this, not against a data sheet. Needs the extra `bench`.
 """

@@ -58,7 +58,9 @@ class Flags:
 
     def config(self, meaning: str = "") -> None:
         """Adds `--config` and `--config.FIELD`."""
-        text = "NAME[:ARG] of a config that comes with the package, or FILE.py[:ARG] with get_config()"
+        text = (
+            "NAME[:ARG] of a config that comes with the package, or FILE.py[:ARG] with get_config()"
+        )
         self._config = config_flags.DEFINE_config_file(
             "config",
             None,

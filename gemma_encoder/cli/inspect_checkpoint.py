@@ -170,4 +170,3 @@ def size_table() -> str:
                 f"| {config.num_heads} / {config.num_kv_heads} | {config.head_dim} | {config.sliding_window} | {config.vocab_size:,} |"
             )
     return "\n".join(lines)
-

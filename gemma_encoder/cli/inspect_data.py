@@ -1,7 +1,7 @@
 """Shows what a model sees of a task: records beside their text, tokens, a packed row, lengths.
 
-    gemma-encoder inspect --task=glue_mrpc --n=3
-    gemma-encoder inspect --config=own:classification --config.own.train=train.csv
+gemma-encoder inspect --task=glue_mrpc --n=3
+gemma-encoder inspect --config=own:classification --config.own.train=train.csv
 """
 
 import collections
@@ -352,4 +352,3 @@ def _histogram(lengths: np.ndarray, bins: int = 16) -> Iterator[str]:
     for place in range(int(lengths.min()) // width, len(counts)):
         bar = "█" * round(room * counts[place] / counts.max()) or ("▏" if counts[place] else "")
         yield f"{f'{place * width}–{(place + 1) * width - 1}':>{label}} tokens {counts[place]:>{number},} {bar}"
-

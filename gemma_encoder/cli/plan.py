@@ -27,9 +27,7 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     flags.config()
-    flags.text(
-        "topology", "Generation and shape of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:4x4."
-    )
+    flags.text("topology", "Generation and shape of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:4x4.")
     flags.whole("slices", "Slices that train together.", default=1, least=1)
     flags.switch("search", "Try batch sizes, remat policies and meshes.")
     flags.real("search_minutes", "When to begin no further try.", default=20.0)

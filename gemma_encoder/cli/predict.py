@@ -49,9 +49,7 @@ def add_flags(flags: commandline.Flags) -> None:
 def predict(flags: commandline.Flags) -> int:
     """Predicts as the flags say and returns the exit code."""
     workdir = flags.required("workdir", "name a run's folder or an export")
-    source = flags.required(
-        "input", "name a .txt, .csv, .tsv, .jsonl or .parquet file with texts"
-    )
+    source = flags.required("input", "name a .txt, .csv, .tsv, .jsonl or .parquet file with texts")
     from gemma_encoder.inference import Predictor
     from gemma_encoder.predict_file import predict_file
 

@@ -45,6 +45,8 @@ def _main(argv: Sequence[str]) -> int:
     try:
         arguments.output.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"--output={arguments.output} cannot be written: {error.strerror}") from None
+        raise InputError(
+            f"--output={arguments.output} cannot be written: {error.strerror}"
+        ) from None
     print(f"wrote {arguments.output}, {len(page) / 1024:.0f} KiB: open it in a browser")
     return 0

@@ -31,9 +31,7 @@ def _main(argv: Sequence[str]) -> int:
     if flags["help_config"]:
         print(config_fields())
         return 0
-    return train(
-        *checked(flags, config), command=shlex.join(["gemma-encoder", "train", *argv])
-    )
+    return train(*checked(flags, config), command=shlex.join(["gemma-encoder", "train", *argv]))
 
 
 def add_flags(flags: commandline.Flags) -> None:

@@ -1,6 +1,6 @@
 """The user's own files, by config alone: `config.own`, task `own`.
 
-    --config=experiments/own.py:classification --config.own.train=train.csv --config.own.validation=dev.csv
+    --config=own:classification --config.own.train=train.csv --config.own.validation=dev.csv
 
 Files are JSONL, CSV, TSV or Parquet, see `tables`; each row is one text, one pair of texts, or one document of a query (ranking). Every row is
 checked before training starts. What the config leaves open is read off the training file, and said.

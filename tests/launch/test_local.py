@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gemma_encoder.experiments import quickstart
+from gemma_encoder.launch import local
 from gemma_encoder.training import loop
 from gemma_encoder.training.metrics_log import read_metrics
-from gemma_encoder.launch import local
 
 ROOT = pathlib.Path(__file__).parents[2]
 
