@@ -1,7 +1,7 @@
 """Fine-tunes one GLUE task.
 
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/glue.py:sst2 --workdir=runs/sst2
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/glue.py:stsb,size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/stsb
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=glue:sst2 --workdir=runs/sst2
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=glue:stsb,size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/stsb
 
 Argument: a task (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli), then `size=…` (tiny by default: random weights, the small
 tokenizer, two CPU cores) and `smoke` (a slice of the real data, in seconds). Data: prepared by TensorFlow Datasets in the folder that
@@ -9,9 +9,9 @@ TFDS_DATA_DIR names, once by `tfds build glue/sst2 --data_dir=DATA`.
 
 For the leaderboard, predict the test splits, of MNLI's run the diagnostic set too, and gather them:
 
-    … --config=experiments/glue.py:sst2 --workdir=runs/sst2 --mode=eval --config.evaluate_split=test
-    … --config=experiments/glue.py:mnli --workdir=runs/mnli --mode=eval --config.evaluate_split=test "--config.tasks=('glue_mnli','glue_ax')"
-    python -m gemma_encoder.evaluation.submission make --benchmark=glue --output=glue.zip runs/*
+    gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2 --config.evaluate_split=test
+    gemma-encoder evaluate --config=glue:mnli --workdir=runs/mnli --config.evaluate_split=test "--config.tasks=('glue_mnli','glue_ax')"
+    gemma-encoder submit make --benchmark=glue --output=glue.zip runs/*
 """
 
 from gemma_encoder.training import recipe

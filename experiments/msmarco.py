@@ -1,7 +1,7 @@
 """Fine-tunes a re-ranker on passage-ranking files in MS MARCO's layout.
 
-    MSMARCO_DIR=DATA python -m gemma_encoder.main --config=experiments/msmarco.py --workdir=runs/msmarco
-    MSMARCO_DIR=DATA python -m gemma_encoder.main --config=experiments/msmarco.py:size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/msmarco
+    MSMARCO_DIR=DATA gemma-encoder train --config=msmarco --workdir=runs/msmarco
+    MSMARCO_DIR=DATA gemma-encoder train --config=msmarco:size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/msmarco
 
 Argument: `size=…` (tiny by default: random weights, the small tokenizer, two CPU cores) and `smoke` (a slice of the real data, in seconds).
 Data: the folder that MSMARCO_DIR names holds collection.tsv, queries.{train,dev}.tsv, qrels.{train,dev}.tsv and run.{train,dev}.tsv.

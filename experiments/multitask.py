@@ -1,13 +1,13 @@
 """Fine-tunes one encoder on a whole mixture: a head per task, except where tasks share one.
 
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/multitask.py:glue --workdir=runs/glue
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/multitask.py:superglue,mixing=equal,size=gemma2_2b \
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=multitask:glue --workdir=runs/glue
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=multitask:superglue,mixing=equal,size=gemma2_2b \
       --config.model.pretrained=GEMMA --workdir=runs/superglue
 
 Argument: a mixture (glue, superglue, glue_and_msmarco), then `mixing=…` (temperature by default, equal, proportional), `size=…` (tiny
 by default: random weights, the small tokenizer, two CPU cores) and `smoke` (a slice of the real data, in seconds). Data: as for
 glue.py, superglue.py and msmarco.py. Diagnostic sets have no train split: they are scored by their task's head, on
-`--mode=eval --config.evaluate_split=test`. A task's loss is weighted by `--config.task_weights.glue_stsb=…`.
+`gemma-encoder evaluate --config.evaluate_split=test`. A task's loss is weighted by `--config.task_weights.glue_stsb=…`.
 """
 
 from gemma_encoder.data.mixtures import MIXTURES

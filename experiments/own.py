@@ -1,12 +1,12 @@
 """Fine-tunes on your own files: JSONL, CSV, TSV or Parquet.
 
-    python -m gemma_encoder.main --config=experiments/own.py:classification --config.own.train=train.csv --config.own.validation=dev.csv --workdir=runs/mine
-    python -m gemma_encoder.main --config=experiments/own.py:ranking,size=gemma2_2b --config.own.train=pairs.jsonl --workdir=runs/mine
+    gemma-encoder train --config=own:classification --config.own.train=train.csv --config.own.validation=dev.csv --workdir=runs/mine
+    gemma-encoder train --config=own:ranking,size=gemma2_2b --config.own.train=pairs.jsonl --workdir=runs/mine
 
 Argument: what is learnt (classification, regression, ranking), then `size=…` (tiny by default: random weights, the small tokenizer, two CPU
 cores) and `smoke` (a slice of the data, in seconds). Columns, classes, template and metrics: `OwnOptions` in gemma_encoder/data/own.py says what
 each field of `config.own` means and what it is when it is not given. See what the model will see, before training:
-`python -m gemma_encoder.data.inspect` with the same --config flags.
+`gemma-encoder inspect` with the same --config flags.
 """
 
 from gemma_encoder.data.own_options import table_kinds

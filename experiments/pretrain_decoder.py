@@ -1,12 +1,12 @@
 """Pretrains a small causal decoder on unlabelled text, by the same transformer and the same loop that fine-tune encoders.
 
-    TFDS_DATA_DIR=DATA/tfds python -m experiments.pretrain_decoder --workdir=runs/decoder --output=decoder \
+    TFDS_DATA_DIR=DATA/tfds gemma-encoder pretrain --workdir=runs/decoder --output=decoder \
         --config.text.train="('reviews.train.txt.gz','collection.tsv','tfds:glue/sst2')" --config.text.validation="('reviews.validation.txt.gz',)"
-    python -m gemma_encoder.main --config=experiments/glue.py:sst2,size=gemma3_mini --config.model.pretrained=decoder --workdir=runs/sst2
+    gemma-encoder train --config=glue:sst2,size=gemma3_mini --config.model.pretrained=decoder --workdir=runs/sst2
 
 The first command trains, or goes on where it stopped, and then writes the folder `decoder`: the weights as the `gemma` package stores them,
 tokenizer.model beside them, and what it is and how good (README.md, record.json), next to a Kneser-Ney trigram on the same tokens. The second
-switches its mask to bidirectional and fine-tunes it. `python -m gemma_encoder.main --config=experiments/pretrain_decoder.py` trains the same
+switches its mask to bidirectional and fine-tunes it. `gemma-encoder train --config=pretrain_decoder` trains the same
 without writing the folder.
 
 Argument: `size=…` (gemma3_mini by default: 4 layers of width 128, the small tokenizer, two CPU cores) and `smoke` (a slice of the text, in
@@ -17,43 +17,13 @@ import json
 import os
 import pathlib
 import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gemma_encoder import runtime
-
-if __name__ == "__main__":
-    runtime.use_huge_pages()
-runtime.quiet()
-
-from absl import flags
-from ml_collections import config_flags
-
-from gemma_encoder import commandline
-from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training import recipe
 
 if TYPE_CHECKING:
     from gemma_encoder.training.loop import Outcome
-
-FLAGS = flags.FlagValues()  # of this program alone: gemma_encoder.main, which reads this file as a config, has flags of the same names
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "The config; this file's own by default. --config.FIELD=VALUE changes a field.",
-    flag_values=FLAGS,
-)
-WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions.",
-    flag_values=FLAGS,
-)
-OUTPUT = flags.DEFINE_string(
-    "output", None, "A new folder for the decoder, once it is trained.", flag_values=FLAGS
-)
 
 
 def get_config(arg: str = ""):
@@ -80,47 +50,6 @@ def get_config(arg: str = ""):
     return recipe.smoke(config) if smoke else config
 
 
-def main(argv: Sequence[str]) -> int:
-    """Trains, or goes on, writes the folder and returns the exit code; as `gemma_encoder.main` does, 75 where it was told to stop."""
-    own = (
-        [] if any(word.startswith("--config=") for word in argv) else [f"--config={__file__}"]
-    )  # as a flag's default, this file would load itself
-    try:
-        config = commandline.parse([argv[0], *own, *argv[1:]], CONFIG, FLAGS)
-        for flag in (WORKDIR, OUTPUT):
-            if flag.value is None:
-                raise InputError(
-                    f"--{flag.name} is missing; for example: --workdir=runs/decoder --output=decoder"
-                )
-        if config.tasks != ("text",):
-            raise InputError(
-                f"this program pretrains on the task 'text' alone, got tasks={config.tasks}; gemma_encoder.main trains any"
-            )
-        if config.prepared:
-            raise InputError(
-                "this program reads raw text, which it measures the trigram on; leave out --config.prepared"
-            )
-        if pathlib.Path(OUTPUT.value).exists():
-            raise InputError(f"{OUTPUT.value} exists; name a new folder for the decoder")
-        from gemma_encoder.training import loop, processes
-
-        processes.start()
-        command = shlex.join(["python", "-m", "experiments.pretrain_decoder", *argv[1:]])
-        outcome = loop.train(config, WORKDIR.value, command)
-        if outcome.preempted:
-            return processes.EXIT_PREEMPTED
-        record = write(config, WORKDIR.value, outcome, OUTPUT.value, command)
-        print(
-            f"\n{OUTPUT.value}: validation perplexity {record['validation_perplexity']:.2f} over {record['validation_tokens_predicted']:,} tokens; "
-            f"the trigram's is {record['trigram_perplexity']:.2f}\nnext, fine-tune it as an encoder: add to any experiment's command\n"
-            f"  --config=experiments/glue.py:sst2,size={record['size']} --config.model.pretrained={OUTPUT.value}"
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def write(
     config: Any, workdir: str, outcome: "Outcome", output: str, command: str
 ) -> dict[str, Any]:
@@ -137,7 +66,7 @@ def write(
     import numpy as np
 
     import gemma_encoder as ge
-    from experiments.ngram import Trigram
+    from gemma_encoder.experiments.ngram import Trigram
     from gemma_encoder.inputs.template import encode
     from gemma_encoder.training.metrics_log import read_metrics
 
@@ -228,7 +157,3 @@ def _card(record: Mapping[str, Any]) -> str:
         f"Fine-tune it as an encoder, its mask switched to bidirectional, with `size={record['size']}` and `--config.model.pretrained=` this folder; "
         f"or `gemma_encoder.load_backbone(FOLDER)`. Made by:\n\n```\n{record['command']}\n```\n"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -1,6 +1,6 @@
 """Fine-tunes a tiny Gemma encoder on three embedded tasks, one of each kind, in one mixture: no download.
 
-    python -m gemma_encoder.main --config=experiments/quickstart.py --workdir=runs/quickstart
+    gemma-encoder train --config=quickstart --workdir=runs/quickstart
 
 Needs: two CPU cores. Argument `smoke` makes a run of seconds that learns nothing.
 """

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.statistics import Cell, seed_draws
 from gemma_encoder.evaluation import bootstrap, weighted
 from gemma_encoder.evaluation.bootstrap import Interval
+from gemma_encoder.experiments.statistics import Cell, seed_draws
 
 WEIGHTS = tuple(i / 10 for i in range(11))
 FOLDS = 5

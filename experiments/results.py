@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.studies import MINI
 from gemma_encoder.evaluation import metrics, ranking
 from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.experiments.studies import MINI
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 
@@ -178,7 +178,7 @@ def read(folder: pathlib.Path) -> Results:
     """Everything in a folder of results; raises InputError for a file that is none."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder} is no folder of results; make one with python -m experiments.sweep --results={folder}"
+            f"{folder} is no folder of results; make one with gemma-encoder sweep --results={folder}"
         )
     done, failed, shared = {}, {}, {}
     for path in sorted(folder.rglob("seed_*.json")):

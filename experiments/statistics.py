@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.results import Place, Results
-from experiments.studies import Study
 from gemma_encoder.evaluation import bootstrap, weighted
 from gemma_encoder.evaluation.bootstrap import Interval
+from gemma_encoder.experiments.results import Place, Results
+from gemma_encoder.experiments.studies import Study
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 

@@ -2,19 +2,20 @@
 
 A row is the recipe of a task and a scale with one factor changed. Any row is a plain run:
 
-    python -m gemma_encoder.main --config=experiments/ablations/STUDY.py:task=sst2,row=ROW,seed=1[,scale=gemma2_2b][,smoke] --workdir=…
+    gemma-encoder train --config=ablations/STUDY:task=sst2,row=ROW,seed=1[,scale=gemma2_2b][,smoke] --workdir=…
 """
 
 import dataclasses
 import hashlib
 import json
+import pathlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import glue, msmarco, superglue
+from gemma_encoder.experiments import glue, msmarco, superglue
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training import recipe
@@ -28,7 +29,11 @@ TASKS = (
 )  # msmarco reads whatever MSMARCO_DIR names, Cranfield in the same layout too
 
 MINI = "mini"
-DECODER = "experiments/decoders/mini"  # the small pretrained decoder of the scale `mini`
+# The small pretrained decoder of the scale `mini`: by the same name in every checkout, so that
+# configs of one run are equal; elsewhere it is the package's own.
+DECODER = "experiments/decoders/mini"
+if not pathlib.Path(DECODER).exists():
+    DECODER = str(pathlib.Path(__file__).parent / "decoders" / "mini")
 MINI_SIZE = "gemma3_mini"  # its size by name, for rows from random weights
 REAL = tuple(name for name in GEMMA_CONFIGS if not name.endswith(("tiny", "mini")))
 SCALES = (MINI, *REAL)
@@ -186,7 +191,7 @@ class Study:
         return config
 
     def get_config(self, arg: str = "") -> ConfigDict:
-        """The config that `--config=experiments/ablations/STUDY.py:ARG` names; see the top of this file."""
+        """The config that `--config=ablations/STUDY:ARG` names; see the top of this file."""
         _, options, smoke = recipe.parse_arg(arg, options=("task", "row", "seed", "scale"))
         row = options.get("row", self.baseline or self.rows[0].name)
         scale = options.get("scale", (self.row(row).scales or SCALES)[0])
@@ -197,7 +202,7 @@ class Study:
 
     def argument(self, task: str, row: str, seed: int, scale: str, smoke: bool = False) -> str:
         """What `--config` has to say for `get_config` to give that run."""
-        return f"experiments/ablations/{self.name}.py:task={task},row={row},seed={seed},scale={scale}{',smoke' if smoke else ''}"
+        return f"ablations/{self.name}:task={task},row={row},seed={seed},scale={scale}{',smoke' if smoke else ''}"
 
 
 def base(task: str, scale: str) -> ConfigDict:
@@ -295,15 +300,8 @@ def command(study: Study, task: str, row: str, scale: str, smoke: bool, config: 
         f"--config={argument}",
         *(f"--config.{field}={value}" for field, value in rest.items()),
     ]
-    return shlex.join(
-        [
-            "python",
-            "-m",
-            "gemma_encoder.main",
-            *words,
-            f"--workdir=runs/{study.name}/{row}/{task}/seed_{config.seed}",
-        ]
-    )
+    workdir = f"runs/{study.name}/{row}/{task}/seed_{config.seed}"
+    return shlex.join(["gemma-encoder", "train", *words, f"--workdir={workdir}"])
 
 
 def digest(config: ConfigDict) -> str:

@@ -1,7 +1,7 @@
 """Fine-tunes one SuperGLUE task.
 
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/superglue.py:boolq --workdir=runs/boolq
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/superglue.py:copa,size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/copa
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=superglue:boolq --workdir=runs/boolq
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=superglue:copa,size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/copa
 
 Argument: a task (boolq, cb, copa, multirc, record, rte, wic, wsc), then `size=…` (tiny by default: random weights, the small
 tokenizer, two CPU cores) and `smoke` (a slice of the real data, in seconds). Data: prepared by TensorFlow Datasets in the folder that
@@ -10,9 +10,9 @@ TFDS_DATA_DIR names, once by `tfds build super_glue/boolq --data_dir=DATA`; WSC 
 COPA and ReCoRD are lists: each option is a text of its own, and the loss is the listwise softmax over a question's options.
 For the leaderboard, predict the test splits, of RTE's run the two diagnostic sets too, and gather them:
 
-    … --config=experiments/superglue.py:rte --workdir=runs/rte --mode=eval --config.evaluate_split=test \
+    gemma-encoder evaluate --config=superglue:rte --workdir=runs/rte --config.evaluate_split=test \
       "--config.tasks=('superglue_rte','superglue_axb','superglue_axg')"
-    python -m gemma_encoder.evaluation.submission make --benchmark=superglue --output=superglue.zip runs/*
+    gemma-encoder submit make --benchmark=superglue --output=superglue.zip runs/*
 """
 
 from gemma_encoder.training import recipe

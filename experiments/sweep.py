@@ -1,15 +1,8 @@
-"""Runs the rows of studies one after another, in one process that compiles each program once; leaves one result file a run.
+"""Runs the rows of studies one after another, in one process that compiles each program once.
 
-    python -m experiments.sweep --study=attention,pooling --results=RESULTS --scale=mini --seeds=3 [--dry_run]
-
-`--dry_run` prints the runs, each as the command that repeats it. Runs whose result is there are skipped, a run that was cut off goes on
-from its checkpoint: the same command again finishes a sweep. A run that fails is noted in its place, and tried again next time; the exit
-code is then 1. SIGTERM saves and exits 75. All rows of a seed come before the next seed, so that a sweep that is cut off is balanced.
-`--config.FIELD=VALUE` changes every row, before the row's own change. `--shard=I/N` runs the I-th of N parts, on N machines at once.
+`gemma-encoder sweep` is the program.
 """
 
-import argparse
-import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -20,21 +13,15 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from gemma_encoder import runtime
-
-if __name__ == "__main__":
-    runtime.use_huge_pages()
-runtime.quiet()
-
-from experiments import ablations, results, studies
-from experiments.results import Place
+from gemma_encoder.experiments import ablations, results, studies
+from gemma_encoder.experiments.results import Place
 from gemma_encoder.inputs.errors import InputError, one_line, unknown
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "seqio")
@@ -57,105 +44,6 @@ class Run:
     command: str
     digest: str
     changes: Mapping[str, Any]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs what the arguments name and returns the exit code."""
-    try:
-        arguments, overrides = _parse(sys.argv[1:] if argv is None else argv)
-        tasks, rows = _names(arguments.tasks), _names(arguments.rows)
-        runs = plan(
-            arguments.study.split(","),
-            arguments.scale,
-            arguments.seeds,
-            tasks,
-            rows,
-            arguments.smoke,
-            overriding(overrides),
-        )
-        runs = shard(runs, arguments.shard)
-        if arguments.dry_run:
-            print("\n".join(run.command for run in runs))
-            return 0
-        folder = pathlib.Path(arguments.results)
-        with _errors_alone():
-            return sweep(
-                runs,
-                folder,
-                epath.Path(arguments.workdirs or default_workdirs(folder)),
-                arguments.keep,
-            )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-
-
-@contextlib.contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Of the log's lines only errors: what a run warns of, hundreds of runs would."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--study", required=True, help=f"one or more, with commas: {', '.join(ablations.NAMES)}"
-    )
-    parser.add_argument(
-        "--results", default="results", help="folder of result files (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--scale",
-        default=studies.MINI,
-        help=f"one of {', '.join(studies.SCALES)} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, help="seeds 0, 1, … of each row (default: %(default)s)"
-    )
-    parser.add_argument("--tasks", default="", help="only these, with commas")
-    parser.add_argument("--rows", default="", help="only these, with commas")
-    parser.add_argument(
-        "--workdirs",
-        default="",
-        help="folder of the runs' workdirs (default: a temporary one that hangs on --results)",
-    )
-    parser.add_argument(
-        "--keep",
-        action="store_true",
-        help="keep workdirs, with their checkpoints, once the result is written",
-    )
-    parser.add_argument(
-        "--shard", default="1/1", metavar="I/N", help="only the I-th of N parts, counted from 1"
-    )
-    parser.add_argument("--smoke", action="store_true", help="every run cut down to seconds")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the commands of the runs, and run nothing"
-    )
-    arguments, rest = parser.parse_known_args(argv)
-    strange = [word for word in rest if not word.startswith("--config.")]
-    if strange:
-        raise InputError(
-            f"unexpected argument {strange[0]!r}; see --help, and write config fields as --config.FIELD=VALUE"
-        )
-    if arguments.seeds < 1:
-        raise InputError(f"--seeds={arguments.seeds} must be at least 1")
-    return arguments, rest
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, text.split(",")))
 
 
 def overriding(words: Sequence[str]) -> Callable[[ConfigDict], ConfigDict]:
@@ -254,7 +142,7 @@ def sweep(
     Args:
         runs: in their order.
         folder: of results; of several processes the first one's counts.
-        workdirs: where runs work, local or `gs://`; programs are kept there too.
+        workdirs: where runs work, local or `gs://`.
         keep: keep workdirs once the result is written.
     """
     from gemma_encoder.training import processes
@@ -280,7 +168,7 @@ def sweep(
             continue
         workdir = workdirs / run.digest
         try:
-            content = train(run, workdir, workdirs / "compilation_cache")
+            content = train(run, workdir)
         except (InputError, ArithmeticError, RuntimeError, ValueError) as error:
             failures += 1
             reason = " ".join(
@@ -340,7 +228,7 @@ def _share(run: Run, other: Place, folder: pathlib.Path) -> None:
     run.place.file(folder, failed=True).unlink(missing_ok=True)
 
 
-def train(run: Run, workdir: epath.Path, cache: epath.Path) -> dict[str, Any] | None:
+def train(run: Run, workdir: epath.Path) -> dict[str, Any] | None:
     """Trains and evaluates; returns what the result's file holds, None if the run was told to stop."""
     import math
 
@@ -350,9 +238,8 @@ def train(run: Run, workdir: epath.Path, cache: epath.Path) -> dict[str, Any] | 
     from gemma_encoder.training import loop
     from gemma_encoder.weights import native
 
-    began, config = time.monotonic(), ConfigDict(run.config)
-    config.compilation_cache = os.fspath(native.absolute(cache))
-    outcome = loop.train(config, workdir, run.command)
+    began = time.monotonic()
+    outcome = loop.train(run.config, workdir, run.command)
     if outcome.preempted:
         return None
     bundle = native.load_bundle(outcome.checkpoint)
@@ -398,7 +285,3 @@ def machine() -> str:
     devices = jax.devices()
     kind = "" if devices[0].platform == "cpu" else f", {len(devices)} x {devices[0].device_kind}"
     return f"{os.cpu_count()} cores of {model}{kind}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

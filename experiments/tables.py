@@ -1,21 +1,17 @@
 """A report on the runs of studies: markdown tables and PNG plots from result files alone.
 
-python -m experiments.tables RESULTS [--output=experiments/RESULTS.md]
-
-Plots go beside the report, in a folder of its own: RESULTS.md has RESULTS_plots/attention.png.
+`gemma-encoder tables` is the program.
 """
 
-import argparse
 import pathlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments import ablations, claims, plots, reranking, results
-from experiments.ablations.main_tables import PUBLISHED
-from experiments.results import Results
-from experiments.statistics import Cell, cells, verdict
-from experiments.studies import MINI, SCALES, Study
 from gemma_encoder.evaluation.bootstrap import RESAMPLES, Interval
+from gemma_encoder.experiments import ablations, claims, plots, reranking
+from gemma_encoder.experiments.ablations.main_tables import PUBLISHED
+from gemma_encoder.experiments.results import Results
+from gemma_encoder.experiments.statistics import Cell, cells, verdict
+from gemma_encoder.experiments.studies import MINI, SCALES, Study
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 
@@ -28,47 +24,10 @@ same, or a random order of the candidates. What was not run says so.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the report and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.tables",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "results", type=pathlib.Path, help="the folder that experiments.sweep wrote"
-    )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("experiments/RESULTS.md"),
-        help="the report (default: %(default)s)",
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        text = report(
-            results.read(arguments.results),
-            arguments.output,
-            f"python -m experiments.tables {arguments.results} --output={arguments.output}",
-        )
-        arguments.output.write_text(text, encoding="utf-8")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(
-            f"error: --output={arguments.output} cannot be written: {error.strerror}",
-            file=sys.stderr,
-        )
-        return 2
-    print(f"wrote {arguments.output}")
-    return 0
-
-
 def report(found: Results, output: pathlib.Path, command: str) -> str:
     """The report as markdown; plots are written beside `output`."""
     if not found.done and not found.failed:
-        raise InputError("there is no result to report on; run python -m experiments.sweep first")
+        raise InputError("there is no result to report on; run gemma-encoder sweep first")
     studies = ablations.load_all()
     unknown = sorted({place.study for place in found.done} - set(studies))
     if unknown:
@@ -427,7 +386,3 @@ def _appendix(found: Results) -> str:
 
 def _changes(changes: Mapping[str, object]) -> str:
     return ", ".join(f"{field}={value}" for field, value in changes.items()) or "none"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,10 @@ Importing the package is light; each public name is loaded when it is first used
 
 import importlib
 
+from gemma_encoder.runtime import quiet_compiler
+
+quiet_compiler()
+
 __version__ = "0.1.0"
 
 _PUBLIC = {

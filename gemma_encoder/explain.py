@@ -86,11 +86,13 @@ def attention_maps(
     maps = []
     for number, block in enumerate(_blocks(encoder)):
         query, keys, _ = block.projections(block.pre_attention_norm(x), call)
-        spec = transformer.attention_spec(block.kind, call.attention)
+        spec = transformer.attention_spec(block.layer_kind, call.attention)
         sees = visible(call.segment_ids, call.positions, causal=spec.causal, reach=spec.reach)
         weights = probabilities(query, keys, sees, spec.soft_cap)[0]
         maps.append(
-            AttentionMap(number, block.kind, np.asarray(weights.reshape(-1, *weights.shape[-2:])))
+            AttentionMap(
+                number, block.layer_kind, np.asarray(weights.reshape(-1, *weights.shape[-2:]))
+            )
         )
         x = block(x, call, None)
     return maps

@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from gemma_encoder import runtime
 from gemma_encoder.evaluation.columns import prediction_columns
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
@@ -66,6 +67,7 @@ class Predictor:
         Raises:
             InputError: there is no checkpoint, or the mesh does not fit the devices.
         """
+        runtime.enable_compilation_cache()
         devices = _one_device() if mesh is None else sharding.make_mesh(mesh)
         return cls(*backbone.load_encoder(path, devices), devices)
 

@@ -1,75 +1,18 @@
-"""Tokenises the data of a config ahead of training, on this machine or on many: an Apache Beam pipeline.
+"""Tokenizes the data of a config ahead of training: an Apache Beam pipeline.
 
-    python -m gemma_encoder.prepare --config=experiments/glue.py:mnli --output=DIR
-    python -m gemma_encoder.main --config=experiments/glue.py:mnli --config.prepared=DIR --workdir=runs/mnli
-
-Training then gives the same results to the bit, reads no raw data and tokenises nothing. A second start goes on where the first
-one stopped. By default Beam runs in this process; `--pipeline_options` names another runner, as for `seqio_cache_tasks`:
---pipeline_options="--runner=DataflowRunner,--project=NAME,--region=NAME,--temp_location=gs://BUCKET/tmp". Workers must see the raw data
-under the same paths, and have this package with its extra `prepare`.
+`gemma-encoder prepare` is the program.
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 
-from gemma_encoder import runtime
-
-runtime.quiet()
-
-from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
-from gemma_encoder import commandline
 from gemma_encoder.data import prepared, registry
 from gemma_encoder.data.source import Source
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.training import recipe as recipes
-
-FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "An experiment's config, as for training.", flag_values=FLAGS
-)
-OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the prepared tasks, local or gs://.", flag_values=FLAGS
-)
-EPOCHS = flags.DEFINE_integer(
-    "epochs",
-    None,
-    "Epochs of each training split; by default as many as the config may need.",
-    lower_bound=1,
-    flag_values=FLAGS,
-)
-PIPELINE_OPTIONS = flags.DEFINE_list(
-    "pipeline_options",
-    ["--runner=DirectRunner"],
-    "Beam's own flags, separated by commas.",
-    flag_values=FLAGS,
-)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs the program and returns its exit code."""
-    try:
-        prepare(_recipe(argv), OUTPUT.value, EPOCHS.value, PIPELINE_OPTIONS.value)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _recipe(argv: Sequence[str]) -> recipes.Recipe:
-    config = commandline.parse(argv, CONFIG, FLAGS)
-    for flag, value in (("config", config), ("output", OUTPUT.value)):
-        if value is None:
-            raise InputError(
-                f"--{flag} is missing; for example: --config=experiments/glue.py:mnli --output=prepared"
-            )
-    with config.unlocked():
-        config.prepared = ""
-    return recipes.build(config)
 
 
 def prepare(
@@ -190,7 +133,3 @@ class _Writer:
         )
         for what, value in counts.items():
             Metrics.counter(__name__, what).inc(value)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -10,12 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
-from gemma_encoder import commandline
+from gemma_encoder.cli import commandline, configs
 from gemma_encoder.inputs.errors import InputError, unknown
-from launch import command
+from gemma_encoder.launch import command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # the git repository whose HEAD is launched
 
@@ -173,7 +171,8 @@ class Job:
         arguments = [
             python,
             "-m",
-            "gemma_encoder.main",
+            "gemma_encoder",
+            "train",
             f"--config={self.config}",
             *self.overrides,
             f"--workdir={self.workdir}",
@@ -188,7 +187,8 @@ class Job:
         return [
             sys.executable,
             "-m",
-            "launch.plan",
+            "gemma_encoder",
+            "plan",
             f"--config={self.config}",
             *self.overrides,
             topology,
@@ -213,14 +213,12 @@ class Job:
         return ROOT / "runs" / "launch" / f"{self.name}{suffix}"
 
 
-class Flags:
-    """The flags that both launchers have; those of one launcher are added to `values`."""
+class Flags(commandline.Flags):
+    """The flags that both launchers have; those of one launcher are added."""
 
-    def __init__(self):
-        self.values = flags.FlagValues()  # of its own: `main` has flags of the same names
-        self.config = config_flags.DEFINE_config_file(
-            "config", None, "An experiment's config, as for training.", flag_values=self.values
-        )
+    def __init__(self, description: str):
+        super().__init__(description)
+        self.config()
         self.text(
             "workdir",
             "Folder of the run: gs://BUCKET/FOLDER. The same folder goes on with the same run.",
@@ -229,28 +227,16 @@ class Flags:
         self.text("project", "Google Cloud project.")
         self.text("zone", "Zone with this kind of TPU, e.g. us-west4-a.")
         self.text("topology", "Generation and shape of a slice, e.g. v5e:8x8.")
-        flags.DEFINE_integer(
-            "slices", 1, "Slices that train together.", lower_bound=1, flag_values=self.values
-        )
-        flags.DEFINE_multi_string(
-            "env",
-            [],
-            "NAME=VALUE: a variable for the training program; may be repeated.",
-            flag_values=self.values,
-        )
-        flags.DEFINE_integer(
+        self.whole("slices", "Slices that train together.", default=1, least=1)
+        self.repeated("env", "NAME=VALUE: a variable for the training program; may be repeated.")
+        self.whole(
             "max_retries",
-            10,
             "Times that a run which was preempted is started again.",
-            lower_bound=0,
-            flag_values=self.values,
+            default=10,
+            least=0,
         )
-        flags.DEFINE_float(
-            "poll_seconds",
-            30.0,
-            "Seconds between two looks at the state.",
-            lower_bound=0.0,
-            flag_values=self.values,
+        self.real(
+            "poll_seconds", "Seconds between two looks at the state.", default=30.0, least=0.0
         )
         self.switch("spot", "Use spot capacity: cheaper, and may be taken away.")
         self.switch("keep", "Delete nothing at the end.")
@@ -258,17 +244,6 @@ class Flags:
         self.switch(
             "dry_run", "Print every command, one a line, quoted for a shell, and start nothing."
         )
-
-    def text(self, name: str, meaning: str) -> None:
-        """Adds a flag that holds text."""
-        flags.DEFINE_string(name, None, meaning, flag_values=self.values)
-
-    def switch(self, name: str, meaning: str) -> None:
-        """Adds a flag that is on or off."""
-        flags.DEFINE_boolean(name, False, meaning, flag_values=self.values)
-
-    def __getitem__(self, name: str):
-        return self.values[name].value
 
     def checked(self, name: str, *, required: bool = True) -> str | None:
         """A flag's text, if it is what its kind allows."""
@@ -286,13 +261,16 @@ class Flags:
         """Reads the flags, loads the config, and checks both.
 
         Args:
-            argv: the program's name and its arguments.
+            argv: the arguments.
             largest_host: the most chips that a machine may have.
 
         Raises:
             InputError: whatever cannot be launched.
         """
-        for argument in argv[1:]:
+        if commandline.HELP & set(argv):
+            self.parse(argv)
+        _check_checkout()
+        for argument in argv:
             if _CONTROL.search(argument):
                 raise InputError(f"{argument!r} holds a line break or another control character")
             if re.match(r"--?(no)?config\b", argument) and not re.match(
@@ -303,15 +281,14 @@ class Flags:
                 )
         given = [
             argument.removeprefix("--config=")
-            for argument in argv[1:]
+            for argument in argv
             if argument.startswith("--config=")
         ]
         if len(given) != 1:
-            raise InputError(
-                "name one experiment, e.g. --config=experiments/msmarco.py:size=gemma2_9b"
-            )
-        path = _inside(given[0].partition(":")[0])
-        config = commandline.parse(argv, self.config, self.values)
+            raise InputError("name one experiment, e.g. --config=msmarco:size=gemma2_9b")
+        file, colon, argument = configs.resolve(given[0]).partition(":")
+        path = _inside(file)
+        config = self.parse(argv)
         _check_paths(config)
         topology = Topology.parse(self["topology"] or "")
         hosts = topology.hosts(largest_host) * self["slices"]
@@ -322,8 +299,8 @@ class Flags:
             zone=self.checked("zone"),
             topology=topology,
             slices=self["slices"],
-            config=path + given[0][len(given[0].partition(":")[0]) :],
-            overrides=tuple(argument for argument in argv[1:] if argument.startswith("--config.")),
+            config=f"{path}{colon}{argument}",
+            overrides=tuple(word for word in argv if word.startswith("--config.")),
             workdir=self.checked("workdir"),
             environment=_environment(self["env"]),
             hosts=hosts,
@@ -355,7 +332,7 @@ def check(job: Job, *, skip_plan: bool) -> None:
     code = subprocess.run(job.plan(), cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
     if code:
         raise InputError(
-            f"launch.plan exited with {code}, see above; choose a larger --topology or a smaller batch, or leave the check out by --skip_plan"
+            f"gemma-encoder plan exited with {code}, see above; choose a larger --topology or a smaller batch, or leave the check out by --skip_plan"
         )
 
 
@@ -404,9 +381,20 @@ def print_dry_run(steps: Sequence[Sequence[str]]) -> None:
         print(command.line(step))
 
 
+def _check_checkout() -> None:
+    """Raises InputError where the package was installed without its repository."""
+    if not (ROOT / ".git").exists():
+        raise InputError(
+            f"{ROOT} is no git repository, and workers get what is committed; "
+            "launch from a clone of the repository, installed by pip install --editable ."
+        )
+
+
 def _inside(path: str) -> str:
-    """A config file's path relative to the repository."""
+    """A config file's path relative to the repository; links into it, as of the package, are followed."""
     full = pathlib.Path(os.path.abspath(path))
+    if not full.is_relative_to(ROOT) or full.is_relative_to(ROOT / "gemma_encoder"):
+        full = full.resolve()
     if not full.is_relative_to(ROOT):
         raise InputError(
             f"--config={path} lies outside {ROOT}; workers get the repository, so put it there, e.g. under experiments/"

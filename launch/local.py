@@ -1,8 +1,8 @@
 """Starts a run as several processes on this machine: real multi-process JAX, on CPUs.
 
-    python -m launch.local --processes=2 --devices_per_process=4 -- --config=experiments/quickstart.py --workdir=runs/two
+    gemma-encoder launch local --processes=2 --devices_per_process=4 -- train --config=quickstart --workdir=runs/two
 
-What follows `--` goes to `python -m gemma_encoder.main`. Lines of process 0 appear as they are, those of the others with their number
+What follows `--` is a command of `gemma-encoder` with its arguments. Lines of process 0 appear as they are, those of the others with their number
 before them. When one process fails, the others are stopped, and its exit code is this program's; `--restarts=N` starts all of them again,
 up to N times, when one was killed or the run was told to stop. SIGTERM and Ctrl-C are passed on to all.
 """
@@ -19,15 +19,15 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from gemma_encoder.training.processes import COORDINATOR, COUNT, EXIT_PREEMPTED, NUMBER
+from gemma_encoder.runtime import COORDINATOR, COUNT, EXIT_PREEMPTED, NUMBER
 
 GRACE = 60.0  # seconds between asking a process to stop and killing it
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.local", description=__doc__.splitlines()[0]
+        prog="gemma-encoder launch local", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--processes", type=_count, default=2, help="how many (default 2)")
     parser.add_argument(
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be started, and start nothing"
     )
-    parser.add_argument("arguments", nargs="*", help="after --: flags of gemma_encoder.main")
+    parser.add_argument("arguments", nargs="*", help="after --: a command of gemma-encoder")
     args = parser.parse_args(argv)
-    command = [sys.executable, "-m", "gemma_encoder.main", *args.arguments]
+    command = [sys.executable, "-m", "gemma_encoder", *args.arguments]
     if args.dry_run:
         for environment in environments(args.processes, args.devices_per_process, "127.0.0.1:PORT"):
             print(
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ).run()
         if left and (code < 0 or code == EXIT_PREEMPTED):
             print(
-                f"launch.local: exit code {code}; starting again, {left - 1} restarts left",
+                f"launch local: exit code {code}; starting again, {left - 1} restarts left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -160,7 +160,3 @@ def _print(number: int, stream: IO[bytes]) -> None:
     for line in stream:
         sys.stderr.write(f"[{number}] {line.decode(errors='replace')}")
         sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,65 +1,28 @@
-"""Plans a run on TPUs without one: compiles the very step that training runs for a topology, and says what it needs.
+"""Plans a run on TPUs without one: compiles the step that training runs for a topology.
 
-    python -m launch.plan --config=experiments/msmarco.py:size=gemma2_9b --topology=v5e:8x8 [--slices=N] [--config.FIELD=VALUE …]
-
-Neither data nor weights are needed. Exits 0 where the step fits the chips' memory, 1 where it does not, 2 where the plan cannot be made.
-`--search` tries batch sizes, remat policies and meshes, and ends with the fastest that fits; `--json=FILE` writes the figures.
+`gemma-encoder plan` is the program. A process that plans should set JAX_PLATFORMS=cpu before it
+imports JAX, as the program does.
 """
 
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
-import os
-import pathlib
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gemma_encoder import runtime
-
-runtime.quiet()
-runtime.ignore_tpus()  # where there is one, too: a plan needs none
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # several processes may plan at a time
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import jax
 import ml_collections
-from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
-from gemma_encoder import commandline
 from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.launch import flops, hlo
+from gemma_encoder.launch.chips import CHIPS, Chip
 from gemma_encoder.model import sharding
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.step import make_program
-from launch import flops, hlo
-from launch.chips import CHIPS, Chip
-
-FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "An experiment's config, as for training.", flag_values=FLAGS
-)
-TOPOLOGY = flags.DEFINE_string(
-    "topology",
-    None,
-    "Generation and shape of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:4x4.",
-    flag_values=FLAGS,
-)
-SLICES = flags.DEFINE_integer(
-    "slices", 1, "Slices that train together.", lower_bound=1, flag_values=FLAGS
-)
-SEARCH = flags.DEFINE_boolean(
-    "search", False, "Try batch sizes, remat policies and meshes.", flag_values=FLAGS
-)
-BUDGET = flags.DEFINE_float(
-    "search_minutes", 20.0, "When to begin no further try.", flag_values=FLAGS
-)
-JSON = flags.DEFINE_string("json", None, "File for the figures.", flag_values=FLAGS)
 
 REMAT = ("none", "dots", "full")
 GIB = 2**30
@@ -174,40 +137,6 @@ class Plan:
         parts = f"compute {self.seconds_compute:.3f} s, memory {self.seconds_memory:.3f} s, links {self.seconds_links:.3f} s"
         yield f"at least {self.seconds:.3f} s a step ({parts}, at published peaks and wholly overlapped)"
         yield f"at most {self.tokens_per_second:,.0f} tokens a second, model FLOP utilisation {self.utilisation:.0%}"
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs the program and returns its exit code."""
-    try:
-        config = commandline.parse(argv, CONFIG, FLAGS)
-        if config is None or TOPOLOGY.value is None:
-            raise InputError(
-                "--config and --topology are needed, e.g. --config=experiments/msmarco.py:size=gemma2_9b --topology=v5e:8x8"
-            )
-        if not SEARCH.value:
-            plan = make_plan(config, TOPOLOGY.value, SLICES.value)
-            print("\n".join(plan.lines()))
-            if not plan.fits:
-                print(
-                    "\ntry --search, a mesh that cuts parameters up such as --config.mesh='(1,-1,1)', --config.model.remat=full, or more micro-batches"
-                )
-        else:
-            plan = search(config, TOPOLOGY.value, SLICES.value, BUDGET.value * 60)
-            print(
-                "\nnothing that was tried fits"
-                if plan is None
-                else "\nthe fastest that fits\n\n" + "\n".join(plan.lines())
-            )
-            if plan is not None:
-                print(
-                    f"\n--config.mesh='{tuple(plan.mesh)}' --config.batch.rows={plan.rows} --config.model.remat={plan.remat}"
-                )
-        if JSON.value and plan is not None:
-            pathlib.Path(JSON.value).write_text(json.dumps(plan.figures(), indent=1))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0 if plan is not None and plan.fits else 1
 
 
 def describe_topology(text: str, slices: int) -> tuple[Chip, list[jax.Device]]:
@@ -401,7 +330,3 @@ def search(
         elif best is None or plan.tokens_per_second > best.tokens_per_second:
             best = plan
     return best
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -1,6 +1,6 @@
 """Writes launch/PLANS.md: what the planner says of the sizes that people ask for.
 
-    python -m launch.table
+    python -m gemma_encoder.launch.table
 
 Each plan is made anew, in a process of its own; some take minutes.
 """
@@ -30,7 +30,7 @@ PLANS = (
 HEADER = """\
 # Plans
 
-Written by `python -m launch.table` from the planner's own figures, {date}, jax {jax}, two cores. No TPU was attached: memory is what the
+Written by `python -m gemma_encoder.launch.table` from the planner's own figures, {date}, jax {jax}, two cores. No TPU was attached: memory is what the
 compiler says; the step's time is a lower bound (published peaks of arithmetic, memory and links, wholly overlapped), not a measurement.
 
 Full fine-tuning with AdamW, bfloat16 compute, float32 parameters and moments, remat `full`, parameters cut up over all chips. GiB are
@@ -44,7 +44,7 @@ FOOTER = """
 The last line is
 
 ```
-python -m launch.plan {example}
+gemma-encoder plan {example}
 ```
 """
 
@@ -53,7 +53,7 @@ def command(size: str, topology: str, rows: int) -> list[str]:
     """The planner's arguments."""
     return [
         *(
-            f"--config=experiments/msmarco.py:size={size}",
+            f"--config=msmarco:size={size}",
             f"--topology={topology}",
             "--config.mesh=(1,-1,1)",
         ),
@@ -93,7 +93,14 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
     for plan in plans:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             subprocess.run(
-                [sys.executable, "-m", "launch.plan", *command(*plan), f"--json={file.name}"],
+                [
+                    sys.executable,
+                    "-m",
+                    "gemma_encoder",
+                    "plan",
+                    *command(*plan),
+                    f"--json={file.name}",
+                ],
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,
             )

@@ -1,6 +1,6 @@
 """Trains on Cloud TPU VMs: asks for them, installs the code, runs, watches, starts again what was preempted, and gives them back.
 
-    python -m launch.tpu_vm --config=experiments/msmarco.py:size=gemma2_9b --workdir=gs://BUCKET/RUN --name=NAME --project=PROJECT \\
+    gemma-encoder launch tpu_vm --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN --name=NAME --project=PROJECT \\
       --zone=ZONE --topology=v5e:8x8 [--slices=N] [--spot | --reserved] [--env=NAME=VALUE …] [--config.FIELD=VALUE …] [--dry_run]
 
 Exits 0 when training is done, 2 where something handed over cannot be used, 75 where it was preempted more often than --max_retries
@@ -10,13 +10,12 @@ each of these cases, unless --keep is given. launch/README.md leads there step b
 
 import enum
 import re
-import sys
 import time
 from collections.abc import Sequence
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.training.processes import EXIT_PREEMPTED
-from launch import cluster, command
+from gemma_encoder.launch import cluster, command
+from gemma_encoder.runtime import EXIT_PREEMPTED
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
 LARGEST_HOST = 8  # chips of one TPU VM
@@ -352,7 +351,7 @@ def _main(argv: Sequence[str]) -> int:
 
 
 def _flags() -> cluster.Flags:
-    flags = cluster.Flags()
+    flags = cluster.Flags(__doc__)
     flags.switch("reserved", "Use reserved capacity of the project.")
     flags.text(
         "service_account",
@@ -376,7 +375,3 @@ def _machines(job: cluster.Job, flags: cluster.Flags) -> Machines:
         or cluster.GENERATIONS[job.topology.generation].runtime_version
     )
     return Machines(job, capacity, options, runtime_version)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -1,18 +1,17 @@
 """Trains on Google Kubernetes Engine through xpk: one JobSet, with a job per slice; Kubernetes starts again what was preempted.
 
-    python -m launch.xpk --config=experiments/msmarco.py:size=gemma2_9b --workdir=gs://BUCKET/RUN --name=NAME --project=PROJECT --zone=ZONE \\
+    gemma-encoder launch xpk --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN --name=NAME --project=PROJECT --zone=ZONE \\
       --cluster=CLUSTER --topology=v5e:8x8 (--registry=REGISTRY | --image=IMAGE) [--slices=N] [--env=NAME=VALUE …] [--config.FIELD=VALUE …]
 
 The image is built from launch/Dockerfile and pushed to --registry, or is named by --image. Then: create the workload, stream its log,
-and delete it. Exit codes are those of launch.tpu_vm. launch/README.md leads there step by step.
+and delete it. Exit codes are those of `launch tpu_vm`. launch/README.md leads there step by step.
 """
 
-import sys
 from collections.abc import Sequence
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.training.processes import EXIT_PREEMPTED
-from launch import cluster, command
+from gemma_encoder.launch import cluster, command
+from gemma_encoder.runtime import EXIT_PREEMPTED
 
 LARGEST_HOST = 4  # chips of one machine: xpk makes pools of machines with one or four
 GRACE_SECONDS = 120  # from the notice to the end: time to save a checkpoint
@@ -199,7 +198,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    flags = cluster.Flags()
+    flags = cluster.Flags(__doc__)
     flags.text("cluster", "The GKE cluster, made by `xpk cluster create`.")
     flags.text(
         "registry",
@@ -234,7 +233,3 @@ def _commit() -> str:
     if result.code:
         raise InputError(f"no commit to launch: {result.errors.strip()}")
     return result.output.strip()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

@@ -161,7 +161,7 @@ def micro(changed):
     )
 
     def make(**changes):
-        config = importlib.import_module("experiments.quickstart").get_config("smoke")
+        config = importlib.import_module("gemma_encoder.experiments.quickstart").get_config("smoke")
         defaults = {
             "model__size": "micro",
             "max_length": 64,

@@ -83,7 +83,7 @@ def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
     flag = "--config=experiments/quickstart.py:smoke"
     assert run(flag, f"--output={tmp_path}", "--config.batch.readers=2") == 0
     assert f"next, train: add --config.prepared={tmp_path}" in capsys.readouterr().out
-    from experiments import quickstart
+    from gemma_encoder.experiments import quickstart
 
     batches = []
     for folder in ("", str(tmp_path)):

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Iterable
 
-from experiments.studies import Study
+from gemma_encoder.experiments.studies import Study
 from gemma_encoder.inputs.errors import unknown
 
 NAMES = (
@@ -22,7 +22,7 @@ def load(name: str) -> Study:
     """A study by name."""
     if name not in NAMES:
         raise unknown("study", name, NAMES)
-    return importlib.import_module(f"experiments.ablations.{name}").STUDY
+    return importlib.import_module(f"gemma_encoder.experiments.ablations.{name}").STUDY
 
 
 def load_all(names: Iterable[str] = NAMES) -> dict[str, Study]:

@@ -1,12 +1,12 @@
 """Study 1: does a decoder become a better encoder when its causal mask is opened for fine-tuning?
 
-    python -m experiments.sweep --study=attention --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/attention.py:task=sst2,row=causal,seed=1 --workdir=runs/causal
+    gemma-encoder sweep --study=attention --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/attention:task=sst2,row=causal,seed=1 --workdir=runs/causal
 
 The rows from random weights tell adaptation from architecture: what the open mask gives to weights that never knew another one.
 """
 
-from experiments.studies import Row, Study, random_weights
+from gemma_encoder.experiments.studies import Row, Study, random_weights
 
 STUDY = Study(
     name="attention",

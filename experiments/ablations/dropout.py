@@ -1,10 +1,10 @@
 """Study 3: how much dropout, and where?
 
-python -m experiments.sweep --study=dropout --results=RESULTS --scale=mini --seeds=3
-TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/dropout.py:task=sst2,row=none --workdir=runs/none
+gemma-encoder sweep --study=dropout --results=RESULTS --scale=mini --seeds=3
+TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/dropout:task=sst2,row=none --workdir=runs/none
 """
 
-from experiments.studies import Row, Study
+from gemma_encoder.experiments.studies import Row, Study
 
 
 def _rows() -> list[Row]:

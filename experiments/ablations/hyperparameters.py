@@ -1,7 +1,7 @@
 """Study 6: learning rate × batch × epochs, as multiples of the recipe's.
 
-    python -m experiments.sweep --study=hyperparameters --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/hyperparameters.py:task=sst2,row=rate_3_rows_2_length_1 --workdir=runs/rate
+    gemma-encoder sweep --study=hyperparameters --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/hyperparameters:task=sst2,row=rate_3_rows_2_length_1 --workdir=runs/rate
 
 `rate_R_rows_B_length_E`: R times the learning rate, B times the rows of a batch, E times as long. The row 1, 1, 1 is the recipe.
 """
@@ -10,7 +10,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from experiments.studies import Changes, Row, Study
+from gemma_encoder.experiments.studies import Changes, Row, Study
 
 
 def longer(train_for: str, times: float) -> str:

@@ -1,7 +1,7 @@
 """Study 8: the main tables: every GLUE and SuperGLUE task and MS MARCO at every size. Rows are sizes.
 
-    python -m experiments.sweep --study=main_tables --results=RESULTS --scale=gemma2_2b --seeds=3 --config.model.pretrained=GEMMA
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/main_tables.py:task=cola,row=gemma2_2b \
+    gemma-encoder sweep --study=main_tables --results=RESULTS --scale=gemma2_2b --seeds=3 --config.model.pretrained=GEMMA
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/main_tables:task=cola,row=gemma2_2b \
       --config.model.pretrained=GEMMA --workdir=runs/cola
 
 `PUBLISHED` is what others report; it stands beside the results, and none of it was measured here.
@@ -9,7 +9,7 @@
 
 from typing import NamedTuple
 
-from experiments.studies import SCALES, TASKS, Row, Study
+from gemma_encoder.experiments.studies import SCALES, TASKS, Row, Study
 
 
 class Published(NamedTuple):

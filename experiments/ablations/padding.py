@@ -1,7 +1,7 @@
 """Study 4: does it matter on which side a text is padded, and does packing texts into rows cost anything?
 
-    python -m experiments.sweep --study=padding --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/padding.py:task=sst2,row=left --workdir=runs/left
+    gemma-encoder sweep --study=padding --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/padding:task=sst2,row=left --workdir=runs/left
 
 Rows that are not packed hold one text each. A batch has then as many rows as the packed one holds texts, so that an update sees as many
 examples.
@@ -9,7 +9,7 @@ examples.
 
 from ml_collections import ConfigDict
 
-from experiments.studies import Changes, Row, Study
+from gemma_encoder.experiments.studies import Changes, Row, Study
 
 # Texts in a packed batch divided by its rows, by the recipes of the scale `mini` and of real sizes.
 MINI_TEXTS_PER_ROW = {"sst2": 3, "stsb": 3, "msmarco": 1}

@@ -1,12 +1,12 @@
 """Study 2: which pooler, with which mask?
 
-    python -m experiments.sweep --study=pooling --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/pooling.py:task=sst2,row=last_k_causal --workdir=runs/last_k_causal
+    gemma-encoder sweep --study=pooling --results=RESULTS --scale=mini --seeds=3
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/pooling:task=sst2,row=last_k_causal --workdir=runs/last_k_causal
 
 KV-probe pooling has 32 latents: with a single one the softmax has one term, and every text the same vector.
 """
 
-from experiments.studies import Row, Study
+from gemma_encoder.experiments.studies import Row, Study
 
 POOLERS = {
     "mean": {},

@@ -1,7 +1,7 @@
 """Study 5: which ranking loss, at which length of list?
 
-    python -m experiments.sweep --study=ranking_loss --results=RESULTS --scale=mini --seeds=3
-    MSMARCO_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/ranking_loss.py:row=point_ce_16 --workdir=runs/point_ce_16
+    gemma-encoder sweep --study=ranking_loss --results=RESULTS --scale=mini --seeds=3
+    MSMARCO_DIR=DATA gemma-encoder train --config=ablations/ranking_loss:row=point_ce_16 --workdir=runs/point_ce_16
 
 A longer list takes proportionally more rows, so that an update sees as many queries. Lists of 36, common on MS MARCO, are for real sizes.
 """
@@ -10,7 +10,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from experiments.studies import REAL, Changes, Row, Study
+from gemma_encoder.experiments.studies import REAL, Changes, Row, Study
 
 LOSSES = ("point_ce", "pairwise_logistic", "softmax", "poly1")
 SIZES = (4, 8, 16, 36)

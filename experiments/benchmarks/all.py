@@ -1,8 +1,8 @@
 """Every comparison, one after another, by one command.
 
-    python -m experiments.benchmarks.all --json=DIR                                        on a CPU; hours
-    python -m experiments.benchmarks.all --device=cuda --dtype=bfloat16 --json=DIR         on an NVIDIA GPU
-    python -m experiments.benchmarks.all --smoke                                           every arm at tiny size, so that it is known to work
+    python -m gemma_encoder.experiments.benchmarks.all --json=DIR                                        on a CPU; hours
+    python -m gemma_encoder.experiments.benchmarks.all --device=cuda --dtype=bfloat16 --json=DIR         on an NVIDIA GPU
+    python -m gemma_encoder.experiments.benchmarks.all --smoke                                           every arm at tiny size, so that it is known to work
 
 TFDS_DATA_DIR (glue/sst2) and MSMARCO_DIR (top100.dev.tsv) name real data; subjects whose data is absent are left out, and said. `--only`
 names subjects. What is printed also goes to DIR/NAME.txt, the figures to DIR/NAME.json. Exits 1 where a subject failed.
@@ -84,7 +84,7 @@ def commands(
             [
                 sys.executable,
                 "-m",
-                f"experiments.benchmarks.{run.subject}",
+                f"gemma_encoder.experiments.benchmarks.{run.subject}",
                 *arguments.split(),
                 *flags,
                 f"--json={folder / run.name}.json",

@@ -1,6 +1,6 @@
 """Attention alone: every implementation that runs here against the length of a row and the window, time and memory, beside PyTorch's.
 
-    python -m experiments.benchmarks.attention [--size=gemma3_270m] [--lengths=512,1024,2048,4096] [--windows=0,512] [--soft_cap=0] [--device=cpu]
+    python -m gemma_encoder.experiments.benchmarks.attention [--size=gemma3_270m] [--lengths=512,1024,2048,4096] [--windows=0,512] [--soft_cap=0] [--device=cpu]
 
 One text a row, with the heads of `--size`; a window of 0 is a global layer, one of w reaches w - 1 tokens to each side. Forward, and forward with the
 gradients of queries, keys and values. The peer is scaled_dot_product_attention under the same boolean mask, made before the clock starts;
@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 COMPARED = ("output", "gradient of query", "gradient of key", "gradient of value")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}

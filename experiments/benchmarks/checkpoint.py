@@ -1,6 +1,6 @@
 """How long saving a checkpoint holds training up, until it is on disk, and how long restoring takes: ours beside torch.save.
 
-    python -m experiments.benchmarks.checkpoint [--size=gemma3_270m] [--folder=DIR] [--device=cpu] [--background]
+    python -m gemma_encoder.experiments.benchmarks.checkpoint [--size=gemma3_270m] [--folder=DIR] [--device=cpu] [--background]
 
 A turn is some training steps, a save of parameters and both moments, as many steps again, and a restore of what was saved. Ours saves as the
 training loop does, in the background except on a CPU: what counts is the time for which `save` does not return, and what the steps after
@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 ROWS, LENGTH = 4, 128
 DATA = {"reader": b"the state of a reader stands here"}  # a few megabytes in a run

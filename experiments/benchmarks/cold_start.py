@@ -1,6 +1,6 @@
 """From the start of a Python process to the first prediction: ours beside transformers' pipeline and sentence-transformers' CrossEncoder.
 
-    python -m experiments.benchmarks.cold_start [--size=gemma3_tiny] [--device=cpu]
+    python -m gemma_encoder.experiments.benchmarks.cold_start [--size=gemma3_tiny] [--device=cpu]
 
 Every turn is a new process: imports, loading the same weights from the same disk, compiling where there is something to compile, and
 the score of one text that no turn before has seen. Seconds count from before the process is started. The files' pages are in memory
@@ -12,7 +12,7 @@ import pathlib
 import tempfile
 import time
 
-from experiments.benchmarks import fresh, harness, models, rerank
+from gemma_encoder.experiments.benchmarks import fresh, harness, models, rerank
 
 TASK = "msmarco"
 OURS = ("ours", "ours, programs kept")

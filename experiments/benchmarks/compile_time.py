@@ -1,6 +1,6 @@
 """How long a training step takes to compile, against depth and width, and what a second start of the same run saves.
 
-    python -m experiments.benchmarks.compile_time [--depths=4,8,16,32,62] [--widths=128,256,512] [--family=gemma2] [--starts=…]
+    python -m gemma_encoder.experiments.benchmarks.compile_time [--depths=4,8,16,32,62] [--widths=128,256,512] [--family=gemma2] [--starts=…]
 
 Ours is the whole training step (forward, backward, AdamW), traced and lowered, then compiled, with every cache emptied before each
 turn. The peer is transformers' model under torch.compile (Inductor, its caches off): the first forward and backward pass, less the
@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import fresh, harness
+from gemma_encoder.experiments.benchmarks import fresh, harness
 
 ROWS, LENGTH = 2, 128
 COMPILING = {  # what JAX reports of itself, by what this table calls it

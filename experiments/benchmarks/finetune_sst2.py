@@ -1,6 +1,6 @@
 """Fine-tuning on SST-2's real texts: packed rows beside the peer's padded batches, the same texts per update, tokens made ahead.
 
-    TFDS_DATA_DIR=… python -m experiments.benchmarks.finetune_sst2 [--size=gemma3_270m] [--rows=8] [--dtype=float32] [--device=cpu]
+    TFDS_DATA_DIR=… python -m gemma_encoder.experiments.benchmarks.finetune_sst2 [--size=gemma3_270m] [--rows=8] [--dtype=float32] [--device=cpu]
 
 The peer is transformers' model under PyTorch, its batches as its Trainer makes them: random texts padded to the longest of the batch,
 and texts of like length together (its LengthGroupedSampler). Ours packs the texts into rows of 128. An update of each arm sees as many
@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 ROW = 128
 SEGMENTS = 12

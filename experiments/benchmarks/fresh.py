@@ -1,6 +1,6 @@
 """A new Python process for every turn, timed from before it is started: for whatever happens once in a process.
 
-python -m experiments.benchmarks.fresh MODULE:FUNCTION SETTINGS     (what `run` starts; SETTINGS is JSON, the result goes to stdout's last line)
+python -m gemma_encoder.experiments.benchmarks.fresh MODULE:FUNCTION SETTINGS     (what `run` starts; SETTINGS is JSON, the result goes to stdout's last line)
 """
 
 import importlib
@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 MARK = "fresh-result: "
 

@@ -1,6 +1,6 @@
 """How fast texts become packed batches, and how long a training step waits for them.
 
-    TFDS_DATA_DIR=… python -m experiments.benchmarks.input_pipeline [--json=FILE]
+    TFDS_DATA_DIR=… python -m gemma_encoder.experiments.benchmarks.input_pipeline [--json=FILE]
 
 Texts a second and core are texts over seconds of processor time, of all threads of the process: what one core does, however many work.
 Arms take turns, each with a new seed; the median of the repeats is printed. The waiting share is what `experiments/glue.py:sst2` itself
@@ -22,12 +22,12 @@ runtime.quiet()
 import numpy as np
 from absl import logging
 
-from experiments import glue
 from gemma_encoder.data import prepared, registry
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.prepared import PreparedSource
 from gemma_encoder.data.source import DataOptions, Source, load_seqio
 from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.experiments import glue
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.tokenizer import SMALL, Tokenizer
 from gemma_encoder.training import loop

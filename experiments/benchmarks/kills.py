@@ -1,6 +1,6 @@
 """Kills a training run at random moments, again and again, and compares what it leaves with a run that nothing happened to.
 
-    python -m experiments.benchmarks.kills --kills=30 --folder=/tmp/kills
+    python -m gemma_encoder.experiments.benchmarks.kills --kills=30 --folder=/tmp/kills
 
 The run trains a mixture with packing and dropout and saves every few steps, so that kills also fall into saves. Each kill is SIGKILL, at
 a moment drawn between the first step of a start and the time in which all steps would be done; what counts is that every start of the
@@ -37,8 +37,9 @@ def command(workdir: pathlib.Path) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "gemma_encoder.main",
-        "--config=experiments/quickstart.py:smoke",
+        "gemma_encoder",
+        "train",
+        "--config=quickstart:smoke",
         *fields,
         f"--workdir={workdir}",
     ]

@@ -1,6 +1,6 @@
 """Peak resident memory and time of `load_backbone`, on a synthetic checkpoint with the shapes of a published size.
 
-    python -m experiments.benchmarks.load_memory [--size=gemma2_2b] [--folder=DIR] [--dtype=float32] [--output=FILE.json]
+    python -m gemma_encoder.experiments.benchmarks.load_memory [--size=gemma2_2b] [--folder=DIR] [--dtype=float32] [--output=FILE.json]
 
 The checkpoint is written in bfloat16 in both formats (twice 5 GB for gemma2_2b), random numbers in every tensor. Each arm runs in a
 process of its own: the memory beyond the destination is the peak during the call, less what the process held before it, less
@@ -166,7 +166,7 @@ def main() -> None:
             command = [
                 sys.executable,
                 "-m",
-                "experiments.benchmarks.load_memory",
+                "gemma_encoder.experiments.benchmarks.load_memory",
                 f"--arm={arm}",
                 f"--folder={folder}",
                 f"--dtype={options.dtype}",

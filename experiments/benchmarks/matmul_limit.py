@@ -1,13 +1,13 @@
 """The machine's own ceiling: large matrix products in each framework.
 
-    python -m experiments.benchmarks.matmul_limit [--width=4096] [--device=cpu]
+    python -m gemma_encoder.experiments.benchmarks.matmul_limit [--width=4096] [--device=cpu]
 
 What a model reaches is told against this, not against a data sheet. Needs the extra `bench`.
 """
 
 import numpy as np
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 COUNT = 4  # products in a turn, one after another
 

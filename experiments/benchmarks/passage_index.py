@@ -1,6 +1,6 @@
 """What a collection of MS MARCO's size costs: generates one, indexes it and a run of train queries, and reads passages and lists.
 
-    nice python -m experiments.benchmarks.passage_index --folder=/tmp/passages
+    nice python -m gemma_encoder.experiments.benchmarks.passage_index --folder=/tmp/passages
 
 Needs some 8 GB in the folder, which is emptied at the end, and some minutes. Every part runs in a process of its own, so that each peak of
 resident memory is that part's. The page cache is emptied of the files before each part that is called cold.

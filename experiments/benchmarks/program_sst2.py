@@ -1,10 +1,10 @@
 """Fine-tuning on SST-2 as a user runs it: a whole program from its start to its end, ours beside a script around transformers' Trainer.
 
-    TFDS_DATA_DIR=… python -m experiments.benchmarks.program_sst2 [--size=gemma3_270m] [--texts=512] [--rows=8] [--device=cpu]
+    TFDS_DATA_DIR=… python -m gemma_encoder.experiments.benchmarks.program_sst2 [--size=gemma3_270m] [--texts=512] [--rows=8] [--device=cpu]
 
 Both start from the same exported weights and train one epoch over the same first texts of SST-2 with AdamW at a constant rate, no dropout, score
 by a linear head on the last token, evaluate 24 texts and leave a checkpoint. Imports, reading, tokenising, compiling and writing are in the time. Ours is
-`python -m gemma_encoder.main --config=experiments/glue.py:sst2`, reading TensorFlow Datasets' records, packed rows of 128. The peer
+`gemma-encoder train --config=glue:sst2`, reading TensorFlow Datasets' records, packed rows of 128. The peer
 does what transformers' run_glue.py does, from JSON lines that hold the same texts (so that it need not import TensorFlow): tokenise,
 then Trainer with dynamic padding, its batches in random order and grouped by length. An update of each arm sees as many texts as a batch of
 ours holds on average. Every turn is a run anew; the last arm is ours on its second start, with a folder of compiled programs. Needs the extra `bench`
@@ -22,7 +22,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import finetune_sst2, fresh, harness, models
+from gemma_encoder.experiments.benchmarks import finetune_sst2, fresh, harness, models
 
 EVALUATED = 24  # texts
 
@@ -170,8 +170,9 @@ def ours(folder: str, texts: int, rows: int, dtype: str, kept: bool) -> harness.
             command = [
                 sys.executable,
                 "-m",
-                "gemma_encoder.main",
-                "--config=experiments/glue.py:sst2",
+                "gemma_encoder",
+                "train",
+                "--config=glue:sst2",
                 f"--workdir={workdir}/run",
                 *flags,
             ]

@@ -1,6 +1,6 @@
 """Re-ranking: query-document pairs a second from text to score, ours beside sentence-transformers' CrossEncoder on the same weights.
 
-    MSMARCO_DIR=… python -m experiments.benchmarks.rerank [--size=gemma3_270m] [--queries=2] [--dtype=float32] [--device=cpu]
+    MSMARCO_DIR=… python -m gemma_encoder.experiments.benchmarks.rerank [--size=gemma3_270m] [--queries=2] [--dtype=float32] [--device=cpu]
 
 Lists of 100 as the first stage gives them, with their real lengths; a turn scores the lists of some queries that no turn before has
 seen, tokenising included. Both arms get the same text, `Query: … Document: …`, cut at the document's end to the same length, and
@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 TASK = "msmarco"
 TEMPLATE = "Query: {query} Document: {document}"  # the task's own, whose module is heavy to import

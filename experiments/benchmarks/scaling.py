@@ -1,13 +1,13 @@
 """What more devices cost: CPU devices of one machine at fixed work a device, and the planner's weak scaling for TPU chips.
 
-    python -m experiments.benchmarks.scaling devices [--devices=1,2,4,8] [--rows=8]
-    python -m experiments.benchmarks.scaling planner [--size=gemma2_2b] [--chips=16,64,256,1024] [--rows=8] [--length=512]
+    python -m gemma_encoder.experiments.benchmarks.scaling devices [--devices=1,2,4,8] [--rows=8]
+    python -m gemma_encoder.experiments.benchmarks.scaling planner [--size=gemma2_2b] [--chips=16,64,256,1024] [--rows=8] [--length=512]
 
 `devices`: the training step of n XLA devices on n times the rows, a process for each n. All share the machine's cores, so beyond them
 nothing can be won; what is told is the overhead of cutting the work up: time(n devices, n x rows) / (n x time(1 device, rows)), 1.00 where it
 costs nothing. `data` copies parameters, `fsdp` cuts them up. No peer: what a user would pick instead needs a process a device.
 
-`planner`: compiles the very step for each topology by `launch.plan` (no TPU is needed; minutes and gigabytes each, one after another) and
+`planner`: compiles the very step for each topology by `gemma-encoder plan` (no TPU is needed; minutes and gigabytes each, one after another) and
 takes, at fixed rows a chip, the roofline's time of a step: efficiency is time(first) / time(n). Once with compute, memory and links wholly
 overlapped (the longest counts), once with links not overlapped at all (added to the longer of compute and memory); the truth lies
 between. Peaks and links: launch/chips.py. More than 256 chips of v5e are slices of 256, which share the data axis over the data-centre network.
@@ -23,7 +23,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 SLICES = {
     16: ("v5e:4x4", 1),
@@ -156,7 +156,7 @@ def command(size: str, chips: int, rows: int, length: int, file: str) -> list[st
         f"--config.max_length={length}",
     ]
     return [
-        f"--config=experiments/msmarco.py:size={size}",
+        f"--config=msmarco:size={size}",
         f"--topology={topology}",
         f"--slices={slices}",
         f"--config.mesh=({slices},-1,1)",
@@ -210,7 +210,8 @@ def by_planner(args: argparse.Namespace) -> None:
                 [
                     sys.executable,
                     "-m",
-                    "launch.plan",
+                    "gemma_encoder",
+                    "plan",
                     *command(size, chips, args.rows, length, file.name),
                 ],
                 capture_output=True,

@@ -1,6 +1,7 @@
 """A forward pass and a training step of a whole encoder, ours beside Hugging Face transformers', on the same weights and tokens.
 
-    python -m experiments.benchmarks.train_step [--size=gemma3_270m] [--rows=16] [--length=128] [--steps=4] [--dtype=float32] [--device=cpu] [--compiled]
+    python -m gemma_encoder.experiments.benchmarks.train_step \
+        [--size=gemma3_270m] [--rows=16] [--length=128] [--steps=4] [--dtype=float32] [--device=cpu] [--compiled]
 
 Full fine-tuning: every parameter is trained by AdamW (float32 moments), gradients are clipped, no dropout. Rows are full: nothing is won by
 packing here. A turn is `--steps` batches one after another, as in training; times are of one batch. Before timings count, scores and the losses
@@ -13,7 +14,7 @@ import time
 
 import numpy as np
 
-from experiments.benchmarks import harness, models
+from gemma_encoder.experiments.benchmarks import harness, models
 
 LAST_TOKEN = 8_000  # of the small tokenizer: ids are drawn below it
 

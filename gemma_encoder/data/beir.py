@@ -8,7 +8,7 @@
 
 Each may be .gz. A document's text is its title, then its text. As in BEIR's own evaluation, a query's candidates leave out a document with the
 query's own id. The head is MS MARCO's, so a model that was trained there is evaluated here without training (zero-shot):
-`--mode=eval --config.tasks="('beir_scifact',)" --config.evaluate_split=test`.
+`gemma-encoder evaluate --config.tasks="('beir_scifact',)" --config.evaluate_split=test`.
 """
 
 import functools

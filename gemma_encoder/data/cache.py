@@ -18,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 from absl import logging
 
+from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 
 Result = TypeVar("Result")
@@ -29,9 +30,7 @@ _SAMPLE = 1 << 20  # bytes of a file's head and tail that its fingerprint holds
 
 def folder() -> pathlib.Path:
     """Where results are kept."""
-    return pathlib.Path(
-        os.environ.get("GEMMA_ENCODER_CACHE") or "~/.cache/gemma_encoder"
-    ).expanduser()
+    return runtime.cache_folder()
 
 
 def derive(

@@ -12,7 +12,7 @@ top1000 files are sorted by pid: with them, `ranking.negative_ranks` chooses no 
 
 The Deep Learning tracks have grades 0 to 3. nDCG uses them; a passage counts as relevant for the binary metrics from grade 2
 (arXiv 2003.07820), which the metrics' names say. All share one head, so a model that was trained on `msmarco` is evaluated by
-`--mode=eval --config.tasks="('msmarco_dl19',)"`.
+`gemma-encoder evaluate --config.tasks="('msmarco_dl19',)"`.
 """
 
 import functools

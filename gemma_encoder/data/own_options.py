@@ -56,16 +56,19 @@ class OwnOptions:
             raise unknown("own.kind", self.kind, table_kinds())
         if not 0 < self.held_out < 1:
             raise InputError(f"own.held_out must be a share between 0 and 1, got {self.held_out}")
-        if self.classes and (
-            self.kind != "classification" or len(set(self.classes)) < len(self.classes)
-        ):
+        kind = kinds.get(self.kind)
+        if self.classes and (not kind.has_classes or len(set(self.classes)) < len(self.classes)):
             raise InputError(
-                f"own.classes are the different class names of a classification task, got {self.classes} for {self.kind}"
+                "own.classes are the different class names of a task with classes, got "
+                f"{self.classes} for {self.kind}"
             )
-        if self.label_range and (self.kind != "regression" or len(self.label_range) != 2):
+        if self.label_range and (not kind.has_range or len(self.label_range) != 2):
             raise InputError(
-                f"own.label_range is (lowest, highest) of a regression task, got {self.label_range} for {self.kind}"
+                "own.label_range is (lowest, highest) of a task with a range, got "
+                f"{self.label_range} for {self.kind}"
             )
+        if not self.separator:
+            raise InputError("own.separator must be at least one character, e.g. ','")
 
     def paths(self) -> dict[str, pathlib.Path]:
         """The named files by split."""

@@ -257,7 +257,7 @@ class PreparedSource(Source):
                 else "does not exist"
             )
             raise InputError(
-                f"task {name!r}: the prepared folder {self.folder} {state}; run python -m gemma_encoder.prepare with this config"
+                f"task {name!r}: the prepared folder {self.folder} {state}; run gemma-encoder prepare with this config"
             )
         self.info = json.loads((self.folder / INFO).read_text())
         if self.info.get("version") != VERSION:

@@ -1,6 +1,6 @@
 """Unlabelled text, by config alone: `config.text`, task `text`, from which a decoder is pretrained.
 
-    --config=experiments/pretrain_decoder.py --config.text.train="('reviews.txt.gz','collection.tsv','tfds:glue/sst2')"
+    --config=pretrain_decoder --config.text.train="('reviews.txt.gz','collection.tsv','tfds:glue/sst2')"
 
 A source is a file of one text a line, or the text features of a TensorFlow dataset's train split. All of it is held in memory: tens of
 megabytes of text, not a crawl of the web.

@@ -1,15 +1,13 @@
 """The zip files that the GLUE and SuperGLUE leaderboards take: written from predictions of the test splits, read back and checked.
 
-    python -m gemma_encoder.evaluation.submission make --benchmark=glue --output=glue.zip WORKDIR [WORKDIR …]
-    python -m gemma_encoder.evaluation.submission check glue.zip
+    gemma-encoder submit make --benchmark=glue --output=glue.zip WORKDIR [WORKDIR …]
+    gemma-encoder submit check glue.zip
 
-The predictions are those of `--mode=eval --config.evaluate_split=test`, from one workdir or several.
+The predictions are those of `gemma-encoder evaluate --config.evaluate_split=test`, from one workdir or several.
 """
 
-import argparse
 import io
 import json
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -41,8 +39,8 @@ def make(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes:
     missing = [f"{file.task}.{file.split}" for file, found in places.items() if not found]
     if missing:
         raise InputError(
-            f"no predictions of {', '.join(missing)} in {', '.join(map(str, workdirs))}; make them with the command of the run and "
-            "--mode=eval --config.evaluate_split=test"
+            f"no predictions of {', '.join(missing)} in {', '.join(map(str, workdirs))}; make them by "
+            "gemma-encoder evaluate with the run's config and --config.evaluate_split=test"
         )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -253,49 +251,7 @@ def check(content: bytes, benchmark: str, sizes: Mapping[str, int] | None = None
     return counts
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the program and returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gemma_encoder.evaluation.submission", description=__doc__.splitlines()[0]
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    maker = commands.add_parser(
-        "make", help="write a submission from predictions of the test splits"
-    )
-    maker.add_argument("--benchmark", required=True, choices=sorted(BENCHMARKS))
-    maker.add_argument("--output", required=True, help="the zip file to write")
-    maker.add_argument("workdirs", nargs="+", help="runs that predicted the test splits")
-    checker = commands.add_parser("check", help="read a submission back and validate it")
-    checker.add_argument("submission", help="a zip file")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "make":
-            path, benchmark = epath.Path(arguments.output), arguments.benchmark
-            content = make(benchmark, arguments.workdirs)
-        else:
-            path = epath.Path(arguments.submission)
-            if not path.exists():
-                raise InputError(f"{path} does not exist")
-            content = path.read_bytes()
-            benchmark = _benchmark(content)
-        counts = check(content, benchmark)
-        if arguments.command == "make":
-            path.write_bytes(content)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        "\n".join(
-            [
-                f"{path} is a complete {benchmark} submission",
-                *(f"  {name:<14} {count:>7}" for name, count in counts.items()),
-            ]
-        )
-    )
-    return 0
-
-
-def _benchmark(content: bytes) -> str:
+def benchmark_of(content: bytes) -> str:
     """The benchmark that a submission is for, by the names of its files."""
     try:
         names = set(zipfile.ZipFile(io.BytesIO(content)).namelist())
@@ -309,7 +265,3 @@ def _benchmark(content: bytes) -> str:
             f"the submission holds no file of {' or '.join(BENCHMARKS)}; files lie at the top, e.g. {BENCHMARKS[best][0].name}"
         )
     return best
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

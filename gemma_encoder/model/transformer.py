@@ -55,7 +55,7 @@ class Block(nnx.Module):
         stack: tuple[int, ...] = (),
         adapted: bool = False,
     ):
-        self.config, self.kind, self.adapted = config, kind, adapted
+        self.config, self.layer_kind, self.adapted = config, kind, adapted
         D, F, N, K, H = (
             config.embed_dim,
             config.hidden_dim,
@@ -125,7 +125,7 @@ class Block(nnx.Module):
             values,
             segment_ids=context.segment_ids,
             positions=context.positions,
-            spec=self.config.attention_spec(self.kind, context.attention),
+            spec=self.config.attention_spec(self.layer_kind, context.attention),
             dropout_rate=context.attention_dropout,
             dropout_key=key,
             implementation=context.implementation,
@@ -148,7 +148,7 @@ class Block(nnx.Module):
         )
         if config.use_qk_norm:
             query, keys = self.query_norm(query), self.key_norm(keys)
-        is_global = self.kind == "global"
+        is_global = self.layer_kind == "global"
         base, scale = (
             (config.global_rope_base, config.global_rope_scale)
             if is_global

@@ -18,7 +18,7 @@ NOTE = (
     "pairs or queries where metrics are over these. They say how much the test set's choice "
     "matters, not how much the seed does. Differences are paired: both runs on the same resamples."
 )
-NO_PREDICTIONS = " Predictions that go with the values were not found: evaluate with --mode=eval."
+NO_PREDICTIONS = " Predictions that go with the values were not found: run gemma-encoder evaluate."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -70,7 +70,7 @@ def mistakes_section(run: Run, several: bool) -> str:
             title = f"<h3>{escape(titled(run, several, name, whole))}</h3>"
             if not path.exists():
                 parts.append(
-                    f'{title}<p class="muted">Not kept by this run; --mode=eval writes them.</p>'
+                    f'{title}<p class="muted">Not kept by this run; gemma-encoder evaluate writes them.</p>'
                 )
                 continue
             rows = [

@@ -98,7 +98,7 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             raise InputError(
-                f"{path}:{number}: not a JSON object; evaluate again with --mode=eval"
+                f"{path}:{number}: not a JSON object; run gemma-encoder evaluate again"
             ) from None
     return lines
 

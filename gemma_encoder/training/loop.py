@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from gemma_encoder import runtime
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.evaluation.evaluator import Predictions
 from gemma_encoder.evaluation.metrics import lowest_is_best
@@ -23,7 +24,6 @@ from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import skeleton
-from gemma_encoder.training import processes
 from gemma_encoder.training import recipe as recipes
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.evaluation import Evaluator, Stopped
@@ -78,7 +78,7 @@ def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: s
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     workdir = claim_workdir(workdir, config)
-    processes.keep_compiled(config.compilation_cache, workdir)
+    runtime.enable_compilation_cache(config.compilation_cache)
     recipe = recipe.measured()
     epoch = recipe.epoch()
     total = recipe.steps("train_for", epoch)
@@ -320,7 +320,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outc
     workdir = native.absolute(workdir)
     if not native.checkpoint_steps(workdir):
         raise InputError(
-            f"{workdir} holds no checkpoint to evaluate; train first, with the same command and --mode=train"
+            f"{workdir} holds no checkpoint to evaluate; train first: gemma-encoder train with the same arguments"
         )
     recipe = recipes.build(config)
     mesh = sharding.make_mesh(config.mesh)
@@ -333,7 +333,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outc
             raise InputError(
                 f"the checkpoint was not trained on {task.name!r}; it knows {', '.join(sorted(trained))}"
             )
-    processes.keep_compiled(config.compilation_cache, workdir)
+    runtime.enable_compilation_cache(config.compilation_cache)
     recipe = dataclasses.replace(recipe, encoder=bundle.encoder, tokenizer=bundle.tokenizer)
     parameters = native.load_parameters(
         checkpoint,

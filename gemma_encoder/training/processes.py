@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, how a notice to stop reaches all of them at once, where compiled programs are kept."""
+"""The processes of a run: how they find each other, how a notice to stop reaches all of them at once."""
 
 import glob
 import os
@@ -7,23 +7,19 @@ import threading
 from types import FrameType
 
 import jax
-from etils import epath
 from jax.experimental import multihost_utils
-from jax.experimental.compilation_cache import compilation_cache
 
 from gemma_encoder.inputs.errors import InputError
-
-# What the program exits with when it was told to stop and has saved: start it again and it goes on (EX_TEMPFAIL of sysexits.h).
-EXIT_PREEMPTED = 75
-KEPT_SECONDS = 0.1  # of compiling
-
-COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+from gemma_encoder.runtime import COORDINATOR, COUNT, NUMBER
+from gemma_encoder.runtime import EXIT_PREEMPTED as EXIT_PREEMPTED
 
 
 def start() -> None:
     """Joins the other processes of this run, if there are any; call it before JAX is used.
 
-    They are found by the environment variables above, which `launch.local` sets, else by what JAX detects on TPU hosts and under Slurm.
+    They are found by the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, which `gemma-encoder launch local` sets, else by what JAX detects on TPU hosts and
+    under Slurm.
 
     Raises:
         InputError: the variables are incomplete, or the others do not answer.
@@ -55,27 +51,6 @@ def start() -> None:
         raise InputError(
             f"the processes of this run do not find each other: {str(error).splitlines()[0]}"
         ) from error
-
-
-def keep_compiled(setting: str, workdir: epath.Path) -> None:
-    """Has compiled programs kept in a folder, so that the next start of a run finds them there.
-
-    A folder that the environment names (JAX_COMPILATION_CACHE_DIR) comes first. Kept is what took a tenth of a second to compile, where the
-    environment has no other word on it (JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS): by JAX's own limit of a second, a small model's program
-    of evaluation was compiled at each start.
-
-    Args:
-        setting: a folder; "auto" for one in the workdir; "" for none.
-        workdir: of the run.
-    """
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    folder = os.fspath(workdir / "compilation_cache") if setting == "auto" else setting or None
-    if jax.config.jax_compilation_cache_dir != folder:
-        compilation_cache.reset_cache()  # JAX looks at the setting once, when it first compiles
-        jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def is_first() -> bool:

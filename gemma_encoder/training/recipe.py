@@ -120,7 +120,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.text = ml_collections.ConfigDict(
         text.DEFAULTS
     )  # unlabelled text to pretrain on, the task "text": see TextOptions
-    config.prepared = ""  # folder that `python -m gemma_encoder.prepare` filled for this config; "" to read and tokenise the raw data
+    config.prepared = ""  # folder that `gemma-encoder prepare` filled for this config; "" to read and tokenise the raw data
     config.max_train = 0  # use only the first so many records of each training split; 0 for all
     config.max_eval = 0  # the same for evaluation
     config.losses = ml_collections.ConfigDict(
@@ -140,7 +140,9 @@ def default_config() -> ml_collections.ConfigDict:
     config.best_metric = ""  # what the best checkpoint is chosen by, as "task/metric"; "" for the first task's main metric
     config.profile = ()  # (first, last) step of which a profile is written to the workdir
     config.evaluate_split = "validation"
-    config.compilation_cache = "auto"  # folder of compiled programs, from which a second start is fast; "auto": in the workdir; "" for none
+    config.compilation_cache = (
+        "auto"  # folder of compiled programs; "auto": the user's, for all runs; "" for none
+    )
     config.mesh = (
         -1,
         1,

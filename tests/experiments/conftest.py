@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import results, sweep
-from experiments.results import Place
+from gemma_encoder.experiments import results, sweep
+from gemma_encoder.experiments.results import Place
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Two rows of every study, the baseline among them; most baselines are the same run.

@@ -13,8 +13,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments.benchmarks import all as every
-from experiments.benchmarks import (
+from gemma_encoder.experiments.benchmarks import all as every
+from gemma_encoder.experiments.benchmarks import (
     attention,
     checkpoint,
     cold_start,
@@ -172,7 +172,7 @@ def test_a_start_says_what_it_compiled(here, tmp_path):
         "    config.tasks, config.train_for, config.max_eval = ('toy_sentiment',), '1 steps', 8\n    return config\n"
     )
     found = fresh.run(
-        "experiments.benchmarks.compile_time:start",
+        "gemma_encoder.experiments.benchmarks.compile_time:start",
         {"config": str(config), "workdir": str(tmp_path / "run"), "cache": ""},
     )
     assert found["compile"] > 0 and found["trace"] > 0 and found["steps"] > 0
@@ -243,7 +243,7 @@ def test_attention_tells_another_window_from_the_same(here):
     arms = [
         harness.Arm(
             f"window {window}",
-            "experiments.benchmarks.attention:ours",
+            "gemma_encoder.experiments.benchmarks.attention:ours",
             {**settings, "window": window},
         )
         for window in (4, 5)
@@ -424,7 +424,7 @@ def test_all_names_every_subject(tmp_path, capsys):
     assert every.main(["--device=cuda", "--dtype=bfloat16", "--dry_run", f"--json={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert (
-        "experiments.benchmarks.train_step --size=gemma2_2b --rows=16 --length=512 --compiled --device=cuda --dtype=bfloat16"
+        "gemma_encoder.experiments.benchmarks.train_step --size=gemma2_2b --rows=16 --length=512 --compiled --device=cuda --dtype=bfloat16"
         in printed
     )
     with pytest.raises(SystemExit):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from experiments.benchmarks import harness
+from gemma_encoder.experiments.benchmarks import harness
 
 HERE = "tests.experiments.test_harness"
 

@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import ablations, studies, sweep
-from experiments.studies import Row, Study
+from gemma_encoder.experiments import ablations, studies, sweep
+from gemma_encoder.experiments.studies import Row, Study
 from gemma_encoder.inputs.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from absl import logging
 
-from experiments import ablations, results, sweep, tables
+from gemma_encoder.experiments import ablations, results, sweep, tables
 from tests.experiments.conftest import ROWS
 
 

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from experiments import ablations, claims, reranking, results, tables
-from experiments.claims import CLAIMS, FAILS, HOLDS, UNKNOWN
-from experiments.statistics import cells, chance, random_reciprocal_rank, verdict
 from gemma_encoder.evaluation.bootstrap import Interval
+from gemma_encoder.experiments import ablations, claims, reranking, results, tables
+from gemma_encoder.experiments.claims import CLAIMS, FAILS, HOLDS, UNKNOWN
+from gemma_encoder.experiments.statistics import cells, chance, random_reciprocal_rank, verdict
 from gemma_encoder.inputs.errors import InputError
 
 CLAIM = {claim.study: claim for claim in CLAIMS}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from launch import cluster
+from gemma_encoder.launch import cluster
 
 STAND_IN = """#!{python} -IS
 import json, os, pathlib, sys, time

@@ -3,7 +3,7 @@
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from launch import cluster, tpu_vm, xpk
+from gemma_encoder.launch import cluster, tpu_vm, xpk
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import quickstart
+from gemma_encoder.experiments import quickstart
+from gemma_encoder.launch import local
 from gemma_encoder.training import loop
 from gemma_encoder.training.metrics_log import read_metrics
-from launch import local
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -11,10 +11,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.launch import flops, hlo, plan
 from gemma_encoder.model import config as model_config
 from gemma_encoder.model import sharding
 from gemma_encoder.training import recipe as recipes
-from launch import flops, hlo, plan
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_what_does_not_fit_exits_1(run, capsys):
 
 
 def recipes_config(size):
-    from experiments import glue
+    from gemma_encoder.experiments import glue
 
     return glue.get_config(f"mnli,size={size}")
 

@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from launch import command, tpu_vm
+from gemma_encoder.launch import command, tpu_vm
 from tests.launch.conftest import lists
 
 PLACE = ["--project=my-project", "--zone=us-west4-a"]

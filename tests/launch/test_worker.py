@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from launch import cluster, worker
+from gemma_encoder.launch import cluster, worker
 
 WORKER = cluster.ROOT / "launch" / "worker.py"
 
@@ -52,7 +52,10 @@ def test_the_exit_code_is_reported(home, program, code):
 
 def test_a_second_connection_follows_the_command_that_runs(home):
     """The first breaks; the command goes on, is not started twice, and its end is told to the second, and to a third."""
-    program = "import pathlib, time\nopen('starts', 'a').write('x')\nprint('up', flush=True)\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('end')"
+    program = (
+        "import pathlib, time\nopen('starts', 'a').write('x')\nprint('up', flush=True)\n"
+        "while not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('end')"
+    )
     command = ("run", "first", sys.executable, "-c", program)
     first = start(*command)
     assert first.stdout.readline().endswith(": up\n")

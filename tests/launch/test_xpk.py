@@ -9,7 +9,7 @@ import tarfile
 
 import pytest
 
-from launch import xpk
+from gemma_encoder.launch import xpk
 from tests.launch.conftest import lists
 
 IMAGE = "us-docker.pkg.dev/my-project/images/gemma_encoder:1"

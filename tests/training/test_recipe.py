@@ -13,7 +13,7 @@ from gemma_encoder.training.recipe import Duration
 def config(changed):
     """`config(**changes)`: the quickstart's config, changed."""
     return lambda **changes: changed(
-        importlib.import_module("experiments.quickstart").get_config(), changes
+        importlib.import_module("gemma_encoder.experiments.quickstart").get_config(), changes
     )
 
 
@@ -96,10 +96,10 @@ def test_arguments_of_a_config_file():
 @pytest.mark.parametrize("name", ["quickstart", "glue", "superglue", "multitask", "msmarco", "own"])
 @pytest.mark.parametrize("arg", ["", "smoke", "size=gemma2_9b", "size=gemma2_tiny,smoke"])
 def test_every_experiment_takes_its_arguments(name, arg):
-    values = importlib.import_module(f"experiments.{name}").get_config(arg)
+    values = importlib.import_module(f"gemma_encoder.experiments.{name}").get_config(arg)
     assert set(values) == set(recipe.default_config())
     with pytest.raises(InputError, match="did you mean 'gemma2_9b'"):
-        importlib.import_module(f"experiments.{name}").get_config("size=gemma2_9")
+        importlib.import_module(f"gemma_encoder.experiments.{name}").get_config("size=gemma2_9")
 
 
 def test_differences_name_fields_and_leave_out_what_may_change():
@@ -109,7 +109,7 @@ def test_differences_name_fields_and_leave_out_what_may_change():
 
 
 def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):
-    from experiments import glue
+    from gemma_encoder.experiments import glue
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = glue.get_config("mnli,size=gemma2_9b")

@@ -1,33 +1,38 @@
-"""What a checkpoint holds, its size, and whether it loads.
+"""Shows what a checkpoint holds, its size, and if it loads.
 
-    python -m gemma_encoder.weights.inspect PATH [--read]     PATH as `load_backbone` takes it; --read reads every tensor, too
-    python -m gemma_encoder.weights.inspect --sizes           the table of published sizes
+    gemma-encoder inspect PATH [--read]     PATH as `load_backbone` takes it; --read reads every tensor
+    gemma-encoder inspect --sizes           the table of published sizes
 
-Exits 0 if the checkpoint loads, 1 if it holds another model or a damaged tensor, 2 if it cannot be recognised.
+Exits 0 if the checkpoint loads, 1 if it holds another model or a damaged tensor, 2 if it cannot be
+recognized.
 """
 
 import argparse
 import collections
 import re
-import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import TransformerConfig
-from gemma_encoder.model.sizes import GEMMA_CONFIGS, SMALL
-from gemma_encoder.weights.backbone import family, open_checkpoint, size_name
-from gemma_encoder.weights.native import NativeCheckpoint
-from gemma_encoder.weights.tensors import Checkpoint
+
+if TYPE_CHECKING:
+    from gemma_encoder.model.config import TransformerConfig
+    from gemma_encoder.weights.tensors import Checkpoint
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m gemma_encoder.weights.inspect", description=__doc__.splitlines()[0]
+        prog="gemma-encoder inspect",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "path",
@@ -46,24 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.path is None:
         parser.error("name a checkpoint, or ask for --sizes")
-    try:
-        checkpoint = open_checkpoint(options.path)
-        problems = list(describe(checkpoint))
-        if options.read and not problems:
-            problems = list(unreadable(checkpoint))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        "loads       "
-        + ("yes" + (", every tensor was read" if options.read else "") if not problems else "no")
-    )
-    print("".join(f"            {problem}\n" for problem in problems), end="")
+    from gemma_encoder.weights.backbone import open_checkpoint
+
+    checkpoint = open_checkpoint(options.path)
+    problems = list(describe(checkpoint))
+    if options.read and not problems:
+        problems = list(unreadable(checkpoint))
+    read = ", every tensor was read" if options.read else ""
+    print(f"loads       {'no' if problems else f'yes{read}'}")
+    for problem in problems:
+        print(f"            {problem}")
     return 1 if problems else 0
 
 
-def describe(checkpoint: Checkpoint) -> list[str]:
+def describe(checkpoint: "Checkpoint") -> list[str]:
     """Prints what a checkpoint holds and returns what stands in the way of loading it."""
+    from gemma_encoder.weights.backbone import size_name
+
     print(checkpoint.description)
     bytes_ = sum(
         int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in checkpoint.tensors.values()
@@ -104,28 +108,34 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
-def unreadable(checkpoint: Checkpoint) -> list[str]:
+def unreadable(checkpoint: "Checkpoint") -> list[str]:
     """Tensors that cannot be read, or hold numbers that are not finite."""
-    place, found = jax.sharding.SingleDeviceSharding(jax.devices()[0]), []
+    import jax
+    import jax.numpy as jnp
+
+    device, problems = jax.sharding.SingleDeviceSharding(jax.devices()[0]), []
     for name in checkpoint.tensors:
         try:
-            if not bool(jnp.isfinite(checkpoint.read(name, place)).all()):
-                found.append(f"{name} holds numbers that are not finite")
+            if not bool(jnp.isfinite(checkpoint.read(name, device)).all()):
+                problems.append(f"{name} holds numbers that are not finite")
         except (
             Exception
         ) as error:  # whatever the file system or Orbax raises is what stands in the way
-            found.append(f"{name} cannot be read ({type(error).__name__})")
-    return found
+            problems.append(f"{name} cannot be read ({type(error).__name__})")
+    return problems
 
 
-def _sentence(config: TransformerConfig) -> str:
+def _sentence(config: "TransformerConfig") -> str:
     return (
         f"{config.num_layers} layers, width {config.embed_dim}, hidden {config.hidden_dim}, {config.num_heads} query and {config.num_kv_heads} key-value heads "
         f"of {config.head_dim}, vocabulary {config.vocab_size:,}"
     )
 
 
-def _tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> str:
+def _tokenizer(checkpoint: "Checkpoint", config: "TransformerConfig") -> str:
+    from gemma_encoder.weights.backbone import family
+    from gemma_encoder.weights.native import NativeCheckpoint
+
     if isinstance(checkpoint, NativeCheckpoint):
         return f"{checkpoint.bundle.tokenizer.name}, stored in the checkpoint"
     beside = checkpoint.folder / "tokenizer.model"
@@ -136,7 +146,7 @@ def _tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> str:
     )
 
 
-def _grouped(checkpoint: Checkpoint) -> list[tuple[str, tuple[int, ...], str, int]]:
+def _grouped(checkpoint: "Checkpoint") -> list[tuple[str, tuple[int, ...], str, int]]:
     """Tensors that differ in the number of their layer alone, as one row."""
     rows: collections.Counter = collections.Counter()
     for name, tensor in checkpoint.tensors.items():
@@ -146,6 +156,8 @@ def _grouped(checkpoint: Checkpoint) -> list[tuple[str, tuple[int, ...], str, in
 
 def size_table() -> str:
     """The published sizes as a markdown table."""
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS, SMALL
+
     lines = [
         "| size | parameters | of them embedding | layers | width | hidden | query / kv heads | head dim | local window | vocabulary |",
         "| --- " * 10 + "|",
@@ -158,7 +170,3 @@ def size_table() -> str:
                 f"| {config.num_heads} / {config.num_kv_heads} | {config.head_dim} | {config.sliding_window} | {config.vocab_size:,} |"
             )
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,27 +1,17 @@
-"""Shows what a model sees of a task: raw records beside their text, tokens, a packed row, and how long the texts are.
+"""Shows what a model sees of a task: records beside their text, tokens, a packed row, lengths.
 
-python -m gemma_encoder.data.inspect --task=glue_mrpc --n=3
-python -m gemma_encoder.data.inspect --config=experiments/own.py:classification --config.own.train=train.csv
+gemma-encoder inspect --task=glue_mrpc --n=3
+gemma-encoder inspect --config=own:classification --config.own.train=train.csv
 """
 
-import collections
-import os
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
-from gemma_encoder import runtime
-
-runtime.quiet()
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
-from gemma_encoder import commandline
-from gemma_encoder.data import mixtures, registry
-from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder import runtime
+from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.packing import Packer, Segment, Unit
@@ -29,46 +19,18 @@ from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from gemma_encoder.data.source import Source
+
 WIDTH = 100  # of the terminal
 UNCUT = 1 << 30
 SHOWN_TEXTS = 2  # of the documents of a list
-
-FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "An experiment's config, as for training; its tasks, tokenizer and lengths.",
-    flag_values=FLAGS,
-)
-TASK = flags.DEFINE_string(
-    "task", None, "The task; by default the config's first one.", flag_values=FLAGS
-)
-SPLIT = flags.DEFINE_string(
-    "split", None, "By default train, or the first one where there is none.", flag_values=FLAGS
-)
-N = flags.DEFINE_integer("n", 3, "Records to show.", lower_bound=0, flag_values=FLAGS)
-SAMPLE = flags.DEFINE_integer(
-    "sample",
-    2000,
-    "Records that the statistics are of, drawn at random; 0 for all.",
-    lower_bound=0,
-    flag_values=FLAGS,
-)
-SEED = flags.DEFINE_integer(
-    "seed", 0, "Of the order of records and of what is sampled.", flag_values=FLAGS
-)
-TOKENIZER = flags.DEFINE_string(
-    "tokenizer", "small", "Without --config: as config.tokenizer.", flag_values=FLAGS
-)
-MAX_LENGTH = flags.DEFINE_integer(
-    "max_length", 128, "Without --config: as config.max_length.", flag_values=FLAGS
-)
 
 
 class Settings(NamedTuple):
     """What is looked at, and through which tokenizer and lengths."""
 
-    source: Source
+    source: "Source"
     tokenizer: Tokenizer
     max_length: int
     row_length: int
@@ -86,47 +48,58 @@ class Text(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    try:
-        settings = _settings(argv)
-        for line in report(
-            settings,
-            SPLIT.value or _first_split(settings.source),
-            N.value,
-            SAMPLE.value,
-            SEED.value,
-        ):
-            print(line)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    flags = commandline.Flags(__doc__)
+    flags.config()
+    flags.text("task", "The task; by default the config's first one.")
+    flags.text("split", "By default train, or the first one where there is none.")
+    flags.whole("n", "Records to show.", default=3, least=0)
+    flags.whole(
+        "sample",
+        "Records that the statistics are of, drawn at random; 0 for all.",
+        default=2000,
+        least=0,
+    )
+    flags.whole("seed", "Of the order of records and of what is sampled.", default=0)
+    flags.text("tokenizer", "Without --config: as config.tokenizer.", "small")
+    flags.whole("max_length", "Without --config: as config.max_length.", default=128)
+    settings = _settings(flags, argv)
+    split = flags["split"] or _first_split(settings.source)
+    for line in report(settings, split, flags["n"], flags["sample"], flags["seed"]):
+        print(line)
     return 0
 
 
-def _settings(argv: Sequence[str]) -> Settings:
-    config = commandline.parse(argv, CONFIG, FLAGS)
-    if config is None and TASK.value is None:
+def _settings(flags: commandline.Flags, argv: Sequence[str]) -> Settings:
+    config = flags.parse(argv)
+    runtime.require_training()
+    from gemma_encoder.data import mixtures, registry
+    from gemma_encoder.data.source import DataOptions
+
+    if config is None and flags["task"] is None:
         raise InputError(
-            "name a task, e.g. --task=glue_mrpc, or an experiment, e.g. --config=experiments/own.py; tasks: "
-            + ", ".join(registry.names())
+            "name a task, e.g. --task=glue_mrpc, an experiment, e.g. --config=own, or the path of a "
+            f"checkpoint; tasks: {', '.join(registry.names())}"
         )
     if config is None:
-        length, tokenizer = MAX_LENGTH.value, Tokenizer.load(TOKENIZER.value)
+        length, tokenizer = flags["max_length"], Tokenizer.load(flags["tokenizer"])
         return Settings(
-            _source(TASK.value, DataOptions(), tokenizer, length),
+            _source(flags["task"], DataOptions(), tokenizer, length),
             tokenizer,
             length,
             -(-length // 128) * 128,
             length,
         )
     tasks = mixtures.expand(config.tasks)
-    name = TASK.value or tasks[0]
+    name = flags["task"] or tasks[0]
     if name not in tasks:
         raise unknown("task of the config", name, tasks)
     if config.tokenizer == "auto":
         raise InputError(
-            "which tokenizer comes with the weights is for training to find out; name it here, e.g. --config.tokenizer=gemma2"
+            "tokenizer='auto' is resolved only in training; pass e.g. --config.tokenizer=gemma2"
         )
     tokenizer = Tokenizer.load(config.tokenizer)
     source = _source(name, DataOptions.from_config(config), tokenizer, config.max_length)
@@ -135,14 +108,16 @@ def _settings(argv: Sequence[str]) -> Settings:
     )
 
 
-def _source(name: str, options: DataOptions, tokenizer: Tokenizer, max_length: int) -> Source:
+def _source(name: str, options, tokenizer: Tokenizer, max_length: int) -> "Source":
+    from gemma_encoder.data import registry
+
     source = registry.get(name, options)
     source.check()
     source.fit(tokenizer, max_length)
     return source
 
 
-def _first_split(source: Source) -> str:
+def _first_split(source: "Source") -> str:
     return "train" if "train" in source.splits else source.splits[0]
 
 
@@ -158,8 +133,8 @@ def report(settings: Settings, split: str, n: int, sample: int, seed: int) -> It
         yield from _entry(
             "classes", ", ".join(f"{number} {name}" for number, name in enumerate(task.classes))
         )
-    if task.kind == "regression":
-        yield from _entry("range", "{:g} to {:g}".format(*task.label_range))
+    if task.kind.has_range:
+        yield from _entry("range", task.kind.describe(task))
     yield from _entry("metrics", ", ".join(task.metrics))
     yield from _entry(
         "tokenizer",
@@ -239,18 +214,12 @@ def _raw(text: Text, task: Task) -> list[tuple[str, str]]:
     ] + list(example.fields.items())
     if example.document_id:
         shown.append(("document id", example.document_id))
-    if task.kind == "language_model":
+    label = task.kind.show_label(task, example.label)
+    if not label:
         return shown
-    known = task.kind == "classification" and 0 <= example.label < len(task.classes)
-    return [
-        *shown,
-        (
-            "label",
-            f"{example.label:g} ({task.classes[int(example.label)]})"
-            if known
-            else f"{example.label:g}",
-        ),
-    ]
+    if task.kind.one_class and not task.is_unlabelled(example.label):
+        label = f"{example.label:g} ({label})"
+    return [*shown, ("label", label)]
 
 
 def _beside(raw: list[tuple[str, str]], text: str) -> Iterator[str]:
@@ -337,29 +306,9 @@ def _statistics(texts: Sequence[Text], settings: Settings) -> Iterator[str]:
 
 
 def _labels(texts: Sequence[Text], task: Task) -> Iterator[str]:
-    labels = collections.Counter(text.example.label for text in texts)
-    if task.kind == "regression":
-        values = np.array(list(labels.elements()))
-        yield from _entry(
-            "targets",
-            f"mean {values.mean():.3g}, standard deviation {values.std():.3g}, from {values.min():g} to {values.max():g}",
-        )
-        return
-    if task.kind == "language_model":  # its labels are its tokens
-        return
-    word = "grade" if task.kind == "ranking" else "label"
-    names = {
-        label: task.classes[int(label)]
-        if task.kind == "classification" and label >= 0
-        else f"{word} {label:g}"
-        for label in labels
-    }
-    yield from _entry(
-        "labels",
-        ", ".join(
-            f"{names[label]} {count / len(texts):.1%}" for label, count in sorted(labels.items())
-        ),
-    )
+    summary = task.kind.summarize_labels(task, [text.example.label for text in texts])
+    if summary is not None:
+        yield from _entry(*summary)
 
 
 def _histogram(lengths: np.ndarray, bins: int = 16) -> Iterator[str]:
@@ -376,7 +325,3 @@ def _histogram(lengths: np.ndarray, bins: int = 16) -> Iterator[str]:
     for place in range(int(lengths.min()) // width, len(counts)):
         bar = "█" * round(room * counts[place] / counts.max()) or ("▏" if counts[place] else "")
         yield f"{f'{place * width}–{(place + 1) * width - 1}':>{label}} tokens {counts[place]:>{number},} {bar}"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

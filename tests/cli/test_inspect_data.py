@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+from gemma_encoder.data.inspect import Settings, Text
 
 from gemma_encoder.data import inspect, registry
-from gemma_encoder.data.inspect import Settings, Text
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.task import Example
 from gemma_encoder.inputs.template import encode

@@ -1,0 +1,73 @@
+"""The command `gemma-encoder`: a table of its programs, one module of this package each.
+
+`gemma-encoder --help` reads the table alone; a program's module is imported when it is called, and
+imports JAX and TensorFlow only when it begins to work.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from gemma_encoder import __version__, runtime
+from gemma_encoder.inputs.errors import unknown
+
+# Each is the module of this package of the same name.
+COMMANDS = {
+    "train": "fine-tune an encoder, or resume the run in a workdir",
+    "evaluate": "evaluate the newest checkpoint of a workdir",
+    "predict": "score the texts of a file with a checkpoint",
+    "inspect": "show the data of a task, or what a checkpoint holds",
+    "report": "write an HTML page about one run or several",
+    "export": "write a checkpoint for Hugging Face or for the gemma package",
+    "submit": "make or check a GLUE or SuperGLUE leaderboard submission",
+    "prepare": "tokenize the data of a config ahead of training (Apache Beam)",
+    "pretrain": "pretrain a small decoder on unlabelled text",
+    "sweep": "run the rows of studies, one after another",
+    "tables": "report on the results of a sweep",
+    "plan": "plan the memory and time of a training step on TPUs, without one",
+    "launch": "train on several processes, on Cloud TPU VMs or on GKE",
+}
+HELP = ("--help", "-help", "-h", "-?", "help")
+# Programs that allocate large arrays for long; huge pages pay for the second start of Python.
+LONG = ("train", "evaluate", "predict", "pretrain", "sweep")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program that the first argument names and returns its exit code.
+
+    Args:
+        argv: a command and its arguments. None for those of this process, which may be replaced by
+            itself with other memory settings.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    command, arguments = (words[0], words[1:]) if words else ("", [])
+    if command in HELP:
+        print(usage())
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if not command:
+        print(usage(), file=sys.stderr)
+        return 2
+    if command not in COMMANDS:
+        print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
+        return 2
+    if argv is None and command in LONG and not set(HELP) & set(arguments):
+        runtime.use_huge_pages()
+    runtime.quiet()
+    return importlib.import_module(f"gemma_encoder.cli.{command}").main(arguments)
+
+
+def usage() -> str:
+    """Returns the text of `gemma-encoder --help`: every command with its line."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: gemma-encoder COMMAND [ARGUMENTS]",
+            "",
+            *(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()),
+            "",
+            "gemma-encoder COMMAND --help lists the options of a command.",
+        ]
+    )

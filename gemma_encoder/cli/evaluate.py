@@ -1,0 +1,36 @@
+"""Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
+
+    gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2
+    gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2 --config.evaluate_split=test
+
+Predictions go to WORKDIR/predictions, metrics to WORKDIR/metrics.jsonl where the split has labels.
+"""
+
+from collections.abc import Sequence
+
+import ml_collections
+
+from gemma_encoder import runtime
+from gemma_encoder.cli import commandline
+from gemma_encoder.cli.train import add_flags, checked
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    flags = commandline.Flags(__doc__)
+    add_flags(flags)
+    return evaluate(*checked(flags, flags.parse(argv)))
+
+
+def evaluate(config: ml_collections.ConfigDict, workdir: str) -> int:
+    """Evaluates, prints the metrics, and returns the exit code."""
+    runtime.require_training()
+    from gemma_encoder.cli.summary import summarize
+    from gemma_encoder.training import loop, processes
+
+    processes.start()
+    return summarize(loop.evaluate(config, workdir), config.evaluate_split)

@@ -1,0 +1,57 @@
+"""Writes a fine-tuned checkpoint in the format of another library.
+
+    gemma-encoder export --workdir=runs/sst2 --output=exported
+    gemma-encoder export --workdir=runs/sst2 --output=backbone --format=gemma
+
+`huggingface` is a folder for transformers and sentence-transformers with a model card; `Predictor`
+loads it too. `gemma` is the backbone alone, as the gemma package's `gm.ckpts.load_params` reads it,
+with the tokenizer beside it.
+"""
+
+from collections.abc import Sequence
+
+from gemma_encoder.cli import commandline
+
+FORMATS = ("huggingface", "gemma")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    flags = commandline.Flags(__doc__)
+    flags.text("workdir", "A run's folder, or one of its checkpoints.")
+    flags.text("output", "A new folder, local or gs://.")
+    flags.choice("format", "Whose format.", FORMATS, "huggingface")
+    flags.switch(
+        "heads",
+        "huggingface: write the head too; --heads=false for a model with several, or for its "
+        "embeddings alone.",
+        default=True,
+    )
+    flags.parse(argv)
+    workdir = flags.required("workdir", "name a run's folder or one of its checkpoints")
+    output = flags.required("output", "name a new folder")
+    if flags["format"] == "gemma":
+        _export_gemma(workdir, output)
+    else:
+        from gemma_encoder.inference import Predictor, export_huggingface
+
+        export_huggingface(Predictor.load(workdir), output, heads=flags["heads"])
+    print(f"wrote {output}")
+    return 0
+
+
+def _export_gemma(workdir: str, output: str) -> None:
+    from etils import epath
+
+    from gemma_encoder.inputs.errors import InputError
+    from gemma_encoder.weights import backbone, native
+
+    if epath.Path(output).exists():
+        raise InputError(f"--output={output} exists; name a new folder")
+    bundle = native.load_bundle(native.find(native.absolute(workdir)))
+    backbone.save_gemma(backbone.load_backbone(workdir), output)
+    (epath.Path(output) / "tokenizer.model").write_bytes(bundle.tokenizer.model)

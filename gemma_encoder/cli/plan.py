@@ -1,0 +1,76 @@
+"""Plans a run on TPUs without one: compiles the training step for a topology and prints its needs.
+
+    gemma-encoder plan --config=msmarco:size=gemma2_9b --topology=v5e:8x8 [--slices=N] [--config.FIELD=VALUE …]
+
+Neither data nor weights are needed. Exits 0 where the step fits the chips' memory, 1 where it does
+not, 2 where the plan cannot be made. `--search` tries batch sizes, remat policies and meshes, and
+ends with the fastest that fits; `--json=FILE` writes the figures.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import ml_collections
+
+from gemma_encoder import runtime
+from gemma_encoder.cli import commandline
+from gemma_encoder.inputs.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    flags = commandline.Flags(__doc__)
+    flags.config()
+    flags.text("topology", "Generation and shape of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:4x4.")
+    flags.whole("slices", "Slices that train together.", default=1, least=1)
+    flags.switch("search", "Try batch sizes, remat policies and meshes.")
+    flags.real("search_minutes", "When to begin no further try.", default=20.0)
+    flags.text("json", "File for the figures.")
+    runtime.ignore_tpus()  # where there is one, too: a plan needs none
+    # Several processes may plan at a time.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    config = flags.parse(argv)
+    if config is None or flags["topology"] is None:
+        raise InputError(
+            "--config and --topology are needed, "
+            "e.g. --config=msmarco:size=gemma2_9b --topology=v5e:8x8"
+        )
+    plan = _searched(config, flags) if flags["search"] else _planned(config, flags)
+    if flags["json"] and plan is not None:
+        pathlib.Path(flags["json"]).write_text(json.dumps(plan.figures(), indent=1))
+    return 0 if plan is not None and plan.fits else 1
+
+
+def _planned(config: ml_collections.ConfigDict, flags: commandline.Flags):
+    from gemma_encoder.launch.plan import make_plan
+
+    plan = make_plan(config, flags["topology"], flags["slices"])
+    print("\n".join(plan.lines()))
+    if not plan.fits:
+        print(
+            "\ntry --search, a mesh that cuts parameters up such as --config.mesh='(1,-1,1)', "
+            "--config.model.remat=full, or more micro-batches"
+        )
+    return plan
+
+
+def _searched(config: ml_collections.ConfigDict, flags: commandline.Flags):
+    from gemma_encoder.launch.plan import search
+
+    plan = search(config, flags["topology"], flags["slices"], flags["search_minutes"] * 60)
+    if plan is None:
+        print("\nnothing that was tried fits")
+        return None
+    print("\nthe fastest that fits\n\n" + "\n".join(plan.lines()))
+    print(
+        f"\n--config.mesh='{tuple(plan.mesh)}' --config.batch.rows={plan.rows} "
+        f"--config.model.remat={plan.remat}"
+    )
+    return plan

@@ -1,0 +1,45 @@
+"""Tokenizes the data of a config ahead of training, on this machine or on many, with Apache Beam.
+
+    gemma-encoder prepare --config=glue:mnli --output=DIR
+    gemma-encoder train --config=glue:mnli --config.prepared=DIR --workdir=runs/mnli
+
+Training then gives the same results to the bit, reads no raw data and tokenizes nothing. A second
+start resumes where the first one stopped. By default Beam runs in this process; `--pipeline_options`
+names another runner, as for `seqio_cache_tasks`:
+--pipeline_options="--runner=DataflowRunner,--project=NAME,--region=NAME,--temp_location=gs://BUCKET/tmp".
+Workers must see the raw data under the same paths, and have this package with its extra `prepare`.
+"""
+
+from collections.abc import Sequence
+
+from gemma_encoder.cli import commandline
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    flags = commandline.Flags(__doc__)
+    flags.config()
+    flags.text("output", "Folder for the prepared tasks, local or gs://.")
+    flags.whole(
+        "epochs",
+        "Epochs of each training split; by default as many as the config may need.",
+        default=None,
+        least=1,
+    )
+    flags.words(
+        "pipeline_options", "Beam's own flags, separated by commas.", ["--runner=DirectRunner"]
+    )
+    config = flags.parse(argv)
+    for name in ("config", "output"):
+        flags.required(name, "for example --config=glue:mnli --output=prepared")
+    from gemma_encoder.prepare import prepare
+    from gemma_encoder.training import recipe
+
+    with config.unlocked():
+        config.prepared = ""
+    prepare(recipe.build(config), flags["output"], flags["epochs"], flags["pipeline_options"])
+    return 0

@@ -1,0 +1,71 @@
+"""Pretrains a small causal decoder on unlabelled text, and writes it as a folder to fine-tune from.
+
+    gemma-encoder pretrain --workdir=runs/decoder --output=decoder --config.text.train="('texts.txt',)"
+    gemma-encoder train --config=glue:sst2,size=gemma3_mini --config.model.pretrained=decoder --workdir=…
+
+The first command trains, or resumes, and then writes the folder: the weights as the gemma package
+stores them, tokenizer.model, and README.md and record.json, which say how good it is. The second
+fine-tunes it. The config is by default `pretrain_decoder`; exit codes are those of
+`gemma-encoder train`.
+"""
+
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+import ml_collections
+
+from gemma_encoder.cli import commandline
+from gemma_encoder.cli.train import add_flags
+from gemma_encoder.inputs.errors import InputError
+
+CONFIG = "pretrain_decoder"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    flags = commandline.Flags(__doc__)
+    add_flags(flags)
+    flags.text("output", "A new folder for the decoder, once it is trained.")
+    named = any(word.startswith("--config=") for word in argv)
+    config = flags.parse(argv if named else [f"--config={CONFIG}", *argv])
+    example = "for example --workdir=runs/decoder --output=decoder"
+    workdir, output = flags.required("workdir", example), flags.required("output", example)
+    _check(config, output)
+    from gemma_encoder.experiments import pretrain_decoder
+    from gemma_encoder.training import loop, processes
+
+    processes.start()
+    command = shlex.join(["gemma-encoder", "pretrain", *argv])
+    outcome = loop.train(config, workdir, command)
+    if outcome.preempted:
+        return processes.EXIT_PREEMPTED
+    record = pretrain_decoder.write(config, workdir, outcome, output, command)
+    print(
+        f"\n{output}: validation perplexity {record['validation_perplexity']:.2f} over "
+        f"{record['validation_tokens_predicted']:,} tokens; the trigram's is "
+        f"{record['trigram_perplexity']:.2f}\n"
+        "next, fine-tune it as an encoder: add to any experiment's command\n"
+        f"  --config=glue:sst2,size={record['size']} --config.model.pretrained={output}"
+    )
+    return 0
+
+
+def _check(config: ml_collections.ConfigDict, output: str) -> None:
+    """Raises InputError where the config pretrains nothing, or the folder is there already."""
+    if config.tasks != ("text",):
+        raise InputError(
+            f"this program pretrains on the task 'text' alone, got tasks={config.tasks}; "
+            "gemma-encoder train trains any"
+        )
+    if config.prepared:
+        raise InputError(
+            "this program reads raw text, which it measures the trigram on; "
+            "leave out --config.prepared"
+        )
+    if pathlib.Path(output).exists():
+        raise InputError(f"{output} exists; name a new folder for the decoder")

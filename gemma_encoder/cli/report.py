@@ -1,0 +1,52 @@
+"""Writes one self-contained HTML page about one run or several.
+
+    gemma-encoder report runs/one runs/two --output=report.html
+
+What differs, curves, metrics with intervals, mistakes, wins and losses. It reads what runs leave in
+their workdirs, and nothing else; several runs are compared with the first.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from gemma_encoder.cli import commandline
+from gemma_encoder.inputs.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gemma-encoder report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "workdirs",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="WORKDIR",
+        help="of a run; the others are compared with the first one",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("report.html"),
+        help="the page (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    from gemma_encoder.report import report
+
+    page = report(arguments.workdirs)
+    try:
+        arguments.output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"--output={arguments.output} cannot be written: {error.strerror}"
+        ) from None
+    print(f"wrote {arguments.output}, {len(page) / 1024:.0f} KiB: open it in a browser")
+    return 0

@@ -1,0 +1,63 @@
+"""Makes or checks the zip files that the GLUE and SuperGLUE leaderboards take.
+
+    gemma-encoder submit make --benchmark=glue --output=glue.zip WORKDIR [WORKDIR …]
+    gemma-encoder submit check glue.zip
+
+The predictions are those of `gemma-encoder evaluate --config.evaluate_split=test`, from one workdir
+or several. A submission is written only if it is complete.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from gemma_encoder.cli import commandline
+from gemma_encoder.inputs.errors import InputError
+
+BENCHMARKS = ("glue", "superglue")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    from etils import epath
+
+    from gemma_encoder.evaluation import submission
+
+    if arguments.command == "make":
+        path, benchmark = epath.Path(arguments.output), arguments.benchmark
+        content = submission.make(benchmark, arguments.workdirs)
+    else:
+        path = epath.Path(arguments.submission)
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        content = path.read_bytes()
+        benchmark = submission.benchmark_of(content)
+    counts = submission.check(content, benchmark)
+    if arguments.command == "make":
+        path.write_bytes(content)
+    print(f"{path} is a complete {benchmark} submission")
+    for name, count in counts.items():
+        print(f"  {name:<14} {count:>7}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gemma-encoder submit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    maker = commands.add_parser(
+        "make", help="write a submission from predictions of the test splits"
+    )
+    maker.add_argument("--benchmark", required=True, choices=BENCHMARKS)
+    maker.add_argument("--output", required=True, help="the zip file to write")
+    maker.add_argument("workdirs", nargs="+", help="runs that predicted the test splits")
+    checker = commands.add_parser("check", help="read a submission back and validate it")
+    checker.add_argument("submission", help="a zip file")
+    return parser

@@ -1,0 +1,48 @@
+"""Writes a report on the runs of studies: markdown tables and PNG plots from result files alone.
+
+    gemma-encoder tables RESULTS [--output=RESULTS.md]
+
+Plots go beside the report, in a folder of its own: RESULTS.md has RESULTS_plots/attention.png.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+from gemma_encoder.cli import commandline
+from gemma_encoder.inputs.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gemma-encoder tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "results", type=pathlib.Path, help="the folder that gemma-encoder sweep wrote"
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("RESULTS.md"),
+        help="the report (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    from gemma_encoder.experiments import results
+    from gemma_encoder.experiments.tables import report
+
+    output = arguments.output
+    command = f"gemma-encoder tables {arguments.results} --output={output}"
+    try:
+        text = report(results.read(arguments.results), output, command)
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be written: {error.strerror}") from None
+    print(f"wrote {output}")
+    return 0

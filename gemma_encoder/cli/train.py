@@ -1,0 +1,87 @@
+"""Fine-tunes an encoder as a config says, or resumes the run in the workdir.
+
+    gemma-encoder train --config=own:classification --config.own.train=train.csv --workdir=runs/mine
+    gemma-encoder train --config=glue:sst2,smoke --workdir=runs/sst2
+    gemma-encoder train --config=experiments/own.py:regression --config.own.train=… --workdir=…
+
+A run that ends well exits 0; input that cannot be used exits 2 with one line that says why; a run
+that was told to stop (SIGTERM) saves a checkpoint and exits 75: rerun the command to resume.
+Ctrl-C exits 130.
+"""
+
+import shlex
+from collections.abc import Sequence
+
+import ml_collections
+
+from gemma_encoder import runtime
+from gemma_encoder.cli import commandline, configs
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program and returns its exit code."""
+    return commandline.guarded(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
+    flags = commandline.Flags(__doc__)
+    add_flags(flags)
+    flags.switch("help_config", "List the fields of a config with their defaults, and exit.")
+    config = flags.parse(argv)
+    if flags["help_config"]:
+        print(config_fields())
+        return 0
+    return train(*checked(flags, config), command=shlex.join(["gemma-encoder", "train", *argv]))
+
+
+def add_flags(flags: commandline.Flags) -> None:
+    """Adds the flags of a run: --config and --workdir."""
+    flags.config()
+    flags.text(
+        "workdir", "Folder of the run: checkpoints, metrics.jsonl, TensorBoard files, predictions."
+    )
+
+
+def checked(
+    flags: commandline.Flags, config: ml_collections.ConfigDict | None
+) -> tuple[ml_collections.ConfigDict, str]:
+    """Returns the config and the workdir; raises InputError where one of them is not given."""
+    workdir = flags.required("workdir", "name a folder for the run")
+    if config is None:
+        flags.required(
+            "config",
+            "name an experiment, e.g. --config=quickstart; "
+            f"those that come with the package: {', '.join(configs.names())}",
+        )
+    return config, workdir
+
+
+def config_fields() -> str:
+    """Returns the fields of a config, one a line, each as the flag that sets it to its default."""
+    runtime.require_training()
+    from gemma_encoder.training import recipe
+
+    def lines(config: ml_collections.ConfigDict, prefix: str):
+        for name, value in config.items():
+            if isinstance(value, ml_collections.ConfigDict) and len(value):
+                yield from lines(value, f"{prefix}.{name}")
+            else:
+                yield f"{prefix}.{name}={value!r}"
+
+    return "\n".join(lines(recipe.default_config(), "--config"))
+
+
+def train(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:
+    """Trains, prints what the run reached, and returns the exit code.
+
+    Args:
+        config: the run's.
+        workdir: of the run.
+        command: how the run was started; checkpoints record it.
+    """
+    runtime.require_training()
+    from gemma_encoder.cli.summary import summarize
+    from gemma_encoder.training import loop, processes
+
+    processes.start()
+    return summarize(loop.train(config, workdir, command), config.evaluate_split)
