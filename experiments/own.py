@@ -9,7 +9,7 @@ each field of `config.own` means and what it is when it is not given. See what t
 `gemma-encoder inspect` with the same --config flags.
 """
 
-from gemma_encoder.data.own_options import table_kinds
+from gemma_encoder.data.own_options import OwnOptions, table_kinds
 from gemma_encoder.inputs import kinds
 from gemma_encoder.training import recipe
 
@@ -17,7 +17,7 @@ from gemma_encoder.training import recipe
 def get_config(arg: str = "classification"):
     """The config of one kind of task."""
     kind, options, smoke = recipe.parse_arg(arg, table_kinds())
-    kind = kind or "classification"
+    kind = kind or OwnOptions.kind
     is_list = kinds.get(kind).is_list
     size = options.get("size", "tiny")
     config = recipe.default_config()

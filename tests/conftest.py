@@ -148,7 +148,7 @@ def micro(changed):
     import dataclasses
     import importlib
 
-    from gemma_encoder.model import config as model_config
+    from gemma_encoder.model import sizes as model_config
     from gemma_encoder.training import recipe
 
     small = dataclasses.replace(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gemma_encoder as ge
-from gemma_encoder import inference
+from gemma_encoder import inference, text_encoder
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.evaluation import evaluator
 from gemma_encoder.evaluation.forward import place_batch
@@ -67,7 +67,9 @@ def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
     spread = predictors((-1, 1, 1))
 
     def forward(batch):
-        said = jax.device_get(spread._forward(spread.parameters, place_batch(batch, spread.mesh)))
+        said = jax.device_get(
+            spread._encoder._forward(spread.parameters, place_batch(batch, spread.mesh))
+        )
         return said.scores, said.example_id, said.weight
 
     for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
@@ -88,7 +90,9 @@ def test_predictions_equal_the_evaluations_however_they_are_packed(trained, pred
         )
         pooled = {}
         for batch in evaluation_batches(number):
-            said = predictor._forward(predictor.parameters, place_batch(batch, predictor.mesh))
+            said = predictor._encoder._forward(
+                predictor.parameters, place_batch(batch, predictor.mesh)
+            )
             real = batch.weight > 0
             pooled |= dict(zip(batch.example_id[real], np.asarray(said.pooled)[real], strict=True))
         np.testing.assert_allclose(
@@ -312,7 +316,7 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
     fresh = ge.Predictor(predictor.bundle, predictor.parameters)
     for count in (1, 3, 20, 100, 400, 401):
         fresh.embed([f"text number {i} " * (1 + i % 5) ** (i % 5) for i in range(count)])
-    assert fresh._forward._cache_size() <= int(np.log2(inference.MAX_ROWS)) + 1
+    assert fresh._encoder._forward._cache_size() <= int(np.log2(text_encoder.MAX_ROWS)) + 1
 
 
 @pytest.mark.parametrize(
@@ -329,10 +333,10 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
 )
 def test_rows_are_no_longer_than_the_longest_text_needs(predictor, lengths, rows, row_length):
     long = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=512), predictor.parameters)
-    shape = long._shape(lengths)
+    shape = long._encoder._shape(lengths)
     assert (shape.rows, shape.row_length) == (rows, row_length)
     odd = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=384), predictor.parameters)
-    assert odd._shape(lengths).row_length == 384  # its half is no multiple of 128
+    assert odd._encoder._shape(lengths).row_length == 384  # its half is no multiple of 128
 
 
 def test_the_length_of_rows_does_not_show(predictor):

@@ -18,7 +18,7 @@ class OwnOptions:
 
     Attributes:
         train, validation, test: paths; without `validation`, a share of the training file is held out.
-        kind: "classification", "regression" or "ranking".
+        kind: the name of a kind of task whose labels a table can hold, see `table_kinds`.
         fields: the columns that make the text, for ranking the query first; by default all but the label and the ids.
         separator: between the classes of one row (multi_label), where the label column holds text; lists need none.
         label: the column of the class, the target, or (ranking) the grade, 0 for not relevant.

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from gemma_encoder.data import cache, own, registry
+from gemma_encoder.data import cache, own_rows, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
-from gemma_encoder.data.own import DEFAULTS
+from gemma_encoder.data.own_options import DEFAULTS
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
@@ -316,7 +316,7 @@ def test_a_large_file_is_kept_as_a_table_that_follows_it(tmp_path, monkeypatch):
     path = write(tmp_path / "t.csv", rows)
     first = everything(source(path, validation=path), "train")
     with monkeypatch.context() as patch:
-        patch.setattr(own, "_text", None)  # not parsed again
+        patch.setattr(own_rows, "_text", None)  # not parsed again
         assert everything(source(path, validation=path), "train") == first
     write(path, [row | {"text": row["text"].upper()} for row in rows])
     assert everything(source(path, validation=path), "train")[0][0].fields["text"] == "TEXT 0"
@@ -394,7 +394,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "text,label\na,pos\nb,pos\n",
             {},
-            r"t.csv: all labels are 'pos'; a classification task needs at least two classes",
+            r"t.csv: all labels are 'pos'; a task of kind classification needs at least two classes",
         ),
         (
             "t.csv",
@@ -519,7 +519,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             CSV,
             {"label_range": (0.0, 1.0)},
-            r"own.label_range is \(lowest, highest\) of a regression task",
+            r"own.label_range is \(lowest, highest\) of a task with a range",
         ),
     ],
 )

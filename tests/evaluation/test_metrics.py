@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_encoder.evaluation import metrics, ranking
-from gemma_encoder.evaluation.evaluator import Predictions, predict, to_outputs
+from gemma_encoder.evaluation.evaluator import Predictions, predict
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
@@ -232,15 +232,14 @@ def test_predictions_come_back_in_the_tables_order():
 
 
 def test_outputs_are_probabilities_or_units():
-    probabilities = to_outputs(
-        task("classification", ("accuracy",)), np.array([[0.0, np.log(3)], [1000.0, 0.0]])
-    )
+    def outputs(of_kind, scores):
+        return of_kind.kind.postprocess(of_kind, np.array(scores, np.float32))
+
+    probabilities = outputs(task("classification", ("accuracy",)), [[0.0, np.log(3)], [1000, 0.0]])
     np.testing.assert_allclose(probabilities, [[0.25, 0.75], [1, 0]], atol=1e-6)
-    np.testing.assert_allclose(
-        to_outputs(task("regression", ("pearson",), label_range=(1.0, 5.0)), np.array([[0.5]])),
-        [3.0],
-    )
-    np.testing.assert_allclose(to_outputs(task("ranking", ("mrr@10",)), np.array([[0.5]])), [0.5])
+    targets = outputs(task("regression", ("pearson",), label_range=(1.0, 5.0)), [[0.5]])
+    np.testing.assert_allclose(targets, [3.0])
+    np.testing.assert_allclose(outputs(task("ranking", ("mrr@10",)), [[0.5]]), [0.5])
 
 
 def test_prediction_files(tmp_path):

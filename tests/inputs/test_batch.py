@@ -18,10 +18,11 @@ def test_an_empty_batch_holds_nothing(rows, length, segments):
     batch = empty_batch(BatchShape(rows=rows, row_length=length, segments=segments))
     for name in ("tokens", "segment_ids", "positions"):
         assert getattr(batch, name).shape == (rows, length)
-    for name in ("task_id", "label", "group_id", "list_slot", "example_id", "weight"):
+    for name in ("task_id", "label", "group_id", "list_slot", "example_id", "weight", "role"):
         assert getattr(batch, name).shape == (rows, segments)
     for name, field in batch._asdict().items():
-        assert field.dtype == (np.float32 if name in ("label", "weight") else np.int32), name
+        floats = ("label", "weight", "targets")
+        assert field.dtype == (np.float32 if name in floats else np.int32), name
         assert (field == (-1 if name in ("group_id", "example_id") else 0)).all(), name
 
 
@@ -84,7 +85,14 @@ def test_an_uneven_split_is_refused(rows, groups):
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BatchShape)])
-@pytest.mark.parametrize("value", [0, -1])
-def test_sizes_below_one_are_refused(field, value):
-    with pytest.raises(InputError, match=f"batch {field} must be at least 1, got {value}"):
-        BatchShape(**({"rows": 2, "row_length": 2} | {field: value}))
+def test_sizes_below_the_least_are_refused(field):
+    least = 0 if field == "targets" else 1  # no task may need a vector label
+    BatchShape(**({"rows": 2, "row_length": 2} | {field: least}))
+    for value in (least - 1, -7):
+        with pytest.raises(InputError, match=f"{field} must be at least {least}, got {value}"):
+            BatchShape(**({"rows": 2, "row_length": 2} | {field: value}))
+
+
+def test_vector_labels_have_a_width():
+    assert empty_batch(BatchShape(3, 8, 2)).targets.shape == (3, 2, 0)
+    assert empty_batch(BatchShape(3, 8, 2, targets=5)).targets.shape == (3, 2, 5)

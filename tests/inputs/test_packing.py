@@ -365,3 +365,40 @@ def test_a_text_without_tokens_is_refused():
 def test_an_unknown_padding_is_refused():
     with pytest.raises(InputError, match="padding must be 'left' or 'right', got 'center'"):
         Packer(SHAPE, "center")
+
+
+def test_roles_and_vector_labels_travel_with_their_text_and_survive_a_restart():
+    shape = BatchShape(rows=2, row_length=12, segments=3, targets=3)
+    units = [
+        Unit(
+            (
+                Segment(
+                    np.full(4, index + 5, np.int32),
+                    0,
+                    float(index),
+                    index,
+                    role=index % 3,
+                    targets=np.eye(3, dtype=np.float32)[index % 3][: 1 + index % 3],
+                ),
+            )
+        )
+        for index in range(6)
+    ]
+    packer = filled(shape, units)
+    again = Packer(shape)
+    again.restore({name: np.array(value) for name, value in packer.state().items()})
+    for batch in (packer.emit(), again.emit()):
+        for row, slot in zip(*np.nonzero(batch.weight), strict=True):
+            index = int(batch.example_id[row, slot])
+            assert batch.role[row, slot] == index % 3
+            expected = np.zeros(3)
+            expected[index % 3] = 1
+            np.testing.assert_array_equal(batch.targets[row, slot], expected)
+        assert batch.weight.sum() == 6
+
+
+def test_an_empty_packer_survives_a_restart():
+    shape = BatchShape(rows=1, row_length=4)
+    packer = Packer(shape)
+    packer.restore(Packer(shape).state())
+    assert not len(packer)

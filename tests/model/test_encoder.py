@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model.config import POOLERS, EncoderConfig, PoolingConfig
+from gemma_encoder.model.config import POOLERS, EncoderConfig, HeadConfig, PoolingConfig
 from gemma_encoder.model.encoder import (
     GemmaEncoder,
     initial_parameters,
@@ -19,6 +19,7 @@ from gemma_encoder.model.encoder import (
     parameter_paths,
     skeleton,
 )
+from gemma_encoder.model.heads import HeadInputs
 
 TEXTS, LENGTH, SLOTS = (
     5,
@@ -143,8 +144,7 @@ def test_the_order_of_rows_is_the_order_of_results(pooled_by_every_pooler, lay_o
 def small(tiny_config) -> EncoderConfig:
     return EncoderConfig(
         tiny_config("gemma3", num_layers=1),
-        heads={"mnli": 3, "stsb": 1},
-        head_hidden=(6,),
+        heads={"mnli": HeadConfig(3, hidden_dims=(6,)), "stsb": HeadConfig(1, hidden_dims=(6,))},
         pooling=PoolingConfig("attention_query", probes=2),
         compute_dtype="float32",
     )
@@ -154,6 +154,11 @@ def small(tiny_config) -> EncoderConfig:
 def some_batch(lay_out):
     rng = np.random.default_rng(0)
     return lay_out([[rng.integers(5, 64, n) for n in (4, 6)], [rng.integers(5, 64, 9)]], 2, 12)
+
+
+def pooled_only(pooled):
+    """Inputs of a head that reads nothing else."""
+    return HeadInputs(None, pooled, None, None, None, None, None)
 
 
 def encode(encoder, batch, **options):
@@ -173,7 +178,7 @@ def test_every_head_scores_every_text(small, random_parameters, some_batch):
     for name, scores in output.scores.items():
         assert scores.dtype == jnp.float32
         np.testing.assert_allclose(
-            scores, encoder.heads[name](output.pooled), rtol=0, atol=1e-5
+            scores, encoder.heads[name](pooled_only(output.pooled)), rtol=0, atol=1e-5
         )  # float32, compiled apart
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import language
-from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.model.config import EncoderConfig, HeadConfig
 from gemma_encoder.model.encoder import skeleton
 
 TEXTS = [[2, 5, 9, 7, 1], [2, 8, 1], [2, 30, 31, 32, 33, 34, 1]]
-HEAD = {"heads": {"text": 2}, "language_heads": ("text",), "attention": "causal"}
+HEAD = {"heads": {"text": HeadConfig(2, "language_model")}, "attention": "causal"}
 
 
 def plain(hidden, tokens, table, soft_cap):

@@ -7,7 +7,8 @@ import pytest
 import scipy.special
 from flax import nnx
 
-from gemma_encoder.model.heads import Head
+from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
+from gemma_encoder.model.heads import HeadInputs, MLPHead
 from gemma_encoder.model.layers import Linear, RMSNorm, dropout, normal_param
 
 
@@ -90,8 +91,10 @@ def test_linear_is_a_matrix_and_a_bias():
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 7)])
-def test_a_head_is_an_mlp(hidden):
-    head = Head(4, hidden, 3, rngs=nnx.Rngs(0))
+def test_a_head_is_an_mlp(tiny_config, hidden):
+    transformer = tiny_config("gemma3", embed_dim=4)
+    config = EncoderConfig(transformer, pooling=PoolingConfig(heads=1))
+    head = MLPHead(HeadConfig(3, hidden_dims=hidden), config, rngs=nnx.Rngs(0))
     assert [layer.kernel.shape for layer in (*head.hidden, head.out)] == list(
         zip((4, *hidden), (*hidden, 3), strict=True)
     )
@@ -102,7 +105,7 @@ def test_a_head_is_an_mlp(hidden):
         expected = (
             0.5 * expected * (1 + scipy.special.erf(expected / np.sqrt(2)))
         )  # PyTorch's GELU, which exports need
-    found = head(jnp.asarray(x))
+    found = head(HeadInputs(None, jnp.asarray(x), None, None, None, None, None))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(
         found, expected @ np.asarray(head.out.kernel[...]), rtol=0, atol=1e-5

@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
-from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
 from gemma_encoder.model.encoder import parameter_paths, skeleton
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
@@ -14,10 +14,10 @@ from gemma_encoder.model.sizes import GEMMA_CONFIGS
 @pytest.mark.parametrize("size", GEMMA_CONFIGS)
 @pytest.mark.parametrize("pooler", ["mean", "attention_kv", "attention_query"])
 def test_every_parameter_has_a_rule(size, pooler):
-    from gemma_encoder.model.config import PoolingConfig
-
     shapes = skeleton(
-        EncoderConfig(GEMMA_CONFIGS[size], {"a": 2}, PoolingConfig(pooler), head_hidden=(8,))
+        EncoderConfig(
+            GEMMA_CONFIGS[size], {"a": HeadConfig(2, hidden_dims=(8,))}, PoolingConfig(pooler)
+        )
     ).shapes
     mesh = sharding.make_mesh((1, 4, 2))
     placed = parameter_paths(sharding.parameter_shardings(shapes, mesh))

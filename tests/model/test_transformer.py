@@ -55,7 +55,7 @@ def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout, q
         else ({"attention_dropout": 0.0, "feed_forward_dropout": 0.0}, None)
     )
     layers = layers_in_order(transformer)
-    assert tuple(layer.kind for layer in layers) == transformer.config.layer_kinds
+    assert tuple(layer.layer_kind for layer in layers) == transformer.config.layer_kinds
     positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
     call = ForwardContext(jnp.ones_like(some_tokens()), positions, "causal", **rates)
     apply = nnx.jit(lambda layer, x, key: layer(x, call, key))

@@ -9,7 +9,13 @@ from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
+from gemma_encoder.model.encoder import EncoderOutput
 from gemma_encoder.training import losses
+from gemma_encoder.training.loss_options import (
+    Poly1Options,
+    SoftmaxCrossEntropyOptions,
+    make_options,
+)
 from gemma_encoder.training.losses import LossOptions, batch_loss
 
 SCORES = np.array([[0.3, -1.2, 2.0, 0.5], [1.0, 0.0, -3.0, 9.0]], np.float32)
@@ -41,9 +47,7 @@ def expected(name, scores, labels):
 
 @pytest.mark.parametrize("name", losses.LOSSES["ranking"])
 def test_list_losses_equal_their_equations(name):
-    values = losses.LOSSES["ranking"][name](
-        jnp.asarray(SCORES), jnp.asarray(LABELS), jnp.asarray(WHERE)
-    )
+    values = getattr(losses, name)(jnp.asarray(SCORES), jnp.asarray(LABELS), jnp.asarray(WHERE))
     wanted = [expected(name, SCORES[0], LABELS[0]), expected(name, SCORES[1, :3], LABELS[1, :3])]
     np.testing.assert_allclose(values, wanted, rtol=1e-5)  # a few roundings of float32
 
@@ -65,7 +69,7 @@ def test_the_loss_of_a_choice_is_the_cross_entropy_of_the_right_option():
     scores, right = jnp.asarray(SCORES[:1]), jnp.eye(4)[1:2]
     wanted = losses.softmax_cross_entropy(scores[None], jnp.asarray([[1.0]]))[0]
     np.testing.assert_allclose(
-        losses.LOSSES["choice"]["softmax"](scores, right, jnp.ones((1, 4), bool)), wanted, rtol=1e-5
+        losses.softmax(scores, right, jnp.ones((1, 4), bool)), wanted, rtol=1e-5
     )
 
 
@@ -110,6 +114,11 @@ def mixture(rows, segments, order):
     return batch, {name: jnp.asarray(value) for name, value in heads.items()}
 
 
+def loss_of(scores, batch, tasks, constants):
+    """The loss of a batch whose hidden and pooled states no objective looks at."""
+    return batch_loss(EncoderOutput(None, None, scores), batch, tasks, constants)
+
+
 def options(**changes):
     return LossOptions(
         **(
@@ -128,24 +137,22 @@ def options(**changes):
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4, 5)])
 def test_the_loss_does_not_depend_on_how_texts_share_rows(shape):
-    reference, _ = batch_loss(
-        mixture(8, 1, range(8))[1], mixture(8, 1, range(8))[0], TASKS, options()
-    )
+    reference, _ = loss_of(mixture(8, 1, range(8))[1], mixture(8, 1, range(8))[0], TASKS, options())
     batch, scores = mixture(*shape, np.random.default_rng(1).permutation(8))
-    loss, parts = batch_loss(scores, batch, TASKS, options())
+    loss, parts = loss_of(scores, batch, TASKS, options())
     np.testing.assert_allclose(loss, reference, rtol=1e-6)  # sums in another order
     assert {name: float(part.count) for name, part in parts.items()} == {"c": 2, "r": 2, "l": 2}
 
 
 def test_a_list_counts_once_and_the_divisor_is_the_constant():
     batch, scores = mixture(2, 4, range(8))
-    _, parts = batch_loss(scores, batch, TASKS, options())
+    _, parts = loss_of(scores, batch, TASKS, options())
     lists = np.asarray(scores["l"][1, :3, 0])
     np.testing.assert_allclose(
         parts["l"].total, -log_softmax(lists)[1] + 0.0, rtol=1e-5
     )  # the list of one document has loss 0
-    half, _ = batch_loss(scores, batch, TASKS, options(examples_per_step=12))
-    whole, _ = batch_loss(scores, batch, TASKS, options())
+    half, _ = loss_of(scores, batch, TASKS, options(examples_per_step=12))
+    whole, _ = loss_of(scores, batch, TASKS, options())
     np.testing.assert_allclose(half * 2, whole, rtol=1e-6)
 
 
@@ -156,7 +163,7 @@ def test_a_language_models_loss_is_divided_by_the_tokens_of_a_step():
     said = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
     task = Task("t", "language_model", Template("{x}"), ("perplexity",))
     names = {"language_model": "negative_log_likelihood"}
-    loss, parts = batch_loss(
+    loss, parts = loss_of(
         {"t": jnp.asarray(said)}, batch, [task], options(names=names, task_weights={"t": 2.0})
     )
     real = said[batch.weight > 0]
@@ -170,8 +177,8 @@ def test_a_language_models_loss_is_divided_by_the_tokens_of_a_step():
 
 def test_task_weights_scale_their_part():
     batch, scores = mixture(2, 4, range(8))
-    plain, parts = batch_loss(scores, batch, TASKS, options())
-    weighted, _ = batch_loss(scores, batch, TASKS, options(task_weights={"r": 3.0}))
+    plain, parts = loss_of(scores, batch, TASKS, options())
+    weighted, _ = loss_of(scores, batch, TASKS, options(task_weights={"r": 3.0}))
     np.testing.assert_allclose(weighted - plain, 2 * parts["r"].total / 6, rtol=1e-5)
 
 
@@ -180,7 +187,7 @@ def test_empty_lists_give_no_loss_and_finite_gradients(name):
     batch, scores = mixture(2, 4, range(5))  # lists 1 and 2 are empty, list 0 holds one document
 
     def loss(values):
-        return batch_loss(
+        return loss_of(
             {**scores, "l": values}, batch, TASKS, options(names=NAMES | {"ranking": name})
         )[0]
 
@@ -192,13 +199,155 @@ def test_empty_lists_give_no_loss_and_finite_gradients(name):
 
 def test_each_segment_is_scored_by_its_own_tasks_head():
     batch, scores = mixture(2, 4, range(8))
-    gradients = jax.grad(lambda heads: batch_loss(heads, batch, TASKS, options())[0])(scores)
+    gradients = jax.grad(lambda heads: loss_of(heads, batch, TASKS, options())[0])(scores)
     for name, number in (("c", 0), ("r", 1), ("l", 2)):
         touched = np.abs(np.asarray(gradients[name])).sum(axis=-1) > 0
         assert not (touched & (batch.task_id != number)).any()
         assert touched.any()
 
 
-def test_unknown_loss_names_the_nearest():
+def test_unknown_losses_and_options_name_the_nearest():
+    ranking = TASKS[2:]
     with pytest.raises(InputError, match="did you mean 'softmax'"):
-        options(names=NAMES | {"ranking": "sofmax"}).function("ranking")
+        options(names=NAMES | {"ranking": "sofmax"}).check(ranking)
+    with pytest.raises(InputError, match="option of poly1 'epsilom'; did you mean 'epsilon'"):
+        make_options({"poly1": {"epsilom": 1.0}})
+    with pytest.raises(InputError, match="loss with options 'poly2'; did you mean 'poly1'"):
+        make_options({"poly2": {}})
+    weights = make_options({"softmax_cross_entropy": {"class_weights": (1.0, 2.0, 3.0)}})
+    with pytest.raises(InputError, match=r"loss_options.softmax_cross_entropy: .* has 3 weights"):
+        options(options=weights).check(TASKS[:1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1"),
+        ({"focal_gamma": -1.0}, "focal_gamma must be at least 0"),
+        ({"focal_gamma": float("nan")}, "focal_gamma must be at least 0"),
+        ({"class_weights": (-1.0, 1.0)}, "class_weights must be at least 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(fields, message):
+    with pytest.raises(InputError, match=f"loss_options.softmax_cross_entropy: {message}"):
+        make_options({"softmax_cross_entropy": fields})
+
+
+# --- Options of classification ---
+
+
+def cross_entropy(**fields):
+    scores, labels = jnp.asarray(SCORES[None]), jnp.asarray([[2.0, 0.0]])
+    values = losses.softmax_cross_entropy(scores, labels, SoftmaxCrossEntropyOptions(**fields))
+    return np.asarray(values)[0]
+
+
+LOG = np.stack([log_softmax(row) for row in SCORES])
+CLASSES = np.array([2, 0])
+
+
+def test_class_weights_scale_the_loss_of_their_class():
+    plain = -LOG[[0, 1], CLASSES]
+    values = cross_entropy(class_weights=(0.5, 1.0, 3.0, 1.0))
+    np.testing.assert_allclose(values, plain * [3.0, 0.5], rtol=1e-5)
+
+
+def test_label_smoothing_is_the_cross_entropy_with_a_smoothed_target():
+    target = 0.9 * np.eye(4)[CLASSES] + 0.1 / 4
+    np.testing.assert_allclose(
+        cross_entropy(label_smoothing=0.1), -(target * LOG).sum(axis=-1), rtol=1e-5
+    )
+
+
+def test_the_focal_weight_spares_what_is_sure():
+    probability = np.exp(LOG[[0, 1], CLASSES])
+    expected = (1 - probability) ** 2 * -np.log(probability)
+    np.testing.assert_allclose(cross_entropy(focal_gamma=2.0), expected, rtol=1e-4)
+
+
+def test_a_sure_label_has_a_finite_focal_gradient():
+    """(1 - p) ** γ has no finite slope at p = 1 for γ below one."""
+    scores, labels = jnp.asarray([[[60.0, 0.0]]]), jnp.zeros((1, 1))
+    options = SoftmaxCrossEntropyOptions(focal_gamma=0.5)
+    gradient = jax.grad(lambda s: losses.softmax_cross_entropy(s, labels, options).sum())(scores)
+    assert np.isfinite(gradient).all()
+
+
+def test_without_options_nothing_is_computed_but_the_cross_entropy():
+    """The program of a run without options is the one that it always was."""
+    scores, labels = jnp.asarray(SCORES[None]), jnp.asarray([[2.0, 0.0]])
+    programs = [
+        str(jax.make_jaxpr(lambda s, o=o: losses.softmax_cross_entropy(s, labels, o))(scores))
+        for o in (None, SoftmaxCrossEntropyOptions())
+    ]
+    assert programs[0] == programs[1]
+    weighted = SoftmaxCrossEntropyOptions(label_smoothing=0.1)
+    assert programs[0] != str(
+        jax.make_jaxpr(lambda s: losses.softmax_cross_entropy(s, labels, weighted))(scores)
+    )
+
+
+def test_poly1_takes_its_epsilon():
+    arguments = [jnp.asarray(values) for values in (SCORES, LABELS, WHERE)]
+    zero = losses.poly1(*arguments, Poly1Options(0.0))
+    np.testing.assert_allclose(zero, losses.softmax(*arguments), rtol=1e-6)
+    two, one = (losses.poly1(*arguments, Poly1Options(epsilon)) for epsilon in (2.0, 1.0))
+    np.testing.assert_allclose(two - zero, 2 * (one - zero), rtol=1e-4)
+
+
+# --- Several classes at once, and ordered classes ---
+
+
+def test_several_classes_are_binary_cross_entropies():
+    targets = np.array([[1, 0, 1, 1], [0, 0, 0, 0]], np.float32)
+    p = 1 / (1 + np.exp(-SCORES.astype(np.float64)))
+    expected = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean(axis=-1)
+    values = losses.sigmoid_cross_entropy(jnp.asarray(SCORES[None]), jnp.asarray(targets[None]))
+    np.testing.assert_allclose(values[0], expected, rtol=2e-5)  # float32 exponentials
+
+
+ORDINAL = Task("o", "ordinal", Template("{x}"), classes=("a", "b", "c", "d", "e"))
+
+
+def test_the_cumulative_link_is_minus_the_log_of_the_class_probability():
+    probabilities = ORDINAL.kind.postprocess(ORDINAL, SCORES)
+    for label in range(5):
+        values = losses.cumulative_link(jnp.asarray(SCORES[None]), jnp.full((1, 2), float(label)))
+        np.testing.assert_allclose(values[0], -np.log(probabilities[:, label]), rtol=1e-4)
+
+
+def test_the_cumulative_link_stays_finite_far_from_the_label():
+    scores = jnp.asarray([[[200.0, -300.0, 0.0, 50.0], [-200.0, -90.0, -90.0, -90.0]]])
+    for label in range(5):
+        labels = jnp.full((1, 2), float(label))
+
+        def total(s, labels=labels):
+            return losses.cumulative_link(s, labels).sum()
+
+        value, gradient = jax.value_and_grad(total)(scores)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_an_objective_sees_the_whole_output_and_may_add_a_term_over_the_batch(monkeypatch):
+    """A loss of one's own: pooled states of all texts pushed apart, beside each text's own loss."""
+    monkeypatch.setitem(losses.LOSSES, "classification", dict(losses.LOSSES["classification"]))
+
+    def spread(inputs, options):
+        own = losses.LOSSES["classification"]["softmax_cross_entropy"](inputs, options)
+        real = (inputs.weight > 0)[..., None]
+        apart = jnp.var(inputs.output.pooled, axis=(0, 1), where=real).sum()
+        return own._replace(total=own.total - 0.1 * apart)
+
+    losses.register_loss("classification", "spread", spread)
+    batch, scores = mixture(2, 4, range(8))
+    pooled = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 3)), jnp.float32)
+    output = EncoderOutput(None, pooled, scores)
+    plain, _ = batch_loss(output, batch, TASKS, options())
+    both, parts = batch_loss(
+        output, batch, TASKS, options(names=NAMES | {"classification": "spread"})
+    )
+    apart = np.var(np.asarray(pooled)[np.asarray(batch.task_id == 0) & (batch.weight > 0)], axis=0)
+    np.testing.assert_allclose(plain - both, 0.1 * apart.sum() / 6, rtol=1e-4)
+    assert float(parts["c"].examples) == 2
+    with pytest.raises(InputError, match="loss 'spread' of kind classification is already"):
+        losses.register_loss("classification", "spread", spread)

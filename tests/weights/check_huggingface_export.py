@@ -33,7 +33,7 @@ def make(folder: pathlib.Path) -> None:
     from gemma_encoder.inputs.task import Task
     from gemma_encoder.inputs.template import Template
     from gemma_encoder.inputs.tokenizer import Tokenizer
-    from gemma_encoder.model.config import EncoderConfig, PoolingConfig
+    from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
     from gemma_encoder.model.encoder import skeleton
     from gemma_encoder.model.sizes import GEMMA_CONFIGS
     from gemma_encoder.weights.native import Bundle
@@ -56,7 +56,10 @@ def make(folder: pathlib.Path) -> None:
     }
     fields = {
         "mean": {},
-        "first": {"pooling": PoolingConfig("first_k"), "head_hidden": (12, 6)},
+        "first": {
+            "pooling": PoolingConfig("first_k"),
+            "heads": {"t": HeadConfig(3, hidden_dims=(12, 6))},
+        },
         "last_causal": {"pooling": PoolingConfig("last_k"), "attention": "causal"},
         "projected": {"pooling": PoolingConfig("mean", projection=(48, 16), normalize=True)},
     }
@@ -65,7 +68,9 @@ def make(folder: pathlib.Path) -> None:
     )
     for family, transformer in families.items():
         for name, chosen in fields.items():
-            config = EncoderConfig(transformer, heads={"t": 3}, compute_dtype="float32", **chosen)
+            config = EncoderConfig(
+                transformer, **{"heads": {"t": 3}, "compute_dtype": "float32"} | chosen
+            )
             rng = np.random.default_rng(0)
             parameters = jax.tree.map(
                 lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),  # noqa: B023

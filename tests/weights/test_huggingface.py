@@ -16,7 +16,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.model.config import EncoderConfig, PoolingConfig
+from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
 from gemma_encoder.model.encoder import parameter_dict, parameter_paths, skeleton
 from gemma_encoder.model.sharding import make_mesh
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
@@ -249,8 +249,11 @@ def make_predictor(transformer, classes=("no", "yes"), **fields) -> Predictor:
     )
     config = EncoderConfig(
         transformer,
-        heads={task.head: task.num_outputs for task in tasks},
-        **{"compute_dtype": "float32", **fields},
+        **{
+            "heads": {task.head: task.num_outputs for task in tasks},
+            "compute_dtype": "float32",
+            **fields,
+        },
     )
     rng = np.random.default_rng(0)
     parameters = jax.tree.map(
@@ -283,7 +286,7 @@ TEXTS = ["a fine film", "a very long text that says nothing " * 4, "żółć 日
     ("family", "fields"),
     [
         ("gemma2", {}),
-        ("gemma3", {"head_hidden": (12, 6)}),
+        ("gemma3", {"heads": {"t": HeadConfig(2, hidden_dims=(12, 6))}}),
         ("gemma3", {"attention": "causal", "pooling": PoolingConfig("last_k")}),
         ("gemma2", {"pooling": PoolingConfig("first_k", projection=(20, 8), normalize=True)}),
     ],
@@ -298,7 +301,7 @@ def test_exporting_and_loading_is_the_identity(tmp_path, family, fields):
             parameter_paths(again.parameters).keys() == parameter_paths(predictor.parameters).keys()
         )
         jax.tree.map(np.testing.assert_array_equal, again.parameters, predictor.parameters)
-        if place == "once" and predictor.bundle.encoder.head_hidden:
+        if place == "once" and predictor.bundle.encoder.heads["t"].hidden_dims:
             np.testing.assert_array_equal(again.predict(TEXTS), predictor.predict(TEXTS))
         predictor = again
 
