@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gemma_encoder as ge
-from gemma_encoder import inference, text_encoder
+from gemma_encoder import text_encoder
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.evaluation import evaluator
 from gemma_encoder.evaluation.forward import place_batch
@@ -190,7 +190,7 @@ def test_a_checkpoint_records_how_it_came_about(trained, predictor):
 def test_progress_is_shown_on_long_work_only(predictor, capsys, monkeypatch):
     predictor.embed(["a"], progress=True)
     assert not capsys.readouterr().err
-    monkeypatch.setattr(inference, "PATIENCE", 0.0)
+    monkeypatch.setattr(text_encoder, "PATIENCE", 0.0)
     predictor.embed(["a"] * 50, progress=True)
     assert "encoding" in capsys.readouterr().err
 
@@ -218,6 +218,37 @@ def test_rank_sorts_the_scores(predictor):
     np.testing.assert_allclose(dict(ranked)[0], dict(ranked)[2], atol=1e-5)
 
 
+def test_top_k_gives_the_best_ones_only(predictor):
+    documents = [f"the box number {index} is red ." for index in range(7)]
+    ranked = predictor.rank("red box", documents)
+    assert predictor.rank("red box", documents, top_k=3) == ranked[:3]
+    assert predictor.rank("red box", documents, top_k=99) == ranked
+    frame = predictor.rank("red box", documents, top_k=2, as_frame=True)
+    assert frame["index"].tolist() == [index for index, _ in ranked[:2]]
+    with pytest.raises(InputError, match="top_k must be at least 1"):
+        predictor.rank("red box", documents, top_k=0)
+
+
+def test_classes_are_those_of_the_only_task_that_has_some(predictor, random_predictor):
+    assert predictor.classes == ("negative", "positive")
+    bare = ge.Predictor(
+        dataclasses.replace(predictor.bundle, tasks=predictor.bundle.tasks[1:]),
+        predictor.parameters,
+    )
+    with pytest.raises(InputError, match="no task with classes"):
+        _ = bare.classes
+
+
+def test_warm_up_compiles_all_that_texts_may_need(predictor):
+    fresh = ge.Predictor(predictor.bundle, predictor.parameters)
+    assert fresh.warm_up(max_rows=1) == 1
+    assert fresh.warm_up() == 6  # 1, 2, 4, … 32 rows of 64 tokens
+    compiled = fresh._encoder._forward._cache_size()
+    for count in (1, 3, 40, 300):
+        fresh.embed(["a text of some words ."] * count)
+    assert fresh._encoder._forward._cache_size() == compiled
+
+
 def test_embeddings_are_the_pooled_states(predictor):
     bare = predictor.embed(["a fine film", "a dull one"])
     assert bare.shape == (2, 32) and bare.dtype == np.float32
@@ -241,7 +272,7 @@ def test_long_strange_and_unicode_texts(predictor, caplog):
     texts = ["word " * 20_000, "😀 日本語 \x07 ▁", "a"]
     result = predictor.predict(texts, "toy_sentiment")
     assert np.isfinite(result).all()
-    assert "1 of 3 texts exceed max_length=64 tokens and were cut" in caplog.text
+    assert "1 of 3 texts exceed max_length=64 tokens and were truncated" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -250,7 +281,7 @@ def test_long_strange_and_unicode_texts(predictor, caplog):
         (lambda p: p.predict(["x"], "glue_sst2"), "not trained on it.*'glue_sst2'.*toy_sentiment"),
         (
             lambda p: p.predict(["x"]),
-            "name a task: the checkpoint knows toy_sentiment, toy_similarity, toy_ranking",
+            "name a task: the checkpoint has toy_sentiment, toy_similarity, toy_ranking",
         ),
         (lambda p: p.predict([], "toy_sentiment"), "no text"),
         (lambda p: p.predict("x", "toy_sentiment"), "must be a list"),
@@ -305,7 +336,7 @@ def test_what_is_no_checkpoint_is_refused(trained, tmp_path):
         (checkpoint / "inference" / "tokenizer.model").read_bytes()
     )
     (copy / "inference.json").write_text(json.dumps(description | {"format_version": 0}))
-    with pytest.raises(InputError, match="format version 0, this library reads version 1"):
+    with pytest.raises(InputError, match="format version 0, this library reads versions 1 to 2"):
         ge.Predictor.load(copy.parent)
     (copy / "inference.json").write_text("{")
     with pytest.raises(InputError, match="damaged or was copied in part"):

@@ -1,0 +1,98 @@
+"""Checkpoints of every format: the first one still loads, what a newer version wrote is refused."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+import gemma_encoder as ge
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.config import HeadConfig
+from gemma_encoder.weights import native
+
+FIRST = pathlib.Path(__file__).parent / "format_1"  # written by version 0.1 of the first format
+EXPECTED = json.loads((FIRST / "predictions.json").read_text())
+
+
+def test_a_checkpoint_of_the_first_format_predicts_what_it_did():
+    predictor = ge.Predictor.load(FIRST)
+    assert predictor.bundle.encoder.heads == {
+        "toy_sentiment": HeadConfig(2, hidden_dims=(8,)),
+        "toy_similarity": HeadConfig(1, hidden_dims=(8,)),
+        "toy_ranking": HeadConfig(1, hidden_dims=(8,)),
+    }
+    documents = [(EXPECTED["query"], document) for document in EXPECTED["documents"]]
+    predictions = {
+        "toy_sentiment": predictor.predict(EXPECTED["texts"], "toy_sentiment"),
+        "toy_similarity": predictor.predict(EXPECTED["pairs"], "toy_similarity"),
+        "toy_ranking": predictor.predict(documents, "toy_ranking"),
+        "embed": predictor.embed(EXPECTED["texts"]),
+    }
+    for name, values in predictions.items():
+        # Tests compile without XLA's optimizations: float32 sums in another order.
+        np.testing.assert_allclose(values, EXPECTED["predictions"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_language_model_of_the_first_format_has_its_head():
+    description = json.loads((FIRST / "checkpoints/4/inference/inference.json").read_text())
+    encoder = description["encoder"] | {
+        "heads": {"text": 2},
+        "language_heads": ["text"],
+        "attention": "causal",
+    }
+    bundle = native.Bundle.from_description(
+        description | {"encoder": encoder}, ge.Tokenizer.load("small").model, FIRST
+    )
+    assert bundle.encoder.heads == {"text": HeadConfig(2, "language_model")}
+
+
+def test_a_description_is_read_back_and_rises_in_version():
+    bundle = ge.Predictor.load(FIRST).bundle
+    description = json.loads(json.dumps(bundle.description()))
+    assert description["format_version"] == native.FORMAT_VERSION == 2
+    again = native.Bundle.from_description(description, bundle.tokenizer.model, FIRST)
+    assert again.description() == bundle.description()
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """`damaged(change)`: a copy of the checkpoint whose description `change` has changed."""
+
+    def make(change):
+        copy = tmp_path / "copy"
+        shutil.copytree(FIRST, copy)
+        path = copy / "checkpoints/4/inference/inference.json"
+        description = ge.Predictor.load(FIRST).bundle.description()
+        change(description)
+        path.write_text(json.dumps(description))
+        return copy
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda d: d.update(format_version=3),
+            "has format version 3, this library reads versions 1 to 2",
+        ),
+        (lambda d: d.update(distilled_from="x"), "a checkpoint has the field 'distilled_from'"),
+        (lambda d: d["encoder"].update(experts=8), "an encoder has the field 'experts'"),
+        (
+            lambda d: d["encoder"]["transformer"].update(per_layer=1),
+            "a transformer has the field 'per_layer'",
+        ),
+        (lambda d: d["tasks"][0].update(kind="token_class"), "unknown task kind 'token_class'"),
+        (
+            lambda d: d["encoder"]["heads"]["toy_ranking"].update(kind="sparce"),
+            "unknown head kind 'sparce'",
+        ),
+    ],
+)
+def test_what_a_newer_version_wrote_is_one_line(damaged, change, message):
+    with pytest.raises(InputError, match=message) as error:
+        ge.Predictor.load(damaged(change))
+    assert "\n" not in str(error.value)
