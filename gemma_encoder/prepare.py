@@ -9,6 +9,7 @@ one stopped. By default Beam runs in this process; `--pipeline_options` names an
 under the same paths, and have this package with its extra `prepare`.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ from gemma_encoder.data import prepared, registry
 from gemma_encoder.data.source import Source
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import Recipe, build
+from gemma_encoder.training.config import TrainConfig, import_modules
 
 FLAGS = flags.FlagValues()  # of this program alone: `main` has flags of the same names
 CONFIG = config_flags.DEFINE_config_file(
@@ -60,20 +62,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _recipe(argv: Sequence[str]) -> recipes.Recipe:
+def _recipe(argv: Sequence[str]) -> Recipe:
     config = commandline.parse(argv, CONFIG, FLAGS)
     for flag, value in (("config", config), ("output", OUTPUT.value)):
         if value is None:
             raise InputError(
                 f"--{flag} is missing; for example: --config=experiments/glue.py:mnli --output=prepared"
             )
-    with config.unlocked():
-        config.prepared = ""
-    return recipes.build(config)
+    return build(dataclasses.replace(TrainConfig.from_config_dict(config), prepared=""))
 
 
 def prepare(
-    recipe: recipes.Recipe,
+    recipe: Recipe,
     output: epath.PathLike,
     epochs: int | None,
     pipeline_options: Sequence[str],
@@ -161,13 +161,14 @@ def _input_error(error: BaseException | None) -> str:
 class _Writer:
     """Writes one file of one task; each worker opens the sources once."""
 
-    def __init__(self, recipe: recipes.Recipe, output: epath.PathLike):
+    def __init__(self, recipe: Recipe, output: epath.PathLike):
         self._options, self._stream, self._output = (
             recipe.sources[0].options,
             recipe.stream,
             str(output),
         )
         self._model = recipe.tokenizer.model, recipe.tokenizer.name
+        self._modules = recipe.config.modules
         self._sources: dict[str, Source] = {}
 
     @functools.cached_property
@@ -179,6 +180,7 @@ class _Writer:
 
         name, part = job
         if name not in self._sources:
+            import_modules(self._modules)
             self._sources[name] = registry.get(name, self._options)
             self._sources[name].fit(self._tokenizer, self._stream.max_length)
         counts = prepared.write(

@@ -9,7 +9,7 @@ The parts are the first records, of at least eight. Training is as long in examp
 from ml_collections import ConfigDict
 
 from experiments.studies import Changes, Row, Study, records
-from gemma_encoder.training.recipe import Duration
+from gemma_encoder.training.durations import Duration
 
 
 def part(share: float):

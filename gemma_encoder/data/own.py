@@ -20,6 +20,7 @@ from gemma_encoder.data import tables
 from gemma_encoder.data.source import DataOptions, NumberedSource, Source, sample_list
 from gemma_encoder.data.tables import Table
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.options import from_mapping, option
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
@@ -35,41 +36,58 @@ QUERY_ID, DOCUMENT_ID = "query_id", "document_id"
 
 @dataclasses.dataclass(frozen=True)
 class OwnOptions:
-    """What `config.own` says.
+    """`config.own`: the user's files, and what their columns mean."""
 
-    Attributes:
-        train, validation, test: paths; without `validation`, a share of the training file is held out.
-        kind: "classification", "regression" or "ranking".
-        fields: the columns that make the text, for ranking the query first; by default all but the label and the ids.
-        label: the column of the class, the target, or (ranking) the grade, 0 for not relevant.
-        classes: names in label order; by default those of the training file, sorted. Labels are names, or numbers counted from 0.
-        label_range: lowest and highest target (regression); by default those of the files.
-        template: the text, with a column as {column}; what is no letter, digit or _ in a column's name becomes _.
-        cut: the columns that may be shortened, the first one first; by default all, the last one first; for ranking never the query.
-        query_id, document_id: columns (ranking); by default those names where they exist, else the query itself and the row.
-        metrics: by default those of the kind.
-        held_out: the share of training records (queries, for ranking) that is validation where no file is named. The same for every seed.
-    """
+    train: str = option("", "path of the training file")
+    validation: str = option(
+        "", "path of the validation file; without it, a share of the training file is held out"
+    )
+    test: str = option("", "path of the test file")
+    kind: str = option("classification", '"classification", "regression" or "ranking"')
+    fields: tuple[str, ...] = option(
+        (),
+        "columns that make the text, for ranking the query first; by default all but label and ids",
+    )
+    label: str = option(
+        "label", "column of the class, the target, or (ranking) the grade, 0 for not relevant"
+    )
+    classes: tuple[str, ...] = option(
+        (),
+        "names in label order; by default those of the training file, sorted. "
+        "Labels are names, or numbers counted from 0",
+    )
+    label_range: tuple[float, ...] = option(
+        (), "lowest and highest target (regression); by default those of the files"
+    )
+    template: str = option(
+        "",
+        "the text, with a column as {column}; "
+        "what is no letter, digit or _ in a column's name becomes _",
+    )
+    cut: tuple[str, ...] = option(
+        (),
+        "columns that may be shortened, the first one first; "
+        "by default all, the last one first; for ranking never the query",
+    )
+    query_id: str = option(
+        "", 'column (ranking); by default "query_id" where it exists, else the query itself'
+    )
+    document_id: str = option(
+        "", 'column (ranking); by default "document_id" where it exists, else the row'
+    )
+    metrics: tuple[str, ...] = option((), "by default those of the kind")
+    held_out: float = option(
+        0.1,
+        "share of training records (queries, for ranking) that is validation where no file is "
+        "named; the same for every seed",
+    )
 
-    train: str = ""
-    validation: str = ""
-    test: str = ""
-    kind: str = "classification"
-    fields: tuple[str, ...] = ()
-    label: str = "label"
-    classes: tuple[str, ...] = ()
-    label_range: tuple[float, ...] = ()
-    template: str = ""
-    cut: tuple[str, ...] = ()
-    query_id: str = ""
-    document_id: str = ""
-    metrics: tuple[str, ...] = ()
-    held_out: float = 0.1
-
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises InputError where the options name no file, or contradict each other."""
         if not self.train:
             raise InputError(
-                "own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, e.g. --config.own.train=train.csv"
+                "own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, "
+                "e.g. --config.own.train=train.csv"
             )
         if self.kind not in METRICS:
             raise unknown("own.kind", self.kind, METRICS)
@@ -79,22 +97,19 @@ class OwnOptions:
             self.kind != "classification" or len(set(self.classes)) < len(self.classes)
         ):
             raise InputError(
-                f"own.classes are the different class names of a classification task, got {self.classes} for {self.kind}"
+                "own.classes are the different class names of a classification task, "
+                f"got {self.classes} for {self.kind}"
             )
         if self.label_range and (self.kind != "regression" or len(self.label_range) != 2):
             raise InputError(
-                f"own.label_range is (lowest, highest) of a regression task, got {self.label_range} for {self.kind}"
+                "own.label_range is (lowest, highest) of a regression task, "
+                f"got {self.label_range} for {self.kind}"
             )
 
     def paths(self) -> dict[str, pathlib.Path]:
         """The named files by split."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {split: pathlib.Path(path).expanduser() for split, path in named.items() if path}
-
-
-DEFAULTS = {
-    field.name: field.default for field in dataclasses.fields(OwnOptions)
-}  # of `config.own`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,7 +419,8 @@ class OwnSource(NumberedSource):
 
 
 def _make(options: DataOptions) -> Source:
-    own = OwnOptions(**options.own)
+    own = from_mapping(OwnOptions, options.own, "own")
+    own.check()
     paths = own.paths()
     present, _ = tables.rows(paths["train"])
     columns = Columns.of(own, paths["train"], present)

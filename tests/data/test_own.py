@@ -9,7 +9,6 @@ import pyarrow.parquet
 import pytest
 
 from gemma_encoder.data import cache, own, registry
-from gemma_encoder.data.own import DEFAULTS
 from gemma_encoder.data.pipeline import ExampleTable, StreamOptions, TrainStream, evaluation_stream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.batch import BatchShape
@@ -49,7 +48,6 @@ def source(train, limits=None, **options):
         "own",
         DataOptions(
             own={
-                **DEFAULTS,
                 "train": str(train),
                 **{k: str(v) if k in ("validation", "test") else v for k, v in options.items()},
             },
@@ -530,7 +528,7 @@ def test_bad_input_is_one_clear_line(tmp_path, name, content, options, message):
 
 def test_the_training_file_must_be_named():
     with pytest.raises(InputError, match="own.train is not set"):
-        registry.get("own", DataOptions(own=DEFAULTS))
+        registry.get("own", DataOptions())
 
 
 @pytest.mark.parametrize(
