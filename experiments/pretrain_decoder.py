@@ -68,9 +68,10 @@ def write(
     import gemma_encoder as ge
     from gemma_encoder.experiments.ngram import Trigram
     from gemma_encoder.inputs.template import encode
+    from gemma_encoder.training.build import build
     from gemma_encoder.training.metrics_log import read_metrics
 
-    built = recipe.build(config)
+    built = build(config)
     source, tokenizer, tokens = built.sources[0], built.tokenizer, {}
     for split in ("train", "validation"):
         pieces = [{"text": piece} for piece in source.pieces(split)]

@@ -19,6 +19,7 @@ from gemma_encoder.experiments import glue, msmarco, superglue
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training import recipe
+from gemma_encoder.training.config import MAY_CHANGE
 
 GLUE = tuple(glue.TINY)
 SUPERGLUE = tuple(f"superglue_{name}" for name in superglue.TINY)
@@ -37,6 +38,8 @@ if not pathlib.Path(DECODER).exists():
 MINI_SIZE = "gemma3_mini"  # its size by name, for rows from random weights
 REAL = tuple(name for name in GEMMA_CONFIGS if not name.endswith(("tiny", "mini")))
 SCALES = (MINI, *REAL)
+
+MAPPINGS = ("task_weights", "model.transformer")  # fields that map arbitrary names to values
 
 Changes = Mapping[str, Any]  # value by config field, e.g. {"model.attention": "causal"}
 
@@ -269,14 +272,17 @@ def set_field(config: ConfigDict, field: str, value: Any) -> None:
     node[name] = value
 
 
-def flat(config: ConfigDict) -> dict[str, Any]:
-    """Value by field."""
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Value by field; a mapping of arbitrary names is one value, and left out where it is empty."""
     result = {}
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            result |= {f"{name}.{field}": inner for field, inner in flat(value).items()}
+        field = f"{prefix}{name}"
+        if field in MAPPINGS:
+            result |= {field: value.to_dict()} if value else {}
+        elif isinstance(value, ConfigDict):
+            result |= flat(value, f"{field}.")
         else:
-            result[name] = value
+            result[field] = value
     return result
 
 
@@ -309,6 +315,6 @@ def digest(config: ConfigDict) -> str:
     fields = {
         field: value
         for field, value in flat(config).items()
-        if field.split(".")[0] not in recipe.MAY_CHANGE
+        if field.split(".")[0] not in MAY_CHANGE
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -12,11 +12,12 @@ from gemma_encoder.data import prepared, registry
 from gemma_encoder.data.source import Source
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import Recipe
+from gemma_encoder.training.config import import_modules
 
 
 def prepare(
-    recipe: recipes.Recipe,
+    recipe: Recipe,
     output: epath.PathLike,
     epochs: int | None,
     pipeline_options: Sequence[str],
@@ -104,13 +105,14 @@ def _input_error(error: BaseException | None) -> str:
 class _Writer:
     """Writes one file of one task; each worker opens the sources once."""
 
-    def __init__(self, recipe: recipes.Recipe, output: epath.PathLike):
+    def __init__(self, recipe: Recipe, output: epath.PathLike):
         self._options, self._stream, self._output = (
             recipe.sources[0].options,
             recipe.stream,
             str(output),
         )
         self._model = recipe.tokenizer.model, recipe.tokenizer.name
+        self._modules = recipe.config.modules
         self._sources: dict[str, Source] = {}
 
     @functools.cached_property
@@ -122,6 +124,7 @@ class _Writer:
 
         name, part = job
         if name not in self._sources:
+            import_modules(self._modules)
             self._sources[name] = registry.get(name, self._options)
             self._sources[name].fit(self._tokenizer, self._stream.max_length)
         counts = prepared.write(

@@ -21,7 +21,7 @@ from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.launch import flops, hlo
 from gemma_encoder.launch.chips import CHIPS, Chip
 from gemma_encoder.model import sharding
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import build
 from gemma_encoder.training.step import make_program
 
 REMAT = ("none", "dots", "full")
@@ -179,7 +179,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
     Raises:
         InputError: the config, the topology or the mesh cannot be used.
     """
-    recipe = recipes.build(config, dry=True)
+    recipe = build(config, dry=True)
     chip, devices = describe_topology(topology, slices)
     mesh = sharding.make_mesh(config.mesh, devices)
     recipe.check_rows(mesh)
@@ -265,7 +265,7 @@ def candidates(
     config: ml_collections.ConfigDict, chips: int, slices: int, memory: float
 ) -> Iterator[dict[str, Any]]:
     """What is worth trying: batches of one to eight rows a chip, remat policies, and meshes over which the state fits."""
-    transformer = recipes.build(config, dry=True).encoder.transformer
+    transformer = build(config, dry=True).encoder.transformer
     for tensor, replicas, remat, rows in itertools.product(
         (1, 2, 4), (1, 2, 4, 8), REMAT, (1, 2, 4, 8)
     ):

@@ -145,25 +145,21 @@ def micro(changed):
 
     Changes are given as `batch__rows=8`. The model has one local and one global layer.
     """
-    import dataclasses
     import importlib
 
-    from gemma_encoder.model import sizes as model_config
-    from gemma_encoder.training import recipe
-
-    small = dataclasses.replace(
-        model_config.GEMMA_CONFIGS["gemma2_tiny"],
-        num_layers=2,
-        embed_dim=32,
-        hidden_dim=64,
-        head_dim=8,
-        query_scale=8**-0.5,
-    )
+    small = {
+        "num_layers": 2,
+        "embed_dim": 32,
+        "hidden_dim": 64,
+        "head_dim": 8,
+        "query_scale": 8**-0.5,
+    }
 
     def make(**changes):
         config = importlib.import_module("gemma_encoder.experiments.quickstart").get_config("smoke")
         defaults = {
-            "model__size": "micro",
+            "model__size": "gemma2_tiny",
+            "model__transformer": small,
             "max_length": 64,
             "batch__row_length": 64,
             "batch__rows": 8,
@@ -172,10 +168,7 @@ def micro(changed):
         }
         return changed(config, defaults | changes)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(model_config.GEMMA_CONFIGS, "micro", small)
-        patch.setitem(recipe.SIZES, "micro", "micro")
-        yield make
+    return make
 
 
 @pytest.fixture(scope="session")

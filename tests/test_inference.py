@@ -17,7 +17,8 @@ from gemma_encoder.evaluation import evaluator
 from gemma_encoder.evaluation.forward import place_batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
-from gemma_encoder.training import loop, recipe
+from gemma_encoder.training import loop
+from gemma_encoder.training.build import build
 from gemma_encoder.weights import native
 
 RECIPE = {}
@@ -46,7 +47,7 @@ def predictors(trained):
 
 def evaluation_batches(number):
     """The batches that training's evaluation saw of task `number`."""
-    micro_recipe = recipe.build(RECIPE["config"])
+    micro_recipe = build(RECIPE["config"])
     shape = dataclasses.replace(
         micro_recipe.stream.shape, groups=micro_recipe.stream.readers, list_size=1
     )

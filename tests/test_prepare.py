@@ -13,7 +13,7 @@ from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import build
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_without_beam_it_says_how_to_get_it(run, monkeypatch, capsys, tmp_path):
 
 def test_epochs_cover_what_a_run_draws(micro):
     """A stream that runs to the end of training opens no epoch beyond those that are prepared."""
-    recipe = recipes.build(micro(max_train=64, batch__readers=2)).measured()
+    recipe = build(micro(max_train=64, batch__readers=2)).measured()
     steps = 40
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
     list(itertools.islice(stream, steps))
@@ -87,7 +87,7 @@ def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
 
     batches = []
     for folder in ("", str(tmp_path)):
-        recipe = recipes.build(
+        recipe = build(
             changed(quickstart.get_config("smoke"), {"prepared": folder, "batch__readers": 2})
         ).measured()
         stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)

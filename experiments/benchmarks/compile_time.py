@@ -45,13 +45,14 @@ def ours(family: str, depth: int, width: int) -> harness.Turn:
 
     from gemma_encoder.model import sharding
     from gemma_encoder.training import recipe
+    from gemma_encoder.training.build import build
     from gemma_encoder.training.step import make_program
 
     config = recipe.default_config()
     config.tasks, config.model.compute_dtype = ("toy_sentiment",), "float32"
     config.batch.rows, config.batch.row_length, config.max_length = ROWS, LENGTH, LENGTH
     config.batch.examples_per_step = ROWS
-    built = recipe.build(config, dry=True)
+    built = build(config, dry=True)
     built = dataclasses.replace(
         built,
         encoder=dataclasses.replace(built.encoder, transformer=transformer(family, depth, width)),

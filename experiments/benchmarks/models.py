@@ -115,6 +115,7 @@ def our_program(
 
     from gemma_encoder.model import sharding
     from gemma_encoder.training import recipe
+    from gemma_encoder.training.build import build
     from gemma_encoder.training.state import initial_state
     from gemma_encoder.training.step import make_program
     from gemma_encoder.weights.backbone import load_encoder
@@ -131,7 +132,7 @@ def our_program(
         remat,
     )
     config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
-    built = recipe.build(config, dry=True)
+    built = build(config, dry=True)
     encoder = bundle.encoder.__class__.from_dict(
         {
             **bundle.encoder.to_dict(),

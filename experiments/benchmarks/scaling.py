@@ -51,6 +51,7 @@ def training_step(devices: int, rows: int, size: str, length: int, axis: str) ->
     from gemma_encoder.inputs.batch import BatchShape, empty_batch
     from gemma_encoder.model import sharding
     from gemma_encoder.training import recipe
+    from gemma_encoder.training.build import build
     from gemma_encoder.training.state import initial_state
     from gemma_encoder.training.step import make_program
 
@@ -64,7 +65,7 @@ def training_step(devices: int, rows: int, size: str, length: int, axis: str) ->
         length,
     )
     config.batch.examples_per_step = devices * rows
-    built = recipe.build(config, dry=True)
+    built = build(config, dry=True)
     mesh = sharding.make_mesh(
         {"data": (devices, 1, 1), "fsdp": (1, devices, 1)}[axis], jax.devices()[:devices]
     )

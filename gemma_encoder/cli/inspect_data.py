@@ -93,6 +93,11 @@ def _settings(flags: commandline.Flags, argv: Sequence[str]) -> Settings:
             -(-length // 128) * 128,
             length,
         )
+    # The program stands above training; the library beside it does not.
+    from gemma_encoder.training.config import TrainConfig, import_modules
+
+    config = TrainConfig.from_config_dict(config)
+    import_modules(config.modules)
     tasks = mixtures.expand(config.tasks)
     name = flags["task"] or tasks[0]
     if name not in tasks:

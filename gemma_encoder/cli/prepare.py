@@ -37,9 +37,9 @@ def _main(argv: Sequence[str]) -> int:
     for name in ("config", "output"):
         flags.required(name, "for example --config=glue:mnli --output=prepared")
     from gemma_encoder.prepare import prepare
-    from gemma_encoder.training import recipe
+    from gemma_encoder.training.build import build
 
     with config.unlocked():
         config.prepared = ""
-    prepare(recipe.build(config), flags["output"], flags["epochs"], flags["pipeline_options"])
+    prepare(build(config), flags["output"], flags["epochs"], flags["pipeline_options"])
     return 0

@@ -21,6 +21,7 @@ from gemma_encoder.data.source import DataOptions, Source, sample_list
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import Kind, Label
+from gemma_encoder.inputs.options import from_mapping
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
@@ -140,7 +141,8 @@ def _label(value: Any) -> Label:
 
 
 def _make(options: DataOptions) -> Source:
-    own = OwnOptions(**options.own)
+    own = from_mapping(OwnOptions, options.own, "own")
+    own.check()
     paths = own.paths()
     present, _ = tables.rows(paths["train"])
     columns = Columns.of(own, paths["train"], present)

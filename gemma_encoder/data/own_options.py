@@ -5,6 +5,7 @@ import pathlib
 
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.options import option
 
 
 def table_kinds() -> tuple[str, ...]:
@@ -14,43 +15,61 @@ def table_kinds() -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class OwnOptions:
-    """What `config.own` says.
+    """`config.own`: the user's files, and what their columns mean."""
 
-    Attributes:
-        train, validation, test: paths; without `validation`, a share of the training file is held out.
-        kind: the name of a kind of task whose labels a table can hold, see `table_kinds`.
-        fields: the columns that make the text, for ranking the query first; by default all but the label and the ids.
-        separator: between the classes of one row (multi_label), where the label column holds text; lists need none.
-        label: the column of the class, the target, or (ranking) the grade, 0 for not relevant.
-        classes: names in label order; by default those of the training file, sorted. Labels are names, or numbers counted from 0.
-        label_range: lowest and highest target (regression); by default those of the files.
-        template: the text, with a column as {column}; what is no letter, digit or _ in a column's name becomes _.
-        cut: the columns that may be shortened, the first one first; by default all, the last one first; for ranking never the query.
-        query_id, document_id: columns (ranking); by default those names where they exist, else the query itself and the row.
-        metrics: by default those of the kind.
-        held_out: the share of training records (queries, for ranking) that is validation where no file is named. The same for every seed.
-    """
+    train: str = option("", "path of the training file")
+    validation: str = option(
+        "", "path of the validation file; without it, a share of the training file is held out"
+    )
+    test: str = option("", "path of the test file")
+    kind: str = option("classification", "kind of task, one that a table's labels can hold")
+    fields: tuple[str, ...] = option(
+        (),
+        "columns that make the text, for ranking the query first; by default all but label and ids",
+    )
+    label: str = option(
+        "label", "column of the class, the target, or (ranking) the grade, 0 for not relevant"
+    )
+    separator: str = option(
+        ",", "between the classes of a row (multi_label) where the label is text; lists need none"
+    )
+    classes: tuple[str, ...] = option(
+        (),
+        "names in label order (ordinal: lowest first); by default the training file's, sorted. "
+        "Labels are names, or numbers counted from 0",
+    )
+    label_range: tuple[float, ...] = option(
+        (), "lowest and highest target (regression); by default those of the files"
+    )
+    template: str = option(
+        "",
+        "the text, with a column as {column}; "
+        "what is no letter, digit or _ in a column's name becomes _",
+    )
+    cut: tuple[str, ...] = option(
+        (),
+        "columns that may be shortened, the first one first; "
+        "by default all, the last one first; for ranking never the query",
+    )
+    query_id: str = option(
+        "", 'column (ranking); by default "query_id" where it exists, else the query itself'
+    )
+    document_id: str = option(
+        "", 'column (ranking); by default "document_id" where it exists, else the row'
+    )
+    metrics: tuple[str, ...] = option((), "by default those of the kind")
+    held_out: float = option(
+        0.1,
+        "share of training records (queries, for ranking) that is validation where no file is "
+        "named; the same for every seed",
+    )
 
-    train: str = ""
-    validation: str = ""
-    test: str = ""
-    kind: str = "classification"
-    fields: tuple[str, ...] = ()
-    label: str = "label"
-    separator: str = ","
-    classes: tuple[str, ...] = ()
-    label_range: tuple[float, ...] = ()
-    template: str = ""
-    cut: tuple[str, ...] = ()
-    query_id: str = ""
-    document_id: str = ""
-    metrics: tuple[str, ...] = ()
-    held_out: float = 0.1
-
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises InputError where the options name no file, or contradict each other."""
         if not self.train:
             raise InputError(
-                "own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, e.g. --config.own.train=train.csv"
+                "own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, "
+                "e.g. --config.own.train=train.csv"
             )
         if self.kind not in table_kinds():
             raise unknown("own.kind", self.kind, table_kinds())
@@ -74,8 +93,3 @@ class OwnOptions:
         """The named files by split."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {split: pathlib.Path(path).expanduser() for split, path in named.items() if path}
-
-
-DEFAULTS = {
-    field.name: field.default for field in dataclasses.fields(OwnOptions)
-}  # of `config.own`

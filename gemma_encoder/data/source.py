@@ -69,12 +69,12 @@ class DataOptions:
 
     @classmethod
     def from_config(cls, config: Any) -> "DataOptions":
-        """What the fields of a whole config say."""
+        """The options of a whole config, a `training.config.TrainConfig`."""
         ranking = config.ranking
-        files = {"own": dict(config.own), "text": dict(config.text)}
+        files = {"own": dataclasses.asdict(config.own), "text": dataclasses.asdict(config.text)}
         return cls(
             ranking.list_size,
-            tuple(ranking.negative_ranks),
+            ranking.negative_ranks,
             ranking.run,
             max_train=config.max_train,
             max_eval=config.max_eval,

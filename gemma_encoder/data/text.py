@@ -21,6 +21,7 @@ from gemma_encoder.data.memory import NumberedSource
 from gemma_encoder.data.source import DataOptions, Source, load_seqio
 from gemma_encoder.data.tfds import tfds_folder
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.options import from_mapping, option
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -31,31 +32,27 @@ SLACK = 1.1  # a text is cut into equal parts so much shorter than they might be
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions:
-    """What `config.text` says.
+    """`config.text`: where unlabelled text comes from. A text that comes twice counts once."""
 
-    Attributes:
-        train: sources, each a path (plain or `.gz`; of a `.tsv` the last column) or `tfds:NAME`, e.g. "tfds:glue/sst2", of which all text
-            features of the train split are read from where TFDS_DATA_DIR points. A text that comes twice counts once.
-        validation: the same; what is in them is left out of `train`. Without any, a share of the training texts is held out.
-        held_out: that share. The same texts for every seed.
-    """
+    train: tuple[str, ...] = option(
+        (),
+        "sources: paths (plain or .gz; of a .tsv the last column), or tfds:NAME, all text features "
+        "of the train split of a dataset that lies where TFDS_DATA_DIR points",
+    )
+    validation: tuple[str, ...] = option(
+        (), "sources that are left out of train; by default a share of train is held out"
+    )
+    held_out: float = option(0.02, "that share; the same texts for every seed")
 
-    train: tuple[str, ...] = ()
-    validation: tuple[str, ...] = ()
-    held_out: float = 0.02
-
-    def __post_init__(self):
-        for name in ("train", "validation"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+    def check(self) -> None:
+        """Raises InputError where no source is named, or the share is none."""
         if not self.train:
             raise InputError(
-                "text.train is not set; it names files and datasets, e.g. --config.text.train=\"('reviews.txt.gz','tfds:glue/sst2')\""
+                "text.train is not set; it names files and datasets, "
+                "e.g. --config.text.train=\"('reviews.txt.gz','tfds:glue/sst2')\""
             )
         if not 0 < self.held_out < 1:
             raise InputError(f"text.held_out is a share between 0 and 1, got {self.held_out}")
-
-
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(TextOptions)}
 
 
 def file_texts(path: pathlib.Path) -> Iterator[str]:
@@ -227,10 +224,12 @@ def _check_dataset(name: str) -> None:
 
 
 def _make(options: DataOptions) -> Source:
+    text = from_mapping(TextOptions, options.text, "text")
+    text.check()
     return TextSource(
         Task("text", "language_model", Template("{text}"), ("perplexity", "nll")),
         options,
-        TextOptions(**options.text),
+        text,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from gemma_encoder.inputs.descriptions import from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.options import option
 
 ATTENTION = ("bidirectional", "causal")
 POOLERS = ("first_k", "last_k", "mean", "attention_kv", "attention_query")
@@ -170,23 +171,18 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PoolingConfig:
-    """How the token states of a text become one vector.
+    """Pooling: how the token states of a text become one vector."""
 
-    Attributes:
-        name: "first_k", "last_k", "mean", "attention_kv" or "attention_query".
-        k: how many states first_k and last_k average (fewer where a text is shorter).
-        probes: learned queries of attention_query, or latent keys and values of attention_kv.
-        heads: attention heads of either.
-        projection: widths of linear layers without bias that follow the pooler, as in EmbeddingGemma; none by default.
-        normalize: scale what comes out to length 1.
-    """
-
-    name: str = "mean"
-    k: int = 1
-    probes: int = 1
-    heads: int = 4
-    projection: tuple[int, ...] = ()
-    normalize: bool = False
+    name: str = option("mean", '"first_k", "last_k", "mean", "attention_kv" or "attention_query"')
+    k: int = option(1, "states that first_k and last_k average (fewer where a text is shorter)")
+    probes: int = option(
+        1, "learned queries of attention_query, or latent keys and values of attention_kv"
+    )
+    heads: int = option(4, "attention heads of either")
+    projection: tuple[int, ...] = option(
+        (), "widths of linear layers without bias behind the pooler, as in EmbeddingGemma"
+    )
+    normalize: bool = option(False, "scale what comes out to length 1")
 
     def __post_init__(self):
         if self.name not in POOLERS:
@@ -202,15 +198,10 @@ class PoolingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters on the layers' matrices.
+    """Low-rank adapters on the layers' matrices."""
 
-    Attributes:
-        rank: of the adapters; 0 for none.
-        alpha: they are scaled by alpha / rank.
-    """
-
-    rank: int = 0
-    alpha: float = 16.0
+    rank: int = option(0, "of the adapters; 0 for none")
+    alpha: float = option(16.0, "adapters are scaled by alpha / rank")
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:

@@ -15,8 +15,8 @@ from gemma_encoder.evaluation.evaluator import Predictions, predict
 from gemma_encoder.evaluation.forward import compile_forward, place_batch
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.metrics_log import MetricsLog
-from gemma_encoder.training.recipe import Recipe
 
 
 class Stopped(Exception):

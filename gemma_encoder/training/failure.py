@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from gemma_encoder.inputs.batch import Batch
-from gemma_encoder.training.recipe import Recipe
+from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.step import StepMetrics
 
 

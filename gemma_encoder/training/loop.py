@@ -5,16 +5,15 @@ Gemma backbone; random weights.
 """
 
 import dataclasses
-import json
 import math
 import time
 
 import jax
-import ml_collections
 import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from gemma_encoder import runtime
 from gemma_encoder.data.pipeline import TrainStream
@@ -24,17 +23,18 @@ from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import skeleton
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import Recipe, build
 from gemma_encoder.training.checkpoint import Checkpoints
+from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.evaluation import Evaluator, Stopped
 from gemma_encoder.training.failure import report_failure
 from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
 from gemma_encoder.training.processes import Notice
 from gemma_encoder.training.profile import Profile
-from gemma_encoder.training.recipe import Recipe
 from gemma_encoder.training.state import TrainState, initial_state
 from gemma_encoder.training.step import Program, StepMetrics, make_program
 from gemma_encoder.training.window import NotFinite, Window
+from gemma_encoder.training.workdir import claim_workdir
 from gemma_encoder.weights import native
 from gemma_encoder.weights.backbone import load_pretrained, load_warm
 from gemma_encoder.weights.native import Bundle
@@ -63,18 +63,19 @@ class Outcome:
     best: tuple[int, float] | None = None
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.PathLike, command: str = "") -> Outcome:
+def train(config: ConfigDict | TrainConfig, workdir: epath.PathLike, command: str = "") -> Outcome:
     """Trains as `config` says, or goes on where the run in `workdir` stopped.
 
     Args:
-        config: as `recipe.default_config` has it.
+        config: as `config.default_config` has it, or typed.
         workdir: of the run.
         command: how the run was started; checkpoints keep it for whoever gets one.
 
     Raises:
         InputError: something in the config, the data or the workdir cannot be used; nothing of an earlier run is lost.
     """
-    recipe = recipes.build(config)
+    recipe = build(config)
+    config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     workdir = claim_workdir(workdir, config)
@@ -215,28 +216,6 @@ def _was_evaluated(workdir: epath.Path, step: int, split: str) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(found)))
 
 
-def claim_workdir(workdir: epath.PathLike, config: ml_collections.ConfigDict) -> epath.Path:
-    """Makes the workdir this config's own; raises InputError when it holds another config's run, or cannot be written."""
-    workdir = native.absolute(workdir)
-    stored = workdir / "config.json"
-    now = json.loads(config.to_json_best_effort())
-    try:
-        if stored.exists():
-            changed = recipes.differences(json.loads(stored.read_text()), now)
-            if changed:
-                raise InputError(
-                    f"{workdir} holds a run of another config; choose another --workdir, or undo: {'; '.join(changed)}"
-                )
-        elif jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            stored.write_text(json.dumps(now, indent=1))
-    except OSError as error:
-        raise InputError(
-            f"workdir {workdir} cannot be written: {error.strerror or error}"
-        ) from error
-    return workdir
-
-
 def _restore_or_start(
     recipe: Recipe, program: Program, mesh: Mesh, checkpoints: Checkpoints, stream: TrainStream
 ) -> TrainState:
@@ -257,9 +236,9 @@ def _restore_or_start(
     model, shapes = recipe.config.model, program.abstract.parameters
     pretrained = None
     if model.warm_start:
-        pretrained = load_warm(model.warm_start, recipe.encoder, shapes)
+        pretrained = load_warm(recipe.checkpoint, recipe.encoder, shapes)
     elif model.pretrained:
-        pretrained = load_pretrained(model.pretrained, recipe.encoder, shapes)
+        pretrained = load_pretrained(recipe.checkpoint, recipe.encoder, shapes)
     return initial_state(
         recipe.encoder, program.optimizer, mesh, recipe.config.seed, pretrained, program.changes
     )
@@ -270,7 +249,7 @@ def _bundle(recipe: Recipe, step: int, command: str, log: MetricsLog) -> Bundle:
     stream = recipe.stream
     record = {
         "command": command,
-        "config": json.loads(recipe.config.to_json_best_effort()),
+        "config": recipe.config.to_dict(),
         "examples": {
             source.task.name: source.num_records("train")
             for source in recipe.sources
@@ -315,14 +294,15 @@ def _describe(
     )
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:
+def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> Outcome:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`; the log gets the lines, the predictions their files."""
     workdir = native.absolute(workdir)
     if not native.checkpoint_steps(workdir):
         raise InputError(
             f"{workdir} holds no checkpoint to evaluate; train first: gemma-encoder train with the same arguments"
         )
-    recipe = recipes.build(config)
+    recipe = build(config)
+    config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     checkpoint = native.find(workdir)

@@ -25,7 +25,7 @@ from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.kinds import cumulative_logits
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.encoder import EncoderOutput
-from gemma_encoder.training.loss_options import NoOptions, SoftmaxCrossEntropyOptions
+from gemma_encoder.training.loss_options import LossOptionsConfig, SoftmaxCrossEntropyOptions
 
 
 class LossInputs(NamedTuple):
@@ -152,7 +152,7 @@ def mean_squared_error(
     return jnp.square(scores[..., 0] - labels)
 
 
-def negative_log_likelihood(inputs: LossInputs, options: NoOptions) -> TaskLoss:
+def negative_log_likelihood(inputs: LossInputs, options: Any) -> TaskLoss:
     """−Σ log p(token | those before it) in nats, which the head of a language model gives."""
     del options
     scores, weight = inputs.scores, inputs.weight
@@ -273,7 +273,7 @@ class LossOptions(NamedTuple):
             for. The loss is then, but for padding, the mean per predicted token, and beside other
             tasks a text weighs as it does there.
         groups, list_size: G and N, the static shape of a micro-batch's lists.
-        options: of each loss by its name; defaults where a loss is not named.
+        options: of the losses that have some.
     """
 
     names: Mapping[str, str]
@@ -282,7 +282,7 @@ class LossOptions(NamedTuple):
     tokens_per_step: int
     groups: int
     list_size: int
-    options: Mapping[str, NoOptions] = {}
+    options: LossOptionsConfig = LossOptionsConfig()
 
     def name(self, kind: Kind) -> str:
         """The loss of a kind of task; raises InputError naming the nearest one."""
@@ -294,17 +294,14 @@ class LossOptions(NamedTuple):
     def check(self, tasks: Sequence[Task]) -> None:
         """Raises InputError for an unknown loss, or an option that does not fit a task."""
         for task in tasks:
-            name = self.name(task.kind)
-            if name in self.options:
-                try:
-                    self.options[name].check_task(task)
-                except InputError as error:
-                    raise InputError(f"loss_options.{name}: {error}") from None
+            options = getattr(self.options, self.name(task.kind), None)
+            if options is not None:
+                options.check_task(task)
 
     def objective(self, kind: Kind) -> Callable[[LossInputs], TaskLoss]:
         """The objective of a kind of task with its options."""
         name = self.name(kind)
-        return lambda inputs: LOSSES[kind.name][name](inputs, self.options.get(name))
+        return lambda inputs: LOSSES[kind.name][name](inputs, getattr(self.options, name, None))
 
 
 def batch_loss(

@@ -1,112 +1,50 @@
-"""Optimisers and schedules by config: optax's own, with rules on parameters by their paths.
+"""Optimizers and schedules by config: optax's own, with rules on parameters by their paths.
 
 Rules see one path for each layer, "backbone/layers/17/linear", although layers are stacked: for a stacked parameter the values of
 its layers become a vector along the stacked axis.
 """
 
-import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import layer_paths, parameter_paths, skeleton
+from gemma_encoder.training.optimizer_config import OptimizerConfig
 
-SCHEDULES = ("linear", "cosine", "constant")
-OPTIMIZERS = ("adamw", "adafactor")
-MOMENT_DTYPES = ("float32", "bfloat16")
 BLOCK_ROWS = 32  # of a table, that XLA on a CPU adds up as it reads
 TABLE_ROWS = BLOCK_ROWS * 256  # whole blocks for each of up to 256 shards
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-    """What a config says about the optimiser.
-
-    Attributes:
-        learning_rate: the peak, reached after warm-up.
-        schedule: how it falls to zero by the last step: "linear", "cosine", or "constant" (not at all).
-        name: "adamw" or "adafactor" (arXiv 1804.04235: factored second moments, no first ones, updates clipped by their layer's
-            root mean square; the learning rate is the schedule's, not relative to the parameters).
-        b1, b2, epsilon: of AdamW.
-        moment_dtype: of AdamW's first moment, "float32" or "bfloat16". The second stays float32: with b2 near one, what bfloat16
-            would add to it is mostly rounded away.
-        weight_decay: decoupled, on every parameter whose path does not match `no_decay`.
-        no_decay: a regular expression, searched in the path.
-        clip_norm: the global gradient norm is clipped to it; 0 for no clipping.
-        freeze: a regular expression; parameters whose whole path it matches keep their values. "" for none. For example
-            r"backbone/(embedding|layers/[0-8]/.*)".
-        multipliers: (regular expression, factor) pairs: the learning rate of a parameter is multiplied by the factor of the first
-            pair that matches its whole path.
-        layer_decay: the learning rate falls by this factor from each layer to the one below, and to the embedding; 1 for no fall.
-    """
-
-    learning_rate: float
-    schedule: str = "linear"
-    name: str = "adamw"
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    moment_dtype: str = "float32"
-    weight_decay: float = 0.0
-    no_decay: str = r"(scale|bias|probes|embedding)$"
-    clip_norm: float = 1.0
-    freeze: str = ""
-    multipliers: Sequence[tuple[str, float]] = ()
-    layer_decay: float = 1.0
-
-    def __post_init__(self):
-        for field, valid in (
-            ("name", OPTIMIZERS),
-            ("schedule", SCHEDULES),
-            ("moment_dtype", MOMENT_DTYPES),
-        ):
-            if getattr(self, field) not in valid:
-                raise unknown(f"optimizer.{field}", getattr(self, field), valid)
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(
-                f"optimizer.layer_decay must be above 0 and at most 1, got {self.layer_decay}"
-            )
-        for name, pattern in (
-            ("no_decay", self.no_decay),
-            ("freeze", self.freeze),
-            *(("multipliers", pair[0]) for pair in self.multipliers),
-        ):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(
-                    f"optimizer.{name}: {pattern!r} is no regular expression: {error}"
-                ) from None
-
-    def is_frozen(self, path: str) -> bool:
-        """Whether the parameter at that path, one layer's, keeps its value."""
-        return bool(self.freeze and re.fullmatch(self.freeze, path))
-
-    def multiplier(self, path: str, num_layers: int) -> float:
-        """What the learning rate of the parameter at that path, one layer's, is multiplied by."""
-        if self.is_frozen(path):
-            return 0.0
-        factor = next(
-            (factor for pattern, factor in self.multipliers if re.fullmatch(pattern, path)), 1.0
-        )
-        layer = re.match(r"backbone/layers/(\d+)/", path)
-        below = (
-            num_layers - int(layer[1]) - 1
-            if layer
-            else num_layers
-            if path == "backbone/embedding"
-            else 0
-        )
-        return factor * self.layer_decay**below
+def is_frozen(options: OptimizerConfig, path: str) -> bool:
+    """Whether the parameter at that path, one layer's, keeps its value."""
+    return bool(options.freeze and re.fullmatch(options.freeze, path))
 
 
-def make_schedule(options: OptimizerOptions, steps: int, warmup: int) -> optax.Schedule:
+def rate_multiplier(options: OptimizerConfig, path: str, num_layers: int) -> float:
+    """The factor on the learning rate of the parameter at that path, one layer's."""
+    if is_frozen(options, path):
+        return 0.0
+    factor = next(
+        (factor for pattern, factor in options.multipliers if re.fullmatch(pattern, path)), 1.0
+    )
+    layer = re.match(r"backbone/layers/(\d+)/", path)
+    below = (
+        num_layers - int(layer[1]) - 1
+        if layer
+        else num_layers
+        if path == "backbone/embedding"
+        else 0
+    )
+    return factor * options.layer_decay**below
+
+
+def make_schedule(options: OptimizerConfig, steps: int, warmup: int) -> optax.Schedule:
     """Learning rate by step: a linear rise over `warmup` steps, then the fall."""
     if not 0 <= warmup <= steps:
         raise InputError(f"warmup of {warmup} steps does not fit in a training of {steps}")
@@ -119,7 +57,7 @@ def make_schedule(options: OptimizerOptions, steps: int, warmup: int) -> optax.S
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
 
 
-def trainable(options: OptimizerOptions, encoder: EncoderConfig) -> Callable[[str], bool]:
+def trainable(options: OptimizerConfig, encoder: EncoderConfig) -> Callable[[str], bool]:
     """Whether the parameter at a path (of the stacked tree) changes in training: unless every layer of it is frozen.
 
     Raises:
@@ -141,7 +79,7 @@ def trainable(options: OptimizerOptions, encoder: EncoderConfig) -> Callable[[st
     changing = {
         path
         for path, layers in paths.items()
-        if not all(options.is_frozen(layer) for layer in layers)
+        if not all(is_frozen(options, layer) for layer in layers)
     }
     if not changing:
         raise InputError(f"optimizer.freeze={options.freeze!r} freezes every parameter")
@@ -149,60 +87,30 @@ def trainable(options: OptimizerOptions, encoder: EncoderConfig) -> Callable[[st
 
 
 def make_optimizer(
-    options: OptimizerOptions, schedule: optax.Schedule, encoder: EncoderConfig
+    options: OptimizerConfig, schedule: optax.Schedule, encoder: EncoderConfig
 ) -> optax.GradientTransformation:
-    """The optimiser of the trainable part of an encoder's parameters."""
+    """The optimizer of the trainable part of an encoder's parameters."""
     transformer = encoder.transformer
 
     def decays(path: str) -> float:
         return 0.0 if re.search(options.no_decay, path) else options.weight_decay
 
     def multiplies(path: str) -> float:
-        return options.multiplier(path, transformer.num_layers)
-
-    def by_rule(rule: Callable[[str], float], parameters: dict) -> dict:
-        """For each parameter a number, or a vector along the stacked axis."""
-        values = []
-        for path, leaf in parameter_paths(parameters).items():
-            of_layers = [rule(layer) for layer in layer_paths(transformer, path)]
-            same = len(set(of_layers)) == 1
-            values.append(
-                of_layers[0]
-                if same
-                else np.array(of_layers, np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
-            )
-        return jax.tree.unflatten(jax.tree.structure(parameters), values)
+        return rate_multiplier(options, path, transformer.num_layers)
 
     def decay(updates, parameters):
         return jax.tree.map(
             lambda update, leaf, rate: update + rate * leaf,
             updates,
             parameters,
-            by_rule(decays, parameters),
+            _by_rule(decays, parameters, transformer),
         )
 
     def multiply(updates, parameters):
         return jax.tree.map(
-            lambda update, factor: update * factor, updates, by_rule(multiplies, parameters)
-        )
-
-    def clip_all(updates, parameters):
-        # One factor for all. A division by the norm, as in optax's own, would be kept as a second copy of all gradients on a CPU.
-        del parameters
-        factor = jnp.minimum(1.0, options.clip_norm / jnp.maximum(global_norm(updates), 1e-12))
-        return jax.tree.map(lambda update: update * factor, updates)
-
-    def clip_layers(updates, parameters):
-        def clip(path, update):
-            axes = tuple(range(1 if _is_stacked(path) else 0, update.ndim))
-            return update / jnp.maximum(
-                1.0, jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True))
-            )
-
-        del parameters
-        return jax.tree.unflatten(
-            jax.tree.structure(updates),
-            [clip(path, update) for path, update in parameter_paths(updates).items()],
+            lambda update, factor: update * factor,
+            updates,
+            _by_rule(multiplies, parameters, transformer),
         )
 
     moments = {
@@ -212,12 +120,58 @@ def make_optimizer(
             )
         ],
         # The two largest dimensions are factored; the axis of stacked layers, below 128, is never one of them.
-        "adafactor": [optax.scale_by_factored_rms(), optax.stateless(clip_layers)],
+        "adafactor": [optax.scale_by_factored_rms(), optax.stateless(_clip_layers)],
     }[options.name]
-    clip = [optax.stateless(clip_all)] if options.clip_norm else []
+    clip = [optax.stateless(_clip_all(options.clip_norm))] if options.clip_norm else []
     decayed = [optax.stateless(decay)] if options.weight_decay else []
     return optax.chain(
         *clip, *moments, *decayed, optax.stateless(multiply), optax.scale_by_learning_rate(schedule)
+    )
+
+
+def _by_rule(
+    rule: Callable[[str], float], parameters: dict, transformer: TransformerConfig
+) -> dict:
+    """For each parameter a number, or a vector along the stacked axis."""
+    values = []
+    for path, leaf in parameter_paths(parameters).items():
+        of_layers = [rule(layer) for layer in layer_paths(transformer, path)]
+        same = len(set(of_layers)) == 1
+        values.append(
+            of_layers[0]
+            if same
+            else np.array(of_layers, np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
+        )
+    return jax.tree.unflatten(jax.tree.structure(parameters), values)
+
+
+def _clip_all(limit: float) -> Callable[[dict, dict | None], dict]:
+    """Clips the global norm of the gradients, by one factor for all.
+
+    A division by the norm, as in optax's own, would keep a second copy of all gradients on a CPU.
+    """
+
+    def clip(updates, parameters):
+        del parameters
+        factor = jnp.minimum(1.0, limit / jnp.maximum(global_norm(updates), 1e-12))
+        return jax.tree.map(lambda update: update * factor, updates)
+
+    return clip
+
+
+def _clip_layers(updates: dict, parameters: dict | None) -> dict:
+    """Scales each layer's update down to a root mean square of at most 1."""
+
+    def clip(path, update):
+        axes = tuple(range(1 if _is_stacked(path) else 0, update.ndim))
+        return update / jnp.maximum(
+            1.0, jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True))
+        )
+
+    del parameters
+    return jax.tree.unflatten(
+        jax.tree.structure(updates),
+        [clip(path, update) for path, update in parameter_paths(updates).items()],
     )
 
 

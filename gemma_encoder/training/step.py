@@ -13,9 +13,9 @@ from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import Skeleton, merge_parameters, select, skeleton
+from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.losses import LossOptions, TaskLoss, batch_loss
 from gemma_encoder.training.optimizer import global_norm, make_optimizer, make_schedule, trainable
-from gemma_encoder.training.recipe import Recipe
 from gemma_encoder.training.state import TrainState, abstract_state
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.training import devices
-from gemma_encoder.training.recipe import Recipe
+from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.step import StepMetrics
 
 

@@ -102,17 +102,17 @@ def save_gemma(backbone: Transformer, path: epath.PathLike) -> None:
     gemma.save(parameters, backbone.config, native.absolute(path))
 
 
-def load_pretrained(path: epath.PathLike, encoder: EncoderConfig, abstract: dict) -> dict:
+def load_pretrained(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) -> dict:
     """The part of an encoder's parameters that a checkpoint holds, in float32.
 
-    That is the backbone, and the projection of a sentence-transformers folder where `encoder.pooling.projection` has its widths.
+    That is the backbone, and the projection of a sentence-transformers folder where
+    `encoder.pooling.projection` has its widths.
 
     Args:
-        path: as `open_checkpoint` takes it.
+        checkpoint: as `open_checkpoint` gives it.
         encoder: the encoder.
         abstract: nested dict of its parameters' shapes and shardings.
     """
-    checkpoint = open_checkpoint(path)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     own = [
         select(tree["backbone"], lambda path: not is_adapter(path))
@@ -133,11 +133,13 @@ def load_pretrained(path: epath.PathLike, encoder: EncoderConfig, abstract: dict
     return loaded
 
 
-def load_warm(path: epath.PathLike, encoder: EncoderConfig, abstract: dict) -> dict:
-    """What a fine-tuned encoder can give another one: the backbone, the pooler and the heads of the same name, where shapes agree.
+def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) -> dict:
+    """The part of a fine-tuned encoder that another one can start from.
+
+    That is the backbone, the pooler and the heads of the same name, where shapes agree.
 
     Args:
-        path: a workdir of this project, or one of its checkpoints.
+        checkpoint: one of this project's own, as `open_checkpoint` gives it.
         encoder: the encoder to fill.
         abstract: shapes and shardings of its parameters.
 
@@ -147,10 +149,10 @@ def load_warm(path: epath.PathLike, encoder: EncoderConfig, abstract: dict) -> d
     Raises:
         InputError: the checkpoint is not one of ours, or its transformer is another.
     """
-    checkpoint = open_checkpoint(path)
     if not isinstance(checkpoint, native.NativeCheckpoint):
         raise InputError(
-            f"model.warm_start={path} is {checkpoint.description}; it takes a workdir of this project. For others there is model.pretrained"
+            f"model.warm_start names {checkpoint.description}; it takes a workdir of this project. "
+            "For others there is model.pretrained"
         )
     checkpoint.check(encoder.transformer)
     stored = parameter_paths(skeleton(checkpoint.bundle.encoder).shapes)
@@ -196,7 +198,7 @@ def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[Bundle, dict]:
         shapes,
         places,
     )
-    parameters = load_pretrained(path, bundle.encoder, abstract)
+    parameters = load_pretrained(checkpoint, bundle.encoder, abstract)
     parameters["heads"] = {
         name: jax.device_put(checkpoint.modules.head_parameters(), sharding.replicated(mesh))
         for name in bundle.encoder.heads
@@ -211,23 +213,32 @@ def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[Bundle, dict]:
     return bundle, jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in wanted])
 
 
-def load_tokenizer(path: epath.PathLike, config: TransformerConfig | None = None) -> Tokenizer:
-    """The tokenizer that goes with a checkpoint: the `tokenizer.model` in its folder, else the one published for its family.
-
-    Args:
-        path: as `open_checkpoint` takes it.
-        config: the transformer; by default what the checkpoint says.
+def load_tokenizer(path: epath.PathLike) -> Tokenizer:
+    """The tokenizer that goes with the checkpoint at `path`, which `open_checkpoint` describes.
 
     Raises:
         InputError: it cannot be read, or it has more pieces than the transformer has embeddings.
     """
     checkpoint = open_checkpoint(path)
-    config = config or checkpoint.config()
+    return checkpoint_tokenizer(checkpoint, checkpoint.config())
+
+
+def checkpoint_tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> Tokenizer:
+    """The tokenizer that goes with an opened checkpoint.
+
+    That is the `tokenizer.model` in its folder, else the one published for its family.
+
+    Args:
+        checkpoint: as `open_checkpoint` gives it.
+        config: its transformer.
+
+    Raises:
+        InputError: it cannot be read, or it has more pieces than the transformer has embeddings.
+    """
     if isinstance(checkpoint, native.NativeCheckpoint):
         tokenizer = checkpoint.bundle.tokenizer
     else:
-        folder = checkpoint.folder
-        beside = folder / "tokenizer.model"
+        beside = checkpoint.folder / "tokenizer.model"
         tokenizer = Tokenizer.load(os.fspath(beside) if beside.exists() else family(config))
     check_vocabulary(tokenizer, config)
     return tokenizer

@@ -47,31 +47,26 @@ def write_marco(folder: pathlib.Path) -> None:
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
-    """A pretrained decoder as small as can be, in the gemma package's format with its tokenizer; `gemma3_mini` is its size meanwhile."""
+    """(folder, fields): a decoder as small as can be, as the gemma package stores it, and how it differs from `gemma3_mini`."""
     from flax import nnx
 
     import gemma_encoder as ge
     from gemma_encoder.inputs.tokenizer import SMALL
     from gemma_encoder.model.sizes import GEMMA_CONFIGS
     from gemma_encoder.model.transformer import Transformer
-    from gemma_encoder.training import recipe
 
     small = {
         "num_layers": 2,
         "embed_dim": 32,
         "hidden_dim": 64,
         "head_dim": 8,
-        "pattern": ("local", "global"),
         "query_scale": 8**-0.5,
     }
-    size = dataclasses.replace(GEMMA_CONFIGS["gemma3_tiny"], **small)
+    size = dataclasses.replace(GEMMA_CONFIGS["gemma3_mini"], **small)
     folder = tmp_path_factory.mktemp("decoders") / "mini"
     ge.save_gemma(Transformer(size, rngs=nnx.Rngs(0)), folder)
     (folder / "tokenizer.model").write_bytes(SMALL.read_bytes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(GEMMA_CONFIGS, "gemma3_mini", size)
-        patch.setitem(recipe.SIZES, "gemma3_mini", "gemma3_mini")
-        yield folder
+    return folder, small
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +74,7 @@ def laboratory(decoder, prepared, tmp_path_factory):
     """`laboratory(*arguments)`: the sweep's exit code and output at smoke size, on tiny data."""
     marco = tmp_path_factory.mktemp("marco")
     write_marco(marco)
+    folder, small = decoder
 
     def run(*arguments: str) -> tuple[int, str]:
         output = io.StringIO()
@@ -86,7 +82,8 @@ def laboratory(decoder, prepared, tmp_path_factory):
             "--config.train_for=2 steps",
             "--config.max_length=64",
             "--config.batch.row_length=64",
-            f"--config.model.pretrained={decoder}",
+            f"--config.model.pretrained={folder}",
+            f"--config.model.transformer={small}",
         ]
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             code = sweep.main([*arguments, "--smoke", "--seeds=1", *short])

@@ -18,7 +18,7 @@ from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.encoder import parameter_dict
 from gemma_encoder.training import loop
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import build
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.metrics_log import read_metrics
 
@@ -61,15 +61,16 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, micro, texts):
-    """(workdir, folder) of the program's run of the "micro" size on toy text."""
-    del micro  # it registers the size
+    """(workdir, folder) of the program's run of the `micro` model on toy text."""
+    transformer = micro().model.transformer.to_dict()
     folder = tmp_path_factory.mktemp("decoder")
     arguments = [
-        f"--config={PROGRAM}:size=micro,smoke",
+        f"--config={PROGRAM}:size=gemma2_tiny,smoke",
         f"--workdir={folder / 'run'}",
         f"--output={folder / 'out'}",
     ]
     steps = [
+        f"--config.model.transformer={transformer}",
         "--config.train_for=60 steps",
         "--config.optimizer.learning_rate=0.01",
         "--config.evaluate_every=50 percent",
@@ -102,7 +103,7 @@ def test_it_learns_and_says_how_good_it_is(pretrained, texts):
         60,
         0,
         ["toy.txt"],
-        "micro",
+        "gemma2_tiny",
     ) and record["training_seconds"] > 0
     curve = record["validation_perplexity_by_step"]
     assert list(curve) == ["30", "60"] and curve["30"] > curve["60"] == round(
@@ -256,7 +257,7 @@ def test_refusals(micro, texts, tmp_path, capsys):
         InputError,
         match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'",
     ):
-        recipes.build(micro(tasks=("text",), text__train=(str(texts),)))
+        build(micro(tasks=("text",), text__train=(str(texts),)))
     (tmp_path / "there").mkdir()
     for arguments, message in (
         ([f"--workdir={tmp_path / 'w'}"], "--output is missing"),

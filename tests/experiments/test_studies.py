@@ -38,6 +38,7 @@ def of_command(line: str):
             "--config.model.pretrained=weights",
             "--config.optimizer.learning_rate=0.25",
             "--config.train_for=5 epochs",
+            "--config.model.transformer={'num_layers': 2, 'pattern': ('local', 'global')}",
         ),
     ],
 )

@@ -12,26 +12,22 @@ from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import flops, hlo, plan
-from gemma_encoder.model import config as model_config
 from gemma_encoder.model import sharding
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.model.sizes import GEMMA_CONFIGS
+
+WIDE = {
+    "num_layers": 4,
+    "embed_dim": 640,
+    "hidden_dim": 2048,
+    "head_dim": 128,
+    "query_scale": 128**-0.5,
+}
 
 
 @pytest.fixture(scope="module")
 def wide():
     """A size that is as a real one in all but depth: four layers, wide enough that a TPU's program cuts up its gradients."""
-    size = dataclasses.replace(
-        model_config.GEMMA_CONFIGS["gemma2_tiny"],
-        num_layers=4,
-        embed_dim=640,
-        hidden_dim=2048,
-        head_dim=128,
-        query_scale=128**-0.5,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(model_config.GEMMA_CONFIGS, "wide", size)
-        patch.setitem(recipes.SIZES, "wide", "wide")
-        yield size
+    return dataclasses.replace(GEMMA_CONFIGS["gemma2_tiny"], **WIDE)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +64,12 @@ def run():
 def planned(wide, run, tmp_path_factory):
     """(exit code, figures) of a plan in bfloat16."""
     file = tmp_path_factory.mktemp("plan") / "plan.json"
-    fields = ["size=wide", "compute_dtype=bfloat16", "remat=full"]
+    fields = [
+        "size=gemma2_tiny",
+        f"transformer={WIDE}",
+        "compute_dtype=bfloat16",
+        "remat=full",
+    ]
     code = run(
         *(f"--config.model.{field}" for field in fields),
         "--config.batch.rows=8",
@@ -180,7 +181,7 @@ def test_what_does_not_fit_exits_1(run, capsys):
 
 
 def recipes_config(size):
-    from gemma_encoder.experiments import glue
+    from experiments import glue
 
     return glue.get_config(f"mnli,size={size}")
 

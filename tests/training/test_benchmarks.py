@@ -12,7 +12,8 @@ from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
-from gemma_encoder.training import loop, recipe
+from gemma_encoder.training import loop
+from gemma_encoder.training.build import build
 from gemma_encoder.training.metrics_log import read_metrics
 
 MIXTURE = ("glue_mnli", "glue_ax", "superglue_record", "superglue_rte", "superglue_axg")
@@ -155,7 +156,7 @@ def test_a_choice_is_learnt_from_lists(micro, tmp_path, monkeypatch):
 )
 def test_refusals(micro, benchmarks, changes, message):
     with pytest.raises(InputError, match=message):
-        recipe.build(micro(**({"tasks": ("superglue_copa",)} | changes)))
+        build(micro(**({"tasks": ("superglue_copa",)} | changes)))
 
 
 def test_a_diagnostic_alone_cannot_be_trained(micro, benchmarks, tmp_path):
@@ -167,7 +168,7 @@ def test_a_diagnostic_alone_cannot_be_trained(micro, benchmarks, tmp_path):
 
 
 def test_whole_benchmarks_build_and_say_what_is_not_trained(micro, benchmarks, caplog):
-    built = recipe.build(micro(tasks=("glue", "superglue")))
+    built = build(micro(tasks=("glue", "superglue")))
     assert (
         len(built.tasks) == 20 and len(built.encoder.heads) == 17
     )  # AX, AX-b and AX-g have no head of their own
@@ -195,4 +196,4 @@ def test_a_head_is_shared_by_equal_classes_only(micro, benchmarks, monkeypatch):
     with pytest.raises(
         InputError, match="'superglue_rte' and 'other' cannot share the head 'superglue_rte'"
     ):
-        recipe.build(micro(tasks=("superglue_rte", "other")))
+        build(micro(tasks=("superglue_rte", "other")))

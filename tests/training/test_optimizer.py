@@ -19,12 +19,8 @@ from gemma_encoder.model.encoder import (
     parameter_paths,
     select,
 )
-from gemma_encoder.training.optimizer import (
-    OptimizerOptions,
-    make_optimizer,
-    make_schedule,
-    trainable,
-)
+from gemma_encoder.training.optimizer import make_optimizer, make_schedule, trainable
+from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.state import abstract_state, initial_state
 
 
@@ -83,19 +79,19 @@ def test_every_layer_has_one_path(encoder, parameters):
     ("schedule", "middle"), [("linear", 0.5), ("cosine", 0.5), ("constant", 1.0)]
 )
 def test_schedules(schedule, middle):
-    rate = make_schedule(OptimizerOptions(1.0, schedule), steps=110, warmup=10)
+    rate = make_schedule(OptimizerConfig(1.0, schedule), steps=110, warmup=10)
     values = [float(rate(step)) for step in (0, 5, 10, 60, 109)]
     np.testing.assert_allclose(values[:4], [0, 0.5, 1, middle], atol=1e-6)
     assert values[4] == pytest.approx(1.0 if schedule == "constant" else 0.0, abs=0.02)
     with pytest.raises(InputError, match="unknown optimizer.schedule"):
-        OptimizerOptions(1.0, "lineer")
+        OptimizerConfig(1.0, "lineer")
     with pytest.raises(InputError, match="warmup"):
-        make_schedule(OptimizerOptions(1.0), 10, 11)
+        make_schedule(OptimizerConfig(1.0), 10, 11)
 
 
 def test_weight_decay_leaves_out_norms_biases_and_embeddings(encoder, parameters):
     zeros = jax.tree.map(jnp.zeros_like, parameters)
-    moved, _ = step(OptimizerOptions(1.0, weight_decay=0.5), encoder, parameters, zeros)
+    moved, _ = step(OptimizerConfig(1.0, weight_decay=0.5), encoder, parameters, zeros)
     for path, leaf in by_layer(encoder, parameters).items():
         left_out = path.endswith(("scale", "bias", "embedding"))
         np.testing.assert_allclose(
@@ -105,9 +101,9 @@ def test_weight_decay_leaves_out_norms_biases_and_embeddings(encoder, parameters
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_multipliers_and_layer_decay_scale_each_layers_step(encoder, parameters, name):
-    plain, _ = step(OptimizerOptions(1.0, name=name), encoder, parameters)
+    plain, _ = step(OptimizerConfig(1.0, name=name), encoder, parameters)
     depth = encoder.transformer.num_layers
-    options = OptimizerOptions(
+    options = OptimizerConfig(
         1.0,
         name=name,
         layer_decay=0.5,
@@ -137,7 +133,7 @@ def test_multipliers_and_layer_decay_scale_each_layers_step(encoder, parameters,
 
 def test_frozen_parameters_keep_their_bits_and_have_no_moments(encoder, parameters):
     period = len(encoder.transformer.pattern)
-    options = OptimizerOptions(
+    options = OptimizerConfig(
         1.0, weight_decay=0.1, freeze=rf"backbone/(embedding|layers/([0-2]|{period})/.*)"
     )
     moved, state = step(options, encoder, parameters, count=3)
@@ -163,10 +159,10 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments(encoder, paramete
 
 
 def test_a_frozen_parameter_gets_no_gradient(micro):
-    from gemma_encoder.training import recipe as recipes
+    from gemma_encoder.training.build import build
     from gemma_encoder.training.step import make_program
 
-    recipe = recipes.build(micro(optimizer__freeze=r"backbone/.*", batch__examples_per_step=8))
+    recipe = build(micro(optimizer__freeze=r"backbone/.*", batch__examples_per_step=8))
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     program = make_program(recipe, mesh, 10, 0)
     text = program.step.lower(program.abstract, program.batch).as_text()
@@ -189,7 +185,7 @@ def test_adafactor_treats_each_layer_of_a_stack_by_itself(tiny_config):
     parameters = initial_parameters(encoder, jax.random.key(1))
     gradients = jax.tree.map(lambda leaf: jnp.cos(30 * leaf), parameters)
     moved, state = step(
-        OptimizerOptions(1.0, name="adafactor", clip_norm=0.0),
+        OptimizerConfig(1.0, name="adafactor", clip_norm=0.0),
         encoder,
         parameters,
         gradients,
@@ -217,7 +213,7 @@ def test_factored_moments_lie_where_their_parameter_does(tiny_config):
         tiny_config("gemma2", embed_dim=160, hidden_dim=192, vocab_size=256), {"a": 1}
     )
     mesh = sharding.make_mesh((1, 4, 2))
-    optimizer = make_optimizer(OptimizerOptions(1.0, name="adafactor"), lambda step: 1.0, encoder)
+    optimizer = make_optimizer(OptimizerConfig(1.0, name="adafactor"), lambda step: 1.0, encoder)
     state = abstract_state(encoder, optimizer, mesh)
     factored = next(
         part
@@ -244,9 +240,9 @@ def test_factored_moments_lie_where_their_parameter_does(tiny_config):
 
 
 def test_moments_may_be_bfloat16(encoder, parameters):
-    plain, _ = step(OptimizerOptions(1.0), encoder, parameters, count=5)
+    plain, _ = step(OptimizerConfig(1.0), encoder, parameters, count=5)
     rounded, state = step(
-        OptimizerOptions(1.0, moment_dtype="bfloat16"), encoder, parameters, count=5
+        OptimizerConfig(1.0, moment_dtype="bfloat16"), encoder, parameters, count=5
     )
     adam = next(
         part
@@ -272,15 +268,15 @@ def test_moments_may_be_bfloat16(encoder, parameters):
 )
 def test_wrong_options_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        OptimizerOptions(1.0, **changes)
+        OptimizerConfig(1.0, **changes)
 
 
 def test_a_rule_that_matches_nothing_is_refused(encoder):
     for options in (
-        OptimizerOptions(1.0, freeze="backbone/layer/0/.*"),
-        OptimizerOptions(1.0, multipliers=(("embedding", 0.1),)),
+        OptimizerConfig(1.0, freeze="backbone/layer/0/.*"),
+        OptimizerConfig(1.0, multipliers=(("embedding", 0.1),)),
     ):
         with pytest.raises(InputError, match="matches no parameter; paths look like backbone/"):
             trainable(options, encoder)
     with pytest.raises(InputError, match="freezes every parameter"):
-        trainable(OptimizerOptions(1.0, freeze=".*"), encoder)
+        trainable(OptimizerConfig(1.0, freeze=".*"), encoder)

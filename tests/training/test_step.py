@@ -14,8 +14,9 @@ from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import build
 from gemma_encoder.training.optimizer import TABLE_ROWS, global_norm, make_optimizer
+from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.state import initial_state
 from gemma_encoder.training.step import make_program
 
@@ -23,12 +24,10 @@ STEPS = 3
 
 
 def run(config, mesh_shape, devices):
-    recipe = recipes.build(config).measured()
+    recipe = build(config).measured()
     mesh = sharding.make_mesh(mesh_shape, jax.devices()[:devices])
     # Adam divides by the root of squared gradients: where a gradient is all rounding it would blow rounding up to a whole step.
-    recipe = dataclasses.replace(
-        recipe, optimizer=recipes.OptimizerOptions(1e-2, "constant", epsilon=1e-4)
-    )
+    recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(1e-2, "constant", epsilon=1e-4))
     program = make_program(recipe, mesh, 100, 0)
     state, step = initial_state(recipe.encoder, program.optimizer, mesh, seed=3), program.step
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
@@ -83,7 +82,7 @@ def test_meshes_agree(micro, reference):
 def test_dropout_depends_on_seed_and_step(micro):
     losses = {}
     for seed in (0, 1):
-        recipe = recipes.build(
+        recipe = build(
             micro(model__feed_forward_dropout=0.5, seed=seed, optimizer__learning_rate=0.0)
         ).measured()
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
@@ -108,7 +107,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
         "optimizer__schedule": "constant",
         "optimizer__epsilon": 1e-4,
     }
-    recipe = recipes.build(micro(model__feed_forward_dropout=0.0, **changes)).measured()
+    recipe = build(micro(model__feed_forward_dropout=0.0, **changes)).measured()
     mesh = sharding.make_mesh((2, 1, 1), jax.devices()[:2])
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
     batches = list(itertools.islice(stream, STEPS))
@@ -161,7 +160,7 @@ def count_equations(jaxpr) -> int:
 
 def test_depth_hardly_changes_the_size_of_the_step(micro):
     """Forward, backward and update of Gemma 3's 62 layers (ten groups of six, and two) against 12 (two groups) of the same width."""
-    recipe = recipes.build(micro(batch__examples_per_step=8))
+    recipe = build(micro(batch__examples_per_step=8))
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     sizes = {}
     for num_layers in (12, 62):
@@ -179,7 +178,7 @@ def test_depth_hardly_changes_the_size_of_the_step(micro):
 
 
 def test_initial_values_do_not_depend_on_the_mesh(micro):
-    recipe = recipes.build(micro())
+    recipe = build(micro())
     optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0, recipe.encoder)
     states = [
         initial_state(recipe.encoder, optimizer, sharding.make_mesh(shape, jax.devices()[:n]), 7)
@@ -196,7 +195,7 @@ def test_initial_values_do_not_depend_on_the_mesh(micro):
 def test_runs_that_differ_in_their_seed_share_a_program_and_draw_differently(micro):
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     programs = [
-        make_program(recipes.build(micro(seed=seed, batch__examples_per_step=8)), mesh, 10, 0)
+        make_program(build(micro(seed=seed, batch__examples_per_step=8)), mesh, 10, 0)
         for seed in (0, 1)
     ]
     one, other = (

@@ -16,10 +16,11 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.training import checkpoint, loop, processes
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import build
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.training.step import make_program
 from gemma_encoder.weights import native
+from gemma_encoder.weights.backbone import open_checkpoint
 
 STEPS = {
     "train_for": "12 steps",
@@ -101,7 +102,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
         InputError,
         match="unknown best_metric 'toy_sentiment/f1'; did you mean 'toy_sentiment/accuracy'",
     ):
-        recipes.build(micro(best_metric="toy_sentiment/f1")).best_metric()
+        build(micro(best_metric="toy_sentiment/f1")).best_metric()
 
 
 @pytest.mark.parametrize("background", [False, True], indirect=True)
@@ -201,7 +202,7 @@ def test_a_run_goes_on_on_another_mesh(micro, tmp_path, straight, shape):
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints/12")
     config = micro(**STEPS, mesh=shape)
-    recipe = recipes.build(config).measured()
+    recipe = build(config).measured()
     mesh = sharding.make_mesh(shape)
     program = make_program(recipe, mesh, 12, 1)
     checkpoints = checkpoint.Checkpoints(workdir)
@@ -284,7 +285,7 @@ def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
     )
     assert "query_lora_a" not in str(ge.load_backbone(tmp_path / "run"))
     with pytest.raises(InputError, match="it takes a workdir of this project"):
-        loop.load_warm(tmp_path / "export", recipes.build(config).encoder, {})
+        loop.load_warm(open_checkpoint(tmp_path / "export"), build(config).encoder, {})
 
 
 def test_some_steps_are_profiled(micro, tmp_path):

@@ -1,0 +1,249 @@
+"""From a config to the objects that it describes, checked: sources, tokenizer, encoder, options."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gemma_encoder.data import mixtures, registry
+from gemma_encoder.data.pipeline import MEASURED, PREFETCH, average_examples
+from gemma_encoder.data.prepared import PreparedSource, check_prepared
+from gemma_encoder.data.reader import CHUNK
+from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.evaluation import metrics
+from gemma_encoder.inputs.batch import BatchShape
+from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.packing import Packer
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.training.build_model import (
+    make_encoder,
+    make_optimizer_config,
+    make_tokenizer,
+    make_transformer,
+    open_start,
+)
+from gemma_encoder.training.config import TrainConfig, import_modules
+from gemma_encoder.training.durations import Duration
+from gemma_encoder.training.losses import LossOptions
+from gemma_encoder.training.optimizer_config import OptimizerConfig
+from gemma_encoder.training.recipe import SIZES
+from gemma_encoder.weights.tensors import Checkpoint
+
+DURATIONS = ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The objects that a config describes, checked.
+
+    Attributes:
+        config: the config itself.
+        sources: the tasks with their data, in the config's order.
+        tokenizer: text to ids.
+        encoder: the model.
+        stream: shapes and seeds of the batches.
+        losses: constants of the loss.
+        optimizer: constants of the optimizer.
+        checkpoint: the opened checkpoint whose weights training starts from; None for random ones.
+    """
+
+    config: TrainConfig
+    sources: tuple[Source, ...]
+    tokenizer: Tokenizer
+    encoder: EncoderConfig
+    stream: StreamOptions
+    losses: LossOptions
+    optimizer: OptimizerConfig
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks, in the config's order."""
+        return tuple(source.task for source in self.sources)
+
+    def rates(self) -> np.ndarray:
+        """The share of each task in the training stream."""
+        mixture = self.config.mixture
+        return mixtures.rates(self.sources, mixture.mixing, mixture.temperature)
+
+    def epoch(self) -> int:
+        """Training records of all tasks together: one epoch, in examples."""
+        trained = [source for source in self.sources if "train" in source.splits]
+        return sum(source.num_records("train") for source in trained)
+
+    def epochs(self, steps: int) -> list[int]:
+        """For each task, a number of epochs that no reader's share of so many steps exceeds.
+
+        Draws from a mixture are random and rows hold some texts more or fewer: two percent, five
+        standard deviations and what waits to be packed or trained on are added to what is drawn
+        on average.
+        """
+        shape, readers = self.stream.shape, self.stream.readers
+        waiting = (Packer.LOOKAHEAD + PREFETCH + 1) * shape.rows // readers * shape.segments + CHUNK
+        draws = 1.02 * max(steps, MEASURED) * self.losses.examples_per_step / readers + waiting
+        result = []
+        for source, rate in zip(self.sources, self.rates(), strict=True):
+            mine = draws * rate + 5 * math.sqrt(draws * rate * (1 - rate))
+            result.append(
+                math.ceil(mine / max(source.num_records("train") // readers, 1)) if rate else 0
+            )
+        return result
+
+    def steps(self, field: str, epoch: int, total: int | None = None) -> int:
+        """A duration field of the config as a number of steps."""
+        return Duration.parse(getattr(self.config, field), field).steps(
+            self.losses.examples_per_step, epoch, total
+        )
+
+    def check_rows(self, mesh: Mesh) -> None:
+        """Raises InputError where a micro-batch's rows cannot be spread evenly over a mesh."""
+        rows, parts = self.stream.shape.rows, self.stream.micro_batches
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        if rows // parts % shards:
+            cut = f" / micro_batches={parts}" if parts > 1 else ""
+            raise InputError(
+                f"batch.rows={rows}{cut} must be a multiple of data x fsdp = {shards} "
+                f"of the mesh {dict(mesh.shape)}"
+            )
+
+    def best_metric(self) -> tuple[str, str]:
+        """The task and the metric that the best checkpoint is chosen by; InputError for others."""
+        names = [
+            f"{source.task.name}/{name}{f'_{part}' if part else ''}"
+            for source in self.sources
+            if (parts := source.evaluation_splits(self.config.evaluate_split))
+            for name in source.task.metrics
+            for part in parts
+        ]
+        name = self.config.best_metric or names[0]
+        if name not in names:
+            raise unknown("best_metric", name, names)
+        return tuple(name.split("/", 1))
+
+    def measured(self) -> "Recipe":
+        """This recipe with `examples_per_step`: the config's, or the average of first batches."""
+        if self.losses.examples_per_step:
+            return self
+        average = average_examples(self.sources, self.rates(), self.tokenizer, self.stream)
+        losses = self.losses._replace(examples_per_step=max(round(average), 1))
+        return dataclasses.replace(self, losses=losses)
+
+
+def build(config: ConfigDict | TrainConfig, *, dry: bool = False) -> Recipe:
+    """Checks a config and makes what it describes; raises InputError for whatever cannot be.
+
+    Args:
+        config: all its fields.
+        dry: touch neither data nor weights nor a published tokenizer: enough to compile the step,
+            not to train. The tokenizer is then the small one, the size must be named, and
+            `examples_per_step`, where it would be measured, is a guess.
+    """
+    if isinstance(config, ConfigDict):
+        config = TrainConfig.from_config_dict(config)
+    import_modules(config.modules)
+    _check(config)
+    sources = _sources(config, check=not dry)
+    tasks = [source.task for source in sources]
+    checkpoint = None if dry else open_start(config.model)
+    transformer = make_transformer(config.model, checkpoint)
+    tokenizer = (
+        Tokenizer.load("small")
+        if dry
+        else make_tokenizer(config.tokenizer, transformer, checkpoint)
+    )
+    for source in () if dry else sources:
+        source.fit(tokenizer, config.max_length)
+    encoder = make_encoder(config.model, tasks, transformer)
+    stream = _stream(config, tasks)
+    losses = _losses(config, stream, dry)
+    losses.check(tasks)
+    for task in tasks:
+        metrics.check_names(task.kind, task.metrics)
+    if config.prepared:
+        check_prepared(sources, tokenizer, stream)
+    optimizer = make_optimizer_config(config.optimizer, encoder)
+    return Recipe(config, sources, tokenizer, encoder, stream, losses, optimizer, checkpoint)
+
+
+def _check(config: TrainConfig) -> None:
+    """Refuses what needs neither data nor weights to be seen."""
+    tasks = mixtures.expand(config.tasks)
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
+    if config.model.size not in SIZES:
+        raise unknown("size", config.model.size, SIZES)
+    for name in config.task_weights:
+        if name not in registry.names():
+            raise unknown("task in task_weights", name, registry.names())
+    for field in DURATIONS:
+        Duration.parse(getattr(config, field), field)
+    if config.batch.examples_per_step < 0:
+        raise InputError(
+            "batch.examples_per_step must be positive, or 0 to have it measured; "
+            f"got {config.batch.examples_per_step}"
+        )
+
+
+def _sources(config: TrainConfig, check: bool) -> tuple[Source, ...]:
+    """The tasks with their data; says once which are not trained on, or not evaluated."""
+    options = DataOptions.from_config(config)
+    sources = tuple(
+        PreparedSource(name, config.prepared, options)
+        if config.prepared
+        else registry.get(name, options)
+        for name in mixtures.expand(config.tasks)
+    )
+    for source in sources if check else ():
+        source.check()
+    split = config.evaluate_split
+    if not any(source.evaluation_splits(split) for source in sources):
+        raise unknown("evaluate_split", split, {name for one in sources for name in one.splits})
+    for source in sources:
+        task = source.task
+        if "train" not in source.splits:
+            logging.warning(
+                "%s has no train split and is only evaluated, by the head %s", task.name, task.head
+            )
+        if not source.evaluation_splits(split):
+            logging.warning(
+                "%s has no %s split and is not evaluated; its splits, "
+                "for --config.evaluate_split: %s",
+                task.name,
+                split,
+                ", ".join(source.splits),
+            )
+    return sources
+
+
+def _stream(config: TrainConfig, tasks: Sequence[Task]) -> StreamOptions:
+    """The shape of batches: room for lists and vector labels where a task has them."""
+    lists = any(task.is_list for task in tasks)
+    targets = max(task.target_width for task in tasks)
+    batch, list_size = config.batch, config.ranking.list_size if lists else 1
+    parts = batch.readers * max(batch.micro_batches, 1)
+    groups = max(batch.rows * batch.segments // list_size // parts, 1) * parts if lists else parts
+    shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size, targets)
+    return StreamOptions(
+        shape, config.max_length, batch.readers, config.seed, batch.padding, batch.micro_batches
+    )
+
+
+def _losses(config: TrainConfig, stream: StreamOptions, dry: bool) -> LossOptions:
+    """The constants of the loss; a dry recipe guesses what would be measured."""
+    shape = stream.shape
+    return LossOptions(
+        config.losses,
+        config.task_weights,
+        config.batch.examples_per_step or dry * shape.rows,
+        shape.rows * shape.row_length,
+        shape.groups // stream.micro_batches,
+        shape.list_size,
+        config.loss_options,
+    )

@@ -1,0 +1,194 @@
+"""The config of a run: its fields, with the type, the default and a line of help of each.
+
+These dataclasses are the one definition. `default_config` makes of them the `ConfigDict` that an
+experiment's file and the command line change; `TrainConfig.from_config_dict` reads that back, and
+all code behind it works on the typed config. Importing this module loads neither JAX nor
+TensorFlow, so that help and refusals are fast.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gemma_encoder.data.own_options import OwnOptions
+from gemma_encoder.data.text import TextOptions
+from gemma_encoder.inputs import kinds, options
+from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.inputs.options import option
+from gemma_encoder.model.config import LoraConfig, PoolingConfig, TransformerConfig
+from gemma_encoder.training.loss_options import LossOptionsConfig
+from gemma_encoder.training.optimizer_config import OptimizerConfig
+
+Length = str | int  # of training: text as `durations.Duration` reads it, or a number of steps
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureConfig:
+    """How often each task is drawn."""
+
+    mixing: str = option("proportional", '"equal", "proportional" to records, or "temperature"')
+    temperature: float = option(2.0, "of temperature mixing: 1 is proportional, larger more equal")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The encoder, and the weights that it starts from."""
+
+    size: str = option("tiny", 'a size by name, or "pretrained": what the checkpoint says')
+    pretrained: str = option("", "checkpoint to start from: a folder, or a name as GEMMA2_2B_PT")
+    warm_start: str = option("", "workdir to start from: backbone, pooler and the heads that fit")
+    attention: str = option("bidirectional", 'the mask: "bidirectional" or "causal"')
+    pooling: PoolingConfig = option(PoolingConfig(), "how the states of a text become one vector")
+    head_hidden: tuple[int, ...] = option((), "widths of the hidden layers of the heads")
+    attention_dropout: float = option(0.0, "dropout on attention probabilities")
+    feed_forward_dropout: float = option(0.1, "dropout on the output of feed-forward layers")
+    compute_dtype: str = option("bfloat16", 'of activations: "bfloat16" or "float32"')
+    remat: str = option("none", 'recomputed in backward: "none", "full", "dots" or "offload"')
+    attention_implementation: str = option(
+        "auto", '"auto", "xla", "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPUs)'
+    )
+    lora: LoraConfig = option(LoraConfig(), "low-rank adapters instead of all the backbone")
+    transformer: Mapping[str, Any] = option(
+        {}, "fields of TransformerConfig that replace those of the size, e.g. {'num_layers': 2}"
+    )
+
+    def __post_init__(self):
+        fields = options.field_values(TransformerConfig, self.transformer, "model.transformer")
+        object.__setattr__(self, "transformer", fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchConfig:
+    """The shape of a batch."""
+
+    rows: int = option(16, "rows of a global batch")
+    row_length: int = option(128, "tokens of a row, a multiple of 128; short rows cost less")
+    segments: int = option(12, "most texts that share a row; 1 turns packing off")
+    examples_per_step: int = option(
+        0, "constant divisor of the loss; 0: the texts (a list counts once) of an average batch"
+    )
+    padding: str = option("right", 'the side of a row that is padded: "right" or "left"')
+    micro_batches: int = option(1, "parts of a batch that are worked on in turn, to save memory")
+    readers: int = option(1, "parallel data readers, a multiple of the number of hosts")
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingConfig:
+    """The lists of ranking tasks."""
+
+    list_size: int = option(8, "documents of a training list")
+    negative_ranks: tuple[int, int] = option(
+        (1, 1000), "(first, last) ranks of the first stage from which negatives are sampled"
+    )
+    run: str = option("", "path of the first stage's run; by default beside the data")
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Stops a run whose `best_metric` no longer improves."""
+
+    patience: int = option(0, "evaluations without improvement after which to stop; 0 for never")
+    min_delta: float = option(0.0, "least change of the metric that counts as improvement")
+
+    def __post_init__(self):
+        for field in ("patience", "min_delta"):
+            if not getattr(self, field) >= 0:
+                raise InputError(
+                    f"early_stopping.{field} must be at least 0, got {getattr(self, field)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole config. Fields marked `may_change` may differ between two starts of one run."""
+
+    seed: int = option(0, "of random weights, the order of the data, and dropout")
+    tasks: tuple[str, ...] = option(("glue_sst2",), 'tasks, or mixtures as "glue", by name')
+    mixture: MixtureConfig = option(MixtureConfig(), "how often each task is drawn")
+    task_weights: Mapping[str, float] = option({}, "loss weight by task; 1 where none is named")
+    model: ModelConfig = option(ModelConfig(), "the encoder and the weights that it starts from")
+    tokenizer: str = option(
+        "small", '"small", "gemma2", "gemma3", a SentencePiece file, "auto": that of the weights'
+    )
+    max_length: int = option(128, "tokens of a text, bos and eos included; longer texts are cut")
+    batch: BatchConfig = option(BatchConfig(), "the shape of a batch")
+    ranking: RankingConfig = option(RankingConfig(), "the lists of ranking tasks")
+    own: OwnOptions = option(OwnOptions(), 'your own files, the task "own"')
+    text: TextOptions = option(TextOptions(), 'unlabelled text to pretrain on, the task "text"')
+    prepared: str = option("", "folder that `gemma-encoder prepare` filled; by default raw data")
+    max_train: int = option(0, "use only the first so many training records; 0 for all")
+    max_eval: int = option(0, "use only the first so many records of other splits; 0 for all")
+    losses: Mapping[str, str] = option(
+        {name: kinds.get(name).default_loss for name in kinds.names()},
+        "the loss of each kind of task",
+    )
+    loss_options: LossOptionsConfig = option(LossOptionsConfig(), "options by the loss's name")
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "the optimizer and its schedule")
+    train_for: Length = option("3 epochs", 'length of training, in "steps", "epochs", "examples"')
+    warmup: Length = option("10 percent", "part of it in which the learning rate rises")
+    log_every: Length = option("20 steps", "how often to log", may_change=True)
+    evaluate_every: Length = option(
+        "100 percent", "how often to evaluate; always at the end, too", may_change=True
+    )
+    checkpoint_every: Length = option(
+        "100 percent", "how often to save; always at the end, too", may_change=True
+    )
+    keep_checkpoints: int = option(
+        2, "the newest checkpoints that are kept, beside the best one", may_change=True
+    )
+    best_metric: str = option(
+        "", 'what the best is chosen by, as "task/metric"; by default the first', may_change=True
+    )
+    early_stopping: EarlyStoppingConfig = option(
+        EarlyStoppingConfig(), "when to stop by best_metric", may_change=True
+    )
+    profile: tuple[int, ...] = option((), "(first, last) step to profile", may_change=True)
+    evaluate_split: str = option("validation", "the split to evaluate on")
+    compilation_cache: str = option(
+        "auto", 'folder of compiled programs; "auto": the user\'s cache; "": none', may_change=True
+    )
+    mesh: tuple[int, int, int] = option(
+        (-1, 1, 1), "sizes of the axes data, fsdp, tensor; -1: devices left over", may_change=True
+    )
+    modules: tuple[str, ...] = option(
+        (),
+        "modules to import first; they may register tasks, kinds, heads, losses or hooks of your own",
+        may_change=True,
+    )
+    hooks: tuple[str, ...] = option((), "registered hooks to run, by name", may_change=True)
+
+    @classmethod
+    def from_config_dict(cls, config: ConfigDict) -> "TrainConfig":
+        """The typed config; raises InputError for an unknown field or a value of another type."""
+        return options.from_mapping(cls, config.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready nested dict that a run keeps in config.json."""
+        return options.to_mapping(self)
+
+
+MAY_CHANGE = tuple(
+    field.name for field in dataclasses.fields(TrainConfig) if field.metadata.get("may_change")
+)
+
+
+def default_config() -> ConfigDict:
+    """Every field of a config with its default, to be changed by an experiment's file."""
+    return ConfigDict(dataclasses.asdict(TrainConfig()))
+
+
+def field_help() -> list[str]:
+    """A line for each field: name, type, default and help."""
+    return [str(field) for field in options.field_help(TrainConfig())]
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Imports modules that register things by name; raises InputError where one cannot be."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(f"modules: {name!r} cannot be imported: {one_line(error)}") from error

@@ -1,0 +1,107 @@
+"""From a config to what it describes, and every refusal of a config."""
+
+import importlib
+import sys
+
+import pytest
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.training.build import build
+from gemma_encoder.training.config import TrainConfig
+
+
+@pytest.fixture
+def config(changed):
+    """`config(**changes)`: the quickstart's config, changed."""
+    return lambda **changes: changed(
+        importlib.import_module("gemma_encoder.experiments.quickstart").get_config(), changes
+    )
+
+
+def test_the_quickstart_builds(config):
+    built = build(config())
+    assert [task.kind for task in built.tasks] == ["classification", "regression", "ranking"]
+    assert built.encoder.heads == {"toy_sentiment": 2, "toy_similarity": 1, "toy_ranking": 1}
+    assert built.losses.list_size == 10 and built.stream.shape.groups >= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tasks": ("toy_sentimant",)},
+            "unknown task 'toy_sentimant'; did you mean 'toy_sentiment'",
+        ),
+        ({"tasks": ()}, "at least one task"),
+        ({"tasks": ("toy_ranking", "toy_ranking")}, "none twice"),
+        ({"model__size": "gemma2_2c"}, "unknown size 'gemma2_2c'; did you mean 'gemma2_2b'"),
+        ({"model__pooling__name": "meen"}, "unknown pooler 'meen'; did you mean 'mean'"),
+        ({"model__attention": "bidirectionel"}, "did you mean 'bidirectional'"),
+        ({"model__compute_dtype": "float16"}, "float16 is refused"),
+        ({"losses__ranking": "poly"}, "unknown ranking loss 'poly'; did you mean 'poly1'"),
+        ({"batch__padding": "middle"}, "padding must be 'left' or 'right'"),
+        ({"batch__rows": 0}, "rows must be at least 1"),
+        ({"batch__readers": 3}, "cannot share"),
+        ({"batch__examples_per_step": -1}, "examples_per_step"),
+        ({"tokenizer": "nowhere.model"}, "tokenizer 'nowhere.model' cannot be read"),
+        ({"train_for": "many"}, "train_for='many' is no duration"),
+        ({"train_for": "3 fortnights"}, "unknown unit in train_for='3 fortnights'"),
+        ({"model__size": "gemma2_2b", "tokenizer": "small", "model__pooling__k": 0}, "pooling.k"),
+        ({"task_weights": {"glue_colla": 1.0}}, "unknown task in task_weights"),
+        ({"tasks": ("own",)}, "own.train is not set"),
+        ({"tasks": ("msmarco",), "ranking__run": "nowhere.{split}"}, "MSMARCO_DIR"),
+    ],
+)
+def test_refusals_name_what_is_wrong(config, changes, message):
+    with pytest.raises(InputError, match=message):
+        build(config(**changes))
+
+
+def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):
+    from experiments import glue
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = glue.get_config("mnli,size=gemma2_9b")
+    config.model.pretrained = "GEMMA2_9B_PT"
+    built = build(config, dry=True)
+    assert built.encoder.transformer.num_layers == 42 and built.losses.examples_per_step > 0
+    config.model.size = "pretrained"
+    with pytest.raises(InputError, match="else name a size"):
+        build(config, dry=True)
+
+
+def test_a_typed_config_builds_the_same(config):
+    typed = TrainConfig.from_config_dict(config())
+    one, other = build(config(), dry=True), build(typed, dry=True)
+    assert one.config == other.config == typed
+    assert (one.encoder, one.stream, one.losses) == (other.encoder, other.stream, other.losses)
+
+
+def test_fields_of_the_transformer_replace_those_of_the_size(config):
+    fields = {"num_layers": 2, "embed_dim": 32, "head_dim": 8}
+    transformer = build(config(model__transformer=fields)).encoder.transformer
+    plain = build(config(), dry=True).encoder.transformer
+    assert (transformer.num_layers, transformer.embed_dim, transformer.head_dim) == (2, 32, 8)
+    assert (transformer.hidden_dim, transformer.pattern) == (plain.hidden_dim, plain.pattern)
+    with pytest.raises(InputError, match="num_layers must be at least 1, got 0"):
+        build(config(model__transformer={"num_layers": 0}))
+
+
+def test_modules_are_imported_before_names_are_looked_up(config, tmp_path, monkeypatch):
+    """A task that a module registers is one that the config may name."""
+    from gemma_encoder.data import registry
+
+    (tmp_path / "task_of_mine.py").write_text(
+        "from gemma_encoder.data import registry, toy\n"
+        "registry.register('sentiment_of_mine', toy.TASKS['toy_sentiment'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
+    mine = config(tasks=("sentiment_of_mine",))
+    with pytest.raises(InputError, match="unknown task"):
+        build(mine)
+    mine.modules = ("task_of_mine",)
+    assert [source.options.list_size for source in build(mine).sources] == [10]
+    assert "task_of_mine" in sys.modules
+    with pytest.raises(InputError, match="modules: 'nowhere_at_all' cannot be imported"):
+        build(config(modules=("nowhere_at_all",)))

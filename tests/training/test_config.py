@@ -1,0 +1,189 @@
+"""The typed config: one definition, from and to a ConfigDict, and every refusal of a field."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from gemma_encoder.inputs import options
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.config import PoolingConfig
+from gemma_encoder.training.config import (
+    MAY_CHANGE,
+    EarlyStoppingConfig,
+    TrainConfig,
+    default_config,
+    field_help,
+    import_modules,
+)
+
+
+def with_fields(**fields) -> ConfigDict:
+    """The default config with fields set by their paths, "batch__rows", whatever their types."""
+    config = default_config()
+    with config.ignore_type():
+        for path, value in fields.items():
+            *parents, name = path.split("__")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            node[name] = value
+    return config
+
+
+def nested(value):
+    """All options below some options, themselves included."""
+    yield value
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner):
+            yield from nested(inner)
+
+
+def test_every_field_has_a_line_of_help():
+    for one in nested(TrainConfig()):
+        for field in dataclasses.fields(one):
+            text = field.metadata.get("help", "")
+            assert text.strip() and "\n" not in text, f"{type(one).__name__}.{field.name}"
+
+
+def test_the_help_names_each_field_with_type_and_default():
+    lines = field_help()
+    assert "batch.rows (int, 16): rows of a global batch" in lines
+    assert any(line.startswith("tasks (tuple[str, ...], ('glue_sst2',)): ") for line in lines)
+    assert any(line.startswith("task_weights (Mapping[str, float], {}): ") for line in lines)
+    count = sum(
+        not dataclasses.is_dataclass(getattr(one, field.name))
+        for one in nested(TrainConfig())
+        for field in dataclasses.fields(one)
+    )
+    assert len(lines) == count and not any("\n" in line for line in lines)
+
+
+def test_a_config_dict_and_the_typed_config_are_one_another():
+    assert TrainConfig.from_config_dict(default_config()) == TrainConfig()
+    config = with_fields(
+        tasks=["toy_sentiment"],
+        task_weights={"toy_sentiment": 2},
+        optimizer__multipliers=[["embedding", 1]],
+        model__pooling__projection=[8, 4],
+        losses={"ranking": "poly1"},
+        early_stopping={"patience": 3},
+        train_for=40,
+    )
+    typed = TrainConfig.from_config_dict(config)
+    assert typed.tasks == ("toy_sentiment",) and typed.task_weights == {"toy_sentiment": 2.0}
+    assert typed.optimizer.multipliers == (("embedding", 1.0),)
+    assert isinstance(typed.optimizer.multipliers[0][1], float)
+    assert typed.model.pooling == PoolingConfig(projection=(8, 4))
+    assert typed.losses == TrainConfig().losses | {"ranking": "poly1"}
+    assert typed.early_stopping == EarlyStoppingConfig(3) and typed.train_for == 40
+    assert options.from_mapping(TrainConfig, json.loads(json.dumps(typed.to_dict()))) == typed
+
+
+def test_references_between_fields_are_resolved():
+    config = default_config()
+    config.batch.row_length = config.get_ref("max_length")
+    config.max_length = 64
+    assert TrainConfig.from_config_dict(config).batch.row_length == 64
+
+
+def test_mappings_of_arbitrary_names_are_set_in_a_file_and_on_the_command_line():
+    config = default_config()
+    config.model.transformer = {"num_layers": 3, "embed_dim": 64}
+    config.model.transformer = {"num_layers": 2, "pattern": ["local", "global"]}
+    typed = TrainConfig.from_config_dict(config)
+    assert typed.model.transformer == {"num_layers": 2, "pattern": ("local", "global")}
+    argv = ["main", "--config.model.transformer={'num_layers': 4, 'final_soft_cap': None}"]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict(
+        "config", default_config(), flag_values=values, sys_argv=argv
+    )
+    values(argv)
+    typed = TrainConfig.from_config_dict(holder.value)
+    assert typed.model.transformer == {"num_layers": 4, "final_soft_cap": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trian_for": "1 steps"}, "unknown config field 'trian_for'; did you mean 'train_for'"),
+        (
+            {"model__pooling__projektion": ()},
+            "unknown config field 'model.pooling.projektion'; did you mean 'model.pooling.projec",
+        ),
+        (
+            {"model__transformer": {"num_layer": 2}},
+            "unknown config field 'model.transformer.num_layer'; did you mean 'model.transformer.num_l",
+        ),
+        (
+            {"model__transformer": {"num_layers": "2"}},
+            "model.transformer.num_layers must be a whole number, got '2'",
+        ),
+        (
+            {"model__transformer": {"final_soft_cap": "30"}},
+            "model.transformer.final_soft_cap must be a number or None, got '30'",
+        ),
+        ({"tasks": "toy_sentiment"}, "tasks must be a list of values, each text, got 'toy_sent"),
+        ({"tasks": (1,)}, "tasks[0] must be text, got 1"),
+        ({"max_length": 128.5}, "max_length must be a whole number, got 128.5"),
+        ({"max_length": True}, "max_length must be a whole number, got True"),
+        ({"model__pooling__normalize": 1}, "model.pooling.normalize must be True or False, got 1"),
+        ({"optimizer__b1": "high"}, "optimizer.b1 must be a number, got 'high'"),
+        ({"mesh": (1, 2)}, "mesh must be a list of 3 values, each a whole number, got (1, 2)"),
+        ({"task_weights": {"a": "b"}}, "task_weights.a must be a number, got 'b'"),
+        ({"train_for": None}, "train_for must be text or a whole number, got None"),
+        ({"own": "train.csv"}, "own must be a mapping from field to value, got 'train.csv'"),
+        ({"own__classes": (0, 1)}, "own.classes[0] must be text, got 0"),
+        ({"early_stopping__patience": -1}, "early_stopping.patience must be at least 0, got -1"),
+        ({"early_stopping__min_delta": -0.5}, "early_stopping.min_delta must be at least 0"),
+    ],
+)
+def test_a_field_that_cannot_be_is_refused_in_one_line(fields, message):
+    with pytest.raises(InputError) as error:
+        TrainConfig.from_config_dict(with_fields(**fields))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fields_that_may_change_say_what_is_seen_and_where_it_runs():
+    assert MAY_CHANGE == (
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "best_metric",
+        "early_stopping",
+        "profile",
+        "compilation_cache",
+        "mesh",
+        "modules",
+        "hooks",
+    )
+
+
+def test_a_module_that_is_missing_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="modules: 'no_such_module' cannot be imported: No module"):
+        import_modules(("json", "no_such_module"))
+    (tmp_path / "module_of_mine.py").write_text("LOADED = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_modules(("module_of_mine",))
+    assert sys.modules["module_of_mine"].LOADED
+
+
+def test_a_config_is_read_without_jax_and_tensorflow():
+    """Help and refusals are then a matter of a moment."""
+    program = (
+        "import sys\n"
+        "from gemma_encoder.training import config, recipe\n"
+        "config.field_help(), recipe.default_config()\n"
+        "import experiments.own\n"
+        "typed = config.TrainConfig.from_config_dict(experiments.own.get_config('classification'))\n"
+        "print([name for name in ('jax', 'tensorflow', 'optax', 'flax', 'seqio', 'pyarrow')"
+        " if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

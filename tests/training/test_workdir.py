@@ -1,0 +1,29 @@
+"""A workdir belongs to one config: what may differ, and what older runs did not know."""
+
+import json
+
+import pytest
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.training.config import TrainConfig
+from gemma_encoder.training.workdir import claim_workdir, differences
+
+
+def test_differences_name_fields_and_leave_out_what_may_change():
+    before = {"seed": 0, "optimizer": {"learning_rate": 0.1, "b1": 0.9}, "log_every": "1"}
+    after = {"seed": 0, "optimizer": {"learning_rate": 0.2, "b1": 0.9}, "log_every": "5"}
+    assert differences(before, after) == ["optimizer.learning_rate: 0.1 -> 0.2"]
+
+
+def test_the_workdir_of_an_older_version_is_taken_up(tmp_path):
+    """A field that did not exist when the run began has its default."""
+    stored = TrainConfig().to_dict()
+    del stored["early_stopping"], stored["seed"], stored["model"]["transformer"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    claim_workdir(tmp_path, TrainConfig())
+    with pytest.raises(InputError, match="seed: 0 -> 1"):
+        claim_workdir(tmp_path, TrainConfig(seed=1))
+    stored["of_a_newer_version"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="of_a_newer_version: 3 -> None"):
+        claim_workdir(tmp_path, TrainConfig())
