@@ -51,6 +51,8 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "best_metric",
     "profile",
+    "hooks",
+    "early_stopping",
     "mesh",
     "compilation_cache",
 )
@@ -140,6 +142,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 2  # the newest ones; the best one stays too
     config.best_metric = ""  # what the best checkpoint is chosen by, as "task/metric"; "" for the first task's main metric
     config.profile = ()  # (first, last) step of which a profile is written to the workdir
+    config.hooks = ()  # names given by training.hooks.register_hook, called in this order
+    config.early_stopping = ml_collections.ConfigDict(
+        {"patience": 0, "min_delta": 0.0}
+    )  # ends after so many evaluations in a row that do not improve best_metric by more than min_delta; 0 for never
     config.evaluate_split = "validation"
     config.compilation_cache = "auto"  # folder of compiled programs, from which a second start is fast; "auto": in the workdir; "" for none
     config.mesh = (
