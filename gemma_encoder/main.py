@@ -113,7 +113,7 @@ def _train_or_evaluate() -> int:
         outcome = loop.evaluate(CONFIG.value, WORKDIR.value)
     if outcome.preempted:
         return processes.EXIT_PREEMPTED
-    if not processes.is_first():
+    if not processes.is_main_process():
         return 0
     print(_summary(outcome, CONFIG.value.evaluate_split))
     return 0
