@@ -163,7 +163,7 @@ def sweep(
                 )
             continue
         if needless[number - 1] or run.digest in by_digest:
-            if processes.is_first():
+            if processes.is_main_process():
                 _share(run, by_digest[run.digest], folder)
             continue
         workdir = workdirs / run.digest
@@ -174,7 +174,7 @@ def sweep(
             reason = " ".join(
                 f"{type(error).__name__ * (not isinstance(error, InputError))} {error}".split()
             )[:500]
-            if processes.is_first():
+            if processes.is_main_process():
                 print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
                 results.write(
                     run.place.file(folder, failed=True),
@@ -185,7 +185,7 @@ def sweep(
             print(f"{name}: told to stop; the same command goes on", file=sys.stderr)
             return processes.EXIT_PREEMPTED
         by_digest[run.digest] = run.place
-        if processes.is_first():
+        if processes.is_main_process():
             results.write(run.place.file(folder), content)
             run.place.file(folder, failed=True).unlink(missing_ok=True)
             if not keep:

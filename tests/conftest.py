@@ -47,7 +47,7 @@ for name in ("absl", "jax", "tensorflow"):
 @pytest.fixture(scope="session")
 def own_programs():
     """`with own_programs():` programs are kept where the code under test says, not where all tests keep theirs."""
-    from gemma_encoder.training import processes
+    from gemma_encoder import runtime
 
     @contextlib.contextmanager
     def apart():
@@ -57,7 +57,7 @@ def own_programs():
             try:
                 yield
             finally:
-                processes.keep_compiled(shared, None)
+                runtime.enable_compilation_cache(shared)
 
     return apart
 

@@ -115,7 +115,7 @@ def ours(
             batch = blank._replace(**fields, weight=np.ones((ROWS, 1), np.float32))
 
             def work() -> None:
-                held[0], metrics = program.step(held[0], program.place(batch))
+                held[0], metrics = program.step(held[0], program.shard(batch))
                 float(metrics.loss)
 
             return timed(work)

@@ -89,7 +89,7 @@ def ours(
                 count + int((batch.weight > 0).sum()),
                 real + int((batch.segment_ids > 0).sum()),
             )
-            held[0], metrics = program.step(held[0], program.place(batch))
+            held[0], metrics = program.step(held[0], program.shard(batch))
             losses.append(metrics.loss)
         last = [float(loss) for loss in losses]
         seconds = time.perf_counter() - began

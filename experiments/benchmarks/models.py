@@ -143,7 +143,9 @@ def our_program(
     )
     built = built.__class__(**{**vars(built), "encoder": encoder})
     program = make_program(built, mesh, total=1_000_000, warmup=0)
-    return program, initial_state(encoder, program.optimizer, mesh, 0, parameters, program.changes)
+    return program, initial_state(
+        encoder, program.optimizer, mesh, 0, parameters, program.is_trainable
+    )
 
 
 class TorchEncoder:

@@ -81,7 +81,7 @@ def training_step(devices: int, rows: int, size: str, length: int, axis: str) ->
         )  # every device's work is the same
         labels = np.tile(rng.integers(0, 2, (rows, 1)).astype(np.float32), (devices, 1))
         weight = np.ones((devices * rows, 1), np.float32)
-        batch = program.place(
+        batch = program.shard(
             blank._replace(
                 tokens=tokens,
                 segment_ids=np.ones_like(tokens),

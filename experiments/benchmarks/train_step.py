@@ -74,7 +74,7 @@ def ours(
         del state
 
         def step(number: int) -> dict[str, float]:
-            held[0], metrics = program.step(held[0], program.place(batch(number)))
+            held[0], metrics = program.step(held[0], program.shard(batch(number)))
             return {"loss": float(metrics.loss)}
 
         return in_a_row(step, steps)

@@ -16,7 +16,7 @@ def summarize(outcome: "Outcome", split: str) -> int:
 
     if outcome.preempted:
         return processes.EXIT_PREEMPTED
-    if processes.is_first():
+    if processes.is_main_process():
         print(_summary(outcome, split))
     return 0
 

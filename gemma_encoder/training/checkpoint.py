@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written by Orbax, in the background where that pays, each one whole or absent, one folder enough to resume and to predict."""
+"""Checkpoints of a run, by Orbax: each whole or absent, each enough to resume and predict."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights.native import Bundle, absolute
+
+RESCUE_MILLISECONDS = 10_000
 
 
 class FilesHandler(ocp.CheckpointHandler):
@@ -38,7 +40,7 @@ class FilesHandler(ocp.CheckpointHandler):
 @ocp.args.register_with_handler(FilesHandler, for_save=True)
 @dataclasses.dataclass
 class FilesSave(ocp.args.CheckpointArgs):
-    """What to write: content by file name."""
+    """Files to write: content by name."""
 
     files: dict[str, bytes]
 
@@ -46,7 +48,7 @@ class FilesSave(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(FilesHandler, for_restore=True)
 @dataclasses.dataclass
 class FilesRestore(ocp.args.CheckpointArgs):
-    """Which files to read; all by default."""
+    """Names of the files to read; all by default."""
 
     names: list[str] = dataclasses.field(default_factory=list)
 
@@ -57,10 +59,11 @@ class Checkpoints:
     Args:
         workdir: local or `gs://`.
         keep: how many of the newest stay, besides the best one.
-        lowest: whether the best one is that of the lowest value (perplexity), not of the highest.
-        background: whether training goes on while a checkpoint is written; by default everywhere but on a CPU. There the writer reads the
-            very memory that the next step takes over for its result, so that the step has to get as much again from the system: that takes
-            longer than writing does, and what the process holds grows from save to save (experiments/benchmarks/README.md).
+        lowest: whether the best one has the lowest value (perplexity) rather than the highest.
+        background: whether training goes on while a checkpoint is written; by default everywhere
+            but on a CPU. There the writer reads the very memory that the next step reuses for its
+            result, so that the step has to allocate as much again: that takes longer than writing
+            does, and the process grows from save to save (experiments/benchmarks/README.md).
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _refusing(self, what: str) -> Iterator[None]:
-        """Turns whatever Orbax, TensorStore or the file system raises into one line."""
+        """Turns errors of Orbax, TensorStore and the file system into one line."""
         try:
             yield
         except InputError:
@@ -111,16 +114,18 @@ class Checkpoints:
         data: dict[str, bytes],
         chosen_by: Mapping[str, float],
     ) -> None:
-        """Saves, or starts to; returns when the state may change again.
+        """Saves, or starts to; returns once the state may change again.
 
         Args:
-            state: parameters, optimiser state and step.
+            state: parameters, optimizer state and step.
             bundle: what inference needs.
             data: the state of this process's readers.
-            chosen_by: "best" and the value that the best checkpoint is chosen by; empty where there was no evaluation.
+            chosen_by: "best" and the value by which the best checkpoint is selected; empty where
+                there was no evaluation.
 
         Raises:
-            InputError: this checkpoint, or the one before it, could not be written. Those before stay whole.
+            InputError: this checkpoint, or the one before it, could not be written. Earlier ones
+                stay whole.
         """
         with self._writing():
             self._manager.check_for_errors()
@@ -146,43 +151,61 @@ class Checkpoints:
             yield
         except Exception as error:
             raise InputError(
-                f"the checkpoint of step {self._saving} could not be written to {self.folder}: {_reason(error)}; those before it are whole. "
+                f"the checkpoint of step {self._saving} could not be written to {self.folder}: "
+                f"{_reason(error)}; those before it are whole. "
                 "Make room, or mend the folder, and start the same command again"
             ) from error
 
     def wait(self) -> None:
-        """Waits for what is being written; raises InputError where it could not be."""
+        """Waits until all is written; raises InputError where it could not be."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+
+    def can_save_after_a_failure(self, step: int) -> bool:
+        """Whether all processes ask for this step within some seconds.
+
+        Saving needs every process. After a failure the others may be elsewhere: waiting for them
+        in the middle of a save would take minutes.
+        """
+        try:
+            ocp.multihost.get_barrier_sync_fn()(
+                key=f"save_after_a_failure_{step}", timeout_ms=RESCUE_MILLISECONDS
+            )
+        except jax.errors.JaxRuntimeError:
+            return False
+        return True
 
     def latest_step(self) -> int | None:
         """The newest whole checkpoint's step."""
         return self._manager.latest_step()
 
     def best(self) -> tuple[int, float] | None:
-        """The step and the value of the best of the kept checkpoints; None where none has a value."""
-        found = [
+        """Step and value of the best checkpoint on disk; None where none has a value."""
+        valued = [
             (self._sign * info.metrics["best"], info.step)
             for info in self._manager._checkpoints
             if info.metrics and "best" in info.metrics
         ]
-        return (max(found)[1], self._sign * max(found)[0]) if found else None
+        return (max(valued)[1], self._sign * max(valued)[0]) if valued else None
 
     def restore(
         self, step: int, abstract: TrainState, readers: list[str]
     ) -> tuple[TrainState, dict[str, bytes]]:
-        """The state of training at `step`, each array where `abstract` says, and the data readers' states.
+        """The training state at `step`, on the mesh, and the states of the data readers.
 
         Args:
             step: of an existing checkpoint.
-            abstract: shapes and shardings.
+            abstract: shapes and shardings of the state.
             readers: the files of this process's readers.
 
         Raises:
             InputError: the checkpoint is damaged, or of another model.
         """
-        away = f"choose another --workdir, or move {self.folder / str(step)} away to go on from the one before"
+        away = (
+            f"choose another --workdir, or move {self.folder / str(step)} away to go on from "
+            "the one before"
+        )
         with self._refusing(f"read at step {step}, which is damaged or of another run ({away})"):
             restored = self._manager.restore(
                 step,
@@ -200,7 +223,7 @@ class Checkpoints:
         ), restored["data"]
 
     def close(self) -> None:
-        """Lets go of the folder; what is being written is finished first, and what goes wrong with it is said by `wait`."""
+        """Finishes writing and releases the folder; `wait` is what reports errors."""
         try:
             self._manager.close()
         except Exception:
@@ -208,6 +231,6 @@ class Checkpoints:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, without the C++ source lines that TensorStore adds."""
+    """The error's message without the C++ source lines that TensorStore adds."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(" [tensorstore_spec")[0].split(" [source locations")[0][:300]

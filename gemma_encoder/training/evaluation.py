@@ -1,9 +1,9 @@
-"""Evaluating a model during and after training: every split of every task, over the mesh, predictions and metrics out."""
+"""Evaluation of a model over the mesh: metrics and predictions of every split of every task."""
 
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,29 +15,53 @@ from gemma_encoder.evaluation.evaluator import Predictions, predict
 from gemma_encoder.evaluation.forward import compile_forward, place_batch
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.training import processes
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.metrics_log import MetricsLog
 
 
 class Stopped(Exception):
-    """The run was told to stop while it was evaluating."""
+    """Raised when the run is preempted while it evaluates."""
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of all tasks that have the split.
+
+    Attributes:
+        step: updates that the model has seen.
+        metrics: by task; of several splits, each named after its split. None without labels.
+        predictions: one for each split, by task.
+    """
+
+    step: int
+    metrics: dict[str, dict[str, float]]
+    predictions: dict[str, list[Predictions]]
+
+    def line(self) -> str:
+        """All metrics on one line."""
+        return "  ".join(
+            f"{task} "
+            + (" ".join(f"{name} {value:.3f}" for name, value in values.items()) or "(no labels)")
+            for task, values in self.metrics.items()
+        )
 
 
 class Evaluator:
-    """Evaluates all tasks of a recipe on its evaluation split and writes predictions.
+    """Evaluates all tasks of a recipe on its evaluation split.
 
     Args:
         recipe: what to evaluate.
-        mesh: where.
-        workdir: predictions go under it.
-        stop: asked before every batch, on all processes alike; evaluation is given up with Stopped once it says so.
+        mesh: the devices.
+        workdir: the folder under which predictions are written; None to write none.
+        stop: asked before every batch, on all processes alike; once it answers yes, the
+            evaluation ends with `Stopped`.
     """
 
     def __init__(
         self,
         recipe: Recipe,
         mesh: Mesh,
-        workdir: epath.Path,
+        workdir: epath.Path | None = None,
         stop: Callable[[], bool] = lambda: False,
     ):
         self._recipe, self._mesh, self._workdir, self._stop = recipe, mesh, workdir, stop
@@ -50,23 +74,28 @@ class Evaluator:
             micro_batches=1,
         )
 
-    def run(
-        self, parameters: Any, step: int, log: MetricsLog | None
-    ) -> tuple[dict[str, dict[str, float]], dict[str, list[Predictions]]]:
-        """Metrics and predictions by task; metrics go to the log, predictions to files."""
+    def run(self, parameters: Any, step: int, log: MetricsLog | None = None) -> Evaluation:
+        """Evaluates; metrics go to the log, predictions to files.
+
+        Args:
+            parameters: on the mesh.
+            step: updates that they have seen.
+            log: gets a line for each task; None for no lines.
+        """
         metrics, predictions, lines = {}, {}, []
-        for number, source in enumerate(self._recipe.sources):
+        evaluated = self._recipe.config.evaluate_split
+        for task_id, source in enumerate(self._recipe.sources):
             task, values, counts = source.task, {}, collections.Counter()
-            for part, split in source.evaluation_splits(self._recipe.config.evaluate_split).items():
-                found = self._predict(parameters, number, split)
-                if jax.process_index() == 0:
-                    found.write(self._workdir / "predictions")
+            for part, split in source.evaluation_splits(evaluated).items():
+                scored = self._predict(parameters, task_id, split)
+                if self._workdir is not None and processes.is_main_process():
+                    scored.write(self._workdir / "predictions")
                 values |= {
                     f"{name}_{part}" if part else name: value
-                    for name, value in found.metrics().items()
+                    for name, value in scored.metrics().items()
                 }
-                counts.update(found.table.counts[task.name], examples=len(found.table.labels))
-                predictions.setdefault(task.name, []).append(found)
+                counts.update(scored.table.counts[task.name], examples=len(scored.table.labels))
+                predictions.setdefault(task.name, []).append(scored)
             if not counts:
                 continue
             metrics[task.name] = values
@@ -74,18 +103,18 @@ class Evaluator:
                 "examples": counts["examples"],
                 "cut_share": counts["cut_texts"] / max(counts["texts"], 1),
             }
-            lines.append((step, self._recipe.config.evaluate_split, values | figures, task.name))
-        if log is not None:  # once all are known: an evaluation that was given up has no line
+            lines.append((step, evaluated, values | figures, task.name))
+        if log is not None:  # after all tasks: an evaluation that was given up leaves no line
             for line in lines:
                 log.write(*line)
-        return metrics, predictions
+        return Evaluation(step, metrics, predictions)
 
-    def _predict(self, parameters: Any, number: int, split: str) -> Predictions:
-        """What the model says of every example of a split of the recipe's task `number`."""
-        source, table = self._recipe.sources[number], ExampleTable()
+    def _predict(self, parameters: Any, task_id: int, split: str) -> Predictions:
+        """Predictions for every example of a split of the recipe's task at index `task_id`."""
+        source, table = self._recipe.sources[task_id], ExampleTable()
         stream = evaluation_stream(
             source,
-            number,
+            task_id,
             split,
             self._recipe.tokenizer,
             self._stream,
@@ -95,39 +124,22 @@ class Evaluator:
         )
 
         def forward(batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-            said = self._forward(parameters, place_batch(batch, self._mesh))
-            return jax.device_get((said.scores, said.example_id, said.weight))
+            encoded = self._forward(parameters, place_batch(batch, self._mesh))
+            return jax.device_get((encoded.scores, encoded.example_id, encoded.weight))
 
-        outputs = predict(source.task, self._everywhere(stream), forward)
+        outputs = predict(source.task, self._same_length(stream), forward)
         return Predictions(
             source.task, split, outputs, table, source.qrels(split), source.first_stage
         )
 
-    def _everywhere(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """The same number of batches on every process: those that end early go on with empty ones."""
+    def _same_length(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """The same number of batches on every process: streams that end early yield empty ones."""
         share = self._stream.shape.rows // jax.process_count()
         empty = empty_batch(dataclasses.replace(self._stream.shape, rows=share))
         while True:
             batch = next(stream, None)
-            if not _any_process(batch is not None):
+            if not processes.any_process(batch is not None):
                 return
             if self._stop():
                 raise Stopped
             yield empty if batch is None else batch
-
-    @staticmethod
-    def line(metrics: dict[str, dict[str, float]]) -> str:
-        """All metrics on one line."""
-        return "  ".join(
-            f"{task} {' '.join(f'{name} {value:.3f}' for name, value in values.items()) or '(no labels)'}"
-            for task, values in metrics.items()
-        )
-
-
-def _any_process(value: bool) -> bool:
-    """Whether it is so on any process."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(np.array(value))))

@@ -1,4 +1,4 @@
-"""What a run leaves when its loss is no number."""
+"""Diagnostics of a step whose loss or gradient is NaN or infinite."""
 
 import json
 
@@ -7,6 +7,7 @@ import numpy as np
 from etils import epath
 
 from gemma_encoder.inputs.batch import Batch
+from gemma_encoder.training import processes
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.step import StepMetrics
 
@@ -14,7 +15,17 @@ from gemma_encoder.training.step import StepMetrics
 def report_failure(
     workdir: epath.Path, recipe: Recipe, previous: tuple[int, StepMetrics, Batch], error: str
 ) -> epath.Path:
-    """Saves what a person needs to see why: the numbers of the step and of each task, and this process's rows of the batch, with texts as pieces."""
+    """Dumps diagnostics of a step under `failures/` of the workdir.
+
+    Args:
+        workdir: of the run.
+        recipe: of the run.
+        previous: the step, its metrics and this process's rows of its batch.
+        error: the message.
+
+    Returns:
+        The folder: metrics of the step and of each task, the rows, and their texts as pieces.
+    """
     step, metrics, batch = previous
     folder = workdir / "failures" / f"step_{step}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +50,7 @@ def report_failure(
     }
     with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **batch._asdict())
-    if jax.process_index() == 0:
+    if processes.is_main_process():
         (folder / "report.json").write_text(json.dumps(report, indent=1))
         with (folder / "texts.txt").open("w") as file:
             for row, ids in zip(batch.tokens, batch.segment_ids, strict=True):

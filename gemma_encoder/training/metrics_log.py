@@ -1,4 +1,4 @@
-"""What a run leaves for people to read: `metrics.jsonl`, TensorBoard files, and a progress bar or plain lines."""
+"""Files and messages for people: `metrics.jsonl`, TensorBoard, a progress bar or plain lines."""
 
 import json
 import sys
@@ -6,34 +6,35 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import tqdm
 from etils import epath
 
+from gemma_encoder.training import processes
+
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard files of one workdir; only process 0 writes.
+    """`metrics.jsonl` and TensorBoard files of one workdir; only the main process writes.
 
     Args:
-        workdir: where they go.
-        step: the step that was restored: later lines, of a run that was killed after its last checkpoint, are dropped, and
-            so is a line that a kill cut short.
+        workdir: of the run.
+        step: the step that was restored. Later lines, of a run that was killed after its last
+            checkpoint, are dropped, and so is a line that a kill cut short.
 
     Attributes:
-        latest: the newest line of each task and split; empty on all processes but the first.
+        latest: the newest line of each task and split; empty on all processes but the main one.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
         self.path = workdir / "metrics.jsonl"
         self._writer = None
         self.latest: dict[tuple[str, str], dict[str, Any]] = {}
-        if jax.process_index() != 0:
+        if not processes.is_main_process():
             return
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        for line in kept:
+        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+        for line in lines:
             self._remember(line)
         temporary = workdir / "metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         temporary.replace(self.path)
         from clu import metric_writers  # imports TensorFlow
 
@@ -42,7 +43,7 @@ class MetricsLog:
     def write(
         self, step: int, split: str, values: Mapping[str, float], task: str | None = None
     ) -> None:
-        """Adds one line: the step, the split, the task if the values are one task's, and the values."""
+        """Appends one line: the step, the split, the task if the values are one's, the values."""
         if self._writer is None:
             return
         line: dict[str, Any] = (
@@ -60,7 +61,7 @@ class MetricsLog:
             self.latest[line["task"], line["split"]] = line
 
     def close(self) -> None:
-        """Ends the TensorBoard file."""
+        """Closes the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
 
@@ -78,13 +79,20 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A progress bar on a terminal, plain lines elsewhere; silent on all processes but the first."""
+    """A progress bar on a terminal and in a notebook, plain lines elsewhere.
+
+    Silent on all processes but the main one.
+
+    Args:
+        total: steps of the run.
+        done: steps taken before this start.
+    """
 
     def __init__(self, total: int, done: int):
         self._total, self._start, self._began = total, done, time.monotonic()
-        self._quiet = jax.process_index() != 0
+        self._quiet = not processes.is_main_process()
         self._bar = None
-        if sys.stderr.isatty() and not self._quiet:
+        if not self._quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             self._bar = tqdm.tqdm(
                 total=total,
                 initial=done,
@@ -95,13 +103,13 @@ class Progress:
             )
 
     def advance(self, loss: float) -> None:
-        """One step is done."""
+        """Counts one step."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             self._bar.update()
 
     def report(self, step: int, text: str) -> None:
-        """A line about the latest steps, where there is no bar."""
+        """Prints a line about the latest steps, where there is no bar."""
         if self._bar is None and not self._quiet:
             spent = time.monotonic() - self._began
             left = spent / max(step - self._start, 1) * (self._total - step)
@@ -112,7 +120,7 @@ class Progress:
             )
 
     def say(self, text: str) -> None:
-        """A message that does not break the bar."""
+        """Prints a message without breaking the bar."""
         if self._quiet:
             return
         if self._bar is not None:

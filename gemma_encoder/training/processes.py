@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, how a notice to stop reaches all of them at once."""
+"""The processes of a run: joining, agreeing, the preemption signal."""
 
 import glob
 import os
@@ -7,6 +7,7 @@ import threading
 from types import FrameType
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from gemma_encoder.inputs.errors import InputError
@@ -18,8 +19,8 @@ def start() -> None:
     """Joins the other processes of this run, if there are any; call it before JAX is used.
 
     They are found by the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID, which `gemma-encoder launch local` sets, else by what JAX detects on TPU hosts and
-    under Slurm.
+    JAX_PROCESS_ID, which `gemma-encoder launch local` sets, else by what JAX detects on TPU hosts
+    and under Slurm.
 
     Raises:
         InputError: the variables are incomplete, or the others do not answer.
@@ -34,9 +35,10 @@ def start() -> None:
         return
     if named and len(named) < 3:
         raise InputError(
-            f"of {COORDINATOR}, {COUNT} and {NUMBER} only {', '.join(named)} is set; set all three or none"
+            f"of {COORDINATOR}, {COUNT} and {NUMBER} only {', '.join(named)} is set; "
+            "set all three or none"
         )
-    known = (
+    arguments = (
         {
             "coordinator_address": os.environ[COORDINATOR],
             "num_processes": int(os.environ[COUNT]),
@@ -46,46 +48,61 @@ def start() -> None:
         else {}
     )
     try:
-        jax.distributed.initialize(**known)
+        jax.distributed.initialize(**arguments)
     except RuntimeError as error:
         raise InputError(
             f"the processes of this run do not find each other: {str(error).splitlines()[0]}"
         ) from error
 
 
-def is_first() -> bool:
-    """Whether this process is the one that speaks to people."""
+def is_main_process() -> bool:
+    """Whether this process is the one that writes files and speaks to people."""
     return jax.process_index() == 0
 
 
-class Notice:
-    """Whether this run was told to stop: SIGTERM, which is also how clouds announce that a machine will be taken.
+def decided_by_main(answer: bool) -> bool:
+    """The main process's answer, on every process."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
-    Use it as a context. Alone, the process asks its own signal handler; of several, whichever is told tells JAX's coordination
-    service, and all agree on the moment, for which they must ask equally often.
+
+def any_process(answer: bool) -> bool:
+    """Whether the answer is yes on any process."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(np.any(multihost_utils.process_allgather(np.array(answer))))
+
+
+class PreemptionSignal:
+    """Preemption signal: SIGTERM, which cloud providers send before they reclaim a machine.
+
+    Use it as a context. A single process asks its own signal handler. Of several, whichever gets
+    the signal tells JAX's coordination service, and all agree on the step, for which they must
+    ask equally often.
     """
 
     def __init__(self):
-        self._told, self._asked, self._before = threading.Event(), 0, None
+        self._received, self._asked, self._handler = threading.Event(), 0, None
 
-    def __enter__(self) -> "Notice":
+    def __enter__(self) -> "PreemptionSignal":
         if (
             not jax.distributed.is_initialized()
             and threading.current_thread() is threading.main_thread()
         ):
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            self._handler = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
 
-    def _tell(self, number: int, frame: FrameType | None) -> None:
-        self._told.set()
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self._received.set()
 
     def reached(self) -> bool:
         """Whether to stop now; the same answer on every process."""
         self._asked += 1
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(self._asked)
-        return self._told.is_set()
+        return self._received.is_set()

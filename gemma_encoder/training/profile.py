@@ -1,39 +1,46 @@
 """A profile of some steps of a run."""
 
 import jax
-from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.training.step import StepMetrics
+from gemma_encoder.training.hooks import Hook
+from gemma_encoder.training.run import Run
 
 
-class Profile:
-    """A profile of some steps, for TensorBoard or Perfetto, under `profile/` of the workdir.
+class ProfileHook(Hook):
+    """Profiles some steps, for TensorBoard or Perfetto, under `profile/` of the workdir.
 
     Args:
-        workdir: of the run.
         steps: (first, last); empty for none.
+
+    Raises:
+        InputError: `steps` is neither.
     """
 
-    def __init__(self, workdir: epath.Path, steps: tuple[int, ...]):
+    def __init__(self, steps: tuple[int, ...]):
         if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
             raise InputError(f"profile must be (first step, last step), got {tuple(steps)}")
-        self._folder, self._steps, self._running = workdir / "profile", tuple(steps), False
+        self._steps, self._is_running = tuple(steps), False
 
-    def before(self, step: int) -> None:
-        """Begins, if `step` is the first one."""
+    def on_start(self, run: Run) -> None:
+        """Has the profile written even if the run ends in the middle of it."""
+        run.resources.callback(self._stop)
+
+    def before_step(self, run: Run, step: int) -> None:
+        """Starts at the first step."""
         if self._steps and step == self._steps[0]:
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
+            jax.profiler.start_trace(str(run.workdir / "profile"))
+            self._is_running = True
 
-    def after(self, step: int, metrics: StepMetrics) -> None:
-        """Ends, if `step` is the last one, once the devices have done it."""
-        if self._running and step == self._steps[1]:
-            jax.block_until_ready(metrics)
-            self.close()
+    def is_due(self, run: Run, step: int) -> bool:
+        """After the last step."""
+        return self._is_running and step == self._steps[1]
 
-    def close(self) -> None:
-        """Ends."""
-        if self._running:
+    def on_due(self, run: Run, step: int) -> None:
+        """Stops, now that the devices have finished the step."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._is_running:
             jax.profiler.stop_trace()
-            self._running = False
+            self._is_running = False

@@ -1,4 +1,4 @@
-"""What training changes: parameters, optimiser state and the step, made where they live."""
+"""The training state: parameters, optimizer state and step, created where they live."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,13 @@ from gemma_encoder.model.encoder import initial_parameters, parameter_paths, sel
 
 
 class TrainState(NamedTuple):
-    """Parameters (nested dict, float32), the optimiser's state (of those that change), and how many steps were taken. Randomness is (seed, step)."""
+    """All that training changes. Randomness needs no state: it is a function of (seed, step).
+
+    Attributes:
+        parameters: nested dict, float32.
+        optimizer: optax's state of the trainable parameters.
+        step: updates taken, int32.
+    """
 
     parameters: Any
     optimizer: Any
@@ -26,23 +32,27 @@ def abstract_state(
     config: EncoderConfig,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    changes: Callable[[str], bool] = lambda path: True,
+    is_trainable: Callable[[str], bool] = lambda path: True,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; nothing is allocated.
 
     Args:
-        config, optimizer, mesh: what describes it.
-        changes: whether the parameter at a path is trained.
+        config: the encoder.
+        optimizer: of the trainable parameters.
+        mesh: the devices.
+        is_trainable: whether the parameter at a path is trained.
     """
     shapes = skeleton(config).shapes
-    moments = jax.eval_shape(optimizer.init, select(shapes, changes))
-    where = sharding.parameter_shardings(shapes, mesh)
+    moments = jax.eval_shape(optimizer.init, select(shapes, is_trainable))
+    parameter_shardings = sharding.parameter_shardings(shapes, mesh)
     shardings = TrainState(
-        where, sharding.like_parameters(moments, shapes, where, mesh), sharding.replicated(mesh)
+        parameter_shardings,
+        sharding.like_parameters(moments, shapes, parameter_shardings, mesh),
+        sharding.replicated(mesh),
     )
     state = TrainState(shapes, moments, jax.ShapeDtypeStruct((), jnp.int32))
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
         state,
         shardings,
     )
@@ -54,38 +64,44 @@ def initial_state(
     mesh: Mesh,
     seed: int,
     pretrained: dict | None = None,
-    changes: Callable[[str], bool] = lambda path: True,
+    is_trainable: Callable[[str], bool] = lambda path: True,
 ) -> TrainState:
-    """A state with random parameters, each made on the devices that hold it; the same values on every mesh.
+    """A state with random parameters, each created on the devices that hold it.
+
+    The values are the same on every mesh.
 
     Args:
-        config, optimizer, mesh, seed: what describes it.
-        pretrained: a part of the nested dict of parameters, already on the mesh, to take instead of random ones.
-        changes: whether the parameter at a path is trained.
+        config: the encoder.
+        optimizer: of the trainable parameters.
+        mesh: the devices.
+        seed: of the random parameters.
+        pretrained: a part of the nested dict of parameters, already on the mesh, that replaces
+            random ones.
+        is_trainable: whether the parameter at a path is trained.
     """
     shardings = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh, changes)
+        lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh, is_trainable)
     )
     pretrained = parameter_paths(pretrained or {})
 
-    def drawn(key):
-        # What is not returned is never made: XLA drops it.
+    def draw(key):
+        # Values that are not returned are never computed: XLA drops them.
         return {
             path: leaf
             for path, leaf in parameter_paths(initial_parameters(config, key)).items()
             if path not in pretrained
         }
 
-    places = parameter_paths(shardings.parameters)
+    by_path = parameter_paths(shardings.parameters)
     random = jax.jit(
-        drawn,
-        out_shardings={path: place for path, place in places.items() if path not in pretrained},
+        draw,
+        out_shardings={path: spec for path, spec in by_path.items() if path not in pretrained},
     )(jax.random.key(seed))
     parameters = jax.tree.unflatten(
         jax.tree.structure(shardings.parameters),
-        [{**random, **pretrained}[path] for path in places],
+        [{**random, **pretrained}[path] for path in by_path],
     )
     moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(
-        select(parameters, changes)
+        select(parameters, is_trainable)
     )
     return TrainState(parameters, moments, jax.device_put(np.int32(0), shardings.step))

@@ -34,7 +34,7 @@ def run(config, mesh_shape, devices):
     losses = []
     for batch in itertools.islice(stream, STEPS):
         before = state
-        state, metrics = step(state, program.place(batch))
+        state, metrics = step(state, program.shard(batch))
         losses.append(float(metrics.loss))
     stream.close()
     assert step.function._cache_size() == 1
@@ -88,7 +88,7 @@ def test_dropout_depends_on_seed_and_step(micro):
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
         program = make_program(recipe, mesh, 100, 0)
         state = initial_state(recipe.encoder, program.optimizer, mesh, seed=3)
-        batch = program.place(
+        batch = program.shard(
             next(TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream))
         )
         losses[seed] = []
@@ -132,7 +132,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
                         batch.group_id < 0, -1, batch.group_id + micro_batch * groups
                     ).astype(np.int32)
                 )
-            state, metrics = program.step(state, program.place(batch))
+            state, metrics = program.step(state, program.shard(batch))
             losses.append(
                 [
                     float(metrics.loss),

@@ -18,9 +18,10 @@ from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.training import checkpoint, loop, processes
 from gemma_encoder.training.build import build
 from gemma_encoder.training.metrics_log import read_metrics
+from gemma_encoder.training.profile import ProfileHook
 from gemma_encoder.training.step import make_program
 from gemma_encoder.weights import native
-from gemma_encoder.weights.backbone import open_checkpoint
+from gemma_encoder.weights.backbone import load_warm, open_checkpoint
 
 STEPS = {
     "train_for": "12 steps",
@@ -84,9 +85,9 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
     run = loop.Evaluator.run
 
     def evaluated(self, *args):
-        metrics, predictions = run(self, *args)
-        metrics["toy_sentiment"]["accuracy"] = next(values)
-        return metrics, predictions
+        evaluation = run(self, *args)
+        evaluation.metrics["toy_sentiment"]["accuracy"] = next(values)
+        return evaluation
 
     monkeypatch.setattr(loop.Evaluator, "run", evaluated)
     every = {
@@ -285,7 +286,7 @@ def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
     )
     assert "query_lora_a" not in str(ge.load_backbone(tmp_path / "run"))
     with pytest.raises(InputError, match="it takes a workdir of this project"):
-        loop.load_warm(open_checkpoint(tmp_path / "export"), build(config).encoder, {})
+        load_warm(open_checkpoint(tmp_path / "export"), build(config).encoder, {})
 
 
 def test_some_steps_are_profiled(micro, tmp_path):
@@ -293,7 +294,7 @@ def test_some_steps_are_profiled(micro, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert "backbone/embedding" in (tmp_path / "parameters.txt").read_text()
     with pytest.raises(InputError, match="profile must be"):
-        loop.Profile(tmp_path, (3, 2))
+        ProfileHook((3, 2))
 
 
 def test_processes_are_found_by_all_three_variables_or_none(monkeypatch):
