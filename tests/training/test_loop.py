@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from etils import epath
 
 from gemma_encoder.data import registry, toy_text
 from gemma_encoder.data.memory import MemorySource
@@ -13,7 +12,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.training import loop, processes
+from gemma_encoder.training import loop
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.weights import native
@@ -237,36 +236,3 @@ def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monk
     )
     # 400 coin flips: three standard deviations are 0.075.
     assert abs(outcome.metrics["toy_shuffled"]["accuracy"] - 0.5) < 0.075
-
-
-def test_compiled_programs_are_kept_and_found_again(tmp_path, monkeypatch, own_programs):
-    before, events = jax.config.jax_persistent_cache_min_compile_time_secs, []
-    jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
-    with own_programs():
-        processes.keep_compiled("auto", epath.Path(tmp_path))
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == processes.KEPT_SECONDS
-        monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        jax.config.update(
-            "jax_persistent_cache_min_compile_time_secs", 0
-        )  # as JAX does when it is imported under that variable
-        processes.keep_compiled("auto", epath.Path(tmp_path))
-        try:
-            for _ in range(2):
-                assert jax.jit(lambda x: jax.numpy.sin(x) * 3)(2.0) == pytest.approx(
-                    3 * np.sin(2.0)
-                )
-                jax.clear_caches()
-        finally:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-        assert (
-            list((tmp_path / "compilation_cache").iterdir())
-            and "/jax/compilation_cache/cache_hits" in events
-        )
-        processes.keep_compiled("", epath.Path(tmp_path))
-        assert jax.config.jax_compilation_cache_dir is None
-        with monkeypatch.context() as patch:
-            patch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-            processes.keep_compiled("auto", epath.Path(tmp_path))
-        assert jax.config.jax_compilation_cache_dir is None, (
-            "the environment's folder is left alone"
-        )
