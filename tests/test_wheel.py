@@ -39,9 +39,7 @@ def run(installed, tmp_path, monkeypatch):
 
     def start(*arguments, program=("-m", "gemma_encoder")):
         command = [sys.executable, *program, *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environment
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     return start
 
