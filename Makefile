@@ -6,52 +6,65 @@ $(error $(PYTHON) is Python "$(VERSION)", which has no lock under requirements/;
 endif
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
 # One stamp per interpreter: choosing another one makes the environment anew.
 STAMP := $(VENV)/.installed-py$(VERSION)
-LOCK := requirements/py$(VERSION).txt
+LOCK := requirements/py$(VERSION)
 
-.PHONY: setup quickstart test test-all prepare-setup test-prepare lint lock clean
+.PHONY: setup quickstart test-setup test test-all prepare-setup test-prepare lint lock clean
 
 setup: $(STAMP)
 
-$(STAMP): setup.py $(LOCK)
+# What using and training need.
+$(STAMP): setup.py $(LOCK).txt
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python $(PIP) -r $(LOCK).txt
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+# The same environment with what the tests need besides, at the same versions.
+test-setup: $(STAMP)-test
+
+$(STAMP)-test: $(STAMP) $(LOCK)-test.txt
+	$(BIN)/python $(PIP) -r $(LOCK)-test.txt
 	touch $@
 
 quickstart: $(STAMP)
-	$(BIN)/python -m gemma_encoder.main --config=experiments/quickstart.py --workdir=runs/quickstart
+	$(BIN)/gemma-encoder train --config=quickstart --workdir=runs/quickstart
 
-test: $(STAMP)
+test: $(STAMP)-test
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile -m "not slow"
 
-test-all: $(STAMP)
+test-all: $(STAMP)-test
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 # Apache Beam needs other versions of some packages than training: it has an environment and a lock of its own.
 prepare-setup: .venv-prepare/.installed-py$(VERSION)
 
-.venv-prepare/.installed-py$(VERSION): setup.py requirements/py$(VERSION)-prepare.txt
+.venv-prepare/.installed-py$(VERSION): setup.py $(LOCK)-prepare.txt
 	$(PYTHON) -m venv --clear .venv-prepare
-	.venv-prepare/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/py$(VERSION)-prepare.txt
-	.venv-prepare/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	.venv-prepare/bin/python $(PIP) -r $(LOCK)-prepare.txt
+	.venv-prepare/bin/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 test-prepare: prepare-setup
 	.venv-prepare/bin/python -m pytest tests/test_prepare.py
 
-lint: $(STAMP)
+lint: $(STAMP)-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Locks for each Python, from setup.py and requirements/constraints.txt. Needs uv, which resolves for a Python that is not installed.
+# Locks for each Python, from setup.py and requirements/constraints.txt: first what the tests need, then, at the same versions, what
+# training needs. Needs uv, which resolves for a Python that is not installed.
+COMPILE = uv pip compile setup.py --python-version $$version --python-platform x86_64-manylinux_2_31 --no-annotate \
+  --custom-compile-command "make lock" --upgrade --quiet --constraint requirements/constraints.txt
 lock:
-	for version in 3.11 3.12; do for kind in "" -prepare; do \
-	  uv pip compile setup.py --extra test $${kind:+--extra prepare} --constraint requirements/constraints.txt \
-	    --python-version $$version --python-platform x86_64-manylinux_2_31 --no-annotate --custom-compile-command "make lock" --upgrade --quiet \
-	    --output-file requirements/py$$(echo $$version | tr -d .)$$kind.txt || exit 1; \
-	done; done
+	for version in 3.11 3.12; do \
+	  to=requirements/py$$(echo $$version | tr -d .); \
+	  $(COMPILE) --extra test --output-file $$to-test.txt && \
+	  $(COMPILE) --extra train --constraint $$to-test.txt --output-file $$to.txt && \
+	  $(COMPILE) --extra test --extra prepare --output-file $$to-prepare.txt || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .venv-prepare build *.egg-info .pytest_cache .ruff_cache .hypothesis

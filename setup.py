@@ -1,4 +1,8 @@
-"""Package metadata: the one place that names dependencies and extras. Locks are made from it by `make lock`."""
+"""Package metadata: the one place that names dependencies and extras. Locks are made from it by `make lock`.
+
+The package holds links to the folders `experiments` and `launch`, which stand at the top of the
+repository; a wheel holds their files as `gemma_encoder.experiments` and `gemma_encoder.launch`.
+"""
 
 import pathlib
 
@@ -6,60 +10,67 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 
+# To embed, predict and export. Lower bounds are versions that were tried, upper bounds announced breaks.
 DEPENDENCIES = [
-    "absl-py",
-    "clu",
-    "etils[epath]",
-    "flax>=0.12",
-    "einops",
-    "importlib_resources",  # tensorflow-datasets imports it without declaring it
-    "ir-measures",
+    "absl-py>=2.1",
+    "einops>=0.8",
+    "etils[epath]>=1.9",
+    "filelock>=3.12",  # JAX bounds the size of its cache with it, without declaring it
+    "flax>=0.12.8",
+    "importlib_resources>=6",  # etils.epath imports it without declaring it
     "jax>=0.10",
-    "jaxtyping",
-    "ml-collections",
-    "numpy",
-    "optax",
-    "orbax-checkpoint",
-    "pyarrow",
-    "qwix",
-    "rax",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "sentencepiece",
-    "seqio",
-    "tensorboard",  # clu imports it without declaring it
-    "tensorflow",
-    "tensorflow-datasets",
-    "tokenizers",
-    "tqdm",
+    "jaxtyping>=0.3",
+    "ml-collections>=1.0",
+    "numpy>=2.1",
+    "orbax-checkpoint>=0.12,<1",  # version 1 has another interface
+    "pyarrow>=18",
+    "qwix>=0.1.8",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tokenizers>=0.21",
+    "tqdm>=4.66",
 ]
 
-NOTEBOOK = ["ipykernel", "matplotlib", "pandas"]
+TRAIN = [
+    "clu>=0.0.12",
+    "ir-measures>=0.3.7",
+    "optax>=0.2.8",
+    "rax>=0.4",
+    "scikit-learn>=1.6",
+    "scipy>=1.14",
+    "seqio>=0.0.20",
+    "tensorboard>=2.20",  # clu imports it without declaring it
+    "tensorflow>=2.21",
+    "tensorflow-datasets>=4.9.9",
+]
+
+NOTEBOOK = ["ipykernel>=6.29", "matplotlib>=3.9", "pandas>=2.2"]
 
 EXTRAS = {
+    "train": TRAIN,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "notebook": ["jupyterlab", *NOTEBOOK],
+    "notebook": ["jupyterlab>=4.2", *NOTEBOOK],
     "bench": [
-        "accelerate",
-        "sentence-transformers",
-        "torch",
-        "transformers",
+        "accelerate>=1.0",
+        "sentence-transformers>=5.0",
+        "torch>=2.5",
+        "transformers>=4.57",
     ],  # what benchmarks compare with; used nowhere else
     # Beam needs protobuf 6: its environment is one of its own, with its own lock (`make prepare-setup`).
-    "prepare": ["apache-beam>=2.60", "protobuf<7", "sentencepiece<0.2.1"],
+    "prepare": [*TRAIN, "apache-beam>=2.60", "protobuf<7", "sentencepiece<0.2.1"],
     # The tests run the notebooks. The gemma package is what weights and hidden states are compared with.
     # With jax[tpu], programs are compiled for a TPU that is not there.
     "test": [
+        *TRAIN,
         "gemma>=3.3",
-        "hypothesis",
+        "hypothesis>=6.100",
         "jax[tpu]",
         "kauldron>=1.3",
-        "nbclient",
-        "pytest",
-        "pytest-xdist",
-        "ruff",
+        "nbclient>=0.10",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "ruff>=0.8",
         *NOTEBOOK,
     ],
 }
@@ -72,8 +83,14 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["gemma_encoder*", "experiments*", "launch*"]),
-    package_data={"gemma_encoder": ["assets/*"]},
+    packages=setuptools.find_packages(include=["gemma_encoder", "gemma_encoder.*"]),
+    package_data={
+        "gemma_encoder": ["py.typed", "assets/*"],
+        # What configs of the scale `mini` start from.
+        "gemma_encoder.experiments": ["decoders/**/*"],
+    },
+    include_package_data=False,
+    entry_points={"console_scripts": ["gemma-encoder = gemma_encoder.cli:main"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
 )

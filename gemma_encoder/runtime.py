@@ -92,7 +92,7 @@ def require_training() -> None:
     missing = [name for name in TRAINING if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"training needs packages that are not installed ({', '.join(missing)}); "
+            f"training and evaluation need packages that are not installed ({', '.join(missing)}); "
             "pip install 'gemma_encoder[train]'"
         )
 

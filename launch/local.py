@@ -1,10 +1,11 @@
-"""Starts a run as several processes on this machine: real multi-process JAX, on CPUs.
+"""Starts a command as several processes on this machine: real multi-process JAX, on CPUs.
 
     gemma-encoder launch local --processes=2 --devices_per_process=4 -- train --config=quickstart --workdir=runs/two
 
-What follows `--` is a command of `gemma-encoder` with its arguments. Lines of process 0 appear as they are, those of the others with their number
-before them. When one process fails, the others are stopped, and its exit code is this program's; `--restarts=N` starts all of them again,
-up to N times, when one was killed or the run was told to stop. SIGTERM and Ctrl-C are passed on to all.
+What follows `--` is a command of `gemma-encoder` with its arguments. Lines of process 0 appear as
+they are, those of the others with their number before them. When one process fails, the others are
+stopped, and its exit code is this program's; `--restarts=N` starts all of them again, up to N times,
+when one was killed or the run was told to stop. SIGTERM and Ctrl-C are passed on to all.
 """
 
 import argparse
@@ -27,7 +28,9 @@ GRACE = 60.0  # seconds between asking a process to stop and killing it
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="gemma-encoder launch local", description=__doc__.splitlines()[0]
+        prog="gemma-encoder launch local",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--processes", type=_count, default=2, help="how many (default 2)")
     parser.add_argument(

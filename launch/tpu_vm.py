@@ -1,11 +1,13 @@
-"""Trains on Cloud TPU VMs: asks for them, installs the code, runs, watches, starts again what was preempted, and gives them back.
+"""Trains on Cloud TPU VMs: requests, installs, runs, watches, restarts after preemption, deletes.
 
-    gemma-encoder launch tpu_vm --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN --name=NAME --project=PROJECT \\
-      --zone=ZONE --topology=v5e:8x8 [--slices=N] [--spot | --reserved] [--env=NAME=VALUE …] [--config.FIELD=VALUE …] [--dry_run]
+    gemma-encoder launch tpu_vm --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN \\
+      --name=NAME --project=PROJECT --zone=ZONE --topology=v5e:8x8 [--slices=N] \\
+      [--spot | --reserved] [--env=NAME=VALUE …] [--config.FIELD=VALUE …] [--dry_run]
 
-Exits 0 when training is done, 2 where something handed over cannot be used, 75 where it was preempted more often than --max_retries
-says (give the same command again: it goes on), 1 for any other failure, 128 + N when stopped by signal N. The machines are deleted in
-each of these cases, unless --keep is given. launch/README.md leads there step by step.
+Exits 0 when training is done, 2 where something handed over cannot be used, 75 where it was
+preempted more often than --max_retries says (rerun the command to resume), 1 for any other failure,
+128 + N when stopped by signal N. The machines are deleted in each of these cases, unless --keep is
+given. launch/README.md leads there step by step.
 """
 
 import enum

@@ -24,7 +24,10 @@ POLL = 0.2  # seconds
 
 
 def install(folder: pathlib.Path) -> int:
-    """Unpacks the code and makes its environment, at the locked versions; libtpu comes with jax[tpu]."""
+    """Unpacks the code and makes its environment, at the locked versions.
+
+    libtpu is the one that jax[tpu] asks for; the lock that names it is that of the tests.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     with tarfile.open(f"{folder}.tar.gz") as archive:
         archive.extractall(folder / "code")
@@ -39,8 +42,8 @@ def install(folder: pathlib.Path) -> int:
             "install",
             "--quiet",
             f"--python={folder / 'env'}",
-            "--constraint=requirements/py311.txt",
-            ".[tpu]",
+            "--constraint=requirements/py311-test.txt",
+            ".[train,tpu]",
         ],
     ):
         code = subprocess.run(command, cwd=folder / "code", stdin=subprocess.DEVNULL).returncode

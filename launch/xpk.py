@@ -1,10 +1,12 @@
-"""Trains on Google Kubernetes Engine through xpk: one JobSet, with a job per slice; Kubernetes starts again what was preempted.
+"""Trains on Google Kubernetes Engine through xpk: one JobSet, with a job per slice.
 
-    gemma-encoder launch xpk --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN --name=NAME --project=PROJECT --zone=ZONE \\
-      --cluster=CLUSTER --topology=v5e:8x8 (--registry=REGISTRY | --image=IMAGE) [--slices=N] [--env=NAME=VALUE …] [--config.FIELD=VALUE …]
+    gemma-encoder launch xpk --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN \\
+      --name=NAME --project=PROJECT --zone=ZONE --cluster=CLUSTER --topology=v5e:8x8 \\
+      (--registry=REGISTRY | --image=IMAGE) [--slices=N] [--env=NAME=VALUE …] [--config.FIELD=VALUE …]
 
-The image is built from launch/Dockerfile and pushed to --registry, or is named by --image. Then: create the workload, stream its log,
-and delete it. Exit codes are those of `launch tpu_vm`. launch/README.md leads there step by step.
+The image is built from launch/Dockerfile and pushed to --registry, or is named by --image. Then:
+create the workload, stream its log, and delete it. Kubernetes restarts what was preempted. Exit
+codes are those of `launch tpu_vm`. launch/README.md leads there step by step.
 """
 
 from collections.abc import Sequence

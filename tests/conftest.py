@@ -1,7 +1,6 @@
 """What every test stands on: eight CPU devices, programs that are compiled in a hurry and once, repeatable hypothesis, quiet logs."""
 
 import atexit
-import contextlib
 import importlib.metadata
 import logging
 import os
@@ -42,24 +41,6 @@ hypothesis.settings.load_profile("repeatable")
 
 for name in ("absl", "jax", "tensorflow"):
     logging.getLogger(name).setLevel(logging.WARNING)
-
-
-@pytest.fixture(scope="session")
-def own_programs():
-    """`with own_programs():` programs are kept where the code under test says, not where all tests keep theirs."""
-    from gemma_encoder import runtime
-
-    @contextlib.contextmanager
-    def apart():
-        shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("JAX_COMPILATION_CACHE_DIR")
-            try:
-                yield
-            finally:
-                runtime.enable_compilation_cache(shared)
-
-    return apart
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from gemma_encoder import prepare
+from gemma_encoder.cli import prepare
 from gemma_encoder.data import prepared, registry
 from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.data.pipeline import TrainStream
@@ -17,21 +17,9 @@ from gemma_encoder.training.build import build
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run():
     """Runs the program with arguments in this process."""
-
-    def start(*arguments):
-        prepare.FLAGS.unparse_flags()
-        for name in [
-            name for name in prepare.FLAGS if name.startswith("config.")
-        ]:  # of an earlier start
-            delattr(prepare.FLAGS, name)
-        monkeypatch.setattr(
-            sys, "argv", ["prepare", *arguments]
-        )  # ml_collections looks there for the fields that are set
-        return prepare.main(sys.argv)
-
-    return start
+    return lambda *arguments: prepare.main(arguments)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from gemma_encoder import cli
 from gemma_encoder.evaluation import leaderboards
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ ELSEWHERE = {  # what a command begins with, and where it is tried, or why it is
     "test -f ": "makes a key for a cloud project",
     "eval ": "an agent for that key",
 }
+PROGRAM = ".venv/bin/gemma-encoder"
 SHORT = ["--config.train_for=2 steps", "--config.max_eval=8"]
 
 
@@ -51,7 +53,7 @@ def commands(readme: str) -> list[str]:
 
 
 def ours(readme: str) -> list[str]:
-    return [line for line in commands(readme) if line.startswith(".venv/bin/python ")]
+    return [line for line in commands(readme) if line.startswith(f"{PROGRAM} ")]
 
 
 @pytest.mark.parametrize("readme", ["README.md", "launch/README.md", "experiments/README.md"])
@@ -59,7 +61,8 @@ def test_every_command_is_known(readme):
     strange = [
         line
         for line in commands(readme)
-        if not line.startswith((".venv/bin/python -m ", *ELSEWHERE))
+        if not (line.startswith(f"{PROGRAM} ") and line.split()[1] in cli.COMMANDS)
+        and not line.startswith(tuple(ELSEWHERE))
     ]
     assert not strange
 
@@ -68,7 +71,7 @@ def small(words: list[str]) -> list[str]:
     """The same command at smoke size."""
     result = []
     for word in words:
-        if match := re.fullmatch(r"--config=(experiments/[\w/]+\.py)(?::(.*))?", word):
+        if match := re.fullmatch(r"--config=([\w/]+)(?::(.*))?", word):
             argument = (
                 (match[2] or "")
                 .replace("size=gemma3_270m", "size=pretrained")
@@ -76,16 +79,13 @@ def small(words: list[str]) -> list[str]:
             )
             word = f"--config={match[1]}:{argument}{',' if argument else ''}smoke"
         result.append(word.replace("--topology=v5e:8x8", "--topology=v5e:2x2"))
-    if (
-        words[2] in ("gemma_encoder.main", "experiments.pretrain_decoder")
-        and "--mode=predict" not in words
-    ):
+    if words[1] in ("train", "evaluate", "pretrain"):
         result += SHORT
-    if any("experiments/ablations" in word for word in words) or words[2] == "experiments.sweep":
+    if any("ablations/" in word for word in words) or words[1] == "sweep":
         result += ["--config.model.pretrained=weights"]
-    if words[2] == "experiments.sweep":
+    if words[1] == "sweep":
         result += ["--smoke", "--seeds=1", "--tasks=sst2", "--rows=bidirectional,causal", *SHORT]
-    if words[2].startswith("launch."):  # rows and readers that four chips on one host can share
+    if words[1] in ("plan", "launch"):  # rows and readers that four chips on one host can share
         result += ["--config.batch.rows=16", "--config.batch.readers=4"]
     return result
 
@@ -97,8 +97,6 @@ def home(tmp_path_factory, prepared, random_predictor):
     from gemma_encoder.inputs.tokenizer import SMALL
 
     folder = tmp_path_factory.mktemp("home")
-    for name in ("experiments", "launch"):
-        (folder / name).symlink_to(ROOT / name)
     words = ["good", "bad", "fine", "dull"]
     for name, count in (("train", 40), ("dev", 8)):
         rows = "".join(
@@ -143,7 +141,7 @@ def home(tmp_path_factory, prepared, random_predictor):
 def run(home, words: list[str], folder: pathlib.Path | None = None) -> subprocess.CompletedProcess:
     folder, variables = folder or home[0], home[1]
     done = subprocess.run(
-        [sys.executable, *words[1:]],
+        [sys.executable, "-m", "gemma_encoder", *words[1:]],
         capture_output=True,
         text=True,
         cwd=folder,
@@ -172,13 +170,7 @@ def test_the_readmes_commands(home):
     folder, variables = home
     run(
         home,
-        [
-            "python",
-            "-m",
-            "gemma_encoder.main",
-            "--config=experiments/quickstart.py:smoke",
-            "--workdir=runs/quickstart",
-        ],
+        [PROGRAM, "train", "--config=quickstart:smoke", "--workdir=runs/quickstart"],
     )  # make quickstart
     tried = 0
     for line in ours("README.md"):
@@ -187,11 +179,9 @@ def test_the_readmes_commands(home):
             continue
         if "--config.prepared" in line:  # tests/test_prepare.py
             continue
-        if "submission make" in line:  # one run that evaluated every task stands for a run of each
+        if "submit make" in line:  # one run that evaluated every task stands for a run of each
             evaluate = small(
-                shlex.split(
-                    "python -m gemma_encoder.main --config=experiments/multitask.py:glue --workdir=runs/glue --mode=eval"
-                )
+                shlex.split(f"{PROGRAM} evaluate --config=multitask:glue --workdir=runs/glue")
             )
             run(home, [*evaluate, "--config.evaluate_split=test", "--config.max_eval=0"])
             enlarge(home[0] / "runs" / "glue" / "predictions")
@@ -220,5 +210,5 @@ def test_the_readmes_commands(home):
 def test_the_launchers_commands(home):
     for line in ours("launch/README.md"):
         words = shlex.split(line)
-        assert "launch.plan" in words or "--dry_run" in words
+        assert words[1] == "plan" or "--dry_run" in words
         assert run(home, small(words), ROOT).stdout  # pods get the project they are launched from

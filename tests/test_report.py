@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder import report
+from gemma_encoder.cli import report as program
 from gemma_encoder.evaluation import bootstrap
 from gemma_encoder.evaluation.evaluator import Predictions
 from gemma_encoder.inputs.errors import InputError
@@ -289,7 +290,7 @@ def test_ticks_are_round_and_inside(low, high):
 def test_refusals_are_one_line(tmp_path, capsys):
     whole = write_run(tmp_path / "whole", [moods([0, 1], [0.2, 0.8])])
     assert (
-        report.main([str(whole), f"--output={tmp_path / 'r.html'}"]) == 0
+        program.main([str(whole), f"--output={tmp_path / 'r.html'}"]) == 0
         and (tmp_path / "r.html").exists()
     )
     capsys.readouterr()
@@ -311,7 +312,7 @@ def test_refusals_are_one_line(tmp_path, capsys):
         ([whole, whole], "a workdir is named twice"),
         ([whole, f"--output={tmp_path / 'no' / 'r.html'}"], "cannot be written"),
     ]:
-        assert report.main([str(argument) for argument in arguments]) == 2
+        assert program.main([str(argument) for argument in arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1, error
 

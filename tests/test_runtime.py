@@ -1,11 +1,15 @@
 """What a program sets before it starts, and that it starts itself again only where that helps."""
 
 import os
+import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from gemma_encoder import runtime
+from gemma_encoder.inputs.errors import InputError
 
 
 @pytest.fixture
@@ -73,3 +77,119 @@ def test_what_the_user_has_set_stays(monkeypatch):
         and os.environ["TPU_SKIP_MDS_QUERY"] == "1"
     )
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    """The user's cache folder, empty, in a process in which nobody has named another one."""
+    shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    with monkeypatch.context() as patch:
+        patch.delenv("JAX_COMPILATION_CACHE_DIR")
+        patch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path))
+        runtime.enable_compilation_cache("")
+        yield tmp_path / "compiled"
+        runtime.enable_compilation_cache(shared)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+def compile_something(factor: float) -> None:
+    function = jax.jit(lambda x: jax.numpy.sin(x) * factor)
+    assert function(2.0) == pytest.approx(factor * np.sin(2.0))
+    jax.clear_caches()
+
+
+def test_compiled_programs_are_stored_and_found_again(own_cache, monkeypatch):
+    events = []
+    jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+    runtime.enable_compilation_cache()
+    assert (
+        jax.config.jax_persistent_cache_min_compile_time_secs == runtime.MIN_COMPILE_SECONDS
+        and jax.config.jax_compilation_cache_max_size == runtime.MAX_CACHE_BYTES
+    )
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # as JAX does at its import
+    runtime.enable_compilation_cache("auto")
+    compile_something(3)
+    assert "/jax/compilation_cache/cache_hits" not in events
+    compile_something(3)
+    assert "/jax/compilation_cache/cache_hits" in events and list(own_cache.glob("*-cache"))
+
+
+def test_other_settings_of_the_cache(own_cache, monkeypatch, tmp_path):
+    runtime.enable_compilation_cache(str(tmp_path / "mine"))
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    assert jax.config.jax_compilation_cache_max_size == -1  # the user's folder has no bound
+    runtime.enable_compilation_cache("auto")
+    assert jax.config.jax_compilation_cache_dir == str(own_cache)
+    runtime.enable_compilation_cache("")
+    assert jax.config.jax_compilation_cache_dir is None
+    with monkeypatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+        runtime.enable_compilation_cache("auto")
+    assert jax.config.jax_compilation_cache_dir is None, "the environment's folder is left alone"
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "of the user"))
+    runtime.enable_compilation_cache("auto")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "of the user")
+
+
+def test_an_unwritable_cache_is_a_warning(own_cache, monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "file"))
+    runtime.enable_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "compiled programs cannot be stored" in caplog.text
+    assert "GEMMA_ENCODER_CACHE" in caplog.text
+
+
+def test_what_a_killed_process_left_half_written_goes(own_cache):
+    own_cache.mkdir(parents=True)
+    for name in ("whole-cache", "whole-atime", "torn-cache"):
+        (own_cache / name).write_bytes(bytes(8))
+    runtime.enable_compilation_cache()
+    assert {path.name for path in own_cache.iterdir()} >= {"whole-cache", "whole-atime"}
+    assert not (own_cache / "torn-cache").exists()
+
+
+def test_processes_share_the_cache_at_once_and_in_silence(tmp_path):
+    """Three at once fill one empty folder; a fourth compiles nothing, and no compiler speaks."""
+    code = """
+import gemma_encoder, jax
+from gemma_encoder import runtime
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+runtime.enable_compilation_cache()
+for n in range(5):
+    assert float(jax.jit(lambda x: jax.numpy.sin(x) * n)(2.0)) is not None
+print(events.count("/jax/compilation_cache/cache_hits"))
+"""
+    environment = os.environ | {
+        "GEMMA_ENCODER_CACHE": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+    del environment["JAX_COMPILATION_CACHE_DIR"], environment["TF_CPP_MIN_LOG_LEVEL"]
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    for process in [start() for _ in range(3)]:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0 and not errors, errors
+    output, errors = start().communicate(timeout=120)
+    assert int(output) >= 5 and not errors
+    programs = {path.stem for path in (tmp_path / "compiled").glob("*-cache")}
+    assert len(programs) >= 5
+
+
+def test_training_without_its_packages_is_one_line(monkeypatch):
+    runtime.require_training()
+    monkeypatch.setattr(runtime, "TRAINING", (*runtime.TRAINING, "no_such_package"))
+    with pytest.raises(InputError, match=r"no_such_package.*pip install 'gemma_encoder\[train\]'"):
+        runtime.require_training()

@@ -30,7 +30,7 @@ def resolve(config: str) -> str:
         InputError: a name that no config has; the message names the nearest.
     """
     name, colon, argument = config.partition(":")
-    if name.endswith(".py"):
+    if name.endswith(".py") or name.startswith(("/", ".", "~")):
         own = name.removeprefix("experiments/").removesuffix(".py")
         if pathlib.Path(name).exists() or f"experiments/{own}.py" != name or own not in names():
             return config

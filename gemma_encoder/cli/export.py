@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
-    flags.text("workdir", "A run's folder, or one of its checkpoints.")
+    flags.text("workdir", "A run's folder, one of its checkpoints, or an export.")
     flags.text("output", "A new folder, local or gs://.")
     flags.choice("format", "Whose format.", FORMATS, "huggingface")
     flags.switch(
@@ -48,10 +48,10 @@ def _export_gemma(workdir: str, output: str) -> None:
     from etils import epath
 
     from gemma_encoder.inputs.errors import InputError
-    from gemma_encoder.weights import backbone, native
+    from gemma_encoder.weights import backbone
 
     if epath.Path(output).exists():
         raise InputError(f"--output={output} exists; name a new folder")
-    bundle = native.load_bundle(native.find(native.absolute(workdir)))
+    tokenizer = backbone.load_tokenizer(workdir)
     backbone.save_gemma(backbone.load_backbone(workdir), output)
-    (epath.Path(output) / "tokenizer.model").write_bytes(bundle.tokenizer.model)
+    (epath.Path(output) / "tokenizer.model").write_bytes(tokenizer.model)

@@ -10,6 +10,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+from gemma_encoder import runtime
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -39,6 +40,7 @@ def _main(argv: Sequence[str]) -> int:
         help="the page (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
+    runtime.require_training()  # metrics with their intervals are computed anew
     from gemma_encoder.report import report
 
     page = report(arguments.workdirs)

@@ -9,6 +9,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
+from gemma_encoder import runtime
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -34,6 +35,7 @@ def _main(argv: Sequence[str]) -> int:
         help="the report (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
+    runtime.require_training()
     from gemma_encoder.experiments import results
     from gemma_encoder.experiments.tables import report
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gemma_encoder.weights import inspect
+from gemma_encoder.cli import inspect
 
-GOLDENS = pathlib.Path(__file__).parent / "huggingface"
+GOLDENS = pathlib.Path(__file__).parents[1] / "weights" / "huggingface"
 
 
 def test_a_checkpoint_that_loads(capsys):
@@ -49,7 +49,7 @@ def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path, capsys):
     assert inspect.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no checkpoint")
     with pytest.raises(SystemExit):
-        inspect.main([])
+        inspect.main(["--read"])
 
 
 def test_the_readme_shows_the_table_of_sizes_that_the_configs_give(capsys):

@@ -1,13 +1,13 @@
-"""What `data.inspect` prints is what the model gets, for every task whose data are at hand, in a terminal of 100 columns."""
+"""What `gemma-encoder inspect` prints of data is what the model gets, for every task whose data are at hand, in a terminal of 100 columns."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
-from gemma_encoder.data.inspect import Settings, Text
 
-from gemma_encoder.data import inspect, registry
+from gemma_encoder.cli import inspect, inspect_data
+from gemma_encoder.cli.inspect_data import Settings, Text
+from gemma_encoder.data import registry
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.task import Example
 from gemma_encoder.inputs.template import encode
@@ -21,17 +21,9 @@ def run(capsys, monkeypatch, shared_data):
     monkeypatch.setenv("MSMARCO_DIR", str(shared_data / "cranfield_msmarco"))
 
     def start(*arguments):
-        inspect.FLAGS.unparse_flags()
-        for flag in inspect.FLAGS:
-            if flag != "config":
-                inspect.FLAGS[flag].unparse()
-        inspect.FLAGS["config"].value = None
-        monkeypatch.setattr(
-            sys, "argv", ["inspect", *arguments]
-        )  # where ml_collections looks for changed fields
-        code = inspect.main(sys.argv)
-        said = capsys.readouterr()
-        return code, said.out.splitlines(), said.err
+        code = inspect.main(arguments)
+        printed = capsys.readouterr()
+        return code, printed.out.splitlines(), printed.err
 
     return start
 
@@ -127,9 +119,7 @@ def test_the_users_own_files_are_shown(run, tmp_path):
     path.write_text(
         "review,label\n" + "".join(f"text number {i},{'ab'[i % 2]}\n" for i in range(30))
     )
-    code, lines, error = run(
-        "--config=experiments/own.py:classification", f"--config.own.train={path}", "--n=1"
-    )
+    code, lines, error = run("--config=own:classification", f"--config.own.train={path}", "--n=1")
     assert code == 0, error
     assert (
         lines[0] == "own: classification, train split, 27 records"
@@ -148,15 +138,15 @@ def test_lengths_do_not_change_what_is_shown_of_odd_texts():
             0,
             Example(fields, 1),
             {"number": "0"},
-            encode(settings.tokenizer, task.template, [fields], inspect.UNCUT)[0].tokens,
+            encode(settings.tokenizer, task.template, [fields], inspect_data.UNCUT)[0].tokens,
         )
-        lines = list(inspect._show([text], 0, settings))
+        lines = list(inspect_data._show([text], 0, settings))
         assert max(map(len, lines)) <= 100
 
 
 def test_the_histogram_counts_every_length():
     for lengths in ([5], [1, 1000], list(range(3, 90)), [128] * 7):
-        lines = list(inspect._histogram(np.array(lengths)))
+        lines = list(inspect_data._histogram(np.array(lengths)))
         assert sum(
             int(line.split("tokens")[1].split()[0].replace(",", "")) for line in lines
         ) == len(lengths)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemma_encoder.cli import submit as program
 from gemma_encoder.evaluation import leaderboards, submission
 from gemma_encoder.inputs.errors import InputError
 
@@ -209,26 +210,24 @@ def test_nested_labels_read_back_as_they_were(ids, random):
 def test_the_program_checks_a_file(tmp_path, capsys):
     path = tmp_path / "submission.zip"
     path.write_bytes(archive("superglue"))
-    assert submission.main(["check", str(path)]) == 2
+    assert program.main(["check", str(path)]) == 2
     error = capsys.readouterr().err
     assert (
         error.startswith("error: BoolQ.jsonl holds 3 predictions, expected 3245; ")
         and error.count("\n") == 1
     )
     path.write_bytes(archive("superglue", None))
-    assert submission.main(["check", str(path)]) == 0
+    assert program.main(["check", str(path)]) == 0
     assert "is a complete superglue submission" in capsys.readouterr().out
     path.write_bytes(b"")
+    assert program.main(["check", str(path)]) == 2 and "not a zip file" in capsys.readouterr().err
     assert (
-        submission.main(["check", str(path)]) == 2 and "not a zip file" in capsys.readouterr().err
-    )
-    assert (
-        submission.main(["check", str(tmp_path / "none.zip")]) == 2
+        program.main(["check", str(tmp_path / "none.zip")]) == 2
         and "none.zip does not exist" in capsys.readouterr().err
     )
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr("other.txt", "")
     assert (
-        submission.main(["check", str(path)]) == 2
+        program.main(["check", str(path)]) == 2
         and "holds no file of glue or superglue" in capsys.readouterr().err
     )

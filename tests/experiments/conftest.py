@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from gemma_encoder.experiments import results, sweep
+from gemma_encoder.cli import sweep as program
+from gemma_encoder.experiments import results
 from gemma_encoder.experiments.results import Place
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -86,7 +87,7 @@ def laboratory(decoder, prepared, tmp_path_factory):
             f"--config.model.transformer={small}",
         ]
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            code = sweep.main([*arguments, "--smoke", "--seeds=1", *short])
+            code = program.main([*arguments, "--smoke", "--seeds=1", *short])
         return code, output.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +98,7 @@ def laboratory(decoder, prepared, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def swept(laboratory, own_programs, tmp_path_factory):
+def swept(laboratory, tmp_path_factory):
     """(folder of results, what the sweep printed): two rows of every study."""
     folder, workdirs, said = (
         tmp_path_factory.mktemp("results"),
@@ -109,14 +110,13 @@ def swept(laboratory, own_programs, tmp_path_factory):
         (("ranking_loss",), "msmarco"),
     ):
         rows = ",".join(dict.fromkeys(",".join(ROWS[name] for name in studies).split(",")))
-        with own_programs():
-            code, output = laboratory(
-                f"--study={','.join(studies)}",
-                f"--tasks={tasks}",
-                f"--rows={rows}",
-                f"--results={folder}",
-                f"--workdirs={workdirs}",
-            )
+        code, output = laboratory(
+            f"--study={','.join(studies)}",
+            f"--tasks={tasks}",
+            f"--rows={rows}",
+            f"--results={folder}",
+            f"--workdirs={workdirs}",
+        )
         assert code == 0, output
         said += output
     return folder, workdirs, said

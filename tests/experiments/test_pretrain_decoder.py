@@ -1,10 +1,6 @@
 """A decoder pretrained in small: it learns, resumes, says how good it is, and is fine-tuned as an encoder."""
 
-import importlib.util
 import json
-import pathlib
-import sys
-from unittest import mock
 
 import jax
 import numpy as np
@@ -12,8 +8,8 @@ import pytest
 from flax import nnx
 
 import gemma_encoder as ge
-from gemma_encoder import report
-from gemma_encoder.data import inspect, registry, toy_text
+from gemma_encoder.cli import inspect_data, pretrain, report
+from gemma_encoder.data import registry, toy_text
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.encoder import parameter_dict
@@ -37,19 +33,9 @@ FLAGS += [
 ]
 
 
-PROGRAM = pathlib.Path(__file__).parents[2] / "experiments" / "pretrain_decoder.py"
-
-
 def main(*arguments: str) -> int:
-    """The program as a new process would run it: flags keep their values from call to call."""
-    spec = importlib.util.spec_from_file_location("pretrain_decoder_again", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    argv = ["pretrain_decoder", *arguments]
-    with mock.patch.object(
-        sys, "argv", argv
-    ):  # where ml_collections looks for the fields that are changed
-        spec.loader.exec_module(module)
-        return module.main(argv)
+    """The exit code of the program."""
+    return pretrain.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +180,7 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
     )
     assert report.main([str(workdir), f"--output={tmp_path / 'report.html'}"]) in (None, 0)
     assert "perplexity" in (tmp_path / "report.html").read_text()
-    settings = inspect.Settings(
+    settings = inspect_data.Settings(
         registry.get("text", DataOptions(text={"train": (str(texts),)})),
         predictor.bundle.tokenizer,
         64,
@@ -202,7 +188,7 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
         8,
     )
     assert "text: language_model, train split" in "\n".join(
-        inspect.report(settings, "train", 1, 20, 0)
+        inspect_data.report(settings, "train", 1, 20, 0)
     )
 
 

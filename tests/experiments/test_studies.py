@@ -5,9 +5,8 @@ import pathlib
 import shlex
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
+from gemma_encoder.cli import commandline
 from gemma_encoder.experiments import ablations, studies, sweep
 from gemma_encoder.experiments.studies import Row, Study
 from gemma_encoder.inputs.errors import InputError
@@ -18,15 +17,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 def of_command(line: str):
     """The config that a command's words give, read as the training program reads them."""
     words = shlex.split(line)
-    assert words[:3] == ["python", "-m", "gemma_encoder.main"] and words[-1].startswith(
-        "--workdir="
-    )
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file(
-        "config", None, flag_values=values, sys_argv=["main", *words[3:-1]]
-    )
-    values(["main", *words[3:-1]])
-    return holder.value
+    assert words[:2] == ["gemma-encoder", "train"] and words[-1].startswith("--workdir=")
+    flags = commandline.Flags("")
+    flags.config()
+    return flags.parse(words[2:-1])
 
 
 @pytest.mark.parametrize("scale", ["mini", "gemma2_2b"])

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from gemma_encoder.cli import tables as program
 from gemma_encoder.evaluation.bootstrap import Interval
 from gemma_encoder.experiments import ablations, claims, reranking, results, tables
 from gemma_encoder.experiments.claims import CLAIMS, FAILS, HOLDS, UNKNOWN
@@ -254,18 +255,18 @@ def test_what_is_no_result_is_refused_in_one_line(made, tmp_path, content, messa
     path.write_text(
         content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content)
     )
-    assert tables.main([str(tmp_path), f"--output={tmp_path / 'out.md'}"]) == 2
+    assert program.main([str(tmp_path), f"--output={tmp_path / 'out.md'}"]) == 2
     error = capsys.readouterr().err
     assert message in error and str(tmp_path) in error and error.count("\n") == 1
 
 
 def test_other_refusals(made, tmp_path, capsys):
     assert (
-        tables.main([str(tmp_path / "none")]) == 2
+        program.main([str(tmp_path / "none")]) == 2
         and "is no folder of results" in capsys.readouterr().err
     )
     assert (
-        tables.main([str(tmp_path)]) == 2
+        program.main([str(tmp_path)]) == 2
         and "there is no result to report on" in capsys.readouterr().err
     )
     made("attention", "causal", "sst2", 0, share(0.5))
@@ -278,7 +279,7 @@ def test_other_refusals(made, tmp_path, capsys):
         outcomes={"accuracy": {"labels": [0, 1], "predictions": [0, 1]}},
     )
     assert (
-        tables.main([str(tmp_path)]) == 2
+        program.main([str(tmp_path)]) == 2
         and "was evaluated on other examples" in capsys.readouterr().err
     )
     made("attentions", "causal", "sst2", 0, share(0.5))

@@ -35,7 +35,7 @@ sys.exit("no rule for " + " ".join(call))
 
 PLAN = """import json, pathlib, sys
 with (pathlib.Path({folder!r}) / "calls").open("a") as file:
-    file.write(json.dumps(["plan", *sys.argv[1:]]) + "\\n")
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
 sys.exit(int((pathlib.Path({folder!r}) / "plan_code").read_text()))
 """
 
@@ -93,8 +93,8 @@ def repository(tmp_path, monkeypatch, cloud) -> pathlib.Path:
     folder = tmp_path / "repository"
     for name, text in {
         "experiments/tiny.py": CONFIG,
-        "launch/__init__.py": "",
-        "launch/plan.py": PLAN.format(folder=str(tmp_path / "cloud")),
+        "gemma_encoder/__init__.py": "",
+        "gemma_encoder/__main__.py": PLAN.format(folder=str(tmp_path / "cloud")),
         "launch/worker.py": "",
         "launch/Dockerfile": "FROM scratch\n",
         ".gitignore": "runs/\n__pycache__/\n",
@@ -110,14 +110,9 @@ def repository(tmp_path, monkeypatch, cloud) -> pathlib.Path:
 
 
 @pytest.fixture
-def launch(monkeypatch):
+def launch():
     """`launch(program, argv)`: the exit code of a launcher."""
-
-    def run(program, argv: list[str]) -> int:
-        monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for --config.FIELD
-        return program.main(argv)
-
-    return run
+    return lambda program, argv: program.main(argv)
 
 
 def lists(text: str) -> list[list[str]]:

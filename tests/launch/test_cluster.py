@@ -38,8 +38,8 @@ def test_a_shape_that_no_accelerator_type_stands_for_is_refused(text):
 
 
 def test_workers_and_images_get_the_locked_libtpu():
-    lock = (cluster.ROOT / "requirements" / "py311.txt").read_text()
+    lock = (cluster.ROOT / "requirements" / "py311-test.txt").read_text()
     assert "\nlibtpu==" in lock and "\njax==" in lock
     for file in ("Dockerfile", "worker.py"):
         text = (cluster.ROOT / "launch" / file).read_text()
-        assert "requirements/py311.txt" in text and ".[tpu]" in text
+        assert "requirements/py311-test.txt" in text and ".[train,tpu]" in text

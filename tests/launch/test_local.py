@@ -27,6 +27,7 @@ def test_a_dry_run_prints_what_would_be_started(capsys):
                 "--devices_per_process=4",
                 "--dry_run",
                 "--",
+                "train",
                 "--config=a b.py",
                 "--workdir=runs/x",
             ]
@@ -34,7 +35,7 @@ def test_a_dry_run_prints_what_would_be_started(capsys):
         == 0
     )
     shared = "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 JAX_COORDINATOR_ADDRESS=127.0.0.1:PORT JAX_NUM_PROCESSES=2"
-    command = f"{sys.executable} -m gemma_encoder.main '--config=a b.py' --workdir=runs/x"
+    command = f"{sys.executable} -m gemma_encoder train '--config=a b.py' --workdir=runs/x"
     assert capsys.readouterr().out.splitlines() == [
         f"env {shared} JAX_PROCESS_ID={number} {command}" for number in (0, 1)
     ]
@@ -151,11 +152,14 @@ def test_two_processes_killed_and_told_to_stop_equal_one_that_runs_through(chang
     command = [
         sys.executable,
         "-m",
-        "launch.local",
+        "gemma_encoder",
+        "launch",
+        "local",
         "--processes=2",
         "--devices_per_process=4",
         "--restarts=2",
         "--",
+        "train",
         *arguments,
         f"--workdir={workdir}",
     ]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from gemma_encoder.cli import plan as program
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import flops, hlo, plan
 from gemma_encoder.model import sharding
@@ -36,26 +36,15 @@ def run():
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu: pip install 'jax[tpu]'")
 
     def start(*arguments, config="experiments/quickstart.py", topology="v5e:2x2", mesh="(1,-1,1)"):
-        plan.FLAGS.unparse_flags()
-        for name in [name for name in plan.FLAGS if name.startswith("config.")]:
-            delattr(plan.FLAGS, name)
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-        ):
-            patch.setattr(
-                sys,
-                "argv",
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return program.main(
                 [
-                    "plan",
                     f"--config={config}",
                     f"--topology={topology}",
                     f"--config.mesh={mesh}",
                     *arguments,
-                ],
+                ]
             )
-            return plan.main(sys.argv)
 
     return start
 

@@ -28,7 +28,6 @@ def arguments(*more: str, **changes: str) -> list[str]:
         "topology": "v5e:4x4",
     } | changes
     return [
-        "tpu_vm",
         *(f"--{name}={value}" for name, value in given.items()),
         "--poll_seconds=0",
         *more,
@@ -93,10 +92,18 @@ def test_dry_run_prints_every_argument_list_and_starts_nothing(cloud, repository
         "TFDS_DATA_DIR=gs://bucket/tfds",
         "../env/bin/python",
         "-m",
-        "gemma_encoder.main",
+        "gemma_encoder",
+        "train",
     ]
     program += ["--config=experiments/tiny.py", override, "--workdir=gs://bucket/runs/first"]
-    plan = ["-m", "launch.plan", "--config=experiments/tiny.py", override, "--topology=v5e:4x4"]
+    plan = [
+        "-m",
+        "gemma_encoder",
+        "plan",
+        "--config=experiments/tiny.py",
+        override,
+        "--topology=v5e:4x4",
+    ]
     ssh = [*QUEUED, "ssh", "first", *PLACE, *ALL, *ALIVE, "--quiet"]
     kind = [
         "--accelerator-type=v5litepod-16",
@@ -189,7 +196,7 @@ def test_keep_leaves_the_machines_and_says_how_to_end_them(calm, capsys, launch)
 def test_a_plan_that_does_not_fit_costs_nothing(calm, capsys, launch):
     calm.plan_fails(1)
     assert launch(tpu_vm, arguments()) == 2
-    assert "launch.plan exited with 1" in capsys.readouterr().err
+    assert "gemma-encoder plan exited with 1" in capsys.readouterr().err
     assert count(calm, "gcloud") == 0
     assert launch(tpu_vm, arguments("--skip_plan")) == 0
 

@@ -113,7 +113,7 @@ def test_install(home, tmp_path, monkeypatch, fails):
     calls = [
         "pip install --user --quiet uv",
         f"uv venv --quiet --python=3.11 {home / 'first' / 'env'}",
-        f"uv pip install --quiet --python={home / 'first' / 'env'} --constraint=requirements/py311.txt .[tpu]",
+        f"uv pip install --quiet --python={home / 'first' / 'env'} --constraint=requirements/py311-test.txt .[train,tpu]",
     ]
     made = {"": 3, "pip": 1, "uv": 2}[fails]
     assert (tmp_path / "calls").read_text().splitlines() == calls[:made]

@@ -29,7 +29,6 @@ def arguments(*more: str, **changes: str) -> list[str]:
         "topology": "v5e:4x4",
     } | changes
     return [
-        "xpk",
         *(f"--{name}={value}" for name, value in given.items()),
         "--poll_seconds=0",
         *more,
@@ -92,14 +91,21 @@ def test_dry_run_prints_every_argument_list_and_starts_nothing(cloud, repository
         and len(image.rpartition(":")[2]) == 12
     )
     # $$ is Kubernetes' way to write a dollar.
-    program = f"exec env 'A=$$(B)' python -m gemma_encoder.main --config=experiments/tiny.py '{override}' --workdir=gs://bucket/runs/first"
+    program = f"exec env 'A=$$(B)' python -m gemma_encoder train --config=experiments/tiny.py '{override}' --workdir=gs://bucket/runs/first"
     kind = ["--tpu-type=v5litepod-16", "--num-slices=1", f"--docker-image={image}"]
     restarts = [
         "--max-restarts=10",
         "--restart-on-exit-codes=75",
         "--termination-grace-period-seconds=120",
     ]
-    plan = ["-m", "launch.plan", "--config=experiments/tiny.py", override, "--topology=v5e:4x4"]
+    plan = [
+        "-m",
+        "gemma_encoder",
+        "plan",
+        "--config=experiments/tiny.py",
+        override,
+        "--topology=v5e:4x4",
+    ]
     assert steps == [
         [sys.executable, *plan, f"--json={repository / 'runs/launch/first.plan.json'}"],
         [
