@@ -7,14 +7,15 @@ import pytest
 
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.options import from_mapping
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.model.encoder import EncoderOutput
 from gemma_encoder.training import losses
 from gemma_encoder.training.loss_options import (
+    LossOptionsConfig,
     Poly1Options,
     SoftmaxCrossEntropyOptions,
-    make_options,
 )
 from gemma_encoder.training.losses import LossOptions, batch_loss
 
@@ -206,16 +207,20 @@ def test_each_segment_is_scored_by_its_own_tasks_head():
         assert touched.any()
 
 
+def loss_options(values):
+    return from_mapping(LossOptionsConfig, values, "loss_options")
+
+
 def test_unknown_losses_and_options_name_the_nearest():
     ranking = TASKS[2:]
     with pytest.raises(InputError, match="did you mean 'softmax'"):
         options(names=NAMES | {"ranking": "sofmax"}).check(ranking)
-    with pytest.raises(InputError, match="option of poly1 'epsilom'; did you mean 'epsilon'"):
-        make_options({"poly1": {"epsilom": 1.0}})
-    with pytest.raises(InputError, match="loss with options 'poly2'; did you mean 'poly1'"):
-        make_options({"poly2": {}})
-    weights = make_options({"softmax_cross_entropy": {"class_weights": (1.0, 2.0, 3.0)}})
-    with pytest.raises(InputError, match=r"loss_options.softmax_cross_entropy: .* has 3 weights"):
+    with pytest.raises(InputError, match=r"poly1.epsilom'; did you mean 'loss_options.poly1.eps"):
+        loss_options({"poly1": {"epsilom": 1.0}})
+    with pytest.raises(InputError, match=r"loss_options.poly2'; did you mean 'loss_options.poly1'"):
+        loss_options({"poly2": {}})
+    weights = loss_options({"softmax_cross_entropy": {"class_weights": (1.0, 2.0, 3.0)}})
+    with pytest.raises(InputError, match=r"softmax_cross_entropy.class_weights has 3 weights"):
         options(options=weights).check(TASKS[:1])
 
 
@@ -229,8 +234,8 @@ def test_unknown_losses_and_options_name_the_nearest():
     ],
 )
 def test_options_out_of_range_are_refused(fields, message):
-    with pytest.raises(InputError, match=f"loss_options.softmax_cross_entropy: {message}"):
-        make_options({"softmax_cross_entropy": fields})
+    with pytest.raises(InputError, match=rf"loss_options.softmax_cross_entropy\.{message}"):
+        loss_options({"softmax_cross_entropy": fields})
 
 
 # --- Options of classification ---
