@@ -58,7 +58,7 @@ def test_refusals_name_what_is_wrong(config, changes, message):
 
 
 def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):
-    from experiments import glue
+    from gemma_encoder.experiments import glue
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = glue.get_config("mnli,size=gemma2_9b")
