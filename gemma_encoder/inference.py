@@ -58,6 +58,9 @@ class Predictor:
         A sentence-transformers folder of another Gemma, such as EmbeddingGemma, is loaded too: it
         has no task, but it embeds.
 
+        Programs that it compiles are stored in the user's cache folder, for later processes, unless
+        JAX has a folder for them already; see `runtime.enable_compilation_cache`.
+
         Args:
             path: local or `gs://`.
             mesh: (data, fsdp, tensor) over all devices, -1 for all that are left: (-1, 1, 1) gives

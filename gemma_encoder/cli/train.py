@@ -26,7 +26,10 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     add_flags(flags)
-    flags.switch("help_config", "List the fields of a config with their defaults, and exit.")
+    flags.switch(
+        "help_config",
+        "List the fields of a config, each with its default and a line of help, and exit.",
+    )
     config = flags.parse(argv)
     if flags["help_config"]:
         print(config_fields())
@@ -57,18 +60,10 @@ def checked(
 
 
 def config_fields() -> str:
-    """Returns the fields of a config, one a line, each as the flag that sets it to its default."""
-    runtime.require_training()
-    from gemma_encoder.training import recipe
+    """Returns the fields of a config: a line for each, with its type, default and help."""
+    from gemma_encoder.training.config import field_help
 
-    def lines(config: ml_collections.ConfigDict, prefix: str):
-        for name, value in config.items():
-            if isinstance(value, ml_collections.ConfigDict) and len(value):
-                yield from lines(value, f"{prefix}.{name}")
-            else:
-                yield f"{prefix}.{name}={value!r}"
-
-    return "\n".join(lines(recipe.default_config(), "--config"))
+    return "\n".join(field_help())
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:

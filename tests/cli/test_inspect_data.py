@@ -59,7 +59,7 @@ def test_every_task_is_shown(run, task):
         "each piece over its id",
         "── packed row",
         "real",
-        "labels" if source.task.kind != "regression" else "targets",
+        "targets" if source.task.kind.name == "regression" else "labels",
     ):
         assert part in text
     assert "── record 3" not in text

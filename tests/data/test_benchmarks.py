@@ -276,7 +276,7 @@ def test_only_some_test_splits_are_unlabelled(name, tables):
 def oracle(task, table, wrong=()):
     """Outputs that are right but for the examples in `wrong`."""
     labels = np.array(table.labels)
-    if task.kind != "classification":
+    if task.kind.name != "classification":
         return np.where(np.isin(np.arange(len(labels)), wrong), -labels, labels)
     guesses = np.where(
         np.isin(np.arange(len(labels)), wrong), (labels + 1) % len(task.classes), labels

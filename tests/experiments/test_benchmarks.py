@@ -168,7 +168,7 @@ def test_compile_time(here, tmp_path):
 def test_a_start_says_what_it_compiled(here, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
-        "from experiments import quickstart\n\n\ndef get_config(arg=''):\n    config = quickstart.get_config('smoke')\n"
+        "from gemma_encoder.experiments import quickstart\n\n\ndef get_config(arg=''):\n    config = quickstart.get_config('smoke')\n"
         "    config.tasks, config.train_for, config.max_eval = ('toy_sentiment',), '1 steps', 8\n    return config\n"
     )
     found = fresh.run(

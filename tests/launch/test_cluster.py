@@ -1,5 +1,9 @@
 """Topologies, and the Dockerfile beside the lock."""
 
+import io
+import subprocess
+import tarfile
+
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
@@ -43,3 +47,12 @@ def test_workers_and_images_get_the_locked_libtpu():
     for file in ("Dockerfile", "worker.py"):
         text = (cluster.ROOT / "launch" / file).read_text()
         assert "requirements/py311-test.txt" in text and ".[train,tpu]" in text
+
+
+def test_the_links_of_the_package_survive_the_archive(tmp_path):
+    """Workers and images unpack `git archive HEAD`; a checkout's package links to two folders."""
+    pack = ["git", "-C", str(cluster.ROOT), "archive", "HEAD", "gemma_encoder", "launch"]
+    archive = subprocess.run(pack, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as file:
+        file.extractall(tmp_path)
+    assert (tmp_path / "gemma_encoder" / "launch" / "worker.py").is_file()

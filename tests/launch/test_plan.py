@@ -170,7 +170,7 @@ def test_what_does_not_fit_exits_1(run, capsys):
 
 
 def recipes_config(size):
-    from experiments import glue
+    from gemma_encoder.experiments import glue
 
     return glue.get_config(f"mnli,size={size}")
 

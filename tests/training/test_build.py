@@ -20,7 +20,7 @@ def config(changed):
 
 def test_the_quickstart_builds(config):
     built = build(config())
-    assert [task.kind for task in built.tasks] == ["classification", "regression", "ranking"]
+    assert [task.kind.name for task in built.tasks] == ["classification", "regression", "ranking"]
     assert built.encoder.heads == {"toy_sentiment": 2, "toy_similarity": 1, "toy_ranking": 1}
     assert built.losses.list_size == 10 and built.stream.shape.groups >= 1
 
@@ -58,7 +58,7 @@ def test_refusals_name_what_is_wrong(config, changes, message):
 
 
 def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):
-    from experiments import glue
+    from gemma_encoder.experiments import glue
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = glue.get_config("mnli,size=gemma2_9b")

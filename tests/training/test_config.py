@@ -180,8 +180,8 @@ def test_a_config_is_read_without_jax_and_tensorflow():
         "import sys\n"
         "from gemma_encoder.training import config, recipe\n"
         "config.field_help(), recipe.default_config()\n"
-        "import experiments.own\n"
-        "typed = config.TrainConfig.from_config_dict(experiments.own.get_config('classification'))\n"
+        "import gemma_encoder.experiments.own\n"
+        "typed = config.TrainConfig.from_config_dict(gemma_encoder.experiments.own.get_config('classification'))\n"
         "print([name for name in ('jax', 'tensorflow', 'optax', 'flax', 'seqio', 'pyarrow')"
         " if name in sys.modules])"
     )
