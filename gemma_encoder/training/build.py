@@ -9,34 +9,24 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gemma_encoder.data import mixtures, registry
+from gemma_encoder.data import mixtures
 from gemma_encoder.data.pipeline import MEASURED, PREFETCH, average_examples
-from gemma_encoder.data.prepared import PreparedSource, check_prepared
+from gemma_encoder.data.prepared import check_prepared
 from gemma_encoder.data.reader import CHUNK
-from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation import metrics
-from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.packing import Packer
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig
-from gemma_encoder.training.build_model import (
-    make_encoder,
-    make_optimizer_config,
-    make_tokenizer,
-    make_transformer,
-    open_start,
-)
-from gemma_encoder.training.config import TrainConfig, import_modules
+from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.durations import Duration
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
-from gemma_encoder.training.recipe import SIZES
+from gemma_encoder.training.parts import Parts
 from gemma_encoder.weights.tensors import Checkpoint
-
-DURATIONS = ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,64 +135,30 @@ def build(config: ConfigDict | TrainConfig, *, dry: bool = False) -> Recipe:
             not to train. The tokenizer is then the small one, the size must be named, and
             `examples_per_step`, where it would be measured, is a guess.
     """
-    if isinstance(config, ConfigDict):
-        config = TrainConfig.from_config_dict(config)
-    import_modules(config.modules)
-    _check(config)
-    sources = _sources(config, check=not dry)
-    tasks = [source.task for source in sources]
-    checkpoint = None if dry else open_start(config.model)
-    transformer = make_transformer(config.model, checkpoint)
-    tokenizer = (
-        Tokenizer.load("small")
-        if dry
-        else make_tokenizer(config.tokenizer, transformer, checkpoint)
+    parts = Parts(TrainConfig.from_config_dict(config), dry)
+    _check_splits(parts.sources, parts.config.evaluate_split)
+    for source in () if dry else parts.sources:
+        source.fit(parts.tokenizer, parts.config.max_length)
+    recipe = Recipe(
+        parts.config,
+        parts.sources,
+        parts.tokenizer,
+        parts.encoder,
+        parts.stream,
+        parts.losses,
+        parts.optimizer,
+        parts.checkpoint,
     )
-    for source in () if dry else sources:
-        source.fit(tokenizer, config.max_length)
-    encoder = make_encoder(config.model, tasks, transformer)
-    stream = _stream(config, tasks)
-    losses = _losses(config, stream, dry)
-    losses.check(tasks)
-    for task in tasks:
+    recipe.losses.check(recipe.tasks)
+    for task in recipe.tasks:
         metrics.check_names(task.kind, task.metrics)
-    if config.prepared:
-        check_prepared(sources, tokenizer, stream)
-    optimizer = make_optimizer_config(config.optimizer, encoder)
-    return Recipe(config, sources, tokenizer, encoder, stream, losses, optimizer, checkpoint)
+    if recipe.config.prepared:
+        check_prepared(recipe.sources, recipe.tokenizer, recipe.stream)
+    return recipe
 
 
-def _check(config: TrainConfig) -> None:
-    """Refuses what needs neither data nor weights to be seen."""
-    tasks = mixtures.expand(config.tasks)
-    if not tasks or len(set(tasks)) < len(tasks):
-        raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
-    if config.model.size not in SIZES:
-        raise unknown("size", config.model.size, SIZES)
-    for name in config.task_weights:
-        if name not in registry.names():
-            raise unknown("task in task_weights", name, registry.names())
-    for field in DURATIONS:
-        Duration.parse(getattr(config, field), field)
-    if config.batch.examples_per_step < 0:
-        raise InputError(
-            "batch.examples_per_step must be positive, or 0 to have it measured; "
-            f"got {config.batch.examples_per_step}"
-        )
-
-
-def _sources(config: TrainConfig, check: bool) -> tuple[Source, ...]:
-    """The tasks with their data; says once which are not trained on, or not evaluated."""
-    options = DataOptions.from_config(config)
-    sources = tuple(
-        PreparedSource(name, config.prepared, options)
-        if config.prepared
-        else registry.get(name, options)
-        for name in mixtures.expand(config.tasks)
-    )
-    for source in sources if check else ():
-        source.check()
-    split = config.evaluate_split
+def _check_splits(sources: Sequence[Source], split: str) -> None:
+    """Raises InputError where no task has the split; says which are not trained or evaluated."""
     if not any(source.evaluation_splits(split) for source in sources):
         raise unknown("evaluate_split", split, {name for one in sources for name in one.splits})
     for source in sources:
@@ -213,37 +169,9 @@ def _sources(config: TrainConfig, check: bool) -> tuple[Source, ...]:
             )
         if not source.evaluation_splits(split):
             logging.warning(
-                "%s has no %s split and is not evaluated; its splits, "
-                "for --config.evaluate_split: %s",
+                "%s has no %s split and is not evaluated; its splits, for "
+                "--config.evaluate_split: %s",
                 task.name,
                 split,
                 ", ".join(source.splits),
             )
-    return sources
-
-
-def _stream(config: TrainConfig, tasks: Sequence[Task]) -> StreamOptions:
-    """The shape of batches: room for lists and vector labels where a task has them."""
-    lists = any(task.is_list for task in tasks)
-    targets = max(task.target_width for task in tasks)
-    batch, list_size = config.batch, config.ranking.list_size if lists else 1
-    parts = batch.readers * max(batch.micro_batches, 1)
-    groups = max(batch.rows * batch.segments // list_size // parts, 1) * parts if lists else parts
-    shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, list_size, targets)
-    return StreamOptions(
-        shape, config.max_length, batch.readers, config.seed, batch.padding, batch.micro_batches
-    )
-
-
-def _losses(config: TrainConfig, stream: StreamOptions, dry: bool) -> LossOptions:
-    """The constants of the loss; a dry recipe guesses what would be measured."""
-    shape = stream.shape
-    return LossOptions(
-        config.losses,
-        config.task_weights,
-        config.batch.examples_per_step or dry * shape.rows,
-        shape.rows * shape.row_length,
-        shape.groups // stream.micro_batches,
-        shape.list_size,
-        config.loss_options,
-    )

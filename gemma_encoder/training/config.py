@@ -161,7 +161,7 @@ class TrainConfig:
     hooks: tuple[str, ...] = option((), "registered hooks to run, by name", may_change=True)
 
     @classmethod
-    def from_config_dict(cls, config: ConfigDict) -> "TrainConfig":
+    def from_config_dict(cls, config: "ConfigDict | TrainConfig") -> "TrainConfig":
         """The typed config; raises InputError for an unknown field or a value of another type."""
         return options.from_mapping(cls, config.to_dict())
 

@@ -29,6 +29,13 @@ from gemma_encoder.weights.huggingface import SIDECAR, HuggingFaceCheckpoint
 from gemma_encoder.weights.native import Bundle
 from gemma_encoder.weights.tensors import Checkpoint
 
+# What a folder of each format holds, in the order in which formats are looked for.
+FORMATS: dict[type[Checkpoint], tuple[str, ...]] = {
+    native.NativeCheckpoint: ("inference/inference.json", "checkpoints"),
+    HuggingFaceCheckpoint: ("config.json",),
+    GemmaCheckpoint: ("_METADATA", "_CHECKPOINT_METADATA", "default"),
+}
+
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
     """The checkpoint at `path`, whatever it is; only what describes it is read.
@@ -46,12 +53,9 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
         raise InputError(
             f"{path} does not exist; give a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT or GEMMA3_270M_IT"
         )
-    if (folder / "inference" / "inference.json").exists() or (folder / "checkpoints").exists():
-        return native.NativeCheckpoint(folder)
-    if (folder / "config.json").exists():
-        return HuggingFaceCheckpoint(folder)
-    if any((folder / name).exists() for name in ("_METADATA", "_CHECKPOINT_METADATA", "default")):
-        return GemmaCheckpoint(folder)
+    for kind, marks in FORMATS.items():
+        if any((folder / mark).exists() for mark in marks):
+            return kind(folder)
     raise InputError(
         f"{folder} is no checkpoint: expected the gemma package's (_METADATA), Hugging Face's (config.json, *.safetensors) or a workdir of this project"
     )
