@@ -12,12 +12,15 @@ quiet_compiler()
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "fine_tune": "gemma_encoder.fine_tuning",
     "Predictor": "gemma_encoder.inference",
     "GemmaEncoder": "gemma_encoder.model.encoder",
     "EncoderConfig": "gemma_encoder.model.config",
     "PoolingConfig": "gemma_encoder.model.config",
     "TransformerConfig": "gemma_encoder.model.config",
     "GEMMA_CONFIGS": "gemma_encoder.model.sizes",
+    "Trainer": "gemma_encoder.training.trainer",
+    "Hook": "gemma_encoder.training.hooks",
     "Task": "gemma_encoder.inputs.task",
     "Template": "gemma_encoder.inputs.template",
     "Tokenizer": "gemma_encoder.inputs.tokenizer",

@@ -12,8 +12,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from gemma_encoder import runtime
-from gemma_encoder.cli import configs
+from gemma_encoder import configs, runtime
 from gemma_encoder.inputs.errors import InputError, one_line
 
 EXIT_BAD_INPUT = 2

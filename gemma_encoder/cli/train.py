@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from gemma_encoder import runtime
-from gemma_encoder.cli import commandline, configs
+from gemma_encoder import configs, runtime
+from gemma_encoder.cli import commandline
 
 
 def main(argv: Sequence[str]) -> int:

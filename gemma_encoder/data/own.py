@@ -178,7 +178,7 @@ def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
             raise InputError(f"{path}: all targets are {label_range[0]:g}; name own.label_range")
     if inferred:
         logging.warning("own: inferred from %s: %s", path, "; ".join(inferred))
-    return Task("own", kind, template, own.metrics, classes, label_range or (0.0, 1.0))
+    return Task(own.name, kind, template, own.metrics, classes, label_range or (0.0, 1.0))
 
 
 def _template(own: OwnOptions, kind: Kind, fields: Sequence[str]) -> Template:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -22,6 +23,7 @@ class OwnOptions:
         "", "path of the validation file; without it, a share of the training file is held out"
     )
     test: str = option("", "path of the test file")
+    name: str = option("own", "of the task, in metrics and in names of files")
     kind: str = option("classification", "kind of task, one that a table's labels can hold")
     fields: tuple[str, ...] = option(
         (),
@@ -70,6 +72,10 @@ class OwnOptions:
             raise InputError(
                 "own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, "
                 "e.g. --config.own.train=train.csv"
+            )
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise InputError(
+                f"own.name is made of letters, digits, '_', '-' and '.', got {self.name!r}"
             )
         if self.kind not in table_kinds():
             raise unknown("own.kind", self.kind, table_kinds())

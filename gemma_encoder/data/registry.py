@@ -17,9 +17,9 @@ _TASKS: dict[str, Callable[[DataOptions], Source]] = {
 }
 
 
-def names() -> tuple[str, ...]:
-    """All registered tasks, sorted."""
-    return tuple(sorted(_TASKS))
+def names(options: DataOptions | None = None) -> tuple[str, ...]:
+    """All registered tasks, sorted; that of the user's own files by the name that `options` give."""
+    return tuple(sorted(_by_name(options or DataOptions())))
 
 
 def register(name: str, make: Callable[[DataOptions], Source]) -> None:
@@ -31,6 +31,17 @@ def register(name: str, make: Callable[[DataOptions], Source]) -> None:
 
 def get(name: str, options: DataOptions | None = None) -> Source:
     """The source of a task; raises InputError for an unknown name (with the nearest valid one) or missing data."""
-    if name not in _TASKS:
-        raise unknown("task", name, _TASKS)
-    return _TASKS[name](options or DataOptions())
+    options = options or DataOptions()
+    tasks = _by_name(options)
+    if name not in tasks:
+        raise unknown("task", name, tasks)
+    return tasks[name](options)
+
+
+def _by_name(options: DataOptions) -> dict[str, Callable[[DataOptions], Source]]:
+    own = options.own.get("name") or "own"
+    if own == "own":
+        return _TASKS
+    if own in _TASKS:
+        raise InputError(f"own.name: {own!r} is the name of another task; choose one that is new")
+    return {own if name == "own" else name: make for name, make in _TASKS.items()}

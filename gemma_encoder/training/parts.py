@@ -49,9 +49,10 @@ class Parts:
             raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
         if config.model.size not in SIZES:
             raise unknown("size", config.model.size, SIZES)
+        names = registry.names(DataOptions.from_config(config))
         for name in config.task_weights:
-            if name not in registry.names():
-                raise unknown("task in task_weights", name, registry.names())
+            if name not in names:
+                raise unknown("task in task_weights", name, names)
         for field in DURATIONS:
             Duration.parse(getattr(config, field), field)
         if config.batch.examples_per_step < 0:

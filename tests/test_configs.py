@@ -4,10 +4,10 @@ import pathlib
 
 import pytest
 
-from gemma_encoder.cli import configs
+from gemma_encoder import configs
 from gemma_encoder.inputs.errors import InputError
 
-EXPERIMENTS = pathlib.Path(__file__).resolve().parents[2] / "experiments"
+EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 
 
 def test_the_configs_that_come_with_the_package():

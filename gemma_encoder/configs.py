@@ -1,0 +1,98 @@
+"""Configs by name: `own` is `experiments/own.py`, which comes with the package."""
+
+import importlib.util
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gemma_encoder.inputs.errors import InputError, unknown
+
+FOLDER = pathlib.Path(__file__).parent / "experiments"
+_GROUPS = ("", "ablations/")  # folders of FOLDER that hold configs
+_MARK = re.compile(r"^(def get_config\(|get_config = )", re.MULTILINE)
+
+
+def names() -> list[str]:
+    """Returns the configs that come with the package, e.g. "glue" and "ablations/pooling"."""
+    return sorted(
+        f"{group}{path.stem}"
+        for group in _GROUPS
+        for path in (FOLDER / group).glob("*.py")
+        if _MARK.search(path.read_text(encoding="utf-8"))
+    )
+
+
+def resolve(config: str) -> str:
+    """Returns FILE[:ARG] for what a user gave as `--config`: a name or a file, each with [:ARG].
+
+    A file of this repository that does not exist here, as in a command that was copied from another
+    machine, is the package's own: `experiments/own.py` is then `own`.
+
+    Raises:
+        InputError: a name that no config has; the message names the nearest.
+    """
+    name, colon, argument = config.partition(":")
+    if name.endswith(".py") or name.startswith(("/", ".", "~")):
+        own = name.removeprefix("experiments/").removesuffix(".py")
+        if pathlib.Path(name).exists() or f"experiments/{own}.py" != name or own not in names():
+            return config
+        name = own
+    if name not in names():
+        raise InputError(f"{unknown('config', name, names())}; or give the path of a .py file")
+    return f"{FOLDER / name}.py{colon}{argument}"
+
+
+def load(config: str) -> ConfigDict:
+    """The config that a name or a file stands for, each with [:ARG] for its `get_config`.
+
+    Raises:
+        InputError: there is no such config, or its `get_config` refuses the argument.
+    """
+    name, colon, argument = resolve(config).partition(":")
+    path = pathlib.Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(f"config {name} is not a file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"config {name} has no get_config()")
+    return module.get_config(*([argument] if colon else []))
+
+
+def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by their path: {"batch": {"rows": 8}} and {"batch.rows": 8} are {"batch.rows": 8}."""
+    result = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            result |= flattened(value, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = value
+    return result
+
+
+def override(config: ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Changes fields of a config; `TrainConfig.from_config_dict` checks their names and types.
+
+    Args:
+        config: changed in place.
+        fields: new values by path, as `flattened` gives them.
+
+    Raises:
+        InputError: a path that goes on behind a plain value.
+    """
+    with config.unlocked(), config.ignore_type():
+        for path, value in fields.items():
+            *parents, name = path.split(".")
+            place = config
+            for number, parent in enumerate(parents):
+                if parent not in place:  # `from_config_dict` names the field that was meant
+                    place[parent] = ConfigDict()
+                place = place[parent]
+                if not isinstance(place, ConfigDict):
+                    field = ".".join(parents[: number + 1])
+                    raise InputError(f"config field {path!r}: {field} is a value without fields")
+            place[name] = value

@@ -1,0 +1,93 @@
+"""Rows in memory as a file that `tables` reads: what the user hands over in Python."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gemma_encoder.inputs.errors import InputError
+
+EXPECTED = "a path, a DataFrame, a dictionary of columns or an iterable of records"
+
+
+def to_jsonl(data: Any, name: str) -> str:
+    """The rows of `data` as JSON lines.
+
+    Args:
+        data: a DataFrame (pandas or polars), a dictionary from column to its values, or an iterable
+            of dictionaries from column to value, such as a `datasets.Dataset`.
+        name: of the split, for messages.
+
+    Raises:
+        InputError: something else, columns of different lengths, a value that JSON cannot hold.
+    """
+    lines = []
+    for number, record in enumerate(_records(data, name)):
+        if not isinstance(record, Mapping):
+            raise InputError(
+                f"{name}: record {number} is {type(record).__name__}, not a dictionary from column "
+                f"to value; {name} is {EXPECTED}"
+            )
+        values = {str(column): _plain(value) for column, value in record.items()}
+        try:
+            lines.append(json.dumps(values, ensure_ascii=False))
+        except TypeError as error:
+            raise InputError(f"{name}: record {number} cannot be stored: {error}") from None
+    if not lines:
+        raise InputError(f"{name} holds no record")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a file that never exists half written; raises InputError where it cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except UnicodeEncodeError as error:
+        os.unlink(file.name)
+        raise InputError(f"{path.stem}: a text is no valid Unicode: {error.reason}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _records(data: Any, name: str) -> Iterable[Any]:
+    if hasattr(data, "columns") and hasattr(data, "to_dicts"):
+        return data.to_dicts()
+    if hasattr(data, "columns") and hasattr(data, "to_dict"):
+        if not data.columns.is_unique:
+            raise InputError(f"{name} has two columns of one name: {', '.join(data.columns)}")
+        return data.to_dict("records")
+    if isinstance(data, Mapping):
+        columns = {column: _column(values, column, name) for column, values in data.items()}
+        lengths = {column: len(values) for column, values in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"{name}: the columns differ in length: {lengths}")
+        return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        raise InputError(f"{name} is {type(data).__name__}; give {EXPECTED}")
+    return data
+
+
+def _column(values: Any, column: Any, name: str) -> list[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InputError(
+            f"{name}: column {column!r} is {type(values).__name__}, not a list of values"
+        )
+    return list(values)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy as those of Python, missing values as None."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple | set):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,175 @@
+"""`fine_tune`: from texts and labels, or a config, to a Predictor, in one call.
+
+    import gemma_encoder as ge
+
+    predictor = ge.fine_tune("classification", train=frame, workdir="runs/tone")
+    predictor.predict(["a fine film"])
+
+It is the run that `gemma-encoder train` makes: the same config, workdir and checkpoints.
+"""
+
+import pathlib
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ml_collections
+from etils import epath
+
+from gemma_encoder import configs, runtime
+from gemma_encoder.data.own_options import table_kinds
+from gemma_encoder.data.row_files import to_jsonl, write_whole
+from gemma_encoder.inference import Predictor
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.weights import native
+
+if TYPE_CHECKING:
+    import pandas
+
+    from gemma_encoder.training.hooks import Hook
+
+    Data = epath.PathLike | pandas.DataFrame | Mapping[str, Sequence] | Iterable[Mapping]
+
+FOLDER = "data"  # of a workdir, for what was handed over in memory
+
+
+def fine_tune(
+    what: str | Task | ml_collections.ConfigDict,
+    train: "Data | None" = None,
+    validation: "Data | None" = None,
+    test: "Data | None" = None,
+    *,
+    workdir: epath.PathLike,
+    overrides: Mapping[str, Any] | None = None,
+    hooks: Sequence["Hook"] = (),
+) -> Predictor:
+    """Fine-tunes an encoder, or resumes the run in `workdir`, and loads the newest checkpoint.
+
+    A progress bar is shown on a terminal and in a notebook. Rows in memory are kept in
+    `WORKDIR/data/`, so that the same call resumes an interrupted run.
+
+    Args:
+        what: a kind of task ("classification", "regression", "ranking", "multi_label", "ordinal"),
+            with the arguments of the config `own` where there are any, such as
+            "classification,size=gemma3_270m"; or a `Task` of your own, whose template's fields are
+            columns of the data; or a config, by name ("glue:sst2"), by file or as it is.
+        train: a path (JSONL, CSV, TSV, Parquet), a DataFrame, a dictionary of columns, or an
+            iterable of records. The column "label" holds the label, the others make the text;
+            `OwnOptions` says more, and `overrides` such as {"own.label": "stars"} change it.
+            None where the config names its data.
+        validation: what to evaluate on; by default a tenth of `train` is held out.
+        test: the split "test", for later.
+        workdir: folder of the run: checkpoints, metrics.jsonl, predictions.
+        overrides: fields of the config by path, such as {"train_for": "20 steps", "seed": 1}.
+        hooks: called at the run's cadences, see `gemma_encoder.training.hooks`.
+
+    Returns:
+        The fine-tuned encoder; `predictor.bundle.record["metrics"]` holds the evaluations.
+
+    Raises:
+        InputError: something of it cannot be used; nothing of an earlier run is lost.
+        SystemExit: the process was told to stop (SIGTERM), with a checkpoint saved.
+    """
+    runtime.require_training()
+    runtime.quiet()
+    name, config, fields = _chosen(what)
+    fields |= configs.flattened(overrides or {})
+    files = _files({"train": train, "validation": validation, "test": test}, workdir)
+    taken = sorted(files.keys() & fields.keys())
+    if taken:
+        raise InputError(f"overrides: {taken[0]} is given as an argument, too; leave one out")
+    fields |= files
+    configs.override(config, fields)
+    if files and config.own.name not in config.tasks:
+        raise InputError(
+            f"the config trains on {', '.join(config.tasks)}, not on data of your own; leave out "
+            f"{', '.join(field.removeprefix('own.') for field in files)}, or name a kind of task"
+        )
+    from gemma_encoder.training import loop, processes
+
+    outcome = loop.train(config, workdir, _command(name, fields, workdir), hooks)
+    if outcome.preempted:
+        raise SystemExit(processes.EXIT_PREEMPTED)
+    return Predictor.load(outcome.checkpoint)
+
+
+def _chosen(
+    what: str | Task | ml_collections.ConfigDict,
+) -> tuple[str, ml_collections.ConfigDict, dict[str, Any]]:
+    """The config's name ("" without one), the config, and the fields that a task changes."""
+    if isinstance(what, Task):
+        name, fields = f"own:{what.kind}", _fields(what)
+        return name, configs.load(name), fields
+    if isinstance(what, str):
+        name = f"own:{what}" if what.split(",")[0] in table_kinds() else what
+        return name, configs.load(name), {}
+    if isinstance(what, ml_collections.ConfigDict):
+        return "", what.copy_and_resolve_references(), {}
+    raise InputError(f"expected a kind, a Task or a config, got {type(what).__name__}")
+
+
+def _fields(task: Task) -> dict[str, Any]:
+    """A task as fields of the config."""
+    if task.kind.name not in table_kinds():
+        raise InputError(
+            f"task {task.name!r}: the labels of a {task.kind} task are none that a table holds; "
+            f"those of {', '.join(table_kinds())} are"
+        )
+    plain = Task(task.name, task.kind, task.template, task.metrics, task.classes, task.label_range)
+    if plain != task:
+        raise InputError(
+            f"task {task.name!r}: fine_tune uses a task's name, kind, template, metrics, classes "
+            "and label_range; leave out head, chance and role_templates"
+        )
+    query_and_document = task.is_list and set(task.template.fields) == {"query", "document"}
+    return {
+        "tasks": (task.name,),
+        "own.name": task.name,
+        "own.kind": task.kind.name,
+        "own.fields": () if query_and_document else task.template.fields,
+        "own.template": task.template.text,
+        "own.cut": task.template.cut,
+        "own.metrics": task.metrics,
+        "own.classes": task.classes,
+        "own.label_range": task.label_range if task.kind.has_range else (),
+    }
+
+
+def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict[str, str]:
+    """Paths by field of the config; rows in memory are written to the workdir."""
+    result, texts = {}, {}
+    for split, data in splits.items():
+        if isinstance(data, str | epath.Path | pathlib.Path):
+            result[f"own.{split}"] = str(data)
+        elif data is not None:
+            texts[split] = to_jsonl(data, split)
+    if not texts:
+        return result
+    folder = native.absolute(workdir)
+    if "://" in str(folder):
+        raise InputError(
+            f"workdir {folder} is not a local folder, which rows in memory are kept in; give the "
+            "path of a file"
+        )
+    has_run = (folder / "config.json").exists()
+    for split, text in texts.items():
+        path = pathlib.Path(folder) / FOLDER / f"{split}.jsonl"
+        result[f"own.{split}"] = str(path)
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        if has_run:
+            raise InputError(
+                f"{folder} holds a run on other {split} data; choose another workdir, or delete it"
+            )
+        write_whole(path, text)
+    return result
+
+
+def _command(name: str, fields: Mapping[str, Any], workdir: epath.PathLike) -> str:
+    """What does the same on the command line; "" where the config has no name."""
+    if not name:
+        return ""
+    changes = (f"--config.{field}={value}" for field, value in fields.items())
+    words = ["gemma-encoder", "train", f"--config={name}", *changes, f"--workdir={workdir}"]
+    return shlex.join(words)

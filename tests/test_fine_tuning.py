@@ -1,0 +1,242 @@
+"""`fine_tune`: data in memory or in files, a kind, a task or a config, become a Predictor."""
+
+import json
+import shlex
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import gemma_encoder as ge
+from gemma_encoder import fine_tuning
+from gemma_encoder.training import loop
+
+SMALL = {
+    "model.size": "gemma2_tiny",
+    "model.transformer": {
+        "num_layers": 2,
+        "embed_dim": 32,
+        "hidden_dim": 64,
+        "head_dim": 8,
+        "query_scale": 8**-0.5,
+    },
+    "max_length": 64,
+    "batch": {"row_length": 64, "rows": 8, "segments": 4},
+    "train_for": "4 steps",
+}
+ROWS = [
+    {"text": f"it was {word}, number {number}", "label": word}
+    for number in range(20)
+    for word in ("good", "bad")
+]
+COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+
+
+class Dataset:
+    """Iterable by rows, as those of the `datasets` library are."""
+
+    def __iter__(self):
+        return iter(ROWS)
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
+
+
+def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd):
+    import gemma_encoder.main
+
+    config = tmp_path / "small.py"  # a flag cannot change the model's own fields
+    config.write_text(
+        "from gemma_encoder import configs\n\n\n"
+        "def get_config(arg):\n"
+        "    config = configs.load(f'own:{arg}')\n"
+        f"    configs.override(config, configs.flattened({SMALL}))\n"
+        "    return config\n"
+    )
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    given = {
+        "path": file,
+        "frame": pd.DataFrame(ROWS),
+        "columns": COLUMNS | {"label": np.array(COLUMNS["label"])},
+        "records": (row for row in ROWS),
+        "dataset": Dataset(),
+    }
+    for name, data in given.items():
+        predictor = ge.fine_tune(
+            f"{config}:classification",
+            train=data,
+            workdir=tmp_path / name,
+            overrides={"log_every": "1 step"},
+        )
+        assert predictor.classes == ("bad", "good")
+        assert predictor.predict(["it was good"]).shape == (1, 2)
+        if name != "path":
+            kept = tmp_path / name / "data" / "train.jsonl"
+            assert [json.loads(line) for line in kept.read_text().splitlines()] == ROWS
+    # The checkpoint says which command does the same.
+    command = shlex.split(predictor.bundle.record["command"])
+    assert command[:3] == ["gemma-encoder", "train", f"--config={config}:classification"]
+    assert command[-1] == f"--workdir={tmp_path / name}"
+    again = [*command[2:-1], f"--workdir={tmp_path / 'command'}"]
+    assert gemma_encoder.main.main(["--mode=train", *again]) == 0
+    runs = [losses(tmp_path / name) for name in (*given, "command")]
+    assert all(run == runs[0] for run in runs) and runs[0]
+    assert "own" in capfd.readouterr().out  # the command's summary
+
+
+def test_a_task_declared_in_python(tmp_path):
+    task = ge.Task(
+        "tone",
+        "ordinal",
+        ge.Template("Stars of: {text}"),
+        metrics=("quadratic_weighted_kappa",),
+        classes=("bad", "good"),
+    )
+    frame = pd.DataFrame(ROWS)
+    predictor = ge.fine_tune(
+        task,
+        train=frame,
+        validation=frame[:6],
+        workdir=tmp_path,
+        overrides=SMALL | {"task_weights": {"tone": 2.0}},
+    )
+    assert predictor.task() == task
+    (line,) = predictor.bundle.record["metrics"]
+    assert line["task"] == "tone" and "quadratic_weighted_kappa" in line
+    assert predictor.predict(["it was good"]).shape == (1, 2)
+
+
+def test_ranking_from_memory(tmp_path):
+    records = [
+        {"query": f"find {word}", "document": f"a {other} thing", "label": int(word == other)}
+        for word in ("red", "green", "blue", "grey", "pink")
+        for other in ("red", "green", "blue", "grey", "pink")
+    ]
+    predictor = ge.fine_tune(
+        "ranking",
+        train=records,
+        validation=records[:10],
+        workdir=tmp_path,
+        overrides=SMALL | {"batch.rows": 16},
+    )
+    best = predictor.rank("find red", ["a red thing", "a blue thing", "a grey thing"], top_k=2)
+    assert len(best) == 2 and best[0][1] >= best[1][1]
+
+
+def test_a_config_by_name_and_as_it_is(micro, tmp_path):
+    predictor = ge.fine_tune("quickstart:smoke", workdir=tmp_path / "name", overrides=SMALL)
+    again = ge.fine_tune(micro(), workdir=tmp_path / "config")
+    assert losses(tmp_path / "name") == losses(tmp_path / "config")
+    assert list(predictor.tasks) == list(again.tasks)
+    assert "quickstart" in predictor.bundle.record["command"]
+
+
+def test_a_run_that_was_interrupted_goes_on(tmp_path):
+    class Interrupt(ge.Hook):
+        def is_due(self, run, step):
+            return step == 3
+
+        def on_due(self, run, step):
+            raise KeyboardInterrupt
+
+    data, settings = pd.DataFrame(ROWS), SMALL | {"checkpoint_every": "1 step", "log_every": 1}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    first = ge.fine_tune("classification", data, workdir=whole, overrides=settings)
+    with pytest.raises(KeyboardInterrupt):
+        ge.fine_tune("classification", data, workdir=cut, overrides=settings, hooks=[Interrupt()])
+    second = ge.fine_tune("classification", data, workdir=cut, overrides=settings)
+    assert second.bundle.step == first.bundle.step == 4
+    text = ["it was good"]
+    np.testing.assert_array_equal(second.predict(text), first.predict(text))
+    with pytest.raises(ge.InputError, match="holds a run on other train data"):
+        ge.fine_tune("classification", data[:-1], workdir=cut, overrides=settings)
+    assert len((cut / "data" / "train.jsonl").read_text().splitlines()) == len(ROWS)
+
+
+def test_sigterm_ends_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        loop,
+        "train",
+        lambda *arguments: loop.Outcome(1, {}, {}, tmp_path, 0.0, preempted=True),
+    )
+    with pytest.raises(SystemExit) as stopped:
+        ge.fine_tune("classification", COLUMNS, workdir=tmp_path)
+    assert stopped.value.code == 75
+
+
+PLAIN = ge.Template("{text}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("clasification", COLUMNS), "unknown config 'clasification'"),
+        ((3, COLUMNS), "expected a kind, a Task or a config, got int"),
+        (("classification", 3), "train is int; give a path, a DataFrame"),
+        (("classification", ["it was good"]), "train: record 0 is str, not a dictionary"),
+        (("classification", []), "train holds no record"),
+        (("classification", {}), "train holds no record"),
+        (("classification", {"text": "a b", "label": "c"}), "column 'text' is str, not a list"),
+        (("classification", {"text": ["a", "b"], "label": ["c"]}), "the columns differ in length"),
+        (("classification", [{"text": object(), "label": 1}]), "record 0 cannot be stored"),
+        (
+            ("classification", [{"text": "a", "label": None}] * 3),
+            "train.jsonl:1: column 'label' is null",
+        ),
+        (
+            ("regression", {"text": ["a"] * 3, "label": [1.0, 2.0, float("nan")]}),
+            "train.jsonl:3: column 'label' is null",
+        ),
+        (("classification", {"text": ["a", "\udc80"], "label": [0, 1]}), "no valid Unicode"),
+        (("classification",), "own.train is not set"),
+        (("quickstart", COLUMNS), "not on data of your own; leave out train"),
+        (
+            (ge.Task("a", "classification", PLAIN, classes=("x", "y"), head="b"), COLUMNS),
+            "leave out head, chance and role_templates",
+        ),
+        ((ge.Task("a", "language_model", PLAIN), COLUMNS), "are none that a table holds"),
+        (
+            (ge.Task("a b", "classification", PLAIN, classes=("bad", "good")), COLUMNS),
+            "own.name is made of letters",
+        ),
+        (
+            (ge.Task("glue_sst2", "classification", PLAIN, classes=("bad", "good")), COLUMNS),
+            "'glue_sst2' is the name of another task",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path):
+    with pytest.raises(ge.InputError, match=message) as error:
+        ge.fine_tune(*arguments, workdir=tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train_fro": "4 steps"}, "train_fro.*did you mean 'train_for'"),
+        ({"batch": {"row": 8}}, "batch.row.*did you mean 'batch.rows'"),
+        ({"seed.first": 1}, "seed is a value without fields"),
+        ({"seed": "one"}, "seed must be a whole number"),
+        ({"own.train": "a.csv"}, "own.train is given as an argument, too"),
+        ({"own.name": "tone"}, "not on data of your own|unknown task"),
+    ],
+)
+def test_bad_overrides_are_one_line(overrides, message, tmp_path):
+    with pytest.raises(ge.InputError, match=message):
+        ge.fine_tune("classification", COLUMNS, workdir=tmp_path, overrides=overrides)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_rows_are_not_kept_where_no_file_can_be_read():
+    with pytest.raises(ge.InputError, match="not a local folder"):
+        ge.fine_tune("classification", COLUMNS, workdir="gs://bucket/run")
+
+
+def test_columns_are_told_apart_from_paths(tmp_path):
+    with pytest.raises(ge.InputError, match="missing.csv is not a file"):
+        fine_tuning.fine_tune("classification", "missing.csv", workdir=tmp_path)
