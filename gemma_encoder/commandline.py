@@ -10,6 +10,7 @@ import ml_collections
 from absl import flags, logging
 
 from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.training.config import TrainConfig
 
 
 def parse(
@@ -38,6 +39,8 @@ def parse(
             raise InputError(
                 "the config has no field 'tasks'; let get_config start from gemma_encoder.training.recipe.default_config()"
             )
+        if config.value is not None:
+            TrainConfig.from_config_dict(config.value)  # refused here, before JAX is imported
     except InputError:
         raise
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
