@@ -26,21 +26,22 @@ COMPILING = {  # what JAX reports of itself, by what this table calls it
 }
 
 
+def changes(depth: int, width: int) -> dict[str, int]:
+    """The fields of the transformer that differ from the family's tiny model."""
+    return {"num_layers": depth, "embed_dim": width, "hidden_dim": 4 * width}
+
+
 def transformer(family: str, depth: int, width: int):
     """The family's tiny model with so many layers of such a width."""
     import dataclasses
 
     from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
-    return dataclasses.replace(
-        GEMMA_CONFIGS[f"{family}_tiny"], num_layers=depth, embed_dim=width, hidden_dim=4 * width
-    )
+    return dataclasses.replace(GEMMA_CONFIGS[f"{family}_tiny"], **changes(depth, width))
 
 
 def ours(family: str, depth: int, width: int) -> harness.Turn:
     """Our arm."""
-    import dataclasses
-
     import jax
 
     from gemma_encoder.model import sharding
@@ -50,13 +51,11 @@ def ours(family: str, depth: int, width: int) -> harness.Turn:
 
     config = recipe.default_config()
     config.tasks, config.model.compute_dtype = ("toy_sentiment",), "float32"
+    config.model.size = f"{family}_tiny"
+    config.model.transformer = changes(depth, width)
     config.batch.rows, config.batch.row_length, config.max_length = ROWS, LENGTH, LENGTH
     config.batch.examples_per_step = ROWS
     built = build(config, dry=True)
-    built = dataclasses.replace(
-        built,
-        encoder=dataclasses.replace(built.encoder, transformer=transformer(family, depth, width)),
-    )
 
     def run(turn: int) -> dict[str, float]:
         jax.clear_caches()

@@ -132,6 +132,10 @@ class Flags:
                     "the config has no field 'tasks'; let get_config start from "
                     "gemma_encoder.training.recipe.default_config()"
                 )
+            if config is not None:
+                from gemma_encoder.training.config import TrainConfig
+
+                TrainConfig.from_config_dict(config)  # refused here, before JAX is imported
         except InputError:
             raise
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:

@@ -19,10 +19,17 @@ from gemma_encoder.inputs import kinds, options
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.options import option
 from gemma_encoder.model.config import LoraConfig, PoolingConfig, TransformerConfig
+from gemma_encoder.training.durations import Duration
 from gemma_encoder.training.loss_options import LossOptionsConfig
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 
+LENGTHS = ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every")
 Length = str | int  # of training: text as `durations.Duration` reads it, or a number of steps
+
+
+def changeable(default: Any, text: str) -> Any:
+    """An option that may change between two starts of one run."""
+    return option(default, text, may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +110,7 @@ class EarlyStoppingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole config. Fields marked `may_change` may differ between two starts of one run."""
+    """A whole config. Changeable fields may differ between two starts of one run."""
 
     seed: int = option(0, "of random weights, the order of the data, and dropout")
     tasks: tuple[str, ...] = option(("glue_sst2",), 'tasks, or mixtures as "glue", by name')
@@ -129,36 +136,29 @@ class TrainConfig:
     optimizer: OptimizerConfig = option(OptimizerConfig(), "the optimizer and its schedule")
     train_for: Length = option("3 epochs", 'length of training, in "steps", "epochs", "examples"')
     warmup: Length = option("10 percent", "part of it in which the learning rate rises")
-    log_every: Length = option("20 steps", "how often to log", may_change=True)
-    evaluate_every: Length = option(
-        "100 percent", "how often to evaluate; always at the end, too", may_change=True
-    )
-    checkpoint_every: Length = option(
-        "100 percent", "how often to save; always at the end, too", may_change=True
-    )
-    keep_checkpoints: int = option(
-        2, "the newest checkpoints that are kept, beside the best one", may_change=True
-    )
-    best_metric: str = option(
-        "", 'what the best is chosen by, as "task/metric"; by default the first', may_change=True
-    )
-    early_stopping: EarlyStoppingConfig = option(
-        EarlyStoppingConfig(), "when to stop by best_metric", may_change=True
-    )
-    profile: tuple[int, ...] = option((), "(first, last) step to profile", may_change=True)
+    log_every: Length = changeable("20 steps", "how often to log")
+    evaluate_every: Length = changeable("100 percent", "how often to evaluate; also at the end")
+    checkpoint_every: Length = changeable("100 percent", "how often to save; also at the end")
+    keep_checkpoints: int = changeable(2, "newest checkpoints to keep, beside the best one")
+    best_metric: str = changeable("", 'what tells the best, as "task/metric"; by default the first')
+    early_stopping: EarlyStoppingConfig = changeable(EarlyStoppingConfig(), "stop by best_metric")
+    profile: tuple[int, ...] = changeable((), "(first, last) step to profile")
     evaluate_split: str = option("validation", "the split to evaluate on")
-    compilation_cache: str = option(
-        "auto", 'folder of compiled programs; "auto": the user\'s cache; "": none', may_change=True
+    compilation_cache: str = changeable(
+        "auto", 'folder of compiled programs; "auto": the user\'s cache; "": none'
     )
-    mesh: tuple[int, int, int] = option(
-        (-1, 1, 1), "sizes of the axes data, fsdp, tensor; -1: devices left over", may_change=True
+    mesh: tuple[int, int, int] = changeable(
+        (-1, 1, 1), "sizes of the axes data, fsdp, tensor; -1: devices left over"
     )
-    modules: tuple[str, ...] = option(
+    modules: tuple[str, ...] = changeable(
         (),
         "modules to import first; they may register tasks, kinds, heads, losses or hooks of your own",
-        may_change=True,
     )
-    hooks: tuple[str, ...] = option((), "registered hooks to run, by name", may_change=True)
+    hooks: tuple[str, ...] = changeable((), "registered hooks to run, by name")
+
+    def __post_init__(self):
+        for name in LENGTHS:
+            Duration.parse(getattr(self, name), name)
 
     @classmethod
     def from_config_dict(cls, config: "ConfigDict | TrainConfig") -> "TrainConfig":

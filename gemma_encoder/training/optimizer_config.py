@@ -13,7 +13,13 @@ MOMENT_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer, its schedule, and rules on parameters by their paths."""
+    """The optimizer, its schedule, and rules on parameters by their paths.
+
+    Rules see one path for each layer, for example `freeze=r"backbone/(embedding|layers/[0-8]/.*)"`.
+    Adafactor has factored second moments, no first ones, and clips updates by their layer's root
+    mean square; its learning rate is the schedule's, not relative to the parameters. AdamW's second
+    moment is float32: with b2 near one, what bfloat16 would add to it is mostly rounded away.
+    """
 
     learning_rate: float = option(1e-4, "the peak, reached after warm-up")
     schedule: str = option("linear", 'the fall to zero: "linear", "cosine", or "constant" (none)')

@@ -16,14 +16,11 @@ from gemma_encoder.model.config import EncoderConfig, HeadConfig, TransformerCon
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training.config import TrainConfig, import_modules
-from gemma_encoder.training.durations import Duration
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.recipe import SIZES
 from gemma_encoder.weights import backbone
 from gemma_encoder.weights.tensors import Checkpoint
-
-DURATIONS = ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every")
 
 
 class Parts:
@@ -53,8 +50,6 @@ class Parts:
         for name in config.task_weights:
             if name not in names:
                 raise unknown("task in task_weights", name, names)
-        for field in DURATIONS:
-            Duration.parse(getattr(config, field), field)
         if config.batch.examples_per_step < 0:
             raise InputError(
                 "batch.examples_per_step must be positive, or 0 to have it measured; "

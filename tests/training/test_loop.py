@@ -14,7 +14,9 @@ from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.training import loop
 from gemma_encoder.training.checkpoint import Checkpoints
+from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.metrics_log import read_metrics
+from gemma_encoder.training.workdir import claim_workdir
 from gemma_encoder.weights import native
 
 
@@ -121,15 +123,15 @@ def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_aft
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_alone(micro, tmp_path):
-    loop.claim_workdir(tmp_path, micro())
+    claim_workdir(tmp_path, TrainConfig.from_config_dict(micro()))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
         InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.002 -> 0.5"
     ):
         loop.train(micro(optimizer__learning_rate=0.5), tmp_path)
-    loop.claim_workdir(
-        tmp_path, micro(log_every="1 steps", mesh=(1, -1, 1))
-    )  # what is seen and where it runs may change
+    # What is seen and where it runs may change.
+    again = micro(log_every="1 steps", mesh=(1, -1, 1), early_stopping__patience=2)
+    claim_workdir(tmp_path, TrainConfig.from_config_dict(again))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
