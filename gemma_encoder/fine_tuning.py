@@ -73,7 +73,7 @@ def fine_tune(
     """
     runtime.require_training()
     runtime.quiet()
-    name, config, fields = _chosen(what)
+    name, config, fields = _resolved(what)
     fields |= configs.flattened(overrides or {})
     files = _files({"train": train, "validation": validation, "test": test}, workdir)
     taken = sorted(files.keys() & fields.keys())
@@ -94,7 +94,7 @@ def fine_tune(
     return Predictor.load(outcome.checkpoint)
 
 
-def _chosen(
+def _resolved(
     what: str | Task | ml_collections.ConfigDict,
 ) -> tuple[str, ml_collections.ConfigDict, dict[str, Any]]:
     """The config's name ("" without one), the config, and the fields that a task changes."""
