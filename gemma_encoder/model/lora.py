@@ -4,6 +4,8 @@ A matrix W [in, out] becomes W + (alpha / rank) · A B with A [in, rank] and B [
 starts as the model. qwix works on a single layer; what it makes is stacked here, as layers are.
 """
 
+import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +41,7 @@ def adapt(
     """
     import qwix
 
-    provider = qwix.LoraProvider(module_path=".*", rank=lora.rank, alpha=lora.alpha)
+    provider = _provider_class()(module_path=".*", rank=lora.rank, alpha=lora.alpha)
     single = qwix.apply_lora_to_model(make(()), provider, *inputs, rngs=rngs)
     if not stack:
         return single
@@ -55,6 +57,27 @@ def adapt(
             values[name] = jnp.zeros((*stack, *leaf.shape), leaf.dtype)
     nnx.replace_by_pure_dict(state, values)
     return nnx.merge(graph, state)
+
+
+@functools.cache
+def _provider_class() -> type:
+    """qwix's provider, without its taking an activation for a weight.
+
+    Where it loses track of an array, such as inside a scan, it goes by the shape, and a batch of
+    keys or values may have that of a weight. They differ in that a product of activations has an
+    axis of its own in both operands and the result, which a product with a weight never has.
+    """
+    import qwix
+
+    class Provider(qwix.LoraProvider):
+        def einsum(self, spec: str, *operands: jax.Array, **options: Any) -> jax.Array:
+            """einsum(spec, …), with an adapter where the second operand is a weight."""
+            first, second, result = re.split(",|->", spec.replace(" ", ""))
+            if set(first) & set(second) & set(result):
+                return jnp.einsum(spec, *operands, **options)
+            return super().einsum(spec, *operands, **options)
+
+    return Provider
 
 
 def cast_adapters(state: nnx.State, dtype: jnp.dtype) -> nnx.State:

@@ -154,3 +154,21 @@ def test_the_config_survives_json_and_refuses_nonsense(adapted):
     assert EncoderConfig.from_dict(old).lora == LoraConfig()
     with pytest.raises(InputError, match="lora.rank must be at least 0"):
         LoraConfig(rank=-1)
+
+
+def test_keys_and_values_of_a_weights_shape_are_no_weight(adapted):
+    config, parameters = adapted
+    parameters = disturbed(parameters)
+    rows = config.transformer.embed_dim  # keys and values [rows, 2, K, H], as `key_value` is
+    tokens = jnp.broadcast_to(jnp.array([7, 9], jnp.int32), (rows, 2))
+    batch = (tokens, jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(2), (rows, 2)), 1)
+
+    def run(rows):
+        return jax.jit(
+            lambda parameters: skeleton(config).merge(parameters)(
+                *(array[:rows] for array in batch[:3]), 1
+            )
+        )(parameters).scores["a"]
+
+    # Rows of other batches take other paths through a matrix product: float32 rounds differently.
+    np.testing.assert_allclose(run(rows)[:3], run(3), rtol=1e-5, atol=1e-5)
