@@ -44,7 +44,7 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
 
 
-def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd):
+def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd, caplog):
     import gemma_encoder.main
 
     file = tmp_path / "train.jsonl"
@@ -68,6 +68,7 @@ def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd):
         if name != "path":
             kept = tmp_path / name / "data" / "train.jsonl"
             assert [json.loads(line) for line in kept.read_text().splitlines()] == ROWS
+    assert not [record for record in caplog.records if "seqio" in record.pathname]
     # The checkpoint says which command does the same.
     command = shlex.split(predictor.bundle.record["command"])
     assert command[:3] == ["gemma-encoder", "train", "--config=own:classification"]

@@ -145,8 +145,6 @@ class Flags:
         logging.use_absl_handler()
         if not loud.present:
             logging.set_verbosity(logging.WARNING)
-            # seqio warns that sources are not cached, whatever their size.
-            logging.get_absl_handler().addFilter(lambda record: "seqio" not in record.pathname)
         return config
 
     def _share_logging(self) -> flags.Flag:
