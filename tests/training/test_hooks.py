@@ -120,6 +120,9 @@ def test_a_hook_is_called_after_log_evaluation_and_checkpoint(micro, tmp_path, s
         ("end", 6),
     ]
     assert recorder.losses.items() <= dict(losses(tmp_path)).items()
+    for step in (4, 6):  # a checkpoint holds the evaluation of its step
+        record = native.load_bundle(tmp_path / "checkpoints" / str(step)).record
+        assert [line["step"] for line in record["metrics"]] == [step]
     assert untimed(tmp_path) == untimed(straight)
 
 
