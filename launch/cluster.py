@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 
-from gemma_encoder.cli import commandline, configs
+from gemma_encoder import configs
+from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.launch import command
 

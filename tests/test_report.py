@@ -322,7 +322,7 @@ def test_what_is_missing_is_said(tmp_path):
     for path in (run / "predictions").iterdir():
         path.unlink()
     text = Page(report.report([run])).text
-    assert "1.000" in text and "evaluate with --mode=eval" in text
+    assert "1.000" in text and "run gemma-encoder evaluate" in text
     (run / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 2.0}\n')
     assert "Nothing was evaluated yet" in Page(report.report([run])).text
 

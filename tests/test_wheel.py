@@ -71,7 +71,7 @@ def test_its_programs(run, installed, tmp_path):
     config = ("--config=own:classification,smoke", "--config.own.train=train.csv")
     trained = run("train", *config, "--config.train_for=2 steps", "--workdir=runs/mine")
     assert trained.returncode == 0, trained.stderr
-    assert "gemma_encoder predict --workdir=" in trained.stdout
+    assert " predict --workdir=" in trained.stdout
     (tmp_path / "texts.txt").write_text("a fine film\n")
     predicted = run("predict", "--workdir=runs/mine", "--input=texts.txt", "--output=scores.jsonl")
     assert predicted.returncode == 0, predicted.stderr

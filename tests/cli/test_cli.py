@@ -55,7 +55,7 @@ for words in {calls}:
 
 
 def test_every_module_of_the_folder_is_a_command_or_helps_one():
-    helpers = {"commandline", "configs", "summary", "inspect_data", "inspect_checkpoint"}
+    helpers = {"commandline", "summary", "inspect_data", "inspect_checkpoint"}
     modules = {path.stem for path in pathlib.Path(cli.__file__).parent.glob("[a-z]*.py")}
     assert modules == {*cli.COMMANDS, *helpers}
     for name in cli.COMMANDS:
