@@ -15,7 +15,7 @@ from gemma_encoder.model import lora
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, TransformerConfig
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
-from gemma_encoder.training.config import TrainConfig, import_modules
+from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.recipe import sizes
@@ -27,7 +27,7 @@ class Parts:
     """Makes the parts that a config describes, each when it is first asked for.
 
     Args:
-        config: the typed config; the modules that it names are imported.
+        config: the typed config.
         dry: touch neither data nor weights nor a published tokenizer, see `build`.
 
     Raises:
@@ -36,7 +36,6 @@ class Parts:
 
     def __init__(self, config: TrainConfig, dry: bool):
         self.config, self.dry = config, dry
-        import_modules(self.config.modules)
         self._check()
 
     def _check(self) -> None:
