@@ -247,3 +247,11 @@ def test_a_stop_that_a_hook_asks_for_ends_a_whole_run(micro, tmp_path, straight,
     assert lines[-1]["accuracy"] == outcome.metrics["toy_sentiment"]["accuracy"]
     assert losses(tmp_path)[1] == losses(straight)[2]
     assert loop.train(config, tmp_path).step == 6  # nobody asks any more
+
+
+def test_a_method_that_no_run_would_call_is_refused():
+    with pytest.raises(InputError, match="method of a hook in Late: 'after_step'.*before_step"):
+
+        class Late(Hook):
+            def after_step(self, run):
+                pass
