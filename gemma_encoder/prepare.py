@@ -26,7 +26,7 @@ def prepare(
     """Writes the prepared folder of every task of a recipe under `output`.
 
     Args:
-        recipe: what will be trained.
+        recipe: what will be trained, built for training.
         output: where.
         epochs: of each training split; None for as many as the recipe may need.
         pipeline_options: Beam's flags.
@@ -41,7 +41,6 @@ def prepare(
         raise InputError(
             f"preparing needs Apache Beam, which is not installed ({one_line(error)}); make prepare-setup makes an environment that has it"
         ) from error
-    recipe = recipe.measured()
     jobs = _begun(recipe, output, epochs)
     names = {name for name, _ in jobs}
     if jobs:

@@ -49,7 +49,7 @@ def test_without_beam_it_says_how_to_get_it(run, monkeypatch, capsys, tmp_path):
 
 def test_epochs_cover_what_a_run_draws(micro):
     """A stream that runs to the end of training opens no epoch beyond those that are prepared."""
-    recipe = build(micro(max_train=64, batch__readers=2)).measured()
+    recipe = build(micro(max_train=64, batch__readers=2), for_training=True)
     steps = 40
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
     list(itertools.islice(stream, steps))
@@ -76,8 +76,9 @@ def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
     batches = []
     for folder in ("", str(tmp_path)):
         recipe = build(
-            changed(quickstart.get_config("smoke"), {"prepared": folder, "batch__readers": 2})
-        ).measured()
+            changed(quickstart.get_config("smoke"), {"prepared": folder, "batch__readers": 2}),
+            for_training=True,
+        )
         stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
         batches.append(list(itertools.islice(stream, recipe.steps("train_for", recipe.epoch()))))
         stream.close()

@@ -41,5 +41,10 @@ def _main(argv: Sequence[str]) -> int:
 
     with config.unlocked():
         config.prepared = ""
-    prepare(build(config), flags["output"], flags["epochs"], flags["pipeline_options"])
+    prepare(
+        build(config, for_training=True),
+        flags["output"],
+        flags["epochs"],
+        flags["pipeline_options"],
+    )
     return 0

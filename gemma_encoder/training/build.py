@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gemma_encoder.data import mixtures
-from gemma_encoder.data.pipeline import MEASURED, PREFETCH, average_examples
+from gemma_encoder.data.pipeline import MEASURED, PREFETCH
 from gemma_encoder.data.prepared import check_prepared
 from gemma_encoder.data.reader import CHUNK
 from gemma_encoder.data.source import Source
@@ -23,9 +23,11 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.durations import Duration
+from gemma_encoder.training.hooks import Hook
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.parts import Parts
+from gemma_encoder.training.training_parts import TrainingParts
 from gemma_encoder.weights.tensors import Checkpoint
 
 
@@ -42,6 +44,8 @@ class Recipe:
         losses: constants of the loss.
         optimizer: constants of the optimizer.
         checkpoint: the opened checkpoint whose weights training starts from; None for random ones.
+        best_metric: the task and the metric that the best checkpoint is chosen by.
+        hooks: those that the config names.
     """
 
     config: TrainConfig
@@ -52,6 +56,8 @@ class Recipe:
     losses: LossOptions
     optimizer: OptimizerConfig
     checkpoint: Checkpoint | None = None
+    best_metric: tuple[str, str] = ("", "")
+    hooks: tuple[Hook, ...] = ()
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -103,39 +109,22 @@ class Recipe:
                 f"of the mesh {dict(mesh.shape)}"
             )
 
-    def best_metric(self) -> tuple[str, str]:
-        """The task and the metric that the best checkpoint is chosen by; InputError for others."""
-        names = [
-            f"{source.task.name}/{name}{f'_{part}' if part else ''}"
-            for source in self.sources
-            if (parts := source.evaluation_splits(self.config.evaluate_split))
-            for name in source.task.metrics
-            for part in parts
-        ]
-        name = self.config.best_metric or names[0]
-        if name not in names:
-            raise unknown("best_metric", name, names)
-        return tuple(name.split("/", 1))
 
-    def measured(self) -> "Recipe":
-        """This recipe with `examples_per_step`: the config's, or the average of first batches."""
-        if self.losses.examples_per_step:
-            return self
-        average = average_examples(self.sources, self.rates(), self.tokenizer, self.stream)
-        losses = self.losses._replace(examples_per_step=max(round(average), 1))
-        return dataclasses.replace(self, losses=losses)
-
-
-def build(config: ConfigDict | TrainConfig, *, dry: bool = False) -> Recipe:
+def build(
+    config: ConfigDict | TrainConfig, *, for_training: bool = False, dry: bool = False
+) -> Recipe:
     """Checks a config and makes what it describes; raises InputError for whatever cannot be.
 
     Args:
         config: all its fields.
+        for_training: make also what training alone needs: `examples_per_step` is measured where it
+            is not given, `best_metric` and the hooks are looked up.
         dry: touch neither data nor weights nor a published tokenizer: enough to compile the step,
             not to train. The tokenizer is then the small one, the size must be named, and
             `examples_per_step`, where it would be measured, is a guess.
     """
-    parts = Parts(TrainConfig.from_config_dict(config), dry)
+    make_parts = TrainingParts if for_training else Parts
+    parts = make_parts(TrainConfig.from_config_dict(config), dry)
     _check_splits(parts.sources, parts.config.evaluate_split)
     for source in () if dry else parts.sources:
         source.fit(parts.tokenizer, parts.config.max_length)
@@ -148,6 +137,8 @@ def build(config: ConfigDict | TrainConfig, *, dry: bool = False) -> Recipe:
         parts.losses,
         parts.optimizer,
         parts.checkpoint,
+        parts.best_metric,
+        parts.hooks,
     )
     recipe.losses.check(recipe.tasks)
     for task in recipe.tasks:

@@ -65,21 +65,18 @@ class EarlyStoppingHook(Hook):
         cadence: of the run.
 
     Raises:
-        InputError: an option is out of range, or no evaluation comes before the last step.
+        InputError: no evaluation comes before the last step.
     """
 
     def __init__(self, recipe: Recipe, cadence: Cadence):
         options = recipe.config.early_stopping
-        for field in ("patience", "min_delta"):
-            if options[field] < 0:
-                raise InputError(f"early_stopping.{field} must be at least 0; got {options[field]}")
         if not 0 < cadence.evaluate_every < cadence.total:
             raise InputError(
                 f"early_stopping.patience={options.patience} counts evaluations, but with "
                 f"evaluate_every={recipe.config.evaluate_every!r} none comes before the last of "
                 f"{cadence.total} steps; set e.g. evaluate_every='10 percent', or patience to 0"
             )
-        self._name, self._every = recipe.best_metric(), cadence.evaluate_every
+        self._name, self._every = recipe.best_metric, cadence.evaluate_every
         self._patience = Patience(
             options.patience, options.min_delta, lowest_is_best(self._name[1])
         )

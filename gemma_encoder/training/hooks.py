@@ -3,9 +3,12 @@
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.training.run import Run
+
+if TYPE_CHECKING:
+    from gemma_encoder.training.run import Run
 
 
 class Hook:
@@ -41,20 +44,20 @@ class Hook:
             if name.startswith(("on_", "before_", "after_")) and name not in methods:
                 raise unknown(f"method of a hook in {cls.__name__}:", name, methods)
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, run: "Run") -> None:
         """Called before the first step, with the state restored or initialized."""
 
-    def before_step(self, run: Run, step: int) -> None:
+    def before_step(self, run: "Run", step: int) -> None:
         """Called before each step, while the one before it may still be running."""
 
-    def is_due(self, run: Run, step: int) -> bool:
+    def is_due(self, run: "Run", step: int) -> bool:
         """Whether `on_due` is to be called after this step; asked after each, in order."""
         return False
 
-    def on_due(self, run: Run, step: int) -> None:
+    def on_due(self, run: "Run", step: int) -> None:
         """Called after a step, where due; `run.metrics` holds that step's."""
 
-    def on_end(self, run: Run) -> None:
+    def on_end(self, run: "Run") -> None:
         """Called after the last step, unless the run ends by an error."""
 
 
@@ -69,20 +72,20 @@ class Hooks:
     def __init__(self, standard: Sequence[Hook], users: Sequence[Hook] = ()):
         self._all, self._users = (*standard, *users), users
 
-    def start(self, run: Run) -> None:
+    def start(self, run: "Run") -> None:
         """Before the first step."""
         for hook in self._all:
             with self._guard(hook, "on_start", run):
                 hook.on_start(run)
         run.accumulator.resume()
 
-    def before_step(self, run: Run) -> None:
+    def before_step(self, run: "Run") -> None:
         """Before each step."""
         for hook in self._all:
             with self._guard(hook, "before_step", run):
                 hook.before_step(run, run.step + 1)
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: "Run") -> None:
         """After each step: asks each hook whether it is due, and calls it, before the next."""
         paused = False
         for hook in self._all:
@@ -104,7 +107,7 @@ class Hooks:
                 run.accumulator.restart()
             run.accumulator.resume()
 
-    def end(self, run: Run) -> None:
+    def end(self, run: "Run") -> None:
         """After the last step."""
         run.accumulator.pause()
         for hook in self._all:
@@ -112,7 +115,7 @@ class Hooks:
                 hook.on_end(run)
 
     @contextlib.contextmanager
-    def _guard(self, hook: Hook, event: str, run: Run) -> Iterator[None]:
+    def _guard(self, hook: Hook, event: str, run: "Run") -> Iterator[None]:
         """Saves what was trained when a hook fails, and names a user's hook in the error."""
         try:
             yield
@@ -153,20 +156,20 @@ def register_hook(name: str, factory: Callable[[], Hook]) -> None:
     _FACTORIES[name] = factory
 
 
-def user_hooks(hooks: Sequence[Hook], names: Sequence[str]) -> list[Hook]:
-    """The hooks that a user passes, then those that a config names.
-
-    Raises:
-        InputError: a name is not registered, or something is not a hook.
-    """
+def named_hooks(names: Sequence[str]) -> tuple[Hook, ...]:
+    """The registered hooks of these names; raises InputError for one that is not registered."""
     for name in names:
         if name not in _FACTORIES:
             raise unknown("hook", name, _FACTORIES)
-    result = [*hooks, *(_FACTORIES[name]() for name in names)]
-    for hook in result:
+    return checked_hooks([_FACTORIES[name]() for name in names])
+
+
+def checked_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
+    """The hooks themselves; raises InputError where something is none."""
+    for hook in hooks:
         if not isinstance(hook, Hook):
             raise InputError(
                 f"{hook!r} is not a hook; pass an instance of a subclass of "
                 "gemma_encoder.training.hooks.Hook"
             )
-    return result
+    return tuple(hooks)

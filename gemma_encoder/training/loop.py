@@ -23,7 +23,7 @@ from gemma_encoder.training.build import build
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.evaluation import Evaluation, Evaluator
-from gemma_encoder.training.hooks import Hook, Hooks, user_hooks
+from gemma_encoder.training.hooks import Hook, Hooks, checked_hooks
 from gemma_encoder.training.metrics_log import MetricsLog, Progress
 from gemma_encoder.training.run import Cadence, Run
 from gemma_encoder.training.standard_hooks import standard_hooks
@@ -78,13 +78,12 @@ def train(
         InputError: something in the config, the data or the workdir cannot be used, or a hook
             failed; nothing of an earlier run is lost.
     """
-    recipe = build(config)
+    recipe = build(config, for_training=True)
     config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
-    recipe = recipe.measured()
     cadence = Cadence.of(recipe)
-    every_hook = Hooks(standard_hooks(recipe, cadence), user_hooks(hooks, config.hooks))
+    every_hook = Hooks(standard_hooks(recipe, cadence), (*checked_hooks(hooks), *recipe.hooks))
     trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
     workdir = claim_workdir(workdir, config)
     runtime.enable_compilation_cache(config.compilation_cache)
@@ -108,7 +107,7 @@ def _open(
     resources: contextlib.ExitStack,
 ) -> Run:
     """Restores or initializes the state, and opens the files of the workdir."""
-    recipe, best_metric = trainer.recipe, trainer.recipe.best_metric()
+    recipe, best_metric = trainer.recipe, trainer.recipe.best_metric
     preemption = resources.enter_context(processes.PreemptionSignal())
     checkpoints = Checkpoints(
         workdir, recipe.config.keep_checkpoints, lowest=lowest_is_best(best_metric[1])

@@ -16,6 +16,7 @@ from gemma_encoder.model.config import EncoderConfig, HeadConfig, TransformerCon
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training.config import TrainConfig
+from gemma_encoder.training.hooks import Hook
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.recipe import sizes
@@ -33,6 +34,9 @@ class Parts:
     Raises:
         InputError: the config names what there is not, or its fields contradict each other.
     """
+
+    best_metric: tuple[str, str] = ("", "")
+    hooks: tuple[Hook, ...] = ()
 
     def __init__(self, config: TrainConfig, dry: bool):
         self.config, self.dry = config, dry
@@ -164,17 +168,21 @@ class Parts:
 
     @functools.cached_property
     def losses(self) -> LossOptions:
-        """The constants of the loss; dry, `examples_per_step` is guessed where not given."""
+        """The constants of the loss."""
         config, shape = self.config, self.stream.shape
         return LossOptions(
             config.losses,
             config.task_weights,
-            config.batch.examples_per_step or self.dry * shape.rows,
+            config.batch.examples_per_step or self._examples_per_step(),
             shape.rows * shape.row_length,
             shape.groups // self.stream.micro_batches,
             shape.list_size,
             config.loss_options,
         )
+
+    def _examples_per_step(self) -> int:
+        """A guess where no data may be touched; 0, for unknown, where nothing is trained."""
+        return self.stream.shape.rows if self.dry else 0
 
     @functools.cached_property
     def optimizer(self) -> OptimizerConfig:

@@ -166,7 +166,7 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
     """The program that trains a recipe on a mesh.
 
     Args:
-        recipe: with `examples_per_step` set (`recipe.measured()`).
+        recipe: with `examples_per_step` set (built for training).
         mesh: the devices.
         total: steps of the whole run, which the learning rate's schedule spans.
         warmup: the first steps, over which the learning rate rises.

@@ -26,7 +26,7 @@ class Trainer:
         >>> recipe.set_size(config, "tiny")
         >>> config = recipe.smoke(config)
         >>> config.tasks = ("toy_sentiment",)
-        >>> trainer = Trainer(build(config), sharding.make_mesh(config.mesh), total=3)
+        >>> trainer = Trainer(build(config, for_training=True), sharding.make_mesh(config.mesh), total=3)
         >>> trainer.initialize()
         >>> with contextlib.closing(trainer.stream()) as stream:
         ...     losses = [float(trainer.step(batch).loss) for batch in itertools.islice(stream, 3)]
@@ -36,13 +36,13 @@ class Trainer:
         ['accuracy']
 
     Args:
-        recipe: what to train.
+        recipe: what to train, built for training.
         mesh: the devices.
         total: steps of the whole training, which the learning rate's schedule spans.
         warmup: the first steps, over which the learning rate rises.
 
     Attributes:
-        recipe: with `examples_per_step` measured.
+        recipe: as given.
         mesh: the devices.
         total: as given.
         program: the compiled step, and the shapes and shardings of the state.
@@ -56,7 +56,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, mesh: Mesh, total: int, warmup: int = 0):
         recipe.check_rows(mesh)
-        self.recipe, self.mesh, self.total = recipe.measured(), mesh, total
+        self.recipe, self.mesh, self.total = recipe, mesh, total
         self.program = make_program(self.recipe, mesh, total, warmup)
         self.state: TrainState | None = None
         self.step_number = 0

@@ -188,8 +188,8 @@ def test_a_notice_during_the_evaluation_that_decides_changes_nothing(
     [
         ({"evaluate_every": "0"}, "evaluate_every='0' none comes before the last of 12 steps"),
         ({"evaluate_every": "100 percent"}, "evaluate_every='100 percent' none comes before"),
-        ({"early_stopping__patience": -1}, "early_stopping.patience must be at least 0; got -1"),
-        ({"early_stopping__min_delta": -0.5}, "early_stopping.min_delta must be .*; got -0.5"),
+        ({"early_stopping__patience": -1}, "early_stopping.patience must be at least 0, got -1"),
+        ({"early_stopping__min_delta": -0.5}, "early_stopping.min_delta must be .*, got -0.5"),
     ],
 )
 def test_refusals_come_before_the_first_step(micro, tmp_path, changes, message):

@@ -24,7 +24,7 @@ STEPS = 3
 
 
 def run(config, mesh_shape, devices):
-    recipe = build(config).measured()
+    recipe = build(config, for_training=True)
     mesh = sharding.make_mesh(mesh_shape, jax.devices()[:devices])
     # Adam divides by the root of squared gradients: where a gradient is all rounding it would blow rounding up to a whole step.
     recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(1e-2, "constant", epsilon=1e-4))
@@ -83,8 +83,9 @@ def test_dropout_depends_on_seed_and_step(micro):
     losses = {}
     for seed in (0, 1):
         recipe = build(
-            micro(model__feed_forward_dropout=0.5, seed=seed, optimizer__learning_rate=0.0)
-        ).measured()
+            micro(model__feed_forward_dropout=0.5, seed=seed, optimizer__learning_rate=0.0),
+            for_training=True,
+        )
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
         program = make_program(recipe, mesh, 100, 0)
         state = initial_state(recipe.encoder, program.optimizer, mesh, seed=3)
@@ -107,7 +108,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
         "optimizer__schedule": "constant",
         "optimizer__epsilon": 1e-4,
     }
-    recipe = build(micro(model__feed_forward_dropout=0.0, **changes)).measured()
+    recipe = build(micro(model__feed_forward_dropout=0.0, **changes), for_training=True)
     mesh = sharding.make_mesh((2, 1, 1), jax.devices()[:2])
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
     batches = list(itertools.islice(stream, STEPS))

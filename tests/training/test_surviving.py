@@ -103,7 +103,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
         InputError,
         match="unknown best_metric 'toy_sentiment/f1'; did you mean 'toy_sentiment/accuracy'",
     ):
-        build(micro(best_metric="toy_sentiment/f1")).best_metric()
+        build(micro(best_metric="toy_sentiment/f1"), for_training=True)
 
 
 @pytest.mark.parametrize("background", [False, True], indirect=True)
@@ -203,7 +203,7 @@ def test_a_run_goes_on_on_another_mesh(micro, tmp_path, straight, shape):
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints/12")
     config = micro(**STEPS, mesh=shape)
-    recipe = build(config).measured()
+    recipe = build(config, for_training=True)
     mesh = sharding.make_mesh(shape)
     program = make_program(recipe, mesh, 12, 1)
     checkpoints = checkpoint.Checkpoints(workdir)

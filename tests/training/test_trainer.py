@@ -1,6 +1,7 @@
 """The trainer alone: its example runs, it writes no file, and it takes the loop's steps."""
 
 import contextlib
+import dataclasses
 import doctest
 import itertools
 
@@ -11,7 +12,7 @@ import pytest
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.training import loop, trainer
-from gemma_encoder.training import recipe as recipes
+from gemma_encoder.training.build import build
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.training.trainer import Trainer
 
@@ -19,7 +20,7 @@ FIELDS = {"tasks": ("toy_sentiment",), "max_eval": 8, "log_every": "1 steps"}
 
 
 def make(config, total=4, warmup=0):
-    return Trainer(recipes.build(config), sharding.make_mesh(config.mesh), total, warmup)
+    return Trainer(build(config, for_training=True), sharding.make_mesh(config.mesh), total, warmup)
 
 
 def test_the_example_runs(tmp_path, monkeypatch):
@@ -58,30 +59,38 @@ def test_restore_precedence(micro, monkeypatch):
     random.initialize()
 
     def load(name):
-        def fake(path, encoder, shapes):
-            loaded.append((name, path))
+        def fake(checkpoint, encoder, shapes):
+            loaded.append((name, checkpoint))
             return {"heads": jax.tree.map(np.zeros_like, random.state.parameters["heads"])}
 
         return fake
 
     monkeypatch.setattr(trainer, "load_warm", load("warm"))
     monkeypatch.setattr(trainer, "load_pretrained", load("pretrained"))
-    recipe = recipes.build(config)
-    with recipe.config.unlocked():
-        recipe.config.model.warm_start, recipe.config.model.pretrained = "W", "P"
-    both = Trainer(recipe, random.mesh, 4)
+    recipe = build(config, for_training=True)
+
+    def starting_from(checkpoint, **fields):
+        model = dataclasses.replace(recipe.config.model, **fields)
+        changed = dataclasses.replace(recipe.config, model=model)
+        return Trainer(
+            dataclasses.replace(recipe, config=changed, checkpoint=checkpoint), random.mesh, 4
+        )
+
+    both = starting_from("W", warm_start="W", pretrained="P")
     restored = random.state._replace(step=np.int32(3))
     both.initialize(restored)
     assert both.state is restored and both.step_number == 3 and not loaded
-    for expected in (("warm", "W"), ("pretrained", "P")):
-        both.initialize()
-        assert loaded.pop() == expected and not loaded and both.step_number == 0
-        assert not any(leaf.any() for leaf in jax.tree.leaves(both.state.parameters["heads"]))
-        recipe.config.model.warm_start = ""
-    recipe.config.model.pretrained = ""
-    both.initialize()
+    for one, expected in (
+        (both, ("warm", "W")),
+        (starting_from("P", pretrained="P"), ("pretrained", "P")),
+    ):
+        one.initialize()
+        assert loaded.pop() == expected and not loaded and one.step_number == 0
+        assert not any(leaf.any() for leaf in jax.tree.leaves(one.state.parameters["heads"]))
+    plain = starting_from(None)
+    plain.initialize()
     assert not loaded
-    jax.tree.map(np.testing.assert_array_equal, both.state.parameters, random.state.parameters)
+    jax.tree.map(np.testing.assert_array_equal, plain.state.parameters, random.state.parameters)
 
 
 def test_what_does_not_fit_is_refused(micro, tmp_path):
