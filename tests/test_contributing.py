@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import gemma_encoder as ge
+from gemma_encoder import explain
+from gemma_encoder.cli import predict
 from gemma_encoder.data import registry
 from gemma_encoder.evaluation import metrics
 from gemma_encoder.inputs import kind
@@ -28,7 +30,6 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 MODULES = {
     "weather_task",
-    "balanced_accuracy",
     "max_pooler",
     "brier_loss",
     "cosine_head",
@@ -130,7 +131,7 @@ def test_task_metric_pooler_loss_and_hook(modules, micro, monkeypatch):
         lambda split: records(split)[:1] * 60 if split == "train" else records(split),
     )
     config = micro(
-        modules=("weather_task", "balanced_accuracy", "max_pooler", "brier_loss", "norm_hook"),
+        modules=("weather_task", "max_pooler", "brier_loss", "norm_hook"),
         tasks=("weather",),
         model__pooling__name="max",
         losses__classification="brier",
@@ -153,6 +154,8 @@ def test_task_metric_pooler_loss_and_hook(modules, micro, monkeypatch):
     (pooled,) = predictor.embed(["day 0 brings sun"])
     largest = states(predictor, "day 0 brings sun").max(axis=0)
     np.testing.assert_allclose(pooled, largest, atol=1e-5)  # float32, two programs
+    with pytest.raises(InputError, match="pooler 'max' does not tell how much it takes"):
+        explain.pooler_weights(predictor, "day 0 brings sun")
     probability = predictor.predict(["day 0 brings sun"])[0]
     expected = ((probability - [1, 0]) ** 2).sum()
     assert abs(expected + np.log(probability[0])) > 0.01  # cross entropy is another number
@@ -186,7 +189,22 @@ def test_head(modules):
     np.testing.assert_allclose(probabilities[0, 0] / probabilities[0, 1], odds, rtol=0.01)
 
 
-def test_kind(modules):
+def test_kind(modules, capsys):
+    with restored_registries():
+        train_counts(modules)
+    # Another process, which has not imported the module.
+    sys.modules.pop("count_kind")
+    message = "unknown task kind 'count'.*; import count_kind first \\(--modules\\)"
+    with pytest.raises(InputError, match=message):
+        ge.Predictor.load(modules / "run")
+    (modules / "texts.txt").write_text("visit visit\n")
+    flags = [f"--workdir={modules / 'run'}", f"--input={modules / 'texts.txt'}"]
+    assert predict.main(flags) == 2
+    assert predict.main([*flags, "--modules=count_kind"]) == 0
+    assert json.loads(capsys.readouterr().out)["prediction"] > 0
+
+
+def train_counts(modules):
     importlib.import_module("count_kind")
     task = ge.Task("visits", "count", ge.Template("{text}"))
     rows = [{"text": " ".join(["visit"] * n), "label": n} for n in range(1, 5) for _ in range(10)]
@@ -194,8 +212,8 @@ def test_kind(modules):
     predictor = ge.fine_tune(task, train=rows, workdir=modules / "run", overrides=overrides)
     assert predictor.task() == task and (predictor.predict(["visit"]) > 0).all()
     *_, line = lines(modules / "run", "validation")
-    assert line["task"] == "visits" and line["mean_deviance"] > 0
-    assert metrics.lowest_is_best("mean_deviance")
+    assert line["task"] == "visits" and line["mean_absolute_count_error"] > 0
+    assert metrics.lowest_is_best("mean_absolute_count_error")
     rows[7]["label"] = 1.5
     with pytest.raises(InputError, match=r"label 1\.5 is not a count; expected a whole number"):
         ge.fine_tune(task, train=rows, workdir=modules / "bad", overrides=overrides)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gemma_encoder.evaluation import metrics, ranking
 from gemma_encoder.evaluation.evaluator import Predictions, predict
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
@@ -410,3 +411,22 @@ def test_an_msmarco_run_is_the_trec_run_cut_off(tmp_path):
     assert (
         tmp_path / "run.tsv"
     ).read_text() == "q\td\t1\nq\tc\t2\nq\ta\t3\n"  # a before b: equal scores
+
+
+def test_a_metric_of_ones_own(monkeypatch):
+    monkeypatch.setitem(metrics.METRICS, "regression", dict(metrics.METRICS["regression"]))
+    monkeypatch.setattr(metrics, "LOWEST_IS_BEST", list(metrics.LOWEST_IS_BEST))
+
+    def worst(labels, predictions, table):
+        return float(np.abs(labels - predictions).max())
+
+    metrics.register_metric("regression", "worst", worst, lowest=True)
+    metrics.check_names(kinds.get("regression"), ("worst", "pearson"))
+    assert metrics.lowest_is_best("worst_matched") and not metrics.lowest_is_best("pearson")
+    for kind, name, message in (
+        ("regression", "worst", "metric 'worst' of kind regression is already registered"),
+        ("regresion", "worse", "unknown task kind 'regresion'; did you mean 'regression'"),
+        ("ranking", "worst", "none can be added to those of kind ranking, .*: mrr@10"),
+    ):
+        with pytest.raises(InputError, match=message):
+            metrics.register_metric(kind, name, worst)

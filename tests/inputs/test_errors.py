@@ -35,3 +35,7 @@ def test_an_input_error_is_a_value_error_of_one_line():
     assert isinstance(error, InputError)
     assert isinstance(error, ValueError)
     assert "\n" not in str(error)
+
+
+def test_nothing_is_valid():
+    assert str(unknown("hook", "trace", ())) == "unknown hook 'trace'. Valid: none"

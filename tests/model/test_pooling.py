@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from gemma_encoder.model.config import POOLERS, PoolingConfig
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model import config as model_config
+from gemma_encoder.model import pooling
+from gemma_encoder.model.config import POOLERS, EncoderConfig, PoolingConfig
 from gemma_encoder.model.pooling import make_pooler
 
 WIDTH, LENGTH, SLOTS = 8, 14, 4
@@ -184,3 +187,37 @@ def test_gradients_stay_inside_the_text(states, name):
     inside = np.flatnonzero(np.asarray(segment_ids)[row] == slot + 1)
     expected[row, {"first_k": inside[:2], "last_k": inside[-2:]}.get(name, inside)] = True
     np.testing.assert_array_equal(touched, expected)
+
+
+class Middle(pooling.Pooler):
+    """The state in the middle of a row, whatever its texts: enough to see that it is used."""
+
+    def __init__(self, config, embed_dim, *, rngs):
+        self.scale = pooling.normal_param(rngs, (config.k, embed_dim), 1)
+
+    def __call__(self, hidden, segment_ids, positions, num_segments):
+        """[B, S, D]."""
+        return jnp.repeat(
+            hidden[:, None, 7] * self.scale[...].sum(axis=0)[None, None], num_segments, axis=1
+        )
+
+
+def test_a_registered_pooler_is_one_like_any_other(states, tiny_config, monkeypatch):
+    assert list(pooling.POOLERS) == POOLERS
+    monkeypatch.setattr(pooling, "POOLERS", dict(pooling.POOLERS))
+    monkeypatch.setattr(model_config, "POOLERS", list(POOLERS))
+    monkeypatch.setattr(pooling, "POOLER_NAMES", model_config.POOLERS)
+    with pytest.raises(InputError, match="unknown pooler 'attention_middle'"):
+        PoolingConfig("attention_middle")
+    pooling.register_pooler("attention_middle", Middle)
+    with pytest.raises(InputError, match="pooler 'attention_middle' is already registered"):
+        pooling.register_pooler("attention_middle", Middle)
+    with pytest.raises(InputError, match="'atention_middle'; did you mean 'attention_middle'"):
+        PoolingConfig("atention_middle")
+    pooled, parameters = pool(PoolingConfig("attention_middle", k=2), states)
+    expected = np.asarray(states[0])[:, 7] * parameters["scale"].sum(axis=0)
+    np.testing.assert_allclose(pooled[:, 1], expected, rtol=1e-5)
+    projected, _ = pool(PoolingConfig("attention_middle", projection=(3,)), states)
+    assert projected.shape == (2 * len(ROWS), SLOTS, 3)
+    # Only poolers that cut the width up among heads ask that it be divisible.
+    EncoderConfig(tiny_config("gemma2"), pooling=PoolingConfig("attention_middle", heads=5))

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model import config as model_config
 from gemma_encoder.model.config import PoolingConfig
 from gemma_encoder.training.config import (
     MAY_CHANGE,
@@ -172,6 +173,30 @@ def test_a_module_that_is_missing_is_one_line(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import_modules(("module_of_mine",))
     assert sys.modules["module_of_mine"].LOADED
+    (tmp_path / "broken_module.py").write_text("x = 1\nlen(x)\n")
+    with pytest.raises(
+        InputError, match=r"imported \(.*broken_module.py:2\): TypeError: object of"
+    ):
+        import_modules(("broken_module",))
+
+
+def test_modules_are_imported_before_the_fields_are_checked(tmp_path, monkeypatch):
+    """A pooler that a module registers is refused without the module, by its name."""
+    (tmp_path / "pooler_module.py").write_text(
+        "from gemma_encoder.model import config\nconfig.POOLERS.append('pooler_of_mine')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(model_config, "POOLERS", list(model_config.POOLERS))
+    config = default_config()
+    config.model.pooling.name = "pooler_of_mine"
+    with pytest.raises(InputError, match="unknown pooler 'pooler_of_mine'"):
+        TrainConfig.from_config_dict(config)
+    config.modules = ("pooler_module",)
+    assert TrainConfig.from_config_dict(config).model.pooling.name == "pooler_of_mine"
+    with config.ignore_type():
+        config.modules = "pooler_module"
+    with pytest.raises(InputError, match="modules must be a list of values, each text"):
+        TrainConfig.from_config_dict(config)
 
 
 def test_a_config_is_read_without_jax_and_tensorflow():

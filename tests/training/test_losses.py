@@ -356,3 +356,6 @@ def test_an_objective_sees_the_whole_output_and_may_add_a_term_over_the_batch(mo
     assert float(parts["c"].examples) == 2
     with pytest.raises(InputError, match="loss 'spread' of kind classification is already"):
         losses.register_loss("classification", "spread", spread)
+    with pytest.raises(InputError, match="kind 'clasification'; did you mean 'classification'"):
+        losses.register_loss("clasification", "spread", spread)
+    assert "clasification" not in losses.LOSSES
