@@ -51,7 +51,7 @@ def pretrained(tmp_path_factory, micro, texts):
     transformer = micro().model.transformer.to_dict()
     folder = tmp_path_factory.mktemp("decoder")
     arguments = [
-        f"--config={PROGRAM}:size=gemma2_tiny,smoke",
+        "--config=pretrain_decoder:size=gemma2_tiny,smoke",
         f"--workdir={folder / 'run'}",
         f"--output={folder / 'out'}",
     ]
