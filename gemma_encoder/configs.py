@@ -63,14 +63,26 @@ def load(config: str) -> ConfigDict:
     return module.get_config(*([argument] if colon else []))
 
 
-def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields by their path: {"batch": {"rows": 8}} and {"batch.rows": 8} are {"batch.rows": 8}."""
+def by_path(config: ConfigDict, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by their path: {"batch": {"rows": 8}} and {"batch.rows": 8} are {"batch.rows": 8}.
+
+    Args:
+        config: tells what is a group of fields, and what is a mapping of the user's own entries,
+            which stays whole: {"model.transformer": {"num_layers": 2}}.
+        fields: in either form.
+    """
     result = {}
     for name, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            result |= flattened(value, f"{prefix}{name}.")
+        first, _, rest = name.partition(".")
+        value = {rest: value} if rest else value
+        group = config.get(first)
+        if isinstance(value, Mapping) and isinstance(group, ConfigDict) and len(group):
+            nested = by_path(group, value)
+            result |= {f"{first}.{path}": item for path, item in nested.items()}
+        elif isinstance(value, Mapping) and isinstance(result.get(first), Mapping):
+            result[first] = {**result[first], **value}
         else:
-            result[f"{prefix}{name}"] = value
+            result[first] = value
     return result
 
 
@@ -79,20 +91,12 @@ def override(config: ConfigDict, fields: Mapping[str, Any]) -> None:
 
     Args:
         config: changed in place.
-        fields: new values by path, as `flattened` gives them.
-
-    Raises:
-        InputError: a path that goes on behind a plain value.
+        fields: new values by path, as `by_path` gives them.
     """
     with config.unlocked(), config.ignore_type():
         for path, value in fields.items():
-            *parents, name = path.split(".")
-            place = config
-            for number, parent in enumerate(parents):
-                if parent not in place:  # `from_config_dict` names the field that was meant
-                    place[parent] = ConfigDict()
-                place = place[parent]
-                if not isinstance(place, ConfigDict):
-                    field = ".".join(parents[: number + 1])
-                    raise InputError(f"config field {path!r}: {field} is a value without fields")
-            place[name] = value
+            *groups, name = path.split(".")
+            group = config
+            for parent in groups:
+                group = group[parent]
+            group[name] = value

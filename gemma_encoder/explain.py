@@ -20,7 +20,12 @@ from gemma_encoder.model.attention import probabilities, visible
 from gemma_encoder.model.config import EncoderConfig, LoraConfig
 from gemma_encoder.model.encoder import GemmaEncoder, skeleton
 from gemma_encoder.model.lora import fold_backbone
-from gemma_encoder.model.pooling import AveragePooler, KeyValueProbePooler, Projected
+from gemma_encoder.model.pooling import (
+    AveragePooler,
+    KeyValueProbePooler,
+    Projected,
+    QueryProbePooler,
+)
 from gemma_encoder.model.transformer import ForwardContext, layer_index
 
 METHODS = ("gradient_x_input", "occlusion")
@@ -109,6 +114,9 @@ def pooler_weights(
     Args:
         predictor: the model.
         text, task: as in `pieces`.
+
+    Raises:
+        InputError: the pooler is one of your own.
     """
     tokens = jnp.asarray(_tokens(predictor, text, task))[None]
     encoder, config = _encoder(predictor)
@@ -117,6 +125,11 @@ def pooler_weights(
     if isinstance(pooler, AveragePooler):
         chosen = np.asarray(pooler.chosen(segment_ids, positions, 1)[0], np.float32)
         return chosen / chosen.sum()
+    if not isinstance(pooler, KeyValueProbePooler | QueryProbePooler):
+        raise InputError(
+            f"pooler {config.pooling.name!r} does not tell how much it takes from each token; "
+            "the library's own poolers do"
+        )
     hidden = encoder.backbone(
         tokens, attention=config.attention, compute_dtype=jnp.dtype(config.compute_dtype)
     )

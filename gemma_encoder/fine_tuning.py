@@ -74,7 +74,7 @@ def fine_tune(
     runtime.require_training()
     runtime.quiet()
     name, config, fields = _resolved(what)
-    fields |= configs.flattened(overrides or {})
+    fields |= configs.by_path(config, overrides or {})
     files = _files({"train": train, "validation": validation, "test": test}, workdir)
     taken = sorted(files.keys() & fields.keys())
     if taken:

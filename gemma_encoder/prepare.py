@@ -5,6 +5,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -41,23 +42,7 @@ def prepare(
             f"preparing needs Apache Beam, which is not installed ({one_line(error)}); make prepare-setup makes an environment that has it"
         ) from error
     recipe = recipe.measured()
-    needed = (
-        [epochs] * len(recipe.sources)
-        if epochs
-        else recipe.epochs(recipe.steps("train_for", recipe.epoch()))
-    )
-    jobs = []
-    for source, count in zip(recipe.sources, needed, strict=True):
-        folder = epath.Path(output) / source.task.name
-        if prepared.begin(
-            folder, prepared.describe(source, recipe.tokenizer, recipe.stream, count)
-        ):
-            jobs += [
-                (source.task.name, part)
-                for part in prepared.parts(source, recipe.stream.readers, count)
-            ]
-        else:
-            print(f"{source.task.name}: {folder} is whole already")
+    jobs = _begun(recipe, output, epochs)
     names = {name for name, _ in jobs}
     if jobs:
         pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_options)))
@@ -85,6 +70,25 @@ def prepare(
     for name in sorted(names):
         prepared.finish(epath.Path(output) / name)
     print(f"next, train: add --config.prepared={output} to the command")
+
+
+def _begun(recipe: Recipe, output: epath.PathLike, epochs: int | None) -> list[tuple[str, Any]]:
+    """The files that are yet to be written, as (task, part), in folders that are begun."""
+    needed = (
+        [epochs] * len(recipe.sources)
+        if epochs
+        else recipe.epochs(recipe.steps("train_for", recipe.epoch()))
+    )
+    jobs = []
+    for source, count in zip(recipe.sources, needed, strict=True):
+        folder = epath.Path(output) / source.task.name
+        description = prepared.describe(source, recipe.tokenizer, recipe.stream, count)
+        if prepared.begin(folder, description):
+            parts = prepared.parts(source, recipe.stream.readers, count)
+            jobs += [(source.task.name, part) for part in parts]
+        else:
+            print(f"{source.task.name}: {folder} is whole already")
+    return jobs
 
 
 _TOTALS = {"records": "records", "texts": "texts", "tokens": "tokens", "cut_texts": "texts cut"}

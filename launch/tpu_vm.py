@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import cluster, command
+from gemma_encoder.launch.topology import GENERATIONS
 from gemma_encoder.runtime import EXIT_PREEMPTED
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
@@ -374,6 +375,6 @@ def _machines(job: cluster.Job, flags: cluster.Flags) -> Machines:
     options = [f"--service-account={account}"] if account else []
     runtime_version = (
         flags.checked("runtime_version", required=False)
-        or cluster.GENERATIONS[job.topology.generation].runtime_version
+        or GENERATIONS[job.topology.generation].runtime_version
     )
     return Machines(job, capacity, options, runtime_version)

@@ -3,9 +3,11 @@
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
 from gemma_encoder import configs
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model import sizes
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 
@@ -59,3 +61,43 @@ def test_a_file_that_is_here_comes_before_the_packages_own(tmp_path, monkeypatch
 def test_an_unknown_name_names_the_nearest(text, near):
     with pytest.raises(InputError, match=f"did you mean '{near}'.*path of a .py file"):
         configs.resolve(text)
+
+
+def test_fields_by_path():
+    config = ConfigDict({"seed": 0, "batch": {"rows": 8, "segments": 4}, "own_entries": {}})
+    fields = {
+        "batch": {"rows": 2},
+        "batch.segments": 1,
+        "own_entries.a": 1,
+        "own_entries": {"b": 2},
+    }
+    paths = configs.by_path(config, fields)
+    assert paths == {"batch.rows": 2, "batch.segments": 1, "own_entries": {"a": 1, "b": 2}}
+    configs.override(config, paths)
+    assert config.to_dict() == {
+        "seed": 0,
+        "batch": {"rows": 2, "segments": 1},
+        "own_entries": {"a": 1, "b": 2},
+    }
+
+
+def test_a_config_is_loaded_with_its_argument(tmp_path):
+    assert configs.load("own:ranking").own.kind == "ranking"
+    (tmp_path / "bare.py").write_text("FIELDS = 3\n")
+    with pytest.raises(InputError, match=r"bare.py has no get_config\(\)"):
+        configs.load(str(tmp_path / "bare.py"))
+    with pytest.raises(InputError, match="missing.py is not a file"):
+        configs.load(str(tmp_path / "missing.py"))
+
+
+def test_a_size_of_ones_own():
+    name = "gemma3_micro"
+    sizes.register_size(name, sizes.GEMMA_CONFIGS["gemma3_tiny"], small=True)
+    try:
+        config = configs.load(f"own:classification,size={name}")
+        assert config.model.size == name and config.tokenizer == "small"
+        with pytest.raises(InputError, match="already registered"):
+            sizes.register_size(name, sizes.GEMMA_CONFIGS["gemma3_tiny"])
+    finally:
+        del sizes.GEMMA_CONFIGS[name]
+        sizes.SMALL.discard(name)

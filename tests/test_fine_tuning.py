@@ -44,17 +44,9 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
 
 
-def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd):
+def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd, caplog):
     import gemma_encoder.main
 
-    config = tmp_path / "small.py"  # a flag cannot change the model's own fields
-    config.write_text(
-        "from gemma_encoder import configs\n\n\n"
-        "def get_config(arg):\n"
-        "    config = configs.load(f'own:{arg}')\n"
-        f"    configs.override(config, configs.flattened({SMALL}))\n"
-        "    return config\n"
-    )
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     given = {
@@ -66,19 +58,20 @@ def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd):
     }
     for name, data in given.items():
         predictor = ge.fine_tune(
-            f"{config}:classification",
+            "classification",
             train=data,
             workdir=tmp_path / name,
-            overrides={"log_every": "1 step"},
+            overrides=SMALL | {"log_every": "1 step"},
         )
         assert predictor.classes == ("bad", "good")
         assert predictor.predict(["it was good"]).shape == (1, 2)
         if name != "path":
             kept = tmp_path / name / "data" / "train.jsonl"
             assert [json.loads(line) for line in kept.read_text().splitlines()] == ROWS
+    assert not [record for record in caplog.records if "seqio" in record.pathname]
     # The checkpoint says which command does the same.
     command = shlex.split(predictor.bundle.record["command"])
-    assert command[:3] == ["gemma-encoder", "train", f"--config={config}:classification"]
+    assert command[:3] == ["gemma-encoder", "train", "--config=own:classification"]
     assert command[-1] == f"--workdir={tmp_path / name}"
     again = [*command[2:-1], f"--workdir={tmp_path / 'command'}"]
     assert gemma_encoder.main.main(["--mode=train", *again]) == 0
@@ -220,7 +213,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path):
     [
         ({"train_fro": "4 steps"}, "train_fro.*did you mean 'train_for'"),
         ({"batch": {"row": 8}}, "batch.row.*did you mean 'batch.rows'"),
-        ({"seed.first": 1}, "seed is a value without fields"),
+        ({"seed.first": 1}, "seed must be a whole number"),
         ({"seed": "one"}, "seed must be a whole number"),
         ({"own.train": "a.csv"}, "own.train is given as an argument, too"),
         ({"own.name": "tone"}, "not on data of your own|unknown task"),

@@ -136,7 +136,7 @@ def test_killed_for_real_and_started_again(tmp_path):
     assert [step for step, _ in losses(tmp_path / "killed")] == list(range(1, 25))
 
     # What the run left serves the other modes, and says at the end what to do next.
-    assert "chance" in resumed.stdout and "checkpoint: " in resumed.stdout
+    assert "baseline" in resumed.stdout and "checkpoint: " in resumed.stdout
     next_command = resumed.stdout.strip().splitlines()[-1].split()
     at = next_command.index("predict")
     assert next_command[at - 1].endswith(("gemma_encoder", "/gemma-encoder"))
@@ -163,6 +163,7 @@ def test_killed_for_real_and_started_again(tmp_path):
     assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
     evaluated = program(*arguments, f"--workdir={tmp_path}/killed", "--mode=eval")
     assert evaluated.returncode == 0 and "toy_sentiment" in evaluated.stdout
+    assert not evaluated.stderr, "libraries that start up say nothing"
     refused = program(*arguments, f"--workdir={tmp_path}/killed", "--config.seed=1")
     assert (
         refused.returncode == 2

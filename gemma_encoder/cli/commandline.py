@@ -76,6 +76,10 @@ class Flags:
         """Adds a flag that holds a list, with commas."""
         flags.DEFINE_list(name, default, meaning, flag_values=self._values)
 
+    def modules(self) -> None:
+        """Adds `--modules`, which `parse` imports: those that a checkpoint was trained with."""
+        self.words("modules", "modules of your own to import first, as config.modules in training.")
+
     def repeated(self, name: str, meaning: str) -> None:
         """Adds a flag that may be given several times, each with text."""
         flags.DEFINE_multi_string(name, [], meaning, flag_values=self._values)
@@ -140,13 +144,15 @@ class Flags:
             raise
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(one_line(error)) from error
+        if "modules" in self._values and self["modules"]:
+            from gemma_encoder.training.config import import_modules
+
+            import_modules(self["modules"])
         if len(rest) > 1:
             raise InputError(f"unexpected argument {rest[1]!r}; every option starts with --")
         logging.use_absl_handler()
         if not loud.present:
             logging.set_verbosity(logging.WARNING)
-            # seqio warns that sources are not cached, whatever their size.
-            logging.get_absl_handler().addFilter(lambda record: "seqio" not in record.pathname)
         return config
 
     def _share_logging(self) -> flags.Flag:

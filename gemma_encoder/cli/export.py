@@ -31,6 +31,7 @@ def _main(argv: Sequence[str]) -> int:
         "embeddings alone.",
         default=True,
     )
+    flags.modules()
     flags.parse(argv)
     workdir = flags.required("workdir", "name a run's folder or one of its checkpoints")
     output = flags.required("output", "name a new folder")

@@ -94,10 +94,9 @@ def _settings(flags: commandline.Flags, argv: Sequence[str]) -> Settings:
             length,
         )
     # The program stands above training; the library beside it does not.
-    from gemma_encoder.training.config import TrainConfig, import_modules
+    from gemma_encoder.training.config import TrainConfig
 
     config = TrainConfig.from_config_dict(config)
-    import_modules(config.modules)
     tasks = mixtures.expand(config.tasks)
     name = flags["task"] or tasks[0]
     if name not in tasks:

@@ -44,6 +44,7 @@ def add_flags(flags: commandline.Flags) -> None:
         "have other names.",
     )
     flags.words("keep", "further columns of --input to repeat in the output, e.g. an id.")
+    flags.modules()
 
 
 def predict(flags: commandline.Flags) -> int:

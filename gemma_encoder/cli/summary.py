@@ -1,12 +1,14 @@
-"""The end of a run, for a person: metrics beside chance, some predictions, the next command."""
+"""The end of a run, for a person: metrics beside a baseline, some predictions, the next command."""
 
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gemma_encoder.evaluation.evaluator import Predictions
     from gemma_encoder.training.loop import Outcome
 
 
@@ -22,16 +24,13 @@ def summarize(outcome: "Outcome", split: str) -> int:
 
 
 def _summary(outcome, split: str) -> str:
-    """What a person wants to see at the end: metrics beside chance, some predictions, the checkpoint, and what to do next."""
-    lines = ["", f"{'task':<18} {'metric':<22} {split:>10} {'chance':>8}"]
+    """Metrics beside a baseline, some predictions, the checkpoint, and what to do next."""
+    lines = ["", f"{'task':<18} {'metric':<24} {split:>10} {'baseline':>9}"]
     for name, values in outcome.metrics.items():
-        task = outcome.predictions[name][0].task
+        baseline = _baseline(outcome.predictions[name], split)
         for metric, value in values.items():
-            main_metric = metric.startswith(task.metrics[0])
-            line = f"{name:<18} {metric:<22} {value:>10.3f}"
-            lines.append(
-                f"{line} {task.chance:>8.2f}" if main_metric and task.chance is not None else line
-            )
+            line = f"{name:<18} {metric:<24} {value:>10.3f}"
+            lines.append(f"{line} {baseline[metric]:>9.3f}" if metric in baseline else line)
         if not values:
             lines.append(f"{name:<18} predictions only: the {split} split has no labels")
     for name, predictions in outcome.predictions.items():
@@ -60,6 +59,23 @@ def _summary(outcome, split: str) -> str:
         f"  {_program()} predict --workdir={folder} --task={task} --input={texts}",
     ]
     return "\n".join(lines)
+
+
+def _baseline(predictions: "Sequence[Predictions]", split: str) -> dict[str, float]:
+    """By metric, as a run names it, what is reached without learning.
+
+    That is what the task says, else the metric of the best constant prediction.
+    """
+    from gemma_encoder.evaluation import metrics
+
+    result = {}
+    for one in predictions:
+        values = {} if one.task.kind.ranks else metrics.baseline(one.task, one.table)
+        if one.task.chance is not None:
+            values[one.task.metrics[0]] = one.task.chance
+        part = one.split.removeprefix(split)  # "_matched" of validation_matched
+        result |= {f"{metric}{part}": value for metric, value in values.items()}
+    return result
 
 
 def _program() -> str:

@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import functools
 import importlib
+import logging
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
+import absl.logging
 import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
@@ -29,7 +31,17 @@ SHUFFLE_BUFFER = 10_000  # records; a checkpoint holds them, so it costs a few m
 
 @functools.cache
 def load_seqio() -> ModuleType:
-    """Imports seqio, and with it TensorFlow, whose C++ start-up notes reach no logging switch: they are kept back unless it fails."""
+    """Imports seqio, and with it TensorFlow.
+
+    TensorFlow's C++ start-up notes reach no logging switch: they are held back unless it fails.
+    seqio warns at each start that sources are not cached, whatever their size: that is logged only
+    where absl logs more than warnings.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: (
+            absl.logging.get_verbosity() > absl.logging.WARNING or "seqio" not in record.pathname
+        )
+    )
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as notes:

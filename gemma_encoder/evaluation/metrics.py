@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from gemma_encoder.evaluation import ranking
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.task import ExampleTable, Task
@@ -155,12 +156,12 @@ def average_precision(labels: np.ndarray, outputs: np.ndarray, table: ExampleTab
         return float(sklearn.metrics.average_precision_score(labels, outputs))
 
 
-LOWEST_IS_BEST = ("perplexity", "nll", "mean_absolute_error")  # of others the highest is
+LOWEST_IS_BEST = ["perplexity", "nll", "mean_absolute_error"]  # of others the highest is
 
 
 def lowest_is_best(name: str) -> bool:
     """Tells metrics whose lowest value is best; `name` may end in a part of the split."""
-    return name.startswith(LOWEST_IS_BEST)
+    return name.startswith(tuple(LOWEST_IS_BEST))
 
 
 # Metrics compare labels (`Kind.metric_labels`) with predictions (`Kind.decide`): class indices,
@@ -198,11 +199,29 @@ METRICS: dict[str, dict[str, Metric]] = {
 }
 
 
-def register_metric(kind: str, name: str, metric: Metric) -> None:
-    """Adds a metric for a kind of task, registered or your own; a name is registered once."""
-    if name in METRICS.setdefault(kind, {}):
+def register_metric(kind: str, name: str, metric: Metric, *, lowest: bool = False) -> None:
+    """Adds a metric for a registered kind of task; a name is registered once.
+
+    Args:
+        kind: of task.
+        name: as tasks and the log have it.
+        metric: of all predictions of a split.
+        lowest: the lowest value is the best one, in tasks of every kind.
+
+    Raises:
+        InputError: no kind has that name, the kind has such a metric, or it is a ranking's.
+    """
+    if kinds.get(kind).ranks:
+        raise InputError(
+            f"metric {name!r}: none can be added to those of kind {kind}, which ir_measures "
+            f"computes: {', '.join(ranking.METRICS)}"
+        )
+    metrics = METRICS.setdefault(kinds.get(kind).name, {})
+    if name in metrics:
         raise InputError(f"metric {name!r} of kind {kind} is already registered")
-    METRICS[kind][name] = metric
+    metrics[name] = metric
+    if lowest:
+        LOWEST_IS_BEST.append(name)
 
 
 def check_names(kind: Kind, names: Iterable[str]) -> None:

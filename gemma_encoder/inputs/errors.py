@@ -20,11 +20,8 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> InputError:
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(
-        f"unknown {kind} {str(name)!r}{hint} Valid: {', '.join(names)}"
-        if near
-        else f"unknown {kind} {str(name)!r}. Valid: {', '.join(names)}"
-    )
+    valid_names = ", ".join(names) or "none"
+    return InputError(f"unknown {kind} {str(name)!r}{hint or '.'} Valid: {valid_names}")
 
 
 def one_line(error: Exception) -> str:

@@ -11,7 +11,10 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import option
 
 ATTENTION = ("bidirectional", "causal")
-POOLERS = ("first_k", "last_k", "mean", "attention_kv", "attention_query")
+# Names of poolers; `pooling.register_pooler` adds others. They stand here so that a config is read
+# without JAX, the classes in `pooling.POOLERS`.
+POOLERS = ["first_k", "last_k", "mean", "attention_kv", "attention_query"]
+PROBE_POOLERS = ("attention_kv", "attention_query")  # their `heads` cut up the model's width
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots", "offload")
 LAYER_KINDS = ("local", "global")
@@ -173,7 +176,7 @@ class TransformerConfig:
 class PoolingConfig:
     """Pooling: how the token states of a text become one vector."""
 
-    name: str = option("mean", '"first_k", "last_k", "mean", "attention_kv" or "attention_query"')
+    name: str = option("mean", f"one of {', '.join(POOLERS)}, or a registered pooler of your own")
     k: int = option(1, "states that first_k and last_k average (fewer where a text is shorter)")
     probes: int = option(
         1, "learned queries of attention_query, or latent keys and values of attention_kv"
@@ -299,7 +302,7 @@ class EncoderConfig:
                     f"{field} must be at least 0 and below 1, got {getattr(self, field)}"
                 )
         uneven = self.transformer.embed_dim % self.pooling.heads
-        if uneven and self.pooling.name.startswith("attention"):
+        if uneven and self.pooling.name in PROBE_POOLERS:
             raise InputError(
                 f"pooling.heads={self.pooling.heads} does not divide the model's width "
                 f"{self.transformer.embed_dim}"

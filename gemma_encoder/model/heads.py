@@ -39,7 +39,7 @@ class HeadInputs(NamedTuple):
 
 
 class Head(nnx.Module):
-    """Base of all heads. Subclass it and add it to `HEADS` to have one of another kind.
+    """Base of all heads. Subclass it and `register_head` the class to add a kind of head.
 
     Args:
         config: of this head.

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.model.config import POOLERS as POOLER_NAMES
 from gemma_encoder.model.config import PoolingConfig
 from gemma_encoder.model.layers import Linear, normal_param
 
@@ -33,10 +35,37 @@ def _average(hidden: Float[Array, "B L D"], chosen: Bool[Array, "B S L"]) -> Flo
     )
 
 
-class AveragePooler(nnx.Module):
-    """`mean`: all states of a text. `first_k`, `last_k`: its first or last K, fewer where it is shorter. No parameters."""
+class Pooler(nnx.Module):
+    """Base of all poolers. Subclass it and `register_pooler` the class to add one.
 
-    def __init__(self, config: PoolingConfig):
+    Args:
+        config: of the pooler; one that is registered may read any of its fields.
+        embed_dim: D, width of a state and of what comes out.
+        rngs: for the initial values.
+    """
+
+    def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        hidden: Float[Array, "B L D"],
+        segment_ids: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        num_segments: int,
+    ) -> Float[Array, "B S D"]:
+        """One vector per segment in float32, of its own tokens alone; finite for an empty one."""
+        raise NotImplementedError
+
+
+class AveragePooler(Pooler):
+    """Average of states: `mean` of all, `first_k` and `last_k` of the first or last K.
+
+    Of a text that is shorter than K, all states are averaged. No parameters.
+    """
+
+    def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
+        del embed_dim, rngs
         self.config = config
 
     def __call__(
@@ -64,7 +93,7 @@ class AveragePooler(nnx.Module):
         return members
 
 
-class QueryProbePooler(nnx.Module):
+class QueryProbePooler(Pooler):
     """`attention_query`: learned probes attend over the token states, as in Set Transformer's PMA (arXiv 1810.00825, section 3.2).
 
     Each probe gives probe + attention(probe, states), then x + ReLU(W x + b); the text's vector is the mean over probes.
@@ -106,7 +135,7 @@ class QueryProbePooler(nnx.Module):
         )
 
 
-class KeyValueProbePooler(nnx.Module):
+class KeyValueProbePooler(Pooler):
     """`attention_kv`: token states attend over learned latent keys and values, as NV-Embed does (arXiv 2405.17428, section 3.1).
 
     Each state gives h + attention(h, latents), then x + W₂ GELU(W₁ x); the text's vector is the mean over its tokens.
@@ -184,14 +213,26 @@ class Projected(nnx.Module):
         return pooled
 
 
+POOLERS: dict[str, type[Pooler]] = {
+    "first_k": AveragePooler,
+    "last_k": AveragePooler,
+    "mean": AveragePooler,
+    "attention_kv": KeyValueProbePooler,
+    "attention_query": QueryProbePooler,
+}
+
+
+def register_pooler(name: str, pooler: type[Pooler]) -> None:
+    """Adds a pooler, which `PoolingConfig.name` may then name; a name is registered once."""
+    if name in POOLERS:
+        raise InputError(f"pooler {name!r} is already registered")
+    POOLERS[name] = pooler
+    POOLER_NAMES.append(name)
+
+
 def make_pooler(config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The pooler that `config` names."""
-    poolers = {"attention_query": QueryProbePooler, "attention_kv": KeyValueProbePooler}
-    pooler = (
-        poolers[config.name](config, embed_dim, rngs=rngs)
-        if config.name in poolers
-        else AveragePooler(config)
-    )
+    """The pooler that `config` names, with its projection."""
+    pooler = POOLERS[config.name](config, embed_dim, rngs=rngs)
     return (
         Projected(pooler, config, embed_dim, rngs=rngs)
         if config.projection or config.normalize

@@ -1,7 +1,6 @@
 """Published sizes, from the Gemma 2 and Gemma 3 reports and the `gemma` package, and small ones."""
 
-from collections.abc import Mapping
-
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import TransformerConfig
 
 
@@ -75,7 +74,7 @@ _TINY = {
     "sliding_window": 32,
 }
 
-GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
+GEMMA_CONFIGS: dict[str, TransformerConfig] = {
     "gemma2_2b": _gemma2(26, 2304, 9216, 8, 4),
     "gemma2_9b": _gemma2(42, 3584, 14336, 16, 8),
     "gemma2_27b": _gemma2(46, 4608, 36864, 32, 16, head_dim=128, query_scale=(4608 / 32) ** -0.5),
@@ -94,8 +93,19 @@ GEMMA_CONFIGS: Mapping[str, TransformerConfig] = {
         global_rope_scale=1.0,
     ),
 }
-SMALL = (
-    "gemma2_tiny",
-    "gemma3_tiny",
-    "gemma3_mini",
-)  # sizes of our own, with the small tokenizer; the others are published
+SMALL = {"gemma2_tiny", "gemma3_tiny", "gemma3_mini"}  # those that use the small tokenizer
+
+
+def register_size(name: str, config: TransformerConfig, *, small: bool = False) -> None:
+    """Adds a size of one's own, which configs can then name as `model.size`.
+
+    Args:
+        name: not registered before.
+        config: the transformer.
+        small: it uses the small tokenizer and float32, as sizes for a CPU do.
+    """
+    if name in GEMMA_CONFIGS:
+        raise InputError(f"size {name!r} is already registered")
+    GEMMA_CONFIGS[name] = config
+    if small:
+        SMALL.add(name)

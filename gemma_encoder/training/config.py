@@ -8,6 +8,7 @@ TensorFlow, so that help and refusals are fast.
 
 import dataclasses
 import importlib
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -152,7 +153,7 @@ class TrainConfig:
     )
     modules: tuple[str, ...] = changeable(
         (),
-        "modules to import first; they may register tasks, kinds, heads, losses or hooks of your own",
+        "modules to import first; they may register tasks, poolers, losses, hooks … of your own",
     )
     hooks: tuple[str, ...] = changeable((), "registered hooks to run, by name")
 
@@ -162,8 +163,14 @@ class TrainConfig:
 
     @classmethod
     def from_config_dict(cls, config: "ConfigDict | TrainConfig") -> "TrainConfig":
-        """The typed config; raises InputError for an unknown field or a value of another type."""
-        return options.from_mapping(cls, config.to_dict())
+        """The typed config, after the import of its `modules`, so that names they register hold.
+
+        Raises:
+            InputError: an unknown field, a value of another type, a module that cannot be imported.
+        """
+        values = config.to_dict()
+        import_modules(options.convert(tuple[str, ...], values.get("modules", ()), "modules"))
+        return options.from_mapping(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready nested dict that a run keeps in config.json."""
@@ -190,5 +197,16 @@ def import_modules(names: Sequence[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise InputError(f"modules: {name!r} cannot be imported: {one_line(error)}") from error
+        except InputError:
+            raise
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"modules: {name!r} cannot be imported: {one_line(error)}; it must be installed, "
+                "or in a folder that PYTHONPATH names"
+            ) from error
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise InputError(
+                f"modules: {name!r} cannot be imported ({frame.filename}:{frame.lineno}): "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error

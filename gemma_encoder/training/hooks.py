@@ -33,6 +33,14 @@ class Hook:
     since the last checkpoint are saved, and the run ends with an error that names the hook.
     """
 
+    def __init_subclass__(cls, **options: object) -> None:
+        """Refuses a method that looks like one a run calls, but is none: it would never be called."""
+        super().__init_subclass__(**options)
+        methods = [name for name in vars(Hook) if not name.startswith("_")]
+        for name in vars(cls):
+            if name.startswith(("on_", "before_", "after_")) and name not in methods:
+                raise unknown(f"method of a hook in {cls.__name__}:", name, methods)
+
     def on_start(self, run: Run) -> None:
         """Called before the first step, with the state restored or initialized."""
 

@@ -19,6 +19,7 @@ import optax
 import rax
 from jaxtyping import Array, Bool, Float
 
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind
@@ -256,10 +257,15 @@ LOSSES: dict[str, dict[str, Objective]] = {
 
 
 def register_loss(kind: str, name: str, objective: Objective) -> None:
-    """Adds a loss for a kind of task, registered or your own; a name is registered once."""
-    if name in LOSSES.setdefault(kind, {}):
+    """Adds a loss for a registered kind of task; a name is registered once.
+
+    Raises:
+        InputError: no kind has that name, or the kind has such a loss.
+    """
+    losses = LOSSES.setdefault(kinds.get(kind).name, {})
+    if name in losses:
         raise InputError(f"loss {name!r} of kind {kind} is already registered")
-    LOSSES[kind][name] = objective
+    losses[name] = objective
 
 
 class LossOptions(NamedTuple):

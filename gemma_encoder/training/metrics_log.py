@@ -9,6 +9,7 @@ from typing import Any
 import tqdm
 from etils import epath
 
+from gemma_encoder.data.source import load_seqio
 from gemma_encoder.training import processes
 
 
@@ -36,7 +37,8 @@ class MetricsLog:
         temporary = workdir / "metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         temporary.replace(self.path)
-        from clu import metric_writers  # imports TensorFlow
+        load_seqio()  # and with it, quietly, TensorFlow
+        from clu import metric_writers
 
         self._writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
 

@@ -15,10 +15,10 @@ from gemma_encoder.model import lora
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, TransformerConfig
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
-from gemma_encoder.training.config import TrainConfig, import_modules
+from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
-from gemma_encoder.training.recipe import SIZES
+from gemma_encoder.training.recipe import sizes
 from gemma_encoder.weights import backbone
 from gemma_encoder.weights.tensors import Checkpoint
 
@@ -27,7 +27,7 @@ class Parts:
     """Makes the parts that a config describes, each when it is first asked for.
 
     Args:
-        config: the typed config; the modules that it names are imported.
+        config: the typed config.
         dry: touch neither data nor weights nor a published tokenizer, see `build`.
 
     Raises:
@@ -36,7 +36,6 @@ class Parts:
 
     def __init__(self, config: TrainConfig, dry: bool):
         self.config, self.dry = config, dry
-        import_modules(self.config.modules)
         self._check()
 
     def _check(self) -> None:
@@ -44,8 +43,8 @@ class Parts:
         config, tasks = self.config, mixtures.expand(self.config.tasks)
         if not tasks or len(set(tasks)) < len(tasks):
             raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
-        if config.model.size not in SIZES:
-            raise unknown("size", config.model.size, SIZES)
+        if config.model.size not in sizes():
+            raise unknown("size", config.model.size, sizes())
         names = registry.names(DataOptions.from_config(config))
         for name in config.task_weights:
             if name not in names:
@@ -86,7 +85,7 @@ class Parts:
         With weights it is exactly theirs, and must be of that size.
         """
         model = self.config.model
-        named = GEMMA_CONFIGS.get(SIZES[model.size])
+        named = GEMMA_CONFIGS.get(sizes()[model.size])
         expected = named and dataclasses.replace(named, **model.transformer)
         if self.checkpoint is None:
             if expected is None:

@@ -16,10 +16,12 @@ from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.sizes import GEMMA_CONFIGS, SMALL
 from gemma_encoder.training.config import default_config
 
-__all__ = ["SIZES", "default_config", "is_small", "parse_arg", "set_size", "smoke"]
+__all__ = ["default_config", "is_small", "parse_arg", "set_size", "sizes", "smoke"]
 
-# The transformer of each size; "pretrained" is whatever the checkpoint says.
-SIZES = {"tiny": "gemma3_tiny", "pretrained": None} | {name: name for name in GEMMA_CONFIGS}
+
+def sizes() -> dict[str, str | None]:
+    """The transformer of each size; "pretrained" is whatever the checkpoint says."""
+    return {"tiny": "gemma3_tiny", "pretrained": None} | {name: name for name in GEMMA_CONFIGS}
 
 
 def parse_arg(
@@ -55,7 +57,7 @@ def parse_arg(
 
 def is_small(size: str) -> bool:
     """Whether a size is one of our own, for a machine without an accelerator."""
-    return SIZES[size] in SMALL
+    return sizes()[size] in SMALL
 
 
 def set_size(config: ConfigDict, size: str) -> None:
@@ -65,8 +67,8 @@ def set_size(config: ConfigDict, size: str) -> None:
     others use the tokenizer that comes with their weights (or their family's) and bfloat16,
     recompute layers in the backward pass, and are cut up over all devices.
     """
-    if size not in SIZES:
-        raise unknown("size", size, SIZES)
+    if size not in sizes():
+        raise unknown("size", size, sizes())
     config.model.size = size
     if is_small(size):
         config.tokenizer, config.model.compute_dtype = "small", "float32"

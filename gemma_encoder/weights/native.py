@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import parameter_paths, skeleton
+from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import fold_backbone, is_adapter
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
@@ -90,11 +92,20 @@ class Bundle:
             )
         if version == 1:
             values = _upgrade(values)
-        fields = {
-            "encoder": EncoderConfig.from_dict(values["encoder"]),
-            "tasks": tuple(Task.from_dict(task) for task in values["tasks"]),
-            "tokenizer": Tokenizer(model, values.get("tokenizer", "tokenizer.model")),
-        }
+        try:
+            fields = {
+                "encoder": EncoderConfig.from_dict(values["encoder"]),
+                "tasks": tuple(Task.from_dict(task) for task in values["tasks"]),
+                "tokenizer": Tokenizer(model, values.get("tokenizer", "tokenizer.model")),
+            }
+            check_heads(fields["encoder"])
+        except InputError as error:
+            if absent := _absent_modules(values):
+                raise InputError(
+                    f"{where}: {error}; import {', '.join(absent)} first (--modules), as training "
+                    "did"
+                ) from None
+            raise
         rest = {name: value for name, value in values.items() if name != "format_version"}
         try:
             record = rest.pop("record", {})
@@ -109,6 +120,12 @@ class Bundle:
             "inference.json": json.dumps(self.description(), indent=1).encode(),
             "tokenizer.model": self.tokenizer.model,
         }
+
+
+def _absent_modules(values: Mapping[str, Any]) -> list[str]:
+    """Modules that the training run imported and this process did not."""
+    modules = values.get("record", {}).get("config", {}).get("modules", ())
+    return [name for name in modules if name not in sys.modules]
 
 
 def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:

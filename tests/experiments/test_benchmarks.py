@@ -4,6 +4,7 @@ Arms work in this process here, one after another, so that a test takes seconds;
 tests/experiments/test_harness.py is about.
 """
 
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -28,8 +29,7 @@ from gemma_encoder.experiments.benchmarks import (
     train_step,
 )
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model import config as model_config
-from gemma_encoder.training import recipe
+from gemma_encoder.model import sizes
 
 HERE = "tests.experiments.test_benchmarks"
 WITH_PEER = harness.missing("torch", "transformers", "sentence-transformers", "accelerate") is None
@@ -68,14 +68,8 @@ def here(monkeypatch):
         "query_scale": 8**-0.5,
         "sliding_window": 16,
     }
-    sizes = {
-        "bench": model_config.dataclasses.replace(
-            model_config.GEMMA_CONFIGS["gemma3_tiny"], **small, pattern=("local", "global")
-        )
-    }
-    for name, value in sizes.items():
-        monkeypatch.setitem(model_config.GEMMA_CONFIGS, name, value)
-        monkeypatch.setitem(recipe.SIZES, name, name)
+    tiny = dataclasses.replace(sizes.GEMMA_CONFIGS["gemma3_tiny"], **small)
+    sizes.register_size("bench", dataclasses.replace(tiny, pattern=("local", "global")))
     monkeypatch.setattr(harness, "take_turns", take_turns)
     monkeypatch.setattr(fresh, "run", run_fresh)
     monkeypatch.setattr(
@@ -85,6 +79,8 @@ def here(monkeypatch):
             folder, size, max_length, task, pooling
         ),
     )
+    yield
+    del sizes.GEMMA_CONFIGS["bench"]
 
 
 def figures(file: pathlib.Path) -> dict[str, dict]:

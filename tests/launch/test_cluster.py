@@ -8,6 +8,7 @@ import pytest
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import cluster, tpu_vm, xpk
+from gemma_encoder.launch.topology import Topology
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from gemma_encoder.launch import cluster, tpu_vm, xpk
 )
 def test_topologies(text, accelerator_type, chips, tpu_vms, pods):
     """v4 and v5p are named by cores and have four chips a machine; only v5e and v6e have machines of eight."""
-    topology = cluster.Topology.parse(text)
+    topology = Topology.parse(text)
     assert (topology.accelerator_type, topology.chips) == (accelerator_type, chips)
     assert (topology.hosts(tpu_vm.LARGEST_HOST), topology.hosts(xpk.LARGEST_HOST)) == (
         tpu_vms,
@@ -38,7 +39,7 @@ def test_topologies(text, accelerator_type, chips, tpu_vms, pods):
 def test_a_shape_that_no_accelerator_type_stands_for_is_refused(text):
     """v5p-128 is 4x4x4: asked for 2x4x8, another slice would come than was planned for."""
     with pytest.raises(InputError, match="topology"):
-        cluster.Topology.parse(text)
+        Topology.parse(text)
 
 
 def test_workers_and_images_get_the_locked_libtpu():

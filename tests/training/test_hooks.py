@@ -120,6 +120,9 @@ def test_a_hook_is_called_after_log_evaluation_and_checkpoint(micro, tmp_path, s
         ("end", 6),
     ]
     assert recorder.losses.items() <= dict(losses(tmp_path)).items()
+    for step in (4, 6):  # a checkpoint holds the evaluation of its step
+        record = native.load_bundle(tmp_path / "checkpoints" / str(step)).record
+        assert [line["step"] for line in record["metrics"]] == [step]
     assert untimed(tmp_path) == untimed(straight)
 
 
@@ -244,3 +247,11 @@ def test_a_stop_that_a_hook_asks_for_ends_a_whole_run(micro, tmp_path, straight,
     assert lines[-1]["accuracy"] == outcome.metrics["toy_sentiment"]["accuracy"]
     assert losses(tmp_path)[1] == losses(straight)[2]
     assert loop.train(config, tmp_path).step == 6  # nobody asks any more
+
+
+def test_a_method_that_no_run_would_call_is_refused():
+    with pytest.raises(InputError, match="method of a hook in Late: 'after_step'.*before_step"):
+
+        class Late(Hook):
+            def after_step(self, run):
+                pass
