@@ -171,7 +171,8 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
         predictor.embed(["a text"]).shape == (1, 32) and "language_model" in predictor._repr_html_()
     )
     with pytest.raises(
-        InputError, match="no place for the head 'text' of kind language_model; heads=False leaves it out"
+        InputError,
+        match="no place for the head 'text' of kind language_model; heads=False leaves it out",
     ):
         ge.export_huggingface(predictor, tmp_path / "refused")
     exported = ge.export_huggingface(predictor, tmp_path / "exported", heads=False)
