@@ -127,7 +127,8 @@ def main(argv: list[str] | None = None) -> None:
             theirs = {"model": str(folder / "peer"), "device": args.device}
             add("transformers, pipeline (peer)", "pipeline", theirs)
             add("sentence-transformers, CrossEncoder (peer)", "cross_encoder", theirs)
-        add(OURS[0], "ours", {"model": str(folder / "model")})
+        compiled_anew = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # nothing from the user's cache
+        add(OURS[0], "ours", {"model": str(folder / "model")}, compiled_anew)
         kept = {
             "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

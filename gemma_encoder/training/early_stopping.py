@@ -58,7 +58,7 @@ class EarlyStoppingHook(Hook):
     from `metrics.jsonl`, from which later ones have been dropped: a resumed run has the count of
     one that was never interrupted, and a run that was stopped early stops again before its next
     step. Evaluations at other steps than `evaluate_every` says are not counted, so that
-    `--mode=eval` changes nothing. The main process counts and decides for all.
+    `gemma-encoder evaluate` changes nothing. The main process counts and decides for all.
 
     Args:
         recipe: of the run.

@@ -233,7 +233,7 @@ def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
 def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
     with pytest.raises(
         InputError,
-        match="'nothing': the prepared folder .* does not exist; run python -m gemma_encoder.prepare",
+        match="'nothing': the prepared folder .* does not exist; run gemma-encoder prepare",
     ):
         PreparedSource("nothing", root, DATA)
     for change, message in (

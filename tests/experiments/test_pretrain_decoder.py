@@ -51,7 +51,7 @@ def pretrained(tmp_path_factory, micro, texts):
     transformer = micro().model.transformer.to_dict()
     folder = tmp_path_factory.mktemp("decoder")
     arguments = [
-        f"--config={PROGRAM}:size=gemma2_tiny,smoke",
+        "--config=pretrain_decoder:size=gemma2_tiny,smoke",
         f"--workdir={folder / 'run'}",
         f"--output={folder / 'out'}",
     ]
@@ -171,7 +171,8 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
         predictor.embed(["a text"]).shape == (1, 32) and "language_model" in predictor._repr_html_()
     )
     with pytest.raises(
-        InputError, match="no place for the language model's head 'text'; heads=False leaves it out"
+        InputError,
+        match="no place for the head 'text' of kind language_model; heads=False leaves it out",
     ):
         ge.export_huggingface(predictor, tmp_path / "refused")
     exported = ge.export_huggingface(predictor, tmp_path / "exported", heads=False)

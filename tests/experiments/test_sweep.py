@@ -122,7 +122,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
 def test_a_failure_is_noted_and_the_sweep_goes_on(laboratory, tmp_path, monkeypatch):
     made = []
 
-    def train(run, workdir, cache):
+    def train(run, workdir):
         if run.place.row == "causal" and not made:
             made.append(run)
             raise ValueError("no such\nluck")
