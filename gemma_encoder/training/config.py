@@ -8,6 +8,8 @@ TensorFlow, so that help and refusals are fast.
 
 import dataclasses
 import importlib
+import os
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -193,7 +195,12 @@ def field_help() -> list[str]:
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports modules that register things by name; raises InputError where one cannot be."""
+    """Imports modules that register things by name; raises InputError where one cannot be.
+
+    They are looked for where Python looks, and then in the current folder.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     for name in names:
         try:
             importlib.import_module(name)
@@ -202,7 +209,7 @@ def import_modules(names: Sequence[str]) -> None:
         except ModuleNotFoundError as error:
             raise InputError(
                 f"modules: {name!r} cannot be imported: {one_line(error)}; it must be installed, "
-                "or in a folder that PYTHONPATH names"
+                "in the current folder, or in one that PYTHONPATH names"
             ) from error
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]

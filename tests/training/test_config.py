@@ -212,3 +212,10 @@ def test_a_config_is_read_without_jax_and_tensorflow():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_modules_are_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "module_of_this_folder.py").write_text("")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    import_modules(("module_of_this_folder",))
