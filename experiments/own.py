@@ -3,10 +3,12 @@
     gemma-encoder train --config=own:classification --config.own.train=train.csv --config.own.validation=dev.csv --workdir=runs/mine
     gemma-encoder train --config=own:ranking,size=gemma2_2b --config.own.train=pairs.jsonl --workdir=runs/mine
 
-Argument: what is learnt (classification, regression, ranking), then `size=…` (tiny by default: random weights, the small tokenizer, two CPU
-cores) and `smoke` (a slice of the data, in seconds). Columns, classes, template and metrics: `OwnOptions` in gemma_encoder/data/own.py says what
-each field of `config.own` means and what it is when it is not given. See what the model will see, before training:
-`gemma-encoder inspect` with the same --config flags.
+Argument: what is learnt (classification, regression, ranking, multi_label, ordinal), then `size=…`
+(tiny by default: random weights, the small tokenizer, two CPU cores) and `smoke` (a slice of the
+data, in seconds). Columns, classes, template and metrics: `OwnOptions` in
+gemma_encoder/data/own_options.py says what each field of `config.own` means and what it is when it
+is not given. See what the model will see, before training: `gemma-encoder inspect` with the same
+--config flags.
 """
 
 from gemma_encoder.data.own_options import OwnOptions, table_kinds
