@@ -10,6 +10,7 @@ import gemma_encoder as ge
 from gemma_encoder import explain
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import LoraConfig
+from gemma_encoder.text_encoder import TextEncoder
 
 TEXT = "the acting was not very dull , they said in the end ."
 
@@ -75,7 +76,7 @@ def test_pooler_weights_share_one_text_out(random_predictor, pooling):
 def test_attributions_are_derivatives(predictor, task, text):
     """Scaling the embedding of a token that stands once in the text changes the score as fast as its attribution says."""
     said = explain.attribute(predictor, text, task)
-    altered = ge.Predictor(predictor.bundle, predictor.parameters)
+    altered = TextEncoder(predictor.bundle, predictor.parameters, predictor.mesh)
     vocabulary = predictor.bundle.tokenizer.pieces(range(predictor.bundle.tokenizer.vocab_size))
 
     def score(piece, factor):
@@ -86,7 +87,7 @@ def test_attributions_are_derivatives(predictor, task, text):
             "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)},
         }
         fields = predictor.fields(task, [text])
-        scores = altered._run(predictor.task(task).template, fields, None, False)[1][task][0]
+        scores = altered.run(predictor.task(task).template, fields, None, False)[1][task][0]
         return (
             scores[0]
             if len(scores) == 1
@@ -111,7 +112,7 @@ def test_attributions_are_derivatives(predictor, task, text):
 def test_occlusion_is_the_difference_that_a_token_makes(predictor):
     """Predicted by a model whose embedding of that token is the mean of all."""
     said = explain.attribute(predictor, TEXT, "toy_sentiment", "positive", method="occlusion")
-    altered = ge.Predictor(predictor.bundle, predictor.parameters)
+    altered = TextEncoder(predictor.bundle, predictor.parameters, predictor.mesh)
     vocabulary = predictor.bundle.tokenizer.pieces(range(predictor.bundle.tokenizer.vocab_size))
     fields, template = (
         predictor.fields("toy_sentiment", [TEXT]),
@@ -119,7 +120,7 @@ def test_occlusion_is_the_difference_that_a_token_makes(predictor):
     )
 
     def score():
-        negative, positive = altered._run(template, fields, None, False)[1]["toy_sentiment"][0]
+        negative, positive = altered.run(template, fields, None, False)[1]["toy_sentiment"][0]
         return positive - negative
 
     whole = score()
