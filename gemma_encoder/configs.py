@@ -1,14 +1,16 @@
 """Configs by name: `own` is `experiments/own.py`, which comes with the package."""
 
+import importlib.machinery
 import importlib.util
+import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.errors import InputError, described, location, unknown
 
 FOLDER = pathlib.Path(__file__).parent / "experiments"
 _GROUPS = ("", "ablations/")  # folders of FOLDER that hold configs
@@ -55,12 +57,28 @@ def load(config: str) -> ConfigDict:
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
         raise InputError(f"config {name} is not a file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"config {name} has no get_config()")
-    return module.get_config(*([argument] if colon else []))
+    return _called(path, [argument] if colon else [])
+
+
+def _called(path: pathlib.Path, arguments: Sequence[str]) -> ConfigDict:
+    """What `get_config` of a file returns; an error in the file is one line that names its line."""
+    try:
+        loader = importlib.machinery.SourceFileLoader(path.stem, os.fspath(path))
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(path.stem, loader))
+        loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            raise InputError(f"config {path} has no get_config()")
+        config = module.get_config(*arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"config {location(error)}: {described(error)}") from error
+    if not isinstance(config, ConfigDict) or "tasks" not in config:
+        raise InputError(
+            f"config {path}: get_config() gives no config with the field 'tasks'; let it start from "
+            "gemma_encoder.training.recipe.default_config()"
+        )
+    return config
 
 
 def by_path(config: ConfigDict, fields: Mapping[str, Any]) -> dict[str, Any]:

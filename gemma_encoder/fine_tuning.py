@@ -8,6 +8,7 @@
 It is the run that `gemma-encoder train` makes: the same config, workdir and checkpoints.
 """
 
+import os
 import pathlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +21,9 @@ from gemma_encoder import configs, runtime
 from gemma_encoder.data.own_options import table_kinds
 from gemma_encoder.data.row_files import to_jsonl, write_whole
 from gemma_encoder.inference import Predictor
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.training.config import import_modules
 from gemma_encoder.weights import native
 
 if TYPE_CHECKING:
@@ -73,6 +75,11 @@ def fine_tune(
     """
     runtime.require_training()
     runtime.quiet()
+    if not isinstance(overrides or {}, Mapping) or not all(map(_is_name, overrides or {})):
+        raise InputError("overrides is a dictionary from a field's path to its value")
+    if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
+        raise InputError(f"workdir is the path of a folder, got {workdir!r}")
+    import_modules((overrides or {}).get("modules", ()))  # they may register the kind
     name, config, fields = _resolved(what)
     fields |= configs.by_path(config, overrides or {})
     files = _files({"train": train, "validation": validation, "test": test}, workdir)
@@ -83,7 +90,8 @@ def fine_tune(
     configs.override(config, fields)
     if files and config.own.name not in config.tasks:
         raise InputError(
-            f"the config trains on {', '.join(config.tasks)}, not on data of your own; leave out "
+            f"the config trains on {', '.join(map(str, config.tasks)) or 'no task'}, not on data "
+            f"of your own, which is the task {config.own.name!r}; leave out "
             f"{', '.join(field.removeprefix('own.') for field in files)}, or name a kind of task"
         )
     from gemma_encoder.training import loop, processes
@@ -94,6 +102,10 @@ def fine_tune(
     return Predictor.load(outcome.checkpoint)
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and all(value.split("."))
+
+
 def _resolved(
     what: str | Task | ml_collections.ConfigDict,
 ) -> tuple[str, ml_collections.ConfigDict, dict[str, Any]]:
@@ -102,7 +114,12 @@ def _resolved(
         name, fields = f"own:{what.kind}", _fields(what)
         return name, configs.load(name), fields
     if isinstance(what, str):
-        name = f"own:{what}" if what.split(",")[0] in table_kinds() else what
+        word = what.split(",")[0].split(":")[0]
+        if word in table_kinds():
+            what = f"own:{what}"
+        elif word not in configs.names() and not word.endswith(".py"):
+            raise unknown("kind or config", word, [*table_kinds(), *configs.names()])
+        name = what
         return name, configs.load(name), {}
     if isinstance(what, ml_collections.ConfigDict):
         return "", what.copy_and_resolve_references(), {}
@@ -140,8 +157,8 @@ def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict
     """Paths by field of the config; rows in memory are written to the workdir."""
     result, texts = {}, {}
     for split, data in splits.items():
-        if isinstance(data, str | epath.Path | pathlib.Path):
-            result[f"own.{split}"] = str(data)
+        if isinstance(data, str | os.PathLike):
+            result[f"own.{split}"] = os.fspath(data)
         elif data is not None:
             texts[split] = to_jsonl(data, split)
     if not texts:

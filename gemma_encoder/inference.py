@@ -94,8 +94,9 @@ class Predictor:
         """
         tasks = [task for task in self.tasks.values() if task.classes]
         if len(tasks) != 1:
-            names = ", ".join(task.name for task in tasks) or "no task"
-            raise InputError(f"{names} with classes: ask predictor.tasks[name].classes of a task")
+            if not tasks:
+                raise InputError(f"no task has classes; there are {_names(self.tasks.values())}")
+            raise InputError(f"ask predictor.tasks[name].classes of one of {_names(tasks)}")
         return tasks[0].classes
 
     def task(self, name: str | None = None, kind: str | None = None) -> Task:
@@ -110,10 +111,14 @@ class Predictor:
         """
         tasks = [task for task in self.tasks.values() if kind in (None, task.kind.name)]
         if name is None:
+            if not self.tasks:
+                raise InputError("the checkpoint knows no task")
+            if not tasks:
+                raise InputError(
+                    f"the checkpoint has no {kind} task; {_names(self.tasks.values())}"
+                )
             if len(tasks) != 1:
-                names = ", ".join(task.name for task in tasks)
-                nothing = " ".join(filter(None, ("no", kind, "task")))
-                raise InputError(f"name a task: the checkpoint has {names or nothing}")
+                raise InputError(f"name a task: the checkpoint has {_names(tasks)}")
             return tasks[0]
         if name not in self.tasks:
             raise unknown(
@@ -304,6 +309,10 @@ def export_huggingface(
         InputError: the format cannot express the model (attention poolers, several heads, a reach that differs by side).
     """
     return export.export(predictor.bundle, predictor.parameters, folder, heads)
+
+
+def _names(tasks: Iterable[Task]) -> str:
+    return ", ".join(f"{task.name} ({task.kind})" for task in tasks)
 
 
 def _one_device() -> Mesh:

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
-from gemma_encoder import configs
+from gemma_encoder import cli, configs
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sizes
 
@@ -101,3 +101,33 @@ def test_a_size_of_ones_own():
     finally:
         del sizes.GEMMA_CONFIGS[name]
         sizes.SMALL.discard(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", r"mine.py:1: SyntaxError: "),
+        ("import nothing_here\n", r"mine.py:1: ModuleNotFoundError: No module"),
+        ("def get_config():\n    return 1 / 0\n", r"mine.py:2: ZeroDivisionError: "),
+        ("get_config = 5\n", r"has no get_config\(\)"),
+        ("def get_config():\n    return None\n", "gives no config with the field 'tasks'"),
+    ],
+)
+def test_an_error_in_a_config_file_is_one_line(text, message, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        configs.load(str(tmp_path / "mine.py"))
+    assert cli.main(["train", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: config ")
+
+
+def test_fields_on_the_command_line_name_the_nearest(tmp_path, capsys):
+    for field, message in (
+        ("own.trian=x", "unknown config field 'own.trian'; did you mean 'own.train'?"),
+        ("optimizer.lr=1", "unknown config field 'optimizer.lr'. Valid: optimizer.b1"),
+        ("seed.x=1", "config field seed is a whole number; it has no 'x'"),
+    ):
+        arguments = [f"--config.{field}", f"--workdir={tmp_path}/run"]
+        assert cli.main(["train", "--config=quickstart", *arguments]) == 2
+        assert message in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 import gemma_encoder as ge
 from gemma_encoder import fine_tuning
+from gemma_encoder.data.row_files import to_jsonl
 from gemma_encoder.training import loop
 
 SMALL = {
@@ -166,7 +167,10 @@ PLAIN = ge.Template("{text}")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("clasification", COLUMNS), "unknown config 'clasification'"),
+        (
+            ("clasification", COLUMNS),
+            "unknown kind or config 'clasification'; did you mean 'classification'",
+        ),
         ((3, COLUMNS), "expected a kind, a Task or a config, got int"),
         (("classification", 3), "train is int; give a path, a DataFrame"),
         (("classification", ["it was good"]), "train: record 0 is str, not a dictionary"),
@@ -174,7 +178,10 @@ PLAIN = ge.Template("{text}")
         (("classification", {}), "train holds no record"),
         (("classification", {"text": "a b", "label": "c"}), "column 'text' is str, not a list"),
         (("classification", {"text": ["a", "b"], "label": ["c"]}), "the columns differ in length"),
-        (("classification", [{"text": object(), "label": 1}]), "record 0 cannot be stored"),
+        (
+            ("classification", [{"text": object(), "label": 1}]),
+            "record 0: column .text. holds object",
+        ),
         (
             ("classification", [{"text": "a", "label": None}] * 3),
             "train.jsonl:1: column 'label' is null",
@@ -185,7 +192,7 @@ PLAIN = ge.Template("{text}")
         ),
         (("classification", {"text": ["a", "\udc80"], "label": [0, 1]}), "no valid Unicode"),
         (("classification",), "own.train is not set"),
-        (("quickstart", COLUMNS), "not on data of your own; leave out train"),
+        (("quickstart", COLUMNS), "the task 'own'; leave out train"),
         (
             (ge.Task("a", "classification", PLAIN, classes=("x", "y"), head="b"), COLUMNS),
             "leave out head, chance and role_templates",
@@ -233,3 +240,53 @@ def test_rows_are_not_kept_where_no_file_can_be_read():
 def test_columns_are_told_apart_from_paths(tmp_path):
     with pytest.raises(ge.InputError, match="missing.csv is not a file"):
         fine_tuning.fine_tune("classification", "missing.csv", workdir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"overrides": ["seed"]}, "overrides is a dictionary"),
+        ({"overrides": {1: 2}}, "overrides is a dictionary"),
+        ({"overrides": {"batch.": 2}}, "overrides is a dictionary"),
+        ({"workdir": ""}, "workdir is the path of a folder, got ''"),
+        ({"workdir": 5}, "workdir is the path of a folder, got 5"),
+        ({"workdir": "a\0b"}, "cannot be written: embedded null byte"),
+        ({"overrides": {"seed": -1}}, r"seed must be at least 0 and below 2\^31, got -1"),
+        ({"overrides": {"losses.nope": "x"}}, "unknown kind in losses: 'nope'"),
+        (
+            {"overrides": {"optimizer.learning_rate": float("nan")}},
+            "learning_rate must be at least",
+        ),
+        ({"overrides": {"task_weights": {"own": -1.0}}}, "task_weights.own must be at least 0"),
+        ({"overrides": {"train_for": "1e14 steps"}}, "more than a run can count"),
+        ({"overrides": {"modules": ("no_such_module",)}}, "'no_such_module' cannot be imported"),
+        ({"hooks": ge.Hook()}, "hooks is a list of hooks, got Hook"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, tmp_path):
+    with pytest.raises(ge.InputError, match=message):
+        ge.fine_tune("classification", COLUMNS, **{"workdir": tmp_path / "run", **arguments})
+
+
+def test_rows_of_every_make():
+    assert to_jsonl([{"a": {"y", "x"}, "b": np.float32(1.5), "c": (1, None)}], "train") == (
+        '{"a": ["x", "y"], "b": 1.5, "c": [1, null]}\n'
+    )
+    for record, message in (
+        ({1: "x", "1": "y"}, "record 0 has two columns named '1'"),
+        ({"a": float("inf")}, "column 'a' holds float"),
+        ({"a": 10**5000}, "column 'a' holds int"),
+        ({"a": pd.Timestamp("2020-01-01")}, "column 'a' holds Timestamp"),
+    ):
+        with pytest.raises(ge.InputError, match=message):
+            to_jsonl([record], "train")
+    with pytest.raises(ge.InputError, match="train is ndarray"):
+        to_jsonl(np.array(5), "train")
+    with pytest.raises(ge.InputError, match="two columns of one name: text, 1, 1"):
+        to_jsonl(pd.DataFrame([["x", "y", "z"]], columns=["text", 1, 1]), "train")
+
+
+def test_a_damaged_config_in_a_workdir_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(ge.InputError, match="config.json holds no config: it is damaged"):
+        ge.fine_tune("quickstart:smoke", workdir=tmp_path, overrides=SMALL)

@@ -1,6 +1,7 @@
 """Flags of the programs: a config by name or path, one-line refusals, exit codes, quiet logs."""
 
 import inspect
+import logging as standard_logging
 import os
 import shutil
 import sys
@@ -124,18 +125,14 @@ class Flags:
             raise SystemExit(0)
         words = _with_files(argv) if self._config is not None else list(argv)
         self._argv[:] = ["gemma-encoder", *words]
+        if self._config is not None:
+            _check_fields(words)
         loud = self._share_logging()
         try:
             rest = self._values(self._argv)
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # absl's logging looks there
             config = self._config.value if self._config is not None else None
-            # A config file that could not be read shows here, not before.
-            if config is not None and "tasks" not in config:
-                raise InputError(
-                    "the config has no field 'tasks'; let get_config start from "
-                    "gemma_encoder.training.recipe.default_config()"
-                )
             if config is not None:
                 from gemma_encoder.training.config import TrainConfig
 
@@ -153,6 +150,7 @@ class Flags:
         logging.use_absl_handler()
         if not loud.present:
             logging.set_verbosity(logging.WARNING)
+            logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(message)s"))
         return config
 
     def _share_logging(self) -> flags.Flag:
@@ -191,6 +189,23 @@ def _option(flag: flags.Flag, width: int) -> list[str]:
     return [f"  --{flag.name}{value}", *wrapped]
 
 
+def _readable(config: str) -> str:
+    """FILE[:ARG] of a config, whose file has been read once, so that an error in it is one line."""
+    configs.load(config)
+    return configs.resolve(config)
+
+
+def _check_fields(words: Sequence[str]) -> None:
+    """Raises InputError, with the nearest name, where --config.FIELD names no field of a config."""
+    from gemma_encoder.inputs.options import check_path
+    from gemma_encoder.training.config import TrainConfig
+
+    for word in words:
+        name = word.partition("=")[0].lstrip("-")
+        if word.startswith("-") and name.startswith("config."):
+            check_path(TrainConfig, name.removeprefix("config."))
+
+
 def _with_files(argv: Sequence[str]) -> list[str]:
     """The arguments with the config's file in place of its name.
 
@@ -203,7 +218,7 @@ def _with_files(argv: Sequence[str]) -> list[str]:
             continue
         runtime.require_training()
         if equals:
-            words[index] = f"--config={configs.resolve(value)}"
+            words[index] = f"--config={_readable(value)}"
         elif index + 1 < len(words):
-            words[index + 1] = configs.resolve(words[index + 1])
+            words[index + 1] = _readable(words[index + 1])
     return words

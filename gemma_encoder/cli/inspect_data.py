@@ -1,8 +1,4 @@
-"""Shows what a model sees of a task: records beside their text, tokens, a packed row, lengths.
-
-gemma-encoder inspect --task=glue_mrpc --n=3
-gemma-encoder inspect --config=own:classification --config.own.train=train.csv
-"""
+"""Shows what a model sees of a task: records beside their text, tokens, a packed row, lengths."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -11,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gemma_encoder import runtime
-from gemma_encoder.cli import commandline
+from gemma_encoder.cli import commandline, inspect
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.packing import Packer, Segment, Unit
@@ -52,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    flags = commandline.Flags(__doc__)
+    flags = commandline.Flags(inspect.__doc__)
     flags.config()
     flags.text("task", "The task; by default the config's first one.")
     flags.text("split", "By default train, or the first one where there is none.")

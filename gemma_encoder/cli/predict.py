@@ -31,7 +31,7 @@ def add_flags(flags: commandline.Flags) -> None:
     flags.text("task", "The task to score for; may be left out where the checkpoint has only one.")
     flags.text(
         "input",
-        ".txt (one text a line), or .csv, .tsv, .jsonl, .parquet with a column for each of "
+        ".txt (one text a line, none blank), or .csv, .tsv, .jsonl, .parquet with a column for each of "
         "the task's fields; text also as .gz.",
     )
     flags.text(
@@ -55,7 +55,7 @@ def predict(flags: commandline.Flags) -> int:
     from gemma_encoder.predict_file import predict_file
 
     predictor = Predictor.load(workdir)
-    predict_file(
+    count = predict_file(
         predictor,
         predictor.task(flags["task"]),
         pathlib.Path(source),
@@ -63,4 +63,6 @@ def predict(flags: commandline.Flags) -> int:
         flags["columns"] or (),
         flags["keep"] or (),
     )
+    if flags["output"]:
+        print(f"wrote {flags['output']}, {count} texts")
     return 0

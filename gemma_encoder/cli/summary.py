@@ -29,8 +29,8 @@ def _summary(outcome, split: str) -> str:
     for name, values in outcome.metrics.items():
         baseline = _baseline(outcome.predictions[name], split)
         for metric, value in values.items():
-            line = f"{name:<18} {metric:<24} {value:>10.3f}"
-            lines.append(f"{line} {baseline[metric]:>9.3f}" if metric in baseline else line)
+            without = f"{baseline[metric]:.3f}" if metric in baseline else "-"
+            lines.append(f"{name:<18} {metric:<24} {value:>10.3f} {without:>9}")
         if not values:
             lines.append(f"{name:<18} predictions only: the {split} split has no labels")
     for name, predictions in outcome.predictions.items():

@@ -28,11 +28,12 @@ def _main(argv: Sequence[str]) -> int:
     add_flags(flags)
     flags.switch(
         "help_config",
-        "List the fields of a config, each with its default and a line of help, and exit.",
+        "List the fields of a config and exit: each with a line of help, and its value in --config "
+        "or, without it, its default.",
     )
     config = flags.parse(argv)
     if flags["help_config"]:
-        print(config_fields())
+        print(config_fields(config))
         return 0
     return train(*checked(flags, config), command=shlex.join(["gemma-encoder", "train", *argv]))
 
@@ -59,11 +60,11 @@ def checked(
     return config, workdir
 
 
-def config_fields() -> str:
-    """Returns the fields of a config: a line for each, with its type, default and help."""
-    from gemma_encoder.training.config import field_help
+def config_fields(config: ml_collections.ConfigDict | None) -> str:
+    """Returns a line for each field: its type, its value in the config (or default) and help."""
+    from gemma_encoder.training.config import TrainConfig, field_help
 
-    return "\n".join(field_help())
+    return "\n".join(field_help(config and TrainConfig.from_config_dict(config)))
 
 
 def train(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:

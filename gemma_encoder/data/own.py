@@ -78,7 +78,8 @@ class OwnSource(NumberedSource):
             np.sort(mixed[held:]),
         )
         logging.warning(
-            "own: %d of %d %s of %s are held out for validation; own.validation names a file of your own",
+            "%s: %d of %d %s of %s are held out for validation, unless a validation file is named",
+            self.task.name,
             held,
             count,
             "queries" if self.task.is_list else "records",
@@ -94,7 +95,8 @@ class OwnSource(NumberedSource):
         kept = chosen[(positives[chosen] > 0) & (positives[chosen] < np.diff(starts)[chosen])]
         if len(kept) < len(chosen):
             logging.warning(
-                "own: %d of %d train queries have no positive or no negative and are skipped",
+                "%s: %d of %d train queries have no positive or no negative and are skipped",
+                self.task.name,
                 len(chosen) - len(kept),
                 len(chosen),
             )
@@ -176,8 +178,15 @@ def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
         inferred.append(f"label_range {label_range}")
         if label_range[0] == label_range[1]:
             raise InputError(f"{path}: all targets are {label_range[0]:g}; name own.label_range")
+    if kind.label_column == "classes" and not files["train"].has_several_classes():
+        logging.warning(
+            "%s: no row of %s has several classes; is own.separator=%r what separates them?",
+            own.name,
+            path,
+            own.separator,
+        )
     if inferred:
-        logging.warning("own: inferred from %s: %s", path, "; ".join(inferred))
+        logging.warning("%s: inferred from %s: %s", own.name, path, "; ".join(inferred))
     return Task(own.name, kind, template, own.metrics, classes, label_range or (0.0, 1.0))
 
 

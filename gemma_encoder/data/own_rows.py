@@ -125,6 +125,10 @@ class Rows:
         """The text's fields."""
         return {field: self.table[column, row] for field, column in self._fields.items()}
 
+    def has_several_classes(self) -> bool:
+        """Whether a row names more than one class."""
+        return any(JOIN in value for value in self.table.codes("label")[0])
+
     def class_names(self) -> tuple[str, ...]:
         """The classes that occur, in label order."""
         values = self.table.codes("label")[0]

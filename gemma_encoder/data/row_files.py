@@ -32,14 +32,29 @@ def to_jsonl(data: Any, name: str) -> str:
                 f"{name}: record {number} is {type(record).__name__}, not a dictionary from column "
                 f"to value; {name} is {EXPECTED}"
             )
-        values = {str(column): _plain(value) for column, value in record.items()}
-        try:
-            lines.append(json.dumps(values, ensure_ascii=False))
-        except TypeError as error:
-            raise InputError(f"{name}: record {number} cannot be stored: {error}") from None
+        values = {}
+        for column, value in record.items():
+            if str(column) in values:
+                raise InputError(f"{name}: record {number} has two columns named {str(column)!r}")
+            values[str(column)] = value
+        lines.append(_line(values, f"{name}: record {number}"))
     if not lines:
         raise InputError(f"{name} holds no record")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _line(values: Mapping[str, Any], where: str) -> str:
+    fields = []
+    for column, value in values.items():
+        try:
+            text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{where}: column {column!r} holds {type(value).__name__}, which JSON cannot "
+                f"({error}); make it text or a number, or leave the column out"
+            ) from None
+        fields.append(f"{json.dumps(column, ensure_ascii=False)}: {text}")
+    return f"{{{', '.join(fields)}}}"
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
@@ -54,8 +69,10 @@ def write_whole(path: pathlib.Path, text: str) -> None:
     except UnicodeEncodeError as error:
         os.unlink(file.name)
         raise InputError(f"{path.stem}: a text is no valid Unicode: {error.reason}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _records(data: Any, name: str) -> Iterable[Any]:
@@ -63,7 +80,9 @@ def _records(data: Any, name: str) -> Iterable[Any]:
         return data.to_dicts()
     if hasattr(data, "columns") and hasattr(data, "to_dict"):
         if not data.columns.is_unique:
-            raise InputError(f"{name} has two columns of one name: {', '.join(data.columns)}")
+            raise InputError(
+                f"{name} has two columns of one name: {', '.join(map(str, data.columns))}"
+            )
         return data.to_dict("records")
     if isinstance(data, Mapping):
         columns = {column: _column(values, column, name) for column, values in data.items()}
@@ -71,7 +90,8 @@ def _records(data: Any, name: str) -> Iterable[Any]:
         if len(set(lengths.values())) > 1:
             raise InputError(f"{name}: the columns differ in length: {lengths}")
         return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+    scalar = isinstance(data, str | bytes) or getattr(data, "shape", None) == ()
+    if scalar or not isinstance(data, Iterable):
         raise InputError(f"{name} is {type(data).__name__}; give {EXPECTED}")
     return data
 
@@ -88,6 +108,8 @@ def _plain(value: Any) -> Any:
     """Numbers and arrays of numpy as those of Python, missing values as None."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, set | frozenset):  # in one order, whatever the process
+        return sorted((_plain(item) for item in value), key=lambda item: (str(type(item)), item))
+    if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and value != value else value

@@ -95,7 +95,9 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Ite
             raise InputError(f"{path} is empty; its first line should name the columns")
         if len(set(names)) < len(names) or not all(name.strip() for name in names):
             raise InputError(
-                f"{path}:1: the first line should name every column, and none twice; got {', '.join(map(repr, names))}"
+                f"{path}:1: the first line should name every column, and none twice; got "
+                f"{', '.join(map(repr, names))}"
+                + ("; pandas writes its index so, without index=False" if not names[0] else "")
             )
 
         def parse() -> Iterator[Row]:

@@ -16,6 +16,15 @@ def tupled(value: Any) -> Any:
     return value
 
 
+def check_mapping(values: Any, what: str, *needed: str) -> None:
+    """Raises InputError unless a description is a mapping with these fields."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"the description of {what} is {type(values).__name__}; it is damaged")
+    for name in needed:
+        if name not in values:
+            raise InputError(f"the description of {what} lacks the field {name!r}; it is damaged")
+
+
 def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> Described:
     """The dataclass with these fields, lists as tuples.
 
@@ -27,6 +36,7 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> D
     Raises:
         InputError: a field that this version does not have, or one that it cannot do without.
     """
+    check_mapping(values, what)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     surplus = sorted(values.keys() - fields.keys())
     if surplus:
@@ -41,6 +51,5 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> D
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
     ]
-    if missing:
-        raise InputError(f"the description of {what} lacks the field {missing[0]!r}; it is damaged")
+    check_mapping(values, what, *missing)
     return cls(**{name: tupled(value) for name, value in values.items()})

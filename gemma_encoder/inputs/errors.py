@@ -2,11 +2,16 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
     """Something that the user handed over cannot be used. The message is one line: what, what was expected, what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """The one line, which IPython then shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> InputError:
@@ -17,11 +22,29 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> InputError:
         name: what the user wrote.
         valid: every name that would have been accepted.
     """
-    names = sorted(map(str, valid))
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    names, group = sorted(map(str, valid)), str(name)[: str(name).rfind(".") + 1]
+    if not all(each.startswith(group) for each in names):
+        group = ""
+    tails = [each.removeprefix(group) for each in names]  # a path's own last part is compared
+    near = difflib.get_close_matches(str(name).removeprefix(group), tails, n=1, cutoff=0.5)
+    near = [group + each for each in near]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     valid_names = ", ".join(names) or "none"
     return InputError(f"unknown {kind} {str(name)!r}{hint or '.'} Valid: {valid_names}")
+
+
+def location(error: BaseException) -> str:
+    """FILE:LINE where an error was raised, or where a file is no Python."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def described(error: BaseException) -> str:
+    """The error's type and message, on one line."""
+    text = error.msg if isinstance(error, SyntaxError) else one_line(error)
+    return f"{type(error).__name__}: {text}"
 
 
 def one_line(error: Exception) -> str:

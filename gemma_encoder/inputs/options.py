@@ -81,6 +81,22 @@ def field_values(cls: type, values: Mapping[str, Any], name: str = "") -> dict[s
     return result
 
 
+def check_path(cls: type, path: str, name: str = "") -> None:
+    """Raises InputError where a dataclass has no field at a path such as "batch.rows".
+
+    Entries of a mapping may have any name. `name` is the path of the dataclass itself.
+    """
+    first, _, rest = path.partition(".")
+    annotations, field = _annotations(cls), _join(name, first)
+    if first not in annotations:
+        raise unknown("config field", field, [_join(name, each) for each in annotations])
+    annotation = annotations[first]
+    if rest and dataclasses.is_dataclass(annotation):
+        check_path(annotation, rest, field)
+    elif rest and typing.get_origin(annotation) is not Mapping:
+        raise InputError(f"config field {field} is {_words(annotation)}; it has no {rest!r}")
+
+
 def convert(annotation: Any, value: Any, name: str) -> Any:
     """A value as its annotation says, or InputError; `name` is the field's path."""
     arguments = typing.get_args(annotation)

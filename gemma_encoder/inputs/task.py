@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemma_encoder.inputs import kinds
-from gemma_encoder.inputs.descriptions import from_fields
+from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind, Label
 from gemma_encoder.inputs.template import Encoded, Template
@@ -111,6 +111,13 @@ class Task:
 
     def __post_init__(self):
         object.__setattr__(self, "kind", kinds.get(self.kind))
+        if not self.name:
+            raise InputError("a task needs a name")
+        if not isinstance(self.template, Template):
+            raise InputError(
+                f"task {self.name!r}: template must be a Template, such as Template('{{text}}'), "
+                f"got {self.template!r}"
+            )
         self.kind.check_task(self)
         if not self.label_range[0] < self.label_range[1]:
             raise InputError(
@@ -167,6 +174,7 @@ class Task:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
         """The task that `to_dict` described; raises InputError where a newer version wrote it."""
+        check_mapping(values, "a task", "template")
         templates = {
             "template": _template(values["template"]),
             "role_templates": tuple(

@@ -100,7 +100,7 @@ class Template:
             text, size = text + value, spans[field][1]
         if not any(values[field].strip() for field in self.fields):
             raise InputError(
-                f"{where}: the text is empty: {', '.join(map(repr, self.fields))} hold nothing but blanks".removeprefix(
+                f"{where}: the text is empty: nothing but blanks in {', '.join(map(repr, self.fields))}".removeprefix(
                     ": "
                 )
             )

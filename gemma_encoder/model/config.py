@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gemma_encoder.inputs.descriptions import from_fields
+from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import option
 
@@ -328,6 +328,8 @@ class EncoderConfig:
         Raises:
             InputError: a field that a newer version wrote.
         """
+        check_mapping(values, "an encoder", "transformer", "pooling", "heads")
+        check_mapping(values["heads"], "the heads")
         parts = {
             "transformer": TransformerConfig.from_dict(values["transformer"]),
             "pooling": from_fields(PoolingConfig, values["pooling"], "a pooler"),

@@ -73,7 +73,10 @@ def _scored_examples(run: Run, task: Task, split: str, names: Mapping[str, str])
     labels = kind.metric_labels(task, table.labels)
     predictions = np.array([kind.read_line(line) for line in lines])
     grouped = any(table.query_ids)
-    units = table.groups() if grouped else {str(number): [number] for number in range(len(lines))}
+    # Labels are part of a unit's name, so that runs on different data are never paired.
+    units = (
+        table.groups() if grouped else {f"{i} {label}": [i] for i, label in enumerate(table.labels)}
+    )
     groups = [np.array(members) for members in units.values()]
 
     def measure(chosen: np.ndarray, metric: str) -> float:

@@ -203,7 +203,7 @@ class Checkpoints:
             InputError: the checkpoint is damaged, or of another model.
         """
         away = (
-            f"choose another --workdir, or move {self.folder / str(step)} away to go on from "
+            f"choose another workdir, or move {self.folder / str(step)} away to go on from "
             "the one before"
         )
         with self._refusing(f"read at step {step}, which is damaged or of another run ({away})"):

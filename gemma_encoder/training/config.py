@@ -8,9 +8,9 @@ TensorFlow, so that help and refusals are fast.
 
 import dataclasses
 import importlib
+import math
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from gemma_encoder.data.own_options import OwnOptions
 from gemma_encoder.data.text import TextOptions
 from gemma_encoder.inputs import kinds, options
-from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.inputs.errors import InputError, described, location, one_line, unknown
 from gemma_encoder.inputs.options import option
 from gemma_encoder.model.config import LoraConfig, PoolingConfig, TransformerConfig
 from gemma_encoder.training.durations import Duration
@@ -105,7 +105,7 @@ class EarlyStoppingConfig:
 
     def __post_init__(self):
         for field in ("patience", "min_delta"):
-            if not getattr(self, field) >= 0:
+            if not 0 <= getattr(self, field) < math.inf:
                 raise InputError(
                     f"early_stopping.{field} must be at least 0, got {getattr(self, field)}"
                 )
@@ -160,6 +160,17 @@ class TrainConfig:
     hooks: tuple[str, ...] = changeable((), "registered hooks to run, by name")
 
     def __post_init__(self):
+        for field in ("seed", "max_train", "max_eval"):
+            if not 0 <= getattr(self, field) < 2**31:
+                raise InputError(
+                    f"{field} must be at least 0 and below 2^31, got {getattr(self, field)}"
+                )
+        for name, weight in self.task_weights.items():
+            if not 0 <= weight < math.inf:
+                raise InputError(f"task_weights.{name} must be at least 0, got {weight}")
+        for name in self.losses:
+            if name not in kinds.names():
+                raise unknown("kind in losses:", name, kinds.names())
         for name in LENGTHS:
             Duration.parse(getattr(self, name), name)
 
@@ -189,9 +200,9 @@ def default_config() -> ConfigDict:
     return ConfigDict(dataclasses.asdict(TrainConfig()))
 
 
-def field_help() -> list[str]:
-    """A line for each field: name, type, default and help."""
-    return [str(field) for field in options.field_help(TrainConfig())]
+def field_help(config: TrainConfig | None = None) -> list[str]:
+    """A line for each field: name, type, value in `config` (by default the default) and help."""
+    return [str(field) for field in options.field_help(config or TrainConfig())]
 
 
 def import_modules(names: Sequence[str]) -> None:
@@ -211,9 +222,7 @@ def import_modules(names: Sequence[str]) -> None:
                 f"modules: {name!r} cannot be imported: {one_line(error)}; it must be installed, "
                 "in the current folder, or in one that PYTHONPATH names"
             ) from error
-        except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
+        except (Exception, SystemExit) as error:
             raise InputError(
-                f"modules: {name!r} cannot be imported ({frame.filename}:{frame.lineno}): "
-                f"{type(error).__name__}: {one_line(error)}"
+                f"modules: {name!r} cannot be imported ({location(error)}): {described(error)}"
             ) from error

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.errors import InputError, described, unknown
 
 if TYPE_CHECKING:
     from gemma_encoder.training.run import Run
@@ -127,7 +127,7 @@ class Hooks:
             saved = "no step is saved" if step is None else f"step {step} is saved"
             raise InputError(
                 f"hook {name} failed in {event} at step {run.step}{_line(error)}: "
-                f"{type(error).__name__}: {error}; {saved} in {run.workdir}; "
+                f"{described(error)}; {saved} in {run.workdir}; "
                 "mend the hook and start the same command again"
             ) from error
 
@@ -166,6 +166,8 @@ def named_hooks(names: Sequence[str]) -> tuple[Hook, ...]:
 
 def checked_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
     """The hooks themselves; raises InputError where something is none."""
+    if not isinstance(hooks, Sequence):
+        raise InputError(f"hooks is a list of hooks, got {type(hooks).__name__}")
     for hook in hooks:
         if not isinstance(hook, Hook):
             raise InputError(

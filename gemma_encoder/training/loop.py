@@ -146,7 +146,7 @@ def _restored(trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream) -
     if bundle.tokenizer.model != tokenizer.model:
         raise InputError(
             f"{tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began "
-            "with; restore that file, or choose another --workdir"
+            "with; restore that file, or choose another workdir"
         )
     state, readers = checkpoints.restore(step, trainer.program.abstract, stream.names)
     stream.restore(readers)

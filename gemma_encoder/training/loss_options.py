@@ -4,6 +4,7 @@ An option lives with its loss: `--config.loss_options.softmax_cross_entropy.labe
 """
 
 import dataclasses
+import math
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.options import option
@@ -30,10 +31,13 @@ class SoftmaxCrossEntropyOptions:
             raise InputError(
                 f"{path}.label_smoothing must be at least 0 and below 1, got {self.label_smoothing}"
             )
-        if not self.focal_gamma >= 0:
+        if not 0 <= self.focal_gamma < math.inf:
             raise InputError(f"{path}.focal_gamma must be at least 0, got {self.focal_gamma}")
-        if not all(weight >= 0 for weight in self.class_weights):
-            raise InputError(f"{path}.class_weights must be at least 0, got {self.class_weights}")
+        weights = self.class_weights
+        if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
+            raise InputError(
+                f"{path}.class_weights must be at least 0, and one of them more, got {weights}"
+            )
 
     def check_task(self, task: Task) -> None:
         """Raises InputError unless there is one weight for each class of a task."""
@@ -50,6 +54,10 @@ class Poly1Options:
     """Options of Poly-1."""
 
     epsilon: float = option(1.0, "ε, the weight of 1 - p beside the listwise softmax")
+
+    def __post_init__(self):
+        if not math.isfinite(self.epsilon):
+            raise InputError(f"loss_options.poly1.epsilon must be finite, got {self.epsilon}")
 
     def check_task(self, task: Task) -> None:
         """Any list will do."""

@@ -1,6 +1,7 @@
 """Options of the optimizer, apart from the optimizer itself, which needs JAX."""
 
 import dataclasses
+import math
 import re
 
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -47,6 +48,11 @@ class OptimizerConfig:
         ):
             if getattr(self, field) not in valid:
                 raise unknown(f"optimizer.{field}", getattr(self, field), valid)
+        for field in ("learning_rate", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise InputError(
+                    f"optimizer.{field} must be at least 0, got {getattr(self, field)}"
+                )
         if not 0 < self.layer_decay <= 1:
             raise InputError(
                 f"optimizer.layer_decay must be above 0 and at most 1, got {self.layer_decay}"

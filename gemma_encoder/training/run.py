@@ -45,6 +45,10 @@ class Cadence:
         """The durations of a recipe whose `examples_per_step` is measured."""
         epoch = recipe.epoch()
         total = recipe.steps("train_for", epoch)
+        if total >= 2**31:
+            raise InputError(
+                f"train_for={recipe.config.train_for!r} is {total} steps; more than a run can count"
+            )
         fields = ("warmup", "log_every", "evaluate_every", "checkpoint_every")
         return cls(epoch, total, *(recipe.steps(field, epoch, total) for field in fields))
 

@@ -22,21 +22,35 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
     stored, fields = workdir / "config.json", config.to_dict()
     try:
         if stored.exists():
-            before = with_defaults(json.loads(stored.read_text()), TrainConfig().to_dict())
+            before = with_defaults(_read(stored), TrainConfig().to_dict())
             changed = differences(before, fields)
             if changed:
                 raise InputError(
-                    f"{workdir} holds a run of another config; choose another --workdir, or undo: "
+                    f"{workdir} holds a run of another config; choose another workdir, or undo: "
                     f"{'; '.join(changed)}"
                 )
         elif jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            stored.write_text(json.dumps(fields, indent=1))
+            temporary = workdir / "config.json.tmp"
+            temporary.write_text(json.dumps(fields, indent=1))
+            temporary.replace(stored)
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written: {error.strerror or error}"
         ) from error
     return workdir
+
+
+def _read(stored: epath.Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(stored.read_text())
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise InputError(
+            f"{stored} holds no config: it is damaged; restore it, or choose another workdir"
+        )
+    return fields
 
 
 def with_defaults(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

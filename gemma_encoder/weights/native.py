@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from gemma_encoder.inputs.descriptions import from_fields
+from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -84,10 +84,16 @@ class Bundle:
         Raises:
             InputError: a newer version of the format wrote it, or a field is not known here.
         """
-        version = values.get("format_version")
+        try:
+            check_mapping(values, "a checkpoint", "format_version", "encoder", "tasks")
+            if not isinstance(values["tasks"], list | tuple):
+                raise InputError("the description's tasks are no list; it is damaged")
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        version = values["format_version"]
         if version not in range(1, FORMAT_VERSION + 1):
             raise InputError(
-                f"{where} has format version {version}, this library reads versions 1 to "
+                f"{where} has format version {version!r}, this library reads versions 1 to "
                 f"{FORMAT_VERSION}; use the version of gemma_encoder that wrote it, or train again"
             )
         if version == 1:
@@ -99,13 +105,14 @@ class Bundle:
                 "tokenizer": Tokenizer(model, values.get("tokenizer", "tokenizer.model")),
             }
             check_heads(fields["encoder"])
+            _check_tasks(fields["tasks"], fields["encoder"])
         except InputError as error:
             if absent := _absent_modules(values):
                 raise InputError(
                     f"{where}: {error}; import {', '.join(absent)} first (--modules), as training "
                     "did"
                 ) from None
-            raise
+            raise InputError(f"{where}: {error}") from None
         rest = {name: value for name, value in values.items() if name != "format_version"}
         try:
             record = rest.pop("record", {})
@@ -126,6 +133,18 @@ def _absent_modules(values: Mapping[str, Any]) -> list[str]:
     """Modules that the training run imported and this process did not."""
     modules = values.get("record", {}).get("config", {}).get("modules", ())
     return [name for name in modules if name not in sys.modules]
+
+
+def _check_tasks(tasks: Sequence[Task], encoder: EncoderConfig) -> None:
+    """Raises InputError where a task has no head, or one of another width."""
+    for task in tasks:
+        head = encoder.heads.get(task.head)
+        if head is None or head.outputs != task.num_outputs:
+            has = "none" if head is None else f"{head.outputs}"
+            raise InputError(
+                f"task {task.name!r} needs a head {task.head!r} of {task.num_outputs} outputs, the "
+                f"encoder has {has}; the description is damaged"
+            )
 
 
 def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +194,7 @@ def load_bundle(checkpoint: epath.Path) -> Bundle:
             json.loads((folder / "inference.json").read_text()),
             (folder / "tokenizer.model").read_bytes(),
         )
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the checkpoint is damaged or was copied in part"
         ) from error

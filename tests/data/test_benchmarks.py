@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from gemma_encoder.cli import submit
 from gemma_encoder.data import glue, mixtures, registry, superglue
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.pipeline import TrainStream
@@ -709,9 +710,7 @@ def test_missing_and_ambiguous_predictions_are_named(predicted, tmp_path):
 def test_the_real_sizes_are_asked_of_a_submission(predicted, tmp_path, capsys):
     workdir, _ = predicted
     assert (
-        submission.main(
-            ["make", "--benchmark=superglue", f"--output={tmp_path}/s.zip", str(workdir)]
-        )
+        submit.main(["make", "--benchmark=superglue", f"--output={tmp_path}/s.zip", str(workdir)])
         == 2
     )
     assert "BoolQ.jsonl holds 4 predictions, expected 3245" in capsys.readouterr().err

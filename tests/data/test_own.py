@@ -10,7 +10,6 @@ import pytest
 
 from gemma_encoder.data import cache, own_rows, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
-from gemma_encoder.data.own_options import DEFAULTS
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
@@ -52,7 +51,6 @@ def source(train, limits=None, **options):
         "own",
         DataOptions(
             own={
-                **DEFAULTS,
                 "train": str(train),
                 **{k: str(v) if k in ("validation", "test") else v for k, v in options.items()},
             },
@@ -533,7 +531,7 @@ def test_bad_input_is_one_clear_line(tmp_path, name, content, options, message):
 
 def test_the_training_file_must_be_named():
     with pytest.raises(InputError, match="own.train is not set"):
-        registry.get("own", DataOptions(own=DEFAULTS))
+        registry.get("own", DataOptions(own={}))
 
 
 @pytest.mark.parametrize(

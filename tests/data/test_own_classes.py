@@ -8,7 +8,6 @@ import pytest
 
 from gemma_encoder.data import registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
-from gemma_encoder.data.own_options import DEFAULTS
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
@@ -22,7 +21,7 @@ STARS = ["1", "10", "2", "3"]
 
 
 def source(train, **options):
-    own = {**DEFAULTS, "train": str(train), "held_out": 0.25} | options
+    own = {"train": str(train), "held_out": 0.25} | options
     return registry.get("own", DataOptions(own=own))
 
 

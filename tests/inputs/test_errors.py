@@ -39,3 +39,13 @@ def test_an_input_error_is_a_value_error_of_one_line():
 
 def test_nothing_is_valid():
     assert str(unknown("hook", "trace", ())) == "unknown hook 'trace'. Valid: none"
+
+
+def test_a_paths_last_part_is_what_is_compared():
+    names = ["own.train", "own.template", "own.label"]
+    assert "did you mean 'own.train'?" in str(unknown("config field", "own.trian", names))
+    assert "did you mean" not in str(unknown("config field", "own.xyz", names))
+
+
+def test_a_notebook_shows_the_one_line():
+    assert InputError("a is not b")._render_traceback_() == ["InputError: a is not b"]

@@ -236,7 +236,7 @@ def test_a_value_that_is_no_text_is_refused(value, kind):
 @pytest.mark.parametrize("blank", ["", " ", "\n\t ", "\u3000"])
 def test_a_text_of_blanks_is_refused(tokenizer, blank):
     with pytest.raises(
-        InputError, match="record 9: the text is empty: 'query', 'document' hold nothing but blanks"
+        InputError, match="record 9: the text is empty: nothing but blanks in 'query', 'document'"
     ):
         encode(
             tokenizer,

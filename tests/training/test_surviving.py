@@ -182,7 +182,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, t
     chunks[-1].write_bytes(chunks[-1].read_bytes()[:100])
     with pytest.raises(
         InputError,
-        match=r"cannot be read at step 12, which is damaged or of another run \(choose another --workdir, or move .*12 away",
+        match=r"cannot be read at step 12, which is damaged or of another run \(choose another workdir, or move .*12 away",
     ):
         loop.train(micro(**STEPS), workdir)
     shutil.move(workdir / "checkpoints/12", tmp_path / "away")

@@ -43,7 +43,7 @@ def test_a_language_model_of_the_first_format_has_its_head():
         "attention": "causal",
     }
     bundle = native.Bundle.from_description(
-        description | {"encoder": encoder}, ge.Tokenizer.load("small").model, FIRST
+        description | {"encoder": encoder, "tasks": []}, ge.Tokenizer.load("small").model, FIRST
     )
     assert bundle.encoder.heads == {"text": HeadConfig(2, "language_model")}
 
@@ -96,3 +96,32 @@ def test_what_a_newer_version_wrote_is_one_line(damaged, change, message):
     with pytest.raises(InputError, match=message) as error:
         ge.Predictor.load(damaged(change))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: [], "description of a checkpoint is list; it is damaged"),
+        (lambda d: d | {"tasks": "x"}, "tasks are no list"),
+        (lambda d: d | {"tasks": ["x"]}, "description of a task is str"),
+        (lambda d: {k: v for k, v in d.items() if k != "encoder"}, "lacks the field 'encoder'"),
+        (
+            lambda d: d | {"tasks": [{k: v for k, v in d["tasks"][0].items() if k != "template"}]},
+            "description of a task lacks the field 'template'",
+        ),
+        (lambda d: d | {"tasks": [d["tasks"][0] | {"template": "x"}]}, "a template is str"),
+        (lambda d: d | {"tasks": [d["tasks"][0] | {"head": "x"}]}, "the encoder has none"),
+        (
+            lambda d: d | {"tasks": [d["tasks"][0] | {"classes": ["a", "b", "c"]}]},
+            "of 3 outputs, the encoder has 2",
+        ),
+        (lambda d: d | {"format_version": "2"}, "has format version '2'"),
+        (lambda d: d | {"tasks": [d["tasks"][0] | {"kind": "ordnal"}]}, "did you mean 'ordinal'"),
+    ],
+)
+def test_a_damaged_description_is_one_line_that_names_the_checkpoint(change, message):
+    bundle = ge.Predictor.load(FIRST).bundle
+    description = change(json.loads(json.dumps(bundle.description())))
+    with pytest.raises(InputError, match=message) as error:
+        native.Bundle.from_description(description, bundle.tokenizer.model, FIRST)
+    assert str(error.value).startswith(str(FIRST)) and "\n" not in str(error.value)
