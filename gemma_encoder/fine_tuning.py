@@ -22,6 +22,7 @@ from gemma_encoder.data.own_options import table_kinds
 from gemma_encoder.data.row_files import to_jsonl, write_whole
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.options import convert
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.training.config import import_modules
 from gemma_encoder.weights import native
@@ -48,8 +49,8 @@ def fine_tune(
 ) -> Predictor:
     """Fine-tunes an encoder, or resumes the run in `workdir`, and loads the newest checkpoint.
 
-    A progress bar is shown on a terminal and in a notebook. Rows in memory are kept in
-    `WORKDIR/data/`, so that the same call resumes an interrupted run.
+    Shows a progress bar on a terminal and in a notebook. Keeps rows in memory in `WORKDIR/data/`,
+    so that the same call resumes an interrupted run.
 
     Args:
         what: a kind of task ("classification", "regression", "ranking", "multi_label", "ordinal"),
@@ -64,7 +65,7 @@ def fine_tune(
         test: the split "test", for later.
         workdir: folder of the run: checkpoints, metrics.jsonl, predictions.
         overrides: fields of the config by path, such as {"train_for": "20 steps", "seed": 1}.
-        hooks: called at the run's cadences, see `gemma_encoder.training.hooks`.
+        hooks: called at the run's cadences; see `training.hooks`.
 
     Returns:
         The fine-tuned encoder; `predictor.bundle.record["metrics"]` holds the evaluations.
@@ -75,35 +76,43 @@ def fine_tune(
     """
     runtime.require_training()
     runtime.quiet()
-    if not isinstance(overrides or {}, Mapping) or not all(map(_is_name, overrides or {})):
-        raise InputError("overrides is a dictionary from a field's path to its value")
-    if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
-        raise InputError(f"workdir is the path of a folder, got {workdir!r}")
-    import_modules((overrides or {}).get("modules", ()))  # they may register the kind
+    overrides = overrides or {}
+    _check_arguments(overrides, workdir)
+    modules = convert(tuple[str, ...], overrides.get("modules", ()), "modules")
+    import_modules(modules)  # they may register the kind
     name, config, fields = _resolved(what)
-    fields |= configs.by_path(config, overrides or {})
+    fields |= configs.by_path(config, overrides)
     files = _files({"train": train, "validation": validation, "test": test}, workdir)
-    taken = sorted(files.keys() & fields.keys())
-    if taken:
+    if taken := sorted(files.keys() & fields.keys()):
         raise InputError(f"overrides: {taken[0]} is given as an argument, too; leave one out")
     fields |= files
     configs.override(config, fields)
+    _check_files_are_used(config, files)
+    from gemma_encoder.training import loop
+
+    outcome = loop.train(config, workdir, _command(name, fields, workdir), hooks)
+    if outcome.preempted:
+        raise SystemExit(runtime.EXIT_PREEMPTED)
+    return Predictor.load(outcome.checkpoint)
+
+
+def _check_arguments(overrides: Any, workdir: Any) -> None:
+    def is_path(field: Any) -> bool:
+        return isinstance(field, str) and all(field.split("."))
+
+    if not isinstance(overrides, Mapping) or not all(map(is_path, overrides)):
+        raise InputError("overrides is a dictionary from a field's path to its value")
+    if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
+        raise InputError(f"workdir is the path of a folder, got {workdir!r}")
+
+
+def _check_files_are_used(config: ml_collections.ConfigDict, files: Mapping[str, str]) -> None:
     if files and config.own.name not in config.tasks:
         raise InputError(
             f"the config trains on {', '.join(map(str, config.tasks)) or 'no task'}, not on data "
             f"of your own, which is the task {config.own.name!r}; leave out "
             f"{', '.join(field.removeprefix('own.') for field in files)}, or name a kind of task"
         )
-    from gemma_encoder.training import loop, processes
-
-    outcome = loop.train(config, workdir, _command(name, fields, workdir), hooks)
-    if outcome.preempted:
-        raise SystemExit(processes.EXIT_PREEMPTED)
-    return Predictor.load(outcome.checkpoint)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and all(value.split("."))
 
 
 def _resolved(
