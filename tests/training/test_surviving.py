@@ -161,7 +161,7 @@ def whole_after_each_save(monkeypatch, workdir, seconds):
 def test_in_the_background_training_goes_on_before_a_checkpoint_is_whole(
     micro, tmp_path, monkeypatch, background
 ):
-    whole = whole_after_each_save(monkeypatch, tmp_path, seconds=60)
+    whole = whole_after_each_save(monkeypatch, tmp_path, seconds=10)
     loop.train(micro(train_for="1 steps", max_eval=4), tmp_path)
     assert whole == [[]] and native.checkpoint_steps(tmp_path) == [1]
 
