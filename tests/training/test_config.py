@@ -219,3 +219,4 @@ def test_modules_are_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     import_modules(("module_of_this_folder",))
+    assert "module_of_this_folder" in sys.modules
