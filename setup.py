@@ -33,6 +33,7 @@ DEPENDENCIES = [
 
 TRAIN = [
     "clu>=0.0.12",
+    "grain>=0.2.15",
     "ir-measures>=0.3.7",
     "optax>=0.2.8",
     "rax>=0.4",
@@ -40,6 +41,7 @@ TRAIN = [
     "scipy>=1.14",
     "seqio>=0.0.20",
     "tensorboard>=2.20",  # clu imports it without declaring it
+    "tensorboardX>=2.6",  # writes TensorBoard's files without TensorFlow
     "tensorflow>=2.21",
     "tensorflow-datasets>=4.9.9",
 ]

@@ -6,12 +6,12 @@
 Argument: what is learnt (classification, regression, ranking, multi_label, ordinal), then `size=…`
 (tiny by default: random weights, the small tokenizer, two CPU cores) and `smoke` (a slice of the
 data, in seconds). Columns, classes, template and metrics: `OwnOptions` in
-gemma_encoder/data/own_options.py says what each field of `config.own` means and what it is when it
+gemma_encoder/data/tasks/own_options.py says what each field of `config.own` means and what it is when it
 is not given. See what the model will see, before training: `gemma-encoder inspect` with the same
 --config flags.
 """
 
-from gemma_encoder.data.own_options import OwnOptions, table_kinds
+from gemma_encoder.data.tasks.own_options import OwnOptions, table_kinds
 from gemma_encoder.inputs import kinds
 from gemma_encoder.training import recipe
 

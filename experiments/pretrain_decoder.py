@@ -10,7 +10,7 @@ switches its mask to bidirectional and fine-tunes it. `gemma-encoder train --con
 without writing the folder.
 
 Argument: `size=…` (gemma3_mini by default: 4 layers of width 128, the small tokenizer, two CPU cores) and `smoke` (a slice of the text, in
-seconds). Text: `config.text`, see `TextOptions` in gemma_encoder/data/text.py; nothing is downloaded.
+seconds). Text: `config.text`, see `TextOptions` in gemma_encoder/data/tasks/text.py; nothing is downloaded.
 """
 
 import json

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 
 import sentencepiece
 
-from gemma_encoder.data import toy_text
-from gemma_encoder.data.text import file_texts, tfds_texts
+from gemma_encoder.data.tasks import toy_text
+from gemma_encoder.data.tasks.text import TFDS, Texts
 from gemma_encoder.inputs.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, SMALL, UNK_ID, Tokenizer
 
 
@@ -79,10 +79,7 @@ def main() -> None:
     flags = parser.parse_args()
 
     texts = list(toy_text.corpus(flags.toy_size))
-    for path in flags.text:
-        texts += file_texts(path)
-    for name in flags.tfds:
-        texts += tfds_texts(name)
+    texts += Texts([*map(str, flags.text), *(f"{TFDS}{name}" for name in flags.tfds)])
     model = train(texts, flags.vocab_size)
     tokenizer = Tokenizer(model, str(flags.output))
     assert tokenizer.pieces([MASK_ID]) == ["<mask>"]

@@ -18,8 +18,8 @@ import ml_collections
 from etils import epath
 
 from gemma_encoder import configs, runtime
-from gemma_encoder.data.own_options import table_kinds
-from gemma_encoder.data.row_files import to_jsonl, write_whole
+from gemma_encoder.data.files.row_files import to_jsonl, write_whole
+from gemma_encoder.data.tasks.own_options import table_kinds
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import convert

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from gemma_encoder.data import tables
-from gemma_encoder.data.lines import numbered
+from gemma_encoder.data.files.lines import numbered, without_compression
+from gemma_encoder.data.files.rows import read as read_rows
+from gemma_encoder.data.files.rows import where as row_name
 from gemma_encoder.evaluation.columns import PROBABILITIES, flat, records
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
@@ -100,7 +101,7 @@ def _rows(
 ) -> Iterator[Row]:
     """The texts of a file; its columns are checked before the first is read."""
     fields = task.template.fields
-    if pathlib.Path(source.name.removesuffix(".gz")).suffix == ".txt":
+    if pathlib.Path(without_compression(source.name)).suffix == ".txt":
         if not source.is_file():
             raise InputError(f"{source} is not a file")
         if len(fields) != 1 or columns or keep:
@@ -116,7 +117,7 @@ def _rows(
             f"--columns names {len(columns)} columns; task {task.name!r} needs {len(fields)}, for its fields {', '.join(fields)}"
         )
     taken = dict(zip(fields, columns or fields, strict=True))
-    names, rows = tables.rows(source)
+    names, records = read_rows(source)
     for name in (*taken.values(), *keep):
         if name not in names:
             raise InputError(
@@ -124,8 +125,8 @@ def _rows(
             )
 
     def convert() -> Iterator[Row]:
-        for number, values in rows:
-            where = tables.where(source, number)
+        for number, values in records:
+            where = row_name(source, number)
             missing = [name for name in keep if name not in values]
             if missing:
                 raise InputError(f"{where}: there is no {missing[0]!r}")

@@ -5,7 +5,6 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
@@ -17,18 +16,12 @@ from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.config import import_modules
 
 
-def prepare(
-    recipe: Recipe,
-    output: epath.PathLike,
-    epochs: int | None,
-    pipeline_options: Sequence[str],
-) -> None:
+def prepare(recipe: Recipe, output: epath.PathLike, pipeline_options: Sequence[str]) -> None:
     """Writes the prepared folder of every task of a recipe under `output`.
 
     Args:
         recipe: what will be trained, built for training.
         output: where.
-        epochs: of each training split; None for as many as the recipe may need.
         pipeline_options: Beam's flags.
 
     Raises:
@@ -41,7 +34,7 @@ def prepare(
         raise InputError(
             f"preparing needs Apache Beam, which is not installed ({one_line(error)}); make prepare-setup makes an environment that has it"
         ) from error
-    jobs = _begun(recipe, output, epochs)
+    jobs = _begun(recipe, output)
     names = {name for name, _ in jobs}
     if jobs:
         pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_options)))
@@ -71,20 +64,14 @@ def prepare(
     print(f"next, train: add --config.prepared={output} to the command")
 
 
-def _begun(recipe: Recipe, output: epath.PathLike, epochs: int | None) -> list[tuple[str, Any]]:
+def _begun(recipe: Recipe, output: epath.PathLike) -> list[tuple[str, prepared.Part]]:
     """The files that are yet to be written, as (task, part), in folders that are begun."""
-    needed = (
-        [epochs] * len(recipe.sources)
-        if epochs
-        else recipe.epochs(recipe.steps("train_for", recipe.epoch()))
-    )
     jobs = []
-    for source, count in zip(recipe.sources, needed, strict=True):
+    for source in recipe.sources:
         folder = epath.Path(output) / source.task.name
-        description = prepared.describe(source, recipe.tokenizer, recipe.stream, count)
+        description = prepared.describe(source, recipe.tokenizer, recipe.config.max_length)
         if prepared.begin(folder, description):
-            parts = prepared.parts(source, recipe.stream.readers, count)
-            jobs += [(source.task.name, part) for part in parts]
+            jobs += [(source.task.name, part) for part in prepared.parts(source)]
         else:
             print(f"{source.task.name}: {folder} is whole already")
     return jobs
@@ -109,11 +96,8 @@ class _Writer:
     """Writes one file of one task; each worker opens the sources once."""
 
     def __init__(self, recipe: Recipe, output: epath.PathLike):
-        self._options, self._stream, self._output = (
-            recipe.sources[0].options,
-            recipe.stream,
-            str(output),
-        )
+        self._options, self._output = recipe.sources[0].options, str(output)
+        self._max_length = recipe.config.max_length
         self._model = recipe.tokenizer.model, recipe.tokenizer.name
         self._modules = recipe.config.modules
         self._sources: dict[str, Source] = {}
@@ -129,12 +113,12 @@ class _Writer:
         if name not in self._sources:
             import_modules(self._modules)
             self._sources[name] = registry.get(name, self._options)
-            self._sources[name].fit(self._tokenizer, self._stream.max_length)
+            self._sources[name].fit(self._tokenizer, self._max_length)
         counts = prepared.write(
             self._sources[name],
             prepared.Part(*part),
             self._tokenizer,
-            self._stream,
+            self._max_length,
             epath.Path(self._output) / name,
         )
         for what, value in counts.items():

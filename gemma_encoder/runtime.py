@@ -6,12 +6,15 @@ set is left as it is.
 
 import contextlib
 import glob
+import importlib
 import importlib.util
 import logging
 import os
 import pathlib
 import platform
 import sys
+import tempfile
+import types
 
 from gemma_encoder.inputs.errors import InputError
 
@@ -28,13 +31,14 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"  # ask the system for pages of 2 MB for la
 # Packages of the extra `train` that training imports, by the names that they are imported by.
 TRAINING = (
     "clu",
+    "grain",
     "ir_measures",
     "optax",
     "rax",
     "scipy",
     "seqio",
     "sklearn",
-    "tensorboard",
+    "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",
 )
@@ -68,6 +72,26 @@ def ignore_tpus() -> None:
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def import_quietly(name: str) -> types.ModuleType:
+    """Imports TensorFlow or a package that stands on it.
+
+    TensorFlow's C++ start-up notes reach no logging switch: they are held back unless it fails.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            return importlib.import_module(name)
+        except BaseException:
+            notes.seek(0)
+            os.write(stderr, notes.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def use_huge_pages() -> None:

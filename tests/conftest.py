@@ -160,7 +160,7 @@ def random_predictor(tiny_config):
     """
     import gemma_encoder as ge
     from gemma_encoder.data.source import DataOptions
-    from gemma_encoder.data.toy import TASKS
+    from gemma_encoder.data.tasks.toy import TASKS
     from gemma_encoder.model.encoder import initial_parameters
     from gemma_encoder.weights.native import Bundle
 

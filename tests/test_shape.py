@@ -23,6 +23,8 @@ FLOORS = (
     PROGRAMS,
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+# The registration in seqio hands our metrics over with our tasks, and nothing imports it.
+DOORS = {"data/seqio_tasks.py": "evaluation"}
 APART = {"model", "data"}  # side by side, and never see each other
 
 
@@ -36,7 +38,8 @@ def imported(tree):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_functions_and_files_are_short_and_imports_run_downward(path):
-    text, room = path.read_text(), path.relative_to(ROOT).parts[0].removesuffix(".py")
+    text, relative = path.read_text(), path.relative_to(ROOT)
+    room = DOORS.get(relative.as_posix(), relative.parts[0].removesuffix(".py"))
     tree = ast.parse(text)
     assert len(text.splitlines()) <= 400
     functions = [

@@ -93,7 +93,7 @@ def peak_memory() -> int:
 
 def open_passages(folder: pathlib.Path):
     """The collection."""
-    from gemma_encoder.data.passages import Texts, TsvLayout
+    from gemma_encoder.data.files.passages import Texts, TsvLayout
 
     return Texts(folder / "collection.tsv", TsvLayout("pid", "passage"))
 
@@ -144,8 +144,9 @@ def measure_lists(folder: pathlib.Path) -> dict[str, float]:
         "CUDA_VISIBLE_DEVICES": "",
     }
     logging.set_verbosity(logging.ERROR)
-    from gemma_encoder.data import registry
     from gemma_encoder.data.reader import TaskReader
+
+    from gemma_encoder.data import registry
     from gemma_encoder.data.source import DataOptions
     from gemma_encoder.data.stream_options import StreamOptions
     from gemma_encoder.inputs.batch import BatchShape

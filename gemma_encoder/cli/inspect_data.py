@@ -126,7 +126,7 @@ def report(settings: Settings, split: str, n: int, sample: int, seed: int) -> It
     source, task = settings.source, settings.source.task
     if split not in source.splits:
         raise unknown(f"split of {task.name}", split, source.splits)
-    count = source.num_records(split)
+    count = source.size(split)
     yield f"{task.name}: {task.kind}, {split} split, {count:,} records"
     yield from _entry("template", task.template.text)
     if task.classes:
@@ -150,14 +150,11 @@ def report(settings: Settings, split: str, n: int, sample: int, seed: int) -> It
 
 def _texts(settings: Settings, split: str, records: int, seed: int) -> list[Text]:
     source, texts = settings.source, []
-    dataset = source.dataset(split, seed=seed).take(records)
-    for number, record in enumerate(dataset.as_numpy_iterator()):
-        raw = {
-            name: value.decode() if isinstance(value, bytes) else f"{value:g}"
-            for name, value in record.items()
-        }
+    order = np.random.default_rng(seed).permutation(source.size(split))[:records]
+    for number, index in enumerate(order.tolist()):
+        raw = {name: _shown(value) for name, value in source.raw(split, index).items()}
         rng = np.random.default_rng([seed, number]) if split == "train" else None
-        examples = source.expand(record, split, rng)
+        examples = source.examples(split, index, rng)
         encoded = encode(
             settings.tokenizer,
             source.task.template,
@@ -170,6 +167,10 @@ def _texts(settings: Settings, split: str, records: int, seed: int) -> list[Text
             for example, text in zip(examples, encoded, strict=True)
         ]
     return texts
+
+
+def _shown(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _entry(name: str, text: str, indent: int = 11) -> Iterator[str]:

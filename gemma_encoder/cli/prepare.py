@@ -3,8 +3,9 @@
     gemma-encoder prepare --config=glue:mnli --output=DIR
     gemma-encoder train --config=glue:mnli --config.prepared=DIR --workdir=runs/mnli
 
-Training then gives the same results to the bit, reads no raw data and tokenizes nothing. A second
-start resumes where the first one stopped. By default Beam runs in this process; `--pipeline_options`
+Training then gives the same results to the bit, reads no raw data and tokenizes nothing. The folder
+serves any seed, batch, number of readers, length of training and list size. A second start resumes
+where the first one stopped. By default Beam runs in this process; `--pipeline_options`
 names another runner, as for `seqio_cache_tasks`:
 --pipeline_options="--runner=DataflowRunner,--project=NAME,--region=NAME,--temp_location=gs://BUCKET/tmp".
 Workers must see the raw data under the same paths, and have this package with its extra `prepare`.
@@ -24,12 +25,6 @@ def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     flags.config()
     flags.text("output", "Folder for the prepared tasks, local or gs://.")
-    flags.whole(
-        "epochs",
-        "Epochs of each training split; by default as many as the config may need.",
-        default=None,
-        least=1,
-    )
     flags.words(
         "pipeline_options", "Beam's own flags, separated by commas.", ["--runner=DirectRunner"]
     )
@@ -41,10 +36,5 @@ def _main(argv: Sequence[str]) -> int:
 
     with config.unlocked():
         config.prepared = ""
-    prepare(
-        build(config, for_training=True),
-        flags["output"],
-        flags["epochs"],
-        flags["pipeline_options"],
-    )
+    prepare(build(config), flags["output"], flags["pipeline_options"])
     return 0

@@ -1,7 +1,7 @@
-"""Files that are made once from the user's own: an index, a compact run, a decompressed collection.
+"""On-disk cache of files derived from user data: a table, an index, a compact run.
 
-They lie in the folder that `GEMMA_ENCODER_CACHE` names (`~/.cache/gemma_encoder` by default), never beside the data. What is made
-from small files is not kept: making it anew takes less than a second.
+It lies in the folder that `GEMMA_ENCODER_CACHE` names (`~/.cache/gemma_encoder` by default), never
+beside the data. What is made of small files is not cached: making it anew takes less than a second.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 
 Result = TypeVar("Result")
 
-VERSION = 1  # of what is made; raised when the meaning of a kept file changes
-KEEP_FROM = 64 << 20  # bytes of source files from which on results are kept
-_SAMPLE = 1 << 20  # bytes of a file's head and tail that its fingerprint holds
+VERSION = 2  # of derived files; raised when the meaning of one changes
+KEEP_FROM = 64 << 20  # bytes of source files from which on derived files are cached
 
 
 def folder() -> pathlib.Path:
@@ -39,7 +39,7 @@ def derive(
     build: Callable[[pathlib.Path], None],
     load: Callable[[pathlib.Path], Result],
 ) -> Result:
-    """What `load` reads from the files that `build` makes of `sources`; made once if these are large.
+    """Loads the files that `build` makes of `sources`; they are cached if the sources are large.
 
     Args:
         sources: the files that the result depends on, the one that names it first.
@@ -55,18 +55,21 @@ def derive(
 
 
 def keep(
-    sources: Sequence[pathlib.Path], what: str, build: Callable[[pathlib.Path], None]
+    sources: Sequence[epath.Path | pathlib.Path],
+    what: str,
+    build: Callable[[pathlib.Path], None],
 ) -> pathlib.Path:
-    """The kept folder with the files that `build` makes of `sources`; made unless it is there for the sources as they are now.
+    """The cached folder of what `build` makes of `sources`, made unless it is there already.
 
-    A folder gets its name when it is whole, so neither a crash nor a second process leaves or sees half of one.
+    A folder gets its name when it is whole, so neither a crash nor a second process leaves or sees
+    half of one. Its name holds the fingerprints of the sources.
     """
     fingerprints = [fingerprint(path) for path in sources]
-    place = _digest(what, *(str(path.absolute()) for path in sources))[:12]
-    prefix = f"{sources[0].name}-{what.split()[0]}-{place}-"
-    kept = folder() / f"{prefix}{_digest(str(VERSION), *fingerprints)[:16]}"
-    if kept.is_dir():
-        return kept
+    owner = _digest(what, *map(str, sources))[:12]
+    prefix = f"{sources[0].name}-{what.split()[0]}-{owner}-"
+    target = folder() / f"{prefix}{_digest(str(VERSION), *fingerprints)[:16]}"
+    if target.is_dir():
+        return target
     began = time.monotonic()
     try:
         folder().mkdir(parents=True, exist_ok=True)
@@ -74,39 +77,66 @@ def keep(
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=".making-", dir=folder()))
         try:
             build(temporary)
-            if [fingerprint(path) for path in sources] != fingerprints:
-                raise InputError(
-                    f"{', '.join(map(str, sources))}: changed while the {what} was made; start again when the file is whole"
-                )
+            _check_unchanged(sources, fingerprints, what)
             _flush(temporary)
             try:
-                temporary.rename(kept)
+                temporary.rename(target)
             except OSError:
-                if not kept.is_dir():  # another process was faster
+                if not target.is_dir():  # another process was faster
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise InputError(
-            f"the {what} of {sources[0]} cannot be kept in {folder()} ({error.strerror or error}); let GEMMA_ENCODER_CACHE name another folder"
+            f"the {what.split(' with ')[0]} of {sources[0]} cannot be cached in {folder()} "
+            f"({error.strerror or error}); let GEMMA_ENCODER_CACHE name another folder"
         ) from error
     for old in folder().glob(f"{prefix}*"):
-        if old != kept:
+        if old != target:
             shutil.rmtree(old, ignore_errors=True)
-    logging.info(
-        "made the %s of %s in %.1f s; kept in %s", what, sources[0], time.monotonic() - began, kept
-    )
-    return kept
+    seconds = time.monotonic() - began
+    logging.info("made the %s of %s in %.1f s: %s", what, sources[0], seconds, target)
+    return target
 
 
-def fingerprint(path: pathlib.Path) -> str:
-    """Changes when the file does: its size, its time, and a digest of its head and tail."""
-    facts = path.stat()
+def _check_unchanged(sources: Sequence[Any], fingerprints: Sequence[str], what: str) -> None:
+    for path, before in zip(sources, fingerprints, strict=True):
+        if fingerprint(path) != before:
+            raise InputError(
+                f"{path}: changed while the {what.split(' with ')[0]} was made; "
+                "start again when the file is whole"
+            )
+
+
+def fingerprint(path: epath.Path | pathlib.Path) -> str:
+    """Fingerprint of a file: its size and the SHA-256 of its content, wherever it lies.
+
+    That of a large file is computed once, and again when its size or time of change differs.
+    """
+    size, stamp = _size_and_stamp(path)
+    memo = folder() / "fingerprints" / _digest(str(path))[:32]
+    if size >= KEEP_FROM and memo.exists():
+        lines = memo.read_text().splitlines()
+        if lines[:1] == [stamp] and len(lines) == 2:
+            return lines[1]
     with path.open("rb") as file:
-        head = file.read(_SAMPLE)
-        file.seek(max(facts.st_size - _SAMPLE, 0))
-        tail = file.read(_SAMPLE)
-    return f"{facts.st_size} {facts.st_mtime_ns} {hashlib.sha256(head + tail).hexdigest()}"
+        result = f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    if size >= KEEP_FROM:
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            temporary = memo.with_name(f"{memo.name}.{os.getpid()}")
+            temporary.write_text(f"{stamp}\n{result}\n")
+            temporary.replace(memo)
+    return result
+
+
+def _size_and_stamp(path: epath.PathLike) -> tuple[int, str]:
+    """Bytes of a file, and what changes with its content at no cost."""
+    if isinstance(path, pathlib.Path):
+        facts = path.stat()
+        return facts.st_size, f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
+    remote = epath.Path(path).stat()
+    return remote.length, f"{remote.length} {remote.mtime}"
 
 
 def save_array(place: pathlib.Path, name: str, values: np.ndarray) -> None:

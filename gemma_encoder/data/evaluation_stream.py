@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from gemma_encoder.data.reader import CHUNK, make_segments, to_records
+from gemma_encoder.data.segments import CHUNK, make_segments, no_counts
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, concatenate, empty_batch
@@ -71,34 +71,34 @@ def evaluation_stream(
         process, processes: which part of the readers runs here.
     """
     packers = _Packers(options, process, processes)
-    table.counts = {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0}}
+    source.check_split(split)
+    table.counts = no_counts([source])
 
-    def flush(pending: list[tuple[int, Example]]) -> None:
+    def flush(pending: list[tuple[int, Example, str]]) -> None:
         segments = make_segments(
             source,
             task_id,
-            [example for _, example in pending],
-            [f"{split} example {i}" for i, _ in pending],
+            [example for _, example, _ in pending],
+            [where for _, _, where in pending],
             tokenizer,
             options.max_length,
             table.counts,
             first_id=0,
             unlabelled=split.startswith("test"),
         )
-        for (i, _), segment in zip(pending, segments, strict=True):
+        for (i, _, _), segment in zip(pending, segments, strict=True):
             packers.add(i, segment)
 
-    pending: list[tuple[int, Example]] = []
-    for batch in source.dataset(split).batch(CHUNK):
-        for record in to_records(batch):
-            for example in source.expand(record, split, None):
-                example_id = len(table.labels)
-                table.add(example)
-                if packers.owns(example_id):
-                    pending.append((example_id, example))
-                if len(pending) >= CHUNK:
-                    flush(pending)
-                    pending = []
-        yield from packers.full_batches()
+    pending: list[tuple[int, Example, str]] = []
+    for index in range(source.size(split)):
+        for example in source.examples(split, index):
+            example_id = len(table.labels)
+            table.add(example)
+            if packers.owns(example_id):
+                pending.append((example_id, example, source.where(split, index)))
+        if len(pending) >= CHUNK:
+            flush(pending)
+            pending = []
+            yield from packers.full_batches()
     flush(pending)
     yield from packers.last_batches()

@@ -1,92 +1,95 @@
-"""Tasks whose texts were tokenised ahead, once, by as many machines as one likes; training then reads tokens.
+"""Tasks whose texts were tokenized ahead, by record; training then reads tokens.
 
 A prepared task is a folder:
 
-    info.json                            what the files hang on: task, tokenizer, lengths, seed, readers, options, epochs
-    train/epoch_000/reader_00002         the records that reader 2 draws in epoch 0, in its order, lists sampled
-    validation                           the records of a split
-    validation.qrels.json                the judgements of a ranking task
+    info.json                     task, tokenizer, length, fingerprints of the raw data, sizes
+    train/00003/rows.arrow        the records of the fourth part of a split, with their tokens
+    validation.qrels.json         the judgments of a ranking task
 
-Each file is a TFRecord of records as `Source` has them, with tokens in the place of text. What a reader sees is what it would see
-reading raw, to the bit, so preparing is a matter of speed alone; the price is that a folder serves one seed, one number of readers
-and so many epochs.
+A record holds every text that may be drawn from it, and the order of an epoch, the drawing of lists
+and the mixing of tasks are the same as for raw data. So one folder serves any seed, number of
+readers, number of epochs and list size, and training sees the same batches, to the bit.
 """
 
+import bisect
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import pathlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from etils import epath
 
-from gemma_encoder.data.reader import CHUNK, to_records
-from gemma_encoder.data.source import DataOptions, Source, load_seqio
-from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.data import cache, table
+from gemma_encoder.data.segments import CHUNK
+from gemma_encoder.data.source import DataOptions, Record, Source
+from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Encoded, encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
-VERSION = 1  # of the folder; raised when the meaning of what is in it changes
+VERSION = 2  # of the folder; raised when the meaning of its files changes
 INFO = "info.json"  # written last: a folder that has it is whole
 BEGUN = "begun.json"  # the same content, written first
-COLUMNS = ("tokens", "lengths", "cut", "labels", "about")  # of a record: arrays as bytes, and JSON
+PART = 10_000  # records of a part; a list counts as many as it has texts on average
+FREE = ("list_size",)  # options of the sources that prepared data do not depend on
 
 
 class Part(NamedTuple):
-    """One file of a prepared task: a reader's share of an epoch, or a whole evaluation split."""
+    """Consecutive records of a split, the content of one table."""
 
     split: str
-    epoch: int = 0
-    reader: int = 0
+    index: int
+    first: int
+    last: int  # exclusive
 
     @property
     def path(self) -> str:
-        """Its place in the task's folder."""
-        return (
-            f"train/epoch_{self.epoch:03d}/reader_{self.reader:05d}"
-            if self.split == "train"
-            else self.split
-        )
+        """The table's folder in the task's."""
+        return f"{self.split}/{self.index:05d}"
 
 
-def parts(source: Source, readers: int, epochs: int) -> list[Part]:
-    """All files of a task; `epochs` of its training split, if it has one."""
-    train = [Part("train", epoch, reader) for epoch in range(epochs) for reader in range(readers)]
-    return [
-        part for split in source.splits for part in (train if split == "train" else [Part(split)])
-    ]
+def parts(source: Source) -> list[Part]:
+    """All parts of a task."""
+    result = []
+    for split in source.splits:
+        size, step = source.size(split), PART
+        if source.task.is_list:  # a list holds some hundred texts
+            step = max(PART // 100, 1)
+        result += [
+            Part(split, index, first, min(first + step, size))
+            for index, first in enumerate(range(0, size, step))
+        ]
+    return result
 
 
-def describe(
-    source: Source, tokenizer: Tokenizer, options: StreamOptions, epochs: int
-) -> dict[str, Any]:
-    """What the files of a task hang on, for JSON."""
-    splits = {split: source.num_records(split) for split in source.splits}
+def describe(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """The facts that the files of a task depend on, for JSON."""
     described = {
         "version": VERSION,
         "task": source.task.to_dict(),
-        "splits": splits,
-        "epochs": epochs,
+        "splits": {split: source.size(split) for split in source.splits},
+        "parts": {
+            split: [p[2:] for p in parts(source) if p.split == split] for split in source.splits
+        },
         "first_stage": source.first_stage,
+        "data": {split: source.fingerprints([split]) for split in source.splits},
     }
-    return _as_json(described) | _contract(source.options, tokenizer, options)
+    return _as_json(described) | _contract(source.options, tokenizer, max_length)
 
 
-def _contract(data: DataOptions, tokenizer: Tokenizer, options: StreamOptions) -> dict[str, Any]:
-    """What must be the same where files are made and where they are read."""
+def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """The facts that must be the same where files are made and where they are read."""
+    fields = dataclasses.asdict(options)
+    digest = hashlib.sha256(tokenizer.model).hexdigest()
     return _as_json(
         {
-            "tokenizer": {
-                "name": tokenizer.name,
-                "sha256": hashlib.sha256(tokenizer.model).hexdigest(),
-            },
-            "max_length": options.max_length,
-            "seed": options.seed,
-            "readers": options.readers,
-            "options": dataclasses.asdict(data),
+            "tokenizer": {"name": tokenizer.name, "sha256": digest},
+            "max_length": max_length,
+            "options": {name: value for name, value in fields.items() if name not in FREE},
         }
     )
 
@@ -97,95 +100,84 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(
-    source: Source, part: Part, tokenizer: Tokenizer, options: StreamOptions, folder: epath.PathLike
+    source: Source, part: Part, tokenizer: Tokenizer, max_length: int, folder: epath.PathLike
 ) -> dict[str, int]:
-    """Writes one file of a task, unless it is there: it has its name only when it is whole. Returns texts, tokens and what was cut.
+    """Writes one part of a task unless it is there; it has its name only when it is whole.
 
     Args:
         source: the task, read raw.
-        part: which file.
-        tokenizer, options: as training will have them.
+        part: the records.
+        tokenizer, max_length: as training will have them.
         folder: of the task.
-    """
-    import tensorflow as tf
 
-    path = epath.Path(folder) / part.path
+    Returns:
+        Records, texts, tokens, truncated texts and truncated tokens.
+    """
+    import pyarrow as pa
+
+    path = epath.Path(folder) / part.path / table.FILE
     counts = {"records": 0, "texts": 0, "tokens": 0, "cut_texts": 0, "cut_tokens": 0}
     if path.exists():
         return counts
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    with tf.io.TFRecordWriter(str(partial)) as file:
-        for examples in _encoded(source, part, tokenizer, options):
-            file.write(_serialise(examples, with_fields=part.split != "train"))
+
+    def rows() -> Iterator[list[Any]]:
+        for examples in _encoded(source, part, tokenizer, max_length):
             counts["records"] += 1
             counts["texts"] += len(examples)
             counts["tokens"] += sum(len(example.encoded.tokens) for example in examples)
             counts["cut_texts"] += sum(example.encoded.cut > 0 for example in examples)
             counts["cut_tokens"] += sum(example.encoded.cut for example in examples)
-    partial.replace(path)
+            yield _row(examples, with_fields=part.split != "train")
+
+    types = {
+        "tokens": pa.large_list(pa.list_(pa.int32())),
+        "cut": pa.list_(pa.int32()),
+        "labels": pa.list_(pa.float64()),
+        "about": pa.large_string(),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        table.write(pathlib.Path(temporary), types, rows(), batch=1000)
+        partial = path.with_name(f"{path.name}.part")
+        epath.Path(temporary, table.FILE).copy(partial, overwrite=True)
+        partial.replace(path)
     if part.split != "train" and (qrels := source.qrels(part.split)) is not None:
         _qrels_file(folder, part.split).write_text(json.dumps(qrels))
     return counts
 
 
 def _encoded(
-    source: Source, part: Part, tokenizer: Tokenizer, options: StreamOptions
+    source: Source, part: Part, tokenizer: Tokenizer, max_length: int
 ) -> Iterator[list[Example]]:
     """The examples of each record of a part, in order, with their tokens."""
-    train = part.split == "train"
-    dataset = (
-        source.training_epoch(options.seed, part.epoch, part.reader, options.readers)
-        if train
-        else source.dataset(part.split)
-    )
-    place = 0
-    for batch in dataset.batch(CHUNK):
-        records, where = [], []
-        for record in to_records(batch):
-            records.append(
-                source.training_examples(record, options.seed, part.epoch, part.reader, place)
-                if train
-                else source.expand(record, part.split, None)
-            )
-            place += 1
-            where += [f"{part.split} record {place}"] * len(records[-1])
-        flat = [example for examples in records for example in examples]
+    is_drawn = part.split == "train" and source.task.is_list
+    for first in range(part.first, part.last, CHUNK):
+        indices = range(first, min(first + CHUNK, part.last))
+        records = [source.record(part.split, index, training=is_drawn) for index in indices]
+        examples = [[record.example(i) for i in range(len(record.labels))] for record in records]
+        flat = [example for of_record in examples for example in of_record]
+        where = [
+            source.where(part.split, index)
+            for index, of_record in zip(indices, examples, strict=True)
+            for _ in of_record
+        ]
         templates = [source.task.template_for(example.role) for example in flat]
         fields = [example.fields for example in flat]
-        tokens = iter(encode(tokenizer, templates, fields, options.max_length, where))
-        yield from (
-            [example._replace(encoded=next(tokens)) for example in examples] for examples in records
-        )
+        tokens = iter(encode(tokenizer, templates, fields, max_length, where))
+        for of_record in examples:
+            yield [example._replace(encoded=next(tokens)) for example in of_record]
 
 
-def _serialise(examples: Sequence[Example], with_fields: bool) -> bytes:
-    import tensorflow as tf
-
-    texts = [example.encoded.tokens for example in examples]
+def _row(examples: Sequence[Example], with_fields: bool) -> list[Any]:
     about = [
         {"query": e.query_id, "document": e.document_id, "info": dict(e.info), "role": e.role}
         | ({"fields": e.fields} if with_fields else {})
         | ({"classes": e.label} if isinstance(e.label, tuple) else {})
         for e in examples
     ]
-    values = (
-        np.concatenate(texts or [[]]).astype("<i4").tobytes(),
-        np.array([len(text) for text in texts], "<i4").tobytes(),
-        np.array([example.encoded.cut for example in examples], "<i4").tobytes(),
-        np.array(
-            [0.0 if isinstance(example.label, tuple) else example.label for example in examples],
-            "<f8",
-        ).tobytes(),
-        json.dumps(about).encode(),
-    )
-    features = {
-        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        for name, value in zip(COLUMNS, values, strict=True)
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
-        deterministic=True
-    )
+    labels = [0.0 if isinstance(e.label, tuple) else float(e.label) for e in examples]
+    tokens = [example.encoded.tokens for example in examples]
+    return [tokens, [example.encoded.cut for example in examples], labels, json.dumps(about)]
 
 
 def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
@@ -195,20 +187,19 @@ def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
 def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
     """Makes a folder ready for a task's files; False where they are all there.
 
-    A folder that was begun, or holds fewer epochs, is gone on with. Raises InputError where it holds files of another kind.
+    A folder that was begun is continued. Raises InputError where it holds files of another kind.
     """
     folder = epath.Path(folder)
     for path in (folder / INFO, folder / BEGUN):
         if not path.exists():
             continue
-        stored = json.loads(path.read_text())
-        if found := _differences(stored, {**description, "epochs": stored.get("epochs")}):
+        if unequal := _differences(json.loads(path.read_text()), description):
             raise InputError(
-                f"{folder} was prepared differently ({'; '.join(found)}); name another folder, or delete it"
+                f"{folder} was prepared differently ({'; '.join(unequal)}); name another folder, "
+                "or delete it"
             )
-        if path.name == INFO and stored["epochs"] >= description["epochs"]:
+        if path.name == INFO:
             return False
-        path.unlink()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / BEGUN).write_text(json.dumps(description, indent=1))
@@ -222,16 +213,16 @@ def finish(folder: epath.PathLike) -> None:
     (epath.Path(folder) / BEGUN).replace(epath.Path(folder) / INFO)
 
 
-def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """The entries of `wanted` that are stored otherwise, as "name: stored -> wanted"."""
-    found = []
-    for name, value in wanted.items():
+def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The entries of `now` that are stored otherwise, as "name: stored -> now"."""
+    unequal = []
+    for name, value in now.items():
         before = stored.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
-            found += [f"{name}.{line}" for line in _differences(before, value)]
+            unequal += [f"{name}.{line}" for line in _differences(before, value)]
         elif before != value:
-            found.append(f"{name}: {before!r} -> {value!r}")
-    return found
+            unequal.append(f"{name}: {before!r} -> {value!r}")
+    return unequal
 
 
 class PreparedSource(Source):
@@ -240,106 +231,91 @@ class PreparedSource(Source):
     Args:
         name: the task.
         root: the folder that holds prepared tasks.
-        options: what the config says about sources; it must be what the files were made with.
+        options: the part of the config that concerns sources; what the files depend on must be as
+            when they were made.
 
     Raises:
         InputError: the folder is not there, or not whole.
     """
 
-    shuffle_buffer = 1
-
     def __init__(self, name: str, root: epath.PathLike, options: DataOptions):
         self.folder = epath.Path(root) / name
         if not (self.folder / INFO).exists():
+            is_begun = (self.folder / BEGUN).exists()
             state = (
                 "is not whole: the program that prepares it did not end"
-                if (self.folder / BEGUN).exists()
+                if is_begun
                 else "does not exist"
             )
             raise InputError(
-                f"task {name!r}: the prepared folder {self.folder} {state}; run gemma-encoder prepare with this config"
+                f"task {name!r}: the prepared folder {self.folder} {state}; "
+                "run gemma-encoder prepare with this config"
             )
         self.info = json.loads((self.folder / INFO).read_text())
         if self.info.get("version") != VERSION:
             raise InputError(
-                f"{self.folder} is of version {self.info.get('version')}, this program reads {VERSION}; prepare it anew"
+                f"{self.folder} is of version {self.info.get('version')}, this program reads "
+                f"{VERSION}; prepare it anew"
             )
         super().__init__(Task.from_dict(self.info["task"]), options)
-        self.splits, self.first_stage = (
-            tuple(self.info["splits"]),
-            self.info.get("first_stage", False),
-        )
+        self.splits, self.first_stage = tuple(self.info["splits"]), self.info["first_stage"]
+        self._tables: dict[tuple[str, int], Table] = {}
 
-    def check(self) -> None:
-        """The constructor did."""
+    def size(self, split: str) -> int:
+        """As the raw data had it."""
+        self.check_split(split)
+        return self.info["splits"][split]
 
-    def training_epoch(self, seed: int, epoch: int, shard: int, shards: int) -> Any:
-        """The records of a file."""
-        if epoch >= self.info["epochs"]:
+    def fingerprints(self, splits: Iterable[str]) -> dict[str, str]:
+        """Those of the raw data."""
+        return {name: value for split in splits for name, value in self.info["data"][split].items()}
+
+    def record(self, split: str, index: int, *, training: bool = False) -> Record:
+        """The examples with their tokens; their fields are there for evaluation only."""
+        if split == "train" and self.task.is_list and not training:
             raise InputError(
-                f"{self.folder} holds {self.info['epochs']} epochs and training wants another; prepare more with --epochs={epoch + 1}"
+                f"task {self.task.name!r}: prepared lists of the train split can be trained on, "
+                "not evaluated; use the raw data"
             )
-        return self._dataset(Part("train", epoch, shard).path)
-
-    def training_examples(
-        self, record: Mapping[str, Any], seed: int, epoch: int, shard: int, place: int
-    ) -> list[Example]:
-        """What the record holds: lists were sampled when it was made."""
-        return self.expand(record, "train", None)
-
-    def dataset(
-        self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1
-    ) -> Any:
-        """An evaluation split, in its order."""
-        if split not in self.splits or split == "train":
-            raise InputError(
-                f"task {self.task.name!r} has no {split} split to evaluate; it has {', '.join(self.splits)}"
-            )
-        return self._dataset(Part(split).path)
-
-    def seqio_source(self, split: str) -> Any:
-        """The seqio source of the file that lies at `split` in the folder."""
-        seqio = load_seqio()
-        import tensorflow as tf
-
-        features = {name: tf.io.FixedLenFeature([], tf.string) for name in COLUMNS}
-        counts = {split: self.info["splits"][split]} if split in self.info["splits"] else None
-        return seqio.TFExampleDataSource(
-            {split: str(self.folder / split)}, features, num_input_examples=counts
-        )
-
-    def preprocess(self, dataset: Any) -> Any:
-        """Records need no change."""
-        return dataset
-
-    def features(self) -> Mapping[str, str]:
-        """Bytes."""
-        return dict.fromkeys(COLUMNS, "string")
-
-    def expand(
-        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
-    ) -> list[Example]:
-        """The examples with their tokens; their fields are kept for evaluation only."""
-        lengths, cut = np.frombuffer(record["lengths"], "<i4"), np.frombuffer(record["cut"], "<i4")
-        ends = np.cumsum(lengths)
-        tokens, labels = (
-            np.frombuffer(record["tokens"], "<i4"),
-            np.frombuffer(record["labels"], "<f8"),
-        )
-        return [
-            Example(
-                about.get("fields", {}),
-                tuple(about["classes"]) if "classes" in about else float(labels[i]),
-                about["query"],
-                about["document"],
-                about["info"],
-                Encoded(tokens[end - length : end], int(cut[i])),
-                about.get("role", ""),
-            )
-            for i, (about, length, end) in enumerate(
-                zip(json.loads(record["about"]), lengths, ends, strict=True)
-            )
+        spans = self.info["parts"][split]
+        part = bisect.bisect_right([last for _, last in spans], index)
+        rows, row = self._table(split, part), index - spans[part][0]
+        labels, about = rows.value("labels", row), json.loads(rows.value("about", row))
+        labels = [
+            tuple(facts["classes"]) if "classes" in facts else label
+            for facts, label in zip(about, labels, strict=True)
         ]
+
+        def example(i: int) -> Example:
+            facts = about[i]
+            tokens = rows.arrow.column("tokens")[row].values[i].values.to_numpy()
+            encoded = Encoded(tokens, rows.value("cut", row)[i])
+            return Example(
+                facts.get("fields", {}),
+                labels[i],
+                facts["query"],
+                facts["document"],
+                facts["info"],
+                encoded,
+                facts["role"],
+            )
+
+        return Record(labels, example)
+
+    def _table(self, split: str, part: int) -> Table:
+        if (split, part) not in self._tables:
+            self._tables[split, part] = Table(self._local(f"{split}/{part:05d}"))
+        return self._tables[split, part]
+
+    def _local(self, part: str) -> pathlib.Path:
+        """The folder of a part; of a remote one, its copy in the cache folder."""
+        folder = self.folder / part
+        if "://" not in str(folder):
+            return pathlib.Path(folder)
+        source = folder / table.FILE
+        return cache.keep(
+            [source], "prepared part", lambda to: source.copy(epath.Path(to) / table.FILE)
+        )
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """As the raw data had them."""
@@ -348,21 +324,25 @@ class PreparedSource(Source):
 
 
 def check_prepared(
-    sources: Sequence[PreparedSource], tokenizer: Tokenizer, options: StreamOptions
+    sources: Sequence[PreparedSource], tokenizer: Tokenizer, max_length: int
 ) -> None:
-    """Raises InputError where tasks were prepared with different tokenizers, or for another config."""
+    """Raises InputError where tasks were prepared with different tokenizers, or another config."""
     first = sources[0]
     for source in sources[1:]:
         if source.info["tokenizer"]["sha256"] != first.info["tokenizer"]["sha256"]:
             names = [
-                f"{s.task.name!r} with {s.info['tokenizer']['name']!r} ({s.info['tokenizer']['sha256'][:8]})"
+                f"{s.task.name!r} with {s.info['tokenizer']['name']!r} "
+                f"({s.info['tokenizer']['sha256'][:8]})"
                 for s in (first, source)
             ]
             raise InputError(
-                f"the tasks of a mixture share one tokenizer; prepared were {' and '.join(names)}: prepare one of them anew"
+                "the tasks of a mixture share one tokenizer; prepared were "
+                f"{' and '.join(names)}: prepare one of them anew"
             )
     for source in sources:
-        if found := _differences(source.info, _contract(source.options, tokenizer, options)):
+        contract = _contract(source.options, tokenizer, max_length)
+        if unequal := _differences(source.info, contract):
             raise InputError(
-                f"{source.folder} was prepared for another config: {'; '.join(found)}; prepare it anew in another folder, or undo"
+                f"{source.folder} was prepared for another config: {'; '.join(unequal)}; prepare "
+                "it anew in another folder, or undo"
             )

@@ -1,7 +1,8 @@
-"""Lists for training and candidates for evaluation, from files of texts, judgements and first-stage runs.
+"""Sources over files of texts, judgments and first-stage runs: a record is a query.
 
-Training draws lists: one of a query's positives and `list_size − 1` negatives from a range of ranks of the run, anew each epoch;
-its other positives are never among them. Evaluation scores every candidate of the run. A record is the number of a query.
+Training draws lists: one of a query's positives and `list_size - 1` negatives from a range of ranks
+of the run, anew each epoch; its other positives are never among them. Evaluation scores every
+candidate of the run.
 """
 
 import abc
@@ -9,17 +10,20 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from absl import logging
 
-from gemma_encoder.data.memory import NumberedSource
-from gemma_encoder.data.passages import Texts
-from gemma_encoder.data.runs import Candidates, Judgements
-from gemma_encoder.data.source import DataOptions, sample_list
+from gemma_encoder.data.files.lines import COMPRESSED
+from gemma_encoder.data.files.passages import Texts
+from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import UNLABELLED
 from gemma_encoder.inputs.task import Example, Task
+from gemma_encoder.inputs.template import Template
+
+TEMPLATE = Template("Query: {query} Document: {document}", cut=("document",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class RankingFiles:
     judgements: Judgements | None
 
 
-class RankingSource(NumberedSource):
+class RankingSource(Source):
     """A ranking task over files; a benchmark says where they lie.
 
     Args:
@@ -58,8 +62,8 @@ class RankingSource(NumberedSource):
             )
         if options.list_size < 2:
             raise InputError(f"ranking.list_size must be at least 2, got {options.list_size}")
-        self.files = functools.cache(self._open)  # of a split
-        self.queries = functools.cache(self._choose_queries)  # of a split
+        self.opened = functools.cache(self._open)  # the files of a split
+        self.queries = functools.cache(self._choose_queries)  # the usable queries of a split
 
     @abc.abstractmethod
     def _open(self, split: str) -> RankingFiles:
@@ -67,7 +71,7 @@ class RankingSource(NumberedSource):
 
     def _choose_queries(self, split: str) -> np.ndarray:
         """The queries that records number: for training those that have a positive and a negative, else all that have candidates."""
-        files = self.files(split)
+        files = self.opened(split)
         counts = files.candidates.counts()
         kept = counts > 0
         if split == "train":
@@ -93,65 +97,67 @@ class RankingSource(NumberedSource):
             raise InputError(
                 f"{files.candidates.path}: no query of {files.queries.path.name} has {wanted}"
             )
-        chosen = np.flatnonzero(kept).astype(np.int32)
-        return chosen[: self.options.limit(split) or None]
+        return np.flatnonzero(kept).astype(np.int32)
 
     def _positives(self, split: str, query: int) -> np.ndarray:
-        documents, grades = self.files(split).judgements.of(query)
+        documents, grades = self.opened(split).judgements.of(query)
         return documents[grades > 0]
 
     def _negatives(self, split: str, query: int) -> np.ndarray:
         low, high = self.options.negative_ranks
-        candidates = self.files(split).candidates.of(query)[low - 1 : high]
+        candidates = self.opened(split).candidates.of(query)[low - 1 : high]
         return candidates[~np.isin(candidates, self._positives(split, query))]
 
-    def count(self, split: str) -> int:
-        """How many queries a split has."""
-        return len(self.queries(split))
+    def files(self, split: str) -> list[pathlib.Path]:
+        """Queries, collection, candidates and judgments."""
+        files = self.opened(split)
+        paths = [files.queries.path, files.documents.path, files.candidates.path]
+        return [*paths, *([files.judgements.path] if files.judgements else [])]
+
+    def size(self, split: str) -> int:
+        """As many queries as the options allow."""
+        return self.options.limited(split, len(self.queries(split)))
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]]:
-        """All judgements, documents that the first stage missed included; of the chosen queries when only some are used."""
-        files = self.files(split)
+        """All judgments, documents that the first stage missed included.
+
+        Where the options limit the queries, those of the used ones alone.
+        """
+        files = self.opened(split)
         if files.judgements is None:
             return {}
-        return files.judgements.by_id(
-            self.queries(split) if self.options.limit(split) else np.arange(len(files.queries))
-        )
+        if self.options.limit(split):
+            return files.judgements.by_id(self.queries(split)[: self.size(split)])
+        return files.judgements.by_id(np.arange(len(files.queries)))
 
-    def expand(
-        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
-    ) -> list[Example]:
-        """Training: a positive and sampled negatives, the positive first. Evaluation: every candidate in the run's order."""
-        query, files = int(self.queries(split)[int(record["number"])]), self.files(split)
-        grades = (
-            dict(zip(*(values.tolist() for values in files.judgements.of(query)), strict=True))
-            if files.judgements
-            else {}
-        )
-        if rng is None:
-            chosen = files.candidates.of(query)
+    def record(self, split: str, index: int, *, training: bool = False) -> Record:
+        """A query's candidates in the run's order; or what training lists are drawn from."""
+        query, files = int(self.queries(split)[index]), self.opened(split)
+        judged = files.judgements.of(query) if files.judgements else ((), ())
+        grades = {int(document): float(grade) for document, grade in zip(*judged, strict=True)}
+        if training:
+            documents = np.concatenate(
+                [self._positives(split, query), self._negatives(split, query)]
+            )
         else:
-            chosen = sample_list(
-                self._positives(split, query),
-                self._negatives(split, query),
-                self.options.list_size,
-                rng,
-            )
-        unjudged = 0.0 if files.judgements else -1.0
-        name, text = files.queries.ids[query], files.queries.text(query)
-        return [
-            Example(
-                {"query": text, "document": files.documents.text(document)},
-                float(max(grades[int(document)], 0)) if int(document) in grades else unjudged,
-                query_id=name,
-                document_id=files.documents.ids[document],
-            )
-            for document in chosen
+            documents = files.candidates.of(query)
+        unjudged = 0.0 if files.judgements else UNLABELLED
+        labels = [
+            max(grades[document], 0.0) if document in grades else unjudged
+            for document in documents.tolist()
         ]
+        name, text = files.queries.ids[query], files.queries.text(query)
+
+        def example(place: int) -> Example:
+            document = int(documents[place])
+            fields = {"query": text, "document": files.documents.text(document)}
+            return Example(fields, labels[place], name, files.documents.ids[document])
+
+        return Record(labels, example)
 
 
 def find_file(folder: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
-    """The first of those files that a folder holds, plain or gz.
+    """The first of those files that a folder holds, plain or compressed.
 
     Args:
         folder: where to look.
@@ -159,10 +165,10 @@ def find_file(folder: pathlib.Path, names: Sequence[str], what: str) -> pathlib.
         what: says what the folder should be, for the message.
     """
     for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
+        for path in (folder / name, *(folder / f"{name}{ending}" for ending in COMPRESSED)):
             if path.is_file():
                 return path
-    raise InputError(f"{folder} holds no {' or '.join(names)} (or .gz); {what}")
+    raise InputError(f"{folder} holds no {' or '.join(names)} (or {', '.join(COMPRESSED)}); {what}")
 
 
 def run_path(option: str, split: str, found: Callable[[], pathlib.Path]) -> pathlib.Path:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from gemma_encoder.data import beir, glue, msmarco, own, superglue, text, toy
+from gemma_encoder.data import seqio_source
 from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.data.tasks import beir, glue, msmarco, own, superglue, text, toy
 from gemma_encoder.inputs.errors import InputError, unknown
 
 _TASKS: dict[str, Callable[[DataOptions], Source]] = {
@@ -32,6 +33,8 @@ def register(name: str, make: Callable[[DataOptions], Source]) -> None:
 def get(name: str, options: DataOptions | None = None) -> Source:
     """The source of a task; raises InputError for an unknown name (with the nearest valid one) or missing data."""
     options = options or DataOptions()
+    if name.startswith(seqio_source.PREFIX):
+        return seqio_source.SeqioSource(name, options)
     tasks = _by_name(options)
     if name not in tasks:
         raise unknown("task", name, tasks)

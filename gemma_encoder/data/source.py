@@ -1,74 +1,39 @@
-"""What every data source offers: a seqio task that yields records, and the examples that a record stands for.
+"""The contract of a data source: a task, and its examples by number.
 
-Records are small and cheap to shuffle; whatever is large (passages) or random (negatives) is looked up when a record is
-expanded. seqio and TensorFlow are imported when a stream is opened, not before.
+A source says which splits it has, how many records each holds, which examples a record stands for
+and which files they were read from. Records are read by number, so that an epoch is a permutation
+of whole numbers and a stream that stopped is resumed by knowing where it was.
 """
 
 import abc
 import dataclasses
-import functools
-import importlib
-import logging
-import os
-import sys
-import tempfile
+import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import absl.logging
 import numpy as np
 
+from gemma_encoder.data import cache
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import Label
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
-
-Item = TypeVar("Item")
-
-SHUFFLE_BUFFER = 10_000  # records; a checkpoint holds them, so it costs a few megabytes there
-
-
-@functools.cache
-def load_seqio() -> ModuleType:
-    """Imports seqio, and with it TensorFlow.
-
-    TensorFlow's C++ start-up notes reach no logging switch: they are held back unless it fails.
-    seqio warns at each start that sources are not cached, whatever their size: that is logged only
-    where absl logs more than warnings.
-    """
-    logging.getLogger("absl").addFilter(
-        lambda record: (
-            absl.logging.get_verbosity() > absl.logging.WARNING or "seqio" not in record.pathname
-        )
-    )
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
-        try:
-            return importlib.import_module("seqio")
-        except BaseException:
-            notes.seek(0)
-            os.write(stderr, notes.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """What a config says about sources.
+    """The part of a config that concerns sources.
 
     Attributes:
         list_size: documents in a training list of a ranking task.
-        negative_ranks: (first, last) ranks of the first-stage run from which negatives are sampled, counted from 1.
-        run: path of the first-stage run of ranking tasks that read files, `{split}` standing for the files' name of the split; "" for
-            the one that lies with them.
-        own: fields of `own.OwnOptions`, for the task `own`.
-        text: fields of `text.TextOptions`, for the task `text`.
+        negative_ranks: (first, last) ranks of the first-stage run from which negatives are sampled,
+            counted from 1.
+        run: path of the first-stage run of ranking tasks that read files, `{split}` standing for
+            the files' name of the split; "" for the one that lies with them.
+        own: fields of `own_options.OwnOptions`, for the task `own`.
         max_train, max_eval: use only so many records of a split, the first ones; 0 for all.
+        text: fields of `text.TextOptions`, for the task `text`.
     """
 
     list_size: int = 8
@@ -94,8 +59,29 @@ class DataOptions:
         )
 
     def limit(self, split: str) -> int:
-        """The most records of `split`, 0 for all."""
+        """The most records of `split` that are used, 0 for all."""
         return self.max_train if split == "train" else self.max_eval
+
+    def limited(self, split: str, count: int) -> int:
+        """How many of the `count` records of `split` are used."""
+        return min(self.limit(split) or count, count)
+
+
+class Record(NamedTuple):
+    """The examples of a record; each is made when it is asked for.
+
+    Attributes:
+        labels: of every example.
+        example: makes the example of an index.
+    """
+
+    labels: Sequence[Label]
+    example: Callable[[int], Example]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Record":
+        """The record of examples that are there already."""
+        return cls([example.label for example in examples], examples.__getitem__)
 
 
 class Source(abc.ABC):
@@ -103,53 +89,103 @@ class Source(abc.ABC):
 
     Args:
         task: what is learnt.
-        options: what the config says about sources.
+        options: the part of the config that concerns sources.
+
+    Attributes:
+        splits: names of the splits.
+        first_stage: tells that evaluation meets a query's documents in a first stage's order.
+        rate: how often a mixture of seqio draws the task, relative to its other tasks; None for a
+            task that does not come from one.
     """
 
     splits: tuple[str, ...] = ("train", "validation", "test")
-    shuffle_buffer = SHUFFLE_BUFFER
-    first_stage = False  # whether evaluation meets a query's documents in the order in which a first stage ranked them
+    first_stage = False
+    rate: float | None = None
 
     def __init__(self, task: Task, options: DataOptions):
         self.task, self.options = task, options
 
-    @abc.abstractmethod
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027, most sources have nothing to check
         """Raises InputError where the data are missing, before anything slow is done."""
 
     def fit(self, tokenizer: Tokenizer, max_length: int) -> None:
-        """Told before records are counted or read what their texts will be tokenised with; for a source whose records depend on it."""
+        """Called with the tokenizer before records are counted or read."""
         del tokenizer, max_length
 
     @abc.abstractmethod
-    def seqio_source(self, split: str) -> Any:
-        """The `seqio.DataSource` of one split."""
+    def size(self, split: str) -> int:
+        """The number of records of a split."""
 
     @abc.abstractmethod
-    def preprocess(self, dataset: Any) -> Any:
-        """Maps the source's `tf.data.Dataset` to records: dictionaries of scalars."""
-
-    @abc.abstractmethod
-    def features(self) -> Mapping[str, str]:
-        """Name and TensorFlow dtype ("string", "float32", "int32") of each scalar of a record."""
-
-    @abc.abstractmethod
-    def expand(
-        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
-    ) -> list[Example]:
-        """The examples of a record: one, the documents of a query, or the options of a question; none where training skips it.
+    def record(self, split: str, index: int, *, training: bool = False) -> Record:
+        """The record at `index`: one example, the documents of a query, or a question's options.
 
         Args:
-            record: scalars as `features` declares them, text as bytes.
-            split: where it comes from.
-            rng: draws what is random in training (the negatives of a list); None for evaluation, which draws nothing.
+            split: one of `splits`.
+            index: from 0 to size - 1.
+            training: of a list, give the examples that a training list may be drawn from.
         """
+
+    def examples(
+        self, split: str, index: int, rng: np.random.Generator | None = None
+    ) -> list[Example]:
+        """The examples of a record.
+
+        Args:
+            split: one of `splits`.
+            index: from 0 to size - 1.
+            rng: draws a training list: a positive first, then different negatives. None for
+                evaluation, which gets every example.
+
+        Returns:
+            The examples; none where no training list can be drawn.
+        """
+        draws = rng is not None and self.task.is_list
+        record = self.record(split, index, training=draws)
+        if draws:
+            return [record.example(i) for i in draw(record.labels, self.options.list_size, rng)]
+        return [record.example(i) for i in range(len(record.labels))]
+
+    def training_examples(self, index: int, seed: int, epoch: int) -> list[Example]:
+        """The examples of a training record in an epoch, lists drawn by (seed, task, epoch, index)."""
+        rng = np.random.default_rng([seed, self.key, epoch, index]) if self.task.is_list else None
+        return self.examples("train", index, rng)
+
+    @property
+    def key(self) -> int:
+        """A number for the task, the same in every mixture."""
+        return zlib.crc32(self.task.name.encode())
+
+    def files(self, split: str) -> Sequence[pathlib.Path]:
+        """The files that a split is read from; none where a program makes it."""
+        del split
+        return ()
+
+    def fingerprints(self, splits: Iterable[str]) -> dict[str, str]:
+        """The fingerprint of every file that those splits are read from, by name."""
+        paths = {path for split in splits for path in self.files(split)}
+        return {name: cache.fingerprint(path) for name, path in _short_names(paths).items()}
+
+    def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
+        """Judged documents by query, for ranking; None where the labels are all there is."""
+        del split
+        return None
+
+    def where(self, split: str, index: int) -> str:
+        """Names a record in messages."""
+        return f"{split} record {index + 1}"
+
+    def raw(self, split: str, index: int) -> Mapping[str, Any]:
+        """Columns of a record that are no fields of its text, to show a person."""
+        del split, index
+        return {}
 
     def evaluation_splits(self, name: str) -> dict[str, str]:
         """The splits that evaluating on `name` means, by what tells their metrics apart.
 
-        That is the split of this name alone, by "", or all of its parts: of `validation`, MNLI has `validation_matched` and
-        `validation_mismatched`, by "matched" and "mismatched". Nothing where the task has neither.
+        That is the split of this name alone, by "", or all of its parts: of `validation`, MNLI has
+        `validation_matched` and `validation_mismatched`, by "matched" and "mismatched". Nothing
+        where the task has neither.
         """
         if name in self.splits:
             return {"": name}
@@ -159,92 +195,31 @@ class Source(abc.ABC):
             if split.startswith(f"{name}_")
         }
 
-    def seqio_task(self, split: str) -> Any:
-        """The seqio task of one split."""
-        seqio = load_seqio()
-        import tensorflow as tf
-
-        features = {
-            name: seqio.Feature(
-                seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.as_dtype(dtype), rank=0
-            )
-            for name, dtype in self.features().items()
-        }
-        return seqio.Task(
-            f"{self.task.name}_{split.replace('/', '_')}",
-            source=self.seqio_source(split),
-            preprocessors=[self.preprocess],
-            output_features=features,
-            shuffle_buffer_size=self.shuffle_buffer,
-        )
-
-    def training_epoch(self, seed: int, epoch: int, shard: int, shards: int) -> Any:
-        """The records of one epoch as a `tf.data.Dataset`: shard `shard` of `shards`, in an order of its own that hangs on the arguments alone."""
-        return self.dataset(
-            "train",
-            seed=int(np.random.SeedSequence([seed, self._key, epoch]).generate_state(1)[0] >> 1),
-            shard=shard,
-            shards=shards,
-        )
-
-    def training_examples(
-        self, record: Mapping[str, Any], seed: int, epoch: int, shard: int, place: int
-    ) -> list[Example]:
-        """The examples of the record at `place` of a shard of an epoch; none where training skips it."""
-        return self.expand(
-            record, "train", np.random.default_rng([seed, self._key, epoch, shard, place])
-        )
-
-    @property
-    def _key(self) -> int:
-        """A number for the task, the same in every mixture."""
-        return zlib.crc32(self.task.name.encode())
-
-    def dataset(
-        self, split: str, *, seed: int | None = None, shard: int = 0, shards: int = 1
-    ) -> Any:
-        """One pass over a split as a `tf.data.Dataset` of records, shuffled if there is a seed; shard `shard` of `shards`."""
+    def check_split(self, split: str) -> None:
+        """Raises InputError for a split that the task lacks."""
         if split not in self.splits:
             raise InputError(
                 f"task {self.task.name!r} has no {split} split; it has {', '.join(self.splits)}"
             )
-        return self._dataset(split, seed, shard, shards)
-
-    def _dataset(self, split: str, seed: int | None = None, shard: int = 0, shards: int = 1) -> Any:
-        """The same for whatever `seqio_source` knows as a split."""
-        seqio = load_seqio()
-        import tensorflow as tf
-
-        dataset = self.seqio_task(split).get_dataset(
-            split=split,
-            shuffle=seed is not None,
-            seed=seed,
-            shard_info=seqio.ShardInfo(shard, shards),
-            num_epochs=1,
-            try_in_mem_cache=False,  # a cached dataset would be copied into every checkpoint
-        )
-        options = tf.data.Options()
-        options.deterministic = True
-        options.threading.private_threadpool_size = 1
-        options.autotune.enabled = False
-        return dataset.with_options(options)
-
-    def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
-        """Relevance grades of judged documents by query, for ranking; None where the examples' own labels are all there is."""
-        del split
-        return None
-
-    def num_records(self, split: str) -> int:
-        """Records in one pass over a split."""
-        return int(self.seqio_source(split).num_input_examples(split))
 
 
-def sample_list(
-    positives: Sequence[Item], negatives: Sequence[Item], list_size: int, rng: np.random.Generator
-) -> list[Item]:
-    """A training list: one of the positives, then at most `list_size − 1` different negatives."""
+def draw(labels: Sequence[Label], list_size: int, rng: np.random.Generator) -> list[int]:
+    """Draws a training list: indices of one positive, then of at most `list_size - 1` negatives.
+
+    Returns:
+        The indices; none where there is no positive or no negative.
+    """
+    is_positive = np.asarray(labels) > 0
+    positives, negatives = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
+    if not len(positives) or not len(negatives):
+        return []
     count = min(list_size - 1, len(negatives))
-    return [
-        positives[rng.integers(len(positives))],
-        *(negatives[i] for i in rng.choice(len(negatives), count, replace=False)),
-    ]
+    first = positives[rng.integers(len(positives))]
+    return [int(first), *negatives[rng.choice(len(negatives), count, replace=False)].tolist()]
+
+
+def _short_names(paths: set[pathlib.Path]) -> dict[str, pathlib.Path]:
+    """The paths by file name, or in full where two files have one name."""
+    names = [path.name for path in paths]
+    ordered = sorted(paths)
+    return {path.name if names.count(path.name) == 1 else str(path): path for path in ordered}

@@ -1,143 +1,129 @@
-"""Sources of tables: each record is a row, read from prepared TensorFlow Datasets."""
+"""Sources over prepared TensorFlow Datasets, whose splits become Arrow tables when first read.
 
+TensorFlow is imported for that first reading alone: a table in the cache folder serves every later
+start and every task of the same data.
+"""
+
+import itertools
+import json
 import os
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from gemma_encoder.data.source import DataOptions, Source, load_seqio, sample_list
+from gemma_encoder import runtime
+from gemma_encoder.data import cache, table
+from gemma_encoder.data.source import DataOptions, Record, Source
+from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 
-Row = Mapping[str, Any]  # one row of a table: text, numbers, lists of texts
-
-LIST_SEPARATOR = "\x1f"  # a record is scalars: a list of texts travels as one text
+Row = Mapping[str, Any]  # of a table: text, numbers, lists of texts
 
 
-class TableSource(Source):
-    """A task whose records are rows of a table.
-
-    Args:
-        task: what is learnt.
-        options: what the config says about sources.
-        columns: the text columns: for each name that `examples` uses, the column that holds it.
-        label: the column that holds the label; None where there is none.
-        numbers: columns of whole numbers, by name.
-        lists: columns that hold a list of texts each, by name.
-        examples: the examples of a row, which maps all those names (and "label") to values; by default one, whose fields are the
-            text columns and whose info is the numbers.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        options: DataOptions,
-        columns: Mapping[str, str],
-        label: str | None = "label",
-        *,
-        numbers: Mapping[str, str] | None = None,
-        lists: Mapping[str, str] | None = None,
-        examples: Callable[[Row], list[Example]] | None = None,
-    ):
-        super().__init__(task, options)
-        self.columns, self.label, self.numbers, self.lists = (
-            dict(columns),
-            label,
-            dict(numbers or {}),
-            dict(lists or {}),
-        )
-        self._examples = examples or self._example
-
-    def _example(self, row: Row) -> list[Example]:
-        return [
-            Example(
-                {field: row[field] for field in self.columns},
-                row["label"],
-                info={name: row[name] for name in self.numbers},
-            )
-        ]
-
-    def features(self) -> Mapping[str, str]:
-        """The columns by name, and the label."""
-        label = {"label": "float32"} if self.label else {}
-        return (
-            dict.fromkeys([*self.columns, *self.lists], "string")
-            | dict.fromkeys(self.numbers, "int32")
-            | label
-        )
-
-    def preprocess(self, dataset: Any) -> Any:
-        """Takes the columns by name, each as a scalar of the declared type; "idx/question" is the column "question" in "idx"."""
-        import tensorflow as tf
-
-        def column(record, path):
-            for part in path.split("/"):
-                record = record[part]
-            return record
-
-        def row(record):
-            result = {name: column(record, path) for name, path in self.columns.items()}
-            result |= {
-                name: tf.strings.reduce_join(column(record, path), separator=LIST_SEPARATOR)
-                for name, path in self.lists.items()
-            }
-            result |= {
-                name: tf.cast(column(record, path), tf.int32) for name, path in self.numbers.items()
-            }
-            return result | (
-                {"label": tf.cast(column(record, self.label), tf.float32)} if self.label else {}
-            )
-
-        return dataset.map(row)
-
-    def expand(
-        self, record: Mapping[str, Any], split: str, rng: np.random.Generator | None
-    ) -> list[Example]:
-        """The examples of the row; for training, of a list one that is right and others that are wrong, or nothing where either lacks."""
-        where = f"task {self.task.name!r}, {split} record{''.join(f' {name}={int(record[name])}' for name in self.numbers)}"
-        row: dict[str, Any] = {name: _text(record[name], name, where) for name in self.columns}
-        row |= {
-            name: _text(record[name], name, where).split(LIST_SEPARATOR) if record[name] else []
-            for name in self.lists
-        }
-        row |= {name: int(record[name]) for name in self.numbers}
-        if self.label:
-            row["label"] = float(record["label"])
-        try:
-            examples = self._examples(row)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        if rng is None or not self.task.is_list:
-            return examples
-        right, wrong = [e for e in examples if e.label > 0], [e for e in examples if e.label <= 0]
-        return sample_list(right, wrong, self.options.list_size, rng) if right and wrong else []
-
-
-def _text(value: bytes, name: str, where: str) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: field {name!r} is not valid UTF-8 ({error.reason} at byte {error.start})"
-        ) from error
-
-
-def tfds_folder() -> str:
-    """Where prepared datasets lie: what TFDS_DATA_DIR says, else TFDS's own default."""
+def data_folder() -> str:
+    """The folder of prepared datasets: `TFDS_DATA_DIR`, else TFDS's own default."""
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
-class TfdsSource(TableSource):
+class Dataset:
+    """A prepared dataset: its splits as tables.
+
+    Args:
+        name: as TFDS has it, with its version, e.g. "glue/sst2:2.0.0"; without one, the newest that
+            is prepared.
+        needed_by: begins the message where the data are missing.
+
+    Raises:
+        InputError: the dataset is not prepared.
+    """
+
+    def __init__(self, name: str, needed_by: str):
+        name, _, version = name.partition(":")
+        self.name, self._root = name, epath.Path(data_folder())
+        folders = sorted(self._root.glob(f"{name}/{version or '*'}/dataset_info.json"))
+        if not folders:
+            raise InputError(
+                f"{needed_by}: no prepared data in {self._root / name / version}. Point "
+                f"TFDS_DATA_DIR at a folder that holds {name}, or prepare it once with: "
+                f"tfds build {name} --data_dir={self._root}"
+            )
+        self.folder = folders[-1].parent
+
+    def files(self, split: str) -> list[epath.Path | pathlib.Path]:
+        """The files of a split."""
+        names = sorted(self.folder.glob(f"*-{split}.*"))
+        if not names:
+            raise InputError(f"{self.folder} holds no files of the split {split}")
+        return [name if "://" in str(name) else pathlib.Path(name) for name in names]
+
+    def table(self, split: str) -> Table:
+        """The split as a table: text as bytes, nested features as "outer/inner"."""
+        files = self.files(split)
+        folder = cache.keep(
+            files, f"table of {self.name} {split}", lambda to: self._write(to, split)
+        )
+        return Table(folder)
+
+    def _write(self, folder: pathlib.Path, split: str) -> None:
+        import pyarrow as pa
+
+        runtime.import_quietly("tensorflow")
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(str(self.folder))
+        records = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+        rows = (dict(_flat(record)) for record in records)
+        first = list(itertools.islice(rows, table.BATCH))
+        schema = pa.Table.from_pylist(first).schema
+        types = {field.name: _wide(field.type) for field in schema}
+        values = ([row[name] for name in types] for row in itertools.chain(first, rows))
+        table.write(folder, types, values)
+        classes = {
+            name: feature.names
+            for name, feature in builder.info.features.items()
+            if hasattr(feature, "names")
+        }
+        table.write_summary(folder, {"classes": classes})
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value.tolist() if hasattr(value, "tolist") else value
+
+
+def _wide(kind: Any) -> Any:
+    """The Arrow type with room for more than 2 GB of text."""
+    import pyarrow as pa
+
+    if pa.types.is_null(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.large_list(_wide(kind.value_type))
+    return pa.large_binary() if pa.types.is_binary(kind) else kind
+
+
+class TfdsSource(Source):
     """A task of TensorFlow Datasets, read from where `TFDS_DATA_DIR` points; nothing is downloaded.
 
     Args:
-        task, options: as in TableSource.
+        task: what is learnt.
+        options: the part of the config that concerns sources.
         tfds_name: with its version, e.g. "glue/sst2:2.0.0".
-        columns: by default the template's fields, from columns of the same names.
+        columns: the text columns: for each name that `examples` uses, the column that holds it; by
+            default the template's fields, from columns of the same names. "idx/question" is the
+            column "question" in "idx".
         splits: the dataset's.
-        table: label, numbers, lists and examples, as in TableSource. By default the only number is `idx`, which submissions need.
+        label: the column that holds the label; None where there is none.
+        numbers: columns of whole numbers, by name; by default `idx`, which submissions need.
+        lists: columns that hold a list of texts each, by name.
+        examples: the examples of a row, which maps all those names (and "label") to values; by
+            default one, whose fields are the text columns and whose info is the numbers.
     """
 
     def __init__(
@@ -148,56 +134,92 @@ class TfdsSource(TableSource):
         columns: Mapping[str, str] | None = None,
         *,
         splits: tuple[str, ...] = Source.splits,
-        **table: Any,
+        label: str | None = "label",
+        numbers: Mapping[str, str] | None = None,
+        lists: Mapping[str, str] | None = None,
+        examples: Callable[[Row], list[Example]] | None = None,
     ):
-        super().__init__(
-            task,
-            options,
-            columns or {field: field for field in task.template.fields},
-            **({"numbers": {"idx": "idx"}} | table),
-        )
-        self.tfds_name, self.splits = tfds_name, splits
+        super().__init__(task, options)
+        self.tfds_name, self.splits, self.label = tfds_name, splits, label
+        self.columns = dict(columns or {field: field for field in task.template.fields})
+        self.numbers = {"idx": "idx"} if numbers is None else dict(numbers)
+        self.lists = dict(lists or {})
+        self._examples = examples or self._example
+        self._tables: dict[str, Table] = {}
+
+    def _example(self, row: Row) -> list[Example]:
+        fields = {field: row[field] for field in self.columns}
+        return [Example(fields, row["label"], info={name: row[name] for name in self.numbers})]
 
     @property
-    def folder(self) -> str:
-        """Where prepared datasets lie."""
-        return tfds_folder()
+    def _dataset(self) -> Dataset:
+        return Dataset(self.tfds_name, f"task {self.task.name!r}")
 
     def check(self) -> None:
         """Raises InputError where the dataset is not prepared."""
-        name, version = self.tfds_name.split(":")
-        if not epath.Path(self.folder, name, version).exists():
-            raise InputError(
-                f"task {self.task.name!r}: no prepared data in {self.folder}/{name}/{version}. Point TFDS_DATA_DIR at a folder that holds {name}/{version}, "
-                f"or prepare it once with: tfds build {name} --data_dir={self.folder}"
-            )
+        _ = self._dataset
 
-    def seqio_source(self, split: str) -> Any:
-        """The seqio source over prepared TFDS files; raises InputError where they do not name the task's classes in the task's order."""
-        seqio = load_seqio()
-        whole = seqio.TfdsDataSource(
-            self.tfds_name, tfds_data_dir=self.folder, splits=(split,), read_only=True
-        )
-        info, limit = whole.tfds_dataset.info, self.options.limit(split)
-        if self.task.classes:
-            prepared = tuple(info.features[self.label].names)
-            if prepared != self.task.classes:
+    def files(self, split: str) -> list[pathlib.Path]:
+        """The TFRecord files."""
+        return self._dataset.files(split)
+
+    def table(self, split: str) -> Table:
+        """The rows; raises InputError where they name the task's classes in another order."""
+        if split not in self._tables:
+            self.check_split(split)
+            dataset = self._dataset
+            made = dataset.table(split)
+            names = tuple(made.summary["classes"].get(self.label, ()))
+            if self.task.classes and names != self.task.classes:
                 raise InputError(
-                    f"task {self.task.name!r}: the data in {self.folder}/{self.tfds_name.replace(':', '/')} name the classes {', '.join(prepared)}; "
-                    f"expected {', '.join(self.task.classes)}; prepare them anew"
+                    f"task {self.task.name!r}: the data in {dataset.folder} name the classes "
+                    f"{', '.join(names)}; expected {', '.join(self.task.classes)}; prepare them anew"
                 )
-        if not limit or limit >= info.splits[split].num_examples:
-            return whole
-        return seqio.TfdsDataSource(
-            self.tfds_name,
-            tfds_data_dir=self.folder,
-            splits={split: f"{split}[:{limit}]"},
-            read_only=True,
-        )
+            self._tables[split] = made
+        return self._tables[split]
+
+    def size(self, split: str) -> int:
+        """As many rows as the options allow; their number stands in the dataset's description."""
+        self.check_split(split)
+        info = json.loads((self._dataset.folder / "dataset_info.json").read_text())
+        counts = {one["name"]: sum(map(int, one["shardLengths"])) for one in info["splits"]}
+        return self.options.limited(split, counts[split])
+
+    def row(self, split: str, index: int) -> dict[str, Any]:
+        """The row by the task's names for its columns; raises InputError for text that is none."""
+        values, where = self.table(split).row(index), self.where(split, index)
+        where += "".join(f" {name}={values[column]}" for name, column in self.numbers.items())
+        row: dict[str, Any] = {
+            name: table.decode(values[column], name, where) for name, column in self.columns.items()
+        }
+        for name, column in self.lists.items():
+            row[name] = [table.decode(value, name, where) for value in values[column]]
+        row |= {name: int(values[column]) for name, column in self.numbers.items()}
+        return row | ({"label": float(values[self.label])} if self.label else {})
+
+    def record(self, split: str, index: int, *, training: bool = False) -> Record:
+        """The examples of a row."""
+        row = self.row(split, index)
+        try:
+            return Record.of(self._examples(row))
+        except InputError as error:
+            numbers = "".join(f" {name}={row[name]}" for name in self.numbers)
+            raise InputError(f"{self.where(split, index)}{numbers}: {error}") from error
+
+    def where(self, split: str, index: int) -> str:
+        """Names a row in messages."""
+        return f"task {self.task.name!r}, {split} record {index + 1}"
+
+    def raw(self, split: str, index: int) -> Mapping[str, Any]:
+        """All columns but the label."""
+        return {name: value for name, value in self.row(split, index).items() if name != "label"}
 
 
 def declare_tfds(
     task: Task, tfds_name: str, columns: Mapping[str, str] | None = None, **table: Any
 ) -> tuple[str, Callable[[DataOptions], Source]]:
-    """A benchmark's declaration of one task: its name, and what makes its source. Arguments as in TfdsSource."""
+    """A benchmark's declaration of one task: its name, and a function that makes its source.
+
+    Arguments are those of TfdsSource.
+    """
     return task.name, lambda options: TfdsSource(task, options, tfds_name, columns, **table)

@@ -2,7 +2,7 @@
 
 Units wait in a pool, in the order in which they came. A block of rows is filled from it by best fit, the oldest unit first, so
 no unit waits for ever. A unit is one text, or the whole list of a ranking query: its texts may lie in several rows, but never in
-two blocks. What still waits is part of a reader's state, so an interrupted stream goes on exactly where it stopped.
+two blocks. The numbers of what still waits are part of a reader's state, so a stream resumes exactly where it stopped.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ class Unit(NamedTuple):
 
     segments: tuple[Segment, ...]
     is_list: bool = False
+    number: int = -1  # of its record in a reader's order
 
     @property
     def num_tokens(self) -> int:
@@ -126,56 +127,10 @@ class Packer:
         self._pool = waiting
         return _lay_out(rows, shape, self.padding)
 
-    def state(self) -> dict[str, np.ndarray]:
-        """The waiting units as flat arrays; `restore` is its inverse."""
-        segments = [segment for unit in self._pool for segment in unit.segments]
-
-        def column(name: str, dtype: type) -> np.ndarray:
-            return np.array([getattr(segment, name) for segment in segments], dtype)
-
-        def joined(name: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-            values = [getattr(segment, name) for segment in segments]
-            lengths = np.array([len(value) for value in values], np.int32)
-            return np.concatenate([np.zeros(0, dtype), *values]).astype(dtype), lengths
-
-        tokens, lengths = joined("tokens", np.int32)
-        targets, target_widths = joined("targets", np.float32)
-        return {
-            "unit_segments": np.array([len(unit.segments) for unit in self._pool], np.int32),
-            "unit_is_list": np.array([unit.is_list for unit in self._pool], bool),
-            "lengths": lengths,
-            "tokens": tokens,
-            "task_id": column("task_id", np.int32),
-            "label": column("label", np.float64),
-            "example_id": column("example_id", np.int32),
-            "role": column("role", np.int32),
-            "targets": targets,
-            "target_widths": target_widths,
-        }
-
-    def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Makes the pool what `state()` described."""
-        self._pool = []
-        self._pool_tokens = self._pool_segments = self._pool_lists = 0
-        segments = iter(
-            Segment(tokens, int(task), float(label), int(example), int(role), vector)
-            for tokens, task, label, example, role, vector in zip(
-                _split(state["tokens"], state["lengths"]),
-                state["task_id"],
-                state["label"],
-                state["example_id"],
-                state["role"],
-                _split(state["targets"], state["target_widths"]),
-                strict=True,
-            )
-        )
-        for count, is_list in zip(state["unit_segments"], state["unit_is_list"], strict=True):
-            self.add(Unit(tuple(next(segments) for _ in range(count)), bool(is_list)))
-
-
-def _split(values: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-    """Parts of those lengths; none where there are no lengths."""
-    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    @property
+    def waiting(self) -> Sequence[Unit]:
+        """The units of the pool, in order."""
+        return self._pool
 
 
 def _best_fit(unit: Unit, free: np.ndarray, slots: np.ndarray) -> list[int] | None:

@@ -1,7 +1,7 @@
 """From a config to the objects that it describes, checked: sources, tokenizer, encoder, options."""
 
 import dataclasses
-import math
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,14 +10,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from gemma_encoder.data import mixtures
-from gemma_encoder.data.pipeline import MEASURED, PREFETCH
 from gemma_encoder.data.prepared import check_prepared
-from gemma_encoder.data.reader import CHUNK
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation import metrics
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.packing import Packer
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig
@@ -72,25 +69,18 @@ class Recipe:
     def epoch(self) -> int:
         """Training records of all tasks together: one epoch, in examples."""
         trained = [source for source in self.sources if "train" in source.splits]
-        return sum(source.num_records("train") for source in trained)
+        return sum(source.size("train") for source in trained)
 
-    def epochs(self, steps: int) -> list[int]:
-        """For each task, a number of epochs that no reader's share of so many steps exceeds.
-
-        Draws from a mixture are random and rows hold some texts more or fewer: two percent, five
-        standard deviations and what waits to be packed or trained on are added to what is drawn
-        on average.
-        """
-        shape, readers = self.stream.shape, self.stream.readers
-        waiting = (Packer.LOOKAHEAD + PREFETCH + 1) * shape.rows // readers * shape.segments + CHUNK
-        draws = 1.02 * max(steps, MEASURED) * self.losses.examples_per_step / readers + waiting
-        result = []
-        for source, rate in zip(self.sources, self.rates(), strict=True):
-            mine = draws * rate + 5 * math.sqrt(draws * rate * (1 - rate))
-            result.append(
-                math.ceil(mine / max(source.num_records("train") // readers, 1)) if rate else 0
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, dict[str, str]]:
+        """For each task, the fingerprints of the files that training and evaluation read."""
+        split = self.config.evaluate_split
+        return {
+            source.task.name: source.fingerprints(
+                {*{"train"}.intersection(source.splits), *source.evaluation_splits(split).values()}
             )
-        return result
+            for source in self.sources
+        }
 
     def steps(self, field: str, epoch: int, total: int | None = None) -> int:
         """A duration field of the config as a number of steps."""
@@ -144,7 +134,7 @@ def build(
     for task in recipe.tasks:
         metrics.check_names(task.kind, task.metrics)
     if recipe.config.prepared:
-        check_prepared(recipe.sources, recipe.tokenizer, recipe.stream)
+        check_prepared(recipe.sources, recipe.tokenizer, recipe.config.max_length)
     return recipe
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.data.own_options import OwnOptions
-from gemma_encoder.data.text import TextOptions
+from gemma_encoder.data.tasks.own_options import OwnOptions
+from gemma_encoder.data.tasks.text import TextOptions
 from gemma_encoder.inputs import kinds, options
 from gemma_encoder.inputs.errors import InputError, described, location, one_line, unknown
 from gemma_encoder.inputs.options import option

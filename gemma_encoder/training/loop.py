@@ -19,7 +19,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import skeleton
 from gemma_encoder.training import processes
 from gemma_encoder.training.accumulator import MetricsAccumulator
-from gemma_encoder.training.build import build
+from gemma_encoder.training.build import Recipe, build
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.evaluation import Evaluation, Evaluator
@@ -148,10 +148,31 @@ def _restored(trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream) -
             f"{tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began "
             "with; restore that file, or choose another workdir"
         )
+    _check_data(trainer.recipe, bundle, checkpoints.folder)
     state, readers = checkpoints.restore(step, trainer.program.abstract, stream.names)
     stream.restore(readers)
     logging.info("resumed from step %d of %s", step, checkpoints.folder)
     return state
+
+
+def _check_data(recipe: Recipe, bundle: native.Bundle, folder: epath.Path) -> None:
+    """Refuses to resume on other data than the run began with, or a run of an earlier format."""
+    stored = bundle.record.get("data")
+    if stored is None:
+        raise InputError(
+            f"the run in {folder.parent} was begun by an earlier version of gemma_encoder, which "
+            "read its data in another order: finish it with that version, or begin a new run from "
+            f"its weights with --config.model.warm_start={folder.parent} and another --workdir"
+        )
+    for task, now in recipe.fingerprints.items():
+        before = stored.get(task, {})
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                change = "changed" if name in before and name in now else "was not the same file"
+                raise InputError(
+                    f"task {task!r}: {name} {change} since the run in {folder.parent} began; "
+                    "restore the data, or choose another workdir"
+                )
 
 
 def _describe(trainer: Trainer, cadence: Cadence, workdir: epath.Path, progress: Progress) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from gemma_encoder.data.source import load_seqio
 from gemma_encoder.training import processes
+from gemma_encoder.training.event_file import EventFile
 
 
 class MetricsLog:
@@ -37,10 +37,7 @@ class MetricsLog:
         temporary = workdir / "metrics.jsonl.tmp"
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         temporary.replace(self.path)
-        load_seqio()  # and with it, quietly, TensorFlow
-        from clu import metric_writers
-
-        self._writer = metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+        self._writer = EventFile(workdir / "tensorboard")
 
     def write(
         self, step: int, split: str, values: Mapping[str, float], task: str | None = None
@@ -55,8 +52,7 @@ class MetricsLog:
             file.write(json.dumps(line) + "\n")
         self._remember(line)
         prefix = f"{split}/{task}/" if task else f"{split}/"
-        self._writer.write_scalars(step, {prefix + name: value for name, value in values.items()})
-        self._writer.flush()
+        self._writer.write(step, {prefix + name: value for name, value in values.items()})
 
     def _remember(self, line: dict[str, Any]) -> None:
         if "task" in line:

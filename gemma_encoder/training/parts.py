@@ -5,6 +5,7 @@ import functools
 
 from gemma_encoder.data import mixtures, registry
 from gemma_encoder.data.prepared import PreparedSource
+from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import BatchShape
@@ -49,7 +50,7 @@ class Parts:
             raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
         if config.model.size not in sizes():
             raise unknown("size", config.model.size, sizes())
-        names = registry.names(DataOptions.from_config(config))
+        names = {*registry.names(DataOptions.from_config(config)), *map(task_name, tasks)}
         for name in config.task_weights:
             if name not in names:
                 raise unknown("task in task_weights", name, names)

@@ -213,8 +213,9 @@ class Run:
         record = {
             "command": self.command,
             "config": recipe.config.to_dict(),
+            "data": recipe.fingerprints,
             "examples": {
-                source.task.name: source.num_records("train")
+                source.task.name: source.size("train")
                 for source in recipe.sources
                 if "train" in source.splits
             },

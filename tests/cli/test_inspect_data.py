@@ -47,10 +47,7 @@ def test_every_task_is_shown(run, task):
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
     source = registry.get(task, DataOptions())
-    assert (
-        lines[0]
-        == f"{task}: {source.task.kind}, train split, {source.num_records('train'):,} records"
-    )
+    assert lines[0] == f"{task}: {source.task.kind}, train split, {source.size('train'):,} records"
     assert source.task.template.text in text.replace("\n           ", " ")
     for part in (
         "── record 1",
@@ -83,8 +80,8 @@ def test_tokens_and_row_are_the_models_own(run):
     last = next(i for i in range(first, len(lines)) if not lines[i])
     printed = [int(i) for line in lines[first + 2 : last : 2] for i in line.split()]
     source = registry.get("glue_sst2")
-    record = next(iter(source.dataset("train", seed=0).as_numpy_iterator()))
-    (example,) = source.expand(record, "train", None)
+    first = np.random.default_rng(0).permutation(source.size("train"))[0]
+    (example,) = source.examples("train", int(first))
     assert (
         printed
         == encode(Tokenizer.load("small"), source.task.template, [example.fields], 128)[

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from gemma_encoder.cli import submit
-from gemma_encoder.data import glue, mixtures, registry, superglue
+from gemma_encoder.data import mixtures, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
-from gemma_encoder.data.pipeline import TrainStream
-from gemma_encoder.data.reader import Reader
+from gemma_encoder.data.pipeline import Reader, TrainStream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.data.tasks import glue, superglue
 from gemma_encoder.data.tfds import TfdsSource, declare_tfds
 from gemma_encoder.evaluation import leaderboards, submission
 from gemma_encoder.evaluation.evaluator import Predictions, predict
@@ -139,7 +139,7 @@ def test_the_declaration_fits_the_builder(name, benchmarks):
             (records + 1, records),
         ):  # a limit beyond the split takes all of it
             assert (
-                registry.get(name, DataOptions(max_train=limit, max_eval=limit)).num_records(split)
+                registry.get(name, DataOptions(max_train=limit, max_eval=limit)).size(split)
                 == count
             )
     if source.task.classes:
@@ -154,8 +154,8 @@ def test_a_raw_record_becomes_the_text_that_t5_names(name, tables, benchmarks):
     _, table = tables(name, split)
     (example, *_) = [
         e
-        for r in source.dataset(split).as_numpy_iterator()
-        for e in source.expand(r, split, None)
+        for index in range(source.size(split))
+        for e in source.examples(split, index)
         if e.info["idx"] == idx
     ]
     assert (source.task.template.render(example.fields)[0], example.label) == (text, label)
@@ -201,8 +201,8 @@ def test_the_table_knows_questions_options_answers_and_pairs(split, benchmarks):
         source = registry.get(name)
         return [
             example
-            for record in source.dataset(split).as_numpy_iterator()
-            for example in source.expand(record, split, None)
+            for index in range(source.size(split))
+            for example in source.examples(split, index)
         ]
 
     gaps = {0: "{} met someone", 1: "Oslo knows {}", 2: "nobody fits {}"}
@@ -253,11 +253,7 @@ def test_batches_hold_every_example_of_every_split_once(name, tables, tokenizer,
                     else source.task.check_label(label, split)
                 )
                 assert batch.label[row, slot] == np.float32(expected)
-        examples = [
-            e
-            for r in source.dataset(split).as_numpy_iterator()
-            for e in source.expand(r, split, None)
-        ]
+        examples = [e for index in range(source.size(split)) for e in source.examples(split, index)]
         assert sorted(texts) == list(range(len(examples))) and table.counts[name]["cut_texts"] == 0
         assert [texts[i] for i in range(len(examples))] == tokenizer.encode(
             [source.task.template.render(e.fields)[0] for e in examples]
@@ -387,19 +383,16 @@ def test_questions_without_a_right_option_are_skipped_and_said_once(tokenizer, b
     source = registry.get("superglue_record")
     reader = Reader([source], np.ones(1), tokenizer, TRAINING, 0)
     for _ in range(12):
-        reader.next_blocks()
+        next(reader)
     lines = [
-        record.getMessage()
-        for record in caplog.records
-        if "no right or no wrong option" in record.getMessage()
+        record.getMessage() for record in caplog.records if "are skipped" in record.getMessage()
     ]
     assert lines == [
-        "superglue_record: 2 of 8 train records of shard 0 of 1 have no right or no wrong option and are skipped"
+        "superglue_record: train records without a right or without a wrong option are skipped"
     ]
-    state = reader.state()
     again = Reader([source], np.ones(1), tokenizer, TRAINING, 0)
-    again.restore(state)
-    np.testing.assert_array_equal(again.next_blocks()[0].tokens, reader.next_blocks()[0].tokens)
+    again.set_state(reader.get_state())
+    np.testing.assert_array_equal(next(again)[0].tokens, next(reader)[0].tokens)
 
 
 def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
@@ -414,9 +407,9 @@ def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
     )
     with pytest.raises(
         InputError,
-        match=f"task '{name}': no record of shard 0 of 1 has both a right and a wrong option",
+        match=f"task '{name}': no train record has both a right and a wrong option",
     ):
-        Reader([make(DataOptions())], np.ones(1), tokenizer, TRAINING, 0).next_blocks()
+        next(Reader([make(DataOptions())], np.ones(1), tokenizer, TRAINING, 0))
 
 
 # What mixtures do with tasks that have nothing to train on
@@ -442,7 +435,7 @@ def test_a_task_without_a_train_split_has_no_share_and_needs_its_head_trained(be
     with pytest.raises(InputError, match="no task has a train split to learn from: glue_ax"):
         mixtures.rates(sources[1:2], "proportional")
     with pytest.raises(InputError, match="task 'glue_ax' has no train split; it has test"):
-        sources[1].dataset("train")
+        sources[1].size("train")
 
 
 def test_a_stream_passes_over_a_task_that_has_no_share(tokenizer, benchmarks):
@@ -464,21 +457,28 @@ def test_a_stream_passes_over_a_task_that_has_no_share(tokenizer, benchmarks):
 # Bad input
 
 
-def row(**changes):
-    return {
-        "idx": np.int32(7),
-        "text": b"It broke .",
-        "noun": b"It",
-        "pronoun": b"it",
-        "pronoun_index": np.int32(0),
-        "label": np.float32(1),
-        "query": b"who is @placeholder",
-        "passage": b"Bob",
-        "entities": b"Bob",
-        "answers": b"Bob",
-        "premise": b"p",
-        "hypothesis": b"h",
-    } | changes
+class OneRow:
+    """A table whose only row has every column, some of them changed."""
+
+    def __init__(self, **changes):
+        self._values = {
+            "idx": 7,
+            "text": b"It broke .",
+            "span1_text": b"It",
+            "span2_text": b"it",
+            "span2_index": 0,
+            "label": 1,
+            "query": b"who is @placeholder",
+            "passage": b"Bob",
+            "idx/query": 7,
+            "entities": [b"Bob"],
+            "answers": [b"Bob"],
+            "premise": b"p",
+            "hypothesis": b"h",
+        } | changes
+
+    def row(self, index):
+        return self._values
 
 
 @pytest.mark.parametrize(
@@ -486,26 +486,29 @@ def row(**changes):
     [
         (
             "superglue_wsc",
-            {"pronoun": b"she"},
-            "task 'superglue_wsc', train record idx=7 pronoun_index=0: the field 'text' does not hold the pronoun 'she'",
+            {"span2_text": b"she"},
+            "task 'superglue_wsc', train record 1 idx=7 pronoun_index=0: the field 'text' does not "
+            "hold the pronoun 'she'",
         ),
-        ("superglue_wsc", {"pronoun": b""}, "does not hold the pronoun ''"),
+        ("superglue_wsc", {"span2_text": b""}, "does not hold the pronoun ''"),
         (
             "superglue_record",
             {"query": b"who"},
-            "task 'superglue_record', train record idx=7: the field 'query' holds no @placeholder",
+            "task 'superglue_record', train record 1 idx=7: the field 'query' holds no @placeholder",
         ),
-        ("superglue_record", {"entities": b""}, "the field 'entities' is empty"),
+        ("superglue_record", {"entities": []}, "the field 'entities' is empty"),
         (
             "superglue_rte",
             {"premise": b"\xff"},
-            "task 'superglue_rte', train record idx=7: field 'premise' is not valid UTF-8",
+            "task 'superglue_rte', train record 1 idx=7: field 'premise' is not valid UTF-8",
         ),
     ],
 )
-def test_bad_records_are_named(name, changes, message):
+def test_bad_records_are_named(name, changes, message, monkeypatch):
+    source = registry.get(name)
+    monkeypatch.setattr(source, "table", lambda split: OneRow(**changes))
     with pytest.raises(InputError, match=message):
-        registry.get(name).expand(row(**changes), "train", None)
+        source.examples("train", 0)
 
 
 def test_labels_out_of_range_and_empty_texts_are_named(tokenizer, benchmarks):
@@ -534,13 +537,13 @@ def test_labels_out_of_range_and_empty_texts_are_named(tokenizer, benchmarks):
         ({"label": -1.0}, "label -1 is out of range"),
         ({"premise": " "}, "the text is empty"),
     ):
-        with pytest.raises(InputError, match=f"validation example 0.*{message}"):
+        with pytest.raises(InputError, match=f"validation record 1.*{message}"):
             list(
                 evaluation_stream(
                     source(**changes), 0, "validation", tokenizer, OPTIONS, ExampleTable()
                 )
             )
-    with pytest.raises(InputError, match="test example 0.*label 3 is out of range"):
+    with pytest.raises(InputError, match="test record 1.*label 3 is out of range"):
         list(evaluation_stream(source(label=3.0), 0, "test", tokenizer, OPTIONS, ExampleTable()))
 
 
@@ -551,7 +554,7 @@ def test_classes_that_the_data_name_otherwise_are_refused(benchmarks):
         InputError,
         match="the data in .*super_glue/cb/1.0.2 name the classes entailment, contradiction, neutral; expected entailment, neutral",
     ):
-        TfdsSource(other, DataOptions(), "super_glue/cb:1.0.2").dataset("train")
+        TfdsSource(other, DataOptions(), "super_glue/cb:1.0.2").examples("train", 0)
 
 
 # From raw records to a submission

@@ -7,13 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from gemma_encoder.data import cache, lines, registry, runs
-from gemma_encoder.data.msmarco import MsMarcoSource
-from gemma_encoder.data.passages import Texts, TsvLayout
-from gemma_encoder.data.reader import TaskReader
-from gemma_encoder.data.runs import Candidates, Judgements
+from gemma_encoder.data import cache, registry
+from gemma_encoder.data.files import lines, runs
+from gemma_encoder.data.files.passages import Texts, TsvLayout
+from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.pipeline import training_order
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.data.tasks.msmarco import MsMarcoSource
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
@@ -30,7 +31,7 @@ FILES = {
 
 
 def query_ids(source, split):
-    return [source.files(split).queries.ids[query] for query in source.queries(split)]
+    return [source.opened(split).queries.ids[query] for query in source.queries(split)]
 
 
 @pytest.fixture
@@ -55,19 +56,16 @@ def test_training_lists_hold_a_positive_and_unjudged_negatives(marco):
     source = marco()
     assert query_ids(source, "train") == ["1", "2"]  # query 3 has no positive
     for draw in range(20):
-        examples = source.expand({"number": 0}, "train", np.random.default_rng(draw))
+        examples = source.examples("train", 0, np.random.default_rng(draw))
         assert [e.label for e in examples] == [1, 0, 0]
         assert examples[0].document_id == "10" and len({e.document_id for e in examples}) == 3
         assert examples[0].fields == {"query": "what are wings", "document": "a passage on wings"}
     drawn = {
-        tuple(
-            e.document_id
-            for e in source.expand({"number": 0}, "train", np.random.default_rng(i))[1:]
-        )
+        tuple(e.document_id for e in source.examples("train", 0, np.random.default_rng(i))[1:])
         for i in range(20)
     }
     assert len(drawn) > 1
-    assert [e.label for e in source.expand({"number": 1}, "train", np.random.default_rng(0))] == [
+    assert [e.label for e in source.examples("train", 1, np.random.default_rng(0))] == [
         2,
         0,
     ]  # a shorter list: one negative
@@ -75,14 +73,15 @@ def test_training_lists_hold_a_positive_and_unjudged_negatives(marco):
 
 def test_negative_ranks_bound_the_sample(marco):
     source = marco(DataOptions(list_size=8, negative_ranks=(3, 4)))
-    assert {
-        e.document_id for e in source.expand({"number": 0}, "train", np.random.default_rng(0))[1:]
-    } == {"12", "13"}
+    assert {e.document_id for e in source.examples("train", 0, np.random.default_rng(0))[1:]} == {
+        "12",
+        "13",
+    }
 
 
 def test_evaluation_scores_every_candidate_in_the_runs_order(marco):
     source = marco()
-    assert [e.document_id for e in source.expand({"number": 0}, "validation", None)] == ["10", "12"]
+    assert [e.document_id for e in source.examples("validation", 0)] == ["10", "12"]
     assert source.qrels("validation") == {
         "7": {"12": 1},
         "8": {"13": 1},
@@ -95,7 +94,7 @@ def test_top1000_serves_where_there_is_no_run(marco):
         run__dev__tsv=None,
         top1000__dev__tsv="7\t12\tflutter of wings\tone on flutter\n7\t10\tflutter of wings\ta passage on wings\n",
     )
-    assert [e.document_id for e in source.expand({"number": 0}, "validation", None)] == ["12", "10"]
+    assert [e.document_id for e in source.examples("validation", 0)] == ["12", "10"]
 
 
 def test_long_passages_are_read_whole(marco):
@@ -167,7 +166,7 @@ def test_long_passages_are_read_whole(marco):
         ),
         (
             {"run__train__tsv": None},
-            r"holds no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz\); MSMARCO_DIR must name",
+            r"holds no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz, .zst\); MSMARCO_DIR must name",
         ),
         (
             {"qrels__train__tsv": "3\t0\t12\t0\n"},
@@ -177,7 +176,7 @@ def test_long_passages_are_read_whole(marco):
 )
 def test_bad_files_are_named_with_their_line(marco, changes, message):
     with pytest.raises(InputError, match=message):
-        marco(**changes).count("train")
+        marco(**changes).size("train")
 
 
 def test_missing_folder_says_what_it_should_hold(monkeypatch, tmp_path):
@@ -208,8 +207,8 @@ def test_cranfield_reads_whole(shared_data, monkeypatch):
     monkeypatch.setenv("MSMARCO_DIR", str(shared_data / "cranfield_msmarco"))
     source: MsMarcoSource = registry.get("msmarco")
     assert isinstance(source.folder, pathlib.Path)
-    assert source.count("validation") == 75 and 100 <= source.count("train") <= 150
-    assert sum(len(source.expand({"number": i}, "validation", None)) for i in range(75)) == 7500
+    assert source.size("validation") == 75 and 100 <= source.size("train") <= 150
+    assert sum(len(source.examples("validation", i)) for i in range(75)) == 7500
 
 
 def compress(folder):
@@ -221,12 +220,9 @@ def compress(folder):
 def everything(source):
     """All that a source gives, training lists drawn from fixed seeds."""
     lists = [
-        source.expand({"number": i}, "train", np.random.default_rng(i))
-        for i in range(source.count("train"))
+        source.examples("train", i, np.random.default_rng(i)) for i in range(source.size("train"))
     ]
-    candidates = [
-        source.expand({"number": i}, "validation", None) for i in range(source.count("validation"))
-    ]
+    candidates = [source.examples("validation", i) for i in range(source.size("validation"))]
     return lists, candidates, source.qrels("train"), source.qrels("validation")
 
 
@@ -245,9 +241,7 @@ def test_the_small_dev_set_is_preferred(marco):
         "qrels__dev__small__tsv": "7\t0\t12\t1\n",
         "run__dev__small__tsv": "7\t13\t1\n",
     }
-    assert [e.document_id for e in marco(**small).expand({"number": 0}, "validation", None)] == [
-        "13"
-    ]
+    assert [e.document_id for e in marco(**small).examples("validation", 0)] == ["13"]
 
 
 def test_judgements_of_unknown_queries_are_counted(marco, caplog):
@@ -267,7 +261,7 @@ def test_queries_that_cannot_train_are_counted_and_still_evaluated(marco, caplog
     assert query_ids(source, "train") == ["1"]
     assert "2 of 3 train queries have no positive or no negative and are skipped" in caplog.text
     for draw in range(8):
-        drawn = source.expand({"number": 0}, "train", np.random.default_rng(draw))
+        drawn = source.examples("train", 0, np.random.default_rng(draw))
         assert drawn[0].label == 1 and [e.document_id for e in drawn[1:]] == [
             "13"
         ]  # the other positives are no negatives
@@ -275,7 +269,7 @@ def test_queries_that_cannot_train_are_counted_and_still_evaluated(marco, caplog
 
 def test_a_test_split_needs_no_judgements(marco):
     source = marco(queries__eval__tsv="9\twhat now\n", run__eval__tsv="9\t12\t1\n9\t10\t2\n")
-    assert [(e.document_id, e.label) for e in source.expand({"number": 0}, "test", None)] == [
+    assert [(e.document_id, e.label) for e in source.examples("test", 0)] == [
         ("12", -1),
         ("10", -1),
     ]
@@ -286,9 +280,9 @@ def test_a_run_by_path(marco, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "dev.trec").write_text("7 Q0 11 1 9.5 tag\n7 Q0 13 2 9.1 tag\n")
     source = marco(DataOptions(run=str(tmp_path / "mine" / "{split}.trec")))
-    assert [e.document_id for e in source.expand({"number": 0}, "validation", None)] == ["11", "13"]
+    assert [e.document_id for e in source.examples("validation", 0)] == ["11", "13"]
     with pytest.raises(InputError, match="ranking.run=.*train.trec is not a file"):
-        source.count("train")
+        source.size("train")
 
 
 # Lists, over epochs
@@ -297,11 +291,12 @@ def test_a_run_by_path(marco, tmp_path):
 def epochs(source, count, seed=0):
     """The lists of whole epochs, as training draws them."""
     options = StreamOptions(BatchShape(1, 128), 128, seed=seed)
-    reader = TaskReader(source, options, 0)
+    order, queries = training_order([source], np.ones(1), options, 0), source.size("train")
+    positions = [order[number] for number in range(count * queries)]
     lists = [
-        tuple(e.document_id for e in reader.next()[0]) for _ in range(count * source.count("train"))
+        tuple(e.document_id for e in source.training_examples(p.index, seed, p.epoch))
+        for p in positions
     ]
-    queries = source.count("train")
     return [lists[i : i + queries] for i in range(0, len(lists), queries)]
 
 
@@ -474,7 +469,7 @@ def test_deep_learning_tracks_have_grades_and_a_threshold(marco, tmp_path, offic
     source = registry.get("msmarco_dl19")
     source.check()
     assert source.splits == ("validation",) and source.task.head == "msmarco"
-    assert [e.label for e in source.expand({"number": 0}, "validation", None)] == [1, 3]
+    assert [e.label for e in source.examples("validation", 0)] == [1, 3]
     run = ranking.make_run(["5", "5", "6"], ["10", "12", "10"], np.array([2.0, 1.0, 1.0]))
     values = ranking.compute(source.task.metrics, source.qrels("validation"), run)
     # Grade 1 comes first: it is not relevant for MRR and MAP, and half the story for nDCG. Query 6 has no judgement and does not count.
@@ -542,15 +537,14 @@ def beir(tmp_path, monkeypatch):
 
 def test_beir_is_read_as_published(beir, tmp_path):
     source = beir()
-    first = source.expand({"number": 0}, "test", None)
+    first = source.examples("test", 0)
     # As in BEIR's own evaluation, the document with the query's id is no candidate.
     assert [(e.document_id, e.label, e.fields["document"]) for e in first] == [
         ("d2", 0, "Heat flows."),
         ("d1", 2, "Wings They lift."),
     ]
-    assert [int(row["number"]) for row in source.dataset("test")] == [0, 1]
-    assert source.count("test") == 2 and source.qrels("test") == {"q1": {"d1": 2}, "q2": {"d2": 1}}
-    plain = [source.expand({"number": i}, "test", None) for i in range(2)]
+    assert source.size("test") == 2 and source.qrels("test") == {"q1": {"d1": 2}, "q2": {"d2": 1}}
+    plain = [source.examples("test", i) for i in range(2)]
     for path in (tmp_path / "scifact").rglob("*"):
         if path.is_file():
             path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
@@ -558,13 +552,13 @@ def test_beir_is_read_as_published(beir, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
         zipped = beir()
-        assert [zipped.expand({"number": i}, "test", None) for i in range(2)] == plain
+        assert [zipped.examples("test", i) for i in range(2)] == plain
 
 
 def test_beir_takes_a_run_by_path(beir, tmp_path):
     (tmp_path / "bm25.test.trec").write_text("q2 Q0 d1 1 3 bm25\nq2 Q0 d2 2 1 bm25\n")
     source = beir(DataOptions(run=str(tmp_path / "bm25.{split}.trec")))
-    assert [e.document_id for e in source.expand({"number": 0}, "test", None)] == ["d1", "d2"]
+    assert [e.document_id for e in source.examples("test", 0)] == ["d1", "d2"]
 
 
 @pytest.mark.parametrize(
@@ -594,7 +588,7 @@ def test_beir_takes_a_run_by_path(beir, tmp_path):
 )
 def test_bad_beir_files_are_named_with_their_line(beir, changes, message):
     with pytest.raises(InputError, match=message):
-        beir(**changes).count("test")
+        beir(**changes).size("test")
 
 
 def test_missing_beir_folders(monkeypatch, tmp_path):
@@ -607,5 +601,5 @@ def test_missing_beir_folders(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="holds no folder trec-covid"):
         registry.get("beir_trec_covid").check()
     (tmp_path / "trec-covid").mkdir()
-    with pytest.raises(InputError, match=r"trec-covid holds no corpus.jsonl \(or .gz\)"):
+    with pytest.raises(InputError, match=r"trec-covid holds no corpus.jsonl \(or .gz, .zst\)"):
         registry.get("beir_trec_covid").check()

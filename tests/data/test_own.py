@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from gemma_encoder.data import cache, own_rows, registry
+from gemma_encoder.data import cache, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.data.tasks import own_cells
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
@@ -60,7 +61,7 @@ def source(train, limits=None, **options):
 
 
 def everything(made, split):
-    return [made.expand({"number": number}, split, None) for number in range(made.count(split))]
+    return [made.examples(split, number) for number in range(made.size(split))]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_pairs_and_targets(tmp_path, kind):
         task.template.text == "Premise_text: {Premise_text} hypothesis: {hypothesis}"
     )  # the id is no text
     assert task.label_range == (0.0, 5.5) and task.metrics == ("spearman", "pearson")
-    assert made.count("train") == 9 and made.count("validation") == 3
+    assert made.size("train") == 9 and made.size("validation") == 3
     both = [
         e for split in ("train", "validation") for record in everything(made, split) for e in record
     ]
@@ -188,7 +189,7 @@ def test_ranking_rows_become_lists(tmp_path, tokenizer, kind, ids):
         ]
     firsts = set()
     for draw in range(20):
-        drawn = made.expand({"number": 3}, "train", np.random.default_rng(draw))
+        drawn = made.examples("train", 3, np.random.default_rng(draw))
         assert (
             len(drawn) == 4 and drawn[0].label > 0 and all(e.label == 0 for e in drawn[1:])
         )  # the other positive is no negative
@@ -268,7 +269,7 @@ def test_a_test_file_needs_no_labels(tmp_path):
     assert [
         [(e.fields["text"], e.label) for e in record] for record in everything(made, "test")
     ] == [[("unknown", -1)]]
-    assert made.splits == ("train", "test", "validation")
+    assert made.splits == ("train", "validation", "test")
 
 
 def test_a_test_file_of_queries_needs_no_grades(tmp_path):
@@ -293,7 +294,7 @@ def test_queries_that_cannot_train_are_counted_and_still_evaluated(tmp_path, cap
     ]
     path = write(tmp_path / "t.csv", rows)
     made = source(path, kind="ranking", validation=path)
-    assert made.count("train") == 6 and made.count("validation") == 8
+    assert made.size("train") == 6 and made.size("validation") == 8
     assert "2 of 8 train queries have no positive or no negative and are skipped" in caplog.text
 
 
@@ -304,7 +305,7 @@ def test_a_limit_takes_the_first_records(tmp_path):
     made = source(path, {"max_train": 4, "max_eval": 2}, validation=path)
     assert [record[0].fields["text"] for record in everything(made, "train")] == [
         f"text {i}" for i in range(4)
-    ] and made.count("validation") == 2
+    ] and made.size("validation") == 2
 
 
 def test_a_large_file_is_kept_as_a_table_that_follows_it(tmp_path, monkeypatch):
@@ -314,7 +315,7 @@ def test_a_large_file_is_kept_as_a_table_that_follows_it(tmp_path, monkeypatch):
     path = write(tmp_path / "t.csv", rows)
     first = everything(source(path, validation=path), "train")
     with monkeypatch.context() as patch:
-        patch.setattr(own_rows, "_text", None)  # not parsed again
+        patch.setattr(own_cells, "text", None)  # not parsed again
         assert everything(source(path, validation=path), "train") == first
     write(path, [row | {"text": row["text"].upper()} for row in rows])
     assert everything(source(path, validation=path), "train")[0][0].fields["text"] == "TEXT 0"
@@ -398,7 +399,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "text,label\n" + "".join(f"a,{i}\n" for i in range(1001)),
             {},
-            r"t.csv has 1001 different labels; name own.classes",
+            r"t.csv has more than 1000 different labels; name own.classes",
         ),
         (
             "t.csv",
@@ -502,7 +503,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.xlsx",
             "",
             {},
-            r"t.xlsx: expected a file that ends in .jsonl, .ndjson, .csv, .tsv, .parquet",
+            r"t.xlsx: expected a file that ends in .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
         ),
         ("t.csv", CSV, {"validation": "nowhere.csv"}, r"nowhere.csv is not a file"),
         (

@@ -26,7 +26,7 @@ def source(train, **options):
 
 
 def labels(made, split="train"):
-    return [made.expand({"number": i}, split, None)[0].label for i in range(made.count(split))]
+    return [made.examples(split, i)[0].label for i in range(made.size(split))]
 
 
 def write_topics(folder, form):

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_encoder.data import cache, lines
-from gemma_encoder.data.beir import JsonLayout
-from gemma_encoder.data.ids import Ids, IdWriter
-from gemma_encoder.data.lines import Spans
-from gemma_encoder.data.passages import Texts, TsvLayout
+from gemma_encoder.data import cache
+from gemma_encoder.data.files import lines
+from gemma_encoder.data.files.lines import Spans
+from gemma_encoder.data.files.passages import Ids, IdWriter, Texts, TsvLayout
+from gemma_encoder.data.tasks.beir import JsonLayout
 from gemma_encoder.inputs.errors import InputError
 
 LAYOUT = TsvLayout("pid", "passage")
@@ -219,6 +219,11 @@ def write(path, count, word="text"):
     return path
 
 
+def folders(kept):
+    """What is cached, fingerprints apart."""
+    return [path for path in kept.iterdir() if path.name != "fingerprints"]
+
+
 def test_a_kept_index_is_used_again_and_follows_the_file(kept, tmp_path, monkeypatch):
     path = write(tmp_path / "c.tsv", 50)
     built = []
@@ -232,7 +237,7 @@ def test_a_kept_index_is_used_again_and_follows_the_file(kept, tmp_path, monkeyp
     assert Texts(path, LAYOUT)["147"] == "Text 49" and len(built) == 2
     write(path, 51)
     assert Texts(path, LAYOUT)["150"] == "text 50" and len(built) == 3
-    assert len(list(kept.iterdir())) == 1  # what was kept for the file as it was is gone
+    assert len(folders(kept)) == 1  # what was kept for the file as it was is gone
 
 
 def test_a_file_that_changes_while_it_is_open_is_noticed(tmp_path):
@@ -253,7 +258,7 @@ def test_a_file_that_changes_while_its_index_is_made_is_refused(kept, tmp_path, 
     monkeypatch.setattr(IdWriter, "finish", lambda self: (write(path, 60), original(self)))
     with pytest.raises(InputError, match="c.tsv: changed while the index of every pid was made"):
         Texts(path, LAYOUT)
-    assert not list(kept.iterdir())
+    assert not folders(kept)
 
 
 def test_a_crash_leaves_nothing_and_the_next_try_is_whole(kept, tmp_path, monkeypatch):
@@ -262,7 +267,7 @@ def test_a_crash_leaves_nothing_and_the_next_try_is_whole(kept, tmp_path, monkey
         patch.setattr(IdWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Texts(path, LAYOUT)
-    assert not list(kept.iterdir())
+    assert not folders(kept)
     half = (
         kept / ".making-killed"
     )  # what a kill leaves is not taken for an index, and goes after a day
@@ -276,7 +281,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "KEEP_FROM", 0)
     (tmp_path / "occupied").write_text("")
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "occupied"))
-    with pytest.raises(InputError, match="cannot be kept in .*occupied.*GEMMA_ENCODER_CACHE"):
+    with pytest.raises(InputError, match="cannot be cached in .*occupied.*GEMMA_ENCODER_CACHE"):
         Texts(write(tmp_path / "c.tsv", 5), LAYOUT)
 
 
@@ -298,7 +303,7 @@ def test_processes_that_build_at_once_all_read_a_whole_index(kept, tmp_path):
         barrier = manager.Barrier(3)
         results = list(pool.map(open_and_read, [str(path)] * 3, [str(kept)] * 3, [barrier] * 3))
     assert results == [[f"text {i}" for i in range(0, 5000, 617)]] * 3
-    assert len(list(kept.iterdir())) == 1
+    assert len(folders(kept)) == 1
 
 
 def test_threads_read_at_once(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
@@ -12,8 +13,7 @@ from hypothesis import strategies as st
 from gemma_encoder.data import registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.memory import MemorySource
-from gemma_encoder.data.pipeline import TrainStream, average_examples
-from gemma_encoder.data.reader import Reader
+from gemma_encoder.data.pipeline import Reader, TrainStream, average_examples, training_order
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, BatchShape
@@ -90,25 +90,6 @@ def assert_equal(first, second):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
-class OneFile(MemorySource):
-    """Read as from a single file, which readers share: fewer files than readers."""
-
-    def seqio_source(self, split):
-        import seqio
-        import tensorflow as tf
-
-        numbers = seqio.FunctionDataSource(
-            lambda split, shuffle_files, seed=None: tf.data.Dataset.range(self.count(split)).map(
-                lambda i: {"number": tf.cast(i, tf.int32)}
-            ),
-            splits=(split,),
-            num_input_examples={split: self.count(split)},
-        )
-        return numbers
-
-    shuffle_buffer = 16
-
-
 @st.composite
 def streams(draw):
     """(sources, rates, options) with eight readers, of any mixture, sizes, seed and packing."""
@@ -120,7 +101,6 @@ def streams(draw):
             unique_by=lambda pair: pair[0],
         )
     )
-    kinds = [draw(st.sampled_from([MemorySource, OneFile])) for _ in chosen]
     rates = np.array([draw(st.floats(0.1, 1)) for _ in chosen])
     segments = draw(st.sampled_from([1, 3]))
     shape = BatchShape(
@@ -138,8 +118,8 @@ def streams(draw):
         padding=draw(st.sampled_from(["left", "right"])),
     )
     made = [
-        kind(task, DataOptions(), lambda split, make=make: 8 * make(split))
-        for kind, (task, make) in zip(kinds, chosen, strict=True)
+        MemorySource(task, DataOptions(), lambda split, make=make: 8 * make(split))
+        for task, make in chosen
     ]
     return made, rates / rates.sum(), options
 
@@ -213,23 +193,47 @@ def test_any_evaluation_holds_every_example_once_on_any_number_of_hosts(tokenize
     )
 
 
-@pytest.mark.parametrize("kind", [MemorySource, OneFile])
-def test_shards_are_disjoint_and_complete_and_epochs_differ_in_order_alone(kind):
-    source = kind(CLASSES, DataOptions(), texts)
+@pytest.mark.parametrize("readers", [1, 2, 3, 8, 40, 64])
+def test_readers_together_take_every_record_once_an_epoch_and_epochs_differ_in_order(readers):
+    source = MemorySource(CLASSES, DataOptions(), texts)
+    shape = BatchShape(rows=readers, row_length=64, groups=readers)
 
-    def numbers(epoch, shards, seed=3):
-        return [
-            [
-                int(r["number"])
-                for r in source.training_epoch(seed, epoch, shard, shards).as_numpy_iterator()
-            ]
-            for shard in range(shards)
-        ]
+    def epochs(seed, count=3):
+        options = StreamOptions(shape, 48, readers, seed=seed)
+        orders = [training_order([source], np.ones(1), options, r) for r in range(readers)]
+        taken = [orders[n % readers][n // readers] for n in range(40 * count)]
+        return [[p.index for p in taken if p.epoch == epoch] for epoch in range(count)]
 
-    for shards in (1, 2, 8, 40):
-        assert sorted(itertools.chain(*numbers(0, shards))) == list(range(40))
-    assert numbers(0, 2) == numbers(0, 2) != numbers(1, 2)
-    assert numbers(0, 2) != numbers(0, 2, seed=4)
+    first = epochs(seed=3)
+    for order in first:
+        assert sorted(order) == list(range(40))
+    assert first == epochs(seed=3) and first[0] != first[1] != first[2]
+    assert epochs(seed=4)[0] != first[0]
+
+
+def test_a_mixture_takes_each_task_at_its_rate_and_tasks_do_not_follow_each_other(tokenizer):
+    order = training_order(sources(), RATES, OPTIONS, 0)
+    tasks = np.array([order[number].task for number in range(4000)])
+    assert np.bincount(tasks) / 4000 == pytest.approx(RATES, abs=1e-3)
+    window = np.array([np.bincount(part, minlength=3) for part in np.split(tasks, 100)]) / 40
+    assert np.abs(window - RATES).max() <= 0.05, "in every forty records"
+    rare = training_order(sources(), np.array([0.001, 0.0, 0.999]), OPTIONS, 0)
+    assert {rare[number].task for number in range(3000)} == {0, 2}
+
+
+def test_a_state_is_some_whole_numbers_and_takes_nothing_from_the_stream(tokenizer):
+    first = stream(tokenizer)
+    assert_equal([], take(first, 0))
+    for _ in range(3):
+        states = first.state()
+        assert all(
+            set(json.loads(state)) == {"drawn", "waiting", "counts"} for state in states.values()
+        )
+        assert all(len(state) < 1000 for state in states.values())
+        next(first)
+    first.close()
+    with pytest.raises(StopIteration):
+        next(first)
 
 
 @pytest.mark.parametrize("segments", [1, 4])
@@ -243,7 +247,7 @@ def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one
         reader = Reader(sources(), RATES, tokenizer, StreamOptions(shape, 48, seed=5), 0)
         out = []
         for _ in range(12):
-            (block,) = reader.next_blocks()
+            (block,) = next(reader)
             for row, slot in zip(*np.nonzero(block.weight), strict=True):
                 assert block.weight[row, slot] == 1
                 out.append(
@@ -255,7 +259,7 @@ def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one
                 )
         waiting = [
             (s.task_id, float(np.float32(s.label)), tuple(s.tokens))
-            for unit in reader._packer._pool
+            for unit in reader._packer.waiting
             for s in unit.segments
         ]
         drawn.append((out, waiting))
@@ -355,7 +359,7 @@ def test_a_bad_record_reaches_the_consumer_as_one_clear_error(tokenizer, example
     options = StreamOptions(BatchShape(2, 64, 4), 48)
     with pytest.raises(InputError, match=f"train record .*{message}"):
         next(TrainStream([broken(example)], np.ones(1), tokenizer, options))
-    with pytest.raises(InputError, match=f"validation example 1.*{message}"):
+    with pytest.raises(InputError, match=f"validation record 2.*{message}"):
         list(
             evaluation_stream(broken(example), 0, "validation", tokenizer, options, ExampleTable())
         )
@@ -370,10 +374,34 @@ def test_stream_refusals(tokenizer):
         stream(tokenizer, StreamOptions(OPTIONS.shape, 2, 4))
     with pytest.raises(InputError, match="cannot share"):
         stream(tokenizer, StreamOptions(OPTIONS.shape, 48, 3))
-    few = MemorySource(CLASSES, DataOptions(), lambda split: [[Example({"x": "one"}, 0)]])
-    with pytest.raises(InputError, match="holds no record; use fewer readers"):
-        next(
-            TrainStream(
-                [few], np.ones(1), tokenizer, StreamOptions(BatchShape(2, 64, 4, 2), 48, readers=2)
-            )
-        )
+    none = MemorySource(CLASSES, DataOptions(), lambda split: [])
+    with pytest.raises(InputError, match="'classes' has no train record"):
+        stream_of(none, tokenizer)
+
+
+def stream_of(source, tokenizer):
+    options = StreamOptions(BatchShape(2, 64, 4, groups=2, list_size=4), 48, readers=2)
+    return TrainStream([source], np.ones(1), tokenizer, options)
+
+
+def test_a_task_smaller_than_its_readers_is_drawn_again_and_again(tokenizer):
+    one = MemorySource(CLASSES, DataOptions(), lambda split: [[Example({"x": "one"}, 0)]])
+    batch = next(stream_of(one, tokenizer))
+    assert (batch.weight > 0).all()
+
+
+def test_lists_without_a_right_or_a_wrong_text_are_skipped_unless_all_are(tokenizer):
+    def mixed(split):
+        made = lists(split)
+        return [
+            [e._replace(label=0.0) for e in record] if i % 2 else record
+            for i, record in enumerate(made)
+        ]
+
+    def wrong(split):
+        return [[e._replace(label=0.0) for e in record] for record in lists(split)]
+
+    batch = next(stream_of(MemorySource(LISTS, DataOptions(), mixed), tokenizer))
+    assert (batch.group_id >= 0).any()
+    with pytest.raises(InputError, match="'lists': no train record has both a right and a wrong"):
+        next(stream_of(MemorySource(LISTS, DataOptions(), wrong), tokenizer))

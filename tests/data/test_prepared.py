@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from gemma_encoder.data import prepared
+from gemma_encoder.data import prepared, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.data.pipeline import TrainStream, average_examples
@@ -37,7 +37,6 @@ OPTIONS = StreamOptions(
     seed=5,
 )
 RATES = np.array([0.4, 0.3, 0.3])
-EPOCHS = 6
 
 
 def records(split):
@@ -60,7 +59,7 @@ def records(split):
             [
                 Example(
                     {"query": f"query {i}", "document": f"document {j}"},
-                    float(j < 2),
+                    float(j < 2 and i % 7 > 0),
                     f"q{i}",
                     f"d{j}",
                 )
@@ -72,12 +71,7 @@ def records(split):
 
 
 class Lists(MemorySource):
-    """With judgements, and with records that training skips."""
-
-    def expand(self, record, split, rng):
-        if rng is not None and int(record["number"]) % 7 == 0:
-            return []
-        return super().expand(record, split, rng)
+    """With judgments."""
 
     def qrels(self, split):
         return {"q0": {"d0": 2.0, "unseen": 1.0}}
@@ -94,13 +88,21 @@ def tokenizer():
     return Tokenizer.load("small")
 
 
-def write(source, tokenizer, root, options=OPTIONS, epochs=EPOCHS):
+def write(source, tokenizer, root):
     folder = root / source.task.name
-    if prepared.begin(folder, prepared.describe(source, tokenizer, options, epochs)):
-        for part in prepared.parts(source, options.readers, epochs):
-            prepared.write(source, part, tokenizer, options, folder)
+    if prepared.begin(folder, prepared.describe(source, tokenizer, OPTIONS.max_length)):
+        for part in prepared.parts(source):
+            prepared.write(source, part, tokenizer, OPTIONS.max_length, folder)
         prepared.finish(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_parts():
+    """Parts of so few records that every task has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "PART", 16)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,10 +118,11 @@ def read(root):
     return [PreparedSource(name, root, DATA) for name in TASKS]
 
 
-def take(sources, tokenizer, count, **arguments):
-    return list(
-        itertools.islice(TrainStream(sources, RATES, tokenizer, OPTIONS, **arguments), count)
-    )
+def take(sources, tokenizer, count, options=OPTIONS, **arguments):
+    stream = TrainStream(sources, RATES, tokenizer, options, **arguments)
+    batches = list(itertools.islice(stream, count))
+    stream.close()
+    return batches
 
 
 def assert_equal(first, second):
@@ -138,51 +141,61 @@ def test_training_sees_the_same_batches(root, tokenizer, process, processes):
     assert len({int(i) for batch in straight for i in np.unique(batch.task_id)}) == 3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 6}, {"readers": 2}, {"readers": 8}, {"padding": "left"}, {"micro_batches": 2}],
+    ids=str,
+)
+def test_one_folder_serves_any_seed_readers_and_batch(root, tokenizer, change):
+    shape = dataclasses.replace(OPTIONS.shape, rows=16, groups=16)
+    options = dataclasses.replace(OPTIONS, shape=shape, **change)
+    raw_batches = take([raw(name) for name in TASKS], tokenizer, 6, options)
+    assert_equal(raw_batches, take(read(root), tokenizer, 6, options))
+    prepared.check_prepared(read(root), tokenizer, options.max_length)
+
+
+@pytest.mark.parametrize("list_size", [2, 4, 5])
+def test_one_folder_serves_any_list_size(root, tokenizer, list_size):
+    data = dataclasses.replace(DATA, list_size=list_size)
+    shape = dataclasses.replace(OPTIONS.shape, list_size=list_size)
+    options = dataclasses.replace(OPTIONS, shape=shape)
+    ready = [PreparedSource(name, root, data) for name in TASKS]
+    prepared.check_prepared(ready, tokenizer, options.max_length)
+    straight = take([raw(name, data) for name in TASKS], tokenizer, 6, options)
+    assert_equal(straight, take(ready, tokenizer, 6, options))
+
+
 def test_counts_and_the_measured_batch_are_the_same(root, tokenizer):
-    streams = [
-        TrainStream(sources, RATES, tokenizer, OPTIONS, prefetch=1)
+    counts = []
+    for sources in ([raw(name) for name in TASKS], read(root)):
+        stream = TrainStream(sources, RATES, tokenizer, OPTIONS)
+        list(itertools.islice(stream, 5))
+        counts.append(stream.counts)
+        stream.close()
+    assert counts[0] == counts[1] and counts[0]["classes"]["cut_texts"]
+    measured = [
+        average_examples(sources, RATES, tokenizer, OPTIONS, 4)
         for sources in ([raw(name) for name in TASKS], read(root))
     ]
-    for stream in streams:
-        list(itertools.islice(stream, 5))
-        stream.close()
-        stream._thread.join()
-    assert streams[0].counts == streams[1].counts and streams[0].counts["classes"]["cut_texts"]
-    assert average_examples(
-        [raw(name) for name in TASKS], RATES, tokenizer, OPTIONS, 4
-    ) == average_examples(read(root), RATES, tokenizer, OPTIONS, 4)
+    assert measured[0] == measured[1]
 
 
-def test_a_restored_stream_goes_on_exactly(root, tokenizer):
+def test_a_restored_stream_goes_on_exactly_and_reads_what_waited_alone(root, tokenizer):
     straight = take(read(root), tokenizer, 8)
     first = TrainStream(read(root), RATES, tokenizer, OPTIONS)
     before = list(itertools.islice(first, 3))
-    second = TrainStream(read(root), RATES, tokenizer, OPTIONS)
-    second.restore(first.state())
-    assert_equal(straight, before + list(itertools.islice(second, 5)))
-
-
-def test_restoring_does_not_read_from_the_start(tokenizer, tmp_path):
-    long = MemorySource(
-        TASKS["classes"],
-        DATA,
-        lambda split: [[Example({"x": f"{i} " + "word " * 60}, 0)] for i in range(4000)],
-    )
-    options = StreamOptions(BatchShape(2, 64, 1), max_length=64)
-    folder = write(long, tokenizer, tmp_path, options, epochs=1)
-    first = TrainStream([PreparedSource("classes", tmp_path, DATA)], np.ones(1), tokenizer, options)
-    list(itertools.islice(first, 1600))
-    second = TrainStream(
-        [PreparedSource("classes", tmp_path, DATA)], np.ones(1), tokenizer, options
-    )
-    state, after = first.state(), list(itertools.islice(first, 20))
-    file = folder / "train/epoch_000/reader_00000"
-    content = file.read_bytes()
-    file.write_bytes(
-        b"\0" * (len(content) // 2) + content[len(content) // 2 :]
-    )  # whoever reads this finds that it is broken
+    state = first.state()
+    first.close()
+    seen = []
+    sources = read(root)
+    for source in sources:
+        record = source.record
+        source.record = lambda *a, record=record, **k: seen.append(a) or record(*a, **k)
+    second = TrainStream(sources, RATES, tokenizer, OPTIONS)
     second.restore(state)
-    assert_equal(after, list(itertools.islice(second, 20)))
+    assert len(seen) == sum(len(json.loads(one)["waiting"]) for one in state.values())
+    assert_equal(straight, before + list(itertools.islice(second, 5)))
+    second.close()
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -206,28 +219,35 @@ def test_evaluation_sees_the_same_batches_and_the_same_table(root, tokenizer, na
 def test_a_prepared_task_needs_no_raw_data(root):
     for source in read(root):
         assert source.task == TASKS[source.task.name]
-        assert (
-            source.num_records("train") == 40
-            and source.seqio_task("train").num_input_examples("train") == 40
-        )
+        assert source.size("train") == 40
 
 
 def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
     source = raw("classes")
-    folder, description = tmp_path / "classes", prepared.describe(source, tokenizer, OPTIONS, 1)
+    folder, description = tmp_path / "classes", prepared.describe(source, tokenizer, 12)
     assert prepared.begin(folder, description)
-    assert prepared.write(source, Part("train", 0, 1), tokenizer, OPTIONS, folder)["texts"] == 10
-    (folder / "train/epoch_000/reader_00002.part").write_bytes(b"half a")
+    first, second, *_ = prepared.parts(source)
+    assert prepared.write(source, second, tokenizer, 12, folder)["texts"] == 16
+    (folder / first.path).mkdir()
+    (folder / first.path / "rows.arrow.part").write_bytes(b"half a")
     with pytest.raises(InputError, match="is not whole: the program that prepares it did not end"):
         PreparedSource("classes", tmp_path, DATA)
-    kept = (folder / "train/epoch_000/reader_00001").stat().st_mtime_ns
-    write(source, tokenizer, tmp_path, epochs=1)
-    assert (folder / "train/epoch_000/reader_00001").stat().st_mtime_ns == kept
-    assert PreparedSource("classes", tmp_path, DATA).info["epochs"] == 1
+    before = (folder / second.path / "rows.arrow").stat().st_mtime_ns
+    write(source, tokenizer, tmp_path)
+    assert (folder / second.path / "rows.arrow").stat().st_mtime_ns == before
+    assert PreparedSource("classes", tmp_path, DATA).size("train") == 40
     assert not prepared.begin(folder, description), "it is whole"
-    write(source, tokenizer, tmp_path, epochs=2)  # more epochs are added to what is there
-    assert PreparedSource("classes", tmp_path, DATA).info["epochs"] == 2
-    assert (folder / "train/epoch_000/reader_00001").stat().st_mtime_ns == kept
+
+
+def test_fingerprints_of_the_raw_data_come_along(tmp_path, tokenizer):
+    (tmp_path / "train.csv").write_text("text,label\n" + "one,a\ntwo,b\n" * 20)
+    options = DataOptions(own={"train": str(tmp_path / "train.csv")})
+    own = registry.get("own", options)
+    write(own, tokenizer, tmp_path)
+    ready = PreparedSource("own", tmp_path, options)
+    splits = ("train", "validation")
+    assert list(ready.fingerprints(splits)) == ["train.csv"]
+    assert ready.fingerprints(splits) == own.fingerprints(splits)
 
 
 def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
@@ -236,27 +256,17 @@ def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
         match="'nothing': the prepared folder .* does not exist; run gemma-encoder prepare",
     ):
         PreparedSource("nothing", root, DATA)
-    for change, message in (
-        ({"seed": 6}, "seed: 5 -> 6"),
-        ({"readers": 2}, "readers: 4 -> 2"),
-        ({"max_length": 13}, "max_length: 12 -> 13"),
-    ):
-        with pytest.raises(InputError, match=f"prepared for another config: {message}"):
-            prepared.check_prepared(read(root), tokenizer, dataclasses.replace(OPTIONS, **change))
-    other = PreparedSource("classes", root, DataOptions(list_size=4))
-    with pytest.raises(InputError, match="options.list_size: 3 -> 4"):
-        prepared.check_prepared([other], tokenizer, OPTIONS)
-    with pytest.raises(InputError, match="prepared differently .*seed: 5 -> 6"):
-        prepared.begin(
-            root / "classes",
-            prepared.describe(raw("classes"), tokenizer, dataclasses.replace(OPTIONS, seed=6), 1),
-        )
-    with pytest.raises(
-        InputError, match="holds 6 epochs and training wants another; prepare more with --epochs=7"
-    ):
-        read(root)[0].training_epoch(5, EPOCHS, 0, 4)
+    with pytest.raises(InputError, match="prepared for another config: max_length: 12 -> 13"):
+        prepared.check_prepared(read(root), tokenizer, 13)
+    other = PreparedSource("classes", root, DataOptions(max_train=4))
+    with pytest.raises(InputError, match="options.max_train: 0 -> 4"):
+        prepared.check_prepared([other], tokenizer, 12)
+    with pytest.raises(InputError, match="prepared differently .*max_length: 12 -> 13"):
+        prepared.begin(root / "classes", prepared.describe(raw("classes"), tokenizer, 13))
     with pytest.raises(InputError, match="has no dev split"):
-        read(root)[0].dataset("dev")
+        read(root)[0].size("dev")
+    with pytest.raises(InputError, match="can be trained on, not evaluated; use the raw data"):
+        read(root)[2].examples("train", 0)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         prepared.begin(tmp_path / "file" / "classes", {})
@@ -272,9 +282,9 @@ def test_a_mixture_whose_tasks_disagree_on_a_tokenizer_is_refused(root, tokenize
         InputError,
         match="share one tokenizer; prepared were 'targets' with 'small' .* and 'classes' with 'other'",
     ):
-        prepared.check_prepared(sources, tokenizer, OPTIONS)
+        prepared.check_prepared(sources, tokenizer, 12)
     (tmp_path / "classes" / prepared.INFO).write_text(json.dumps(info | {"version": 0}))
-    with pytest.raises(InputError, match="is of version 0, this program reads 1; prepare it anew"):
+    with pytest.raises(InputError, match="is of version 0, this program reads 2; prepare it anew"):
         PreparedSource("classes", tmp_path, DATA)
 
 
@@ -285,5 +295,5 @@ def test_a_bad_record_is_named(tokenizer, tmp_path):
         lambda split: [[Example({"x": "fine"}, 0)], [Example({"x": " "}, 0)]],
     )
     with pytest.raises(InputError, match="validation record 2: the text is empty"):
-        prepared.write(broken, Part("validation"), tokenizer, OPTIONS, tmp_path)
-    assert not (tmp_path / "validation").exists()
+        prepared.write(broken, Part("validation", 0, 0, 2), tokenizer, 12, tmp_path)
+    assert not list(tmp_path.rglob("*.arrow*"))

@@ -7,7 +7,7 @@ import pytest
 
 from gemma_encoder.data import registry
 from gemma_encoder.data.source import DataOptions
-from gemma_encoder.data.text import cut
+from gemma_encoder.data.tasks.text import cut
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -61,21 +61,21 @@ def test_files_plain_zipped_and_tables_are_read_and_a_text_that_comes_twice_coun
     )
     found.check()
     found.fit(tokenizer, 64)
-    assert found.texts("train") == ["one", "two", "three", "four"] and found.texts(
-        "validation"
-    ) == ["held", "out"]
-    assert (found.num_records("train"), found.num_records("validation")) == (4, 2)
-    drawn = [
-        found.expand(record, "train", None)
-        for record in found.training_epoch(0, 0, 0, 1).as_numpy_iterator()
+    assert list(found.pieces("train")) == ["one", "two", "three", "four"]
+    assert list(found.pieces("validation")) == ["held", "out"]
+    assert (found.size("train"), found.size("validation")) == (4, 2)
+    assert [found.examples("train", index)[0].fields for index in range(4)] == [
+        {"text": "one"},
+        {"text": "two"},
+        {"text": "three"},
+        {"text": "four"},
     ]
-    assert sorted(example.fields["text"] for (example,) in drawn) == ["four", "one", "three", "two"]
 
 
 def test_train_splits_of_datasets_are_read_with_all_their_texts(benchmarks):
     found = source(train=("tfds:glue/sst2", "tfds:glue/mrpc"))
     found.check()
-    texts = found.texts("train") + found.texts("validation")
+    texts = [*found.pieces("train"), *found.pieces("validation")]
     assert {"train film 0", "first 0", "second 0"} <= {text.strip() for text in texts}
     assert not any(text.startswith(("dev", "test")) for text in texts)
 
@@ -88,15 +88,13 @@ def test_a_share_is_held_out_the_same_whatever_else_is_asked(tmp_path, tokenizer
         source(train=(str(path),), held_out=0.1),
     )
     second.fit(tokenizer, 8)
-    assert (
-        first.texts("validation") == second.pieces("validation")
-        and len(first.texts("validation")) == 5
-    )
-    assert sorted(first.texts("train") + first.texts("validation")) == sorted(
+    held_out = list(first.pieces("validation"))
+    assert held_out == list(second.pieces("validation")) and len(held_out) == 5
+    assert sorted([*first.pieces("train"), *held_out]) == sorted(
         f"text {number}" for number in range(50)
     )
     few = registry.get("text", DataOptions(text={"train": (str(path),)}, max_train=3))
-    assert (few.num_records("train"), few.num_records("validation")) == (3, 1)
+    assert (few.size("train"), few.size("validation")) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +102,7 @@ def test_a_share_is_held_out_the_same_whatever_else_is_asked(tmp_path, tokenizer
     [
         ({}, "text.train is not set; it names files and datasets"),
         ({"train": ("a",), "held_out": 1.0}, "text.held_out is a share between 0 and 1, got 1.0"),
-        ({"train": ("nowhere.txt",)}, "text: there is no file nowhere.txt"),
+        ({"train": ("nowhere.txt",)}, "text: nowhere.txt is not a file"),
         (
             {"train": ("tfds:glue/nothing",)},
             "text: no prepared data in .*glue/nothing.*tfds build glue/nothing",
@@ -126,4 +124,4 @@ def test_refusals(tmp_path, monkeypatch, text, message):
     with pytest.raises(InputError, match=message):
         found = source(**text)
         found.check()
-        found.texts("train")
+        found.size("train")

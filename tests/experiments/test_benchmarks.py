@@ -131,7 +131,7 @@ def test_rerank_gives_every_arm_the_same_new_lists_each_turn(tmp_path):
 
 
 def test_the_pair_makes_the_tasks_text():
-    from gemma_encoder.data.msmarco import TEMPLATE
+    from gemma_encoder.data.ranking import TEMPLATE
 
     fields = {"query": "what is {this} ?", "document": "a wing ."}
     assert "".join(rerank.as_pair(*fields.values())) == TEMPLATE.render(fields)[0]

@@ -9,8 +9,9 @@ from flax import nnx
 
 import gemma_encoder as ge
 from gemma_encoder.cli import inspect_data, pretrain, report
-from gemma_encoder.data import registry, toy_text
+from gemma_encoder.data import registry
 from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.tasks import toy_text
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.encoder import parameter_dict
 from gemma_encoder.training import loop
@@ -79,11 +80,11 @@ def test_it_learns_and_says_how_good_it_is(pretrained, texts):
     record = json.loads((folder / "record.json").read_text())
     found = registry.get("text", DataOptions(text={"train": (str(texts),)}, max_eval=100))
     tokenizer = ge.Tokenizer.load("small")
-    unigram = unigram_perplexity(tokenizer, found.texts("train"), found.pieces("validation"))
+    unigram = unigram_perplexity(tokenizer, *map(list, map(found.pieces, ("train", "validation"))))
     assert record["validation_perplexity"] < 0.5 * unigram
     assert 1 < record["trigram_perplexity"] < 0.5 * unigram
     assert record["validation_tokens_predicted"] == sum(
-        len(ids) + 1 for ids in tokenizer.encode(found.pieces("validation"))
+        len(ids) + 1 for ids in tokenizer.encode(list(found.pieces("validation")))
     )
     assert (record["steps"], record["seed"], record["train"], record["size"]) == (
         60,

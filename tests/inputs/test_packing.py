@@ -176,7 +176,7 @@ def test_left_and_right_padding_hold_the_same_texts_in_the_same_rows(stream):
 
 
 @given(streams(), st.data())
-def test_a_restored_packer_goes_on_identically(stream, data):
+def test_a_packer_that_gets_what_waited_goes_on_identically(stream, data):
     shape, units = stream
     packer = Packer(shape)
     cut = data.draw(st.integers(0, len(units)))
@@ -185,8 +185,8 @@ def test_a_restored_packer_goes_on_identically(stream, data):
     for number, unit in enumerate(units):
         if number == cut:
             other = Packer(shape)
-            other.add(make_unit(99, [1]))  # forgotten by restore
-            other.restore(packer.state())
+            for waiting in packer.waiting:
+                other.add(waiting)
         packer.add(unit)
         if other is not None:  # an empty packer is false
             other.add(unit)
@@ -195,28 +195,13 @@ def test_a_restored_packer_goes_on_identically(stream, data):
             assert other is None or same(block, other.emit())
     if other is None:
         other = Packer(shape)
-        other.restore(packer.state())
+        for waiting in packer.waiting:
+            other.add(waiting)
     assert (len(packer), packer.ready) == (len(other), other.ready)
-    for key, value in packer.state().items():
-        assert value.dtype == other.state()[key].dtype
-        np.testing.assert_array_equal(value, other.state()[key])
+    assert list(packer.waiting) == list(other.waiting)
     rest, again = drain(packer), drain(other)
     assert len(rest) == len(again)
     assert all(same(a, b) for a, b in zip(rest, again, strict=True))
-
-
-def test_state_is_taken_at_once():
-    shape = BatchShape(rows=1, row_length=4, segments=2)
-    packer = filled(shape, [make_unit(0, [2]), make_unit(1, [3])])
-    state = packer.state()
-    packer.emit()
-    packer.add(make_unit(2, [4]))
-    restored = Packer(shape)
-    restored.restore(state)
-    assert [[example for _, example, *_ in contents(block)] for block in drain(restored)] == [
-        [0],
-        [100],
-    ]
 
 
 @given(st.lists(st.integers(1, 9), max_size=20), st.integers(1, 5))
@@ -386,7 +371,8 @@ def test_roles_and_vector_labels_travel_with_their_text_and_survive_a_restart():
     ]
     packer = filled(shape, units)
     again = Packer(shape)
-    again.restore({name: np.array(value) for name, value in packer.state().items()})
+    for unit in packer.waiting:
+        again.add(unit)
     for batch in (packer.emit(), again.emit()):
         for row, slot in zip(*np.nonzero(batch.weight), strict=True):
             index = int(batch.example_id[row, slot])
@@ -395,10 +381,3 @@ def test_roles_and_vector_labels_travel_with_their_text_and_survive_a_restart():
             expected[index % 3] = 1
             np.testing.assert_array_equal(batch.targets[row, slot], expected)
         assert batch.weight.sum() == 6
-
-
-def test_an_empty_packer_survives_a_restart():
-    shape = BatchShape(rows=1, row_length=4)
-    packer = Packer(shape)
-    packer.restore(Packer(shape).state())
-    assert not len(packer)

@@ -93,7 +93,8 @@ def test_modules_are_imported_before_names_are_looked_up(config, tmp_path, monke
     from gemma_encoder.data import registry
 
     (tmp_path / "task_of_mine.py").write_text(
-        "from gemma_encoder.data import registry, toy\n"
+        "from gemma_encoder.data import registry\n"
+        "from gemma_encoder.data.tasks import toy\n"
         "registry.register('sentiment_of_mine', toy.TASKS['toy_sentiment'])\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

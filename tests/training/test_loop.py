@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from gemma_encoder.data import registry, toy_text
+from gemma_encoder.data import registry
 from gemma_encoder.data.memory import MemorySource
+from gemma_encoder.data.tasks import toy_text
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template

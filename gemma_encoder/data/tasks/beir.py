@@ -18,11 +18,10 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gemma_encoder.data.lines import Lines, Spans
-from gemma_encoder.data.msmarco import TEMPLATE
-from gemma_encoder.data.passages import Texts
-from gemma_encoder.data.ranking import RankingFiles, RankingSource, find_file, run_path
-from gemma_encoder.data.runs import Candidates, Judgements
+from gemma_encoder.data.files.lines import Lines, Spans
+from gemma_encoder.data.files.passages import Texts
+from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.ranking import TEMPLATE, RankingFiles, RankingSource, find_file, run_path
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task

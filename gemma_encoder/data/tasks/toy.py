@@ -6,9 +6,9 @@
 import functools
 from collections.abc import Callable
 
-from gemma_encoder.data import toy_text
 from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.data.tasks import toy_text
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 

@@ -20,15 +20,12 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from gemma_encoder.data.passages import Texts, TsvLayout
-from gemma_encoder.data.ranking import RankingFiles, RankingSource, find_file, run_path
-from gemma_encoder.data.runs import Candidates, Judgements
+from gemma_encoder.data.files.passages import Texts, TsvLayout
+from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.ranking import TEMPLATE, RankingFiles, RankingSource, find_file, run_path
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
-from gemma_encoder.inputs.template import Template
-
-TEMPLATE = Template("Query: {query} Document: {document}", cut=("document",))
 
 # For each split of ours, the files' names for it, the preferred one first.
 SPLITS = {"train": ("train",), "validation": ("dev.small", "dev"), "test": ("eval.small", "eval")}

@@ -1,28 +1,34 @@
-"""Rows of JSONL, CSV, TSV and Parquet files, checked one by one as they are read, and held as an Arrow table outside Python's memory.
+"""Rows of JSONL, JSON, CSV, TSV and Parquet files, one by one.
 
 | suffix | what is expected |
 | --- | --- |
 | .jsonl, .ndjson | one object a line |
+| .json | an array of objects, or one object after the other |
 | .csv | commas, a header, values in double quotes where they hold commas, quotes or line breaks |
 | .tsv | tabs, a header, quotes mean nothing |
 | .parquet | read by pyarrow |
 
-Text is UTF-8. Text files may be .gz. Blank lines are no rows.
+Text is UTF-8. Text files may be .gz or .zst. Blank lines are no rows.
 """
 
+import codecs
 import csv
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from gemma_encoder.data import cache
-from gemma_encoder.data.lines import numbered
+from gemma_encoder.data.files.lines import (
+    COMPRESSED,
+    numbered,
+    open_binary,
+    without_compression,
+)
 from gemma_encoder.inputs.errors import InputError
 
-BATCH = 10_000  # rows that are Python objects at a time
+BATCH = 10_000  # rows of a Parquet file that are Python objects at a time
+BLOCK = 1 << 20  # bytes of a JSON file that are read at a time
 
 
 class Row(NamedTuple):
@@ -32,21 +38,34 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
 
 
-def rows(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
     """The columns of a file (of JSONL, the fields of its first object), and its rows; raises InputError where it cannot be read."""
     if not path.is_file():
         raise InputError(f"{path} is not a file")
-    suffix = pathlib.Path(path.name.removesuffix(".gz")).suffix
+    suffix = pathlib.Path(without_compression(path.name)).suffix
     if suffix not in _READERS:
         raise InputError(
-            f"{path}: expected a file that ends in {', '.join(_READERS)}; text files may also end in .gz"
+            f"{path}: expected a file that ends in {', '.join(_READERS)}; text files may also end "
+            f"in {' or '.join(COMPRESSED)}"
         )
     return _READERS[suffix](path)
 
 
 def where(path: pathlib.Path, number: int) -> str:
     """Names a row in messages."""
-    return f"{path}: row {number}" if path.suffix == ".parquet" else f"{path}:{number}"
+    has_lines = pathlib.Path(without_compression(path.name)).suffix not in (".parquet", ".json")
+    return f"{path}:{number}" if has_lines else f"{path}: row {number}"
+
+
+def check_unicode(values: Iterable[Any], path: pathlib.Path, number: int) -> None:
+    """Raises InputError where a text is no Unicode: JSON may spell half a character."""
+    for value in values:
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                name = where(path, number)
+                raise InputError(f"{name}: no valid Unicode: {error.reason}") from None
 
 
 def _jsonl(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
@@ -70,6 +89,62 @@ def _jsonl(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
     if first is None:
         raise InputError(f"{path} is empty")
     return tuple(first.values), parse()
+
+
+def _json(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+    def parse() -> Iterator[Row]:
+        for number, values in enumerate(_json_values(path), 1):
+            if not isinstance(values, dict):
+                raise InputError(
+                    f"{where(path, number)}: expected a JSON object, got {str(values)[:80]!r}"
+                )
+            yield Row(number, values)
+
+    first = next(parse(), None)
+    if first is None:
+        raise InputError(f"{path} is empty")
+    return tuple(first.values), parse()
+
+
+def _json_values(path: pathlib.Path) -> Iterator[Any]:
+    """The values of an array, or values that follow each other, parsed as the text comes."""
+    blocks, text, count = _text_blocks(path), "", 0
+    text = next(blocks, "").lstrip()
+    is_array = text.startswith("[")
+    text = text.removeprefix("[")
+    while True:
+        text, problem, value, end = text.lstrip(" \t\r\n,"), "", None, 0
+        try:
+            value, end = json.JSONDecoder().raw_decode(text)
+        except json.JSONDecodeError as error:
+            problem = error.msg
+        if problem or end == len(text):  # it may go on in the next block
+            more = "".join(itertools.islice(blocks, 1 + len(text) // BLOCK))
+            if more:
+                text += more
+                continue
+        if problem:
+            break
+        count += 1
+        yield value
+        text = text[end:]
+    if text.strip() != ("]" if is_array else ""):
+        raise InputError(
+            f"{where(path, count + 1)}: not a JSON object ({problem}): {text[:80].rstrip()!r}"
+        )
+
+
+def _text_blocks(path: pathlib.Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    with open_binary(path) as file:
+        while True:
+            block = file.read(BLOCK)
+            try:
+                yield decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from None
+            if not block:
+                return
 
 
 def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[Row]]]:
@@ -148,103 +223,8 @@ def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
 _READERS = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
+    ".json": _json,
     ".csv": _delimited(),
     ".tsv": _delimited(delimiter="\t", quoting=csv.QUOTE_NONE),
     ".parquet": _parquet,
 }
-
-
-class Table:
-    """Checked rows of a file, by number from 0. Reading is safe in threads.
-
-    Args:
-        path: the file.
-        texts: names of the table's text columns.
-        numbers: names of its number columns.
-        convert: from a row of the file and its name in messages to the values of those columns, texts first; raises InputError for
-            a row that is wrong.
-        settings: everything that decides what `convert` does.
-    """
-
-    def __init__(
-        self,
-        path: pathlib.Path,
-        texts: Sequence[str],
-        numbers: Sequence[str],
-        convert: Callable[[Mapping[str, Any], str], Sequence[Any]],
-        settings: object,
-    ):
-        import pyarrow as pa
-
-        self.path = path
-        types = (
-            [(name, pa.large_string()) for name in texts]
-            + [(name, pa.float64()) for name in numbers]
-            + [("row", pa.int64())]
-        )
-        schema = pa.schema(types)
-
-        def write(place: pathlib.Path) -> None:
-            with (
-                pa.OSFile(str(place / "rows.arrow"), "wb") as file,
-                pa.ipc.new_file(file, schema) as writer,
-            ):
-                waiting: list[tuple] = []
-                count = 0
-                for number, values in rows(path)[1]:
-                    name = where(path, number)
-                    converted = convert(values, name)
-                    try:
-                        for text in converted[: len(texts)]:
-                            text.encode()  # JSON may spell half a character
-                        waiting.append((*converted, number))
-                    except UnicodeEncodeError as error:
-                        raise InputError(f"{name}: no valid Unicode: {error.reason}") from None
-                    count += 1
-                    if len(waiting) == BATCH:
-                        writer.write_batch(_batch(waiting, schema))
-                        waiting = []
-                if not count:
-                    raise InputError(f"{path} holds no row")
-                if waiting:
-                    writer.write_batch(_batch(waiting, schema))
-
-        def load(place: pathlib.Path):
-            return pa.ipc.open_file(pa.memory_map(str(place / "rows.arrow"))).read_all()
-
-        self.arrow = cache.derive([path], f"table {settings!r}", write, load)
-
-    def __len__(self) -> int:
-        return len(self.arrow)
-
-    def __getitem__(self, place: tuple[str, int]) -> Any:
-        """One value, by column and row."""
-        column, row = place
-        return self.arrow.column(column)[int(row)].as_py()
-
-    def numbers(self, column: str) -> np.ndarray:
-        """A number column."""
-        return self.arrow.column(column).to_numpy()
-
-    def codes(self, column: str) -> tuple[list[str], np.ndarray]:
-        """The different values of a text column in the order in which they come, and which of them each row has, int32."""
-        chunks = self.arrow.column(column).dictionary_encode().unify_dictionaries().chunks
-        return chunks[0].dictionary.to_pylist(), np.concatenate(
-            [chunk.indices.to_numpy() for chunk in chunks]
-        )
-
-    def where(self, row: int) -> str:
-        """Names a row in messages."""
-        return where(self.path, self["row", row])
-
-
-def _batch(waiting: list[tuple], schema):
-    import pyarrow as pa
-
-    return pa.record_batch(
-        [
-            pa.array(values, kind.type)
-            for values, kind in zip(zip(*waiting, strict=True), schema, strict=True)
-        ],
-        schema,
-    )

@@ -1,9 +1,12 @@
 """Options of the user's own files: `config.own`."""
 
+import ast
+import contextlib
 import dataclasses
 import pathlib
 import re
 
+from gemma_encoder.data.files.paths import named_files
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import option
@@ -14,15 +17,20 @@ def table_kinds() -> tuple[str, ...]:
     return tuple(name for name in kinds.names() if kinds.get(name).label_column)
 
 
+Paths = str | tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class OwnOptions:
     """`config.own`: the user's files, and what their columns mean."""
 
-    train: str = option("", "path of the training file")
-    validation: str = option(
-        "", "path of the validation file; without it, a share of the training file is held out"
+    train: Paths = option(
+        "", "path of the training file; a pattern such as train-*.parquet, or a list, for several"
     )
-    test: str = option("", "path of the test file")
+    validation: Paths = option(
+        "", "of the validation file; without it, a share of the training file is held out"
+    )
+    test: Paths = option("", "of the test file")
     name: str = option("own", "of the task, in metrics and in names of files")
     kind: str = option("classification", "kind of task, one that a table's labels can hold")
     fields: tuple[str, ...] = option(
@@ -95,7 +103,19 @@ class OwnOptions:
         if not self.separator:
             raise InputError("own.separator must be at least one character, e.g. ','")
 
-    def paths(self) -> dict[str, pathlib.Path]:
-        """The named files by split."""
+    def paths(self) -> dict[str, list[pathlib.Path]]:
+        """The named files by split; raises InputError where one is absent."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: pathlib.Path(path).expanduser() for split, path in named.items() if path}
+        return {
+            split: named_files(_listed(paths), f"own.{split}")
+            for split, paths in named.items()
+            if paths
+        }
+
+
+def _listed(paths: Paths) -> Paths:
+    """A list that the command line gave as text, as a list."""
+    if isinstance(paths, str) and paths.startswith(("(", "[")):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return tuple(map(str, ast.literal_eval(paths)))
+    return paths

@@ -12,8 +12,8 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data import cache
-from gemma_encoder.data.lines import Lines, Spans, columns, read_lines
-from gemma_encoder.data.passages import Texts
+from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans, columns, read_lines
+from gemma_encoder.data.files.passages import Texts
 from gemma_encoder.inputs.errors import InputError
 
 PART = 64 << 20  # bytes of a run's text that are sorted at a time
@@ -142,7 +142,7 @@ class Candidates:
         return np.diff(self._offsets)
 
     def _build(self, place: pathlib.Path) -> None:
-        size = self.path.stat().st_size * (8 if self.path.suffix == ".gz" else 1)
+        size = self.path.stat().st_size * (8 if self.path.suffix in COMPRESSED else 1)
         parts = min(1 + size // PART, MOST_PARTS)
         share = -(-len(self._queries) // parts)  # queries of one part
         cache.save_array(place, "documents", np.zeros(0, np.int32))

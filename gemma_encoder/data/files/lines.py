@@ -4,6 +4,7 @@ n lines, C columns, N bytes. Everything is an array: a Python object per line wo
 seconds and megabytes. A line ends with \\n or \\r\\n, the last one also with the file.
 """
 
+import contextlib
 import gzip
 import itertools
 import pathlib
@@ -44,9 +45,41 @@ class Lines(NamedTuple):
         return f"{self.path}:{self.number + int(place)}"
 
 
-def open_binary(path: pathlib.Path) -> BinaryIO:
-    """The file, decompressed if its name ends in .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+COMPRESSED = (".gz", ".zst")  # endings of compressed files
+
+
+def without_compression(name: str) -> str:
+    """A file's name without the ending of its compression."""
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    return name
+
+
+@contextlib.contextmanager
+def open_binary(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """The file, decompressed if its name ends in .gz or .zst.
+
+    Raises:
+        InputError: while it is read, where it is compressed and not whole.
+    """
+    if path.suffix not in COMPRESSED:
+        with path.open("rb") as file:
+            yield file
+        return
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path, "rb") as file:
+                yield file
+        else:
+            import pyarrow as pa
+
+            with pa.input_stream(str(path), compression="zstd") as file:
+                yield file
+    except (EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        kind = {".gz": "gzip", ".zst": "Zstandard"}[path.suffix]
+        raise InputError(f"{path}: not a whole {kind} file ({error})") from error
 
 
 def read_lines(path: pathlib.Path) -> Iterator[Lines]:
@@ -54,10 +87,7 @@ def read_lines(path: pathlib.Path) -> Iterator[Lines]:
     rest, offset, number = b"", 0, 1
     with open_binary(path) as file:
         while True:
-            try:
-                block = file.read(BLOCK)
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise InputError(f"{path}: not a whole gzip file ({error})") from error
+            block = file.read(BLOCK)
             content = rest + block
             size = content.rfind(b"\n") + 1 if block else len(content)
             content, rest = content[:size], content[size:]

@@ -1,0 +1,1 @@
+"""Files of users and benchmarks: rows of tables, indexed collections, runs and judgments."""

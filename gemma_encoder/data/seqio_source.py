@@ -1,0 +1,329 @@
+"""Sources over tasks that others registered in seqio: `seqio:NAME` in `config.tasks`.
+
+    gemma-encoder train --config=… --config.modules="('my_tasks',)" --config.tasks="('seqio:my_task',)"
+
+A text-to-text task becomes one that an encoder can learn:
+
+| features | kind |
+| --- | --- |
+| `inputs`, `targets` that are few different texts | classification; the texts are the classes |
+| `inputs`, `targets` that are numbers with a decimal point | regression |
+| `inputs`, `targets`, and a `query_id` for each element | ranking; targets are grades, or true and false |
+
+Texts are those before tokenization where the task copies them (`inputs_pretokenized`), else what
+its vocabulary makes of the tokens. The target "<unk>" means that the label is not published. A task
+over files is read once into the cache folder; one over a Python function is read at each start.
+"""
+
+import functools
+import hashlib
+import inspect
+import itertools
+import math
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from gemma_encoder import runtime
+from gemma_encoder.data import cache, table
+from gemma_encoder.data.source import DataOptions, Record, Source
+from gemma_encoder.data.table import Groups, Table
+from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.errors import InputError, described, unknown
+from gemma_encoder.inputs.kind import UNLABELLED
+from gemma_encoder.inputs.task import Example, Task
+from gemma_encoder.inputs.template import Template
+
+PREFIX = "seqio:"
+MAX_CLASSES = 100  # different targets: beyond, they are most likely no classes
+UNPUBLISHED = "<unk>"
+GRADES = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
+QUERY_ID = "query_id"
+
+
+def _seqio() -> Any:
+    return runtime.import_quietly("seqio")
+
+
+def expand(name: str) -> tuple[str, ...]:
+    """A task as it is; of a mixture its tasks, as `seqio:MIXTURE/TASK`.
+
+    Raises:
+        InputError: seqio has neither.
+    """
+    seqio, bare = _seqio(), name.removeprefix(PREFIX)
+    tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
+    if bare in mixtures:
+        subtasks = seqio.get_subtasks(seqio.MixtureRegistry.get(bare))
+        return tuple(f"{name}/{task.name}" for task in subtasks)
+    if bare in tasks or "/" in bare:
+        return (name,)
+    if not {*tasks, *mixtures}:
+        raise InputError(
+            f"task {name}: seqio has no task; config.modules names the module that registers it"
+        )
+    raise unknown("task or mixture of seqio", bare, {*tasks, *mixtures})
+
+
+def task_name(name: str) -> str:
+    """The name of our task, for files and heads."""
+    return re.sub(r"[^\w.-]", "_", name.removeprefix(PREFIX).rpartition("/")[2])
+
+
+class SeqioSource(Source):
+    """A task of seqio's registry, its kind and classes read off its targets.
+
+    Args:
+        name: with the prefix.
+        options: the part of the config that concerns sources.
+
+    Raises:
+        InputError: it cannot be read, or its targets are nothing that an encoder predicts.
+    """
+
+    def __init__(self, name: str, options: DataOptions):
+        expand(name)
+        mixture, _, task = name.removeprefix(PREFIX).rpartition("/")
+        self._seqio_task = _seqio().TaskRegistry.get(task)
+        self._mixture = _seqio().MixtureRegistry.get(mixture) if mixture else None
+        self.splits = tuple(self._seqio_task.splits)
+        if "train" not in self.splits:
+            raise InputError(
+                f"task {name}: it has no train split to read its classes from, only "
+                f"{', '.join(self.splits)}"
+            )
+        self._name = name
+        self._table = functools.cache(self._read)
+        super().__init__(self._declare(), options)
+        self._queries = functools.cache(self._group)
+        self._indices = {text: index for index, text in enumerate(self.task.classes)}
+
+    def _declare(self) -> Task:
+        """The task that the targets suggest."""
+        name, template = task_name(self._name), Template("{inputs}")
+        summary = self._table("train").summary
+        targets, numbers = summary["targets"], summary["numbers"]
+        if QUERY_ID in self._table("train").arrow.column_names:
+            self._check_grades(targets)
+            task = Task(name, "ranking", template)
+        elif numbers and numbers["has_point"] and numbers["low"] < numbers["high"]:
+            task = Task(name, "regression", template, label_range=(numbers["low"], numbers["high"]))
+        elif 1 < len(targets) <= MAX_CLASSES:
+            classes = kinds.get("classification").order_classes(targets, self._name)
+            task = Task(name, "classification", template, classes=classes)
+        else:
+            count = len(targets) if len(targets) <= MAX_CLASSES else f"more than {MAX_CLASSES}"
+            raise InputError(
+                f"task {self._name}: its train split has {count} different targets"
+                + (f", such as {targets[0][:40]!r}" if targets else "")
+                + f"; an encoder predicts classes (2 to {MAX_CLASSES} texts), numbers with a "
+                f"decimal point, or grades of documents by their {QUERY_ID}"
+            )
+        described = task.kind.describe(task)
+        logging.warning("%s: inferred from its targets: %s %s", name, task.kind, described)
+        return task
+
+    def _check_grades(self, targets: Sequence[str]) -> None:
+        strange = [text for text in targets if _grade(text) is None]
+        if strange:
+            raise InputError(
+                f"task {self._name}: it has a {QUERY_ID}, so that its targets are grades of "
+                f"documents; {strange[0]!r} is no number, and neither true nor false"
+            )
+
+    def _read(self, split: str) -> Table:
+        files = _files(self._seqio_task, split)
+        if files:
+            settings = re.sub(r" at 0x\w+", "", f"{self._seqio_task.preprocessors}")
+            what = f"table of {self._name} {split} with {settings}"
+            return Table(cache.keep(files, what, lambda to: self._write(to, split)))
+        with tempfile.TemporaryDirectory() as folder:
+            self._write(pathlib.Path(folder), split)
+            return Table(pathlib.Path(folder))
+
+    def _write(self, folder: pathlib.Path, split: str) -> None:
+        import pyarrow as pa
+
+        elements = self._elements(split)
+        first = next(elements, None)
+        if first is None:
+            raise InputError(f"task {self._name}: its {split} split is empty")
+        columns = {"inputs": self._text(first, "inputs"), "targets": self._text(first, "targets")}
+        if QUERY_ID in first:
+            columns[QUERY_ID] = _plain
+        summary = _Summary()
+
+        def rows() -> Iterator[list[str]]:
+            for element in itertools.chain([first], elements):
+                row = [read(element[column]) for column, read in columns.items()]
+                summary.add(row[1])
+                yield row
+
+        table.write(folder, dict.fromkeys(columns, pa.large_string()), rows())
+        digest = hashlib.sha256((folder / table.FILE).read_bytes()).hexdigest()
+        table.write_summary(folder, {**summary.facts(), "digest": digest})
+
+    def _elements(self, split: str) -> Iterator[dict[str, Any]]:
+        """The elements by feature; of tokenized ones, with the text under the feature's name."""
+        try:
+            dataset = self._seqio_task.get_dataset(
+                sequence_length=None, split=split, shuffle=False, use_cached=False
+            )
+            for element in dataset.as_numpy_iterator():
+                copied = {
+                    name: element[f"{name}_pretokenized"]
+                    for name in ("inputs", "targets")
+                    if f"{name}_pretokenized" in element
+                }
+                yield {**element, **copied}
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"task {self._name}: its {split} split cannot be read: {described(error)}"
+            ) from error
+
+    def _text(self, element: Mapping[str, Any], feature: str) -> Callable[[Any], str]:
+        """The function that makes a feature text; raises InputError where none can."""
+        if feature not in element:
+            raise InputError(
+                f"task {self._name} has no feature {feature!r}; it has {', '.join(element)}"
+            )
+        value, declared = element[feature], self._seqio_task.output_features
+        if isinstance(value, bytes | str) or np.ndim(value) == 0:
+            return _plain
+        passed = _seqio().PassThroughVocabulary
+        vocabulary = declared[feature].vocabulary if feature in declared else None
+        if np.ndim(value) != 1 or vocabulary is None or isinstance(vocabulary, passed):
+            raise InputError(
+                f"task {self._name}: the feature {feature!r} is no text and cannot be turned into "
+                f"one; let its preprocessor keep {feature}_pretokenized, as seqio's tokenize does"
+            )
+        return lambda tokens: vocabulary.decode([int(token) for token in tokens])
+
+    @property
+    def rate(self) -> float | None:
+        """The task's rate in its mixture; None outside one.
+
+        Raises:
+            InputError: the mixture cannot tell, e.g. as the data were never counted.
+        """
+        if self._mixture is None:
+            return None
+        try:
+            return float(self._mixture.get_rate(self._seqio_task))
+        except Exception as error:
+            raise InputError(
+                f"task {self._name}: the mixture has no rate for it: {described(error)}"
+            ) from error
+
+    def _group(self, split: str) -> Groups:
+        return Groups(*self._table(split).codes(QUERY_ID))
+
+    def fingerprints(self, splits: Iterable[str]) -> dict[str, str]:
+        """Digests of what was read."""
+        return {f"{self._name} {split}": self._table(split).summary["digest"] for split in splits}
+
+    def size(self, split: str) -> int:
+        """As many elements, or queries, as the options allow."""
+        self.check_split(split)
+        count = len(self._queries(split) if self.task.is_list else self._table(split))
+        return self.options.limited(split, count)
+
+    def record(self, split: str, index: int, *, training: bool = False) -> Record:
+        """The element, or those of a query."""
+        if not self.task.is_list:
+            return Record.of([self._example(split, index)])
+        query, rows = self._queries(split)[index]
+        return Record.of(
+            [self._example(split, row, query, str(place)) for place, row in enumerate(rows)]
+        )
+
+    def _example(self, split: str, row: int, query: str = "", document: str = "") -> Example:
+        values = self._table(split).row(row)
+        label = self._label(values["targets"], f"task {self._name}, {split} record {row + 1}")
+        return Example({"inputs": values["inputs"]}, label, query, document)
+
+    def _label(self, text: str, where: str) -> float:
+        if text == UNPUBLISHED:
+            return UNLABELLED
+        if self.task.classes:
+            if text not in self._indices:
+                raise InputError(f"{where}: {unknown('class', text, self.task.classes)}")
+            return float(self._indices[text])
+        label = _grade(text) if self.task.is_list else _number(text)
+        if label is None:
+            raise InputError(f"{where}: the target {text[:40]!r} is no number")
+        return label
+
+
+class _Summary:
+    """Facts about the targets of all elements, gathered while they are read."""
+
+    def __init__(self):
+        self._targets: dict[str, None] = {}
+        self._low, self._high, self._has_point = math.inf, -math.inf, False
+        self._are_numbers = True
+
+    def add(self, target: str) -> None:
+        """Counts the target of the next element."""
+        if target == UNPUBLISHED:
+            return
+        if len(self._targets) <= MAX_CLASSES:
+            self._targets[target] = None
+        number = _number(target)
+        self._are_numbers &= number is not None
+        if number is not None:
+            self._low, self._high = min(self._low, number), max(self._high, number)
+            self._has_point |= "." in target
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        numbers = {"low": self._low, "high": self._high, "has_point": self._has_point}
+        return {
+            "targets": list(self._targets),
+            "numbers": numbers if self._are_numbers and self._targets else None,
+        }
+
+
+def _plain(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _grade(text: str) -> float | None:
+    return GRADES.get(text.strip().lower(), _number(text))
+
+
+def _files(task: Any, split: str) -> list[epath.Path | pathlib.Path]:
+    """The files that a split is made of: data and code; none where seqio does not name them."""
+    seqio = _seqio()
+    if not isinstance(task.source, seqio.TfdsDataSource | seqio.FileDataSource):
+        return []
+    code = []
+    for function in task.preprocessors:
+        while isinstance(function, functools.partial):
+            function = function.func
+        try:
+            code.append(pathlib.Path(inspect.getsourcefile(function)))
+        except TypeError:
+            return []
+    data = [epath.Path(path) for path in task.source.list_shards(split)]
+    return [*map(_local, data), *dict.fromkeys(code)]
+
+
+def _local(path: epath.Path) -> epath.Path | pathlib.Path:
+    return path if "://" in str(path) else pathlib.Path(path)

@@ -1,0 +1,289 @@
+"""Registers every task and mixture in seqio's registries; importing this module is enough.
+
+    import gemma_encoder.data.seqio_tasks
+    import seqio
+
+    seqio.get_mixture_or_task("glue_sst2").get_dataset({"inputs": 128}, "validation")
+
+An element holds what training sees of a text:
+
+| feature | type | meaning |
+| --- | --- | --- |
+| `inputs` | [length] int32 | token ids, bos and eos included, truncated as the template says |
+| `targets` | [1] or [K] float32 | the label as the loss sees it: class index, scaled target, grade |
+| `inputs_pretokenized`, `targets_pretokenized` | string | the text, and the label in words |
+| `example` | string | JSON: label, query, document and whatever metrics need besides |
+
+Metric functions take targets as `postprocess_fn` makes them of an element, and predictions as
+`Kind.postprocess` makes them of scores: [N], or [N, C] probabilities.
+
+The tokenizer is the small one until `use_tokenizer` names another. Sources read files when they are
+asked for a dataset, not before. `own` and `text` need options: `add_task` registers them.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma_encoder import runtime
+from gemma_encoder.data import mixtures, registry
+from gemma_encoder.data.segments import CHUNK, make_segments, no_counts
+from gemma_encoder.data.source import DataOptions, Source
+from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Example, ExampleTable
+from gemma_encoder.inputs.tokenizer import Tokenizer
+
+seqio, tf = runtime.import_quietly("seqio"), runtime.import_quietly("tensorflow")
+
+NEED_OPTIONS = ("own", "text")
+UNCUT = 1 << 20  # tokens: the length where the caller gives none
+
+_tokenizer_name = ["small"]
+
+
+def use_tokenizer(name: str) -> None:
+    """Chooses the tokenizer of every task, by a name or path as `config.tokenizer` has it."""
+    Tokenizer.load(name)
+    _tokenizer_name[0] = name
+
+
+def tokenizer() -> Tokenizer:
+    """The tokenizer in use."""
+    return _load(_tokenizer_name[0])
+
+
+@functools.cache
+def _load(name: str) -> Tokenizer:
+    return Tokenizer.load(name)
+
+
+class Vocabulary(seqio.Vocabulary):
+    """The tokenizer in use, as seqio has vocabularies."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary)  # tasks of a mixture must have one
+
+    __hash__ = object.__hash__
+
+    @property
+    def bos_id(self) -> int:
+        """First token of every text."""
+        return tokenizer().bos_id
+
+    @property
+    def eos_id(self) -> int:
+        """Last token of every text."""
+        return tokenizer().eos_id
+
+    @property
+    def unk_id(self) -> int:
+        """Stands for what has no piece."""
+        return 3
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return tokenizer().vocab_size
+
+    def _encode(self, s: str) -> Sequence[int]:
+        return tokenizer().encode([s])[0]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return tokenizer().decode([int(i) for i in ids])
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        def encode(text: bytes) -> np.ndarray:
+            return np.array(self._encode(text.decode()), np.int32)
+
+        return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.numpy_function(lambda values: self._decode(values).encode(), [ids], tf.string)
+
+
+class Records(seqio.DataSource):
+    """The records of a source by number.
+
+    Args:
+        source: the task with its data; nothing is read before a dataset is asked for.
+    """
+
+    def __init__(self, source: Source):
+        super().__init__(splits=source.splits, caching_permitted=False)
+        self.source = source
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        """Yes: records are read by number."""
+        return True
+
+    def num_input_examples(self, split: str) -> int:
+        """Records of a split."""
+        return self.source.size(split)
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        """One: it can be divided at will."""
+        return [split]
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: Any = None,
+        *,
+        sequence_length: Mapping[str, int] | None = None,
+        use_cached: bool = False,
+        num_epochs: int | None = 1,
+    ) -> tf.data.Dataset:
+        """Elements {"split", "index"}, in a seeded permutation if `shuffle`."""
+        del sequence_length, use_cached, num_epochs
+        self.source.check()
+        order = np.arange(self.source.size(split))
+        if shuffle:
+            order = np.random.default_rng(seed).permutation(order)
+        if shard_info is not None:
+            order = order[shard_info.index :: shard_info.num_shards]
+        indices = tf.data.Dataset.from_tensor_slices(order)
+        return indices.map(lambda index: {"split": tf.constant(split), "index": index})
+
+
+def apply_template(
+    dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None, *, source: Source
+) -> tf.data.Dataset:
+    """The preprocessor: from the numbers of records to texts in tokens.
+
+    Lists of the train split are drawn as in the first epoch of a run with seed 0.
+    """
+    max_length = (sequence_length or {}).get("inputs") or UNCUT
+
+    def expand(splits: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+        return _elements(source, splits[0].decode(), indices.tolist(), max_length)
+
+    def elements(row: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
+        types = [tf.int32, tf.int64, tf.float32, tf.string, tf.string, tf.string]
+        made = tf.numpy_function(expand, [row["split"], row["index"]], types)
+        tokens, lengths, targets, *texts = made
+        lengths = tf.ensure_shape(lengths, [None])
+        names = ("inputs_pretokenized", "targets_pretokenized", "example")
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                "inputs": tf.RaggedTensor.from_row_lengths(
+                    tf.ensure_shape(tokens, [None]), lengths
+                ),
+                "targets": tf.ensure_shape(targets, [None, None]),
+                **{
+                    name: tf.ensure_shape(text, [None])
+                    for name, text in zip(names, texts, strict=True)
+                },
+            }
+        )
+
+    return dataset.batch(CHUNK).flat_map(elements)  # a call of Python costs more than its work
+
+
+def _elements(
+    source: Source, split: str, indices: Sequence[int], max_length: int
+) -> list[np.ndarray]:
+    """Tokens of all texts of some records, their lengths, targets, texts, labels in words, facts."""
+    examples, where = [], []
+    for index in indices:
+        is_drawn = split == "train"
+        made = source.training_examples(index, 0, 0) if is_drawn else source.examples(split, index)
+        examples += made
+        where += [source.where(split, index)] * len(made)
+    segments = make_segments(
+        source,
+        0,
+        examples,
+        where,
+        tokenizer(),
+        max_length,
+        no_counts([source]),
+        unlabelled=split.startswith("test"),
+    )
+    task = source.task
+    targets = [segment.targets if len(segment.targets) else [segment.label] for segment in segments]
+    width = max(task.target_width, 1)
+    rendered = [task.template_for(e.role).render(e.fields)[0] for e in examples]
+    return [
+        np.concatenate([np.zeros(0, np.int32), *(segment.tokens for segment in segments)]),
+        np.array([len(segment.tokens) for segment in segments], np.int64),
+        np.array(targets, np.float32).reshape(len(examples), width),
+        np.array([text.encode() for text in rendered], object),
+        np.array([task.kind.show_label(task, e.label).encode() for e in examples], object),
+        np.array([_facts(example, split).encode() for example in examples], object),
+    ]
+
+
+def _facts(example: Example, split: str) -> str:
+    facts = {
+        "split": split,
+        "label": example.label,
+        "query_id": example.query_id,
+        "document_id": example.document_id,
+        "info": dict(example.info),
+    }
+    return json.dumps(facts)
+
+
+def _postprocess(output: Any, example: Mapping[str, Any] | None = None, is_target=False) -> Any:
+    """The facts of an element for a target; a prediction as it is."""
+    return json.loads(example["example"]) if is_target else output
+
+
+def _metric_fn(source: Source) -> Callable[[Sequence[Any], Any], dict[str, float]]:
+    def compute(targets, predictions):
+        table = ExampleTable()
+        for facts in targets:
+            label = facts["label"]
+            label = tuple(label) if isinstance(label, list) else label
+            table.add(Example({}, label, facts["query_id"], facts["document_id"], facts["info"]))
+        split = targets[0]["split"]
+        outputs = np.asarray(predictions, np.float32)
+        return Predictions(source.task, split, outputs, table, source.qrels(split)).metrics()
+
+    return compute
+
+
+def add_task(name: str, options: DataOptions | None = None) -> None:
+    """Registers one of our tasks in seqio's `TaskRegistry`.
+
+    Args:
+        name: in our registry.
+        options: for the tasks that need some, and for limits and lists.
+
+    Raises:
+        InputError: there is no such task, or seqio has another one of that name.
+    """
+    source = registry.get(name, options)
+    name = source.task.name
+    if name in seqio.TaskRegistry.names():
+        raise InputError(f"seqio has a task {name!r} already")
+    passed = seqio.PassThroughVocabulary(0)
+    seqio.TaskRegistry.add(
+        name,
+        source=Records(source),
+        preprocessors=[functools.partial(apply_template, source=source)],
+        output_features={
+            "inputs": seqio.Feature(Vocabulary(), add_eos=False, dtype=tf.int32),
+            "targets": seqio.Feature(passed, add_eos=False, dtype=tf.float32),
+        },
+        postprocess_fn=_postprocess,
+        metric_fns=[_metric_fn(source)],
+    )
+
+
+def _rate(task: Any) -> float:
+    """Proportional to the training records, as `mixture.mixing="proportional"`."""
+    return float(task.source.num_input_examples("train")) if "train" in task.splits else 0.0
+
+
+for _name in registry.names():
+    if _name not in NEED_OPTIONS:
+        add_task(_name)
+for _name, _tasks in mixtures.MIXTURES.items():
+    seqio.MixtureRegistry.add(_name, list(_tasks), default_rate=_rate)

@@ -1,0 +1,1 @@
+"""Benchmarks and other tasks, a module each."""

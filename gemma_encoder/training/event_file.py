@@ -1,0 +1,54 @@
+"""TensorBoard files without TensorFlow."""
+
+from collections.abc import Mapping
+
+from etils import epath
+
+
+class EventFile:
+    """An event file of scalars, written in the background.
+
+    Args:
+        folder: local or `gs://`; made if it is absent.
+    """
+
+    def __init__(self, folder: epath.Path):
+        from tensorboardX import SummaryWriter, record_writer
+
+        record_writer.register_writer_factory("gs", _RemoteFiles())
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends the scalars of a step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+
+
+class _RemoteFiles:
+    """How tensorboardX opens files in the cloud: by epath, as the rest of the workdir."""
+
+    def directory_check(self, path: str) -> None:
+        epath.Path(path).mkdir(parents=True, exist_ok=True)
+
+    def open(self, path: str) -> "_RemoteFile":
+        return _RemoteFile(path)
+
+
+class _RemoteFile:
+    """An object in the cloud: it cannot be appended to, so that each flush writes all of it."""
+
+    def __init__(self, path: str):
+        self._path, self._content = epath.Path(path), b""
+
+    def write(self, content: bytes) -> None:
+        self._content += content
+
+    def flush(self) -> None:
+        self._path.write_bytes(self._content)
+
+    close = flush

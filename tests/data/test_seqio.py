@@ -1,0 +1,356 @@
+"""seqio both ways: our tasks in its registries, with our token ids and metrics; and tasks of others."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from gemma_encoder.data import mixtures, registry
+from gemma_encoder.data.evaluation_stream import evaluation_stream
+from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.batch import BatchShape
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.inputs.template import encode
+from gemma_encoder.inputs.tokenizer import Tokenizer
+
+OPTIONS = StreamOptions(BatchShape(rows=8, row_length=128, segments=8), max_length=128)
+GLUE = ("glue_cola", "glue_sst2", "glue_mrpc", "glue_stsb")
+SMALL = ("glue_mnli", "glue_ax", "superglue_copa", "superglue_record", "superglue_multirc")
+
+
+@pytest.fixture(scope="module")
+def seqio():
+    import seqio
+
+    import gemma_encoder.data.seqio_tasks  # noqa: F401, registers
+
+    return seqio
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load("small")
+
+
+def elements(seqio, name, split):
+    task = seqio.get_mixture_or_task(name)
+    dataset = task.get_dataset({"inputs": 128}, split, shuffle=False)
+    return list(dataset.as_numpy_iterator())
+
+
+def assert_same_tokens(seqio, tokenizer, name, split):
+    """Every text of a split, in order: the tokens and the label that evaluation sees."""
+    table, ours = ExampleTable(), {}
+    stream = evaluation_stream(registry.get(name), 0, split, tokenizer, OPTIONS, table)
+    for batch in stream:
+        for row, slot in zip(*np.nonzero(batch.weight), strict=True):
+            tokens = batch.tokens[row][batch.segment_ids[row] == slot + 1]
+            ours[int(batch.example_id[row, slot])] = (tokens, batch.label[row, slot])
+    theirs = elements(seqio, name, split)
+    assert len(theirs) == len(ours)
+    for index, element in enumerate(theirs):
+        tokens, label = ours[index]
+        np.testing.assert_array_equal(element["inputs"], tokens)
+        assert element["targets"] == np.float32(label)
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_token_ids_are_those_of_training(seqio, tokenizer, shared_data, monkeypatch, name):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
+    for split in ("validation", "test"):
+        assert_same_tokens(seqio, tokenizer, name, split)
+    source = registry.get(name)
+    examples = [source.examples("train", index)[0] for index in range(source.size("train"))]
+    fields = [example.fields for example in examples]
+    ours = encode(tokenizer, source.task.template, fields, OPTIONS.max_length)
+    theirs = elements(seqio, name, "train")
+    assert len(theirs) == len(ours)
+    for element, text in zip(theirs, ours, strict=True):
+        assert np.array_equal(element["inputs"], text.tokens)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_token_ids_of_options_answers_and_several_splits(seqio, tokenizer, benchmarks, name):
+    for split in registry.get(name).splits:
+        if split != "train":
+            assert_same_tokens(seqio, tokenizer, name, split)
+
+
+@pytest.mark.parametrize("name", ["toy_sentiment", "toy_similarity", "toy_ranking"])
+def test_metric_functions_give_our_metrics(seqio, name):
+    task, source = seqio.get_mixture_or_task(name), registry.get(name)
+    targets = [
+        task.postprocess_fn(element["targets_pretokenized"], example=element, is_target=True)
+        for element in elements(seqio, name, "validation")
+    ]
+    table = ExampleTable()
+    for index in range(source.size("validation")):
+        for example in source.examples("validation", index):
+            table.add(example)
+    shape = (len(targets), source.task.num_outputs)
+    scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    outputs = source.task.kind.postprocess(source.task, scores)
+    (metric_fn,) = task.metric_fns
+    assert (
+        metric_fn(targets, outputs)
+        == Predictions(source.task, "validation", outputs, table).metrics()
+    )
+
+
+def test_every_task_and_mixture_is_there_and_needs_no_data_to_be_named(
+    seqio, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.delenv("MSMARCO_DIR", raising=False)
+    for name in registry.names():
+        if name not in ("own", "text"):
+            assert set(seqio.get_mixture_or_task(name).splits) == set(registry.get(name).splits)
+    for name, tasks in mixtures.MIXTURES.items():
+        assert {task.name for task in seqio.MixtureRegistry.get(name).tasks} == set(tasks)
+    with pytest.raises(InputError, match="TFDS_DATA_DIR.*tfds build glue/sst2"):
+        elements(seqio, "glue_sst2", "validation")
+
+
+def test_a_mixture_draws_by_our_rates(seqio, benchmarks):
+    mixture = seqio.MixtureRegistry.get("superglue")
+    sources = [registry.get(name) for name in mixtures.MIXTURES["superglue"]]
+    ours = dict(
+        zip(mixtures.MIXTURES["superglue"], mixtures.rates(sources, "proportional"), strict=True)
+    )
+    theirs = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+    for name, share in ours.items():
+        assert theirs[name] / sum(theirs.values()) == pytest.approx(share)
+    dataset = mixture.get_dataset({"inputs": 64}, "train", shuffle=True, seed=0)
+    assert all(len(e["inputs"]) <= 64 for e in itertools.islice(dataset.as_numpy_iterator(), 40))
+
+
+def test_own_files_are_added_with_their_options(seqio, tmp_path):
+    from gemma_encoder.data import seqio_tasks
+
+    (tmp_path / "t.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 20)
+    options = DataOptions(own={"train": str(tmp_path / "t.csv"), "name": "mine"})
+    seqio_tasks.add_task("mine", options)
+    assert {e["targets_pretokenized"] for e in elements(seqio, "mine", "train")} == {b"a", b"b"}
+    with pytest.raises(InputError, match="seqio has a task 'mine' already"):
+        seqio_tasks.add_task("mine", options)
+
+
+# Tasks of others
+
+
+@pytest.fixture(scope="module")
+def others(seqio, tmp_path_factory):
+    """A module that registers tasks in T5's own naming, and some that an encoder cannot learn."""
+    folder = tmp_path_factory.mktemp("others")
+    (folder / "sentences.tsv").write_text("".join(f"sentence {i}\t{i % 2}\n" for i in range(40)))
+    import tensorflow as tf
+
+    def glue(dataset, name, fields, classes):
+        """As T5's `preprocessors.glue`: "sst2 sentence: …" -> "positive"."""
+
+        def text_to_text(record):
+            parts = [name]
+            for field in fields:
+                parts += [f"{field}:", record[field]]
+            if classes:
+                target = tf.cond(
+                    tf.equal(record["label"], -1),
+                    lambda: tf.constant("<unk>"),
+                    lambda: tf.constant(classes)[record["label"]],
+                )
+            else:
+                target = tf.as_string(tf.round(record["label"] * 5) / 5, precision=1)
+            return {"inputs": tf.strings.join(parts, separator=" "), "targets": target}
+
+        return dataset.map(text_to_text)
+
+    return folder, glue
+
+
+@pytest.fixture
+def t5(seqio, others, benchmarks):
+    """T5-style GLUE tasks and a mixture, with T5-like tokenized features."""
+    import functools
+
+    from gemma_encoder.inputs.tokenizer import SMALL
+
+    _, glue = others
+    vocabulary = seqio.SentencePieceVocabulary(str(SMALL))
+    features = {name: seqio.Feature(vocabulary, add_eos=True) for name in ("inputs", "targets")}
+    declared = {
+        "t5_sst2": ("glue/sst2:2.0.0", ["sentence"], ["negative", "positive"]),
+        "t5_cola": ("glue/cola:2.0.0", ["sentence"], ["unacceptable", "acceptable"]),
+        "t5_stsb": ("glue/stsb:2.0.0", ["sentence1", "sentence2"], None),
+    }
+    for name, (dataset, fields, classes) in declared.items():
+        if name in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove(name)
+        seqio.TaskRegistry.add(
+            name,
+            source=seqio.TfdsDataSource(dataset, tfds_data_dir=str(benchmarks)),
+            preprocessors=[
+                functools.partial(
+                    glue, name=name.removeprefix("t5_"), fields=fields, classes=classes
+                ),
+                seqio.preprocessors.tokenize,
+                seqio.preprocessors.append_eos,
+            ],
+            output_features=features,
+        )
+    if "t5_glue" not in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.add("t5_glue", [("t5_sst2", 3.0), ("t5_cola", 1.0)])
+    return seqio
+
+
+def test_glue_in_t5s_naming_is_the_same_task(t5, benchmarks):
+    for theirs, ours in (
+        ("t5_sst2", "glue_sst2"),
+        ("t5_cola", "glue_cola"),
+        ("t5_stsb", "glue_stsb"),
+    ):
+        made, official = registry.get(f"seqio:{theirs}"), registry.get(ours)
+        assert (made.task.name, made.task.kind) == (theirs, official.task.kind)
+        assert set(made.task.classes) == set(official.task.classes)
+        for split in ("train", "validation", "test"):
+            assert made.size(split) == official.size(split)
+            seen = [
+                [
+                    (source.task.template.render(e.fields)[0].strip(), e.label)
+                    for index in range(source.size(split))
+                    for e in source.examples(split, index)
+                ]
+                for source in (made, official)
+            ]
+            if official.task.classes:
+                names = [
+                    [
+                        (text, source.task.kind.show_label(source.task, label))
+                        for text, label in part
+                    ]
+                    for source, part in zip((made, official), seen, strict=True)
+                ]
+                assert sorted(names[0]) == sorted(names[1])
+            else:
+                assert [text for text, _ in sorted(seen[0])] == [
+                    text for text, _ in sorted(seen[1])
+                ]
+    assert {e.label for i in range(4) for e in made.examples("test", i)} == {-1.0}
+
+
+def test_a_mixture_of_others_comes_with_its_rates(t5):
+    names = mixtures.expand(("seqio:t5_glue", "toy_ranking"))
+    assert names == ("seqio:t5_glue/t5_cola", "seqio:t5_glue/t5_sst2", "toy_ranking")
+    sources = [registry.get(name) for name in names]
+    np.testing.assert_allclose(mixtures.rates(sources[:2], "proportional"), [0.25, 0.75])
+    np.testing.assert_allclose(mixtures.rates(sources[:2], "equal"), [0.5, 0.5])
+    by_size = np.array([source.size("train") for source in sources], float)
+    np.testing.assert_allclose(mixtures.rates(sources, "proportional"), by_size / by_size.sum())
+
+
+def function_task(
+    seqio, name, rows, features=("inputs", "targets"), splits=("train", "validation")
+):
+    """A task over a Python function, of untokenized features."""
+    import tensorflow as tf
+
+    def dataset(split, shuffle_files, seed=None):
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    passed = seqio.PassThroughVocabulary(1)
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=splits),
+        preprocessors=[],
+        output_features={
+            feature: seqio.Feature(
+                passed,
+                add_eos=False,
+                dtype=tf.as_dtype(np.array(rows[0][feature]).dtype.type)
+                if not isinstance(rows[0][feature], str)
+                else tf.string,
+                rank=0,
+            )
+            for feature in features
+        },
+    )
+
+
+def test_documents_of_a_query_are_ranked(seqio):
+    rows = [
+        {
+            "inputs": f"query {q} document {d}",
+            "targets": "true" if d == q % 3 else "false",
+            "query_id": f"q{q}",
+        }
+        for q in range(6)
+        for d in range(3)
+    ]
+    function_task(seqio, "their_ranking", rows)
+    made = registry.get("seqio:their_ranking")
+    assert made.task.kind is kinds.get("ranking") and made.size("train") == 6
+    for index in range(6):
+        examples = made.examples("validation", index)
+        assert [e.label for e in examples] == [float(d == index % 3) for d in range(3)]
+        assert {e.query_id for e in examples} == {f"q{index}"}
+    drawn = made.examples("train", 2, np.random.default_rng(0))
+    assert [e.label for e in drawn] == [1.0, 0.0, 0.0]
+
+
+def test_a_function_is_read_at_each_start_and_its_content_is_the_fingerprint(seqio):
+    def rows(flipped):
+        return [{"inputs": f"text {i}", "targets": str((i + flipped) % 2)} for i in range(20)]
+
+    prints = []
+    for flipped in (0, 0, 1):
+        function_task(seqio, "their_labels", rows(flipped))
+        made = registry.get("seqio:their_labels")
+        assert made.task.classes == ("0", "1")
+        prints.append(made.fingerprints(["train"]))
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"inputs": f"text {i}", "targets": f"a summary of {i}"} for i in range(200)],
+            "more than 100 different targets, such as 'a summary of 0'; an encoder predicts classes",
+        ),
+        ([{"inputs": "a", "targets": "x"}] * 3, "has 1 different targets, such as 'x'"),
+        (
+            [{"inputs": "a", "targets": "maybe", "query_id": "q"}] * 3,
+            "its targets are grades of documents; 'maybe' is no number, and neither true nor false",
+        ),
+        ([{"text": "a", "label": 1}] * 3, "has no feature 'inputs'; it has"),
+        (
+            [{"inputs": [1, 2, 3], "targets": "x"}] * 3,
+            "'inputs' is no text and cannot be turned into one; let its preprocessor keep inputs_pre",
+        ),
+    ],
+)
+def test_tasks_that_an_encoder_cannot_learn_are_refused_with_the_reason(seqio, rows, message):
+    function_task(seqio, "their_bad", rows, features=())
+    with pytest.raises(InputError, match=message):
+        registry.get("seqio:their_bad")
+
+
+def test_what_seqio_lacks_is_refused(seqio, t5):
+    with pytest.raises(
+        InputError, match="unknown task or mixture of seqio 't5_sst'; did you mean 't5_sst2'"
+    ):
+        mixtures.expand(("seqio:t5_sst",))
+    rows = [{"inputs": "a", "targets": "x"}]
+    function_task(seqio, "their_test", rows, splits=("test",))
+    with pytest.raises(InputError, match="no train split to read its classes from, only test"):
+        registry.get("seqio:their_test")
+    function_task(seqio, "their_broken", rows)
+    seqio.TaskRegistry.get("their_broken").source._dataset_fn = lambda split, shuffle_files: 1 / 0
+    with pytest.raises(InputError, match="train split cannot be read: ZeroDivisionError"):
+        registry.get("seqio:their_broken")

@@ -1,0 +1,169 @@
+"""A run and its data belong together: what changed is refused by name; and TensorFlow stays away."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from gemma_encoder.data import registry
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.training import loop
+from gemma_encoder.weights import native
+
+
+def csv(count, flipped=False):
+    labels = "ba" if flipped else "ab"
+    rows = (f"text {i},{labels[i % 2]}\n" for i in range(count))
+    return "text,label\n" + "".join(rows)
+
+
+@pytest.fixture
+def own(micro, tmp_path):
+    """A config over two files, and the folder of a run that took two of its four steps."""
+    (tmp_path / "train.csv").write_text(csv(60))
+    (tmp_path / "dev.csv").write_text(csv(12))
+    config = micro(
+        tasks=("own",),
+        own__train=str(tmp_path / "train.csv"),
+        own__validation=str(tmp_path / "dev.csv"),
+        checkpoint_every="2 steps",
+    )
+    loop.train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    return config, tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("train.csv", csv(60, flipped=True)),
+        ("train.csv", csv(50)),
+        ("train.csv", csv(61)),
+        ("dev.csv", csv(12, flipped=True)),
+    ],
+    ids=["labels flipped", "fewer rows", "more rows", "other validation"],
+)
+def test_a_run_refuses_to_resume_on_changed_data(own, file, content):
+    config, folder = own
+    before = (folder / file).read_text()
+    (folder / file).write_text(content)
+    with pytest.raises(
+        InputError, match=f"task 'own': {file} changed since the run in .*run began"
+    ):
+        loop.train(config, folder / "run")
+    (folder / file).write_text(before)  # another time of change, the same content
+    assert loop.train(config, folder / "run").step == 4
+
+
+def test_moved_data_are_the_same_data(own):
+    config, folder = own
+    (folder / "elsewhere").mkdir()
+    stored = json.loads((folder / "run/config.json").read_text())
+    for split, name in (("train", "train.csv"), ("validation", "dev.csv")):
+        moved = folder / "elsewhere" / name
+        (folder / name).rename(moved)
+        config.own[split] = stored["own"][split] = str(moved)
+    (folder / "run/config.json").write_text(json.dumps(stored))
+    assert loop.train(config, folder / "run").step == 4
+
+
+def edit_record(folder, change):
+    path = native.find(folder) / "inference" / "inference.json"
+    description = json.loads(path.read_text())
+    change(description["record"])
+    path.write_text(json.dumps(description))
+
+
+def test_a_run_of_a_former_version_is_refused_with_how_to_finish_it(own, micro):
+    config, folder = own
+    edit_record(folder / "run", lambda record: record.pop("data"))
+    with pytest.raises(InputError) as refused:
+        loop.train(config, folder / "run")
+    message = str(refused.value)
+    assert "earlier version" in message and "finish it with that version" in message
+    assert f"--config.model.warm_start={folder / 'run'}" in message and "\n" not in message
+    config.model.warm_start = str(folder / "run")  # what the message says works
+    assert loop.train(config, folder / "new").step == 4
+
+
+def test_a_state_that_is_damaged_or_of_a_former_format_is_one_line(own):
+    config, folder = own
+    (state,) = (folder / "run/checkpoints/2/data").glob("reader_*")
+    for content in (b"PK\x03\x04 a zip", b"{}", b'{"drawn": 3, "waiting": ["x"], "counts": {}}'):
+        state.write_bytes(content)
+        with pytest.raises(InputError, match="state of the data readers is damaged"):
+            loop.train(config, folder / "run")
+
+
+def test_the_state_of_the_readers_is_small_and_names_no_file(own):
+    _, folder = own
+    (state,) = (folder / "run/checkpoints/2/data").glob("reader_*")
+    assert state.stat().st_size < 2000
+    assert set(json.loads(state.read_text())) == {"drawn", "waiting", "counts"}
+
+
+PROGRAM = """
+import json, sys
+from gemma_encoder.experiments import quickstart
+from gemma_encoder.training import loop
+
+config = quickstart.get_config("smoke")
+for path, value in json.loads(sys.argv[1]).items():
+    *parents, field = path.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    with node.ignore_type():
+        node[field] = tuple(value) if isinstance(value, list) else value
+step = loop.train(config, sys.argv[2]).step
+print(step, sorted({"tensorflow", "seqio", "tensorflow_datasets"} & set(sys.modules)))
+"""
+
+
+def test_training_imports_no_tensorflow_where_no_tfrecord_is_new(benchmarks, tmp_path, monkeypatch):
+    """Own files of each format, MS MARCO's layout, toy data, and a dataset that was read before."""
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
+    registry.get("glue_sst2").examples("train", 0)
+    for split in ("train", "validation"):
+        registry.get("glue_sst2").examples(split, 0)
+    marco = tmp_path / "marco"
+    marco.mkdir()
+    (marco / "collection.tsv").write_text("".join(f"{i}\tpassage {i}\n" for i in range(20)))
+    for split in ("train", "dev"):
+        (marco / f"queries.{split}.tsv").write_text("".join(f"{i}\tquery {i}\n" for i in range(8)))
+        (marco / f"qrels.{split}.tsv").write_text("".join(f"{i}\t0\t{i}\t1\n" for i in range(8)))
+        run = "".join(f"{i}\t{(i + j) % 20}\t{j}\n" for i in range(8) for j in range(1, 6))
+        (marco / f"run.{split}.tsv.gz").write_bytes(gzip.compress(run.encode()))
+    (tmp_path / "train.csv").write_text(csv(60))
+    changes = {
+        "tasks": ["own", "msmarco", "glue_sst2", "toy_similarity"],
+        "own.train": str(tmp_path / "train.csv"),
+        "max_train": 0,
+        "model.size": "gemma2_tiny",
+        "train_for": "3 steps",
+    }
+    environment = os.environ | {"MSMARCO_DIR": str(marco)}
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(changes), str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.splitlines()[-1:] == ["3 []"], result.stderr[-2000:]
+
+
+def test_tensorboard_reads_what_is_logged_without_tensorflow(micro, tmp_path):
+    loop.train(micro(tasks=("toy_sentiment",)), tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
+    logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert logged == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in losses]
+    assert "validation/toy_sentiment/accuracy" in events.Tags()["scalars"]
