@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from gemma_encoder.training.hooks import Hook
 
-    Data = epath.PathLike | pandas.DataFrame | Mapping[str, Sequence] | Iterable[Mapping]
+    Path = epath.PathLike
+    Data = Path | Sequence[Path] | pandas.DataFrame | Mapping[str, Sequence] | Iterable[Mapping]
 
 FOLDER = "data"  # of a workdir, for what was handed over in memory
 
@@ -57,8 +58,8 @@ def fine_tune(
             with the arguments of the config `own` where there are any, such as
             "classification,size=gemma3_270m"; or a `Task` of your own, whose template's fields are
             columns of the data; or a config, by name ("glue:sst2"), by file or as it is.
-        train: a path (JSONL, CSV, TSV, Parquet), a DataFrame, a dictionary of columns, or an
-            iterable of records. The column "label" holds the label, the others make the text;
+        train: a path (JSONL, JSON, CSV, TSV, Parquet), a pattern such as "part-*.csv", a list of
+            both, a DataFrame, a dictionary of columns, or an iterable of records. The column "label" holds the label, the others make the text;
             `OwnOptions` says more, and `overrides` such as {"own.label": "stars"} change it.
             None where the config names its data.
         validation: what to evaluate on; by default a tenth of `train` is held out.
@@ -162,12 +163,14 @@ def _fields(task: Task) -> dict[str, Any]:
     }
 
 
-def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict[str, str]:
+def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict[str, Any]:
     """Paths by field of the config; rows in memory are written to the workdir."""
     result, texts = {}, {}
     for split, data in splits.items():
         if isinstance(data, str | os.PathLike):
             result[f"own.{split}"] = os.fspath(data)
+        elif _are_paths(data):
+            result[f"own.{split}"] = tuple(map(os.fspath, data))
         elif data is not None:
             texts[split] = to_jsonl(data, split)
     if not texts:
@@ -190,6 +193,14 @@ def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict
             )
         write_whole(path, text)
     return result
+
+
+def _are_paths(data: Any) -> bool:
+    return (
+        isinstance(data, list | tuple)
+        and bool(data)
+        and all(isinstance(one, str | os.PathLike) for one in data)
+    )
 
 
 def _command(name: str, fields: Mapping[str, Any], workdir: epath.PathLike) -> str:

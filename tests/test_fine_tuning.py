@@ -50,8 +50,12 @@ def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd, 
 
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    parts = [tmp_path / f"part-{number}.jsonl" for number in range(2)]
+    for part, rows in zip(parts, (ROWS[:15], ROWS[15:]), strict=True):
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {
         "path": file,
+        "parts": parts,
         "frame": pd.DataFrame(ROWS),
         "columns": COLUMNS | {"label": np.array(COLUMNS["label"])},
         "records": (row for row in ROWS),
@@ -66,7 +70,7 @@ def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd, 
         )
         assert predictor.classes == ("bad", "good")
         assert predictor.predict(["it was good"]).shape == (1, 2)
-        if name != "path":
+        if name not in ("path", "parts"):
             kept = tmp_path / name / "data" / "train.jsonl"
             assert [json.loads(line) for line in kept.read_text().splitlines()] == ROWS
     assert not [record for record in caplog.records if "seqio" in record.pathname]
@@ -172,8 +176,8 @@ PLAIN = ge.Template("{text}")
             "unknown kind or config 'clasification'; did you mean 'classification'",
         ),
         ((3, COLUMNS), "expected a kind, a Task or a config, got int"),
-        (("classification", 3), "train is int; give a path, a DataFrame"),
-        (("classification", ["it was good"]), "train: record 0 is str, not a dictionary"),
+        (("classification", 3), "train is int; give a path, a list of paths"),
+        (("classification", ["it was good"]), "own.train: it was good is not a file"),
         (("classification", []), "train holds no record"),
         (("classification", {}), "train holds no record"),
         (("classification", {"text": "a b", "label": "c"}), "column 'text' is str, not a list"),

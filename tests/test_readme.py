@@ -104,6 +104,9 @@ def home(tmp_path_factory, prepared, random_predictor):
             for i in range(count)
         )
         (folder / f"{name}.csv").write_text(f"text,label\n{rows}")
+    for name in ("tone", "tone_dev"):
+        rows = "".join(f"film {i} was {words[i % 4]}\t{'ab'[i % 2]}\n" for i in range(40))
+        (folder / f"{name}.tsv").write_text(rows)
     (folder / "texts.txt").write_text("a fine film .\na dull one .\n")
     (folder / "texts.csv").write_text("id,text\n1,a fine film .\n2,a dull one .\n")
     scifact = folder / "beir" / "scifact"
@@ -173,6 +176,11 @@ def test_the_readmes_commands(home):
         [PROGRAM, "train", "--config=quickstart:smoke", "--workdir=runs/quickstart"],
     )  # make quickstart
     tried = 0
+    scripts = blocks("README.md", "python")
+    for body in list(scripts):
+        if match := re.match(r"# (\w+\.py)\n", body):  # a module that a command names
+            (folder / match[1]).write_text(body)
+            scripts.remove(body)
     for line in ours("README.md"):
         words = shlex.split(line)
         if "msmarco" in line and not pathlib.Path(variables["MSMARCO_DIR"]).is_dir():
@@ -189,7 +197,7 @@ def test_the_readmes_commands(home):
         run(home, small(words))
         tried += 1
     assert tried > 10
-    for body in blocks("README.md", "python"):
+    for body in scripts:
         if (
             "sentence_transformers" in body
         ):  # tests/weights/check_huggingface_export.py, where it is installed

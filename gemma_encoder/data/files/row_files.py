@@ -11,7 +11,7 @@ import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
 
-EXPECTED = "a path, a DataFrame, a dictionary of columns or an iterable of records"
+EXPECTED = "a path, a list of paths, a DataFrame, a dictionary of columns or an iterable of records"
 
 
 def to_jsonl(data: Any, name: str) -> str:

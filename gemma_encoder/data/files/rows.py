@@ -109,7 +109,8 @@ def _json(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
 def _json_values(path: pathlib.Path) -> Iterator[Any]:
     """The values of an array, or values that follow each other, parsed as the text comes."""
     blocks, text, count = _text_blocks(path), "", 0
-    text = next(blocks, "").lstrip()
+    while not text and (block := next(blocks, None)) is not None:
+        text = block.lstrip()
     is_array = text.startswith("[")
     text = text.removeprefix("[")
     while True:
