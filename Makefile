@@ -62,7 +62,7 @@ lock:
 	for version in 3.11 3.12; do \
 	  to=requirements/py$$(echo $$version | tr -d .); \
 	  $(COMPILE) --extra test --output-file $$to-test.txt && \
-	  $(COMPILE) --extra train --constraint $$to-test.txt --output-file $$to.txt && \
+	  $(COMPILE) --extra train --extra tfds --constraint $$to-test.txt --output-file $$to.txt && \
 	  $(COMPILE) --extra test --extra prepare --output-file $$to-prepare.txt || exit 1; \
 	done
 

@@ -39,17 +39,18 @@ TRAIN = [
     "rax>=0.4",
     "scikit-learn>=1.6",
     "scipy>=1.14",
-    "seqio>=0.0.20",
     "tensorboard>=2.20",  # clu imports it without declaring it
     "tensorboardX>=2.6",  # writes TensorBoard's files without TensorFlow
-    "tensorflow>=2.21",
-    "tensorflow-datasets>=4.9.9",
 ]
+
+# To read prepared TensorFlow Datasets for the first time, and tasks of seqio.
+TFDS = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.9"]
 
 NOTEBOOK = ["ipykernel>=6.29", "matplotlib>=3.9", "pandas>=2.2"]
 
 EXTRAS = {
     "train": TRAIN,
+    "tfds": TFDS,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "notebook": ["jupyterlab>=4.2", *NOTEBOOK],
@@ -60,11 +61,12 @@ EXTRAS = {
         "transformers>=4.57",
     ],  # what benchmarks compare with; used nowhere else
     # Beam needs protobuf 6: its environment is one of its own, with its own lock (`make prepare-setup`).
-    "prepare": [*TRAIN, "apache-beam>=2.60", "protobuf<7", "sentencepiece<0.2.1"],
+    "prepare": [*TRAIN, *TFDS, "apache-beam>=2.60", "protobuf<7", "sentencepiece<0.2.1"],
     # The tests run the notebooks. The gemma package is what weights and hidden states are compared with.
     # With jax[tpu], programs are compiled for a TPU that is not there.
     "test": [
         *TRAIN,
+        *TFDS,
         "gemma>=3.3",
         "hypothesis>=6.100",
         "jax[tpu]",

@@ -12,9 +12,11 @@ import logging
 import os
 import pathlib
 import platform
+import re
 import sys
 import tempfile
 import types
+from collections.abc import Iterator
 
 from gemma_encoder.inputs.errors import InputError
 
@@ -28,6 +30,9 @@ COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JA
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # ask the system for pages of 2 MB for large blocks; glibc reads it when a program starts
 
 
+# What TensorFlow writes to stderr when it is imported, whatever its logging switches say.
+START_UP_NOTE = re.compile(rb"[IWE]\d{4} .*\.cc:\d+\]|WARNING: All log messages before absl")
+
 # Packages of the extra `train` that training imports, by the names that they are imported by.
 TRAINING = (
     "clu",
@@ -36,11 +41,8 @@ TRAINING = (
     "optax",
     "rax",
     "scipy",
-    "seqio",
     "sklearn",
     "tensorboardX",
-    "tensorflow",
-    "tensorflow_datasets",
 )
 
 MIN_COMPILE_SECONDS = 0.1  # programs that compile faster are not written to the cache
@@ -77,20 +79,33 @@ def ignore_tpus() -> None:
 def import_quietly(name: str) -> types.ModuleType:
     """Imports TensorFlow or a package that stands on it.
 
-    TensorFlow's C++ start-up notes reach no logging switch: they are held back unless it fails.
+    Raises:
+        InputError: it is not installed.
     """
+    if importlib.util.find_spec(name) is None:
+        raise InputError(
+            f"{name} is not installed, which reading prepared TensorFlow Datasets for the first "
+            "time and tasks of seqio need; pip install 'gemma_encoder[tfds]'"
+        )
+    with without_start_up_notes():
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def without_start_up_notes() -> Iterator[None]:
+    """Holds back the lines that TensorFlow's C++ code writes to stderr while it is imported."""
     sys.stderr.flush()
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
         try:
-            return importlib.import_module(name)
-        except BaseException:
-            notes.seek(0)
-            os.write(stderr, notes.read())
-            raise
+            yield
         finally:
+            sys.stderr.flush()
             os.dup2(stderr, 2)
+            written.seek(0)
+            lines = [line for line in written if not START_UP_NOTE.match(line)]
+            os.write(stderr, b"".join(lines))
             os.close(stderr)
 
 

@@ -193,3 +193,20 @@ def test_training_without_its_packages_is_one_line(monkeypatch):
     monkeypatch.setattr(runtime, "TRAINING", (*runtime.TRAINING, "no_such_package"))
     with pytest.raises(InputError, match=r"no_such_package.*pip install 'gemma_encoder\[train\]'"):
         runtime.require_training()
+
+
+def test_a_package_for_tfrecords_that_is_absent_is_one_line():
+    with pytest.raises(InputError, match=r"no_such is not installed.*gemma_encoder\[tfds\]"):
+        runtime.import_quietly("no_such")
+    assert runtime.import_quietly("json").dumps(1) == "1"
+
+
+def test_notes_of_tensorflow_are_held_back_and_nothing_else(capfd):
+    with runtime.without_start_up_notes():
+        os.write(2, b"I0000 00:00:17.246537    34 port.cc:153] oneDNN custom operations are on.\n")
+        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\n")
+        print("a module's own words", file=sys.stderr)
+    with pytest.raises(ValueError), runtime.without_start_up_notes():
+        print("before it failed", file=sys.stderr)
+        raise ValueError
+    assert capfd.readouterr().err == "a module's own words\nbefore it failed\n"

@@ -65,7 +65,7 @@ def keep(
     half of one. Its name holds the fingerprints of the sources.
     """
     fingerprints = [fingerprint(path) for path in sources]
-    owner = _digest(what, *map(str, sources))[:12]
+    owner = _digest(what, *map(_absolute, sources))[:12]
     prefix = f"{sources[0].name}-{what.split()[0]}-{owner}-"
     target = folder() / f"{prefix}{_digest(str(VERSION), *fingerprints)[:16]}"
     if target.is_dir():
@@ -114,7 +114,7 @@ def fingerprint(path: epath.Path | pathlib.Path) -> str:
     That of a large file is computed once, and again when its size or time of change differs.
     """
     size, stamp = _size_and_stamp(path)
-    memo = folder() / "fingerprints" / _digest(str(path))[:32]
+    memo = folder() / "fingerprints" / _digest(_absolute(path))[:32]
     if size >= KEEP_FROM and memo.exists():
         lines = memo.read_text().splitlines()
         if lines[:1] == [stamp] and len(lines) == 2:
@@ -128,6 +128,10 @@ def fingerprint(path: epath.Path | pathlib.Path) -> str:
             temporary.write_text(f"{stamp}\n{result}\n")
             temporary.replace(memo)
     return result
+
+
+def _absolute(path: epath.Path | pathlib.Path) -> str:
+    return str(path.absolute()) if isinstance(path, pathlib.Path) else str(path)
 
 
 def _size_and_stamp(path: epath.PathLike) -> tuple[int, str]:

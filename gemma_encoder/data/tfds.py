@@ -70,11 +70,11 @@ class Dataset:
     def _write(self, folder: pathlib.Path, split: str) -> None:
         import pyarrow as pa
 
-        runtime.import_quietly("tensorflow")
-        import tensorflow_datasets as tfds
-
+        tfds = runtime.import_quietly("tensorflow_datasets")
         builder = tfds.builder_from_directory(str(self.folder))
-        records = tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False))
+        in_order = tfds.ReadConfig(interleave_cycle_length=1)
+        dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
+        records = tfds.as_numpy(dataset)
         rows = (dict(_flat(record)) for record in records)
         first = list(itertools.islice(rows, table.BATCH))
         schema = pa.Table.from_pylist(first).schema

@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from gemma_encoder import runtime
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.text import TextOptions
 from gemma_encoder.inputs import kinds, options
@@ -214,7 +215,8 @@ def import_modules(names: Sequence[str]) -> None:
         sys.path.append(os.getcwd())
     for name in names:
         try:
-            importlib.import_module(name)
+            with runtime.without_start_up_notes():
+                importlib.import_module(name)
         except InputError:
             raise
         except ModuleNotFoundError as error:

@@ -30,7 +30,9 @@ def named_files(name: str | Sequence[str], option: str) -> list[pathlib.Path]:
             problem = f"no file matches {path}" if is_pattern else f"{path} is not a file"
             raise InputError(f"{option}: {problem}")
         paths += matches
-    twice = [path for path in paths if paths.count(path) > 1]
-    if twice:
-        raise InputError(f"{option}: {twice[0]} is named twice")
+    met: set[pathlib.Path] = set()
+    for path in paths:
+        if path in met:
+            raise InputError(f"{option}: {path} is named twice")
+        met.add(path)
     return paths
