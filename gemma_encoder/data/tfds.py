@@ -19,6 +19,7 @@ from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
+from gemma_encoder.inputs.template import Template
 
 Row = Mapping[str, Any]  # of a table: text, numbers, lists of texts
 
@@ -223,3 +224,44 @@ def declare_tfds(
     Arguments are those of TfdsSource.
     """
     return task.name, lambda options: TfdsSource(task, options, tfds_name, columns, **table)
+
+
+def declare_t5(
+    name: str,
+    tfds_name: str,
+    fields: str,
+    metrics: str,
+    classes: str = "",
+    chance: float | None = None,
+    *,
+    kind: str = "",
+    splits: str = " ".join(Source.splits),
+    cut: str = "",
+    head: str = "",
+    label_range: tuple[float, float] | None = None,
+    **table: Any,
+) -> tuple[str, Callable[[DataOptions], Source]]:
+    """The declaration of a task whose text is written as T5 does (arXiv 1910.10683, appendix D).
+
+    The text is the name of the task that trains the head, then every field behind its own name:
+    "rte sentence1: … sentence2: …".
+
+    Args:
+        name: with the suite, e.g. "glue_rte".
+        fields, metrics, classes, splits, cut: names, separated by blanks.
+        kind: by default classification, or regression where there is a label range.
+        tfds_name, table: as for TfdsSource; the other arguments are those of Task.
+    """
+    text = (head or name).partition("_")[2]
+    text += "".join(f" {field}: {{{field}}}" for field in fields.split())
+    task = Task(
+        name,
+        kind or ("regression" if label_range else "classification"),
+        Template(text, tuple(cut.split())),
+        tuple(metrics.split()),
+        tuple(classes.split()),
+        label_range or (0.0, 1.0),
+        head,
+        chance,
+    )
+    return declare_tfds(task, tfds_name, splits=tuple(splits.split()), **table)

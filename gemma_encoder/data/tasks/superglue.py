@@ -1,35 +1,31 @@
-"""SuperGLUE through TensorFlow Datasets: each task is one declaration. Names in the text are T5's (arXiv 1910.10683, appendix D).
+"""SuperGLUE through TensorFlow Datasets: each task is one declaration.
 
-Where T5 writes a text to be answered in words, an encoder scores it: COPA and ReCoRD become one text per option, WSC names the noun
-that the marked pronoun may stand for.
+Where T5 writes a text to be answered in words, an encoder scores it: COPA and ReCoRD become one
+text per option, WSC names the noun that the marked pronoun may stand for.
 """
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from gemma_encoder.data.source import DataOptions, Source
-from gemma_encoder.data.tfds import Row, declare_tfds
+from gemma_encoder.data.tfds import Row, declare_t5
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import UNLABELLED
-from gemma_encoder.inputs.task import Example, Task
-from gemma_encoder.inputs.template import Template
+from gemma_encoder.inputs.task import Example
 
-_ENTAILMENT = Template(
-    "rte hypothesis: {hypothesis} premise: {premise}", cut=("premise", "hypothesis")
-)
-_ENTAILMENT_CLASSES = ("entailment", "not_entailment")
-_NO_YES = ("False", "True")
+_NLI, _NLI_CLASSES = "hypothesis premise", "entailment not_entailment"
+_NO_YES = "False True"
+# Diagnostics: only a test split, whose labels are published; scored by the head that RTE trains.
+_DIAGNOSTIC = {"head": "superglue_rte", "splits": "test"}
 
 
 def _copa(row: Row) -> list[Example]:
     """Two options; the label is the number of the one that is right."""
+    shared = {"premise": row["premise"], "question": row["question"]}
     return [
         Example(
-            {
-                "choice": row[f"choice{number + 1}"],
-                "premise": row["premise"],
-                "question": row["question"],
-            },
+            {"choice": row[f"choice{number + 1}"], **shared},
             UNLABELLED if row["label"] == UNLABELLED else float(row["label"] == number),
             query_id=str(row["idx"]),
             document_id=str(number),
@@ -41,20 +37,12 @@ def _copa(row: Row) -> list[Example]:
 
 def _multirc(row: Row) -> list[Example]:
     """An answer that may be right or wrong whatever the others of its question are."""
-    idx = {name: row[name] for name in ("paragraph_idx", "question_idx", "answer_idx")}
     paragraph = re.sub(r"</?[A-Za-z]+>", "", re.sub(r"<br */?>", " ", row["paragraph"]))
-    return [
-        Example(
-            {
-                "question": row["question"],
-                "answer": row["answer"],
-                "paragraph": " ".join(paragraph.split()),
-            },
-            row["label"],
-            query_id=f"{row['paragraph_idx']}-{row['question_idx']}",
-            info={"idx": {name.removesuffix("_idx"): number for name, number in idx.items()}},
-        )
-    ]
+    fields = {name: row[name] for name in ("question", "answer")}
+    fields["paragraph"] = " ".join(paragraph.split())
+    idx = {name: row[f"{name}_idx"] for name in ("paragraph", "question", "answer")}
+    query = f"{idx['paragraph']}-{idx['question']}"
+    return [Example(fields, row["label"], query, info={"idx": idx})]
 
 
 def _record(row: Row) -> list[Example]:
@@ -80,18 +68,23 @@ def _record(row: Row) -> list[Example]:
 
 
 def _wsc(row: Row) -> list[Example]:
-    """The pronoun between asterisks. Its place is counted in words, and in a few records miscounted: the nearest one is meant."""
+    """The pronoun between asterisks: of several, the one nearest to its index.
+
+    The index counts words, and a few records miscount.
+    """
     text, pronoun = row["text"], row["pronoun"]
-    found = list(re.finditer(rf"(?<!\w){re.escape(pronoun)}(?!\w)", text, re.IGNORECASE)) or list(
-        re.finditer(re.escape(pronoun), text, re.IGNORECASE)
-    )
-    if not pronoun or not found:
+    as_word = rf"(?<!\w){re.escape(pronoun)}(?!\w)"
+    for pattern in (as_word, re.escape(pronoun)):
+        if matches := list(re.finditer(pattern, text, re.IGNORECASE)):
+            break
+    if not pronoun or not matches:
         raise InputError(f"the field 'text' does not hold the pronoun {pronoun!r}")
-    place = min(
-        found,
-        key=lambda match: abs(len(text[: match.start() + 1].split()) - 1 - row["pronoun_index"]),
-    )
-    marked = f"{text[: place.start()]}*{place[0]}*{text[place.end() :]}"
+
+    def distance(match: re.Match) -> int:
+        return abs(len(text[: match.start() + 1].split()) - 1 - row["pronoun_index"])
+
+    nearest = min(matches, key=distance)
+    marked = f"{text[: nearest.start()]}*{nearest[0]}*{text[nearest.end() :]}"
     return [Example({"text": marked, "noun": row["noun"]}, row["label"], info={"idx": row["idx"]})]
 
 
@@ -101,141 +94,69 @@ def _axg(row: Row) -> list[Example]:
     return [Example(fields, row["label"], query_id=str(row["idx"] // 2), info={"idx": row["idx"]})]
 
 
+def _task(name: str, *names: Any, **more: Any) -> tuple[str, Callable[[DataOptions], Source]]:
+    """A task of fields, metrics, classes and chance; more arguments as for `declare_t5`."""
+    builder = {"wsc": "wsc.fixed"}.get(name, name)
+    return declare_t5(f"superglue_{name}", f"super_glue/{builder}:1.0.2", *names, **more)
+
+
 TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
     [
-        declare_tfds(
-            Task(
-                "superglue_boolq",
-                "classification",
-                Template(
-                    "boolq passage: {passage} question: {question}", cut=("passage", "question")
-                ),
-                metrics=("accuracy",),
-                classes=_NO_YES,
-            ),
-            "super_glue/boolq:1.0.2",
-        ),
-        declare_tfds(
-            Task(
-                "superglue_cb",
-                "classification",
-                Template(
-                    "cb hypothesis: {hypothesis} premise: {premise}", cut=("premise", "hypothesis")
-                ),
-                metrics=("accuracy", "macro_f1"),
-                classes=("entailment", "contradiction", "neutral"),
-            ),
-            "super_glue/cb:1.0.2",
-        ),
-        declare_tfds(
-            Task(
-                "superglue_copa",
-                "choice",
-                Template(
-                    "copa choice: {choice} premise: {premise} question: {question}",
-                    cut=("premise", "choice"),
-                ),
-                metrics=("accuracy",),
-                chance=0.5,
-            ),
-            "super_glue/copa:1.0.2",
+        _task("boolq", "passage question", "accuracy", _NO_YES, cut="passage question"),
+        _task("cb", _NLI, "accuracy macro_f1", "entailment contradiction neutral"),
+        _task(
+            "copa",
+            "choice premise question",
+            "accuracy",
+            chance=0.5,
+            kind="choice",
+            cut="premise choice",
             columns={name: name for name in ("premise", "question", "choice1", "choice2")},
             examples=_copa,
         ),
-        declare_tfds(
-            Task(
-                "superglue_multirc",
-                "classification",
-                Template(
-                    "multirc question: {question} answer: {answer} paragraph: {paragraph}",
-                    cut=("paragraph", "answer", "question"),
-                ),
-                metrics=("f1a", "exact_match"),
-                classes=_NO_YES,
-            ),
-            "super_glue/multirc:1.0.2",
+        _task(
+            "multirc",
+            "question answer paragraph",
+            "f1a exact_match",
+            _NO_YES,
             numbers={f"{name}_idx": f"idx/{name}" for name in ("paragraph", "question", "answer")},
             examples=_multirc,
         ),
-        declare_tfds(
-            Task(
-                "superglue_record",
-                "choice",
-                Template("record query: {query} passage: {passage}", cut=("passage", "query")),
-                metrics=("token_f1", "exact_match"),
-            ),
-            "super_glue/record:1.0.2",
+        _task(
+            "record",
+            "query passage",
+            "token_f1 exact_match",
+            kind="choice",
             label=None,
             numbers={"idx": "idx/query"},
             lists={"entities": "entities", "answers": "answers"},
             examples=_record,
         ),
-        declare_tfds(
-            Task(
-                "superglue_rte",
-                "classification",
-                _ENTAILMENT,
-                metrics=("accuracy",),
-                classes=_ENTAILMENT_CLASSES,
-                chance=0.5,
-            ),
-            "super_glue/rte:1.0.2",
+        _task("rte", _NLI, "accuracy", _NLI_CLASSES, 0.5),
+        _task(
+            "wic", "sentence1 sentence2 word", "accuracy", _NO_YES, 0.5, cut="sentence2 sentence1"
         ),
-        declare_tfds(
-            Task(
-                "superglue_wic",
-                "classification",
-                Template(
-                    "wic sentence1: {sentence1} sentence2: {sentence2} word: {word}",
-                    cut=("sentence2", "sentence1"),
-                ),
-                metrics=("accuracy",),
-                classes=_NO_YES,
-                chance=0.5,
-            ),
-            "super_glue/wic:1.0.2",
-        ),
-        declare_tfds(
-            Task(
-                "superglue_wsc",
-                "classification",
-                Template("wsc text: {text} noun: {noun}", cut=("text", "noun")),
-                metrics=("accuracy",),
-                classes=_NO_YES,
-            ),
-            "super_glue/wsc.fixed:1.0.2",
+        _task(
+            "wsc",
+            "text noun",
+            "accuracy",
+            _NO_YES,
+            cut="text noun",
             columns={"text": "text", "noun": "span1_text", "pronoun": "span2_text"},
             numbers={"idx": "idx", "pronoun_index": "span2_index"},
             examples=_wsc,
         ),
-        # Diagnostics: only a test split, whose labels are published; scored by the head that RTE trains.
-        declare_tfds(
-            Task(
-                "superglue_axb",
-                "classification",
-                _ENTAILMENT,
-                metrics=("matthews_correlation",),
-                classes=_ENTAILMENT_CLASSES,
-                head="superglue_rte",
-                chance=0.0,
-            ),
-            "super_glue/axb:1.0.2",
+        _task(
+            "axb",
+            _NLI,
+            "matthews_correlation",
+            _NLI_CLASSES,
+            0.0,
             columns={"premise": "sentence1", "hypothesis": "sentence2"},
-            splits=("test",),
+            **_DIAGNOSTIC,
         ),
-        declare_tfds(
-            Task(
-                "superglue_axg",
-                "classification",
-                _ENTAILMENT,
-                metrics=("accuracy", "gender_parity"),
-                classes=_ENTAILMENT_CLASSES,
-                head="superglue_rte",
-                chance=0.5,
-            ),
-            "super_glue/axg:1.0.2",
-            splits=("test",),
-            examples=_axg,
+        _task(
+            "axg", _NLI, "accuracy gender_parity", _NLI_CLASSES, 0.5, examples=_axg, **_DIAGNOSTIC
         ),
     ]
 )
