@@ -14,7 +14,7 @@ Nothing depends on the machine: combinations are shared out by SHA-256, and rand
 import hashlib
 import random
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -25,25 +25,37 @@ SPLITS = ("train", "validation", "test")
 
 SENTIMENT_CLASSES = ("negative", "positive")
 
+Concept = tuple[str, ...]  # a word, and its synonym if there is one
+Slots = dict[str, tuple[Concept, ...]]  # concepts to choose from
+Description = dict[str, Concept]  # one of each slot
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+
+def _slots(**words: str) -> Slots:
+    """The concepts of each slot, from "word/synonym word/synonym ..."."""
+    return {
+        slot: tuple(tuple(concept.split("/")) for concept in text.split())
+        for slot, text in words.items()
+    }
 
 
-NOUNS = _words(
-    "acting animation cast dialogue direction editing ending finale hero humour lighting music narration pace photography "
-    "plot premise romance scenery script sequel soundtrack story villain"
+NOUNS = (
+    "acting animation cast dialogue direction editing ending finale hero humour lighting music "
+    "narration pace photography plot premise romance scenery script sequel soundtrack story villain"
 )
-ADJECTIVES = {
-    "negative": _words(
-        "annoying awful bland boring clumsy confused dreadful dreary dull flat forgettable horrible lifeless mediocre "
-        "pathetic pointless predictable shallow silly sloppy stale tedious terrible weak"
+OPINIONS = (  # of each class
+    _slots(
+        noun=NOUNS,
+        adjective="annoying awful bland boring clumsy confused dreadful dreary dull flat "
+        "forgettable horrible lifeless mediocre pathetic pointless predictable shallow silly "
+        "sloppy stale tedious terrible weak",
     ),
-    "positive": _words(
-        "beautiful brilliant charming clever convincing delightful elegant engaging excellent fresh graceful gripping "
-        "imaginative impressive lively lovely memorable moving powerful refreshing stunning superb witty wonderful"
+    _slots(
+        noun=NOUNS,
+        adjective="beautiful brilliant charming clever convincing delightful elegant engaging "
+        "excellent fresh graceful gripping imaginative impressive lively lovely memorable moving "
+        "powerful refreshing stunning superb witty wonderful",
     ),
-}
+)
 AFFIRMED = (
     "the {noun} was {adjective}",
     "the {noun} was truly {adjective}",
@@ -79,35 +91,23 @@ NEGATED_SHARE, CONTRASTED_SHARE = 0.2, 0.4
 
 # --- The language of similarity and ranking ---
 
-
-def _concepts(words: str) -> tuple[tuple[str, str], ...]:
-    """Concepts from "word/synonym word/synonym ..."."""
-    return tuple(tuple(concept.split("/")) for concept in _words(words))
-
-
-# No word stands for two concepts, so a text has one reading. A verb's past tense is its participle, for the passive.
-_OBJECTS = _concepts("chair/seat sofa/couch cup/mug bag/sack lamp/lantern box/crate")
-_PLACES = _concepts("shop/store forest/woods street/road lake/pond church/chapel hill/slope")
-EVENT = {
-    "agent": _concepts(
-        "doctor/physician lawyer/attorney child/kid woman/lady soldier/trooper sailor/seaman"
-    ),
-    "action": _concepts(
-        "bought/purchased repaired/mended discovered/noticed cleaned/washed smashed/shattered carried/hauled"
-    ),
-    "object": _OBJECTS,
-    "place": _PLACES,
-}
-ITEM = {
-    "colour": _concepts(
-        "red/scarlet purple/violet blue/azure green/emerald white/ivory black/ebony"
-    ),
-    "material": _concepts(
-        "wooden/wood woollen/wool leather/leather plastic/plastic metal/metal glass/glass"
-    ),  # adjective/noun
-    "object": _OBJECTS,
-    "place": _PLACES,
-}
+# No word stands for two concepts, so a text has one reading. A verb's past tense is its participle,
+# for the passive. A material is an adjective and a noun.
+OBJECTS = "chair/seat sofa/couch cup/mug bag/sack lamp/lantern box/crate"
+PLACES = "shop/store forest/woods street/road lake/pond church/chapel hill/slope"
+EVENT = _slots(
+    agent="doctor/physician lawyer/attorney child/kid woman/lady soldier/trooper sailor/seaman",
+    action="bought/purchased repaired/mended discovered/noticed cleaned/washed smashed/shattered "
+    "carried/hauled",
+    object=OBJECTS,
+    place=PLACES,
+)
+ITEM = _slots(
+    colour="red/scarlet purple/violet blue/azure green/emerald white/ivory black/ebony",
+    material="wooden/wood woollen/wool leather/leather plastic/plastic metal/metal glass/glass",
+    object=OBJECTS,
+    place=PLACES,
+)
 SYNONYM_SHARE = 0.15
 
 SENTENCES = (
@@ -125,11 +125,11 @@ DOCUMENTS = (
     "the {material} {object} near the {place} is {colour} .",
     "we saw a {material} {object} painted {colour} near the {place} .",
 )
-MAX_LIST_SIZE = 100
+LIST_SIZE = 10
 
 
 def sentiment(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str], float]]:
-    """Opinions of films: ({"sentence": text}, class index in `SENTIMENT_CLASSES`), half of them of each class.
+    """Opinions of films: ({"sentence": text}, class index), half of them of each class.
 
     A split owns pairs of a noun and an adjective.
 
@@ -153,58 +153,45 @@ def sentiment(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str]
 
 
 def similarity(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str], float]]:
-    """Pairs of sentences about an event: ({"sentence1": text, "sentence2": text}, target from 0 to 5).
+    """Pairs of sentences about an event: ({"sentence1": text, "sentence2": text}, target 0 to 5).
 
-    The target is 5 × the share of slots (agent, action, object, place) in which both name the same concept; each of the five
-    grades is equally likely. A split owns combinations of the four concepts. Arguments and errors are those of `sentiment`.
+    The target is 5 × the share of slots (agent, action, object, place) in which both name the same
+    concept; each of the five grades is equally likely. A split owns combinations of the four
+    concepts. Arguments and errors are those of `sentiment`.
     """
     rng = _stream("similarity", split, seed)
 
     def draw(index: int):
-        agreeing = rng.randrange(len(EVENT) + 1)
-        first, second = None, None
+        agreeing, second = rng.randrange(len(EVENT) + 1), None
         while second is None:
             first = _description(rng, split, EVENT)
             second = _altered(rng, split, EVENT, first, len(EVENT) - agreeing)
-        sentence1, sentence2 = _written(rng, SENTENCES, first), _written(rng, SENTENCES, second)
-        return (sentence1, sentence2), (
-            {"sentence1": sentence1, "sentence2": sentence2},
-            5 * agreeing / len(EVENT),
-        )
+        pair = _written(rng, SENTENCES, first), _written(rng, SENTENCES, second)
+        fields = dict(zip(("sentence1", "sentence2"), pair, strict=True))
+        return pair, (fields, 5 * agreeing / len(EVENT))
 
     return _distinct(draw, size)
 
 
-def ranking(
-    split: str, size: int, seed: int = 0, list_size: int = 10
-) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Searches for a thing: (query, [(document, grade), ...]), the documents in random order.
+def ranking(split: str, size: int, seed: int = 0) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Searches for a thing: (query, [(document, grade), ...]), ten documents in random order.
 
-    One document describes the thing (grade 1). Each of the others (grade 0) describes another, unlike it in one, two, three or
-    all of colour, material, object and place. A split owns combinations of the four.
-
-    Args:
-        split: "train", "validation" or "test".
-        size: number of lists; no two share their query and relevant document.
-        seed: another seed gives other lists of the same split.
-        list_size: number of documents in a list, 2 to 100.
-
-    Raises:
-        InputError: there is no such split, it holds fewer than `size` different lists, or `list_size` is out of range.
+    One document describes the thing (grade 1). Each of the others (grade 0) describes another,
+    unlike it in one, two, three or all of colour, material, object and place. A split owns
+    combinations of the four. No two lists share their query and relevant document. Arguments and
+    errors are those of `sentiment`.
     """
-    if not 2 <= list_size <= MAX_LIST_SIZE:
-        raise InputError(f"list_size must be from 2 to {MAX_LIST_SIZE}, got {list_size}")
     rng = _stream("ranking", split, seed)
 
     def draw(index: int):
         things = [_description(rng, split, ITEM)]
-        while len(things) < list_size:
+        while len(things) < LIST_SIZE:
             other = _altered(rng, split, ITEM, things[0], rng.randint(1, len(ITEM)))
             if other is not None and other not in things:
                 things.append(other)
         query = _written(rng, QUERIES, things[0])
         relevant, *others = [_written(rng, DOCUMENTS, thing) for thing in things]
-        documents = [(relevant, 1.0)] + [(document, 0.0) for document in others]
+        documents = [(relevant, 1.0), *((document, 0.0) for document in others)]
         rng.shuffle(documents)
         return (query, relevant), (query, documents)
 
@@ -212,11 +199,10 @@ def ranking(
 
 
 def corpus(size_per_task: int, seed: int = 0) -> Iterator[str]:
-    """The texts of `size_per_task` train examples of each task, one field at a time, to train a tokenizer on."""
-    for fields, _ in sentiment("train", size_per_task, seed) + similarity(
-        "train", size_per_task, seed
-    ):
-        yield from fields.values()
+    """The texts of so many train examples of each task, one field at a time, for a tokenizer."""
+    for make in (sentiment, similarity):
+        for fields, _ in make("train", size_per_task, seed):
+            yield from fields.values()
     for query, documents in ranking("train", size_per_task, seed):
         yield query
         yield from (document for document, _ in documents)
@@ -228,12 +214,6 @@ def _stream(task: str, split: str, seed: int) -> random.Random:
     return random.Random(f"{task} {split} {seed}")
 
 
-def _owner(combination: Iterable[str]) -> str:
-    """The split that a combination of words belongs to, whatever the seed: train has three in five, the others one each."""
-    digest = hashlib.sha256(" ".join(combination).encode()).digest()
-    return ("train", "train", "train", "validation", "test")[int.from_bytes(digest[:8], "big") % 5]
-
-
 def _distinct(draw: Callable[[int], tuple[Hashable, Any]], size: int) -> list[Any]:
     """`size` examples with different keys, from `draw(index) -> (key, example)`."""
     examples, repeats = {}, 0
@@ -242,7 +222,8 @@ def _distinct(draw: Callable[[int], tuple[Hashable, Any]], size: int) -> list[An
         repeats = repeats + 1 if key in examples else 0
         if repeats > 1000:
             raise InputError(
-                f"the split holds hardly more than {len(examples)} different examples; ask for fewer than {size}"
+                f"the split holds hardly more than {len(examples)} different examples; ask for "
+                f"fewer than {size}"
             )
         examples.setdefault(key, example)
     return list(examples.values())
@@ -253,32 +234,28 @@ def _opinion(rng: random.Random, split: str, label: int) -> str:
     main, opposite = _clause(rng, split, label), 1 - label
     if rng.random() >= CONTRASTED_SHARE:
         return rng.choice(PLAIN).format(main=main)
-    noun, adjective = _noun_and_adjective(rng, split, opposite)
-    return rng.choice(CONTRASTED).format(
-        main=main, side=_clause(rng, split, opposite), noun=noun, adjective=adjective
-    )
+    words = _noun_and_adjective(rng, split, opposite)
+    return rng.choice(CONTRASTED).format(main=main, side=_clause(rng, split, opposite), **words)
 
 
 def _clause(rng: random.Random, split: str, label: int) -> str:
     negated = rng.random() < NEGATED_SHARE
-    noun, adjective = _noun_and_adjective(rng, split, label ^ negated)
-    return rng.choice(NEGATED if negated else AFFIRMED).format(noun=noun, adjective=adjective)
+    words = _noun_and_adjective(rng, split, label ^ negated)
+    return rng.choice(NEGATED if negated else AFFIRMED).format(**words)
 
 
-def _noun_and_adjective(rng: random.Random, split: str, label: int) -> tuple[str, str]:
-    while True:
-        pair = rng.choice(NOUNS), rng.choice(ADJECTIVES[SENTIMENT_CLASSES[label]])
-        if _owner(pair) == split:
-            return pair
-
-
-# A description is one concept per slot, {slot: (word, synonym)}.
-Slots = dict[str, tuple[tuple[str, str], ...]]
-Description = dict[str, tuple[str, str]]
+def _noun_and_adjective(rng: random.Random, split: str, label: int) -> dict[str, str]:
+    return {slot: word for slot, (word,) in _description(rng, split, OPINIONS[label]).items()}
 
 
 def _owns(split: str, description: Description) -> bool:
-    return _owner(word for word, _ in description.values()) == split
+    """Whether a combination of words belongs to a split, whatever the seed.
+
+    Train has three in five, the others one each.
+    """
+    words = " ".join(word for word, *_ in description.values())
+    number = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % 5
+    return split == ("train", "train", "train", "validation", "test")[number]
 
 
 def _description(rng: random.Random, split: str, slots: Slots) -> Description:
@@ -291,15 +268,14 @@ def _description(rng: random.Random, split: str, slots: Slots) -> Description:
 def _altered(
     rng: random.Random, split: str, slots: Slots, original: Description, changes: int
 ) -> Description | None:
-    """`original` with other concepts in `changes` slots, or None when what comes out belongs to another split.
+    """`original` with other concepts in `changes` slots; None where that is another split's.
 
     The caller tries again with another draw: some originals have no neighbour in their own split.
     """
     altered = dict(original)
     for slot in rng.sample(list(slots), changes):
-        altered[slot] = rng.choice(
-            [concept for concept in slots[slot] if concept != original[slot]]
-        )
+        others = [concept for concept in slots[slot] if concept != original[slot]]
+        altered[slot] = rng.choice(others)
     return altered if _owns(split, altered) else None
 
 
