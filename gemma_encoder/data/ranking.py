@@ -79,7 +79,7 @@ class RankingSource(Source):
                 raise InputError(f"task {self.task.name!r}: its {split} split has no judgements")
             low, high = self.options.negative_ranks
             in_range = np.clip(counts, low - 1, high) - (low - 1)
-            positives = files.judgements.positives()
+            positives = files.judgements.positives
             kept = (positives > 0) & (in_range > positives)
             for query in np.flatnonzero(
                 (positives > 0) & (in_range > 0) & ~kept

@@ -436,7 +436,7 @@ def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
     for name in ("trec", "beir.tsv"):
         judgements = Judgements(tmp_path / name, query_texts, document_texts)
         assert judgements.by_id(np.arange(20)) == naive
-        assert judgements.positives().tolist() == [
+        assert judgements.positives.tolist() == [
             sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries
         ]
 

@@ -1,16 +1,18 @@
-"""Lines of large text files, a block at a time: where they begin, where their columns stand, and which line is wrong.
+"""Lines of large text files, a block at a time: where they and their columns begin and end.
 
-n lines, C columns, N bytes. Everything is an array: a Python object per line would take minutes and gigabytes where this takes
-seconds and megabytes. A line ends with \\n or \\r\\n, the last one also with the file.
+n lines, C columns, N bytes. Everything is an array: a Python object per line would take minutes and
+gigabytes where this takes seconds and megabytes. A line ends with \\n or \\r\\n, the last one also
+with the file.
 """
 
 import contextlib
+import dataclasses
 import gzip
-import itertools
+import io
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -26,23 +28,109 @@ _BLANK[[character.encode()[0] for character in map(chr, range(0x3001)) if charac
 )
 
 
-class Lines(NamedTuple):
-    """Whole lines of a file, as bytes that are valid UTF-8."""
+@dataclasses.dataclass(frozen=True)
+class Spans:
+    """Pieces of text in an array of bytes that are valid UTF-8.
+
+    Attributes:
+        data: [N] uint8.
+        starts, ends: [n] int64, into `data`; ends are past the last byte.
+    """
+
+    data: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @classmethod
+    def of(cls, texts: list[bytes]) -> "Spans":
+        """Spans over texts of one's own."""
+        lengths = np.array([len(text) for text in texts], np.int64)
+        ends = np.cumsum(lengths)
+        return cls(np.frombuffer(b"".join(texts), np.uint8), ends - lengths, ends)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[n] int64, in bytes."""
+        return self.ends - self.starts
+
+    def text(self, index: int) -> str:
+        """One piece."""
+        return self.data[self.starts[index] : self.ends[index]].tobytes().decode()
+
+    def joined(self) -> np.ndarray:
+        """The bytes of all pieces, one after the other."""
+        lengths = self.lengths
+        shifts = np.repeat(self.ends - np.cumsum(lengths), lengths)
+        return self.data[np.arange(len(shifts)) + shifts]
+
+    def equal(self, other: "Spans") -> np.ndarray:
+        """[n] bool: whether piece i of both is the same."""
+        lengths = self.lengths
+        same = lengths == other.lengths
+        for offset in range(int(lengths[same].max(initial=0))):
+            alive = np.flatnonzero(same & (lengths > offset))
+            mine, others = self.starts[alive] + offset, other.starts[alive] + offset
+            same[alive] = self.data[mine] == other.data[others]
+        return same
+
+    def first(self) -> np.ndarray:
+        """[n] uint8: the first byte of each piece, 0 of an empty one."""
+        result = np.zeros(len(self.starts), np.uint8)
+        for filled, byte in self._bytes(1):
+            result[filled] = byte
+        return result
+
+    def hashes(self) -> np.ndarray:
+        """[n] uint64, FNV-1a of each piece."""
+        result = np.full(len(self.starts), 0xCBF29CE484222325, np.uint64)
+        for alive, byte in self._bytes():
+            result[alive] = (result[alive] ^ byte) * np.uint64(0x100000001B3)
+        return result
+
+    def integers(self) -> tuple[np.ndarray, np.ndarray]:
+        """[n] int64 values of pieces that are whole numbers, and [n] bool: which ones are."""
+        negative = self.first() == ord("-")
+        digits = Spans(self.data, self.starts + negative, self.ends)
+        valid = (digits.lengths > 0) & (digits.lengths <= 18)
+        values = np.zeros(len(valid), np.int64)
+        for alive, byte in digits._bytes(18):
+            valid[alive] &= (byte >= ord("0")) & (byte <= ord("9"))
+            values[alive] = values[alive] * 10 + (byte.astype(np.int64) - ord("0"))
+        return np.where(negative, -values, values), valid
+
+    def _bytes(self, most: int | None = None) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
+        """For the first, second, … byte: which pieces are that long, and their bytes there."""
+        lengths = self.lengths
+        longest = int(lengths.max(initial=0))
+        for offset in range(min(longest, most or longest)):
+            longer = lengths > offset
+            alive = slice(None) if longer.all() else np.flatnonzero(longer)
+            yield alive, self.data[self.starts[alive] + offset]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines(Spans):
+    """Whole lines of a file, without their breaks.
+
+    Attributes:
+        path: the file.
+        offset: of `data` in the file (after decompression).
+        number: of the first line, from 1.
+    """
 
     path: pathlib.Path
-    data: np.ndarray  # [N] uint8
-    starts: np.ndarray  # [n] int64, into `data`
-    ends: np.ndarray  # [n] int64: past the last byte, the line break apart
-    offset: int  # of `data` in the file (after decompression)
-    number: int  # of the first line, from 1
+    offset: int
+    number: int
 
-    def text(self, place: int) -> str:
-        """One line without its break."""
-        return self.data[self.starts[place] : self.ends[place]].tobytes().decode()
-
-    def where(self, place: int) -> str:
+    def where(self, line: int) -> str:
         """Names one line in messages."""
-        return f"{self.path}:{self.number + int(place)}"
+        return f"{self.path}:{self.number + int(line)}"
+
+    def without_first(self) -> "Lines":
+        """All lines but the first."""
+        start = int(self.starts[1]) if len(self.starts) > 1 else len(self.data)
+        spans = self.data[start:], self.starts[1:] - start, self.ends[1:] - start
+        return Lines(*spans, self.path, self.offset + start, self.number + 1)
 
 
 COMPRESSED = (".gz", ".zst")  # endings of compressed files
@@ -92,8 +180,7 @@ def read_lines(path: pathlib.Path) -> Iterator[Lines]:
             size = content.rfind(b"\n") + 1 if block else len(content)
             content, rest = content[:size], content[size:]
             if content:
-                lines = _split(path, content, offset, number)
-                yield lines
+                yield (lines := _split(path, content, offset, number))
                 offset, number = offset + size, number + len(lines.starts)
             if not block:
                 return
@@ -114,90 +201,19 @@ def _split(path: pathlib.Path, content: bytes, offset: int, number: int) -> Line
         ends = np.append(ends, len(data))
     starts = np.concatenate([[0], ends[:-1] + 1])
     ends = ends - ((ends > starts) & (data[ends - 1] == _RETURN))
-    return Lines(path, data, starts, ends, offset, number)
-
-
-class Spans(NamedTuple):
-    """Where pieces of text stand in an array of bytes."""
-
-    data: np.ndarray  # [N] uint8
-    starts: np.ndarray  # [n] int64
-    ends: np.ndarray  # [n] int64
-
-    @classmethod
-    def of(cls, texts: list[bytes]) -> "Spans":
-        """Spans over texts of one's own."""
-        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        return cls(
-            np.frombuffer(b"".join(texts), np.uint8),
-            np.concatenate([[0], ends[:-1]]).astype(np.int64) if texts else ends,
-            ends,
-        )
-
-    def text(self, place: int) -> str:
-        """One piece."""
-        return self.data[self.starts[place] : self.ends[place]].tobytes().decode()
-
-    def joined(self) -> np.ndarray:
-        """The bytes of all pieces, one after the other."""
-        lengths = self.ends - self.starts
-        total = np.cumsum(lengths)
-        return self.data[
-            np.arange(total[-1] if len(total) else 0)
-            + np.repeat(self.starts - (total - lengths), lengths)
-        ]
-
-    def equal(self, other: "Spans") -> np.ndarray:
-        """[n] bool: whether piece i of both is the same."""
-        same = (self.ends - self.starts) == (other.ends - other.starts)
-        for place in range(int((self.ends - self.starts)[same].max(initial=0))):
-            alive = np.flatnonzero(same & (self.ends - self.starts > place))
-            same[alive] = (
-                self.data[self.starts[alive] + place] == other.data[other.starts[alive] + place]
-            )
-        return same
-
-    def first(self) -> np.ndarray:
-        """[n] uint8: the first byte of each piece, 0 of an empty one."""
-        result = np.zeros(len(self.starts), np.uint8)
-        filled = self.ends > self.starts
-        result[filled] = self.data[self.starts[filled]]
-        return result
-
-    def hashes(self) -> np.ndarray:
-        """[n] uint64, FNV-1a of each piece."""
-        result = np.full(len(self.starts), 0xCBF29CE484222325, np.uint64)
-        for alive, byte in self._bytes():
-            result[alive] = (result[alive] ^ byte) * np.uint64(0x100000001B3)
-        return result
-
-    def integers(self) -> tuple[np.ndarray, np.ndarray]:
-        """[n] int64 values of pieces that are whole numbers, and [n] bool: which ones are."""
-        negative = self.first() == ord("-")
-        digits = Spans(self.data, self.starts + negative, self.ends)
-        lengths = digits.ends - digits.starts
-        valid, values = (lengths > 0) & (lengths <= 18), np.zeros(len(lengths), np.int64)
-        for alive, byte in digits._bytes(18):
-            valid[alive] &= (byte >= ord("0")) & (byte <= ord("9"))
-            values[alive] = values[alive] * 10 + (byte.astype(np.int64) - ord("0"))
-        return np.where(negative, -values, values), valid
-
-    def _bytes(self, most: int | None = None) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
-        """For the first, second, … byte: which pieces are that long, and their bytes there."""
-        lengths = self.ends - self.starts
-        for place in range(min(int(lengths.max(initial=0)), most or np.iinfo(np.int64).max)):
-            longer = lengths > place
-            alive = slice(None) if longer.all() else np.flatnonzero(longer)
-            yield alive, self.data[self.starts[alive] + place]
+    return Lines(data, starts, ends, path, offset, number)
 
 
 def columns(lines: Lines, names: tuple[str, ...], *, whitespace: bool = False) -> list[Spans]:
-    """The columns of lines that all have the same ones, none blank; raises InputError naming the first line that has not.
+    """The columns of lines that all have the same ones, none blank.
 
     Args:
         lines: what to split.
         names: of the columns, for the message.
         whitespace: whether columns are separated by any run of tabs and spaces, and not by one tab.
+
+    Raises:
+        InputError: names the first line that has other columns.
     """
     separator = np.zeros(256, bool)
     separator[[_TAB, _NEWLINE, *([_SPACE] if whitespace else [])]] = True
@@ -214,10 +230,8 @@ def columns(lines: Lines, names: tuple[str, ...], *, whitespace: bool = False) -
         outer = (starts[:, 0] != lines.starts[:first]) | (ends[:, -1] != lines.ends[:first])
         first = _first(outer | (starts[:, 1:] != ends[:, :-1] + 1).any(axis=1))
     for suspect in np.flatnonzero(_BLANK[lines.data[starts[:first]]].any(axis=1)):
-        if not all(
-            lines.data[s:e].tobytes().decode().strip()
-            for s, e in zip(starts[suspect], ends[suspect], strict=True)
-        ):
+        line = Spans(lines.data, starts[suspect], ends[suspect])
+        if not all(line.text(column).strip() for column in range(len(names))):
             first = int(suspect)
             break
     if first < len(lines.starts):
@@ -225,22 +239,20 @@ def columns(lines: Lines, names: tuple[str, ...], *, whitespace: bool = False) -
         got = len(line.split() if whitespace else line.split("\t"))
         kind = "columns" if whitespace else "tab-separated columns, none empty"
         raise InputError(
-            f"{lines.where(first)}: expected {len(names)} {kind} ({', '.join(names)}); got {got}: {line[:80]!r}"
+            f"{lines.where(first)}: expected {len(names)} {kind} ({', '.join(names)}); "
+            f"got {got}: {line[:80]!r}"
         )
     return [Spans(lines.data, starts[:, i], ends[:, i]) for i in range(len(names))]
 
 
 def _first(wrong: np.ndarray) -> int:
-    """The place of the first True, or past the end."""
+    """The index of the first True, or past the end."""
     return int(wrong.argmax()) if wrong.any() else len(wrong)
 
 
 def numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """(line number, line with its break) one by one, for files whose lines are parsed in Python; a byte order mark is left out."""
+    """(line number, line with its break) one by one, without a byte order mark."""
     for lines in read_lines(path):
-        content = lines.data.tobytes()
-        for place, (start, end) in enumerate(
-            itertools.pairwise([*lines.starts.tolist(), len(content)]), lines.number
-        ):
-            text = content[start:end].decode()
-            yield place, text.removeprefix("\ufeff") if place == 1 else text
+        for number, line in enumerate(io.BytesIO(lines.data.tobytes()), lines.number):
+            text = line.decode()
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
