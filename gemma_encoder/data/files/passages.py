@@ -1,8 +1,10 @@
-"""Texts by id, read from their file by offset: what is in memory does not grow with the length of the texts.
+"""Texts by id, read from their file by offset: memory does not grow with the length of the texts.
 
-The index of a collection (where each line begins, and the ids unless they simply count) is built in one pass and kept, see `cache`.
+The index of a collection (where each line begins, and the ids unless they simply count) is built in
+one pass and kept, see `cache`.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -62,7 +64,8 @@ class Texts:
     Args:
         path: the file, plain or compressed.
         layout: of its lines.
-        in_memory: hold the file's bytes, which spares a small compressed file its plain copy in the cache.
+        in_memory: hold the file's bytes, which spares a small compressed file its plain copy in the
+            cache.
 
     Raises:
         InputError: a line is malformed, an id comes twice, or the file is empty.
@@ -70,28 +73,24 @@ class Texts:
 
     def __init__(self, path: pathlib.Path, layout: Layout, *, in_memory: bool = False):
         self.path, self.what, self._layout = path, layout.what, layout
-        self._content = b""
+        what = f"index of every {layout.what}"
+        self._arrays = cache.derive([path], what, self._build, cache.load_arrays)
+        self.ids, self._offsets = Ids(self._arrays), self._arrays["offsets"]
         if in_memory:
             with open_binary(path) as file:
                 self._content = file.read()
-        arrays = cache.derive(
-            [path],
-            f"index of every {layout.what}",
-            lambda place: self._build(place),
-            cache.load_arrays,
-        )
-        self.ids, self._offsets, self._arrays = Ids(arrays), arrays["offsets"], arrays
-        self._file = None if in_memory else _decompressed(path).open("rb")
+        else:
+            self._content, self._file = b"", _decompressed(path).open("rb")
 
-    def _build(self, place: pathlib.Path) -> None:
-        ids, end = IdWriter(place, self.path, self._layout.what), 0
+    def _build(self, folder: pathlib.Path) -> None:
+        ids, end = IdWriter(folder, self.path, self._layout.what), 0
         for lines in read_lines(self.path):
             ids.add(self._layout.ids(lines))
-            cache.save_array(place, "offsets", lines.offset + lines.starts)
+            cache.save_array(folder, "offsets", lines.offset + lines.starts)
             end = lines.offset + len(lines.data)
         if not end:
             raise InputError(f"{self.path} is empty")
-        cache.save_array(place, "offsets", np.array([end], np.int64))
+        cache.save_array(folder, "offsets", np.array([end], np.int64))
         ids.finish()
 
     def release(self) -> None:
@@ -113,33 +112,20 @@ class Texts:
     def text(self, number: int) -> str:
         """The text of one number."""
         start, end = int(self._offsets[number]), int(self._offsets[number + 1])
-        content = (
-            self._content[start:end]
-            if self._file is None
-            else _read(self._file.fileno(), start, end)
-        )
-        try:
-            name, text = self._layout.parse(
-                content.decode("utf-8").removesuffix("\n").removesuffix("\r")
-            )
-        except ValueError:
-            name, text = "", ""
+        if self._content:
+            line = self._content[start:end]
+        else:  # pread, not seek and read: threads share the file
+            line = os.pread(self._file.fileno(), end - start, start)
+        name, text = "", ""
+        if len(line) == end - start:
+            with contextlib.suppress(ValueError):
+                name, text = self._layout.parse(line.decode().removesuffix("\n").removesuffix("\r"))
         if name != self.ids[number]:
             raise InputError(
-                f"{self.path} has changed since it was opened: line {number + 1} no longer begins where it did; start again"
+                f"{self.path} has changed since it was opened: line {number + 1} no longer begins "
+                "where it did; start again"
             )
         return text
-
-
-def _read(descriptor: int, start: int, end: int) -> bytes:
-    """Those bytes of a file. pread, not seek and read: threads share the file."""
-    content = os.pread(descriptor, end - start, start)
-    while len(content) < end - start:
-        more = os.pread(descriptor, end - start - len(content), start + len(content))
-        if not more:
-            break  # the file has become shorter
-        content += more
-    return content
 
 
 def _decompressed(path: pathlib.Path) -> pathlib.Path:
@@ -147,8 +133,8 @@ def _decompressed(path: pathlib.Path) -> pathlib.Path:
     if path.suffix not in COMPRESSED:
         return path
 
-    def decompress(place: pathlib.Path) -> None:
-        with open_binary(path) as compressed, (place / path.stem).open("wb") as plain:
+    def decompress(folder: pathlib.Path) -> None:
+        with open_binary(path) as compressed, (folder / path.stem).open("wb") as plain:
             shutil.copyfileobj(compressed, plain, 1 << 20)
 
     return cache.keep([path], "text", decompress) / path.stem
@@ -158,18 +144,18 @@ class IdWriter:
     """Takes the ids of a file in its order and writes the arrays that `Ids` reads.
 
     Args:
-        place: the folder that the arrays go to.
+        folder: gets the arrays.
         path: the file that the ids come from, one per line.
-        what: what the file calls them, e.g. "pid".
+        what: the file's word for an id, e.g. "pid".
     """
 
-    def __init__(self, place: pathlib.Path, path: pathlib.Path, what: str):
-        self._place, self._path, self._what = place, path, what
+    def __init__(self, folder: pathlib.Path, path: pathlib.Path, what: str):
+        self._folder, self._path, self._what = folder, path, what
         self._count, self._bytes, self._first = 0, 0, 0
         self._counting = True
         self._hashes: list[np.ndarray] = []
         for name, dtype in (("id_bytes", np.uint8), ("id_ends", np.int64)):
-            cache.save_array(place, name, np.zeros(0, dtype))
+            cache.save_array(folder, name, np.zeros(0, dtype))
 
     def add(self, ids: Spans) -> None:
         """The ids of the next lines."""
@@ -179,31 +165,30 @@ class IdWriter:
         expected = self._first + np.arange(self._count, self._count + len(values))
         self._counting &= bool(np.all(canonical & (values == expected)))
         self._hashes.append(ids.hashes())
-        cache.save_array(self._place, "id_bytes", ids.joined())
-        cache.save_array(self._place, "id_ends", self._bytes + np.cumsum(ids.ends - ids.starts))
-        self._count += len(values)
-        self._bytes += int((ids.ends - ids.starts).sum())
+        ends = self._bytes + np.cumsum(ids.lengths)
+        cache.save_array(self._folder, "id_bytes", ids.joined())
+        cache.save_array(self._folder, "id_ends", ends)
+        self._count, self._bytes = self._count + len(values), int(ends[-1])
 
     def finish(self) -> None:
         """Completes the arrays; raises InputError for an id that came twice."""
         if self._counting:
-            for path in self._place.glob("id_*"):
+            for path in self._folder.glob("id_*"):
                 path.unlink()
-            cache.save_array(
-                self._place, "id_range", np.array([self._first, self._count], np.int64)
-            )
+            bounds = np.array([self._first, self._count], np.int64)
+            cache.save_array(self._folder, "id_range", bounds)
             return
         hashes = np.concatenate(self._hashes)
         self._hashes = []
         order = np.argsort(hashes, kind="stable").astype(np.int32)
         hashes = hashes[order]
-        cache.save_array(self._place, "id_hashes", hashes)
-        cache.save_array(self._place, "id_order", order)
+        cache.save_array(self._folder, "id_hashes", hashes)
+        cache.save_array(self._folder, "id_order", order)
         longest_run = 1
         while len(hashes) > longest_run and np.any(hashes[longest_run:] == hashes[:-longest_run]):
             longest_run += 1
-        cache.save_array(self._place, "id_longest_run", np.array([longest_run]))
-        ids = Ids(cache.load_arrays(self._place))
+        cache.save_array(self._folder, "id_longest_run", np.array([longest_run]))
+        ids = Ids(cache.load_arrays(self._folder))
         again: list[int] = []
         for distance in range(1, longest_run):
             equal = np.flatnonzero(hashes[distance:] == hashes[:-distance])
@@ -217,57 +202,49 @@ class IdWriter:
 
 
 class Ids:
-    """Numbers 0 … N − 1 by id, and ids by number.
+    """Numbers 0 … N - 1 by id, and ids by number.
 
     Args:
-        arrays: as `IdWriter` wrote them.
+        arrays: as `IdWriter` wrote them: `id_range` where ids count, else the ids, their hashes in
+            order, and how many share one.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self._first, self._count = (
-            map(int, arrays["id_range"]) if "id_range" in arrays else (0, len(arrays["id_ends"]))
-        )
-        self._sorted = (
-            None
-            if "id_range" in arrays
-            else (arrays["id_hashes"], arrays["id_order"], arrays["id_bytes"], arrays["id_ends"])
-        )
-        self._longest_run = (
-            int(arrays["id_longest_run"][0]) if "id_longest_run" in arrays else 1
-        )  # of ids that share a hash
+        self._range = None
+        if "id_range" in arrays:
+            first, count = map(int, arrays["id_range"])
+            self._range = range(first, first + count)
+        else:
+            self._hashes, self._order = arrays["id_hashes"], arrays["id_order"]
+            self._bytes, self._ends = arrays["id_bytes"], arrays["id_ends"]
+            self._longest_run = int(arrays["id_longest_run"][0])
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._ends if self._range is None else self._range)
 
     def __getitem__(self, number: int) -> str:
-        return (
-            str(self._first + int(number))
-            if self._sorted is None
-            else self.spans(np.array([number])).text(0)
-        )
+        if self._range is None:
+            return self.spans(np.array([number])).text(0)
+        return str(self._range[number])
 
     def spans(self, numbers: np.ndarray) -> Spans:
         """The ids of numbers, where they are stored."""
-        _, _, content, ends = self._sorted
-        return Spans(content, np.where(numbers > 0, ends[numbers - 1], 0), ends[numbers])
+        starts = np.where(numbers > 0, self._ends[numbers - 1], 0)
+        return Spans(self._bytes, starts, self._ends[numbers])
 
     def find(self, ids: Spans) -> np.ndarray:
         """[n] int32: the number of each id, -1 where there is none."""
-        if self._sorted is None:
+        if self._range is not None:
             values, canonical = _canonical(ids)
-            return np.where(
-                canonical & (values >= self._first) & (values < self._first + self._count),
-                values - self._first,
-                -1,
-            ).astype(np.int32)
-        stored, order, _, _ = self._sorted
+            inside = canonical & (values >= self._range.start) & (values < self._range.stop)
+            return np.where(inside, values - self._range.start, -1).astype(np.int32)
         hashes = ids.hashes()
         result = np.full(len(hashes), -1, np.int32)
-        places = np.searchsorted(stored, hashes)
+        first = np.searchsorted(self._hashes, hashes)
         for distance in range(self._longest_run):
-            inside = np.flatnonzero((result < 0) & (places + distance < len(stored)))
-            inside = inside[stored[places[inside] + distance] == hashes[inside]]
-            numbers = order[places[inside] + distance]
+            inside = np.flatnonzero((result < 0) & (first + distance < len(self._hashes)))
+            inside = inside[self._hashes[first[inside] + distance] == hashes[inside]]
+            numbers = self._order[first[inside] + distance]
             same = Spans(ids.data, ids.starts[inside], ids.ends[inside]).equal(self.spans(numbers))
             result[inside[same]] = numbers[same]
         return result
@@ -278,9 +255,7 @@ class Ids:
 
 
 def _canonical(ids: Spans) -> tuple[np.ndarray, np.ndarray]:
-    """Values of ids that are written as Python writes a whole number from 0, and which ones are."""
-    values, valid = ids.integers()
-    first = ids.first()
-    return values, valid & (first != ord("-")) & (
-        (first != ord("0")) | (ids.ends - ids.starts == 1)
-    )
+    """Values of ids, and which ones are written as Python writes a whole number from 0."""
+    (values, valid), first = ids.integers(), ids.first()
+    leads_with_zero = (first == ord("0")) & (ids.lengths > 1)
+    return values, valid & (first != ord("-")) & ~leads_with_zero

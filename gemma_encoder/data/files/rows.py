@@ -11,24 +11,22 @@
 Text is UTF-8. Text files may be .gz or .zst. Blank lines are no rows.
 """
 
-import codecs
 import csv
+import io
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gemma_encoder.data.files.lines import (
-    COMPRESSED,
-    numbered,
-    open_binary,
-    without_compression,
-)
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.data.files.lines import COMPRESSED, numbered, open_binary, without_compression
+from gemma_encoder.inputs.errors import InputError, one_line
 
 BATCH = 10_000  # rows of a Parquet file that are Python objects at a time
-BLOCK = 1 << 20  # bytes of a JSON file that are read at a time
+BLOCK = 1 << 20  # characters of a JSON file that are read at a time
+MAX_VALUE = 1 << 26  # characters of a JSON value
+_BLANKS, _DECODER = re.compile(r"[ \t\r\n]*"), json.JSONDecoder()
 
 
 class Row(NamedTuple):
@@ -39,10 +37,13 @@ class Row(NamedTuple):
 
 
 def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
-    """The columns of a file (of JSONL, the fields of its first object), and its rows; raises InputError where it cannot be read."""
+    """The columns of a file (of JSONL, the fields of its first object), and its rows.
+
+    Raises InputError where it cannot be read.
+    """
     if not path.is_file():
         raise InputError(f"{path} is not a file")
-    suffix = pathlib.Path(without_compression(path.name)).suffix
+    suffix = _suffix(path)
     if suffix not in _READERS:
         raise InputError(
             f"{path}: expected a file that ends in {', '.join(_READERS)}; text files may also end "
@@ -53,8 +54,11 @@ def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
 
 def where(path: pathlib.Path, number: int) -> str:
     """Names a row in messages."""
-    has_lines = pathlib.Path(without_compression(path.name)).suffix not in (".parquet", ".json")
-    return f"{path}:{number}" if has_lines else f"{path}: row {number}"
+    return f"{path}: row {number}" if _suffix(path) in (".parquet", ".json") else f"{path}:{number}"
+
+
+def _suffix(path: pathlib.Path) -> str:
+    return pathlib.Path(without_compression(path.name)).suffix
 
 
 def check_unicode(values: Iterable[Any], path: pathlib.Path, number: int) -> None:
@@ -68,104 +72,127 @@ def check_unicode(values: Iterable[Any], path: pathlib.Path, number: int) -> Non
                 raise InputError(f"{name}: no valid Unicode: {error.reason}") from None
 
 
-def _jsonl(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
-    def parse() -> Iterator[Row]:
-        for number, line in numbered(path):
-            if not line.strip():
-                continue
+def _objects(
+    parse: Callable[[pathlib.Path], Iterator[tuple[int, Any]]],
+) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[Row]]]:
+    """The reader of a file whose numbered JSON values `parse` gives."""
+
+    def rows(path: pathlib.Path) -> Iterator[Row]:
+        for number, value in parse(path):
+            if not isinstance(value, dict):
+                got = json.dumps(value, ensure_ascii=False)[:80]
+                raise InputError(f"{where(path, number)}: expected a JSON object, got {got!r}")
+            yield Row(number, value)
+
+    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+        first = next(rows(path), None)
+        if first is None:
+            raise InputError(f"{path} is empty")
+        return tuple(first.values), rows(path)
+
+    return read
+
+
+def _jsonl_values(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
+    for number, line in numbered(path):
+        if line.strip():
             try:
-                values = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{path}:{number}: not a JSON object ({error.msg}): {line[:80].rstrip()!r}"
-                ) from None
-            if not isinstance(values, dict):
-                raise InputError(
-                    f"{path}:{number}: expected a JSON object, got {line[:80].rstrip()!r}"
-                )
-            yield Row(number, values)
-
-    first = next(parse(), None)
-    if first is None:
-        raise InputError(f"{path} is empty")
-    return tuple(first.values), parse()
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _malformed(path, number, error, line) from None
 
 
-def _json(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
-    def parse() -> Iterator[Row]:
-        for number, values in enumerate(_json_values(path), 1):
-            if not isinstance(values, dict):
-                raise InputError(
-                    f"{where(path, number)}: expected a JSON object, got {str(values)[:80]!r}"
-                )
-            yield Row(number, values)
-
-    first = next(parse(), None)
-    if first is None:
-        raise InputError(f"{path} is empty")
-    return tuple(first.values), parse()
+def _malformed(path: pathlib.Path, number: int, error: BaseException, text: str) -> InputError:
+    problem = getattr(error, "msg", "") or one_line(error)
+    start = text[:80].rstrip()
+    return InputError(f"{where(path, number)}: not a JSON object ({problem}): {start!r}")
 
 
-def _json_values(path: pathlib.Path) -> Iterator[Any]:
+def _json_values(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     """The values of an array, or values that follow each other, parsed as the text comes."""
-    blocks, text, count = _text_blocks(path), "", 0
-    while not text and (block := next(blocks, None)) is not None:
-        text = block.lstrip()
-    is_array = text.startswith("[")
-    text = text.removeprefix("[")
-    while True:
-        text, problem, value, end = text.lstrip(" \t\r\n,"), "", None, 0
-        try:
-            value, end = json.JSONDecoder().raw_decode(text)
-        except json.JSONDecodeError as error:
-            problem = error.msg
-        if problem or end == len(text):  # it may go on in the next block
-            more = "".join(itertools.islice(blocks, 1 + len(text) // BLOCK))
-            if more:
-                text += more
-                continue
-        if problem:
+    text = _Text(path)
+    is_array, count, error = text.next_mark() == "[", 0, None
+    text.at += is_array
+    while (mark := text.next_mark()) and (mark != "]" or not is_array):
+        if is_array and count and mark == ",":
+            text.at += 1
+            text.next_mark()
+        elif is_array and count:
+            break
+        value, error = text.next_value()
+        if error is not None:
             break
         count += 1
-        yield value
-        text = text[end:]
-    if text.strip() != ("]" if is_array else ""):
-        raise InputError(
-            f"{where(path, count + 1)}: not a JSON object ({problem}): {text[:80].rstrip()!r}"
-        )
+        yield count, value
+    if is_array and error is None:
+        text.at += mark == "]"
+        is_whole = mark == "]" and not text.next_mark()
+    else:
+        is_whole = not mark
+    if not is_whole:
+        error = error or ValueError("expected , or ]" if mark != "]" else "text after the array")
+        raise _malformed(path, count + 1, error, text.rest())
+
+
+class _Text:
+    """The text of a file from a position on; what lies before it is forgotten."""
+
+    def __init__(self, path: pathlib.Path):
+        self._blocks, self._text, self.at = _text_blocks(path), "", 0
+
+    def _more(self) -> bool:
+        """Reads as much again as there is; False at the end of the file."""
+        rest = self._text[self.at :]
+        block = "".join(itertools.islice(self._blocks, 1 + len(rest) // BLOCK))
+        self._text, self.at = rest + block, 0
+        return bool(block)
+
+    def next_mark(self) -> str:
+        """Goes to the next character that is not blank, and returns it; "" at the end."""
+        while True:
+            self.at = _BLANKS.match(self._text, self.at).end()
+            if self.at < len(self._text) or not self._more():
+                return self._text[self.at : self.at + 1]
+
+    def next_value(self) -> tuple[Any, BaseException | None]:
+        """Parses a value, or says why there is none."""
+        while True:
+            try:
+                value, self.at = _DECODER.raw_decode(self._text, self.at)
+                return value, None
+            except (ValueError, RecursionError) as error:
+                if len(self._text) - self.at > MAX_VALUE or not self._more():
+                    return None, error
+
+    def rest(self) -> str:
+        """The start of what is left."""
+        return self._text[self.at : self.at + 80]
 
 
 def _text_blocks(path: pathlib.Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    with open_binary(path) as file:
-        while True:
-            block = file.read(BLOCK)
-            try:
-                yield decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from None
-            if not block:
-                return
+    with open_binary(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        try:
+            while block := text.read(BLOCK):
+                yield block
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from None
 
 
 def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[Row]]]:
-    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+    def records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(1 << 30)  # the library's own limit is shorter than a long document
         reader = csv.reader((line for _, line in numbered(path)), strict=True, **dialect)
-
-        def records() -> Iterator[tuple[int, list[str]]]:
-            while True:
-                number = reader.line_num + 1
-                try:
-                    values = next(reader, None)
-                except csv.Error as error:
-                    raise InputError(f"{path}:{number}: malformed ({error})") from None
-                if values is None:
-                    return
+        number = 1
+        try:
+            for values in reader:
                 if values:
                     yield number, values
+                number = reader.line_num + 1
+        except csv.Error as error:
+            raise InputError(f"{path}:{number}: malformed ({error})") from None
 
-        lines = records()
+    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+        lines = records(path)
         _, names = next(lines, (0, None))
         if names is None:
             raise InputError(f"{path} is empty; its first line should name the columns")
@@ -176,15 +203,16 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Ite
                 + ("; pandas writes its index so, without index=False" if not names[0] else "")
             )
 
-        def parse() -> Iterator[Row]:
+        def rows() -> Iterator[Row]:
             for number, values in lines:
                 if len(values) != len(names):
                     raise InputError(
-                        f"{path}:{number}: expected {len(names)} columns ({', '.join(names)}), got {len(values)}"
+                        f"{path}:{number}: expected {len(names)} columns ({', '.join(names)}), "
+                        f"got {len(values)}"
                     )
                 yield Row(number, dict(zip(names, values, strict=True)))
 
-        return tuple(names), parse()
+        return tuple(names), rows()
 
     return read
 
@@ -222,9 +250,9 @@ def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
 
 
 _READERS = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
-    ".json": _json,
+    ".jsonl": _objects(_jsonl_values),
+    ".ndjson": _objects(_jsonl_values),
+    ".json": _objects(_json_values),
     ".csv": _delimited(),
     ".tsv": _delimited(delimiter="\t", quoting=csv.QUOTE_NONE),
     ".parquet": _parquet,
