@@ -21,7 +21,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
-Row = Mapping[str, Any]  # of a table: text, numbers, lists of texts
+Row = Mapping[str, Any]  # of a table: texts, whole numbers, lists of texts
 
 
 def data_folder() -> str:
@@ -62,11 +62,8 @@ class Dataset:
 
     def table(self, split: str) -> Table:
         """The split as a table: text as bytes, nested features as "outer/inner"."""
-        files = self.files(split)
-        folder = cache.keep(
-            files, f"table of {self.name} {split}", lambda to: self._write(to, split)
-        )
-        return Table(folder)
+        what = f"table of {self.name} {split}"
+        return Table(cache.keep(self.files(split), what, lambda to: self._write(to, split)))
 
     def _write(self, folder: pathlib.Path, split: str) -> None:
         import pyarrow as pa
@@ -82,11 +79,8 @@ class Dataset:
         types = {field.name: _wide(field.type) for field in schema}
         values = ([row[name] for name in types] for row in itertools.chain(first, rows))
         table.write(folder, types, values)
-        classes = {
-            name: feature.names
-            for name, feature in builder.info.features.items()
-            if hasattr(feature, "names")
-        }
+        features = builder.info.features.items()
+        classes = {name: one.names for name, one in features if hasattr(one, "names")}
         table.write_summary(folder, {"classes": classes})
 
 
@@ -116,15 +110,14 @@ class TfdsSource(Source):
         task: what is learnt.
         options: the part of the config that concerns sources.
         tfds_name: with its version, e.g. "glue/sst2:2.0.0".
-        columns: the text columns: for each name that `examples` uses, the column that holds it; by
-            default the template's fields, from columns of the same names. "idx/question" is the
-            column "question" in "idx".
+        columns: for each name that `examples` uses, the column that holds it: a text, a whole
+            number, or a list of texts. By default the template's fields and `idx`, which
+            submissions need, from columns of the same names. "idx/question" is the column
+            "question" in "idx".
         splits: the dataset's.
         label: the column that holds the label; None where there is none.
-        numbers: columns of whole numbers, by name; by default `idx`, which submissions need.
-        lists: columns that hold a list of texts each, by name.
         examples: the examples of a row, which maps all those names (and "label") to values; by
-            default one, whose fields are the text columns and whose info is the numbers.
+            default one, whose fields are those of the template and whose info is `idx`.
     """
 
     def __init__(
@@ -136,21 +129,17 @@ class TfdsSource(Source):
         *,
         splits: tuple[str, ...] = Source.splits,
         label: str | None = "label",
-        numbers: Mapping[str, str] | None = None,
-        lists: Mapping[str, str] | None = None,
         examples: Callable[[Row], list[Example]] | None = None,
     ):
         super().__init__(task, options)
         self.tfds_name, self.splits, self.label = tfds_name, splits, label
-        self.columns = dict(columns or {field: field for field in task.template.fields})
-        self.numbers = {"idx": "idx"} if numbers is None else dict(numbers)
-        self.lists = dict(lists or {})
+        self.columns = columns or {name: name for name in (*task.template.fields, "idx")}
         self._examples = examples or self._example
         self._tables: dict[str, Table] = {}
 
     def _example(self, row: Row) -> list[Example]:
-        fields = {field: row[field] for field in self.columns}
-        return [Example(fields, row["label"], info={name: row[name] for name in self.numbers})]
+        fields = {field: row[field] for field in self.task.template.fields}
+        return [Example(fields, row["label"], info={"idx": row["idx"]})]
 
     @property
     def _dataset(self) -> Dataset:
@@ -188,14 +177,14 @@ class TfdsSource(Source):
 
     def row(self, split: str, index: int) -> dict[str, Any]:
         """The row by the task's names for its columns; raises InputError for text that is none."""
-        values, where = self.table(split).row(index), self.where(split, index)
-        where += "".join(f" {name}={values[column]}" for name, column in self.numbers.items())
-        row: dict[str, Any] = {
-            name: table.decode(values[column], name, where) for name, column in self.columns.items()
-        }
-        for name, column in self.lists.items():
-            row[name] = [table.decode(value, name, where) for value in values[column]]
-        row |= {name: int(values[column]) for name, column in self.numbers.items()}
+        values = self.table(split).row(index)
+        row = {name: values[column] for name, column in self.columns.items()}
+        where = self._where_row(split, index, row)
+        for name, value in row.items():
+            if isinstance(value, bytes):
+                row[name] = table.decode(value, name, where)
+            elif isinstance(value, list):
+                row[name] = [table.decode(text, name, where) for text in value]
         return row | ({"label": float(values[self.label])} if self.label else {})
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
@@ -204,8 +193,11 @@ class TfdsSource(Source):
         try:
             return Record.of(self._examples(row))
         except InputError as error:
-            numbers = "".join(f" {name}={row[name]}" for name in self.numbers)
-            raise InputError(f"{self.where(split, index)}{numbers}: {error}") from error
+            raise InputError(f"{self._where_row(split, index, row)}: {error}") from error
+
+    def _where_row(self, split: str, index: int, row: Row) -> str:
+        numbers = [f" {name}={value}" for name, value in row.items() if isinstance(value, int)]
+        return "".join([self.where(split, index), *numbers])
 
     def where(self, split: str, index: int) -> str:
         """Names a row in messages."""

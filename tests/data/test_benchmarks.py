@@ -399,10 +399,9 @@ def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
     name, make = declare_tfds(
         dataclasses.replace(registry.get("superglue_record").task, name="unanswerable"),
         "super_glue/record:1.0.2",
-        columns={"passage": "passage", "query": "query"},
+        columns={name: name for name in ("passage", "query", "entities", "answers")}
+        | {"idx": "idx/query"},
         label=None,
-        numbers={"idx": "idx/query"},
-        lists={"entities": "entities", "answers": "answers"},
         examples=lambda row: superglue._record(row | {"answers": ["Nobody"]}),
     )
     with pytest.raises(
@@ -521,7 +520,6 @@ def test_labels_out_of_range_and_empty_texts_are_named(tokenizer, benchmarks):
             DataOptions(),
             "super_glue/cb:1.0.2",
             examples=lambda r: [example(r, **changes)],
-            numbers={"idx": "idx"},
         )
 
     def example(r, label=None, premise=None):

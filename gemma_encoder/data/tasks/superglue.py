@@ -94,6 +94,11 @@ def _axg(row: Row) -> list[Example]:
     return [Example(fields, row["label"], query_id=str(row["idx"] // 2), info={"idx": row["idx"]})]
 
 
+def _same(names: str) -> dict[str, str]:
+    """Columns that the examples name as the data do."""
+    return {name: name for name in names.split()}
+
+
 def _task(name: str, *names: Any, **more: Any) -> tuple[str, Callable[[DataOptions], Source]]:
     """A task of fields, metrics, classes and chance; more arguments as for `declare_t5`."""
     builder = {"wsc": "wsc.fixed"}.get(name, name)
@@ -111,7 +116,7 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             chance=0.5,
             kind="choice",
             cut="premise choice",
-            columns={name: name for name in ("premise", "question", "choice1", "choice2")},
+            columns=_same("premise question choice1 choice2 idx"),
             examples=_copa,
         ),
         _task(
@@ -119,7 +124,8 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             "question answer paragraph",
             "f1a exact_match",
             _NO_YES,
-            numbers={f"{name}_idx": f"idx/{name}" for name in ("paragraph", "question", "answer")},
+            columns=_same("question answer paragraph")
+            | {f"{name}_idx": f"idx/{name}" for name in ("paragraph", "question", "answer")},
             examples=_multirc,
         ),
         _task(
@@ -128,8 +134,7 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             "token_f1 exact_match",
             kind="choice",
             label=None,
-            numbers={"idx": "idx/query"},
-            lists={"entities": "entities", "answers": "answers"},
+            columns=_same("query passage entities answers") | {"idx": "idx/query"},
             examples=_record,
         ),
         _task("rte", _NLI, "accuracy", _NLI_CLASSES, 0.5),
@@ -142,8 +147,8 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             "accuracy",
             _NO_YES,
             cut="text noun",
-            columns={"text": "text", "noun": "span1_text", "pronoun": "span2_text"},
-            numbers={"idx": "idx", "pronoun_index": "span2_index"},
+            columns=_same("text idx")
+            | {"noun": "span1_text", "pronoun": "span2_text", "pronoun_index": "span2_index"},
             examples=_wsc,
         ),
         _task(
@@ -152,7 +157,7 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             "matthews_correlation",
             _NLI_CLASSES,
             0.0,
-            columns={"premise": "sentence1", "hypothesis": "sentence2"},
+            columns={"premise": "sentence1", "hypothesis": "sentence2", "idx": "idx"},
             **_DIAGNOSTIC,
         ),
         _task(
