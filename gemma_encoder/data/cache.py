@@ -55,9 +55,7 @@ def derive(
 
 
 def keep(
-    sources: Sequence[epath.Path | pathlib.Path],
-    what: str,
-    build: Callable[[pathlib.Path], None],
+    sources: Sequence[epath.Path | pathlib.Path], what: str, build: Callable[[pathlib.Path], None]
 ) -> pathlib.Path:
     """The cached folder of what `build` makes of `sources`, made unless it is there already.
 

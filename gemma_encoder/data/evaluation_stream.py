@@ -1,6 +1,6 @@
 """Streams of batches for evaluation: every example of a split exactly once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from gemma_encoder.data.segments import CHUNK, make_segments, no_counts
 from gemma_encoder.data.source import Source
@@ -27,23 +27,11 @@ class _Packers:
         packer = self._packers[example_id % self._readers - self._first]
         packer.add(Unit((segment._replace(example_id=example_id),)))
 
-    def full_batches(self) -> Iterator[Batch]:
-        """Batches for as long as every reader has a full block."""
-        while all(packer.ready for packer in self._packers):
-            yield self._join([packer.emit() for packer in self._packers])
-
-    def last_batches(self) -> Iterator[Batch]:
-        """Batches until no reader has a text left."""
-        while any(len(packer) for packer in self._packers):
-            yield self._join(
-                [
-                    packer.emit() if len(packer) else empty_batch(self._shape)
-                    for packer in self._packers
-                ]
-            )
-
-    def _join(self, blocks: Sequence[Batch]) -> Batch:
-        return concatenate(blocks, self._shape.groups, self._first)
+    def batches(self, *, is_end: bool = False) -> Iterator[Batch]:
+        """Batches while every reader has a full block; at the end, until none has a text left."""
+        while any(map(len, self._packers)) if is_end else all(p.ready for p in self._packers):
+            blocks = [p.emit() if len(p) else empty_batch(self._shape) for p in self._packers]
+            yield concatenate(blocks, self._shape.groups, self._first)
 
 
 def evaluation_stream(
@@ -73,32 +61,32 @@ def evaluation_stream(
     packers = _Packers(options, process, processes)
     source.check_split(split)
     table.counts = no_counts([source])
+    pending: dict[int, tuple[Example, str]] = {}  # by example id, with its name in messages
 
-    def flush(pending: list[tuple[int, Example, str]]) -> None:
+    def flush() -> None:
+        examples, where = zip(*pending.values(), strict=True) if pending else ((), ())
         segments = make_segments(
             source,
             task_id,
-            [example for _, example, _ in pending],
-            [where for _, _, where in pending],
+            examples,
+            where,
             tokenizer,
             options.max_length,
             table.counts,
-            first_id=0,
             unlabelled=split.startswith("test"),
         )
-        for (i, _, _), segment in zip(pending, segments, strict=True):
-            packers.add(i, segment)
+        for example_id, segment in zip(pending, segments, strict=True):
+            packers.add(example_id, segment)
+        pending.clear()
 
-    pending: list[tuple[int, Example, str]] = []
     for index in range(source.size(split)):
         for example in source.examples(split, index):
             example_id = len(table.labels)
             table.add(example)
             if packers.owns(example_id):
-                pending.append((example_id, example, source.where(split, index)))
+                pending[example_id] = example, source.where(split, index)
         if len(pending) >= CHUNK:
-            flush(pending)
-            pending = []
-            yield from packers.full_batches()
-    flush(pending)
-    yield from packers.last_batches()
+            flush()
+            yield from packers.batches()
+    flush()
+    yield from packers.batches(is_end=True)

@@ -13,6 +13,7 @@ readers, number of epochs and list size, and training sees the same batches, to 
 
 import bisect
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -23,12 +24,12 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from gemma_encoder.data import cache, table
-from gemma_encoder.data.segments import CHUNK
+from gemma_encoder.data.segments import CHUNK, count_texts, encode_examples
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
-from gemma_encoder.inputs.template import Encoded, encode
+from gemma_encoder.inputs.template import Encoded
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 VERSION = 2  # of the folder; raised when the meaning of its files changes
@@ -54,27 +55,24 @@ class Part(NamedTuple):
 
 def parts(source: Source) -> list[Part]:
     """All parts of a task."""
-    result = []
-    for split in source.splits:
-        size, step = source.size(split), PART
-        if source.task.is_list:  # a list holds some hundred texts
-            step = max(PART // 100, 1)
-        result += [
-            Part(split, index, first, min(first + step, size))
-            for index, first in enumerate(range(0, size, step))
-        ]
-    return result
+    step = max(PART // 100, 1) if source.task.is_list else PART  # a list holds some hundred texts
+    return [
+        Part(split, index, first, min(first + step, source.size(split)))
+        for split in source.splits
+        for index, first in enumerate(range(0, source.size(split), step))
+    ]
 
 
 def describe(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """The facts that the files of a task depend on, for JSON."""
+    spans: dict[str, list[Any]] = {split: [] for split in source.splits}
+    for part in parts(source):
+        spans[part.split].append((part.first, part.last))
     described = {
         "version": VERSION,
         "task": source.task.to_dict(),
         "splits": {split: source.size(split) for split in source.splits},
-        "parts": {
-            split: [p[2:] for p in parts(source) if p.split == split] for split in source.splits
-        },
+        "parts": spans,
         "first_stage": source.first_stage,
         "data": {split: source.fingerprints([split]) for split in source.splits},
     }
@@ -116,7 +114,7 @@ def write(
     import pyarrow as pa
 
     path = epath.Path(folder) / part.path / table.FILE
-    counts = {"records": 0, "texts": 0, "tokens": 0, "cut_texts": 0, "cut_tokens": 0}
+    counts = dict.fromkeys(("records", "texts", "tokens", "cut_texts", "cut_tokens"), 0)
     if path.exists():
         return counts
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,10 +122,8 @@ def write(
     def rows() -> Iterator[list[Any]]:
         for examples in _encoded(source, part, tokenizer, max_length):
             counts["records"] += 1
-            counts["texts"] += len(examples)
             counts["tokens"] += sum(len(example.encoded.tokens) for example in examples)
-            counts["cut_texts"] += sum(example.encoded.cut > 0 for example in examples)
-            counts["cut_tokens"] += sum(example.encoded.cut for example in examples)
+            count_texts(counts, [example.encoded for example in examples])
             yield _row(examples, with_fields=part.split != "train")
 
     types = {
@@ -155,15 +151,10 @@ def _encoded(
         indices = range(first, min(first + CHUNK, part.last))
         records = [source.record(part.split, index, training=is_drawn) for index in indices]
         examples = [[record.example(i) for i in range(len(record.labels))] for record in records]
+        names = [source.where(part.split, index) for index in indices]
         flat = [example for of_record in examples for example in of_record]
-        where = [
-            source.where(part.split, index)
-            for index, of_record in zip(indices, examples, strict=True)
-            for _ in of_record
-        ]
-        templates = [source.task.template_for(example.role) for example in flat]
-        fields = [example.fields for example in flat]
-        tokens = iter(encode(tokenizer, templates, fields, max_length, where))
+        where = [name for name, some in zip(names, examples, strict=True) for _ in some]
+        tokens = iter(encode_examples(source.task, flat, where, tokenizer, max_length))
         for of_record in examples:
             yield [example._replace(encoded=next(tokens)) for example in of_record]
 
@@ -241,12 +232,9 @@ class PreparedSource(Source):
     def __init__(self, name: str, root: epath.PathLike, options: DataOptions):
         self.folder = epath.Path(root) / name
         if not (self.folder / INFO).exists():
-            is_begun = (self.folder / BEGUN).exists()
-            state = (
-                "is not whole: the program that prepares it did not end"
-                if is_begun
-                else "does not exist"
-            )
+            state = "does not exist"
+            if (self.folder / BEGUN).exists():
+                state = "is not whole: the program that prepares it did not end"
             raise InputError(
                 f"task {name!r}: the prepared folder {self.folder} {state}; "
                 "run gemma-encoder prepare with this config"
@@ -259,7 +247,7 @@ class PreparedSource(Source):
             )
         super().__init__(Task.from_dict(self.info["task"]), options)
         self.splits, self.first_stage = tuple(self.info["splits"]), self.info["first_stage"]
-        self._tables: dict[tuple[str, int], Table] = {}
+        self._table = functools.cache(self._open)
 
     def size(self, split: str) -> int:
         """As the raw data had it."""
@@ -287,35 +275,23 @@ class PreparedSource(Source):
         ]
 
         def example(i: int) -> Example:
-            facts = about[i]
+            facts, fields = about[i], about[i].get("fields", {})
             tokens = rows.arrow.column("tokens")[row].values[i].values.to_numpy()
             encoded = Encoded(tokens, rows.value("cut", row)[i])
-            return Example(
-                facts.get("fields", {}),
-                labels[i],
-                facts["query"],
-                facts["document"],
-                facts["info"],
-                encoded,
-                facts["role"],
-            )
+            names = (facts["query"], facts["document"], facts["info"])
+            return Example(fields, labels[i], *names, encoded, facts["role"])
 
         return Record(labels, example)
 
-    def _table(self, split: str, part: int) -> Table:
-        if (split, part) not in self._tables:
-            self._tables[split, part] = Table(self._local(f"{split}/{part:05d}"))
-        return self._tables[split, part]
-
-    def _local(self, part: str) -> pathlib.Path:
-        """The folder of a part; of a remote one, its copy in the cache folder."""
-        folder = self.folder / part
-        if "://" not in str(folder):
-            return pathlib.Path(folder)
-        source = folder / table.FILE
-        return cache.keep(
-            [source], "prepared part", lambda to: source.copy(epath.Path(to) / table.FILE)
-        )
+    def _open(self, split: str, part: int) -> Table:
+        """The rows of a part; a remote one is copied to the cache folder."""
+        folder = self.folder / f"{split}/{part:05d}"
+        if "://" in str(folder):
+            file = folder / table.FILE
+            folder = cache.keep(
+                [file], "prepared part", lambda to: file.copy(epath.Path(to) / table.FILE)
+            )
+        return Table(pathlib.Path(folder))
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """As the raw data had them."""
@@ -327,18 +303,16 @@ def check_prepared(
     sources: Sequence[PreparedSource], tokenizer: Tokenizer, max_length: int
 ) -> None:
     """Raises InputError where tasks were prepared with different tokenizers, or another config."""
-    first = sources[0]
-    for source in sources[1:]:
-        if source.info["tokenizer"]["sha256"] != first.info["tokenizer"]["sha256"]:
-            names = [
-                f"{s.task.name!r} with {s.info['tokenizer']['name']!r} "
-                f"({s.info['tokenizer']['sha256'][:8]})"
-                for s in (first, source)
-            ]
-            raise InputError(
-                "the tasks of a mixture share one tokenizer; prepared were "
-                f"{' and '.join(names)}: prepare one of them anew"
-            )
+    by_digest = {source.info["tokenizer"]["sha256"]: source for source in sources}
+    if len(by_digest) > 1:
+        names = [
+            f"{source.task.name!r} with {source.info['tokenizer']['name']!r} ({digest[:8]})"
+            for digest, source in by_digest.items()
+        ]
+        raise InputError(
+            "the tasks of a mixture share one tokenizer; prepared were "
+            f"{' and '.join(names)}: prepare one of them anew"
+        )
     for source in sources:
         contract = _contract(source.options, tokenizer, max_length)
         if unequal := _differences(source.info, contract):

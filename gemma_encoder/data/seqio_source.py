@@ -130,12 +130,12 @@ class SeqioSource(Source):
         return task
 
     def _check_grades(self, targets: Sequence[str]) -> None:
-        strange = [text for text in targets if _grade(text) is None]
-        if strange:
-            raise InputError(
-                f"task {self._name}: it has a {QUERY_ID}, so that its targets are grades of "
-                f"documents; {strange[0]!r} is no number, and neither true nor false"
-            )
+        for text in targets:
+            if _grade(text) is None:
+                raise InputError(
+                    f"task {self._name}: it has a {QUERY_ID}, so that its targets are grades of "
+                    f"documents; {text!r} is no number, and neither true nor false"
+                )
 
     def _read(self, split: str) -> Table:
         files = _files(self._seqio_task, split)
@@ -176,12 +176,10 @@ class SeqioSource(Source):
                 sequence_length=None, split=split, shuffle=False, use_cached=False
             )
             for element in dataset.as_numpy_iterator():
-                copied = {
-                    name: element[f"{name}_pretokenized"]
-                    for name in ("inputs", "targets")
-                    if f"{name}_pretokenized" in element
-                }
-                yield {**element, **copied}
+                for name in ("inputs", "targets"):
+                    if f"{name}_pretokenized" in element:
+                        element[name] = element[f"{name}_pretokenized"]
+                yield element
         except InputError:
             raise
         except Exception as error:
@@ -241,9 +239,7 @@ class SeqioSource(Source):
         if not self.task.is_list:
             return Record.of([self._example(split, index)])
         query, rows = self._queries(split)[index]
-        return Record.of(
-            [self._example(split, row, query, str(place)) for place, row in enumerate(rows)]
-        )
+        return Record.of([self._example(split, row, query, str(i)) for i, row in enumerate(rows)])
 
     def _example(self, split: str, row: int, query: str = "", document: str = "") -> Example:
         values = self._table(split).row(row)
@@ -286,10 +282,8 @@ class _Summary:
     def facts(self) -> dict[str, Any]:
         """As JSON holds them."""
         numbers = {"low": self._low, "high": self._high, "has_point": self._has_point}
-        return {
-            "targets": list(self._targets),
-            "numbers": numbers if self._are_numbers and self._targets else None,
-        }
+        are_numbers = self._are_numbers and self._targets
+        return {"targets": list(self._targets), "numbers": numbers if are_numbers else None}
 
 
 def _plain(value: Any) -> str:
@@ -321,9 +315,6 @@ def _files(task: Any, split: str) -> list[epath.Path | pathlib.Path]:
             code.append(pathlib.Path(inspect.getsourcefile(function)))
         except TypeError:
             return []
-    data = [epath.Path(path) for path in task.source.list_shards(split)]
-    return [*map(_local, data), *dict.fromkeys(code)]
-
-
-def _local(path: epath.Path) -> epath.Path | pathlib.Path:
-    return path if "://" in str(path) else pathlib.Path(path)
+    shards = task.source.list_shards(split)
+    data = [epath.Path(path) if "://" in str(path) else pathlib.Path(path) for path in shards]
+    return [*data, *dict.fromkeys(code)]

@@ -42,23 +42,19 @@ seqio, tf = runtime.import_quietly("seqio"), runtime.import_quietly("tensorflow"
 NEED_OPTIONS = ("own", "text")
 UNCUT = 1 << 20  # tokens: the length where the caller gives none
 
-_tokenizer_name = ["small"]
+_in_use: list[Tokenizer] = []
 
 
 def use_tokenizer(name: str) -> None:
     """Chooses the tokenizer of every task, by a name or path as `config.tokenizer` has it."""
-    Tokenizer.load(name)
-    _tokenizer_name[0] = name
+    _in_use[:] = [Tokenizer.load(name)]
 
 
 def tokenizer() -> Tokenizer:
     """The tokenizer in use."""
-    return _load(_tokenizer_name[0])
-
-
-@functools.cache
-def _load(name: str) -> Tokenizer:
-    return Tokenizer.load(name)
+    if not _in_use:
+        use_tokenizer("small")
+    return _in_use[0]
 
 
 class Vocabulary(seqio.Vocabulary):
@@ -166,19 +162,14 @@ def apply_template(
     def elements(row: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
         types = [tf.int32, tf.int64, tf.float32, tf.string, tf.string, tf.string]
         made = tf.numpy_function(expand, [row["split"], row["index"]], types)
-        tokens, lengths, targets, *texts = made
-        lengths = tf.ensure_shape(lengths, [None])
+        shapes = ([None], [None], [None, None], [None], [None], [None])
+        tokens, lengths, targets, *texts = map(tf.ensure_shape, made, shapes)
         names = ("inputs_pretokenized", "targets_pretokenized", "example")
         return tf.data.Dataset.from_tensor_slices(
             {
-                "inputs": tf.RaggedTensor.from_row_lengths(
-                    tf.ensure_shape(tokens, [None]), lengths
-                ),
-                "targets": tf.ensure_shape(targets, [None, None]),
-                **{
-                    name: tf.ensure_shape(text, [None])
-                    for name, text in zip(names, texts, strict=True)
-                },
+                "inputs": tf.RaggedTensor.from_row_lengths(tokens, lengths),
+                "targets": targets,
+                **dict(zip(names, texts, strict=True)),
             }
         )
 
@@ -189,45 +180,33 @@ def _elements(
     source: Source, split: str, indices: Sequence[int], max_length: int
 ) -> list[np.ndarray]:
     """Tokens of all texts of some records, their lengths, targets, texts, labels in words, facts."""
-    examples, where = [], []
+    examples, where, task = [], [], source.task
     for index in indices:
         is_drawn = split == "train"
         made = source.training_examples(index, 0, 0) if is_drawn else source.examples(split, index)
         examples += made
         where += [source.where(split, index)] * len(made)
+    counts, unlabelled = no_counts([source]), split.startswith("test")
     segments = make_segments(
-        source,
-        0,
-        examples,
-        where,
-        tokenizer(),
-        max_length,
-        no_counts([source]),
-        unlabelled=split.startswith("test"),
+        source, 0, examples, where, tokenizer(), max_length, counts, unlabelled=unlabelled
     )
-    task = source.task
     targets = [segment.targets if len(segment.targets) else [segment.label] for segment in segments]
-    width = max(task.target_width, 1)
-    rendered = [task.template_for(e.role).render(e.fields)[0] for e in examples]
+    texts = [
+        [task.template_for(e.role).render(e.fields)[0] for e in examples],
+        [task.kind.show_label(task, e.label) for e in examples],
+        [json.dumps({"split": split, **_facts(e)}) for e in examples],
+    ]
     return [
         np.concatenate([np.zeros(0, np.int32), *(segment.tokens for segment in segments)]),
         np.array([len(segment.tokens) for segment in segments], np.int64),
-        np.array(targets, np.float32).reshape(len(examples), width),
-        np.array([text.encode() for text in rendered], object),
-        np.array([task.kind.show_label(task, e.label).encode() for e in examples], object),
-        np.array([_facts(example, split).encode() for example in examples], object),
+        np.array(targets, np.float32).reshape(len(examples), max(task.target_width, 1)),
+        *(np.array([text.encode() for text in column], object) for column in texts),
     ]
 
 
-def _facts(example: Example, split: str) -> str:
-    facts = {
-        "split": split,
-        "label": example.label,
-        "query_id": example.query_id,
-        "document_id": example.document_id,
-        "info": dict(example.info),
-    }
-    return json.dumps(facts)
+def _facts(example: Example) -> dict[str, Any]:
+    ids = {"query_id": example.query_id, "document_id": example.document_id}
+    return {"label": example.label, **ids, "info": dict(example.info)}
 
 
 def _postprocess(output: Any, example: Mapping[str, Any] | None = None, is_target=False) -> Any:
@@ -239,8 +218,7 @@ def _metric_fn(source: Source) -> Callable[[Sequence[Any], Any], dict[str, float
     def compute(targets, predictions):
         table = ExampleTable()
         for facts in targets:
-            label = facts["label"]
-            label = tuple(label) if isinstance(label, list) else label
+            label = tuple(facts["label"]) if isinstance(facts["label"], list) else facts["label"]
             table.add(Example({}, label, facts["query_id"], facts["document_id"], facts["info"]))
         split = targets[0]["split"]
         outputs = np.asarray(predictions, np.float32)
