@@ -8,6 +8,7 @@ candidate of the run.
 import abc
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -58,7 +59,8 @@ class RankingSource(Source):
         low, high = options.negative_ranks
         if not 1 <= low <= high:
             raise InputError(
-                f"ranking.negative_ranks must be (first, last) with 1 <= first <= last, got {options.negative_ranks}"
+                "ranking.negative_ranks must be (first, last) with 1 <= first <= last, got "
+                f"{options.negative_ranks}"
             )
         if options.list_size < 2:
             raise InputError(f"ranking.list_size must be at least 2, got {options.list_size}")
@@ -70,34 +72,32 @@ class RankingSource(Source):
         """The files of a split, checked."""
 
     def _choose_queries(self, split: str) -> np.ndarray:
-        """The queries that records number: for training those that have a positive and a negative, else all that have candidates."""
-        files = self.opened(split)
+        """[n] int32, the queries that have candidates; of train, a positive and a negative."""
+        files, needed = self.opened(split), "candidates"
         counts = files.candidates.counts()
-        kept = counts > 0
+        is_usable = counts > 0
         if split == "train":
             if files.judgements is None:
                 raise InputError(f"task {self.task.name!r}: its {split} split has no judgements")
             low, high = self.options.negative_ranks
             in_range = np.clip(counts, low - 1, high) - (low - 1)
-            positives = files.judgements.positives
-            kept = (positives > 0) & (in_range > positives)
-            for query in np.flatnonzero(
-                (positives > 0) & (in_range > 0) & ~kept
-            ):  # few: so many positives that they may fill the range
-                kept[query] = len(self._negatives(split, query)) > 0
-            if not kept.all():
+            positives, needed = files.judgements.positives, "a positive and a negative"
+            is_usable = (positives > 0) & (in_range > positives)
+            # Few: so many positives that they may fill the range.
+            for query in np.flatnonzero((positives > 0) & (in_range > 0) & ~is_usable):
+                is_usable[query] = len(self._negatives(split, query)) > 0
+            if not is_usable.all():
                 logging.warning(
                     "%s: %d of %d train queries have no positive or no negative and are skipped",
                     self.task.name,
-                    (~kept).sum(),
-                    len(kept),
+                    (~is_usable).sum(),
+                    len(is_usable),
                 )
-        if not kept.any():
-            wanted = "a positive and a negative" if split == "train" else "candidates"
+        if not is_usable.any():
             raise InputError(
-                f"{files.candidates.path}: no query of {files.queries.path.name} has {wanted}"
+                f"{files.candidates.path}: no query of {files.queries.path.name} has {needed}"
             )
-        return np.flatnonzero(kept).astype(np.int32)
+        return np.flatnonzero(is_usable).astype(np.int32)
 
     def _positives(self, split: str, query: int) -> np.ndarray:
         documents, grades = self.opened(split).judgements.of(query)
@@ -126,34 +126,39 @@ class RankingSource(Source):
         files = self.opened(split)
         if files.judgements is None:
             return {}
+        queries = np.arange(len(files.queries))
         if self.options.limit(split):
-            return files.judgements.by_id(self.queries(split)[: self.size(split)])
-        return files.judgements.by_id(np.arange(len(files.queries)))
+            queries = self.queries(split)[: self.size(split)]
+        return files.judgements.by_id(queries)
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
         """A query's candidates in the run's order; or what training lists are drawn from."""
         query, files = int(self.queries(split)[index]), self.opened(split)
-        judged = files.judgements.of(query) if files.judgements else ((), ())
-        grades = {int(document): float(grade) for document, grade in zip(*judged, strict=True)}
         if training:
-            documents = np.concatenate(
-                [self._positives(split, query), self._negatives(split, query)]
-            )
+            documents = [*self._positives(split, query), *self._negatives(split, query)]
         else:
-            documents = files.candidates.of(query)
-        unjudged = 0.0 if files.judgements else UNLABELLED
-        labels = [
-            max(grades[document], 0.0) if document in grades else unjudged
-            for document in documents.tolist()
-        ]
+            documents = files.candidates.of(query).tolist()
+        labels = [UNLABELLED] * len(documents)
+        if files.judgements:
+            grades = dict(zip(*files.judgements.of(query), strict=True))
+            labels = [max(float(grades.get(document, 0)), 0.0) for document in documents]
         name, text = files.queries.ids[query], files.queries.text(query)
 
-        def example(place: int) -> Example:
-            document = int(documents[place])
+        def example(index: int) -> Example:
+            document = int(documents[index])
             fields = {"query": text, "document": files.documents.text(document)}
-            return Example(fields, labels[place], name, files.documents.ids[document])
+            return Example(fields, labels[index], name, files.documents.ids[document])
 
         return Record(labels, example)
+
+
+def named_folder(variable: str, task: Task, content: str) -> pathlib.Path:
+    """The folder that an environment variable names; raises InputError where it is not set."""
+    if not os.environ.get(variable):
+        raise InputError(
+            f"task {task.name!r}: {variable} is not set; it names a folder with {content}"
+        )
+    return pathlib.Path(os.environ[variable]).expanduser()
 
 
 def find_file(folder: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
@@ -165,16 +170,20 @@ def find_file(folder: pathlib.Path, names: Sequence[str], what: str) -> pathlib.
         what: says what the folder should be, for the message.
     """
     for name in names:
-        for path in (folder / name, *(folder / f"{name}{ending}" for ending in COMPRESSED)):
+        for ending in ("", *COMPRESSED):
+            path = folder / f"{name}{ending}"
             if path.is_file():
                 return path
     raise InputError(f"{folder} holds no {' or '.join(names)} (or {', '.join(COMPRESSED)}); {what}")
 
 
-def run_path(option: str, split: str, found: Callable[[], pathlib.Path]) -> pathlib.Path:
-    """The run that `ranking.run` names, `{split}` standing for the files' name of the split; else the one that `found` looks up."""
+def run_path(option: str, split: str, find: Callable[[], pathlib.Path]) -> pathlib.Path:
+    """The run that `ranking.run` names; else the one that `find` looks up.
+
+    In the option `{split}` stands for the files' name of the split.
+    """
     if not option:
-        return found()
+        return find()
     path = pathlib.Path(option.replace("{split}", split)).expanduser()
     if not path.is_file():
         raise InputError(f"ranking.run={option}: {path} is not a file")

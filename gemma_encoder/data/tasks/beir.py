@@ -21,28 +21,28 @@ from typing import Any
 from gemma_encoder.data.files.lines import Lines, Spans
 from gemma_encoder.data.files.passages import Texts
 from gemma_encoder.data.files.runs import Candidates, Judgements
-from gemma_encoder.data.ranking import TEMPLATE, RankingFiles, RankingSource, find_file, run_path
+from gemma_encoder.data.ranking import (
+    TEMPLATE,
+    RankingFiles,
+    RankingSource,
+    find_file,
+    named_folder,
+    run_path,
+)
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
 # The public ones that are one folder each.
 DATASETS = (
-    "arguana",
-    "climate-fever",
-    "dbpedia-entity",
-    "fever",
-    "fiqa",
-    "hotpotqa",
-    "nfcorpus",
-    "nq",
-    "quora",
-    "scidocs",
-    "scifact",
-    "trec-covid",
-    "webis-touche2020",
+    *("arguana", "climate-fever", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "nfcorpus", "nq"),
+    *("quora", "scidocs", "scifact", "trec-covid", "webis-touche2020"),
 )
 SPLITS = {"train": "train", "validation": "dev", "test": "test"}  # our names, and the files'
+_HINT = (
+    "BEIR's layout is corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; and a first stage's "
+    "run.SPLIT.tsv"
+)
 
 
 class JsonLayout:
@@ -60,11 +60,11 @@ class JsonLayout:
     def ids(self, lines: Lines) -> Spans:
         """The ids, each object checked."""
         names = []
-        for place in range(len(lines.starts)):
+        for line in range(len(lines.starts)):
             try:
-                names.append(self.parse(lines.text(place))[0].encode())
+                names.append(self.parse(lines.text(line))[0].encode())
             except ValueError as error:
-                raise InputError(f"{lines.where(place)}: {error}") from None
+                raise InputError(f"{lines.where(line)}: {error}") from None
         return Spans.of(names)
 
     def parse(self, line: str) -> tuple[str, str]:
@@ -76,12 +76,8 @@ class JsonLayout:
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object with _id and text, got {line[:80]!r}")
         name, title, text = record.get("_id"), record.get("title") or "", record.get("text")
-        if (
-            not isinstance(name, str)
-            or not name.strip()
-            or not isinstance(title, str)
-            or not isinstance(text, str)
-        ):
+        are_texts = all(isinstance(value, str) for value in (name, title, text))
+        if not are_texts or not name.strip():
             raise ValueError(
                 f"expected _id and text, and title if there is one, as strings, got {line[:80]!r}"
             )
@@ -106,57 +102,42 @@ class BeirSource(RankingSource):
 
     def check(self) -> None:
         """Raises InputError where BEIR_DIR names no folder that holds the dataset."""
-        if not os.environ.get("BEIR_DIR"):
-            raise InputError(
-                f"task {self.task.name!r}: BEIR_DIR is not set; it names a folder with {self._corpus}/corpus.jsonl and so on, one folder a dataset"
-            )
         if not self.folder.is_dir():
             raise InputError(
-                f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} holds no folder {self._corpus}"
+                f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} holds no folder "
+                f"{self._corpus}"
             )
         self._find("corpus.jsonl")
         self._find("queries.jsonl")
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the dataset lies."""
-        return pathlib.Path(os.environ["BEIR_DIR"]).expanduser() / self._corpus
+        """The dataset's."""
+        content = f"{self._corpus}/corpus.jsonl and so on, one folder a dataset"
+        return named_folder("BEIR_DIR", self.task, content) / self._corpus
 
     def _find(self, *names: str) -> pathlib.Path:
-        return find_file(
-            self.folder,
-            names,
-            "BEIR's layout is corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; and a first stage's run.SPLIT.tsv",
-        )
+        return find_file(self.folder, names, _HINT)
 
     @functools.cached_property
     def _texts(self) -> tuple[Texts, Texts]:
-        return Texts(self._find("queries.jsonl"), JsonLayout(False), in_memory=True), Texts(
-            self._find("corpus.jsonl"), JsonLayout(True)
-        )
+        queries = Texts(self._find("queries.jsonl"), JsonLayout(False), in_memory=True)
+        return queries, Texts(self._find("corpus.jsonl"), JsonLayout(True))
 
     def _open(self, split: str) -> RankingFiles:
-        name, (queries, documents) = SPLITS[split], self._texts
-        judgements = Judgements(self._find(f"qrels/{name}.tsv"), queries, documents)
+        name, texts = SPLITS[split], self._texts
+        judgements = Judgements(self._find(f"qrels/{name}.tsv"), *texts)
         run = run_path(
             self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec")
         )
-        return RankingFiles(
-            queries, documents, Candidates(run, queries, documents, drop_same_id=True), judgements
-        )
+        candidates = Candidates(run, *texts, drop_same_id=True)
+        return RankingFiles(*texts, candidates, judgements)
 
 
-def _declare(dataset: str) -> Callable[[DataOptions], Source]:
-    task = Task(
-        f"beir_{dataset.replace('-', '_')}",
-        "ranking",
-        TEMPLATE,
-        metrics=("ndcg@10", "recall@100"),
-        head="msmarco",
-    )
-    return lambda options: BeirSource(task, options, dataset)
+def _declare(dataset: str) -> tuple[str, Callable[[DataOptions], Source]]:
+    name, metrics = f"beir_{dataset.replace('-', '_')}", ("ndcg@10", "recall@100")
+    task = Task(name, "ranking", TEMPLATE, metrics, head="msmarco")
+    return name, lambda options: BeirSource(task, options, dataset)
 
 
-TASKS: dict[str, Callable[[DataOptions], Source]] = {
-    f"beir_{dataset.replace('-', '_')}": _declare(dataset) for dataset in DATASETS
-}
+TASKS: dict[str, Callable[[DataOptions], Source]] = dict(map(_declare, DATASETS))

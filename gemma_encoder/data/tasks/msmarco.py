@@ -16,13 +16,21 @@ The Deep Learning tracks have grades 0 to 3. nDCG uses them; a passage counts as
 """
 
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Callable
 
 from gemma_encoder.data.files.passages import Texts, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Judgements
-from gemma_encoder.data.ranking import TEMPLATE, RankingFiles, RankingSource, find_file, run_path
+from gemma_encoder.data.ranking import (
+    TEMPLATE,
+    RankingFiles,
+    RankingSource,
+    find_file,
+    named_folder,
+    run_path,
+)
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
@@ -30,20 +38,26 @@ from gemma_encoder.inputs.task import Task
 # For each split of ours, the files' names for it, the preferred one first.
 SPLITS = {"train": ("train",), "validation": ("dev.small", "dev"), "test": ("eval.small", "eval")}
 TRACKS = {"msmarco_dl19": "dl19", "msmarco_dl20": "dl20"}
-_HINT = "MSMARCO_DIR must name a folder with MS MARCO passage-ranking files (collection.tsv, queries.*.tsv, qrels.*.tsv, run.*.tsv)"
+OFFICIAL = {  # names under which NIST publishes a track's files
+    "queries": "msmarco-test{year}-queries.tsv",
+    "qrels": "{year}qrels-pass.txt",
+    "top1000": "msmarco-passagetest{year}-top1000.tsv",
+}
+_CONTENT = (
+    "collection.tsv, queries.{train,dev}.tsv, qrels.{train,dev}.tsv and run.{train,dev}.tsv, as "
+    "published at https://microsoft.github.io/msmarco/"
+)
+_HINT = (
+    "MSMARCO_DIR must name a folder with MS MARCO passage-ranking files (collection.tsv, "
+    "queries.*.tsv, qrels.*.tsv, run.*.tsv)"
+)
 
 
-def _official(kind: str, name: str) -> list[str]:
-    """The names under which NIST publishes a track's files."""
-    if not name.startswith("dl"):
-        return []
-    year = f"20{name[2:]}"
-    names = {
-        "queries": [f"msmarco-test{year}-queries.tsv"],
-        "qrels": [f"{year}qrels-pass.txt"],
-        "top1000": [f"msmarco-passagetest{year}-top1000.tsv"],
-    }
-    return names.get(kind, [])
+def _file_names(kind: str, split: str) -> list[str]:
+    names = [f"{kind}.{split}.tsv"]
+    if split.startswith("dl") and kind in OFFICIAL:
+        names.append(OFFICIAL[kind].format(year=f"20{split[2:]}"))
+    return names
 
 
 class MsMarcoSource(RankingSource):
@@ -61,20 +75,14 @@ class MsMarcoSource(RankingSource):
 
     def check(self) -> None:
         """Raises InputError where MSMARCO_DIR names no folder with a collection."""
-        folder = os.environ.get("MSMARCO_DIR")
-        if not folder:
-            raise InputError(
-                f"task {self.task.name!r}: MSMARCO_DIR is not set; it names a folder with collection.tsv, queries.{{train,dev}}.tsv, "
-                "qrels.{train,dev}.tsv and run.{train,dev}.tsv, as published at https://microsoft.github.io/msmarco/"
-            )
         if not self.folder.is_dir():
-            raise InputError(f"MSMARCO_DIR={folder} is not a folder")
+            raise InputError(f"MSMARCO_DIR={os.environ['MSMARCO_DIR']} is not a folder")
         self._find("collection.tsv")
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the files lie."""
-        return pathlib.Path(os.environ["MSMARCO_DIR"]).expanduser()
+        """The folder of the files."""
+        return named_folder("MSMARCO_DIR", self.task, _CONTENT)
 
     def _find(self, *names: str) -> pathlib.Path:
         return find_file(self.folder, names, _HINT)
@@ -87,42 +95,31 @@ class MsMarcoSource(RankingSource):
     def _open(self, split: str) -> RankingFiles:
         names = self._names[split]
 
-        def of_split(*kinds: str) -> pathlib.Path:
-            return self._find(
-                *(
-                    name
-                    for kind in kinds
-                    for split_name in names
-                    for name in (f"{kind}.{split_name}.tsv", *_official(kind, split_name))
-                )
-            )
+        def find(*kinds: str) -> pathlib.Path:
+            candidates = [_file_names(kind, name) for kind in kinds for name in names]
+            return self._find(*itertools.chain.from_iterable(candidates))
 
-        queries = Texts(of_split("queries"), TsvLayout("qid", "query"), in_memory=True)
-        judgements = (
-            None if split == "test" else Judgements(of_split("qrels"), queries, self.passages)
-        )
-        run = run_path(self.options.run, names[-1], lambda: of_split("run", "top1000", "top100"))
-        return RankingFiles(
-            queries, self.passages, Candidates(run, queries, self.passages), judgements
-        )
+        queries = Texts(find("queries"), TsvLayout("qid", "query"), in_memory=True)
+        has_judgements = split != "test"
+        judgements = Judgements(find("qrels"), queries, self.passages) if has_judgements else None
+        run = run_path(self.options.run, names[-1], lambda: find("run", "top1000", "top100"))
+        candidates = Candidates(run, queries, self.passages)
+        return RankingFiles(queries, self.passages, candidates, judgements)
 
 
-def _declare(task: Task, names: dict[str, tuple[str, ...]]) -> Callable[[DataOptions], Source]:
-    return lambda options: MsMarcoSource(task, options, names)
+def _declare(
+    name: str, names: dict[str, tuple[str, ...]], *metrics: str
+) -> tuple[str, Callable[[DataOptions], Source]]:
+    task = Task(name, "ranking", TEMPLATE, metrics, head="msmarco")
+    return name, lambda options: MsMarcoSource(task, options, names)
 
 
-TASKS: dict[str, Callable[[DataOptions], Source]] = {
-    "msmarco": _declare(Task("msmarco", "ranking", TEMPLATE, metrics=("mrr@10", "ndcg@10")), SPLITS)
-} | {
-    name: _declare(
-        Task(
-            name,
-            "ranking",
-            TEMPLATE,
-            metrics=("ndcg@10", "mrr(rel=2)@10", "map(rel=2)"),
-            head="msmarco",
+TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
+    [
+        _declare("msmarco", SPLITS, "mrr@10", "ndcg@10"),
+        *(
+            _declare(name, {"validation": (track,)}, "ndcg@10", "mrr(rel=2)@10", "map(rel=2)")
+            for name, track in TRACKS.items()
         ),
-        {"validation": (track,)},
-    )
-    for name, track in TRACKS.items()
-}
+    ]
+)
