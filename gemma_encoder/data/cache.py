@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import time
@@ -112,14 +113,15 @@ def fingerprint(path: epath.Path | pathlib.Path) -> str:
     That of a large file is computed once, and again when its size or time of change differs.
     """
     size, stamp = _size_and_stamp(path)
-    memo = folder() / "fingerprints" / _digest(_absolute(path))[:32]
-    if size >= KEEP_FROM and memo.exists():
-        lines = memo.read_text().splitlines()
-        if lines[:1] == [stamp] and len(lines) == 2:
-            return lines[1]
+    memo, is_large = folder() / "fingerprints" / _digest(_absolute(path))[:32], size >= KEEP_FROM
+    if is_large:
+        with contextlib.suppress(OSError, ValueError):  # absent, or damaged
+            stored, _, result = memo.read_text().partition("\n")
+            if stored == stamp and re.fullmatch(rf"{size} [0-9a-f]{{64}}\n", result):
+                return result.strip()
     with path.open("rb") as file:
         result = f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
-    if size >= KEEP_FROM:
+    if is_large:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
             memo.parent.mkdir(parents=True, exist_ok=True)
             temporary = memo.with_name(f"{memo.name}.{os.getpid()}")
@@ -141,29 +143,29 @@ def _size_and_stamp(path: epath.PathLike) -> tuple[int, str]:
     return remote.length, f"{remote.length} {remote.mtime}"
 
 
-def save_array(place: pathlib.Path, name: str, values: np.ndarray) -> None:
+def save_array(folder: pathlib.Path, name: str, values: np.ndarray) -> None:
     """Appends values to the array `name` of a folder; `load_arrays` reads it."""
-    with (place / f"{name}.{values.dtype.name}").open("ab") as file:
+    with (folder / f"{name}.{values.dtype.name}").open("ab") as file:
         values.tofile(file)
 
 
-def load_arrays(place: pathlib.Path) -> dict[str, np.ndarray]:
+def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a folder by name, mapped: only what is used comes into memory."""
     arrays = {}
-    for path in place.iterdir():
-        dtype = np.dtype(path.suffix[1:])
-        if not path.stat().st_size:  # cannot be mapped
-            arrays[path.stem] = np.zeros(0, dtype)
-            continue
-        with path.open("rb") as file:
-            arrays[path.stem] = np.frombuffer(
-                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype
-            )
+    for path in folder.iterdir():
+        content = b""  # an empty file cannot be mapped
+        if path.stat().st_size:
+            with path.open("rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        arrays[path.stem] = np.frombuffer(content, np.dtype(path.suffix[1:]))
     return arrays
 
 
 def release(arrays: Iterable[np.ndarray]) -> None:
-    """Gives back the memory of mapped arrays that a pass over them filled; what is used again comes back from the file."""
+    """Gives back the memory of mapped arrays that a pass over them filled.
+
+    What is used again comes back from the file.
+    """
     for array in arrays:
         mapped = getattr(array.base, "obj", None)  # numpy holds a memoryview of the mapping
         if isinstance(mapped, mmap.mmap):
@@ -174,8 +176,8 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _flush(place: pathlib.Path) -> None:
-    for path in place.iterdir():
+def _flush(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 

@@ -4,9 +4,10 @@ A table is a file of record batches. Rows are looked up by number without being 
 memory stays flat however many there are.
 """
 
+import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ FILE = "rows.arrow"
 def write(
     folder: pathlib.Path,
     types: Mapping[str, Any],
-    rows: Iterable[Sequence[Any]],
+    rows: Iterator[Sequence[Any]],
     batch: int = BATCH,
-) -> int:
-    """Writes the table of a folder and returns its number of rows.
+) -> None:
+    """Writes the table of a folder.
 
     Args:
         folder: exists.
@@ -33,25 +34,12 @@ def write(
     """
     import pyarrow as pa
 
-    schema, waiting, count = pa.schema(list(types.items())), [], 0
-
-    def flush() -> None:
-        columns = zip(*waiting, strict=True)
-        arrays = [
-            pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)
-        ]
-        writer.write_batch(pa.record_batch(arrays, schema))
-        waiting.clear()
-
+    schema = pa.schema(list(types.items()))
     with pa.OSFile(str(folder / FILE), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for row in rows:
-            waiting.append(row)
-            count += 1
-            if len(waiting) == batch:
-                flush()
-        if waiting:
-            flush()
-    return count
+        while waiting := list(itertools.islice(rows, batch)):
+            columns = zip(*waiting, strict=True)
+            arrays = [pa.array(*pair) for pair in zip(columns, schema.types, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema))
 
 
 def write_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
@@ -105,7 +93,7 @@ class Groups:
     """
 
     def __init__(self, names: Sequence[str], codes: np.ndarray):
-        self._names, self._order = names, np.argsort(codes, kind="stable")
+        self._names, self._codes, self._order = names, codes, np.argsort(codes, kind="stable")
         self._starts = np.searchsorted(codes[self._order], np.arange(len(names) + 1))
 
     def __len__(self) -> int:
@@ -117,8 +105,7 @@ class Groups:
 
     def has_both_labels(self, labels: np.ndarray) -> np.ndarray:
         """[Q]: whether a query has a positive and a negative, by the labels of the rows."""
-        counted = np.concatenate([[0], np.cumsum(labels[self._order] > 0)])
-        positives = counted[self._starts[1:]] - counted[self._starts[:-1]]
+        positives = np.bincount(self._codes[labels > 0], minlength=len(self))
         return (positives > 0) & (positives < np.diff(self._starts))
 
 

@@ -29,9 +29,7 @@ from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 TFDS = "tfds:"
-SLACK = (
-    1.1  # parts of a long text are cut so much shorter than they might be: words differ in length
-)
+SLACK = 1.1  # parts of a long text are so much shorter than they might be: words differ in length
 CHUNK = 1000  # texts that are tokenized at a time
 
 
@@ -62,7 +60,7 @@ class TextOptions:
 
 
 class Texts:
-    """The texts that some sources hold.
+    """The texts that some sources hold, those that are blank left out.
 
     Args:
         sources: files, patterns and datasets, as `TextOptions.train` names them.
@@ -73,36 +71,29 @@ class Texts:
 
     def __init__(self, sources: Sequence[str]):
         self.sources = sources
-        self._parts = [
-            tfds.Dataset(source.removeprefix(TFDS), "text")
-            if source.startswith(TFDS)
-            else named_files(source, "text")
-            for source in sources
-        ]
+        self._parts: list[pathlib.Path | tfds.Dataset] = []
+        for source in sources:
+            if source.startswith(TFDS):
+                self._parts.append(tfds.Dataset(source.removeprefix(TFDS), "text"))
+            else:
+                self._parts += named_files(source, "text")
 
     def files(self) -> list[pathlib.Path]:
         """All files that texts are read from."""
         return [
             path
             for part in self._parts
-            for path in (part.files("train") if isinstance(part, tfds.Dataset) else part)
+            for path in (part.files("train") if isinstance(part, tfds.Dataset) else [part])
         ]
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
-            if isinstance(part, tfds.Dataset):
-                yield from _dataset_texts(part)
-            else:
-                for path in part:
-                    yield from _file_texts(path)
-
-    def filled(self) -> Iterator[str]:
-        """The texts that are not blank."""
-        return (text for text in self if text.strip())
+            read = _dataset_texts if isinstance(part, tfds.Dataset) else _file_texts
+            yield from (text for text in read(part) if text.strip())
 
     def digests(self) -> np.ndarray:
-        """[N] uint64 of the texts that are not blank."""
-        return np.fromiter((_digest(text) for text in self.filled()), np.uint64)
+        """[N] uint64 of the texts."""
+        return np.fromiter((_digest(text) for text in self), np.uint64)
 
 
 def _file_texts(path: pathlib.Path) -> Iterator[str]:
@@ -178,15 +169,17 @@ class TextSource(Source):
 
     def check(self) -> None:
         """Raises InputError where a file or a dataset is missing."""
-        self._sources("train")
+        self._sources()
 
-    def _sources(self, split: str) -> Texts:
-        named = {split: Texts(getattr(self.text, split)) for split in self.splits}
-        return named[split if named[split].sources else "train"]
+    def _sources(self) -> tuple[Texts, Texts]:
+        """Those of train and of validation; the latter may have none."""
+        return Texts(self.text.train), Texts(self.text.validation)
 
     def files(self, split: str) -> list[pathlib.Path]:
         """Files of the named sources; TFRecord files of datasets."""
-        return self._sources(split).files()
+        train, validation = self._sources()
+        is_named = split == "validation" and validation.sources
+        return (validation if is_named else train).files()
 
     def fit(self, tokenizer: Tokenizer, max_length: int) -> None:
         """Sets the tokenizer and the length, bos and eos included, that pieces are cut to."""
@@ -198,17 +191,19 @@ class TextSource(Source):
         return self._tables[split]
 
     def _read(self) -> dict[str, Table]:
-        train, validation = (Texts(getattr(self.text, split)) for split in self.splits)
+        import pyarrow as pa
+
+        train, validation = self._sources()
         settings = [self.text.train, self.text.validation, self.text.held_out]
         if self._fitting is not None:
             tokenizer, length = self._fitting
             settings += [hashlib.sha256(tokenizer.model).hexdigest(), length]
 
         def write(folder: pathlib.Path) -> None:
-            chosen = self._choose(train, validation)
-            for split, (texts, used) in chosen.items():
+            for split, (texts, used) in self._choose(train, validation).items():
                 (folder / split).mkdir()
-                self._write(folder / split, itertools.compress(texts.filled(), used))
+                pieces = self._pieces(itertools.compress(texts, used))
+                table.write(folder / split, {"text": pa.large_string()}, ([p] for p in pieces))
                 table.write_summary(folder / split, {"texts": int(used.sum())})
 
         tables = cache.derive(
@@ -249,23 +244,13 @@ class TextSource(Source):
             "validation": (train, first[train] & is_held_out),
         }
 
-    def _write(self, folder: pathlib.Path, texts: Iterator[str]) -> None:
-        import pyarrow as pa
-
-        table.write(folder, {"text": pa.large_string()}, ([p] for p in self._pieces(texts)))
-
     def _pieces(self, texts: Iterator[str]) -> Iterator[str]:
         if self._fitting is None:
             yield from texts
             return
         tokenizer, length = self._fitting
-        chunk: list[str] = []
-        for text in texts:
-            chunk.append(text)
-            if len(chunk) == CHUNK:
-                yield from cut(chunk, tokenizer, length - 2)
-                chunk = []
-        yield from cut(chunk, tokenizer, length - 2)
+        while chunk := list(itertools.islice(texts, CHUNK)):
+            yield from cut(chunk, tokenizer, length - 2)
 
     def size(self, split: str) -> int:
         """As many pieces as the options allow."""
