@@ -157,17 +157,14 @@ class SeqioSource(Source):
         columns = {"inputs": self._text(first, "inputs"), "targets": self._text(first, "targets")}
         if QUERY_ID in first:
             columns[QUERY_ID] = _plain
-        summary = _Summary()
-
-        def rows() -> Iterator[list[str]]:
-            for element in itertools.chain([first], elements):
-                row = [read(element[column]) for column, read in columns.items()]
-                summary.add(row[1])
-                yield row
-
-        table.write(folder, dict.fromkeys(columns, pa.large_string()), rows())
+        rows = (
+            [read(element[column]) for column, read in columns.items()]
+            for element in itertools.chain([first], elements)
+        )
+        table.write(folder, dict.fromkeys(columns, pa.large_string()), rows)
         digest = hashlib.sha256((folder / table.FILE).read_bytes()).hexdigest()
-        table.write_summary(folder, {**summary.facts(), "digest": digest})
+        facts = _facts(Table(folder).arrow.column("targets").chunks)
+        table.write_summary(folder, {**facts, "digest": digest})
 
     def _elements(self, split: str) -> Iterator[dict[str, Any]]:
         """The elements by feature; of tokenized ones, with the text under the feature's name."""
@@ -259,31 +256,22 @@ class SeqioSource(Source):
         return label
 
 
-class _Summary:
-    """Facts about the targets of all elements, gathered while they are read."""
-
-    def __init__(self):
-        self._targets: dict[str, None] = {}
-        self._low, self._high, self._has_point = math.inf, -math.inf, False
-        self._are_numbers = True
-
-    def add(self, target: str) -> None:
-        """Counts the target of the next element."""
-        if target == UNPUBLISHED:
-            return
-        if len(self._targets) <= MAX_CLASSES:
-            self._targets[target] = None
-        number = _number(target)
-        self._are_numbers &= number is not None
-        if number is not None:
-            self._low, self._high = min(self._low, number), max(self._high, number)
-            self._has_point |= "." in target
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON holds them."""
-        numbers = {"low": self._low, "high": self._high, "has_point": self._has_point}
-        are_numbers = self._are_numbers and self._targets
-        return {"targets": list(self._targets), "numbers": numbers if are_numbers else None}
+def _facts(chunks: Iterable[Any]) -> dict[str, Any]:
+    """The first different targets, and their range and form where all are numbers, for JSON."""
+    targets: dict[str, None] = {}
+    low, high, has_point, are_numbers = math.inf, -math.inf, False, True
+    for chunk in chunks:
+        texts = [text for text in chunk.unique().to_pylist() if text != UNPUBLISHED]
+        targets |= dict.fromkeys(texts[: MAX_CLASSES + 1])
+        numbers = [_number(text) for text in texts]
+        if None in numbers:
+            are_numbers = False
+        elif texts:
+            low, high = min(low, *numbers), max(high, *numbers)
+            has_point |= any("." in text for text in texts)
+    facts = {"low": low, "high": high, "has_point": has_point}
+    first = list(itertools.islice(targets, MAX_CLASSES + 1))
+    return {"targets": first, "numbers": facts if first and are_numbers else None}
 
 
 def _plain(value: Any) -> str:

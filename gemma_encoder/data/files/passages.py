@@ -5,6 +5,7 @@ one pass and kept, see `cache`.
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -184,14 +185,12 @@ class IdWriter:
         hashes = hashes[order]
         cache.save_array(self._folder, "id_hashes", hashes)
         cache.save_array(self._folder, "id_order", order)
-        longest_run = 1
-        while len(hashes) > longest_run and np.any(hashes[longest_run:] == hashes[:-longest_run]):
-            longest_run += 1
-        cache.save_array(self._folder, "id_longest_run", np.array([longest_run]))
         ids = Ids(cache.load_arrays(self._folder))
         again: list[int] = []
-        for distance in range(1, longest_run):
+        for distance in itertools.count(1):
             equal = np.flatnonzero(hashes[distance:] == hashes[:-distance])
+            if not len(equal):
+                break
             same = ids.spans(order[equal]).equal(ids.spans(order[equal + distance]))
             again += order[equal + distance][same].tolist()
         if again:
@@ -205,8 +204,8 @@ class Ids:
     """Numbers 0 … N - 1 by id, and ids by number.
 
     Args:
-        arrays: as `IdWriter` wrote them: `id_range` where ids count, else the ids, their hashes in
-            order, and how many share one.
+        arrays: as `IdWriter` wrote them: `id_range` where ids count, else the ids and their hashes
+            in order.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
@@ -217,7 +216,6 @@ class Ids:
         else:
             self._hashes, self._order = arrays["id_hashes"], arrays["id_order"]
             self._bytes, self._ends = arrays["id_bytes"], arrays["id_ends"]
-            self._longest_run = int(arrays["id_longest_run"][0])
 
     def __len__(self) -> int:
         return len(self._ends if self._range is None else self._range)
@@ -240,13 +238,16 @@ class Ids:
             return np.where(inside, values - self._range.start, -1).astype(np.int32)
         hashes = ids.hashes()
         result = np.full(len(hashes), -1, np.int32)
-        first = np.searchsorted(self._hashes, hashes)
-        for distance in range(self._longest_run):
-            inside = np.flatnonzero((result < 0) & (first + distance < len(self._hashes)))
-            inside = inside[self._hashes[first[inside] + distance] == hashes[inside]]
-            numbers = self._order[first[inside] + distance]
-            same = Spans(ids.data, ids.starts[inside], ids.ends[inside]).equal(self.spans(numbers))
-            result[inside[same]] = numbers[same]
+        first, rest = np.searchsorted(self._hashes, hashes), np.arange(len(hashes))
+        for distance in itertools.count():
+            rest = rest[first[rest] + distance < len(self._hashes)]
+            rest = rest[self._hashes[first[rest] + distance] == hashes[rest]]
+            if not len(rest):
+                break
+            numbers = self._order[first[rest] + distance]
+            same = Spans(ids.data, ids.starts[rest], ids.ends[rest]).equal(self.spans(numbers))
+            result[rest[same]] = numbers[same]
+            rest = rest[~same]
         return result
 
     def number(self, name: str) -> int:

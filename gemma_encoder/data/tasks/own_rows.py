@@ -128,12 +128,7 @@ class Rows:
             names = [cells.name(values, name, where) for name in ids if name]
             return [*texts, *names, read_label(values, where)]
 
-        settings = (
-            self._kind.name,
-            options.separator,
-            dataclasses.astuple(columns),
-            self.labelled,
-        )
+        settings = (self._kind.name, options.separator, dataclasses.astuple(columns), self.labelled)
         self.table = cache.derive(
             paths, f"table with {settings!r}", lambda to: self._write(to, convert), Table
         )
