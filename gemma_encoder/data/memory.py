@@ -1,5 +1,6 @@
 """Sources that hold their examples in memory."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 from gemma_encoder.data.source import DataOptions, Record, Source
@@ -23,14 +24,12 @@ class MemorySource(Source):
         records: Callable[[str], Sequence[Sequence[Example]]],
     ):
         super().__init__(task, options)
-        self._make, self._records = records, {}
+        self._records = functools.cache(records)
 
     def records(self, split: str) -> Sequence[Sequence[Example]]:
         """The examples of every record of a split."""
-        if split not in self._records:
-            self.check_split(split)
-            self._records[split] = self._make(split)
-        return self._records[split]
+        self.check_split(split)
+        return self._records(split)
 
     def size(self, split: str) -> int:
         """As many records as the options allow."""

@@ -4,6 +4,7 @@ TensorFlow is imported for that first reading alone: a table in the cache folder
 start and every task of the same data.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -135,7 +136,7 @@ class TfdsSource(Source):
         self.tfds_name, self.splits, self.label = tfds_name, splits, label
         self.columns = columns or {name: name for name in (*task.template.fields, "idx")}
         self._examples = examples or self._example
-        self._tables: dict[str, Table] = {}
+        self.table = functools.cache(self._table)  # of a split
 
     def _example(self, row: Row) -> list[Example]:
         fields = {field: row[field] for field in self.task.template.fields}
@@ -153,20 +154,18 @@ class TfdsSource(Source):
         """The TFRecord files."""
         return self._dataset.files(split)
 
-    def table(self, split: str) -> Table:
+    def _table(self, split: str) -> Table:
         """The rows; raises InputError where they name the task's classes in another order."""
-        if split not in self._tables:
-            self.check_split(split)
-            dataset = self._dataset
-            made = dataset.table(split)
-            names = tuple(made.summary["classes"].get(self.label, ()))
-            if self.task.classes and names != self.task.classes:
-                raise InputError(
-                    f"task {self.task.name!r}: the data in {dataset.folder} name the classes "
-                    f"{', '.join(names)}; expected {', '.join(self.task.classes)}; prepare them anew"
-                )
-            self._tables[split] = made
-        return self._tables[split]
+        self.check_split(split)
+        dataset, classes = self._dataset, self.task.classes
+        rows = dataset.table(split)
+        names = tuple(rows.summary["classes"].get(self.label, ()))
+        if classes and names != classes:
+            raise InputError(
+                f"task {self.task.name!r}: the data in {dataset.folder} name the classes "
+                f"{', '.join(names)}; expected {', '.join(classes)}; prepare them anew"
+            )
+        return rows
 
     def size(self, split: str) -> int:
         """As many rows as the options allow; their number stands in the dataset's description."""
@@ -208,16 +207,6 @@ class TfdsSource(Source):
         return {name: value for name, value in self.row(split, index).items() if name != "label"}
 
 
-def declare_tfds(
-    task: Task, tfds_name: str, columns: Mapping[str, str] | None = None, **table: Any
-) -> tuple[str, Callable[[DataOptions], Source]]:
-    """A benchmark's declaration of one task: its name, and a function that makes its source.
-
-    Arguments are those of TfdsSource.
-    """
-    return task.name, lambda options: TfdsSource(task, options, tfds_name, columns, **table)
-
-
 def declare_t5(
     name: str,
     tfds_name: str,
@@ -226,11 +215,11 @@ def declare_t5(
     classes: str = "",
     chance: float | None = None,
     *,
-    kind: str = "",
+    kind: str = "classification",
     splits: str = " ".join(Source.splits),
     cut: str = "",
     head: str = "",
-    label_range: tuple[float, float] | None = None,
+    label_range: tuple[float, float] = (0.0, 1.0),
     **table: Any,
 ) -> tuple[str, Callable[[DataOptions], Source]]:
     """The declaration of a task whose text is written as T5 does (arXiv 1910.10683, appendix D).
@@ -241,19 +230,19 @@ def declare_t5(
     Args:
         name: with the suite, e.g. "glue_rte".
         fields, metrics, classes, splits, cut: names, separated by blanks.
-        kind: by default classification, or regression where there is a label range.
         tfds_name, table: as for TfdsSource; the other arguments are those of Task.
     """
     text = (head or name).partition("_")[2]
     text += "".join(f" {field}: {{{field}}}" for field in fields.split())
     task = Task(
         name,
-        kind or ("regression" if label_range else "classification"),
+        kind,
         Template(text, tuple(cut.split())),
         tuple(metrics.split()),
         tuple(classes.split()),
-        label_range or (0.0, 1.0),
+        label_range,
         head,
         chance,
     )
-    return declare_tfds(task, tfds_name, splits=tuple(splits.split()), **table)
+    table["splits"] = tuple(splits.split())
+    return name, lambda options: TfdsSource(task, options, tfds_name, **table)

@@ -15,7 +15,7 @@ from gemma_encoder.data.pipeline import Reader, TrainStream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.data.tasks import glue, superglue
-from gemma_encoder.data.tfds import TfdsSource, declare_tfds
+from gemma_encoder.data.tfds import TfdsSource
 from gemma_encoder.evaluation import leaderboards, submission
 from gemma_encoder.evaluation.evaluator import Predictions, predict
 from gemma_encoder.inputs.batch import BatchShape
@@ -396,8 +396,9 @@ def test_questions_without_a_right_option_are_skipped_and_said_once(tokenizer, b
 
 
 def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
-    name, make = declare_tfds(
+    source = TfdsSource(
         dataclasses.replace(registry.get("superglue_record").task, name="unanswerable"),
+        DataOptions(),
         "super_glue/record:1.0.2",
         columns={name: name for name in ("passage", "query", "entities", "answers")}
         | {"idx": "idx/query"},
@@ -406,9 +407,9 @@ def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
     )
     with pytest.raises(
         InputError,
-        match=f"task '{name}': no train record has both a right and a wrong option",
+        match="task 'unanswerable': no train record has both a right and a wrong option",
     ):
-        next(Reader([make(DataOptions())], np.ones(1), tokenizer, TRAINING, 0))
+        next(Reader([source], np.ones(1), tokenizer, TRAINING, 0))
 
 
 # What mixtures do with tasks that have nothing to train on

@@ -155,8 +155,6 @@ class IdWriter:
         self._count, self._bytes, self._first = 0, 0, 0
         self._counting = True
         self._hashes: list[np.ndarray] = []
-        for name, dtype in (("id_bytes", np.uint8), ("id_ends", np.int64)):
-            cache.save_array(folder, name, np.zeros(0, dtype))
 
     def add(self, ids: Spans) -> None:
         """The ids of the next lines."""

@@ -141,7 +141,6 @@ class Candidates:
         size = self.path.stat().st_size * (8 if self.path.suffix in COMPRESSED else 1)
         parts = min(1 + size // PART, MOST_PARTS)
         share = -(-len(self._queries) // parts)  # queries of one part
-        cache.save_array(folder, "documents", np.zeros(0, np.int32))
         counts = np.zeros(len(self._queries), np.int64)
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]

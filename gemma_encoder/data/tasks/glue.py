@@ -8,6 +8,7 @@ from gemma_encoder.data.tfds import declare_t5
 
 _SENTENCES, _NLI = "sentence1 sentence2", "hypothesis premise"
 _NLI_CLASSES = "entailment neutral contradiction"
+_SIMILARITY = {"kind": "regression", "label_range": (0.0, 5.0)}
 _MNLI_SPLITS = "train validation_matched validation_mismatched test_matched test_mismatched"
 
 
@@ -22,7 +23,7 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
         _task("sst2", "sentence", "accuracy", "negative positive", 0.5),
         _task("mrpc", _SENTENCES, "f1 accuracy", "not_equivalent equivalent"),
         _task("qqp", "question1 question2", "f1 accuracy", "not_duplicate duplicate"),
-        _task("stsb", _SENTENCES, "spearman pearson", chance=0.0, label_range=(0.0, 5.0)),
+        _task("stsb", _SENTENCES, "spearman pearson", chance=0.0, **_SIMILARITY),
         _task("mnli", _NLI, "accuracy", _NLI_CLASSES, 0.33, splits=_MNLI_SPLITS),
         _task("qnli", "question sentence", "accuracy", "entailment not_entailment", 0.5),
         _task("rte", _SENTENCES, "accuracy", "entailment not_entailment", 0.5),
