@@ -18,17 +18,11 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gemma_encoder.data import ranking
 from gemma_encoder.data.files.lines import Lines, Spans
 from gemma_encoder.data.files.passages import Texts
 from gemma_encoder.data.files.runs import Candidates, Judgements
-from gemma_encoder.data.ranking import (
-    TEMPLATE,
-    RankingFiles,
-    RankingSource,
-    find_file,
-    named_folder,
-    run_path,
-)
+from gemma_encoder.data.ranking import RankingFiles, RankingSource
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
@@ -114,10 +108,10 @@ class BeirSource(RankingSource):
     def folder(self) -> pathlib.Path:
         """The dataset's."""
         content = f"{self._corpus}/corpus.jsonl and so on, one folder a dataset"
-        return named_folder("BEIR_DIR", self.task, content) / self._corpus
+        return ranking.named_folder("BEIR_DIR", self.task, content) / self._corpus
 
     def _find(self, *names: str) -> pathlib.Path:
-        return find_file(self.folder, names, _HINT)
+        return ranking.find_file(self.folder, names, _HINT)
 
     @functools.cached_property
     def _texts(self) -> tuple[Texts, Texts]:
@@ -127,7 +121,7 @@ class BeirSource(RankingSource):
     def _open(self, split: str) -> RankingFiles:
         name, texts = SPLITS[split], self._texts
         judgements = Judgements(self._find(f"qrels/{name}.tsv"), *texts)
-        run = run_path(
+        run = ranking.run_path(
             self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec")
         )
         candidates = Candidates(run, *texts, drop_same_id=True)
@@ -136,7 +130,7 @@ class BeirSource(RankingSource):
 
 def _declare(dataset: str) -> tuple[str, Callable[[DataOptions], Source]]:
     name, metrics = f"beir_{dataset.replace('-', '_')}", ("ndcg@10", "recall@100")
-    task = Task(name, "ranking", TEMPLATE, metrics, head="msmarco")
+    task = Task(name, "ranking", ranking.TEMPLATE, metrics, head="msmarco")
     return name, lambda options: BeirSource(task, options, dataset)
 
 

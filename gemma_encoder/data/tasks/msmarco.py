@@ -21,16 +21,10 @@ import os
 import pathlib
 from collections.abc import Callable
 
+from gemma_encoder.data import ranking
 from gemma_encoder.data.files.passages import Texts, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Judgements
-from gemma_encoder.data.ranking import (
-    TEMPLATE,
-    RankingFiles,
-    RankingSource,
-    find_file,
-    named_folder,
-    run_path,
-)
+from gemma_encoder.data.ranking import RankingFiles, RankingSource
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
@@ -82,10 +76,10 @@ class MsMarcoSource(RankingSource):
     @property
     def folder(self) -> pathlib.Path:
         """The folder of the files."""
-        return named_folder("MSMARCO_DIR", self.task, _CONTENT)
+        return ranking.named_folder("MSMARCO_DIR", self.task, _CONTENT)
 
     def _find(self, *names: str) -> pathlib.Path:
-        return find_file(self.folder, names, _HINT)
+        return ranking.find_file(self.folder, names, _HINT)
 
     @functools.cached_property
     def passages(self) -> Texts:
@@ -102,7 +96,9 @@ class MsMarcoSource(RankingSource):
         queries = Texts(find("queries"), TsvLayout("qid", "query"), in_memory=True)
         has_judgements = split != "test"
         judgements = Judgements(find("qrels"), queries, self.passages) if has_judgements else None
-        run = run_path(self.options.run, names[-1], lambda: find("run", "top1000", "top100"))
+        run = ranking.run_path(
+            self.options.run, names[-1], lambda: find("run", "top1000", "top100")
+        )
         candidates = Candidates(run, queries, self.passages)
         return RankingFiles(queries, self.passages, candidates, judgements)
 
@@ -110,7 +106,7 @@ class MsMarcoSource(RankingSource):
 def _declare(
     name: str, names: dict[str, tuple[str, ...]], *metrics: str
 ) -> tuple[str, Callable[[DataOptions], Source]]:
-    task = Task(name, "ranking", TEMPLATE, metrics, head="msmarco")
+    task = Task(name, "ranking", ranking.TEMPLATE, metrics, head="msmarco")
     return name, lambda options: MsMarcoSource(task, options, names)
 
 

@@ -227,21 +227,22 @@ class TextSource(Source):
 
     def _choose(self, train: Texts, validation: Texts) -> dict[str, tuple[Texts, np.ndarray]]:
         """For each split where its texts are, and which of them it has; 8 bytes a text in memory."""
-        digests = {texts: texts.digests() for texts in (train, validation)}
-        first = {texts: _first_of_each(values) for texts, values in digests.items()}
+        digests = train.digests()
+        is_train = _first_of_each(digests)
         if self.text.validation:
-            reserved = np.isin(digests[train], digests[validation])
+            reserved = validation.digests()
+            is_train &= ~np.isin(digests, reserved)
             return {
-                "train": (train, first[train] & ~reserved),
-                "validation": (validation, first[validation]),
+                "train": (train, is_train),
+                "validation": (validation, _first_of_each(reserved)),
             }
-        different = digests[train][first[train]]
+        different = digests[is_train]
         held_out = min(max(round(self.text.held_out * len(different)), 1), len(different))
         last = np.partition(different, held_out - 1)[held_out - 1] if held_out else 0
-        is_held_out = digests[train] <= last
+        is_held_out = digests <= last
         return {
-            "train": (train, first[train] & ~is_held_out),
-            "validation": (train, first[train] & is_held_out),
+            "train": (train, is_train & ~is_held_out),
+            "validation": (train, is_train & is_held_out),
         }
 
     def _pieces(self, texts: Iterator[str]) -> Iterator[str]:
