@@ -18,7 +18,7 @@ import ml_collections
 from etils import epath
 
 from gemma_encoder import configs, runtime
-from gemma_encoder.data.files.row_files import to_jsonl, write_whole
+from gemma_encoder.data.files.row_files import to_jsonl, write_rows
 from gemma_encoder.data.tasks.own_options import table_kinds
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -191,7 +191,7 @@ def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict
             raise InputError(
                 f"{folder} holds a run on other {split} data; choose another workdir, or delete it"
             )
-        write_whole(path, text)
+        write_rows(path, text)
     return result
 
 

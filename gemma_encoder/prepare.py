@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from gemma_encoder.data import prepared, registry
+from gemma_encoder.data import mixtures, prepared, registry
+from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import Source
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -60,18 +61,18 @@ def prepare(recipe: Recipe, output: epath.PathLike, pipeline_options: Sequence[s
         }
         print(", ".join(f"{totals.get(name, 0):,} {what}" for name, what in _TOTALS.items()))
     for name in sorted(names):
-        prepared.finish(epath.Path(output) / name)
+        prepared.finish(epath.Path(output) / task_name(name))
     print(f"next, train: add --config.prepared={output} to the command")
 
 
 def _begun(recipe: Recipe, output: epath.PathLike) -> list[tuple[str, prepared.Part]]:
     """The files that are yet to be written, as (task, part), in folders that are begun."""
     jobs = []
-    for source in recipe.sources:
+    for name, source in zip(mixtures.expand(recipe.config.tasks), recipe.sources, strict=True):
         folder = epath.Path(output) / source.task.name
         description = prepared.describe(source, recipe.tokenizer, recipe.config.max_length)
         if prepared.begin(folder, description):
-            jobs += [(source.task.name, part) for part in prepared.parts(source)]
+            jobs += [(name, part) for part in prepared.parts(source)]
         else:
             print(f"{source.task.name}: {folder} is whole already")
     return jobs
@@ -119,7 +120,7 @@ class _Writer:
             prepared.Part(*part),
             self._tokenizer,
             self._max_length,
-            epath.Path(self._output) / name,
+            epath.Path(self._output) / task_name(name),
         )
         for what, value in counts.items():
             Metrics.counter(__name__, what).inc(value)

@@ -136,6 +136,30 @@ def require_training() -> None:
         )
 
 
+def write_whole(path: pathlib.PurePath, text: str) -> None:
+    """Writes a file that never exists half written, and never through a link that lies there."""
+    if "://" in str(path):
+        path.write_text(text)  # an object in the cloud is whole or absent
+        return
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.chmod(file.name, 0o666 & ~_umask())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def cache_folder() -> pathlib.Path:
     """Returns the folder of derived files: `GEMMA_ENCODER_CACHE`, else `~/.cache/gemma_encoder`."""
     return pathlib.Path(

@@ -60,7 +60,10 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
                 f"head {source.task.head!r}; name one that does"
             )
     if all(source.rate is not None for source in sources) and mixing != "equal":
-        shares = np.array([source.rate for source in sources]) ** power * (sizes > 0)
+        own_rates = np.array([source.rate for source in sources], float)
+        if not (own_rates >= 0).all() or not 0 < own_rates.sum() < np.inf:
+            raise InputError(f"the rates of the mixture must be positive, got {own_rates.tolist()}")
+        shares = np.where(own_rates > 0, own_rates**power, 0.0) * (sizes > 0)
     return shares / shares.sum()
 
 

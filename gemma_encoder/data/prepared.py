@@ -16,18 +16,23 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
+import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from absl import logging
 from etils import epath
 
 from gemma_encoder.data import cache, table
 from gemma_encoder.data.segments import CHUNK, count_texts, encode_examples
+from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, described, one_line
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Encoded
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -54,29 +59,36 @@ class Part(NamedTuple):
 
 
 def parts(source: Source) -> list[Part]:
-    """All parts of a task."""
+    """All parts of a task; a split other than train whose data are absent is left out."""
     step = max(PART // 100, 1) if source.task.is_list else PART  # a list holds some hundred texts
-    return [
-        Part(split, index, first, min(first + step, source.size(split)))
-        for split in source.splits
-        for index, first in enumerate(range(0, source.size(split), step))
-    ]
+    result = []
+    for split in source.splits:
+        try:
+            size = source.size(split)
+        except InputError as error:
+            if split == "train":
+                raise
+            logging.warning("%s: the split %s is left out: %s", source.task.name, split, error)
+            continue
+        starts = enumerate(range(0, size, step))
+        result += [Part(split, i, first, min(first + step, size)) for i, first in starts]
+    return result
 
 
 def describe(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """The facts that the files of a task depend on, for JSON."""
-    spans: dict[str, list[Any]] = {split: [] for split in source.splits}
+    spans: dict[str, list[tuple[int, int]]] = {}
     for part in parts(source):
-        spans[part.split].append((part.first, part.last))
-    described = {
+        spans.setdefault(part.split, []).append((part.first, part.last))
+    facts = {
         "version": VERSION,
         "task": source.task.to_dict(),
-        "splits": {split: source.size(split) for split in source.splits},
         "parts": spans,
         "first_stage": source.first_stage,
-        "data": {split: source.fingerprints([split]) for split in source.splits},
+        "rate": source.rate,
+        "data": {split: source.fingerprints(split) for split in spans},
     }
-    return _as_json(described) | _contract(source.options, tokenizer, max_length)
+    return _as_json(facts) | _contract(source.options, tokenizer, max_length)
 
 
 def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
@@ -134,7 +146,8 @@ def write(
     }
     with tempfile.TemporaryDirectory() as temporary:
         table.write(pathlib.Path(temporary), types, rows(), batch=1000)
-        partial = path.with_name(f"{path.name}.part")
+        writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+        partial = path.with_name(f"{path.name}.{writer}.part")
         epath.Path(temporary, table.FILE).copy(partial, overwrite=True)
         partial.replace(path)
     if part.split != "train" and (qrels := source.qrels(part.split)) is not None:
@@ -184,7 +197,7 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
     for path in (folder / INFO, folder / BEGUN):
         if not path.exists():
             continue
-        if unequal := _differences(json.loads(path.read_text()), description):
+        if unequal := _differences(_read_info(path), description):
             raise InputError(
                 f"{folder} was prepared differently ({'; '.join(unequal)}); name another folder, "
                 "or delete it"
@@ -202,6 +215,16 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
 def finish(folder: epath.PathLike) -> None:
     """Declares a folder whole."""
     (epath.Path(folder) / BEGUN).replace(epath.Path(folder) / INFO)
+
+
+def _read_info(path: epath.Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text())
+    except ValueError:
+        info = None
+    if not isinstance(info, dict):
+        raise InputError(f"{path} is damaged; delete the folder and prepare it anew")
+    return info
 
 
 def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -230,7 +253,7 @@ class PreparedSource(Source):
     """
 
     def __init__(self, name: str, root: epath.PathLike, options: DataOptions):
-        self.folder = epath.Path(root) / name
+        self.folder = epath.Path(root) / task_name(name)
         if not (self.folder / INFO).exists():
             state = "does not exist"
             if (self.folder / BEGUN).exists():
@@ -239,24 +262,32 @@ class PreparedSource(Source):
                 f"task {name!r}: the prepared folder {self.folder} {state}; "
                 "run gemma-encoder prepare with this config"
             )
-        self.info = json.loads((self.folder / INFO).read_text())
+        self.info = _read_info(self.folder / INFO)
         if self.info.get("version") != VERSION:
             raise InputError(
                 f"{self.folder} is of version {self.info.get('version')}, this program reads "
                 f"{VERSION}; prepare it anew"
             )
-        super().__init__(Task.from_dict(self.info["task"]), options)
-        self.splits, self.first_stage = tuple(self.info["splits"]), self.info["first_stage"]
+        try:
+            task = Task.from_dict(self.info["task"])
+            self.splits = tuple(self.info["parts"])
+            self.first_stage, self.rate = self.info["first_stage"], self.info["rate"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{self.folder / INFO} is damaged: {described(error)}") from error
+        if task.name != task_name(name):
+            raise InputError(f"{self.folder} holds the task {task.name!r}, not {task_name(name)!r}")
+        super().__init__(task, options)
         self._table = functools.cache(self._open)
 
     def size(self, split: str) -> int:
         """As the raw data had it."""
         self.check_split(split)
-        return self.info["splits"][split]
+        spans = self.info["parts"][split]
+        return spans[-1][1] if spans else 0
 
-    def fingerprints(self, splits: Iterable[str]) -> dict[str, str]:
+    def fingerprints(self, split: str) -> list[tuple[str, str]]:
         """Those of the raw data."""
-        return {name: value for split in splits for name, value in self.info["data"][split].items()}
+        return [(name, value) for name, value in self.info["data"][split]]
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
         """The examples with their tokens; their fields are there for evaluation only."""
@@ -291,7 +322,18 @@ class PreparedSource(Source):
             folder = cache.keep(
                 [file], "prepared part", lambda to: file.copy(epath.Path(to) / table.FILE)
             )
-        return Table(pathlib.Path(folder))
+        first, last = self.info["parts"][split][part]
+        try:
+            rows = Table(pathlib.Path(folder))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{folder} is damaged or absent ({one_line(error)}); prepare it anew"
+            ) from error
+        if len(rows) != last - first:
+            raise InputError(
+                f"{folder} holds {len(rows)} records instead of {last - first}; prepare it anew"
+            )
+        return rows
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """As the raw data had them."""

@@ -12,12 +12,11 @@ A text-to-text task becomes one that an encoder can learn:
 
 Texts are those before tokenization where the task copies them (`inputs_pretokenized`), else what
 its vocabulary makes of the tokens. The target "<unk>" means that the label is not published. A task
-over files is read once into the cache folder; one over a Python function is read at each start.
+is read at each start, since its preprocessors are code whose changes nothing tells.
 """
 
 import functools
 import hashlib
-import inspect
 import itertools
 import math
 import pathlib
@@ -28,10 +27,9 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from etils import epath
 
 from gemma_encoder import runtime
-from gemma_encoder.data import cache, table
+from gemma_encoder.data import table
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups, Table
 from gemma_encoder.inputs import kinds
@@ -62,7 +60,8 @@ def expand(name: str) -> tuple[str, ...]:
     if bare in mixtures:
         subtasks = seqio.get_subtasks(seqio.MixtureRegistry.get(bare))
         return tuple(f"{name}/{task.name}" for task in subtasks)
-    if bare in tasks or "/" in bare:
+    mixture, _, task = bare.rpartition("/")
+    if task in tasks and (not mixture or mixture in mixtures):
         return (name,)
     if not {*tasks, *mixtures}:
         raise InputError(
@@ -98,11 +97,15 @@ class SeqioSource(Source):
                 f"task {name}: it has no train split to read its classes from, only "
                 f"{', '.join(self.splits)}"
             )
-        self._name = name
+        self._name, self._columns = name, []
         self._table = functools.cache(self._read)
         super().__init__(self._declare(), options)
         self._queries = functools.cache(self._group)
         self._indices = {text: index for index, text in enumerate(self.task.classes)}
+        for split in self.splits:  # before training, not at the first evaluation
+            if split.startswith("validation"):
+                for target in self._table(split).summary["targets"]:
+                    self._label(target, f"task {name}, {split} split")
 
     def _declare(self) -> Task:
         """The task that the targets suggest."""
@@ -138,14 +141,13 @@ class SeqioSource(Source):
                 )
 
     def _read(self, split: str) -> Table:
-        files = _files(self._seqio_task, split)
-        if files:
-            settings = re.sub(r" at 0x\w+", "", f"{self._seqio_task.preprocessors}")
-            what = f"table of {self._name} {split} with {settings}"
-            return Table(cache.keep(files, what, lambda to: self._write(to, split)))
         with tempfile.TemporaryDirectory() as folder:
             self._write(pathlib.Path(folder), split)
-            return Table(pathlib.Path(folder))
+            rows = Table(pathlib.Path(folder))
+        if QUERY_ID in self._columns and QUERY_ID not in rows.arrow.column_names:
+            raise InputError(f"task {self._name}: its {split} split lacks the feature {QUERY_ID}")
+        self._columns = self._columns or rows.arrow.column_names
+        return rows
 
     def _write(self, folder: pathlib.Path, split: str) -> None:
         import pyarrow as pa
@@ -221,9 +223,9 @@ class SeqioSource(Source):
     def _group(self, split: str) -> Groups:
         return Groups(*self._table(split).codes(QUERY_ID))
 
-    def fingerprints(self, splits: Iterable[str]) -> dict[str, str]:
-        """Digests of what was read."""
-        return {f"{self._name} {split}": self._table(split).summary["digest"] for split in splits}
+    def fingerprints(self, split: str) -> list[tuple[str, str]]:
+        """The digest of what was read."""
+        return [(self._name, self._table(split).summary["digest"])]
 
     def size(self, split: str) -> int:
         """As many elements, or queries, as the options allow."""
@@ -275,7 +277,7 @@ def _facts(chunks: Iterable[Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    return table.decode(value, "text", "seqio") if isinstance(value, bytes) else str(value)
 
 
 def _number(text: str) -> float | None:
@@ -288,21 +290,3 @@ def _number(text: str) -> float | None:
 
 def _grade(text: str) -> float | None:
     return GRADES.get(text.strip().lower(), _number(text))
-
-
-def _files(task: Any, split: str) -> list[epath.Path | pathlib.Path]:
-    """The files that a split is made of: data and code; none where seqio does not name them."""
-    seqio = _seqio()
-    if not isinstance(task.source, seqio.TfdsDataSource | seqio.FileDataSource):
-        return []
-    code = []
-    for function in task.preprocessors:
-        while isinstance(function, functools.partial):
-            function = function.func
-        try:
-            code.append(pathlib.Path(inspect.getsourcefile(function)))
-        except TypeError:
-            return []
-    shards = task.source.list_shards(split)
-    data = [epath.Path(path) if "://" in str(path) else pathlib.Path(path) for path in shards]
-    return [*data, *dict.fromkeys(code)]

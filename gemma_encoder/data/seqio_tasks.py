@@ -88,11 +88,11 @@ class Vocabulary(seqio.Vocabulary):
         return tokenizer().encode([s])[0]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return tokenizer().decode([int(i) for i in ids])
+        return tokenizer().decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(text: bytes) -> np.ndarray:
-            return np.array(self._encode(text.decode()), np.int32)
+            return np.array(self._encode(np.asarray(text).item().decode()), np.int32)
 
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
 

@@ -9,13 +9,13 @@ import abc
 import dataclasses
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gemma_encoder.data import cache
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.kind import Label
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -161,10 +161,16 @@ class Source(abc.ABC):
         del split
         return ()
 
-    def fingerprints(self, splits: Iterable[str]) -> dict[str, str]:
-        """The fingerprint of every file that those splits are read from, by name."""
-        paths = {path for split in splits for path in self.files(split)}
-        return {name: cache.fingerprint(path) for name, path in _short_names(paths).items()}
+    def fingerprints(self, split: str) -> list[tuple[str, str]]:
+        """Name and fingerprint of each file that a split is read from, in the order of reading.
+
+        Raises:
+            InputError: a file is gone.
+        """
+        try:
+            return [(path.name, cache.fingerprint_as_read(path)) for path in self.files(split)]
+        except OSError as error:
+            raise InputError(f"task {self.task.name!r}: {one_line(error)}") from error
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """Judged documents by query, for ranking; None where the labels are all there is."""
@@ -216,10 +222,3 @@ def draw(labels: Sequence[Label], list_size: int, rng: np.random.Generator) -> l
     count = min(list_size - 1, len(negatives))
     first = positives[rng.integers(len(positives))]
     return [int(first), *negatives[rng.choice(len(negatives), count, replace=False)].tolist()]
-
-
-def _short_names(paths: set[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """The paths by file name, or in full where two files have one name."""
-    names = [path.name for path in paths]
-    ordered = sorted(paths)
-    return {path.name if names.count(path.name) == 1 else str(path): path for path in ordered}

@@ -18,7 +18,7 @@ from gemma_encoder import runtime
 from gemma_encoder.data import cache, table
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, described
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
@@ -64,7 +64,14 @@ class Dataset:
     def table(self, split: str) -> Table:
         """The split as a table: text as bytes, nested features as "outer/inner"."""
         what = f"table of {self.name} {split}"
-        return Table(cache.keep(self.files(split), what, lambda to: self._write(to, split)))
+        try:
+            return Table(cache.keep(self.files(split), what, lambda to: self._write(to, split)))
+        except InputError:
+            raise
+        except Exception as error:  # TensorFlow's own, of files that are damaged
+            raise InputError(
+                f"the {split} split in {self.folder} cannot be read: {described(error)[:300]}"
+            ) from error
 
     def _write(self, folder: pathlib.Path, split: str) -> None:
         import pyarrow as pa
@@ -73,8 +80,7 @@ class Dataset:
         builder = tfds.builder_from_directory(str(self.folder))
         in_order = tfds.ReadConfig(interleave_cycle_length=1)
         dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=in_order)
-        records = tfds.as_numpy(dataset)
-        rows = (dict(_flat(record)) for record in records)
+        rows = (dict(_flat(record)) for record in tfds.as_numpy(dataset))
         first = list(itertools.islice(rows, table.BATCH))
         schema = pa.Table.from_pylist(first).schema
         types = {field.name: _wide(field.type) for field in schema}
@@ -170,9 +176,13 @@ class TfdsSource(Source):
     def size(self, split: str) -> int:
         """As many rows as the options allow; their number stands in the dataset's description."""
         self.check_split(split)
-        info = json.loads((self._dataset.folder / "dataset_info.json").read_text())
-        counts = {one["name"]: sum(map(int, one["shardLengths"])) for one in info["splits"]}
-        return self.options.limited(split, counts[split])
+        path = self._dataset.folder / "dataset_info.json"
+        try:
+            info = json.loads(path.read_text())
+            counts = {one["name"]: sum(map(int, one["shardLengths"])) for one in info["splits"]}
+            return self.options.limited(split, counts[split])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} does not describe {split}: {described(error)}") from error
 
     def row(self, split: str, index: int) -> dict[str, Any]:
         """The row by the task's names for its columns; raises InputError for text that is none."""

@@ -1,6 +1,7 @@
 """Tasks: name, kind, templates, classes and metrics. Where records come from: `data`."""
 
 import dataclasses
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -113,6 +114,11 @@ class Task:
         object.__setattr__(self, "kind", kinds.get(self.kind))
         if not self.name:
             raise InputError("a task needs a name")
+        if not re.fullmatch(r"[^/\\\0]+", self.name) or self.name.startswith("."):
+            raise InputError(
+                f"task {self.name!r}: files are named after a task, so its name starts with no dot "
+                "and holds no slash"
+            )
         if not isinstance(self.template, Template):
             raise InputError(
                 f"task {self.name!r}: template must be a Template, such as Template('{{text}}'), "

@@ -1,6 +1,7 @@
 """How text becomes token ids: SentencePiece models with Gemma's special ids, by name or by path."""
 
 import pathlib
+from collections.abc import Iterable
 
 import sentencepiece
 
@@ -92,6 +93,10 @@ class Tokenizer:
             (piece.id, piece.begin, piece.end)
             for piece in self._processor.encode(text, return_type="proto").pieces
         ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; special ones leave nothing."""
+        return self._processor.decode([int(i) for i in ids])
 
     def pieces(self, ids) -> list[str]:
         """The pieces that ids stand for, for people to read."""

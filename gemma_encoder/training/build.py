@@ -72,15 +72,17 @@ class Recipe:
         return sum(source.size("train") for source in trained)
 
     @functools.cached_property
-    def fingerprints(self) -> dict[str, dict[str, str]]:
-        """For each task, the fingerprints of the files that training and evaluation read."""
-        split = self.config.evaluate_split
-        return {
-            source.task.name: source.fingerprints(
-                {*{"train"}.intersection(source.splits), *source.evaluation_splits(split).values()}
-            )
-            for source in self.sources
-        }
+    def fingerprints(self) -> dict[str, dict[str, list[list[str]]]]:
+        """By task and split that is trained or evaluated on, (file, fingerprint) in order."""
+        result = {}
+        for source in self.sources:
+            splits = {"train"}.intersection(source.splits)
+            splits |= set(source.evaluation_splits(self.config.evaluate_split).values())
+            result[source.task.name] = {
+                split: [list(pair) for pair in source.fingerprints(split)]
+                for split in sorted(splits)
+            }
+        return result
 
     def steps(self, field: str, epoch: int, total: int | None = None) -> int:
         """A duration field of the config as a number of steps."""

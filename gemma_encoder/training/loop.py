@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -83,6 +84,7 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     cadence = Cadence.of(recipe)
+    _ = recipe.fingerprints  # of the data as they are now, before the first step
     every_hook = Hooks(standard_hooks(recipe, cadence), (*checked_hooks(hooks), *recipe.hooks))
     trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
     workdir = claim_workdir(workdir, config)
@@ -164,15 +166,26 @@ def _check_data(recipe: Recipe, bundle: native.Bundle, folder: epath.Path) -> No
             "read its data in another order: finish it with that version, or begin a new run from "
             f"its weights with --config.model.warm_start={folder.parent} and another --workdir"
         )
-    for task, now in recipe.fingerprints.items():
-        before = stored.get(task, {})
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                change = "changed" if name in before and name in now else "was not the same file"
-                raise InputError(
-                    f"task {task!r}: {name} {change} since the run in {folder.parent} began; "
-                    "restore the data, or choose another workdir"
-                )
+    for task, splits in recipe.fingerprints.items():
+        for split, now in splits.items():
+            before = stored.get(task, {}).get(split, [])
+            if before == now:
+                continue
+            name = _first_difference(before, now)
+            raise InputError(
+                f"task {task!r}: {name} of its {split} split changed since the run in "
+                f"{folder.parent} began; restore the data, or choose another workdir"
+            )
+
+
+def _first_difference(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str:
+    """Names the first of two lists of files at which they differ."""
+    for old, new in itertools.zip_longest(before, now, fillvalue=("", "")):
+        if old[0] != new[0]:
+            return f"the list of files ({old[0] or 'none'} -> {new[0] or 'none'})"
+        if old != new:
+            return new[0]
+    raise AssertionError("the lists are equal")
 
 
 def _describe(trainer: Trainer, cadence: Cadence, workdir: epath.Path, progress: Progress) -> None:
@@ -183,7 +196,7 @@ def _describe(trainer: Trainer, cadence: Cadence, workdir: epath.Path, progress:
     table = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
     logging.info("%s", table)
     if processes.is_main_process():
-        (workdir / "parameters.txt").write_text(table + "\n")
+        runtime.write_whole(workdir / "parameters.txt", table + "\n")
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
     shape, encoder = recipe.stream.shape, recipe.encoder
     progress.say(

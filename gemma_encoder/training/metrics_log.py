@@ -9,6 +9,8 @@ from typing import Any
 import tqdm
 from etils import epath
 
+from gemma_encoder import runtime
+from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.training import processes
 from gemma_encoder.training.event_file import EventFile
 
@@ -34,10 +36,11 @@ class MetricsLog:
         lines = [line for line in read_metrics(workdir) if line["step"] <= step]
         for line in lines:
             self._remember(line)
-        temporary = workdir / "metrics.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        temporary.replace(self.path)
-        self._writer = EventFile(workdir / "tensorboard")
+        runtime.write_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        try:
+            self._writer = EventFile(workdir / "tensorboard")
+        except OSError as error:
+            raise InputError(f"{workdir} cannot be written: {one_line(error)}") from error
 
     def write(
         self, step: int, split: str, values: Mapping[str, float], task: str | None = None
@@ -65,14 +68,16 @@ class MetricsLog:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of a workdir's `metrics.jsonl`; a last line that was cut short is left out."""
+    """The lines of a workdir's `metrics.jsonl`; one that is cut short or damaged is left out."""
     path = epath.Path(workdir) / "metrics.jsonl"
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(line, dict) and {"step", "split"} <= line.keys():
+            lines.append(line)
     return lines
 
 

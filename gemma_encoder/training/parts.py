@@ -46,7 +46,7 @@ class Parts:
     def _check(self) -> None:
         """Refuses what needs neither data nor weights to be seen."""
         config, tasks = self.config, mixtures.expand(self.config.tasks)
-        if not tasks or len(set(tasks)) < len(tasks):
+        if not tasks or len(set(map(task_name, tasks))) < len(tasks):
             raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
         if config.model.size not in sizes():
             raise unknown("size", config.model.size, sizes())

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
@@ -31,9 +32,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
                 )
         elif jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            temporary = workdir / "config.json.tmp"
-            temporary.write_text(json.dumps(fields, indent=1))
-            temporary.replace(stored)
+            runtime.write_whole(stored, json.dumps(fields, indent=1))
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written: {error.strerror or error}"

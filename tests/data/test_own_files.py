@@ -56,7 +56,8 @@ def test_a_pattern_and_a_list_read_like_one_file(parts):
         assert contents(own(train)) == whole
     pair = own(tuple(names[:2]), validation=(names[2],))
     assert (pair.size("train"), pair.size("validation")) == (20, 10)
-    assert list(pair.fingerprints(["train"])) == ["part-0.jsonl", "part-1.jsonl"]
+    names = [name for name, _ in pair.fingerprints("train")]
+    assert names == ["part-0.jsonl", "part-1.jsonl"]
 
 
 def test_a_bad_row_is_named_in_its_own_file(parts):
@@ -73,6 +74,11 @@ def test_a_bad_row_is_named_in_its_own_file(parts):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
+        ("()", "own.train: ..? is not a file|own.train names no file"),
+        ("[]", "own.train names no file|is not a file"),
+        ("(5)", r"own.train: \(5\) is not a file"),
+        ("('a.json')", r"own.train: .'a.json'. is not a file"),
+        ("a" * 300 + ".csv", "own.train: a{300}.csv is not a file"),
         ("part-9*.jsonl", "own.train: no file matches .*part-9"),
         ("nothing.csv", "own.train: .*nothing.csv is not a file"),
         (("part-0.jsonl", "part-?.jsonl"), "own.train: .*part-0.jsonl is named twice"),
@@ -148,6 +154,37 @@ def test_what_is_damaged_is_one_line(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         own(str(path))
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+@pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000], ids=["deep", "long number"])
+def test_values_that_python_cannot_hold_are_one_line(tmp_path, ending, value):
+    path = tmp_path / f"t.{ending}"
+    path.write_text('{"text": "a", "label": "b", "more": ' + value + "}\n")
+    with pytest.raises(InputError, match=r"(:1|row 1): not a JSON object"):
+        own(str(path))
+
+
+def test_json_is_strict_about_commas(tmp_path):
+    path, row = tmp_path / "t.json", json.dumps(ROWS[0])
+    for content in (f"[{row},]", f"[{row},,{row}]", f"[,{row}]", f"[{row} {row}]", f"[{row}]]"):
+        path.write_text(content)
+        with pytest.raises(InputError, match="t.json: row [12]: not a JSON object"):
+            own(str(path))
+
+
+def test_documents_of_a_query_may_lie_in_several_files(tmp_path):
+    for number in range(2):
+        (tmp_path / f"r-{number}.jsonl").write_text(
+            "".join(
+                json.dumps({"query": f"q {q}", "document": f"d {number}", "label": number}) + "\n"
+                for q in range(8)
+            )
+        )
+    source = own(str(tmp_path / "r-*.jsonl"), kind="ranking")
+    for index in range(source.size("validation")):
+        examples = source.examples("validation", index)
+        assert len({e.document_id for e in examples}) == 2
 
 
 def test_parquet_parts_of_many_row_groups(tmp_path):

@@ -277,6 +277,32 @@ def test_a_crash_leaves_nothing_and_the_next_try_is_whole(kept, tmp_path, monkey
     assert not half.exists()
 
 
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
+def test_an_entry_that_lost_a_part_is_made_anew(kept, tmp_path, damage):
+    path = write(tmp_path / "c.tsv", 50)
+    assert Texts(path, LAYOUT)["103"] == "text 1"
+    (entry,) = folders(kept)
+    for file in entry.iterdir():
+        if damage == "truncated":
+            os.truncate(file, file.stat().st_size // 2)
+        elif damage == "empty" or file.name.startswith("offsets"):
+            file.unlink()
+    assert Texts(path, LAYOUT)["103"] == "text 1" and folders(kept) == [entry]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"stamp\nwrong\n", None])
+def test_a_damaged_fingerprint_is_computed_anew(kept, tmp_path, content):
+    path = write(tmp_path / "c.tsv", 50)
+    first = cache.fingerprint(path)
+    (memo,) = (kept / "fingerprints").iterdir()
+    if content is None:
+        memo.unlink()
+        memo.mkdir()
+    else:
+        memo.write_bytes(content)
+    assert cache.fingerprint(path) == first
+
+
 def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "KEEP_FROM", 0)
     (tmp_path / "occupied").write_text("")

@@ -245,9 +245,9 @@ def test_fingerprints_of_the_raw_data_come_along(tmp_path, tokenizer):
     own = registry.get("own", options)
     write(own, tokenizer, tmp_path)
     ready = PreparedSource("own", tmp_path, options)
-    splits = ("train", "validation")
-    assert list(ready.fingerprints(splits)) == ["train.csv"]
-    assert ready.fingerprints(splits) == own.fingerprints(splits)
+    for split in ("train", "validation"):
+        ((name, digest),) = ready.fingerprints(split)
+        assert [(name, digest)] == own.fingerprints(split) and name == "train.csv"
 
 
 def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
@@ -267,9 +267,39 @@ def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
         read(root)[0].size("dev")
     with pytest.raises(InputError, match="can be trained on, not evaluated; use the raw data"):
         read(root)[2].examples("train", 0)
+    info = json.loads((root / "classes" / prepared.INFO).read_text())
+    info["task"]["name"] = "../../elsewhere"
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / prepared.INFO).write_text(json.dumps(info))
+    with pytest.raises(InputError, match="files are named after a task"):
+        PreparedSource("classes", tmp_path, DATA)
+    info["task"]["name"] = "targets"
+    (tmp_path / "classes" / prepared.INFO).write_text(json.dumps(info))
+    with pytest.raises(InputError, match="holds the task 'targets', not 'classes'"):
+        PreparedSource("classes", tmp_path, DATA)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         prepared.begin(tmp_path / "file" / "classes", {})
+
+
+@pytest.mark.parametrize("content", [b"", b"no table", None])
+def test_a_damaged_part_is_one_line(tokenizer, tmp_path, content):
+    folder = write(raw("classes"), tokenizer, tmp_path)
+    path = folder / "train/00001/rows.arrow"
+    if content is None:
+        path.write_bytes((folder / "train/00002/rows.arrow").read_bytes())
+    else:
+        path.write_bytes(content)
+    ready = PreparedSource("classes", tmp_path, DATA)
+    assert ready.examples("train", 0)
+    with pytest.raises(
+        InputError, match="train/00001.*(damaged or absent|holds 8 records instead)"
+    ):
+        ready.examples("train", 20)
+    for content in ("{", "3"):
+        (folder / prepared.INFO).write_text(content)
+        with pytest.raises(InputError, match="info.json is damaged"):
+            PreparedSource("classes", tmp_path, DATA)
 
 
 def test_a_mixture_whose_tasks_disagree_on_a_tokenizer_is_refused(root, tokenizer, tmp_path):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from gemma_encoder.data import mixtures, registry
+from gemma_encoder.data import mixtures, prepared, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
@@ -312,7 +312,7 @@ def test_a_function_is_read_at_each_start_and_its_content_is_the_fingerprint(seq
         function_task(seqio, "their_labels", rows(flipped))
         made = registry.get("seqio:their_labels")
         assert made.task.classes == ("0", "1")
-        prints.append(made.fingerprints(["train"]))
+        prints.append(made.fingerprints("train"))
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -354,3 +354,69 @@ def test_what_seqio_lacks_is_refused(seqio, t5):
     seqio.TaskRegistry.get("their_broken").source._dataset_fn = lambda split, shuffle_files: 1 / 0
     with pytest.raises(InputError, match="train split cannot be read: ZeroDivisionError"):
         registry.get("seqio:their_broken")
+
+
+def test_a_changed_preprocessor_is_seen(t5, benchmarks):
+    """Whatever code the elements depend on: a task of others is read at each start."""
+    before = registry.get("seqio:t5_sst2").fingerprints("train")
+    task = t5.TaskRegistry.get("t5_sst2")
+    original = task._preprocessor_constructor_args
+    task._preprocessor_constructor_args = [
+        lambda dataset: original[0](dataset).map(lambda e: e | {"inputs": "new " + e["inputs"]}),
+        *original[1:],
+    ]
+    task.__dict__.pop("preprocessors", None)
+    changed = registry.get("seqio:t5_sst2")
+    assert changed.examples("train", 0)[0].fields["inputs"].startswith("new ")
+    assert changed.fingerprints("train") != before
+
+
+def test_two_tasks_of_one_name_and_rates_that_are_none_are_refused(seqio, t5, micro):
+    from gemma_encoder.training.build import build
+
+    with pytest.raises(InputError, match="none twice"):
+        build(micro(tasks=("seqio:t5_sst2", "seqio:t5_glue")))
+    for name, rates in {"zero": (0.0, 0.0), "negative": (1.0, -0.5)}.items():
+        if f"t5_{name}" not in seqio.MixtureRegistry.names():
+            pairs = zip(("t5_sst2", "t5_cola"), rates, strict=True)
+            seqio.MixtureRegistry.add(f"t5_{name}", list(pairs))
+        sources = [registry.get(task) for task in mixtures.expand((f"seqio:t5_{name}",))]
+        with pytest.raises(InputError, match="rates of the mixture must be positive"):
+            mixtures.rates(sources, "proportional")
+
+
+def test_what_only_validation_has_is_found_before_training(seqio):
+    import tensorflow as tf
+
+    def dataset(split, shuffle_files, seed=None):
+        targets = ["a", "b"] if split == "train" else ["a", "c"]
+        return tf.data.Dataset.from_tensor_slices({"inputs": ["x", "y"], "targets": targets})
+
+    function_task(seqio, "their_split", [{"inputs": "a", "targets": "x"}])
+    seqio.TaskRegistry.get("their_split").source._dataset_fn = dataset
+    with pytest.raises(InputError, match="their_split, validation split: unknown class 'c'"):
+        registry.get("seqio:their_split")
+    with pytest.raises(InputError, match="unknown task or mixture of seqio 'nowhere/their_split'"):
+        registry.get("seqio:nowhere/their_split")
+
+
+def test_the_vocabulary_reads_and_writes(seqio, tokenizer):
+    feature = seqio.get_mixture_or_task("toy_sentiment").output_features["inputs"]
+    ids = tokenizer.encode(["hello é"])[0]
+    assert feature.vocabulary.decode(ids) == "hello é"
+    assert feature.vocabulary.encode("hello é") == ids
+    assert feature.vocabulary.encode_tf("hello é").numpy().tolist() == ids
+    assert feature.vocabulary.decode_tf(np.array(ids)).numpy().decode() == "hello é"
+
+
+def test_prepared_tasks_of_a_mixture_keep_their_names_and_rates(t5, tokenizer, tmp_path):
+    names = mixtures.expand(("seqio:t5_glue",))
+    for name in names:
+        source = registry.get(name)
+        folder = tmp_path / source.task.name
+        prepared.begin(folder, prepared.describe(source, tokenizer, 64))
+        for part in prepared.parts(source):
+            prepared.write(source, part, tokenizer, 64, folder)
+        prepared.finish(folder)
+    ready = [prepared.PreparedSource(name, tmp_path, DataOptions()) for name in names]
+    np.testing.assert_allclose(mixtures.rates(ready, "proportional"), [0.25, 0.75])

@@ -1,6 +1,7 @@
 """Sources: GLUE through its real files, the toy tasks; and every refusal of theirs."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -148,3 +149,16 @@ def test_rates():
         mixtures.rates(sources, "proportionl")
     with pytest.raises(InputError, match="temperature"):
         mixtures.rates(sources, "temperature", 0.0)
+
+
+def test_damaged_tfrecords_are_one_line(shared_data, tmp_path, monkeypatch):
+    shutil.copytree(shared_data / "tfds/glue/mrpc", tmp_path / "glue/mrpc")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
+    (file,) = (tmp_path / "glue/mrpc").rglob("*-train.*")
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(InputError, match="the train split in .*glue/mrpc/2.0.0 cannot be read"):
+        registry.get("glue_mrpc").examples("train", 0)
+    (tmp_path / "glue/mrpc/2.0.0/dataset_info.json").write_text("{}")
+    with pytest.raises(InputError, match="dataset_info.json does not describe train"):
+        registry.get("glue_mrpc").size("train")

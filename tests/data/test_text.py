@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from gemma_encoder.data import registry
+from gemma_encoder.data import cache, registry
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.tasks.text import cut
 from gemma_encoder.inputs.errors import InputError
@@ -125,3 +125,16 @@ def test_refusals(tmp_path, monkeypatch, text, message):
         found = source(**text)
         found.check()
         found.size("train")
+
+
+def test_a_large_corpus_is_cached_whole(tmp_path, monkeypatch, tokenizer):
+    monkeypatch.setattr(cache, "KEEP_FROM", 0)
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"text {number}\n" for number in range(50)))
+    pieces = []
+    for _ in range(2):
+        made = source(train=(str(path),))
+        made.fit(tokenizer, 16)
+        pieces.append([*made.pieces("train"), *made.pieces("validation")])
+    assert pieces[0] == pieces[1] and len(pieces[0]) == 50

@@ -12,6 +12,8 @@ import pytest
 from gemma_encoder.data import registry
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training import loop
+from gemma_encoder.training.event_file import EventFile
+from gemma_encoder.training.hooks import Hook
 from gemma_encoder.weights import native
 
 
@@ -52,11 +54,80 @@ def test_a_run_refuses_to_resume_on_changed_data(own, file, content):
     before = (folder / file).read_text()
     (folder / file).write_text(content)
     with pytest.raises(
-        InputError, match=f"task 'own': {file} changed since the run in .*run began"
+        InputError, match=f"task 'own': {file} of its .* split changed since the run in .*run began"
     ):
         loop.train(config, folder / "run")
     (folder / file).write_text(before)  # another time of change, the same content
     assert loop.train(config, folder / "run").step == 4
+
+
+class Change(Hook):
+    """Changes the training file after the first step, and dies after the third."""
+
+    def __init__(self, path, content):
+        self._path, self._content = path, content
+
+    def after_step(self, run):
+        if run.step == 1:
+            self._path.write_text(self._content) if self._content else self._path.unlink()
+        if run.step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("content", [csv(60, flipped=True), ""], ids=["flipped", "removed"])
+def test_data_that_change_while_the_run_goes_on_are_not_those_that_it_read(
+    micro, tmp_path, content
+):
+    path, before = tmp_path / "train.csv", csv(60)
+    path.write_text(before)
+    config = micro(tasks=("own",), own__train=str(path), checkpoint_every="2 steps")
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path / "run", hooks=[Change(path, content)])
+    if content:
+        with pytest.raises(InputError, match="train.csv of its train split changed"):
+            loop.train(config, tmp_path / "run")
+    path.write_text(before)
+    assert loop.train(config, tmp_path / "run").step == 4
+
+
+def test_files_in_another_order_are_other_data(micro, tmp_path):
+    for folder, names in {"one": "ab", "two": "ba"}.items():
+        (tmp_path / folder).mkdir()
+        for number, name in enumerate(names):
+            (tmp_path / folder / f"{number}.csv").write_text(csv(40, flipped=name == "b"))
+    config = micro(tasks=("own",), own__train=str(tmp_path / "data/*.csv"), train_for="2 steps")
+    (tmp_path / "one").rename(tmp_path / "data")
+    loop.train(config, tmp_path / "run")
+    (tmp_path / "data").rename(tmp_path / "one")
+    (tmp_path / "two").rename(tmp_path / "data")
+    with pytest.raises(InputError, match="0.csv of its train split changed"):
+        loop.train(config, tmp_path / "run")
+    (tmp_path / "data/1.csv").unlink()
+    (tmp_path / "data/0.csv").write_text(csv(40))
+    with pytest.raises(InputError, match=r"the list of files \(1.csv -> none\)"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_a_run_writes_through_no_link_that_a_stranger_left(own):
+    config, folder = own
+    victims = {name: folder / f"victim_{name}" for name in ("metrics.jsonl.tmp", "parameters.txt")}
+    for name, victim in victims.items():
+        victim.write_text("precious")
+        (folder / "run" / name).unlink(missing_ok=True)
+        (folder / "run" / name).symlink_to(victim)
+    assert loop.train(config, folder / "run").step == 4
+    assert all(victim.read_text() == "precious" for victim in victims.values())
+
+
+def test_a_damaged_line_of_the_log_costs_that_line_alone(own):
+    config, folder = own
+    log = folder / "run/metrics.jsonl"
+    lines = log.read_text().splitlines()
+    log.write_text("\n".join([lines[0], "{half", "3", *lines[1:]]) + "\n")
+    before = len([line for line in map(json.loads, lines) if line["step"] <= 2])
+    assert loop.train(config, folder / "run").step == 4
+    again = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len([line for line in again if line["step"] <= 2]) == before
 
 
 def test_moved_data_are_the_same_data(own):
@@ -110,6 +181,8 @@ PROGRAM = """
 import json, sys
 from gemma_encoder.experiments import quickstart
 from gemma_encoder.training import loop
+from gemma_encoder.training.event_file import EventFile
+from gemma_encoder.training.hooks import Hook
 
 config = quickstart.get_config("smoke")
 for path, value in json.loads(sys.argv[1]).items():
@@ -167,3 +240,9 @@ def test_tensorboard_reads_what_is_logged_without_tensorflow(micro, tmp_path):
     logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert logged == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in losses]
     assert "validation/toy_sentiment/accuracy" in events.Tags()["scalars"]
+    file = EventFile(tmp_path / "names")
+    file.write(1, {"mrr(rel=2)@10": 0.5})
+    file.close()
+    events = EventAccumulator(str(tmp_path / "names"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["mrr(rel=2)@10"]

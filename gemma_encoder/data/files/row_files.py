@@ -1,14 +1,13 @@
 """Rows in memory as a file that `tables` reads: what the user hands over in Python."""
 
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 
 EXPECTED = "a path, a list of paths, a DataFrame, a dictionary of columns or an iterable of records"
@@ -57,17 +56,12 @@ def _line(values: Mapping[str, Any], where: str) -> str:
     return f"{{{', '.join(fields)}}}"
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file that never exists half written; raises InputError where it cannot be."""
+def write_rows(path: pathlib.Path, text: str) -> None:
+    """Writes the lines of `to_jsonl`; raises InputError where it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-        os.replace(file.name, path)
+        runtime.write_whole(path, text)
     except UnicodeEncodeError as error:
-        os.unlink(file.name)
         raise InputError(f"{path.stem}: a text is no valid Unicode: {error.reason}") from None
     except (OSError, ValueError) as error:
         raise InputError(

@@ -241,7 +241,9 @@ def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
                 for values in zip(*columns.values(), strict=True):
                     number += 1
                     yield Row(number, dict(zip(columns, values, strict=True)))
-        except (pa.ArrowInvalid, OSError) as error:
+        except InputError:
+            raise
+        except (pa.ArrowInvalid, OSError, OverflowError, ValueError) as error:
             raise InputError(
                 f"{path}: broken after row {number} ({str(error).splitlines()[0]})"
             ) from None

@@ -100,7 +100,7 @@ def _number(values: Mapping[str, Any], column: str, where: str, least: float) ->
     value = _present(values, column, where)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or number < least or isinstance(value, bool):
         bound = f" of at least {least:g}" if least > -math.inf else ""

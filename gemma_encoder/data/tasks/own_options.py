@@ -117,5 +117,7 @@ def _listed(paths: Paths) -> Paths:
     """A list that the command line gave as text, as a list."""
     if isinstance(paths, str) and paths.startswith(("(", "[")):
         with contextlib.suppress(ValueError, SyntaxError):
-            return tuple(map(str, ast.literal_eval(paths)))
+            listed = ast.literal_eval(paths)
+            if isinstance(listed, list | tuple) and all(isinstance(one, str) for one in listed):
+                return tuple(listed)
     return paths

@@ -260,7 +260,8 @@ class Rows:
         """The name of a row's document."""
         if self.has_document_id:
             return self.table.value(DOCUMENT_ID, row)
-        return f"row{self.table.value('row', row)}"
+        name = f"row{self.table.value('row', row)}"
+        return name if len(self.paths) == 1 else f"file{self.table.value('file', row) + 1}{name}"
 
 
 class _Summary:
