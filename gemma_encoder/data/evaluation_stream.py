@@ -1,37 +1,26 @@
 """Streams of batches for evaluation: every example of a split exactly once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gemma_encoder.data.segments import CHUNK, make_segments, no_counts
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, concatenate, empty_batch
-from gemma_encoder.inputs.packing import Packer, Segment, Unit
+from gemma_encoder.inputs.packing import Packer, Unit
 from gemma_encoder.inputs.task import Example, ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 
-class _Packers:
-    """The packers of this process's readers; example i belongs to reader i mod `readers`."""
+def _batches(packers: Mapping[int, Packer], *, is_end: bool = False) -> Iterator[Batch]:
+    """Batches while every reader has a full block; at the end, until none has a text left.
 
-    def __init__(self, options: StreamOptions, process: int, processes: int):
-        share = options.readers // processes
-        self._readers, self._first = options.readers, process * share
-        self._shape = options.shape.split(options.readers)
-        self._packers = [Packer(self._shape, options.padding) for _ in range(share)]
-
-    def owns(self, example_id: int) -> bool:
-        return self._first <= example_id % self._readers < self._first + len(self._packers)
-
-    def add(self, example_id: int, segment: Segment) -> None:
-        packer = self._packers[example_id % self._readers - self._first]
-        packer.add(Unit((segment._replace(example_id=example_id),)))
-
-    def batches(self, *, is_end: bool = False) -> Iterator[Batch]:
-        """Batches while every reader has a full block; at the end, until none has a text left."""
-        while any(map(len, self._packers)) if is_end else all(p.ready for p in self._packers):
-            blocks = [p.emit() if len(p) else empty_batch(self._shape) for p in self._packers]
-            yield concatenate(blocks, self._shape.groups, self._first)
+    The packers are those of consecutive readers, by number.
+    """
+    mine, first = packers.values(), min(packers)
+    shape = packers[first].shape
+    while any(map(len, mine)) if is_end else all(packer.ready for packer in mine):
+        blocks = [packer.emit() if len(packer) else empty_batch(shape) for packer in mine]
+        yield concatenate(blocks, shape.groups, first)
 
 
 def evaluation_stream(
@@ -58,7 +47,9 @@ def evaluation_stream(
         table: filled with the examples, complete when the stream has ended.
         process, processes: which part of the readers runs here.
     """
-    packers = _Packers(options, process, processes)
+    share, shape = options.readers // processes, options.shape.split(options.readers)
+    readers = range(process * share, (process + 1) * share)
+    packers = {reader: Packer(shape, options.padding) for reader in readers}
     source.check_split(split)
     table.counts = no_counts([source])
     pending: dict[int, tuple[Example, str]] = {}  # by example id, with its name in messages
@@ -76,17 +67,18 @@ def evaluation_stream(
             unlabelled=split.startswith("test"),
         )
         for example_id, segment in zip(pending, segments, strict=True):
-            packers.add(example_id, segment)
+            unit = Unit((segment._replace(example_id=example_id),))
+            packers[example_id % options.readers].add(unit)
         pending.clear()
 
     for index in range(source.size(split)):
         for example in source.examples(split, index):
             example_id = len(table.labels)
             table.add(example)
-            if packers.owns(example_id):
+            if example_id % options.readers in packers:
                 pending[example_id] = example, source.where(split, index)
         if len(pending) >= CHUNK:
             flush()
-            yield from packers.batches()
+            yield from _batches(packers)
     flush()
-    yield from packers.batches(is_end=True)
+    yield from _batches(packers, is_end=True)
