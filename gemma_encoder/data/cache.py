@@ -197,6 +197,8 @@ def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a folder by name, mapped: only what is used comes into memory."""
     arrays = {}
     for path in folder.iterdir():
+        if path.name == CONTENTS:
+            continue
         content = b""  # an empty file cannot be mapped
         if path.stat().st_size:
             with path.open("rb") as file:

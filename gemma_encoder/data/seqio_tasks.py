@@ -92,7 +92,7 @@ class Vocabulary(seqio.Vocabulary):
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(text: bytes) -> np.ndarray:
-            return np.array(self._encode(np.asarray(text).item().decode()), np.int32)
+            return np.array(self._encode(tf.compat.as_text(np.asarray(text).item())), np.int32)
 
         return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
 

@@ -67,7 +67,7 @@ class Change(Hook):
     def __init__(self, path, content):
         self._path, self._content = path, content
 
-    def after_step(self, run):
+    def before_step(self, run, step):
         if run.step == 1:
             self._path.write_text(self._content) if self._content else self._path.unlink()
         if run.step == 3:
