@@ -18,12 +18,12 @@ import ml_collections
 from etils import epath
 
 from gemma_encoder import configs, runtime
-from gemma_encoder.data.files.row_files import to_jsonl, write_rows
 from gemma_encoder.data.tasks.own_options import table_kinds
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import convert
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.row_files import to_jsonl, write_rows
 from gemma_encoder.training.config import import_modules
 from gemma_encoder.weights import native
 

@@ -9,7 +9,7 @@ import pytest
 
 import gemma_encoder as ge
 from gemma_encoder import fine_tuning
-from gemma_encoder.data.files.row_files import to_jsonl
+from gemma_encoder.row_files import to_jsonl
 from gemma_encoder.training import loop
 
 SMALL = {

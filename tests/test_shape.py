@@ -18,7 +18,7 @@ FLOORS = (
     ("weights", "evaluation"),
     ("inference", "text_encoder", "explain", "predict_file"),
     ("training", "report"),
-    ("configs", "fine_tuning", "prepare"),
+    ("configs", "row_files", "fine_tuning", "prepare"),
     ("cli", "main", "__main__"),
     PROGRAMS,
 )
