@@ -26,11 +26,8 @@ def write_tokens(file: pathlib.Path, count: int) -> None:
     from gemma_encoder.inputs.tokenizer import Tokenizer
 
     source = registry.get(models.TASK)
-    examples = []
-    for record in source.dataset("train", seed=0).as_numpy_iterator():
-        examples += source.expand(record, "train", np.random.default_rng(0))
-        if len(examples) >= count:
-            break
+    indices = range(min(count, source.size("train")))
+    examples = [example for index in indices for example in source.examples("train", index)]
     encoded = encode(
         Tokenizer.load("small"),
         source.task.template,

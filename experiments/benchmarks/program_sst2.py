@@ -34,8 +34,8 @@ def write_texts(file: pathlib.Path, split: str, count: int) -> None:
 
     source = registry.get(models.TASK, DataOptions(max_train=count, max_eval=count))
     lines = []
-    for record in source.dataset(split, seed=None).as_numpy_iterator():
-        for example in source.expand(record, split, np.random.default_rng(0)):
+    for index in range(source.size(split)):
+        for example in source.examples(split, index):
             lines.append(
                 json.dumps(
                     {
@@ -44,7 +44,7 @@ def write_texts(file: pathlib.Path, split: str, count: int) -> None:
                     }
                 )
             )
-    file.write_text("\n".join(lines[:count]))
+    file.write_text("\n".join(lines))
 
 
 def run_glue(

@@ -28,7 +28,7 @@ from gemma_encoder.inputs.errors import InputError
 Result = TypeVar("Result")
 
 VERSION = 2  # of derived files; raised when the meaning of one changes
-KEEP_FROM = 64 << 20  # bytes of source files from which on derived files are cached
+KEEP_FROM = 4 << 20  # bytes of source files from which on derived files are cached
 CONTENTS = "contents.json"  # lists the other files of an entry, with their sizes
 
 File = epath.Path | pathlib.Path

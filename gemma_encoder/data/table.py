@@ -7,12 +7,14 @@ memory stays flat however many there are.
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
+
+Row = TypeVar("Row")
 
 BATCH = 10_000  # rows that are Python objects at a time
 FILE = "rows.arrow"
@@ -32,14 +34,56 @@ def write(
         rows: values in the order of the columns.
         batch: rows that are held in memory.
     """
+    write_batches(folder, types, (arrays(some, types) for some in chunks(rows, batch)))
+
+
+def write_batches(
+    folder: pathlib.Path, types: Mapping[str, Any], batches: Iterable[Sequence[Any]]
+) -> None:
+    """Writes a table as `write` does, of batches that are an Arrow array for each column."""
     import pyarrow as pa
 
     schema = pa.schema(list(types.items()))
     with pa.OSFile(str(folder / FILE), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        while waiting := list(itertools.islice(rows, batch)):
-            columns = zip(*waiting, strict=True)
-            arrays = [pa.array(*pair) for pair in zip(columns, schema.types, strict=True)]
-            writer.write_batch(pa.record_batch(arrays, schema))
+        for batch in batches:
+            writer.write_batch(pa.record_batch(list(batch), schema))
+
+
+def chunks(rows: Iterable[Row], size: int = BATCH) -> Iterator[list[Row]]:
+    """The rows in lists of `size`, the last one shorter."""
+    iterator = iter(rows)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
+
+
+def arrays(rows: Sequence[Sequence[Any]], types: Mapping[str, Any]) -> list[Any]:
+    """The columns of some rows as Arrow arrays."""
+    columns = zip(*rows, strict=True)
+    return [array(values, kind) for values, kind in zip(columns, types.values(), strict=True)]
+
+
+def array(values: Sequence[Any] | np.ndarray, kind: Any) -> Any:
+    """The Arrow array of some values.
+
+    Text and numbers are laid out here, because `pyarrow.array` imports pandas (0.25 s).
+    """
+    import pyarrow as pa
+
+    if kind == pa.large_string():
+        texts = [value.encode() for value in values]
+        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+        buffers = [offsets, b"".join(texts)]
+    elif kind in (pa.int32(), pa.int64(), pa.float64()):
+        buffers = [np.asarray(values, str(kind))]
+    else:
+        return pa.array(values, kind)
+    return pa.Array.from_buffers(kind, len(values), [None, *map(pa.py_buffer, buffers)])
+
+
+def numbers(array: Any) -> np.ndarray:
+    """The values of an Arrow array of numbers without nulls; `to_numpy` would import pandas."""
+    values = np.frombuffer(array.buffers()[1], str(array.type))
+    return values[array.offset : array.offset + len(array)]
 
 
 def write_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
@@ -80,7 +124,7 @@ class Table:
     def codes(self, column: str) -> tuple[list[str], np.ndarray]:
         """Different values of a text column in their order, and which of them each row has."""
         chunks = self._columns[column].dictionary_encode().unify_dictionaries().chunks
-        codes = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
+        codes = np.concatenate([numbers(chunk.indices) for chunk in chunks])
         return chunks[0].dictionary.to_pylist(), codes
 
 

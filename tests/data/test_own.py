@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import subprocess
+import sys
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +13,11 @@ import pytest
 
 from gemma_encoder.data import cache, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
+from gemma_encoder.data.files import rows as row_files
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
-from gemma_encoder.data.tasks import own_cells
+from gemma_encoder.data.tasks import own_cells, own_columns
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
@@ -613,3 +617,66 @@ def test_invalid_unicode_in_parquet(tmp_path):
 def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path):
     (tmp_path / "t.csv").write_bytes("\ufefftext,label\n".encode() + b"a,x\nb,y\n" * 10)
     assert source(tmp_path / "t.csv").task.template.text == "{text}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("classification", pa.array(["b", " a", "\u2003a\x1c"])),
+        ("classification", pa.array(["b", "a", "a"], pa.large_string()).dictionary_encode()),
+        ("classification", pa.array([3, 0, 12], pa.uint8())),
+        ("classification", pa.array([True, False, True])),
+        ("classification", pa.array([-0.0, 1.0, 2.0], pa.float32())),
+        ("classification", pa.array([1e19, 1.0, 2.0])),  # beyond int64: read row by row
+        ("regression", pa.array([0.1, -2.5, 7.0], pa.float32())),
+        ("regression", pa.array([2**53 + 1, 1, 2])),
+        ("regression", pa.array([Decimal("0.5"), Decimal("1.5"), Decimal("1.0")])),
+        ("multi_label", pa.array([["x", "y"], [], ["y"]])),
+    ],
+)
+def test_parquet_columns_are_read_as_rows_are(tmp_path, monkeypatch, kind, labels):
+    monkeypatch.setattr(row_files, "BATCH", 2)
+    table = pa.table({"text": ["漢字", " b ", "c"], "label": labels})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    options = {"kind": kind, "validation": tmp_path / "t.parquet"}
+    by_columns = source(tmp_path / "t.parquet", **options)
+    monkeypatch.setattr(own_columns, "texts", lambda column: None)
+    by_rows = source(tmp_path / "t.parquet", **options)
+    assert by_columns.task == by_rows.task
+    tables = [made._files["train"].table for made in (by_columns, by_rows)]
+    assert tables[0].arrow.to_pylist() == tables[1].arrow.to_pylist()
+    assert tables[0].summary == tables[1].summary
+
+
+@pytest.mark.parametrize("bad", ["\u2003\x1c", None])
+def test_a_parquet_row_of_a_later_batch_is_named(tmp_path, monkeypatch, bad):
+    monkeypatch.setattr(row_files, "BATCH", 2)
+    table = pa.table({"text": ["a", "b", "c", bad, "d"], "label": [0, 1, 0, 1, 0]})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"t.parquet: row 4: column 'text' is (empty|null)"):
+        source(tmp_path / "t.parquet")
+
+
+def test_plain_parquet_columns_are_not_read_by_row(tmp_path, monkeypatch):
+    table = pa.table({"text": ["漢字", " b ", "c"] * 10, "label": [0, 1, 2] * 10})
+    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    monkeypatch.setattr(own_cells, "text", None)
+    made = source(tmp_path / "t.parquet", validation=tmp_path / "t.parquet")
+    assert made.examples("train", 1)[0].fields == {"text": " b "}
+    assert made.where("train", 29).endswith("t.parquet: row 30")
+
+
+def test_whitespace_is_what_python_strips():
+    assert "".join(filter(str.isspace, map(chr, range(0x110000)))) == own_columns.WHITESPACE
+
+
+def test_small_tables_need_no_pandas(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\n" + "good,1\nbad,0\n" * 20)
+    code = (
+        "import sys\nfrom gemma_encoder.data import registry\n"
+        "from gemma_encoder.data.source import DataOptions\n"
+        f"made = registry.get('own', DataOptions(own={{'train': {str(tmp_path / 't.csv')!r}}}))\n"
+        "made.examples('train', 3)\n"
+        "sys.exit('pandas' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

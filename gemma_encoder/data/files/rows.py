@@ -17,7 +17,7 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gemma_encoder.data.files.lines import COMPRESSED, numbered, open_binary, without_compression
@@ -217,38 +217,58 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Ite
     return read
 
 
-def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+def is_parquet(path: pathlib.Path) -> bool:
+    """Tells files that can be read by column."""
+    return path.suffix == ".parquet"
+
+
+def parquet_batches(
+    path: pathlib.Path, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Some rows at a time: the number of the first one, and the Arrow array of each column by name.
+
+    Raises InputError where the file is broken.
+    """
+    import pyarrow as pa
+
+    number = 1
+    try:
+        for batch in _parquet_file(path).iter_batches(BATCH, columns=columns):
+            yield number, dict(zip(batch.schema.names, batch.columns, strict=True))
+            number += len(batch)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path}: broken after row {number - 1} ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def parquet_rows(path: pathlib.Path, first: int, arrays: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a batch of `parquet_batches`."""
+    columns = {}
+    for name, array in arrays.items():
+        try:
+            columns[name] = array.to_pylist()
+        except (ValueError, OverflowError) as error:  # no UTF-8, or a date that Python has not
+            raise InputError(
+                f"{path}: column {name!r} cannot be read behind row {first - 1} ({one_line(error)})"
+            ) from None
+    for number, values in enumerate(zip(*columns.values(), strict=True), first):
+        yield Row(number, dict(zip(columns, values, strict=True)))
+
+
+def _parquet_file(path: pathlib.Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
-    def parse() -> Iterator[Row]:
-        number = 0
-        try:
-            for batch in file.iter_batches(BATCH):
-                columns = {}
-                for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                    try:
-                        columns[name] = column.to_pylist()
-                    except UnicodeDecodeError as error:
-                        raise InputError(
-                            f"{path}: column {name!r} is not valid UTF-8 ({error.reason})"
-                        ) from None
-                for values in zip(*columns.values(), strict=True):
-                    number += 1
-                    yield Row(number, dict(zip(columns, values, strict=True)))
-        except InputError:
-            raise
-        except (pa.ArrowInvalid, OSError, OverflowError, ValueError) as error:
-            raise InputError(
-                f"{path}: broken after row {number} ({str(error).splitlines()[0]})"
-            ) from None
 
-    return tuple(file.schema_arrow.names), parse()
+def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+    batches = (parquet_rows(path, *batch) for batch in parquet_batches(path))
+    return tuple(_parquet_file(path).schema_arrow.names), itertools.chain.from_iterable(batches)
 
 
 _READERS = {

@@ -1,19 +1,24 @@
 """Rows of the user's own files as examples: which columns mean what, texts and labels checked."""
 
 import dataclasses
-import math
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from gemma_encoder.data import cache, table
+from gemma_encoder.data import cache
 from gemma_encoder.data.files import rows
 from gemma_encoder.data.table import Table
 from gemma_encoder.data.tasks import own_cells as cells
 from gemma_encoder.data.tasks.own_options import OwnOptions
+from gemma_encoder.data.tasks.own_table import (
+    TEXT_LABELS,
+    label_column,
+    name_column,
+    text_column,
+    write_table,
+)
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Label
@@ -21,7 +26,6 @@ from gemma_encoder.inputs.task import Task
 
 NOT_FIELDS = ("id", "idx", "index")  # columns that are no text of the example, unless named
 MAX_CLASSES = 1000  # that are inferred: beyond, the label is most likely no class
-MAX_VALUES = 100_000  # different labels that are listed in the summary of a table
 QUERY_ID, DOCUMENT_ID = "query_id", "document_id"
 
 
@@ -91,9 +95,7 @@ class Rows:
     Attributes:
         name: of the files, for messages.
         labelled: whether there are labels.
-        table: the rows. Its summary holds, over all of them: `values`, each class that occurs with
-            the first row that names it; `several`, whether a row names more than one; `low` and
-            `high`, the extreme numbers, each with its first row.
+        table: the rows, as `own_table.write_table` writes them.
     """
 
     def __init__(
@@ -106,8 +108,8 @@ class Rows:
     ):
         present = _common_columns(paths)
         ids = (columns.query_id, columns.document_id)
-        needed = [*columns.fields.values(), *ids, *([columns.label] if labelled else [])]
-        missing = [name for name in needed if name and name not in present]
+        required = [*columns.fields.values(), *ids, *([columns.label] if labelled else [])]
+        missing = [name for name in required if name and name not in present]
         if missing:
             raise InputError(
                 f"{paths[0]} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}"
@@ -116,50 +118,33 @@ class Rows:
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         self.has_query_id, self.has_document_id = map(bool, ids)
         self._kind = kinds.get(options.kind)
-        self._as_text = self.labelled and self._kind.label_column in _TEXT_LABELS
+        self._as_text = self.labelled and self._kind.label_column in TEXT_LABELS
         # Fields may have any name, so those of the ids and of the label are told apart by prefix.
         self._fields = {field: f"field {field}" for field in columns.fields}
-        read_label = (
-            cells.label_reader(options, columns.label) if self.labelled else cells.unlabelled
+        table_columns = {
+            **{self._fields[field]: text_column(name) for field, name in columns.fields.items()},
+            **{
+                to: name_column(name)
+                for to, name in zip((QUERY_ID, DOCUMENT_ID), ids, strict=True)
+                if name
+            },
+            "label": label_column(options, columns.label if self.labelled else ""),
+        }
+        settings = (
+            self._kind.name,
+            options.separator,
+            dataclasses.astuple(columns),
+            self.labelled,
         )
+        needed = [*columns.fields.values(), *filter(None, ids)]
+        needed += [columns.label] if self.labelled else []
 
-        def convert(values: Mapping[str, Any], where: str) -> list[Any]:
-            texts = [cells.text(values, name, where) for name in columns.fields.values()]
-            names = [cells.name(values, name, where) for name in ids if name]
-            return [*texts, *names, read_label(values, where)]
+        def write(folder: pathlib.Path) -> None:
+            write_table(folder, paths, needed, table_columns)
 
-        settings = (self._kind.name, options.separator, dataclasses.astuple(columns), self.labelled)
-        self.table = cache.derive(
-            paths, f"table with {settings!r}", lambda to: self._write(to, convert), Table
-        )
+        self.table = cache.derive(paths, f"table with {settings!r}", write, Table)
         if not len(self.table):
             raise InputError(f"{self.name} holds no row")
-
-    def _write(
-        self, folder: pathlib.Path, convert: Callable[[Mapping[str, Any], str], list[Any]]
-    ) -> None:
-        import pyarrow as pa
-
-        text = pa.large_string()
-        types = dict.fromkeys(self._fields.values(), text)
-        if self.has_query_id:
-            types[QUERY_ID] = text
-        if self.has_document_id:
-            types[DOCUMENT_ID] = text
-        types |= {"label": text if self._as_text else pa.float64()}
-        types |= {"file": pa.int32(), "row": pa.int64()}
-        summary = _Summary(self._as_text)
-
-        def converted() -> Iterator[list[Any]]:
-            for file, path in enumerate(self.paths):
-                for number, values in rows.read(path)[1]:
-                    row = convert(values, rows.where(path, number))
-                    rows.check_unicode(row, path, number)
-                    summary.add(row[-1])
-                    yield [*row, file, number]
-
-        table.write(folder, types, converted())
-        table.write_summary(folder, summary.facts())
 
     def __len__(self) -> int:
         return len(self.table)
@@ -264,35 +249,6 @@ class Rows:
         return name if len(self.paths) == 1 else f"file{self.table.value('file', row) + 1}{name}"
 
 
-class _Summary:
-    """Facts about the labels of all rows, gathered while they are read."""
-
-    def __init__(self, as_text: bool):
-        self._as_text, self._row = as_text, 0
-        self._values: dict[str, int] = {}
-        self._several = False
-        self._low, self._high = (math.inf, 0), (-math.inf, 0)
-
-    def add(self, label: Any) -> None:
-        """Counts the label of the next row."""
-        if self._as_text:
-            names = [name for name in cells.split_names(label) if name]
-            self._several |= len(names) > 1
-            for name in names:
-                if name not in self._values and len(self._values) <= MAX_VALUES:
-                    self._values[name] = self._row
-        elif label < self._low[0] or label > self._high[0]:
-            self._low = min(self._low, (label, self._row))
-            self._high = max(self._high, (label, self._row), key=lambda pair: pair[0])
-        self._row += 1
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON holds them."""
-        if self._as_text:
-            return {"values": self._values, "several": self._several}
-        return {"low": self._low, "high": self._high}
-
-
 def _common_columns(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
     """The columns of the first file; raises InputError where another one lacks some or has more."""
     first = rows.read(paths[0])[0]
@@ -304,9 +260,6 @@ def _common_columns(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
                 "of a split have the same columns"
             )
     return first
-
-
-_TEXT_LABELS = ("class", "classes")
 
 
 def identifier(column: str) -> str:

@@ -1,0 +1,207 @@
+"""Seconds from the start of a smoke run to its first step and to its end, first and second start, beside transformers' Trainer.
+
+    TFDS_DATA_DIR=… MSMARCO_DIR=… python -m gemma_encoder.experiments.benchmarks.starts [--peer=PYTHON] [--only=own,sst2,msmarco]
+
+Runs are the program's own smoke runs, as a user starts them: a CSV of 48 texts (`own:classification,smoke`), SST-2 of TensorFlow
+Datasets (`glue:sst2,smoke`), and files in MS MARCO's layout (`msmarco:smoke`). A first start finds an empty cache folder: it reads the
+data, and compiles. The second start finds tables and programs there. A whole process is timed, from before Python starts to its end; the
+first step has ended when its loss is printed.
+
+The peer is a script around Trainer on the same CSV: a model of the same shape from disk, the same tokenizer, as many updates of as many
+texts, two evaluations of the same 24 texts, and a checkpoint. `--peer` names a Python that has torch, transformers and accelerate, by
+default this one. Processor seconds are those of all cores: they tell a busy machine from a slow program.
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+
+import gemma_encoder
+from gemma_encoder.experiments.benchmarks import harness, models
+
+TEXTS, EVALUATED, STEPS, LENGTH = 48, 24, 6, 128
+RUNS = {
+    "own": ("own:classification,smoke", ""),
+    "sst2": ("glue:sst2,smoke", "TFDS_DATA_DIR"),
+    "msmarco": ("msmarco:smoke", "MSMARCO_DIR"),
+}  # config, and the variable that names the data
+PEER = "own, Trainer (peer)"
+PROGRAM = (
+    "import json, sys; from gemma_encoder.experiments.benchmarks import starts; "
+    "starts.trainer(**json.loads(sys.argv[1]))"
+)
+
+
+def write_texts(file: pathlib.Path, count: int, seed: int) -> None:
+    """Texts of five to forty words and two classes that a word tells apart."""
+    rng, words = (
+        random.Random(seed),
+        ["wing", "flow", "plot", "actor", "song", "scene", "light", "fine"],
+    )
+    with file.open("w", newline="") as opened:
+        rows = csv.writer(opened)
+        rows.writerow(["text", "label"])
+        for index in range(count):
+            text = rng.choices(words, k=rng.randint(5, 40))
+            label = ("bad", "good")[index % 2]
+            rows.writerow([" ".join([*text, label]), label])
+
+
+def trainer(model: str, train: str, validation: str, workdir: str) -> None:
+    """The peer's script: reads, tokenizes, trains, evaluates, saves."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+
+    def read(file: str) -> list[dict]:
+        with open(file, newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        texts = [row["text"] for row in rows]
+        encoded = tokenizer(texts, truncation=True, max_length=LENGTH)["input_ids"]
+        return [
+            {"input_ids": ids, "labels": int(row["label"] == "good")}
+            for ids, row in zip(encoded, rows, strict=True)
+        ]
+
+    arguments = transformers.TrainingArguments(
+        output_dir=workdir,
+        max_steps=STEPS,
+        per_device_train_batch_size=TEXTS,
+        per_device_eval_batch_size=EVALUATED,
+        learning_rate=1e-3,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=STEPS // 2,
+        save_strategy="steps",
+        save_steps=STEPS,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+    )
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, dtype=torch.float32, attn_implementation=models.attention(pathlib.Path(model))
+    )
+    transformers.Trainer(
+        classifier,
+        arguments,
+        data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        train_dataset=read(train),
+        eval_dataset=read(validation),
+        processing_class=tokenizer,
+    ).train()
+
+
+def timed(command: Sequence[str], environment: Mapping[str, str], mark: str) -> dict[str, float]:
+    """Seconds of a whole process, until it prints a line that holds `mark`, and of processors; RuntimeError where it fails."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines, marked, began = [], float("nan"), time.perf_counter()
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    for line in process.stdout:
+        lines.append(line)
+        if mark in line and marked != marked:
+            marked = time.perf_counter() - began
+    code = process.wait()
+    seconds = time.perf_counter() - began
+    if code or marked != marked:
+        raise RuntimeError(f"{' '.join(command)} exited with {code}:\n{''.join(lines)[-3000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processors = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "first_step": marked, "processors": processors}
+
+
+def ours(folder: pathlib.Path, name: str) -> dict[str, float]:
+    """A start of our program; what the one before left in the cache folder serves it."""
+    workdir, cache = folder / "run", folder / "cache"
+    shutil.rmtree(workdir, ignore_errors=True)
+    flags = [f"--config={RUNS[name][0]}", f"--workdir={workdir}", "--config.log_every=1 steps"]
+    if name == "own":
+        flags += [f"--config.own.{split}={folder / split}.csv" for split in ("train", "validation")]
+    environment = {**os.environ, "GEMMA_ENCODER_CACHE": str(cache)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    return timed([sys.executable, "-m", "gemma_encoder", "train", *flags], environment, "step 1/")
+
+
+def theirs(folder: pathlib.Path, interpreter: str) -> dict[str, float]:
+    """A start of the peer's script."""
+    workdir = folder / "run"
+    shutil.rmtree(workdir, ignore_errors=True)
+    settings = {"model": folder / "peer", "workdir": workdir}
+    settings |= {split: folder / f"{split}.csv" for split in ("train", "validation")}
+    root = str(pathlib.Path(gemma_encoder.__file__).parents[1])
+    command = [interpreter, "-c", PROGRAM, json.dumps(settings, default=str)]
+    return timed(command, {**os.environ, "PYTHONPATH": root}, "'loss'")
+
+
+def measure(
+    folder: pathlib.Path, names: Sequence[str], interpreter: str, repeats: int
+) -> dict[str, list[dict[str, float]]]:
+    """What each arm saw in each round after the first one, which warms up."""
+    seen: dict[str, list[dict[str, float]]] = {}
+    for turn in range(repeats + 1):
+        figures = {PEER: theirs(folder, interpreter)} if interpreter and "own" in names else {}
+        for name in names:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            figures[f"{name}, ours, first start"] = ours(folder, name)
+            figures[f"{name}, ours, second start"] = ours(folder, name)
+        for arm, figure in figures.items() if turn else ():
+            seen.setdefault(arm, []).append(figure)
+    return seen
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    parser = harness.parser(__doc__, repeats=3)
+    parser.add_argument("--peer", default="", help="Python of an environment that has the peer")
+    parser.add_argument("--only", default=",".join(RUNS), help="names, with commas between them")
+    args = parser.parse_args(argv)
+    names, notes = _with_data(args.only.split(","), parser)
+    interpreter = args.peer or sys.executable
+    if not args.peer and (reason := harness.missing("torch", "transformers", "accelerate")):
+        interpreter = ""
+        notes.append(f"the peer is left out: {reason}, or name another Python by --peer")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        write_texts(folder / "train.csv", TEXTS, 0)
+        write_texts(folder / "validation.csv", EVALUATED, 1)
+        if interpreter:
+            models.write(folder / "model", "gemma3_tiny", LENGTH, pooling="last_k")
+            models.as_sequence_classifier(folder / "model", folder / "peer", 2)
+        seen = measure(folder, names, interpreter, args.repeats)
+    rows = []
+    for name, found in harness.medians(seen).items():
+        times = [f"{found[key]:.1f} s" for key in ("first_step", "seconds", "processors")]
+        is_compared = PEER in seen and name.startswith("own, ours")
+        against = f"{1 / harness.ratio(seen, name, PEER):.2f} x" if is_compared else ""
+        rows.append([name, *times, f"{found['spread']:.0%}", against])
+    columns = ["arm", "to the first step", "whole process", "processors", "spread", "peer's time"]
+    title = f"smoke runs of {STEPS} steps, a process a turn, {args.repeats} rounds"
+    harness.publish(title, columns, rows, notes, args.json)
+
+
+def _with_data(
+    names: Sequence[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], list[str]]:
+    """The runs whose data are there, and notes on those that are left out."""
+    if unknown := set(names) - set(RUNS):
+        parser.error(f"--only: {', '.join(sorted(unknown))} unknown; known are {', '.join(RUNS)}")
+    absent = {name: RUNS[name][1] for name in names if not os.environ.get(RUNS[name][1] or "PATH")}
+    notes = [f"{name} is left out: {variable} is not set" for name, variable in absent.items()]
+    return [name for name in names if name not in absent], notes
+
+
+if __name__ == "__main__":
+    main()

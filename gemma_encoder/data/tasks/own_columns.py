@@ -1,0 +1,82 @@
+"""Values of whole columns of the user's own Parquet files, checked at once.
+
+Each function returns None for a column whose values it cannot vouch for. `own_cells` then reads the
+rows one by one, and says what is wrong with the first one that cannot be used.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gemma_encoder.data.tasks.own_options import OwnOptions
+from gemma_encoder.inputs import kinds
+
+Check = Callable[[Any], Any]  # an Arrow array to the table's, or None
+
+WHITESPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))  # as str.strip has it
+
+
+def label_check(options: OwnOptions) -> Check:
+    """The function that reads the labels of a column."""
+    kind = kinds.get(options.kind)
+    if kind.label_column == "class":
+        return names
+    if kind.label_column == "classes":
+        return lambda column: None
+    return lambda column: numbers(column, kind.least_label)
+
+
+def texts(column: Any) -> Any:
+    """Texts that are not blank."""
+    import pyarrow.compute as pc
+
+    column = _as_text(column)
+    if column is None or column.null_count:
+        return None
+    is_blank = pc.equal(pc.binary_length(pc.utf8_ltrim(column, WHITESPACE)), 0)
+    return None if pc.any(is_blank).as_py() else column
+
+
+def names(column: Any) -> Any:
+    """Classes or ids: text, whole numbers, or true and false."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types, kind = pa.types, column.type
+    try:
+        if types.is_float32(kind) or types.is_float64(kind):
+            column = column.cast(pa.int64())  # refuses what is no whole number
+        if types.is_integer(column.type) or types.is_boolean(kind):
+            return None if column.null_count else column.cast(pa.large_string())
+    except pa.ArrowException:
+        return None
+    column = texts(column)
+    return None if column is None else pc.utf8_trim(column, WHITESPACE)
+
+
+def numbers(column: Any, least: float = -math.inf) -> Any:
+    """Finite numbers of at least `least`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if column.null_count or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return None
+    column = column.cast(pa.float64(), safe=False)  # rounds as float() does
+    in_range = pc.and_(pc.is_finite(column), pc.greater_equal(column, least))
+    return column if pc.all(in_range).as_py() else None
+
+
+def _as_text(column: Any) -> Any:
+    """Valid Unicode as `large_string`."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return None
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return None
+    return column.cast(pa.large_string())

@@ -1,0 +1,184 @@
+"""The Arrow table of the user's own files: every row read once and checked, Parquet by columns."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gemma_encoder.data import table
+from gemma_encoder.data.files import rows
+from gemma_encoder.data.tasks import own_cells as cells
+from gemma_encoder.data.tasks import own_columns
+from gemma_encoder.data.tasks.own_options import OwnOptions
+from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.kind import UNLABELLED
+
+MAX_VALUES = 100_000  # different labels that are listed in the summary of a table
+TEXT_LABELS = ("class", "classes")  # label columns that hold text in the table
+
+
+class Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+        is_text: text, or numbers.
+        cell: its value, of the values of a row and the row's name in messages.
+        array: its values, of the Arrow arrays of a batch; None where `cell` has to read them.
+    """
+
+    is_text: bool
+    cell: Callable[[Mapping[str, Any], str], Any]
+    array: Callable[[Mapping[str, Any]], Any]
+
+
+def text_column(name: str) -> Column:
+    """The texts of a column."""
+    return Column(
+        True,
+        lambda values, where: cells.text(values, name, where),
+        lambda arrays: own_columns.texts(arrays[name]),
+    )
+
+
+def name_column(name: str) -> Column:
+    """The ids of a column."""
+    return Column(
+        True,
+        lambda values, where: cells.name(values, name, where),
+        lambda arrays: own_columns.names(arrays[name]),
+    )
+
+
+def label_column(options: OwnOptions, name: str) -> Column:
+    """The labels of a column, or unknown ones where it has no name."""
+    is_text = bool(name) and kinds.get(options.kind).label_column in TEXT_LABELS
+    if not name:
+        return Column(is_text, cells.unlabelled, _unlabelled)
+    check = own_columns.label_check(options)
+    return Column(is_text, cells.label_reader(options, name), lambda arrays: check(arrays[name]))
+
+
+def _unlabelled(arrays: Mapping[str, Any]) -> Any:
+    import pyarrow as pa
+
+    count = len(next(iter(arrays.values())))
+    return table.array(np.full(count, UNLABELLED), pa.float64())
+
+
+def write_table(
+    folder: pathlib.Path,
+    paths: Sequence[pathlib.Path],
+    needed: Sequence[str],
+    columns: Mapping[str, Column],
+) -> None:
+    """Writes the table of some files.
+
+    Beside `columns` it has `file`, an index, and `row`, the number in that file. Its summary holds,
+    over all rows: `values`, each class that occurs with the first row that names it; `several`,
+    whether a row names more than one; `low` and `high`, the extreme numbers, each with its first
+    row.
+
+    Args:
+        folder: exists.
+        paths: the files.
+        needed: the columns of the files that are read.
+        columns: by name, the label last and named so.
+
+    Raises:
+        InputError: a file is broken, or a value is none that its column can hold.
+    """
+    import pyarrow as pa
+
+    types = {
+        name: pa.large_string() if column.is_text else pa.float64()
+        for name, column in columns.items()
+    }
+    summary = _Summary(columns["label"].is_text)
+
+    def batches() -> Iterator[list[Any]]:
+        for index, path in enumerate(paths):
+            read = _by_columns if rows.is_parquet(path) else _by_rows
+            for numbers, arrays in read(path, needed, columns, types):
+                summary.add(arrays[-1])
+                file = np.full(len(numbers), index, np.int32)
+                yield [*arrays, table.array(file, pa.int32()), table.array(numbers, pa.int64())]
+
+    table.write_batches(folder, {**types, "file": pa.int32(), "row": pa.int64()}, batches())
+    table.write_summary(folder, summary.facts())
+
+
+_Batches = Iterator[tuple[Sequence[int] | np.ndarray, list[Any]]]  # numbers of rows, Arrow arrays
+
+
+def _by_columns(
+    path: pathlib.Path,
+    needed: Sequence[str],
+    columns: Mapping[str, Column],
+    types: Mapping[str, Any],
+) -> _Batches:
+    for first, batch in rows.parquet_batches(path, needed):
+        arrays = [column.array(batch) for column in columns.values()]
+        if any(array is None for array in arrays):
+            some = rows.parquet_rows(path, first, batch)
+            arrays = table.arrays([_cells(path, row, columns) for row in some], types)
+        yield np.arange(first, first + len(arrays[0])), arrays
+
+
+def _by_rows(
+    path: pathlib.Path,
+    needed: Sequence[str],
+    columns: Mapping[str, Column],
+    types: Mapping[str, Any],
+) -> _Batches:
+    del needed
+    for some in table.chunks(rows.read(path)[1]):
+        arrays = table.arrays([_cells(path, row, columns) for row in some], types)
+        yield [row.number for row in some], arrays
+
+
+def _cells(path: pathlib.Path, row: rows.Row, columns: Mapping[str, Column]) -> list[Any]:
+    where = rows.where(path, row.number)
+    result = [column.cell(row.values, where) for column in columns.values()]
+    rows.check_unicode(result, path, row.number)
+    return result
+
+
+class _Summary:
+    """Facts about the labels of all rows, gathered while they are read."""
+
+    def __init__(self, is_text: bool):
+        self._is_text, self._row = is_text, 0
+        self._values: dict[str, int] = {}
+        self._several = False
+        self._extremes: dict[str, tuple[float, int]] = {}
+
+    def add(self, labels: Any) -> None:
+        """Counts the labels of the next rows, an Arrow array."""
+        if not self._is_text:
+            values = table.numbers(labels)
+            for name, row in (("low", int(values.argmin())), ("high", int(values.argmax()))):
+                self._add_extreme(name, float(values[row]), self._row + row)
+        else:
+            encoded = labels.dictionary_encode()
+            _, first = np.unique(table.numbers(encoded.indices), return_index=True)
+            for label, row in zip(encoded.dictionary.to_pylist(), first.tolist(), strict=True):
+                self._add_classes([name for name in cells.split_names(label) if name], row)
+        self._row += len(labels)
+
+    def _add_extreme(self, name: str, value: float, row: int) -> None:
+        sign = 1 if name == "low" else -1
+        if name not in self._extremes or sign * value < sign * self._extremes[name][0]:
+            self._extremes[name] = (value, row)
+
+    def _add_classes(self, names: Sequence[str], row: int) -> None:
+        self._several |= len(names) > 1
+        for name in names:
+            if name not in self._values and len(self._values) <= MAX_VALUES:
+                self._values[name] = self._row + row
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON holds them."""
+        if self._is_text:
+            return {"values": self._values, "several": self._several}
+        return dict(self._extremes)
