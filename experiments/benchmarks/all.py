@@ -63,6 +63,8 @@ RUNS = (
     Run("cold_start", "cold_start", TINY, "", "--size=gemma3_1b", dtype=False),
     Run("compile_time", "compile_time", "--depths=2,4 --widths=128 --peer_depths=2 --repeats=1", "", "--widths=128,512,1024", dtype=False),
     Run("scaling_devices", "scaling", "devices --devices=1,2 --rows=1 --repeats=1", "devices", None, device=False, dtype=False),
+    Run("starts", "starts", "--repeats=1", "", None, device=False, dtype=False, data="MSMARCO_DIR"),
+    Run("many_rows", "many_rows", "--rows=20000 --texts=2000", "--rows=1000000,10000000", None, device=False, dtype=False),
     Run("input_pipeline", "input_pipeline", "--texts=400 --repeats=1 --steps=8", "", "", device=False, dtype=False, data="TFDS_DATA_DIR"),
 )  # fmt: skip
 

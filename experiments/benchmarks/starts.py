@@ -27,6 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 import gemma_encoder
+from gemma_encoder import runtime
 from gemma_encoder.experiments.benchmarks import harness, models
 
 TEXTS, EVALUATED, STEPS, LENGTH = 48, 24, 6, 128
@@ -169,6 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(RUNS), help="names, with commas between them")
     args = parser.parse_args(argv)
     names, notes = _with_data(args.only.split(","), parser)
+    runtime.quiet()
     interpreter = args.peer or sys.executable
     if not args.peer and (reason := harness.missing("torch", "transformers", "accelerate")):
         interpreter = ""

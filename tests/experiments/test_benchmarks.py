@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import sys
 import time
 import types
 
@@ -20,12 +21,16 @@ from gemma_encoder.experiments.benchmarks import (
     checkpoint,
     cold_start,
     compile_time,
+    finetune_sst2,
     fresh,
     harness,
+    input_pipeline,
+    many_rows,
     models,
     program_sst2,
     rerank,
     scaling,
+    starts,
     train_step,
 )
 from gemma_encoder.inputs.errors import InputError
@@ -342,6 +347,91 @@ def test_program_sst2_runs_the_program(tmp_path, benchmarks):
     models._write(tmp_path / "model", "gemma3_tiny", 128, models.TASK, "last_k")
     found = program_sst2.ours(str(tmp_path), texts=4, rows=1, dtype="float32", kept=False)(0)
     assert found["texts"] == 4 and found["seconds"] > 0 and np.isfinite(found["loss"])
+
+
+def test_program_sst2_gives_both_arms_the_same_texts(tmp_path, benchmarks):
+    program_sst2.write_texts(tmp_path / "texts.jsonl", "train", 5)
+    lines = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    finetune_sst2.write_tokens(tmp_path / "tokens.npz", 5)
+    texts, labels = finetune_sst2.read_tokens(tmp_path / "tokens.npz")
+    assert len(texts) == 5 and labels.tolist() == [line["label"] for line in lines]
+
+
+def test_input_pipeline(tmp_path, benchmarks, monkeypatch):
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", "")  # it is set anew
+    monkeypatch.setattr(input_pipeline, "waiting", lambda steps, folder: [])
+    file = tmp_path / "out.json"
+    input_pipeline.main(["--texts=40", "--repeats=1", f"--json={file}"])
+    measured = json.loads(file.read_text())
+    assert [row["texts_per_second"] > 0 for row in measured["throughput"]] == [True] * 3
+    assert measured["first_reading"] > 0
+    for row in measured["states"]:
+        assert row["longest_seconds"] >= row["median_seconds"] > 0 and row["bytes"] > 0
+
+
+def test_many_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(many_rows, "PER_FILE", 700)
+    monkeypatch.setattr(many_rows, "PER_GROUP", 300)
+    file = tmp_path / "out.json"
+    many_rows.main(["--rows=2000,3000", "--texts=200", f"--folder={tmp_path}", f"--json={file}"])
+    first, second = json.loads(file.read_text())["rows"]
+    assert (first["rows"], second["rows"]) == ("2,000", "3,000")
+    assert float(second["texts/s of batches"].replace(",", "")) > 0
+    assert list(tmp_path.iterdir()) == [file]  # nothing is left behind
+
+
+def test_many_rows_refuses_a_disk_that_is_too_small(tmp_path):
+    with pytest.raises(SystemExit, match="GB free; 1000000000000000 rows need some"):
+        many_rows.measure(tmp_path, 10**15, 1)
+
+
+def test_starts(here, tmp_path, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(harness, "missing", lambda *names: "torch not installed")
+    settings = []
+    monkeypatch.setattr(
+        starts,
+        "timed",
+        lambda command, environment, mark: (
+            settings.append(command) or {"seconds": 2.0, "first_step": 1.0, "processors": 3.0}
+        ),
+    )
+    starts.main(["--only=own,sst2", "--repeats=1", f"--json={tmp_path / 'out.json'}"])
+    measured = json.loads((tmp_path / "out.json").read_text())
+    assert [row["arm"] for row in measured["rows"]] == [
+        "own, ours, first start",
+        "own, ours, second start",
+    ]
+    assert measured["notes"] == [
+        "sst2 is left out: TFDS_DATA_DIR is not set",
+        "the peer is left out: torch not installed, or name another Python by --peer",
+    ]
+    assert len(settings) == 4 and "--config=own:classification,smoke" in settings[0]
+    with pytest.raises(SystemExit):
+        starts.main(["--only=nothing"])
+
+
+def test_starts_runs_the_program(tmp_path):
+    for split, count in (("train", 48), ("validation", 24)):
+        starts.write_texts(tmp_path / f"{split}.csv", count, 0)
+    figures = starts.ours(tmp_path, "own")
+    assert 0 < figures["first_step"] < figures["seconds"]
+
+
+@pytest.mark.skipif(not WITH_PEER, reason="torch and transformers are not installed")
+def test_starts_runs_the_peer(here, tmp_path):
+    for split, count in (("train", 48), ("validation", 24)):
+        starts.write_texts(tmp_path / f"{split}.csv", count, 0)
+    models.write(tmp_path / "model", "bench", 128, pooling="last_k")
+    models.as_sequence_classifier(tmp_path / "model", tmp_path / "peer", 2)
+    figures = starts.theirs(tmp_path, sys.executable)
+    assert 0 < figures["first_step"] < figures["seconds"]
+
+
+def test_a_timed_process_that_fails_says_why():
+    command = [sys.executable, "-c", "import sys; print('early'); sys.exit('no such luck')"]
+    with pytest.raises(RuntimeError, match="(?s)exited with 1.*no such luck"):
+        starts.timed(command, {}, "early")
 
 
 def echo(value):
