@@ -9,7 +9,8 @@ first step has ended when its loss is printed.
 
 The peer is a script around Trainer on the same CSV: a model of the same shape from disk, the same tokenizer, as many updates of as many
 texts, two evaluations of the same 24 texts, and a checkpoint. `--peer` names a Python that has torch, transformers and accelerate, by
-default this one. Processor seconds are those of all cores: they tell a busy machine from a slow program.
+default this one. Processor seconds are those of all cores: they tell a busy machine from a slow program. PyTorch's threads spin while
+they wait for each other, which makes it several times slower where other jobs run; there, compare under OMP_WAIT_POLICY=passive.
 """
 
 import argparse
