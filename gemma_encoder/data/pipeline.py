@@ -5,7 +5,7 @@ stream is cut into `readers`, a constant of the config: reader r takes every `re
 each task from the r-th on, packs its own rows, and fills block r of each global batch. A process
 runs its share of the readers.
 
-    records of a task, by number      a permutation seeded anew for each epoch (Grain's shuffle)
+    records of a task, by number      a permutation seeded anew for each epoch
     records of a reader               every `readers`-th of them, tasks interleaved by their rates
     rows of a reader                  texts tokenized and packed
     batches of a process              blocks of its readers side by side, made ahead in a thread
@@ -15,7 +15,6 @@ restoring it reads and tokenizes the latter again, nothing else.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ import grain
 import numpy as np
 from absl import logging
 
+from gemma_encoder.data.order import shuffled
 from gemma_encoder.data.segments import CHUNK, Counts, make_segments, no_counts
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
@@ -65,11 +65,11 @@ def _task_order(
         raise InputError(f"task {source.task.name!r} has no train record")
     seed = int(np.random.SeedSequence([options.seed, source.key]).generate_state(1)[0])
 
-    def position(drawn: int, index: int) -> Position:
-        return Position(number, (reader + drawn * options.readers) // size, index)
+    def position(drawn: int, _: int) -> Position:
+        epoch, index = divmod(reader + drawn * options.readers, size)
+        return Position(number, epoch, shuffled(index, size, seed + epoch))
 
-    order = grain.MapDataset.range(size).shuffle(seed=seed).repeat()
-    return order.slice(slice(reader, sys.maxsize, options.readers)).map_with_index(position)
+    return grain.MapDataset.range(size).repeat().map_with_index(position)
 
 
 class Reader(grain.DatasetIterator):

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
-from grain.experimental import index_shuffle
 
 from gemma_encoder.data.files import rows
+from gemma_encoder.data.order import shuffled
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups
 from gemma_encoder.data.tasks.own_options import OwnOptions
@@ -85,9 +85,8 @@ class OwnSource(Source):
         """The record of the files; what is held out is the start of a seeded permutation."""
         if not self._held_out or split == "test":
             return index
-        shuffled = index + (self._held_out if split == "train" else 0)
-        last = self._records(split) - 1
-        return index_shuffle(shuffled, max_index=last, seed=0, rounds=4) if last else 0
+        position = index + (self._held_out if split == "train" else 0)
+        return shuffled(position, self._records(split), seed=0)
 
     def _available(self, split: str) -> int:
         count = self._records(split)
