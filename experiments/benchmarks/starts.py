@@ -190,7 +190,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_compared = PEER in seen and name.startswith("own, ours")
         against = f"{1 / harness.ratio(seen, name, PEER):.2f} x" if is_compared else ""
         rows.append([name, *times, f"{found['spread']:.0%}", against])
-    columns = ["arm", "to the first step", "whole process", "processors", "spread", "of the peer's time"]
+    columns = [
+        "arm",
+        "to the first step",
+        "whole process",
+        "processors",
+        "spread",
+        "of the peer's time",
+    ]
     title = f"smoke runs of {STEPS} steps, a process a turn, {args.repeats} rounds"
     harness.publish(title, columns, rows, notes, args.json)
 
