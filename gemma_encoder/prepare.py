@@ -85,7 +85,7 @@ def _input_error(error: BaseException | None) -> str:
     """The message of the InputError that lies under `error`, or under its cause; "" where there is none."""
     while error is not None:
         if isinstance(error, InputError):
-            return str(error)
+            return str(error).split(" [while running")[0]
         for line in str(error).splitlines():
             if "InputError: " in line:
                 return line.split("InputError: ", 1)[1].split(" [while running")[0]

@@ -43,6 +43,16 @@ for name in ("absl", "jax", "tensorflow"):
     logging.getLogger(name).setLevel(logging.WARNING)
 
 
+@pytest.fixture(autouse=True)
+def log_level():
+    """Programs that run in this process lower it; the next test wants to see what is logged."""
+    import absl.logging
+
+    before = absl.logging.get_verbosity()
+    yield
+    absl.logging.set_verbosity(before)
+
+
 @pytest.fixture
 def background(monkeypatch, request):
     """Whether runs write checkpoints in the background, as on an accelerator: what the test is parametrized with, or yes."""

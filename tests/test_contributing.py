@@ -30,6 +30,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 MODULES = {
     "weather_task",
+    "lines_task",
     "max_pooler",
     "brier_loss",
     "cosine_head",
@@ -106,6 +107,23 @@ def states(predictor, text):
     encoder = skeleton(predictor.bundle.encoder).merge(predictor.parameters)
     ones = jnp.ones_like(tokens)
     return np.asarray(encoder(tokens, ones, jnp.arange(tokens.shape[1])[None], 1).hidden[0])
+
+
+def test_a_source_of_ones_own_is_read_by_number(modules, tmp_path, monkeypatch, micro):
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 40), ("validation", 10)):
+        text = "".join(f"the {split} line {i}\n" for i in range(count))
+        (tmp_path / f"{split}.txt").write_text(text)
+    config = micro(modules=("lines_task",), tasks=("lines",), max_train=30, max_eval=8)
+    outcome = loop.train(config, tmp_path / "run")
+    assert outcome.metrics["lines"].keys() == {"accuracy", "macro_f1"}
+    (predictions,) = outcome.predictions["lines"]
+    assert predictions.table.labels == [i % 2 for i in range(8)]
+    assert ge.Predictor.load(tmp_path / "run").bundle.record["examples"] == {"lines": 30}
+    (tmp_path / "train.txt").write_text("other\n" * 40)
+    config.train_for = "6 steps"
+    with pytest.raises(InputError, match="train.txt of its train split changed|another config"):
+        loop.train(config, tmp_path / "run")
 
 
 def test_every_recipe_is_tried_and_every_file_exists():

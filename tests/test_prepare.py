@@ -101,5 +101,7 @@ def test_what_a_worker_refuses_arrives_in_one_line(run, tmp_path, monkeypatch, c
         == 2
     )
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert error.startswith("error: validation record 1: the text is empty: 'x'")
+    assert error == (
+        "error: task 'broken', validation record 1: the text is empty: nothing but blanks in 'x'"
+    )
     assert not (tmp_path / "broken" / prepared.INFO).exists()

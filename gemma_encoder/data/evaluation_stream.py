@@ -50,7 +50,6 @@ def evaluation_stream(
     share, shape = options.readers // processes, options.shape.split(options.readers)
     readers = range(process * share, (process + 1) * share)
     packers = {reader: Packer(shape, options.padding) for reader in readers}
-    source.check_split(split)
     table.counts = no_counts([source])
     pending: dict[int, tuple[Example, str]] = {}  # by example id, with its name in messages
 

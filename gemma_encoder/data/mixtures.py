@@ -34,9 +34,9 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
 
     Args:
         sources: the tasks of the mixture.
-        mixing: "equal", "proportional" (to the number of training records; of a mixture of seqio,
-            to its own rates) or "temperature" (to their 1/temperature power, as T5 does: arXiv
-            1910.10683, section 3.5.2).
+        mixing: "equal", "proportional" (to the number of training records; the tasks of a mixture
+            of seqio share out theirs by its rates) or "temperature" (to their 1/temperature power,
+            as T5 does: arXiv 1910.10683, section 3.5.2).
         temperature: for "temperature"; 1 is proportional, larger is more equal.
 
     Returns:
@@ -47,6 +47,8 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
     if temperature <= 0:
         raise InputError(f"mixture.temperature must be positive, got {temperature}")
     sizes = np.array([_size(source) for source in sources], float)
+    if mixing != "equal":
+        sizes = _by_their_mixture(sources, sizes)
     if not sizes.any():
         names = ", ".join(source.task.name for source in sources)
         raise InputError(f"no task has a train split to learn from: {names}")
@@ -59,12 +61,21 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
                 f"task {source.task.name!r} has no train split, and no task beside it trains its "
                 f"head {source.task.head!r}; name one that does"
             )
-    if all(source.rate is not None for source in sources) and mixing != "equal":
-        own_rates = np.array([source.rate for source in sources], float)
-        if not (own_rates >= 0).all() or not 0 < own_rates.sum() < np.inf:
-            raise InputError(f"the rates of the mixture must be positive, got {own_rates.tolist()}")
-        shares = np.where(own_rates > 0, own_rates**power, 0.0) * (sizes > 0)
     return shares / shares.sum()
+
+
+def _by_their_mixture(sources: Sequence[Source], sizes: np.ndarray) -> np.ndarray:
+    """The records of all tasks of a mixture of seqio, shared out among them by its rates."""
+    sizes, mixtures = sizes.copy(), np.array([source.mixture for source in sources])
+    for mixture in set(mixtures) - {""}:
+        members = np.flatnonzero((mixtures == mixture) & (sizes > 0))
+        rates = np.array([sources[index].rate for index in members], float)
+        if not (rates >= 0).all() or not 0 < rates.sum() < np.inf:
+            raise InputError(
+                f"mixture {mixture!r} of seqio: rates must be positive, got {rates.tolist()}"
+            )
+        sizes[members] = sizes[members].sum() * rates / rates.sum()
+    return sizes
 
 
 def _size(source: Source) -> int:

@@ -85,7 +85,7 @@ def describe(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str,
         "task": source.task.to_dict(),
         "parts": spans,
         "first_stage": source.first_stage,
-        "rate": source.rate,
+        "mixture": [source.mixture, source.rate],
         "data": {split: source.fingerprints(split) for split in spans},
     }
     return _as_json(facts) | _contract(source.options, tokenizer, max_length)
@@ -271,17 +271,17 @@ class PreparedSource(Source):
         try:
             task = Task.from_dict(self.info["task"])
             self.splits = tuple(self.info["parts"])
-            self.first_stage, self.rate = self.info["first_stage"], self.info["rate"]
-        except (KeyError, TypeError) as error:
+            self.first_stage = self.info["first_stage"]
+            self.mixture, self.rate = self.info["mixture"]
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / INFO} is damaged: {described(error)}") from error
         if task.name != task_name(name):
             raise InputError(f"{self.folder} holds the task {task.name!r}, not {task_name(name)!r}")
         super().__init__(task, options)
         self._table = functools.cache(self._open)
 
-    def size(self, split: str) -> int:
+    def count(self, split: str) -> int:
         """As the raw data had it."""
-        self.check_split(split)
         spans = self.info["parts"][split]
         return spans[-1][1] if spans else 0
 

@@ -114,9 +114,9 @@ class RankingSource(Source):
         paths = [files.queries.path, files.documents.path, files.candidates.path]
         return [*paths, *([files.judgements.path] if files.judgements else [])]
 
-    def size(self, split: str) -> int:
-        """As many queries as the options allow."""
-        return self.options.limited(split, len(self.queries(split)))
+    def count(self, split: str) -> int:
+        """Usable queries."""
+        return len(self.queries(split))
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]]:
         """All judgments, documents that the first stage missed included.

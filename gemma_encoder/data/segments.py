@@ -31,6 +31,7 @@ def encode_examples(
 ) -> list[Encoded]:
     """Tokens of each example by the template of its role; arguments are those of `encode`."""
     templates = [task.template_for(example.role) for example in examples]
+    where = [f"task {task.name!r}, {name}" for name in where]
     return encode(tokenizer, templates, [example.fields for example in examples], length, where)
 
 

@@ -10,8 +10,9 @@ A text-to-text task becomes one that an encoder can learn:
 | `inputs`, `targets` that are numbers with a decimal point | regression |
 | `inputs`, `targets`, and a `query_id` for each element | ranking; targets are grades, or true and false |
 
-Texts are those before tokenization where the task copies them (`inputs_pretokenized`), else what
-its vocabulary makes of the tokens. The target "<unk>" means that the label is not published. A task
+A `query_id` comes first, then numbers, then classes. Texts are those before tokenization where the
+task copies them (`inputs_pretokenized`), else what its vocabulary makes of the tokens. In a split
+whose name begins with "test", the target "<unk>" or "-1" means that none is published. A task
 is read at each start, since its preprocessors are code whose changes nothing tells.
 """
 
@@ -40,7 +41,8 @@ from gemma_encoder.inputs.template import Template
 
 PREFIX = "seqio:"
 MAX_CLASSES = 100  # different targets: beyond, they are most likely no classes
-UNPUBLISHED = "<unk>"
+UNPUBLISHED = ("<unk>", "-1", "-1.0")  # targets of a test split that has none
+UNLIMITED = 1 << 20  # tokens of a feature
 GRADES = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 QUERY_ID = "query_id"
 
@@ -88,9 +90,10 @@ class SeqioSource(Source):
 
     def __init__(self, name: str, options: DataOptions):
         expand(name)
-        mixture, _, task = name.removeprefix(PREFIX).rpartition("/")
+        self.mixture, _, task = name.removeprefix(PREFIX).rpartition("/")
         self._seqio_task = _seqio().TaskRegistry.get(task)
-        self._mixture = _seqio().MixtureRegistry.get(mixture) if mixture else None
+        if self.mixture:
+            self.rate = self._rate(_seqio().MixtureRegistry.get(self.mixture))
         self.splits = tuple(self._seqio_task.splits)
         if "train" not in self.splits:
             raise InputError(
@@ -98,25 +101,35 @@ class SeqioSource(Source):
                 f"{', '.join(self.splits)}"
             )
         self._name, self._columns = name, []
-        self._table = functools.cache(self._read)
+        self._table = functools.cache(self._read)  # of a split
+        self._queries = functools.cache(self._group)  # of a split
         super().__init__(self._declare(), options)
-        self._queries = functools.cache(self._group)
         self._indices = {text: index for index, text in enumerate(self.task.classes)}
-        for split in self.splits:  # before training, not at the first evaluation
-            if split.startswith("validation"):
-                for target in self._table(split).summary["targets"]:
-                    self._label(target, f"task {name}, {split} split")
+        for split in self._labelled:  # all targets, before training
+            for target in self._table(split).summary["targets"]:
+                self._label(target, split, f"task {name}, {split} split")
+
+    @property
+    def _labelled(self) -> list[str]:
+        return [split for split in self.splits if split.startswith(("train", "validation"))]
 
     def _declare(self) -> Task:
         """The task that the targets suggest."""
         name, template = task_name(self._name), Template("{inputs}")
-        summary = self._table("train").summary
-        targets, numbers = summary["targets"], summary["numbers"]
+        targets = self._table("train").summary["targets"]
+        if UNPUBLISHED[0] in targets:
+            raise InputError(
+                f"task {self._name}: its train split has the target {UNPUBLISHED[0]!r}, which "
+                "stands for none"
+            )
+        ranges = [self._table(split).summary["numbers"] for split in self._labelled]
         if QUERY_ID in self._table("train").arrow.column_names:
             self._check_grades(targets)
             task = Task(name, "ranking", template)
-        elif numbers and numbers["has_point"] and numbers["low"] < numbers["high"]:
-            task = Task(name, "regression", template, label_range=(numbers["low"], numbers["high"]))
+        elif all(ranges) and ranges[0]["has_point"] and ranges[0]["low"] < ranges[0]["high"]:
+            low = min(numbers["low"] for numbers in ranges)
+            high = max(numbers["high"] for numbers in ranges)
+            task = Task(name, "regression", template, label_range=(low, high))
         elif 1 < len(targets) <= MAX_CLASSES:
             classes = kinds.get("classification").order_classes(targets, self._name)
             task = Task(name, "classification", template, classes=classes)
@@ -128,8 +141,8 @@ class SeqioSource(Source):
                 + f"; an encoder predicts classes (2 to {MAX_CLASSES} texts), numbers with a "
                 f"decimal point, or grades of documents by their {QUERY_ID}"
             )
-        described = task.kind.describe(task)
-        logging.warning("%s: inferred from its targets: %s %s", name, task.kind, described)
+        facts = f"{task.kind} {task.kind.describe(task)}".strip()
+        logging.warning("%s: inferred from its features: %s", name, facts)
         return task
 
     def _check_grades(self, targets: Sequence[str]) -> None:
@@ -171,8 +184,10 @@ class SeqioSource(Source):
     def _elements(self, split: str) -> Iterator[dict[str, Any]]:
         """The elements by feature; of tokenized ones, with the text under the feature's name."""
         try:
+            features = self._seqio_task.output_features.items()
+            unlimited = {name: UNLIMITED for name, feature in features if feature.rank}
             dataset = self._seqio_task.get_dataset(
-                sequence_length=None, split=split, shuffle=False, use_cached=False
+                sequence_length=unlimited, split=split, shuffle=False, seed=0
             )
             for element in dataset.as_numpy_iterator():
                 for name in ("inputs", "targets"):
@@ -204,20 +219,14 @@ class SeqioSource(Source):
             )
         return lambda tokens: vocabulary.decode([int(token) for token in tokens])
 
-    @property
-    def rate(self) -> float | None:
-        """The task's rate in its mixture; None outside one.
-
-        Raises:
-            InputError: the mixture cannot tell, e.g. as the data were never counted.
-        """
-        if self._mixture is None:
-            return None
+    def _rate(self, mixture: Any) -> float:
+        """The task's rate in its mixture."""
         try:
-            return float(self._mixture.get_rate(self._seqio_task))
+            return float(mixture.get_rate(self._seqio_task))
         except Exception as error:
             raise InputError(
-                f"task {self._name}: the mixture has no rate for it: {described(error)}"
+                f"task {self._name}: its mixture has no rate for it ({described(error)}); give the "
+                "task's source num_input_examples, or write the rates as numbers"
             ) from error
 
     def _group(self, split: str) -> Groups:
@@ -227,11 +236,9 @@ class SeqioSource(Source):
         """The digest of what was read."""
         return [(self._name, self._table(split).summary["digest"])]
 
-    def size(self, split: str) -> int:
-        """As many elements, or queries, as the options allow."""
-        self.check_split(split)
-        count = len(self._queries(split) if self.task.is_list else self._table(split))
-        return self.options.limited(split, count)
+    def count(self, split: str) -> int:
+        """Elements, or queries."""
+        return len(self._queries(split) if self.task.is_list else self._table(split))
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
         """The element, or those of a query."""
@@ -242,11 +249,11 @@ class SeqioSource(Source):
 
     def _example(self, split: str, row: int, query: str = "", document: str = "") -> Example:
         values = self._table(split).row(row)
-        label = self._label(values["targets"], f"task {self._name}, {split} record {row + 1}")
+        label = self._label(values["targets"], split, self.where(split, row))
         return Example({"inputs": values["inputs"]}, label, query, document)
 
-    def _label(self, text: str, where: str) -> float:
-        if text == UNPUBLISHED:
+    def _label(self, text: str, split: str, where: str) -> float:
+        if split.startswith("test") and text in UNPUBLISHED:
             return UNLABELLED
         if self.task.classes:
             if text not in self._indices:
@@ -263,7 +270,7 @@ def _facts(chunks: Iterable[Any]) -> dict[str, Any]:
     targets: dict[str, None] = {}
     low, high, has_point, are_numbers = math.inf, -math.inf, False, True
     for chunk in chunks:
-        texts = [text for text in chunk.unique().to_pylist() if text != UNPUBLISHED]
+        texts = chunk.unique().to_pylist()
         targets |= dict.fromkeys(texts[: MAX_CLASSES + 1])
         numbers = [_number(text) for text in texts]
         if None in numbers:

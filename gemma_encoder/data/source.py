@@ -62,10 +62,6 @@ class DataOptions:
         """The most records of `split` that are used, 0 for all."""
         return self.max_train if split == "train" else self.max_eval
 
-    def limited(self, split: str, count: int) -> int:
-        """How many of the `count` records of `split` are used."""
-        return min(self.limit(split) or count, count)
-
 
 class Record(NamedTuple):
     """The examples of a record; each is made when it is asked for.
@@ -92,15 +88,17 @@ class Source(abc.ABC):
         options: the part of the config that concerns sources.
 
     Attributes:
+        task, options: as given.
         splits: names of the splits.
         first_stage: tells that evaluation meets a query's documents in a first stage's order.
-        rate: how often a mixture of seqio draws the task, relative to its other tasks; None for a
-            task that does not come from one.
+        mixture: name of the mixture of seqio that the task comes from, "" for none.
+        rate: how often that mixture draws the task, relative to its other tasks.
     """
 
     splits: tuple[str, ...] = ("train", "validation", "test")
     first_stage = False
-    rate: float | None = None
+    mixture = ""
+    rate = 1.0
 
     def __init__(self, task: Task, options: DataOptions):
         self.task, self.options = task, options
@@ -109,12 +107,25 @@ class Source(abc.ABC):
         """Raises InputError where the data are missing, before anything slow is done."""
 
     def fit(self, tokenizer: Tokenizer, max_length: int) -> None:
-        """Called with the tokenizer before records are counted or read."""
+        """Called before records are counted or read, for sources that cut texts into records."""
         del tokenizer, max_length
 
     @abc.abstractmethod
+    def count(self, split: str) -> int:
+        """The number of records that a split has."""
+
     def size(self, split: str) -> int:
-        """The number of records of a split."""
+        """The number of records of a split that are used: as many as the options allow.
+
+        Raises:
+            InputError: the task has no such split.
+        """
+        if split not in self.splits:
+            raise InputError(
+                f"task {self.task.name!r} has no {split} split; it has {', '.join(self.splits)}"
+            )
+        count = self.count(split)
+        return min(self.options.limit(split) or count, count)
 
     @abc.abstractmethod
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
@@ -123,7 +134,8 @@ class Source(abc.ABC):
         Args:
             split: one of `splits`.
             index: from 0 to size - 1.
-            training: of a list, give the examples that a training list may be drawn from.
+            training: a training list will be drawn from the examples; a source whose evaluation
+                has others (all that a first stage found) gives those that may be drawn.
         """
 
     def examples(
@@ -200,13 +212,6 @@ class Source(abc.ABC):
             for split in self.splits
             if split.startswith(f"{name}_")
         }
-
-    def check_split(self, split: str) -> None:
-        """Raises InputError for a split that the task lacks."""
-        if split not in self.splits:
-            raise InputError(
-                f"task {self.task.name!r} has no {split} split; it has {', '.join(self.splits)}"
-            )
 
 
 def draw(labels: Sequence[Label], list_size: int, rng: np.random.Generator) -> list[int]:

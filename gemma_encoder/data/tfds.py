@@ -45,7 +45,8 @@ class Dataset:
     def __init__(self, name: str, needed_by: str):
         name, _, version = name.partition(":")
         self.name, self._root = name, epath.Path(data_folder())
-        folders = sorted(self._root.glob(f"{name}/{version or '*'}/dataset_info.json"))
+        descriptions = self._root.glob(f"{name}/{version or '*'}/dataset_info.json")
+        folders = sorted(descriptions, key=lambda path: _version(path.parent.name))
         if not folders:
             raise InputError(
                 f"{needed_by}: no prepared data in {self._root / name / version}. Point "
@@ -76,6 +77,7 @@ class Dataset:
     def _write(self, folder: pathlib.Path, split: str) -> None:
         import pyarrow as pa
 
+        runtime.import_quietly("tensorflow")  # which the next one imports later, and loudly
         tfds = runtime.import_quietly("tensorflow_datasets")
         builder = tfds.builder_from_directory(str(self.folder))
         in_order = tfds.ReadConfig(interleave_cycle_length=1)
@@ -89,6 +91,10 @@ class Dataset:
         features = builder.info.features.items()
         classes = {name: one.names for name, one in features if hasattr(one, "names")}
         table.write_summary(folder, {"classes": classes})
+
+
+def _version(name: str) -> list[int]:
+    return [int(part) if part.isdigit() else -1 for part in name.split(".")]
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -148,7 +154,7 @@ class TfdsSource(Source):
         fields = {field: row[field] for field in self.task.template.fields}
         return [Example(fields, row["label"], info={"idx": row["idx"]})]
 
-    @property
+    @functools.cached_property
     def _dataset(self) -> Dataset:
         return Dataset(self.tfds_name, f"task {self.task.name!r}")
 
@@ -162,7 +168,6 @@ class TfdsSource(Source):
 
     def _table(self, split: str) -> Table:
         """The rows; raises InputError where they name the task's classes in another order."""
-        self.check_split(split)
         dataset, classes = self._dataset, self.task.classes
         rows = dataset.table(split)
         names = tuple(rows.summary["classes"].get(self.label, ()))
@@ -173,14 +178,13 @@ class TfdsSource(Source):
             )
         return rows
 
-    def size(self, split: str) -> int:
-        """As many rows as the options allow; their number stands in the dataset's description."""
-        self.check_split(split)
+    def count(self, split: str) -> int:
+        """Rows, by the dataset's description."""
         path = self._dataset.folder / "dataset_info.json"
         try:
             info = json.loads(path.read_text())
             counts = {one["name"]: sum(map(int, one["shardLengths"])) for one in info["splits"]}
-            return self.options.limited(split, counts[split])
+            return counts[split]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} does not describe {split}: {described(error)}") from error
 
@@ -206,11 +210,7 @@ class TfdsSource(Source):
 
     def _where_row(self, split: str, index: int, row: Row) -> str:
         numbers = [f" {name}={value}" for name, value in row.items() if isinstance(value, int)]
-        return "".join([self.where(split, index), *numbers])
-
-    def where(self, split: str, index: int) -> str:
-        """Names a row in messages."""
-        return f"task {self.task.name!r}, {split} record {index + 1}"
+        return "".join([f"task {self.task.name!r}, {self.where(split, index)}", *numbers])
 
     def raw(self, split: str, index: int) -> Mapping[str, Any]:
         """All columns but the label."""

@@ -111,8 +111,8 @@ def test_every_task_and_mixture_is_there_and_needs_no_data_to_be_named(
             assert set(seqio.get_mixture_or_task(name).splits) == set(registry.get(name).splits)
     for name, tasks in mixtures.MIXTURES.items():
         assert {task.name for task in seqio.MixtureRegistry.get(name).tasks} == set(tasks)
-    with pytest.raises(InputError, match="TFDS_DATA_DIR.*tfds build glue/sst2"):
-        elements(seqio, "glue_sst2", "validation")
+    with pytest.raises(InputError, match="TFDS_DATA_DIR.*tfds build glue/qnli"):
+        elements(seqio, "glue_qnli", "validation")
 
 
 def test_a_mixture_draws_by_our_rates(seqio, benchmarks):
@@ -247,8 +247,11 @@ def test_a_mixture_of_others_comes_with_its_rates(t5):
     sources = [registry.get(name) for name in names]
     np.testing.assert_allclose(mixtures.rates(sources[:2], "proportional"), [0.25, 0.75])
     np.testing.assert_allclose(mixtures.rates(sources[:2], "equal"), [0.5, 0.5])
-    by_size = np.array([source.size("train") for source in sources], float)
-    np.testing.assert_allclose(mixtures.rates(sources, "proportional"), by_size / by_size.sum())
+    cola, sst2, ranking = (source.size("train") for source in sources)
+    share = (cola + sst2) / (cola + sst2 + ranking)  # which the mixture's rates then divide
+    np.testing.assert_allclose(
+        mixtures.rates(sources, "proportional"), [share / 4, share * 3 / 4, 1 - share]
+    )
 
 
 def function_task(
@@ -351,7 +354,9 @@ def test_what_seqio_lacks_is_refused(seqio, t5):
     with pytest.raises(InputError, match="no train split to read its classes from, only test"):
         registry.get("seqio:their_test")
     function_task(seqio, "their_broken", rows)
-    seqio.TaskRegistry.get("their_broken").source._dataset_fn = lambda split, shuffle_files: 1 / 0
+    seqio.TaskRegistry.get("their_broken").source._dataset_fn = (
+        lambda split, shuffle_files, seed=None: 1 / 0
+    )
     with pytest.raises(InputError, match="train split cannot be read: ZeroDivisionError"):
         registry.get("seqio:their_broken")
 
@@ -381,7 +386,7 @@ def test_two_tasks_of_one_name_and_rates_that_are_none_are_refused(seqio, t5, mi
             pairs = zip(("t5_sst2", "t5_cola"), rates, strict=True)
             seqio.MixtureRegistry.add(f"t5_{name}", list(pairs))
         sources = [registry.get(task) for task in mixtures.expand((f"seqio:t5_{name}",))]
-        with pytest.raises(InputError, match="rates of the mixture must be positive"):
+        with pytest.raises(InputError, match="rates must be positive"):
             mixtures.rates(sources, "proportional")
 
 
@@ -420,3 +425,66 @@ def test_prepared_tasks_of_a_mixture_keep_their_names_and_rates(t5, tokenizer, t
         prepared.finish(folder)
     ready = [prepared.PreparedSource(name, tmp_path, DataOptions()) for name in names]
     np.testing.assert_allclose(mixtures.rates(ready, "proportional"), [0.25, 0.75])
+
+
+def test_preprocessors_may_draw_and_may_ask_for_lengths(seqio):
+    """What hangs on a seed is the same at each start; what trims to a length finds one."""
+    import tensorflow as tf
+
+    @seqio.map_over_dataset(num_seeds=1)
+    def noisy(element, seed):
+        number = tf.random.stateless_uniform([], seed, 0, 1000, tf.int32)
+        return element | {"inputs": element["inputs"] + tf.as_string(number)}
+
+    def shortened(dataset, sequence_length):
+        return dataset.map(
+            lambda e: e | {"inputs": tf.strings.substr(e["inputs"], 0, sequence_length["targets"])}
+        )
+
+    rows = [{"inputs": f"text {i}", "targets": "ab"[i % 2]} for i in range(20)]
+    prints = []
+    for _ in range(2):
+        function_task(seqio, "their_noise", rows)
+        task = seqio.TaskRegistry.get("their_noise")
+        task._preprocessor_constructor_args = [noisy, shortened]
+        for feature in task._output_features.values():
+            object.__setattr__(feature, "rank", 1)  # tokenized further on, in a real task
+        task._validate_preprocessing = lambda dataset: dataset
+        task._trim_output_features = lambda dataset, sequence_length: dataset
+        prints.append(registry.get("seqio:their_noise").fingerprints("train"))
+    assert prints[0] == prints[1]
+
+
+def test_targets_that_stand_for_none(seqio):
+    import tensorflow as tf
+
+    def made(train, test):
+        def dataset(split, shuffle_files, seed=None):
+            targets = test if split == "test" else train
+            inputs = [f"text {i}" for i in range(len(targets))]
+            return tf.data.Dataset.from_tensor_slices({"inputs": inputs, "targets": targets})
+
+        splits = ("train", "validation", "test")
+        function_task(seqio, "their_test", [{"inputs": "a", "targets": "x"}], splits=splits)
+        seqio.TaskRegistry.get("their_test").source._dataset_fn = dataset
+        return registry.get("seqio:their_test")
+
+    for unpublished in ("<unk>", "-1"):
+        source = made(["a", "b"] * 5, [unpublished] * 3)
+        assert {e.label for i in range(3) for e in source.examples("test", i)} == {-1.0}
+    with pytest.raises(
+        InputError, match="train split has the target '<unk>', which stands for none"
+    ):
+        made(["a", "b", "<unk>"], ["a"])
+
+
+def test_the_range_of_a_regression_is_that_of_all_labelled_splits(seqio):
+    import tensorflow as tf
+
+    def dataset(split, shuffle_files, seed=None):
+        targets = ["0.0", "3.8"] if split == "train" else ["1.0", "5.0"]
+        return tf.data.Dataset.from_tensor_slices({"inputs": ["a", "b"], "targets": targets})
+
+    function_task(seqio, "their_scores", [{"inputs": "a", "targets": "x"}])
+    seqio.TaskRegistry.get("their_scores").source._dataset_fn = dataset
+    assert registry.get("seqio:their_scores").task.label_range == (0.0, 5.0)

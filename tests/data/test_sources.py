@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from gemma_encoder.data import mixtures, registry
+from gemma_encoder.data import mixtures, registry, tfds
 from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.data.pipeline import training_order
 from gemma_encoder.data.source import DataOptions
@@ -162,3 +162,12 @@ def test_damaged_tfrecords_are_one_line(shared_data, tmp_path, monkeypatch):
     (tmp_path / "glue/mrpc/2.0.0/dataset_info.json").write_text("{}")
     with pytest.raises(InputError, match="dataset_info.json does not describe train"):
         registry.get("glue_mrpc").size("train")
+
+
+def test_the_newest_version_of_a_dataset_is_that_of_the_highest_number(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for version in ("2.0.0", "10.0.0", "9.1.0"):
+        (tmp_path / "a" / version).mkdir(parents=True)
+        (tmp_path / "a" / version / "dataset_info.json").write_text("{}")
+    assert tfds.Dataset("a", "test").folder.name == "10.0.0"
+    assert tfds.Dataset("a:9.1.0", "test").folder.name == "9.1.0"

@@ -248,7 +248,11 @@ def parquet_rows(path: pathlib.Path, first: int, arrays: Mapping[str, Any]) -> I
     for name, array in arrays.items():
         try:
             columns[name] = array.to_pylist()
-        except (ValueError, OverflowError) as error:  # no UTF-8, or a date that Python has not
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path}: column {name!r} is not valid UTF-8 ({error.reason})"
+            ) from None
+        except (ValueError, OverflowError) as error:  # such as a date that Python cannot hold
             raise InputError(
                 f"{path}: column {name!r} cannot be read behind row {first - 1} ({one_line(error)})"
             ) from None

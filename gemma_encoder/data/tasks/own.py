@@ -115,12 +115,11 @@ class OwnSource(Source):
         """The user's."""
         return self._files[split].paths
 
-    def size(self, split: str) -> int:
-        """As many records as the options allow."""
-        self.check_split(split)
+    def count(self, split: str) -> int:
+        """Rows or queries, of training those that can be learned from."""
         if split == "train" and self._trainable is not None:
-            return self.options.limited(split, len(self._trainable))
-        return self.options.limited(split, self._available(split))
+            return len(self._trainable)
+        return self._available(split)
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """Nothing where grades are unknown; else the labels of the examples are all there is."""

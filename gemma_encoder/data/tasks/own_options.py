@@ -78,7 +78,7 @@ class OwnOptions:
         """Raises InputError where the options name no file, or contradict each other."""
         if not self.train:
             raise InputError(
-                "own.train is not set; it names a .jsonl, .csv, .tsv or .parquet file, "
+                "own.train is not set; it names .jsonl, .json, .csv, .tsv or .parquet files, "
                 "e.g. --config.own.train=train.csv"
             )
         if not re.fullmatch(r"\w[\w.-]*", self.name):

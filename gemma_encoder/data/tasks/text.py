@@ -253,9 +253,9 @@ class TextSource(Source):
         while chunk := list(itertools.islice(texts, CHUNK)):
             yield from cut(chunk, tokenizer, length - 2)
 
-    def size(self, split: str) -> int:
-        """As many pieces as the options allow."""
-        return self.options.limited(split, len(self._table(split)))
+    def count(self, split: str) -> int:
+        """Pieces."""
+        return len(self._table(split))
 
     def pieces(self, split: str) -> Iterator[str]:
         """The texts of a split; after `fit` those that are too long are cut."""
