@@ -48,8 +48,6 @@ def prepare(recipe: Recipe, output: epath.PathLike, pipeline_options: Sequence[s
         try:
             result = pipeline.run()
             result.wait_until_finish()
-        except InputError:
-            raise
         except Exception as error:  # runners wrap what a worker raised, each in its own way
             if message := _input_error(error):
                 raise InputError(message) from error
