@@ -32,6 +32,7 @@ from gemma_encoder.inputs.packing import Packer, Unit
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 PREFETCH = 4  # batches made ahead
+HOPELESS = 20  # epochs' worth of records in a row without one to learn from
 MEASURED = 16  # batches whose average says how many examples a batch holds
 
 
@@ -46,28 +47,28 @@ class Position(NamedTuple):
 def training_order(
     sources: Sequence[Source], rates: np.ndarray, options: StreamOptions, reader: int
 ) -> "grain.MapDataset[Position]":
-    """The endless records of one reader, by number.
+    """The endless records of one reader, by their number in its order.
 
     Every epoch of a task is complete: the readers together take each record once.
     """
-    drawn = [number for number, rate in enumerate(rates) if rate]
-    tasks = [_task_order(sources[number], number, options, reader) for number in drawn]
-    if len(tasks) == 1:
-        return tasks[0]
-    return grain.MapDataset.mix(tasks, [float(rates[number]) for number in drawn])
+    trained = [task for task, rate in enumerate(rates) if rate]
+    orders = [_task_order(sources[task], task, options, reader) for task in trained]
+    if len(orders) == 1:
+        return orders[0]
+    return grain.MapDataset.mix(orders, [float(rates[task]) for task in trained])
 
 
 def _task_order(
-    source: Source, number: int, options: StreamOptions, reader: int
+    source: Source, task: int, options: StreamOptions, reader: int
 ) -> "grain.MapDataset[Position]":
     size = source.size("train")
     if not size:
         raise InputError(f"task {source.task.name!r} has no train record")
     seed = int(np.random.SeedSequence([options.seed, source.key]).generate_state(1)[0])
 
-    def position(drawn: int, _: int) -> Position:
-        epoch, index = divmod(reader + drawn * options.readers, size)
-        return Position(number, epoch, shuffled(index, size, seed + epoch))
+    def position(turn: int, _: int) -> Position:
+        epoch, index = divmod(reader + turn * options.readers, size)
+        return Position(task, epoch, shuffled(index, size, seed + epoch))
 
     return grain.MapDataset.range(size).repeat().map_with_index(position)
 
@@ -122,7 +123,16 @@ class Reader(grain.DatasetIterator):
     def _units(
         self, numbers: Sequence[int], positions: Sequence[Position], counts: Counts
     ) -> Iterator[Unit]:
-        """The units of those records, in order; none for a record that has no text to train on."""
+        """The units of some records, in order; none for a record that has no text to train on.
+
+        The texts of a task are tokenized by one call, which is faster than record by record; units
+        then stand where their records did.
+
+        Args:
+            numbers: of the records in the reader's order.
+            positions: what those records are.
+            counts: added to.
+        """
         examples = [
             self._sources[task].training_examples(index, self._options.seed, epoch)
             for task, epoch, index in positions
@@ -149,7 +159,15 @@ class Reader(grain.DatasetIterator):
         return (unit for unit in units if unit is not None)
 
     def _count_skipped(self, task: int, lengths: Sequence[int]) -> None:
-        """Raises InputError where a whole epoch holds no list to learn from."""
+        """Warns of the first record that no list can be drawn from.
+
+        Args:
+            task: its index.
+            lengths: examples of each of the next records.
+
+        Raises:
+            InputError: there were so many in a row that the task most likely holds no other.
+        """
         source = self._sources[task]
         for length in lengths:
             if length:
@@ -162,21 +180,21 @@ class Reader(grain.DatasetIterator):
                     source.task.name,
                 )
             self._skipped[task] += 1
-            if self._skipped[task] * self._options.readers > source.size("train"):
+            if self._skipped[task] > HOPELESS * source.size("train"):
                 raise InputError(
                     f"task {source.task.name!r}: no train record has both a right and a wrong "
                     "option; there is nothing to learn"
                 )
 
     def get_state(self) -> dict[str, Any]:
-        """Whole numbers that decide what comes next."""
+        """Whole numbers that decide what comes next, and the counts of texts so far."""
         counts = {task: list(values.values()) for task, values in self.counts.items()}
         waiting = np.array([unit.number for unit in self._packer.waiting], np.int64)
         return {"drawn": self._drawn, "waiting": waiting, "counts": counts}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Makes the reader go on where `get_state` was called."""
-        self._drawn = state["drawn"]
+        self._drawn = int(state["drawn"])
         self.counts = {
             task: dict(zip(values, state["counts"][task], strict=True))
             for task, values in self.counts.items()

@@ -401,6 +401,11 @@ def test_lists_without_a_right_or_a_wrong_text_are_skipped_unless_all_are(tokeni
     def wrong(split):
         return [[e._replace(label=0.0) for e in record] for record in lists(split)]
 
+    def one(split):
+        return [lists(split)[0], *wrong(split)[1:]]
+
+    batch = next(stream_of(MemorySource(LISTS, DataOptions(), one), tokenizer))
+    assert (batch.group_id >= 0).any(), "however few there are"
     batch = next(stream_of(MemorySource(LISTS, DataOptions(), mixed), tokenizer))
     assert (batch.group_id >= 0).any()
     with pytest.raises(InputError, match="'lists': no train record has both a right and a wrong"):
