@@ -205,3 +205,11 @@ def test_what_is_held_out_is_the_same_for_every_seed_and_complete(parts):
     assert sorted(together) == sorted(row["text"] for row in ROWS) and first.size("validation") == 9
     held_out = [int(text.split()[1]) for text, _ in contents(first)["validation"]]
     assert not np.array_equal(np.diff(held_out), np.ones(8)), "not the end of the file"
+
+
+def test_the_fingerprint_is_that_of_the_content_that_was_read(parts):
+    source = own(str(parts / "part-0.jsonl"))
+    before = source.fingerprints("train")
+    (parts / "part-0.jsonl").write_text(jsonl(ROWS[10:20]))
+    assert source.fingerprints("train") == before
+    assert own(str(parts / "part-0.jsonl")).fingerprints("train") != before
