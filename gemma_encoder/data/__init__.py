@@ -1,1 +1,1 @@
-"""Where records come from. The only place that knows seqio and TensorFlow; importing it imports neither."""
+"""Sources whose records are read by number, the order of training, and packed batches."""
