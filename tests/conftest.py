@@ -9,6 +9,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Two workers may compile for a TPU at once: libtpu otherwise locks a file of the whole machine.
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # Models this small take longer to compile than to run. Processes that tests start inherit this, as they do the folder below.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # The older code generator is twice as fast; XLA of jaxlib 0.12 has it no more, and aborts at flags that it does not know.
