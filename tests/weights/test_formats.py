@@ -10,6 +10,7 @@ import pytest
 import gemma_encoder as ge
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import HeadConfig
+from gemma_encoder.training import loop
 from gemma_encoder.weights import native
 
 FIRST = pathlib.Path(__file__).parent / "format_1"  # written by version 0.1 of the first format
@@ -125,3 +126,15 @@ def test_a_damaged_description_is_one_line_that_names_the_checkpoint(change, mes
     with pytest.raises(InputError, match=message) as error:
         native.Bundle.from_description(description, bundle.tokenizer.model, FIRST)
     assert str(error.value).startswith(str(FIRST)) and "\n" not in str(error.value)
+
+
+def test_training_starts_from_a_checkpoint_of_the_first_format(micro, tmp_path):
+    config = micro(
+        model__size="pretrained",
+        model__transformer={},
+        model__warm_start=str(FIRST),
+        tokenizer="auto",
+        train_for="2 steps",
+        max_eval=8,
+    )
+    assert loop.train(config, tmp_path).step == 2
