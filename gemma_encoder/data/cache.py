@@ -168,9 +168,7 @@ def fingerprint(path: File) -> str:
     if is_large:
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
             memo.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memo.with_name(f"{memo.name}.{os.getpid()}")
-            temporary.write_text(f"{stamp}\n{result}\n")
-            temporary.replace(memo)
+            runtime.write_whole(memo, f"{stamp}\n{result}\n")
     return result
 
 

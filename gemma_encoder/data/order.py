@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-from grain.experimental import index_shuffle
 
 SMALL = 10_000  # records up to which an epoch's order is held in memory
 
@@ -16,6 +15,8 @@ def shuffled(index: int, size: int, seed: int) -> int:
     """
     if size <= SMALL:
         return int(_permutation(size, seed)[index])
+    from grain.experimental import index_shuffle  # and with it JAX, which naming a task needs not
+
     return index_shuffle(index, max_index=size - 1, seed=seed % 2**32, rounds=4)
 
 

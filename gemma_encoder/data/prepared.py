@@ -297,9 +297,10 @@ class PreparedSource(Source):
                 "not evaluated; use the raw data"
             )
         spans = self.info["parts"][split]
-        part = bisect.bisect_right([last for _, last in spans], index)
+        part = bisect.bisect_right(spans, index, key=lambda span: span[1])
         rows, row = self._table(split, part), index - spans[part][0]
         labels, about = rows.value("labels", row), json.loads(rows.value("about", row))
+        texts, cut = rows.arrow.column("tokens")[row].values, rows.value("cut", row)
         labels = [
             tuple(facts["classes"]) if "classes" in facts else label
             for facts, label in zip(about, labels, strict=True)
@@ -307,8 +308,7 @@ class PreparedSource(Source):
 
         def example(i: int) -> Example:
             facts, fields = about[i], about[i].get("fields", {})
-            tokens = rows.arrow.column("tokens")[row].values[i].values.to_numpy()
-            encoded = Encoded(tokens, rows.value("cut", row)[i])
+            encoded = Encoded(table.numbers(texts[i].values), cut[i])
             names = (facts["query"], facts["document"], facts["info"])
             return Example(fields, labels[i], *names, encoded, facts["role"])
 

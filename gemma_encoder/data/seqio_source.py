@@ -23,7 +23,7 @@ import math
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,9 @@ def expand(name: str) -> tuple[str, ...]:
 
 
 def task_name(name: str) -> str:
-    """The name of our task, for files and heads."""
+    """The name of our task, for files and heads: of a task of seqio without what files forbid."""
+    if not name.startswith(PREFIX):
+        return name
     return re.sub(r"[^\w.-]", "_", name.removeprefix(PREFIX).rpartition("/")[2])
 
 
@@ -100,12 +102,14 @@ class SeqioSource(Source):
                 f"task {name}: it has no train split to read its classes from, only "
                 f"{', '.join(self.splits)}"
             )
-        self._name, self._columns = name, []
+        self._name = name
         self._table = functools.cache(self._read)  # of a split
         self._queries = functools.cache(self._group)  # of a split
         super().__init__(self._declare(), options)
         self._indices = {text: index for index, text in enumerate(self.task.classes)}
-        for split in self._labelled:  # all targets, before training
+        for split in self._labelled:  # all targets and queries, before training
+            if self.task.is_list:
+                self._queries(split)
             for target in self._table(split).summary["targets"]:
                 self._label(target, split, f"task {name}, {split} split")
 
@@ -124,7 +128,6 @@ class SeqioSource(Source):
             )
         ranges = [self._table(split).summary["numbers"] for split in self._labelled]
         if QUERY_ID in self._table("train").arrow.column_names:
-            self._check_grades(targets)
             task = Task(name, "ranking", template)
         elif all(ranges) and ranges[0]["has_point"] and ranges[0]["low"] < ranges[0]["high"]:
             low = min(numbers["low"] for numbers in ranges)
@@ -145,22 +148,10 @@ class SeqioSource(Source):
         logging.warning("%s: inferred from its features: %s", name, facts)
         return task
 
-    def _check_grades(self, targets: Sequence[str]) -> None:
-        for text in targets:
-            if _grade(text) is None:
-                raise InputError(
-                    f"task {self._name}: it has a {QUERY_ID}, so that its targets are grades of "
-                    f"documents; {text!r} is no number, and neither true nor false"
-                )
-
     def _read(self, split: str) -> Table:
         with tempfile.TemporaryDirectory() as folder:
             self._write(pathlib.Path(folder), split)
-            rows = Table(pathlib.Path(folder))
-        if QUERY_ID in self._columns and QUERY_ID not in rows.arrow.column_names:
-            raise InputError(f"task {self._name}: its {split} split lacks the feature {QUERY_ID}")
-        self._columns = self._columns or rows.arrow.column_names
-        return rows
+            return Table(pathlib.Path(folder))
 
     def _write(self, folder: pathlib.Path, split: str) -> None:
         import pyarrow as pa
@@ -230,6 +221,8 @@ class SeqioSource(Source):
             ) from error
 
     def _group(self, split: str) -> Groups:
+        if QUERY_ID not in self._table(split).arrow.column_names:
+            raise InputError(f"task {self._name}: its {split} split lacks the feature {QUERY_ID}")
         return Groups(*self._table(split).codes(QUERY_ID))
 
     def fingerprints(self, split: str) -> list[tuple[str, str]]:
@@ -260,6 +253,11 @@ class SeqioSource(Source):
                 raise InputError(f"{where}: {unknown('class', text, self.task.classes)}")
             return float(self._indices[text])
         label = _grade(text) if self.task.is_list else _number(text)
+        if label is None and self.task.is_list:
+            raise InputError(
+                f"{where}: it has a {QUERY_ID}, so that its targets are grades of documents; "
+                f"{text[:40]!r} is no number, and neither true nor false"
+            )
         if label is None:
             raise InputError(f"{where}: the target {text[:40]!r} is no number")
         return label

@@ -31,6 +31,7 @@ import numpy as np
 from gemma_encoder import runtime
 from gemma_encoder.data import mixtures, registry
 from gemma_encoder.data.segments import CHUNK, make_segments, no_counts
+from gemma_encoder.data.seqio_source import UNLIMITED
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.evaluation.evaluator import Predictions
 from gemma_encoder.inputs.errors import InputError
@@ -40,7 +41,6 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 seqio, tf = runtime.import_quietly("seqio"), runtime.import_quietly("tensorflow")
 
 NEED_OPTIONS = ("own", "text")
-UNCUT = 1 << 20  # tokens: the length where the caller gives none
 
 _in_use: list[Tokenizer] = []
 
@@ -154,7 +154,7 @@ def apply_template(
 
     Lists of the train split are drawn as in the first epoch of a run with seed 0.
     """
-    max_length = (sequence_length or {}).get("inputs") or UNCUT
+    max_length = (sequence_length or {}).get("inputs") or UNLIMITED
 
     def expand(splits: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
         return _elements(source, splits[0].decode(), indices.tolist(), max_length)

@@ -239,6 +239,13 @@ def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
     assert not prepared.begin(folder, description), "it is whole"
 
 
+def test_a_task_keeps_its_name_whatever_it_is(tokenizer, tmp_path):
+    task = dataclasses.replace(TASKS["classes"], name="two words", head="classes")
+    source = MemorySource(task, DATA, lambda split: records(split)["classes"])
+    write(source, tokenizer, tmp_path)
+    assert PreparedSource("two words", tmp_path, DATA).task == task
+
+
 def test_fingerprints_of_the_raw_data_come_along(tmp_path, tokenizer):
     (tmp_path / "train.csv").write_text("text,label\n" + "one,a\ntwo,b\n" * 20)
     options = DataOptions(own={"train": str(tmp_path / "train.csv")})

@@ -488,3 +488,17 @@ def test_the_range_of_a_regression_is_that_of_all_labelled_splits(seqio):
     function_task(seqio, "their_scores", [{"inputs": "a", "targets": "x"}])
     seqio.TaskRegistry.get("their_scores").source._dataset_fn = dataset
     assert registry.get("seqio:their_scores").task.label_range == (0.0, 5.0)
+
+
+def test_a_split_without_its_queries_is_refused_before_training(seqio):
+    import tensorflow as tf
+
+    def dataset(split, shuffle_files, seed=None):
+        columns = {"inputs": ["a", "b"], "targets": ["1", "0"]}
+        queries = {"query_id": ["q", "q"]} if split == "train" else {}
+        return tf.data.Dataset.from_tensor_slices(columns | queries)
+
+    function_task(seqio, "their_queries", [{"inputs": "a", "targets": "x"}])
+    seqio.TaskRegistry.get("their_queries").source._dataset_fn = dataset
+    with pytest.raises(InputError, match="its validation split lacks the feature query_id"):
+        registry.get("seqio:their_queries")

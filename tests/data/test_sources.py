@@ -171,3 +171,14 @@ def test_the_newest_version_of_a_dataset_is_that_of_the_highest_number(tmp_path,
         (tmp_path / "a" / version / "dataset_info.json").write_text("{}")
     assert tfds.Dataset("a", "test").folder.name == "10.0.0"
     assert tfds.Dataset("a:9.1.0", "test").folder.name == "9.1.0"
+
+
+def test_naming_a_task_imports_neither_jax_nor_grain():
+    program = (
+        "import sys; from gemma_encoder.data import mixtures, registry; registry.names(); "
+        "print([name for name in ('jax', 'grain', 'tensorflow') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,7 +1,7 @@
 """The Arrow table of the user's own files: every row read once and checked, Parquet by columns."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,8 +98,7 @@ def write_table(
 
     def batches() -> Iterator[list[Any]]:
         for index, path in enumerate(paths):
-            read = _by_columns if rows.is_parquet(path) else _by_rows
-            for numbers, arrays in read(path, needed, columns, types):
+            for numbers, arrays in _batches(path, needed, columns, types):
                 summary.add(arrays[-1])
                 file = np.full(len(numbers), index, np.int32)
                 yield [*arrays, table.array(file, pa.int32()), table.array(numbers, pa.int64())]
@@ -108,33 +107,26 @@ def write_table(
     table.write_summary(folder, summary.facts())
 
 
-_Batches = Iterator[tuple[Sequence[int] | np.ndarray, list[Any]]]  # numbers of rows, Arrow arrays
-
-
-def _by_columns(
+def _batches(
     path: pathlib.Path,
     needed: Sequence[str],
     columns: Mapping[str, Column],
     types: Mapping[str, Any],
-) -> _Batches:
+) -> Iterator[tuple[Sequence[int] | np.ndarray, list[Any]]]:
+    """Numbers of some rows of a file, and the Arrow array of each column."""
+
+    def by_cells(some: Iterable[rows.Row]) -> list[Any]:
+        return table.arrays([_cells(path, row, columns) for row in some], types)
+
+    if not rows.is_parquet(path):
+        for some in table.chunks(rows.read(path)[1]):
+            yield [row.number for row in some], by_cells(some)
+        return
     for first, batch in rows.parquet_batches(path, needed):
         arrays = [column.array(batch) for column in columns.values()]
         if any(array is None for array in arrays):
-            some = rows.parquet_rows(path, first, batch)
-            arrays = table.arrays([_cells(path, row, columns) for row in some], types)
+            arrays = by_cells(rows.parquet_rows(path, first, batch))
         yield np.arange(first, first + len(arrays[0])), arrays
-
-
-def _by_rows(
-    path: pathlib.Path,
-    needed: Sequence[str],
-    columns: Mapping[str, Column],
-    types: Mapping[str, Any],
-) -> _Batches:
-    del needed
-    for some in table.chunks(rows.read(path)[1]):
-        arrays = table.arrays([_cells(path, row, columns) for row in some], types)
-        yield [row.number for row in some], arrays
 
 
 def _cells(path: pathlib.Path, row: rows.Row, columns: Mapping[str, Column]) -> list[Any]:
