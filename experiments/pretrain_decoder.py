@@ -66,7 +66,7 @@ def write(
     import numpy as np
 
     import gemma_encoder as ge
-    from gemma_encoder.experiments.ngram import Trigram
+    from gemma_encoder.experiments.pretraining.ngram import Trigram
     from gemma_encoder.inputs.template import encode
     from gemma_encoder.training.build import build
     from gemma_encoder.training.metrics_log import read_metrics

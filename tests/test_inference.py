@@ -13,8 +13,8 @@ import pytest
 import gemma_encoder as ge
 from gemma_encoder import text_encoder
 from gemma_encoder.data.evaluation_stream import evaluation_stream
-from gemma_encoder.evaluation import evaluator
 from gemma_encoder.evaluation.forward import place_batch
+from gemma_encoder.evaluation.predictions import predict as predict_split
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.training import loop
@@ -76,7 +76,7 @@ def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
     for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
         assert spread.mesh.size == 8
         np.testing.assert_array_equal(
-            evaluator.predict(spread.tasks[task], evaluation_batches(number), forward),
+            predict_split(spread.tasks[task], evaluation_batches(number), forward),
             predictions.outputs,
         )
 

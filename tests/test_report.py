@@ -13,7 +13,7 @@ import pytest
 from gemma_encoder import report
 from gemma_encoder.cli import report as program
 from gemma_encoder.evaluation import bootstrap
-from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template

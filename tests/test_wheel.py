@@ -97,6 +97,6 @@ def test_its_refusals(run, arguments, message):
 
 
 def test_the_decoder_of_the_studies_is_found_from_anywhere(run, installed):
-    code = "from gemma_encoder.experiments.studies import DECODER; print(DECODER)"
+    code = "from gemma_encoder.experiments.studies.study import DECODER; print(DECODER)"
     folder = pathlib.Path(run("-c", code, program=()).stdout.strip())
     assert folder.is_relative_to(installed) and (folder / "tokenizer.model").is_file()

@@ -1,9 +1,9 @@
-"""The paper's studies, one file each; `experiments/studies.py` says what a study is."""
+"""The paper's studies, one file each; `experiments/studies/study.py` says what a study is."""
 
 import importlib
 from collections.abc import Iterable
 
-from gemma_encoder.experiments.studies import Study
+from gemma_encoder.experiments.studies.study import Study
 from gemma_encoder.inputs.errors import unknown
 
 NAMES = (

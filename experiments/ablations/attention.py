@@ -6,7 +6,7 @@
 The rows from random weights tell adaptation from architecture: what the open mask gives to weights that never knew another one.
 """
 
-from gemma_encoder.experiments.studies import Row, Study, random_weights
+from gemma_encoder.experiments.studies.study import Row, Study, random_weights
 
 STUDY = Study(
     name="attention",

@@ -1,6 +1,6 @@
 """Study 7: how much does the encoder need: 1 %, 10 % or all of the training set?
 
-    python -m experiments.sweep --study=data_size --results=RESULTS --scale=mini --seeds=3
+    gemma-encoder sweep --study=data_size --results=RESULTS --scale=mini --seeds=3
     TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/data_size.py:task=sst2,row=10_percent --workdir=runs/tenth
 
 The parts are the first records, of at least eight. Training is as long in examples for every row: fewer records are seen more often.
@@ -8,7 +8,7 @@ The parts are the first records, of at least eight. Training is as long in examp
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies import Changes, Row, Study, records
+from gemma_encoder.experiments.studies.study import Changes, Row, Study, records
 from gemma_encoder.training.durations import Duration
 
 

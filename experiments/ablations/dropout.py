@@ -4,7 +4,7 @@ gemma-encoder sweep --study=dropout --results=RESULTS --scale=mini --seeds=3
 TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/dropout:task=sst2,row=none --workdir=runs/none
 """
 
-from gemma_encoder.experiments.studies import Row, Study
+from gemma_encoder.experiments.studies.study import Row, Study
 
 
 def _rows() -> list[Row]:

@@ -10,7 +10,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies import Changes, Row, Study
+from gemma_encoder.experiments.studies.study import Changes, Row, Study
 
 
 def longer(train_for: str, times: float) -> str:

@@ -9,7 +9,7 @@
 
 from typing import NamedTuple
 
-from gemma_encoder.experiments.studies import SCALES, TASKS, Row, Study
+from gemma_encoder.experiments.studies.study import SCALES, TASKS, Row, Study
 
 
 class Published(NamedTuple):

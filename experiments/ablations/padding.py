@@ -9,7 +9,7 @@ examples.
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies import Changes, Row, Study
+from gemma_encoder.experiments.studies.study import Changes, Row, Study
 
 # Texts in a packed batch divided by its rows, by the recipes of the scale `mini` and of real sizes.
 MINI_TEXTS_PER_ROW = {"sst2": 3, "stsb": 3, "msmarco": 1}

@@ -6,7 +6,7 @@
 KV-probe pooling has 32 latents: with a single one the softmax has one term, and every text the same vector.
 """
 
-from gemma_encoder.experiments.studies import Row, Study
+from gemma_encoder.experiments.studies.study import Row, Study
 
 POOLERS = {
     "mean": {},

@@ -10,7 +10,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies import REAL, Changes, Row, Study
+from gemma_encoder.experiments.studies.study import REAL, Changes, Row, Study
 
 LOSSES = ("point_ce", "pairwise_logistic", "softmax", "poly1")
 SIZES = (4, 8, 16, 36)

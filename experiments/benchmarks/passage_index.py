@@ -93,7 +93,7 @@ def peak_memory() -> int:
 
 def open_passages(folder: pathlib.Path):
     """The collection."""
-    from gemma_encoder.data.files.passages import Texts, TsvLayout
+    from gemma_encoder.data.files.corpus import Texts, TsvLayout
 
     return Texts(folder / "collection.tsv", TsvLayout("pid", "passage"))
 

@@ -29,8 +29,9 @@ def _main(argv: Sequence[str]) -> int:
 def evaluate(config: ml_collections.ConfigDict, workdir: str) -> int:
     """Evaluates, prints the metrics, and returns the exit code."""
     runtime.require_training()
+    from gemma_encoder import distributed
     from gemma_encoder.cli.summary import summarize
-    from gemma_encoder.training import loop, processes
+    from gemma_encoder.training import loop
 
-    processes.start()
+    distributed.start()
     return summarize(loop.evaluate(config, workdir), config.evaluate_split)

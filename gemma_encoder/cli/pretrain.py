@@ -36,10 +36,11 @@ def _main(argv: Sequence[str]) -> int:
     example = "for example --workdir=runs/decoder --output=decoder"
     workdir, output = flags.required("workdir", example), flags.required("output", example)
     _check(config, output)
+    from gemma_encoder import distributed
     from gemma_encoder.experiments import pretrain_decoder
-    from gemma_encoder.training import loop, processes
+    from gemma_encoder.training import loop
 
-    processes.start()
+    distributed.start()
     command = shlex.join(["gemma-encoder", "pretrain", *argv])
     outcome = loop.train(config, workdir, command)
     if outcome.preempted:

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gemma_encoder.evaluation.evaluator import Predictions
+    from gemma_encoder.evaluation.predictions import Predictions
     from gemma_encoder.training.loop import Outcome
 
 
 def summarize(outcome: "Outcome", split: str) -> int:
     """Prints what a run reached, on its main process, and returns the program's exit code."""
-    from gemma_encoder.training import processes
+    from gemma_encoder import distributed
 
     if outcome.preempted:
         return processes.EXIT_PREEMPTED
-    if processes.is_main_process():
+    if distributed.is_main_process():
         print(_summary(outcome, split))
     return 0
 

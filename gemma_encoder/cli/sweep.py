@@ -30,7 +30,7 @@ def _main(argv: Sequence[str]) -> int:
     runtime.require_training()
     from etils import epath
 
-    from gemma_encoder.experiments import sweep
+    from gemma_encoder.experiments.studies import sweep
 
     runs = sweep.plan(
         arguments.study.split(","),

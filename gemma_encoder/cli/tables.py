@@ -36,8 +36,8 @@ def _main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     runtime.require_training()
-    from gemma_encoder.experiments import results
-    from gemma_encoder.experiments.tables import report
+    from gemma_encoder.experiments.studies import results
+    from gemma_encoder.experiments.studies.tables import report
 
     output = arguments.output
     command = f"gemma-encoder tables {arguments.results} --output={output}"

@@ -76,8 +76,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:
         command: how the run was started; checkpoints record it.
     """
     runtime.require_training()
+    from gemma_encoder import distributed
     from gemma_encoder.cli.summary import summarize
-    from gemma_encoder.training import loop, processes
+    from gemma_encoder.training import loop
 
-    processes.start()
+    distributed.start()
     return summarize(loop.train(config, workdir, command), config.evaluate_split)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
+from gemma_encoder.data.files.corpus import Texts
 from gemma_encoder.data.files.lines import COMPRESSED
-from gemma_encoder.data.files.passages import Texts
 from gemma_encoder.data.files.runs import Candidates, Judgements
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.inputs.errors import InputError

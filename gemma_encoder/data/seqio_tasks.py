@@ -33,7 +33,7 @@ from gemma_encoder.data import mixtures, registry
 from gemma_encoder.data.segments import CHUNK, make_segments, no_counts
 from gemma_encoder.data.seqio_source import UNLIMITED
 from gemma_encoder.data.source import DataOptions, Source
-from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer

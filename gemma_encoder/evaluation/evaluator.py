@@ -1,171 +1,163 @@
-"""Evaluates a model on a split: batches in, predictions of every example, metrics and files out."""
+"""Evaluation of a model over the mesh: metrics and predictions of every split of every task."""
 
+import collections
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
-from gemma_encoder.evaluation import metrics, ranking
-from gemma_encoder.inputs.batch import Batch
-from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.task import ExampleTable, Task
+from gemma_encoder import distributed
+from gemma_encoder.data.evaluation_stream import evaluation_stream
+from gemma_encoder.data.source import Source
+from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.evaluation.forward import compile_forward, place_batch
+from gemma_encoder.evaluation.predictions import Predictions, predict
+from gemma_encoder.inputs.batch import Batch, empty_batch
+from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.model.config import EncoderConfig
+
+WriteMetrics = Callable[[int, str, Mapping[str, Any], str], None]  # step, split, values, task
 
 
-@dataclasses.dataclass
-class Predictions:
-    """A model's outputs for every example of a split.
+class Stopped(Exception):
+    """Raised when the run is preempted while it evaluates."""
+
+
+class Evaluation(NamedTuple):
+    """An evaluation of all tasks that have the split.
 
     Attributes:
-        task: the task.
-        split: by name.
-        outputs: [N, …] as `Kind.postprocess` gives them.
-        table: the N examples.
-        qrels: the judgments to rank against.
-        first_stage: tells that the table holds a query's documents in a first stage's order.
+        step: updates that the model has seen.
+        metrics: by task; of several splits, each named after its split. None without labels.
+        predictions: one for each split, by task.
     """
 
-    task: Task
-    split: str
-    outputs: np.ndarray
-    table: ExampleTable
-    qrels: Mapping[str, Mapping[str, float]] | None = None
-    first_stage: bool = False
+    step: int
+    metrics: dict[str, dict[str, float]]
+    predictions: dict[str, list[Predictions]]
 
-    def metrics(self) -> dict[str, float]:
-        """The task's metrics over all examples at once; none where no label is known."""
-        if self.task.kind.ranks:
-            return ranking.compute(self.task.metrics, self.judgements(), self.run())
-        return metrics.compute(self.task, self.outputs, self.table)
-
-    def run(self) -> ranking.Run:
-        """The ranking of every query's candidates."""
-        return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
-
-    def judgements(self) -> Mapping[str, Mapping[str, float]]:
-        """Grades of judged documents by query: the benchmark's, else the candidates' labels."""
-        if self.qrels is not None:
-            return self.qrels
-        grades: dict[str, dict[str, float]] = {}
-        for query, document, label in zip(
-            self.table.query_ids, self.table.document_ids, self.table.labels, strict=True
-        ):
-            grades.setdefault(query, {})[document] = label
-        return grades
-
-    def write(self, folder: epath.Path) -> epath.Path:
-        """Writes one JSON object per example, or for ranking a TREC and an MS MARCO run.
-
-        Beside them goes what a person wants to look at: the worst mistakes with their texts; for
-        ranking the queries, the judgments and the first stage's run.
-
-        Returns:
-            The first file's path.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.task.kind.ranks:
-            run, path = self.run(), folder / f"{self.task.name}.{self.split}.trec"
-            ranking.write_trec(run, path)
-            ranking.write_msmarco(run, folder / f"{self.task.name}.{self.split}.tsv")
-            self._write_queries(folder)
-            return path
-        path = prediction_file(folder, self.task.name, self.split)
-        path.write_text(_json_lines(self._line(index) for index in range(len(self.outputs))))
-        if self.task.kind.mistake_measure:
-            mistakes = (
-                {**self._line(index), "fields": self.table.fields[index]}
-                for index in self.mistakes()
-            )
-            mistake_file(folder, self.task.name, self.split).write_text(_json_lines(mistakes))
-        return path
-
-    def mistakes(self, count: int = 50) -> list[int]:
-        """The worst mistakes among the examples whose texts are held, the worst one first."""
-        severity = self.task.kind.severity(self.task, self.outputs, self.table.labels)
-        if severity is None:
-            return []
-        candidates = [
-            index
-            for index in range(len(self.table.fields))
-            if not self.task.is_unlabelled(self.table.labels[index]) and severity[index] > -np.inf
-        ]
-        return sorted(candidates, key=lambda index: -severity[index])[:count]
-
-    def _write_queries(self, folder: epath.Path) -> None:
-        name, table = f"{self.task.name}.{self.split}", self.table
-        ranking.write_qrels(self.judgements(), folder / f"{name}.qrels")
-        if self.first_stage:
-            order = -np.arange(len(table.query_ids), dtype=np.float32)
-            ranking.write_trec(
-                ranking.make_run(table.query_ids, table.document_ids, order),
-                folder / f"{name}.first_stage.trec",
-                "first_stage",
-            )
-        query_field = self.task.template.fields[0]
-        texts = {
-            query: fields.get(query_field, "")
-            for query, fields in zip(table.query_ids, table.fields, strict=False)
-        }
-        lines = ({"query": query, "text": text} for query, text in texts.items())
-        (folder / f"{name}.queries.jsonl").write_text(_json_lines(lines))
-
-    def _line(self, index: int) -> dict[str, Any]:
-        """One example of the prediction file. `idx` is the benchmark's own index of it."""
-        table = self.table
-        line: dict[str, Any] = {"example": index, **table.infos[index]}
-        if table.query_ids[index]:
-            line["query"] = table.query_ids[index]
-        if table.document_ids[index]:
-            line["document"] = table.document_ids[index]
-        return line | self.task.kind.line(self.task, self.outputs[index], table.labels[index])
+    def line(self) -> str:
+        """All metrics on one line."""
+        return "  ".join(
+            f"{task} "
+            + (" ".join(f"{name} {value:.3f}" for name, value in values.items()) or "(no labels)")
+            for task, values in self.metrics.items()
+        )
 
 
-def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
-    """Where the predictions of a task's split lie, one JSON object per example."""
-    return folder / f"{task}.{split}.jsonl"
-
-
-def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
-    """Where the worst mistakes of a task's split lie, with their texts."""
-    return folder / f"{task}.{split}.mistakes.jsonl"
-
-
-def predict(
-    task: Task,
-    batches: Iterator[Batch],
-    forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],
-) -> np.ndarray:
-    """The outputs of every example, by example id.
+class Evaluator:
+    """Evaluates tasks on a split.
 
     Args:
-        task: whose head is read.
-        batches: that hold every example once; slots with weight 0 are passed over.
-        forward: from a batch to (scores of each head [B, S, C], example ids [B, S], weights [B, S]) of the *global* batch.
-
-    Raises:
-        InputError: the model's scores are not finite.
+        sources: the tasks with their data; a task's index is its `task_id`.
+        split: the split by name; a task may have several parts of it, each a split of its own.
+        encoder: the model.
+        tokenizer: text to ids.
+        stream: shapes of the batches.
+        mesh: the devices.
+        workdir: the folder under which predictions are written; None to write none.
+        stop: asked before every batch, on all processes alike; once it answers yes, the
+            evaluation ends with `Stopped`.
     """
-    ids, scores = [], []
-    for batch in batches:
-        heads, example_id, weight = forward(batch)
-        real = weight > 0
-        ids.append(example_id[real])
-        scores.append(heads[task.head][real])
-    if not ids:
-        raise InputError(f"task {task.name!r}: there is no example to evaluate")
-    order, flat = np.concatenate(ids), np.concatenate(scores)
-    if not np.array_equal(np.sort(order), np.arange(len(order))):
-        raise AssertionError(f"task {task.name!r}: examples were not counted exactly once")
-    if not np.isfinite(flat).all():
-        raise InputError(
-            f"task {task.name!r}: the model's scores are not finite; the checkpoint is broken or training diverged"
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        split: str,
+        encoder: EncoderConfig,
+        tokenizer: Tokenizer,
+        stream: StreamOptions,
+        mesh: Mesh,
+        workdir: epath.Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ):
+        self._sources = sources
+        self._split = split
+        self._tokenizer = tokenizer
+        self._mesh = mesh
+        self._workdir = workdir
+        self._stop = stop
+        self._forward = compile_forward(encoder, mesh)
+        # Candidates are scored one by one, so no list has to fit in a batch.
+        self._stream = dataclasses.replace(
+            stream,
+            shape=dataclasses.replace(stream.shape, groups=stream.readers, list_size=1),
+            micro_batches=1,
         )
-    result = np.empty_like(flat)
-    result[order] = flat
-    return task.kind.postprocess(task, np.asarray(result, np.float32))
+
+    def run(self, parameters: Any, step: int, write: WriteMetrics | None = None) -> Evaluation:
+        """Evaluates; metrics go to the log, predictions to files.
+
+        Args:
+            parameters: on the mesh.
+            step: updates that they have seen.
+            write: logs the metrics of a task, e.g. `MetricsLog.write`; None to log nothing.
+        """
+        metrics, predictions, lines = {}, {}, []
+        for task_id, source in enumerate(self._sources):
+            task = source.task
+            values = {}
+            counts = collections.Counter()
+            for part, split in source.evaluation_splits(self._split).items():
+                scored = self._predict(parameters, task_id, split)
+                if self._workdir is not None and distributed.is_main_process():
+                    scored.write(self._workdir / "predictions")
+                values |= {
+                    f"{name}_{part}" if part else name: value
+                    for name, value in scored.metrics().items()
+                }
+                counts.update(scored.table.counts[task.name], examples=len(scored.table.labels))
+                predictions.setdefault(task.name, []).append(scored)
+            if not counts:
+                continue
+            metrics[task.name] = values
+            figures = {
+                "examples": counts["examples"],
+                "cut_share": counts["cut_texts"] / max(counts["texts"], 1),
+            }
+            lines.append((step, self._split, values | figures, task.name))
+        if write is not None:  # after all tasks: an interrupted evaluation leaves no line
+            for line in lines:
+                write(*line)
+        return Evaluation(step, metrics, predictions)
+
+    def _predict(self, parameters: Any, task_id: int, split: str) -> Predictions:
+        """Predictions for every example of a split of the task at index `task_id`."""
+        source = self._sources[task_id]
+        table = ExampleTable()
+        stream = evaluation_stream(
+            source,
+            task_id,
+            split,
+            self._tokenizer,
+            self._stream,
+            table,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+
+        def forward(batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+            encoded = self._forward(parameters, place_batch(batch, self._mesh))
+            return jax.device_get((encoded.scores, encoded.example_id, encoded.weight))
+
+        outputs = predict(source.task, self._same_length(stream), forward)
+        return Predictions(
+            source.task, split, outputs, table, source.qrels(split), source.first_stage
+        )
+
+    def _same_length(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """The same number of batches on every process: streams that end early yield empty ones."""
+        share = self._stream.shape.rows // jax.process_count()
+        empty = empty_batch(dataclasses.replace(self._stream.shape, rows=share))
+        while True:
+            batch = next(stream, None)
+            if not distributed.any_process(batch is not None):
+                return
+            if self._stop():
+                raise Stopped
+            yield empty if batch is None else batch

@@ -16,9 +16,9 @@ import numpy as np
 from etils import epath
 
 from gemma_encoder.data import registry
-from gemma_encoder.evaluation.evaluator import prediction_file
 from gemma_encoder.evaluation.leaderboards import BENCHMARKS, HEADER, IDS, File, Line
 from gemma_encoder.evaluation.metrics import choose
+from gemma_encoder.evaluation.predictions import prediction_file
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Example, ExampleTable
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.model.config import EncoderConfig, HeadConfig
-from gemma_encoder.model.language import negative_log_likelihood
+from gemma_encoder.model.language_model import negative_log_likelihood
 from gemma_encoder.model.layers import Linear
 
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from gemma_encoder.evaluation import ranking
-from gemma_encoder.evaluation.evaluator import mistake_file, prediction_file
+from gemma_encoder.evaluation.predictions import mistake_file, prediction_file
 from gemma_encoder.report import plots
 from gemma_encoder.report.markup import escape, table, titled
 from gemma_encoder.report.runs import Run, read_lines, read_trec_qrels, read_trec_run

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.evaluation import bootstrap, metrics, ranking
-from gemma_encoder.evaluation.evaluator import prediction_file
+from gemma_encoder.evaluation.predictions import prediction_file
 from gemma_encoder.inputs.task import ExampleTable, Task
 from gemma_encoder.report.runs import Run, read_lines, read_trec_qrels, read_trec_run
 from gemma_encoder.weights.card import COUNTS

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from gemma_encoder.data.prepared import check_prepared
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation import metrics
+from gemma_encoder.evaluation.evaluator import Evaluator
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -88,6 +90,24 @@ class Recipe:
         """A duration field of the config as a number of steps."""
         return Duration.parse(getattr(self.config, field), field).steps(
             self.losses.examples_per_step, epoch, total
+        )
+
+    def evaluator(
+        self,
+        mesh: Mesh,
+        workdir: epath.Path | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Evaluator:
+        """Returns what evaluates all tasks on `evaluate_split`; arguments as for `Evaluator`."""
+        return Evaluator(
+            self.sources,
+            self.config.evaluate_split,
+            self.encoder,
+            self.tokenizer,
+            self.stream,
+            mesh,
+            workdir,
+            stop,
         )
 
     def check_rows(self, mesh: Mesh) -> None:

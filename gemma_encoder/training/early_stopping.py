@@ -3,9 +3,9 @@
 import dataclasses
 import math
 
+from gemma_encoder import distributed
 from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.training import processes
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.hooks import Hook
 from gemma_encoder.training.metrics_log import read_metrics
@@ -83,7 +83,7 @@ class EarlyStoppingHook(Hook):
 
     def on_start(self, run: Run) -> None:
         """Counts the evaluations before this start."""
-        if processes.is_main_process():
+        if distributed.is_main_process():
             for step, value in self._history(run).items():
                 self._patience.add(step, value)
         self._decide(run)
@@ -117,7 +117,7 @@ class EarlyStoppingHook(Hook):
         self._decide(run)
 
     def _decide(self, run: Run) -> None:
-        if run.step < run.total and processes.decided_by_main(self._patience.is_exhausted):
+        if run.step < run.total and distributed.decided_by_main(self._patience.is_exhausted):
             run.request_stop(self._reason(run.step))
 
     def _reason(self, step: int) -> str:

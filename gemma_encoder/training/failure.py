@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from gemma_encoder import distributed
 from gemma_encoder.inputs.batch import Batch
-from gemma_encoder.training import processes
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.step import StepMetrics
 
@@ -50,7 +50,7 @@ def report_failure(
     }
     with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **batch._asdict())
-    if processes.is_main_process():
+    if distributed.is_main_process():
         (folder / "report.json").write_text(json.dumps(report, indent=1))
         with (folder / "texts.txt").open("w") as file:
             for row, ids in zip(batch.tokens, batch.segment_ids, strict=True):

@@ -11,19 +11,18 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gemma_encoder import runtime
+from gemma_encoder import distributed, runtime
 from gemma_encoder.data.pipeline import TrainStream
-from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.evaluation.evaluator import Evaluation
 from gemma_encoder.evaluation.metrics import lowest_is_best
+from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import skeleton
-from gemma_encoder.training import processes
 from gemma_encoder.training.accumulator import MetricsAccumulator
 from gemma_encoder.training.build import Recipe, build
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.config import TrainConfig
-from gemma_encoder.training.evaluation import Evaluation, Evaluator
 from gemma_encoder.training.hooks import Hook, Hooks, checked_hooks
 from gemma_encoder.training.metrics_log import MetricsLog, Progress
 from gemma_encoder.training.run import Cadence, Run
@@ -110,7 +109,7 @@ def _open(
 ) -> Run:
     """Restores or initializes the state, and opens the files of the workdir."""
     recipe, best_metric = trainer.recipe, trainer.recipe.best_metric
-    preemption = resources.enter_context(processes.PreemptionSignal())
+    preemption = resources.enter_context(distributed.PreemptionSignal())
     checkpoints = Checkpoints(
         workdir, recipe.config.keep_checkpoints, lowest=lowest_is_best(best_metric[1])
     )
@@ -195,7 +194,7 @@ def _describe(trainer: Trainer, cadence: Cadence, workdir: epath.Path, progress:
     recipe, mesh, parameters = trainer.recipe, trainer.mesh, trainer.program.abstract.parameters
     table = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
     logging.info("%s", table)
-    if processes.is_main_process():
+    if distributed.is_main_process():
         runtime.write_whole(workdir / "parameters.txt", table + "\n")
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
     shape, encoder = recipe.stream.shape, recipe.encoder
@@ -258,5 +257,5 @@ def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> Outco
         sharding.parameter_shardings(skeleton(bundle.encoder).shapes, mesh),
     )
     with contextlib.closing(MetricsLog(workdir, bundle.step)) as log:
-        evaluation = Evaluator(recipe, mesh, workdir).run(parameters, bundle.step, log)
+        evaluation = recipe.evaluator(mesh, workdir).run(parameters, bundle.step, log.write)
     return Outcome(bundle.step, evaluation.metrics, evaluation.predictions, checkpoint, 0.0)

@@ -9,9 +9,8 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from gemma_encoder import runtime
+from gemma_encoder import distributed, runtime
 from gemma_encoder.inputs.errors import InputError, one_line
-from gemma_encoder.training import processes
 from gemma_encoder.training.event_file import EventFile
 
 
@@ -31,7 +30,7 @@ class MetricsLog:
         self.path = workdir / "metrics.jsonl"
         self._writer = None
         self.latest: dict[tuple[str, str], dict[str, Any]] = {}
-        if not processes.is_main_process():
+        if not distributed.is_main_process():
             return
         lines = [line for line in read_metrics(workdir) if line["step"] <= step]
         for line in lines:
@@ -93,7 +92,7 @@ class Progress:
 
     def __init__(self, total: int, done: int):
         self._total, self._start, self._began = total, done, time.monotonic()
-        self._quiet = not processes.is_main_process()
+        self._quiet = not distributed.is_main_process()
         self._bar = None
         if not self._quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             self._bar = tqdm.tqdm(

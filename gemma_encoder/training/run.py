@@ -6,17 +6,17 @@ import dataclasses
 from absl import logging
 from etils import epath
 
+from gemma_encoder import distributed
 from gemma_encoder.data.pipeline import TrainStream
+from gemma_encoder.distributed import PreemptionSignal
+from gemma_encoder.evaluation.evaluator import Evaluation
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.training import processes
 from gemma_encoder.training.accumulator import MetricsAccumulator, NotFinite
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.checkpoint import Checkpoints
-from gemma_encoder.training.evaluation import Evaluation
 from gemma_encoder.training.failure import report_failure
 from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
-from gemma_encoder.training.processes import PreemptionSignal
 from gemma_encoder.training.step import StepMetrics
 from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.weights.native import Bundle
@@ -150,9 +150,9 @@ class Run:
 
     def was_evaluated(self) -> bool:
         """Whether the log holds an evaluation of the present step, by this start or another."""
-        lines = read_metrics(self.workdir) if processes.is_main_process() else []
+        lines = read_metrics(self.workdir) if distributed.is_main_process() else []
         split = self.recipe.config.evaluate_split
-        return processes.decided_by_main(
+        return distributed.decided_by_main(
             any(line["step"] == self.step and line["split"] == split for line in lines)
         )
 

@@ -1,8 +1,8 @@
 """The hooks of every run, in order: preemption, profile, log, evaluation, stopping, checkpoints."""
 
+from gemma_encoder.evaluation.evaluator import Stopped
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.early_stopping import EarlyStoppingHook
-from gemma_encoder.training.evaluation import Evaluator, Stopped
 from gemma_encoder.training.hooks import Hook
 from gemma_encoder.training.profile import ProfileHook
 from gemma_encoder.training.run import Cadence, Run
@@ -72,8 +72,8 @@ class EvaluationHook(Hook):
 
     def on_start(self, run: Run) -> None:
         """Makes up for an evaluation that a preemption prevented."""
-        self._evaluator = Evaluator(
-            run.recipe, run.trainer.mesh, run.workdir, run.preemption.reached
+        self._evaluator = run.recipe.evaluator(
+            run.trainer.mesh, run.workdir, run.preemption.reached
         )
         every, start = run.cadence.evaluate_every, run.step
         was_due = start == run.total or (start and every and start % every == 0)
@@ -94,9 +94,9 @@ class EvaluationHook(Hook):
             self._evaluate(run, logs=not run.was_evaluated())
 
     def _evaluate(self, run: Run, *, logs: bool) -> None:
-        log = run.log if logs else None
+        write = run.log.write if logs else None
         try:
-            run.evaluation = self._evaluator.run(run.trainer.state.parameters, run.step, log)
+            run.evaluation = self._evaluator.run(run.trainer.state.parameters, run.step, write)
         except Stopped:
             stop_for_preemption(run)
             return

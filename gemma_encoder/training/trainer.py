@@ -4,9 +4,9 @@ import jax
 from jax.sharding import Mesh
 
 from gemma_encoder.data.pipeline import TrainStream
+from gemma_encoder.evaluation.evaluator import Evaluation, Evaluator
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.training.build import Recipe
-from gemma_encoder.training.evaluation import Evaluation, Evaluator
 from gemma_encoder.training.state import TrainState, initial_state
 from gemma_encoder.training.step import StepMetrics, make_program
 from gemma_encoder.weights.backbone import load_pretrained, load_warm
@@ -119,5 +119,5 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Evaluates the present parameters on `evaluate_split`; nothing is written."""
         if self._evaluator is None:
-            self._evaluator = Evaluator(self.recipe, self.mesh)
+            self._evaluator = self.recipe.evaluator(self.mesh)
         return self._evaluator.run(self.state.parameters, self.step_number)

@@ -17,7 +17,7 @@ from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.data.tasks import glue, superglue
 from gemma_encoder.data.tfds import TfdsSource
 from gemma_encoder.evaluation import leaderboards, submission
-from gemma_encoder.evaluation.evaluator import Predictions, predict
+from gemma_encoder.evaluation.predictions import Predictions, predict
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable

@@ -9,7 +9,7 @@ import pytest
 
 from gemma_encoder.data import cache, registry
 from gemma_encoder.data.files import lines, runs
-from gemma_encoder.data.files.passages import Texts, TsvLayout
+from gemma_encoder.data.files.corpus import Texts, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Judgements
 from gemma_encoder.data.pipeline import training_order
 from gemma_encoder.data.source import DataOptions

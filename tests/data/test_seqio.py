@@ -9,7 +9,7 @@ from gemma_encoder.data import mixtures, prepared, registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
-from gemma_encoder.evaluation.evaluator import Predictions
+from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_encoder.evaluation import metrics, ranking
-from gemma_encoder.evaluation.evaluator import Predictions, predict
+from gemma_encoder.evaluation.predictions import Predictions, predict
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gemma_encoder.cli import sweep as program
-from gemma_encoder.experiments import results
-from gemma_encoder.experiments.results import Place
+from gemma_encoder.experiments.studies import results
+from gemma_encoder.experiments.studies.results import Place
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Two rows of every study, the baseline among them; most baselines are the same run.

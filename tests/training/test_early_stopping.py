@@ -199,7 +199,7 @@ def test_refusals_come_before_the_first_step(micro, tmp_path, changes, message):
 
 
 def test_a_split_without_labels_is_refused(micro, tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma_encoder.evaluation.evaluator.Predictions.metrics", lambda self: {})
+    monkeypatch.setattr("gemma_encoder.evaluation.predictions.Predictions.metrics", lambda self: {})
     with pytest.raises(
         InputError, match="needs toy_sentiment/accuracy, which the split 'validation' does not give"
     ):

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 import gemma_encoder as ge
+from gemma_encoder import distributed
+from gemma_encoder.evaluation import evaluator
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import parameter_paths
-from gemma_encoder.training import checkpoint, loop, processes
+from gemma_encoder.training import checkpoint, loop
 from gemma_encoder.training.build import build
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.training.profile import ProfileHook
@@ -63,7 +65,7 @@ def straight(micro, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("owner", "name", "count", "saved"),
-    [(loop.TrainStream, "__next__", 9, 9), (loop.Evaluator, "_predict", 2, 6)],
+    [(loop.TrainStream, "__next__", 9, 9), (evaluator.Evaluator, "_predict", 2, 6)],
 )
 def test_told_to_stop_it_saves_and_goes_on_to_the_bit(
     micro, tmp_path, straight, monkeypatch, owner, name, count, saved
@@ -89,7 +91,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
         evaluation.metrics["toy_sentiment"]["accuracy"] = next(values)
         return evaluation
 
-    monkeypatch.setattr(loop.Evaluator, "run", evaluated)
+    monkeypatch.setattr(evaluator.Evaluator, "run", evaluated)
     every = {
         "train_for": "5 steps",
         "checkpoint_every": "1 steps",
@@ -302,5 +304,5 @@ def test_processes_are_found_by_all_three_variables_or_none(monkeypatch):
     with pytest.raises(
         InputError, match="only JAX_COORDINATOR_ADDRESS is set; set all three or none"
     ):
-        processes.start()
+        distributed.start()
     assert jax.process_count() == 1

@@ -13,8 +13,8 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data import cache
+from gemma_encoder.data.files.corpus import Texts
 from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans, columns, read_lines
-from gemma_encoder.data.files.passages import Texts
 from gemma_encoder.inputs.errors import InputError
 
 PART = 64 << 20  # bytes of a run's text that are sorted at a time

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemma_encoder.data import ranking
+from gemma_encoder.data.files.corpus import Texts
 from gemma_encoder.data.files.lines import Lines, Spans
-from gemma_encoder.data.files.passages import Texts
 from gemma_encoder.data.files.runs import Candidates, Judgements
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
 from gemma_encoder.data.source import DataOptions, Source

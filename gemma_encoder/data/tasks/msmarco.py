@@ -22,7 +22,7 @@ import pathlib
 from collections.abc import Callable
 
 from gemma_encoder.data import ranking
-from gemma_encoder.data.files.passages import Texts, TsvLayout
+from gemma_encoder.data.files.corpus import Texts, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Judgements
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
 from gemma_encoder.data.source import DataOptions, Source

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_encoder.evaluation import bootstrap, weighted
+from gemma_encoder.evaluation import bootstrap, resampled_metrics
 from gemma_encoder.evaluation.bootstrap import Interval
-from gemma_encoder.experiments.statistics import Cell, seed_draws
+from gemma_encoder.experiments.studies.statistics import Cell, seed_draws
 
 WEIGHTS = tuple(i / 10 for i in range(11))
 FOLDS = 5
@@ -78,7 +78,7 @@ def compare(cell: Cell, row: str) -> Comparison:
 def paired(differences: np.ndarray) -> Interval:
     """The mean of differences [S, Q], with an interval that resamples seeds and queries jointly."""
     counts = bootstrap.counts(differences.shape[1])
-    values = np.stack([weighted.mean(counts, row) for row in differences])
+    values = np.stack([resampled_metrics.mean(counts, row) for row in differences])
     return bootstrap.interval(
         differences.mean(),
         np.take_along_axis(values, seed_draws(len(differences)), axis=0).mean(axis=0),

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from gemma_encoder.data import cache
 from gemma_encoder.data.files import lines
+from gemma_encoder.data.files.corpus import Ids, IdWriter, Texts, TsvLayout
 from gemma_encoder.data.files.lines import Spans
-from gemma_encoder.data.files.passages import Ids, IdWriter, Texts, TsvLayout
 from gemma_encoder.data.tasks.beir import JsonLayout
 from gemma_encoder.inputs.errors import InputError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model import language
+from gemma_encoder.model import language_model
 from gemma_encoder.model.config import EncoderConfig, HeadConfig
 from gemma_encoder.model.encoder import skeleton
 
@@ -74,7 +74,7 @@ def test_no_tokens_likelihood_depends_on_a_later_one(
             parameters | {"backbone": parameters["backbone"] | {"embedding": table}}
         )
         hidden = encoder.backbone(tokens, attention=attention)
-        return language.token_negative_log_likelihood(
+        return language_model.token_negative_log_likelihood(
             hidden, output, tokens, jnp.ones_like(tokens)
         )[0]
 
@@ -98,7 +98,7 @@ def test_no_array_of_all_logits_is_made(make_encoder, lay_out, monkeypatch):
     table = encoder.backbone.embedding[...]
 
     def loss(hidden, table):
-        return language.negative_log_likelihood(hidden, table, *batch[:2], 1).sum()
+        return language_model.negative_log_likelihood(hidden, table, *batch[:2], 1).sum()
 
     text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(jnp.zeros((2, 64, 32)), table))
     assert "f32[2,4,5000]" in text and "2,64,5000]" not in text and "f32[16,2,4,5000]" not in text

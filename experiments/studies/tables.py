@@ -7,11 +7,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from gemma_encoder.evaluation.bootstrap import RESAMPLES, Interval
-from gemma_encoder.experiments import ablations, claims, plots, reranking
+from gemma_encoder.experiments import ablations
 from gemma_encoder.experiments.ablations.main_tables import PUBLISHED
-from gemma_encoder.experiments.results import Results
-from gemma_encoder.experiments.statistics import Cell, cells, verdict
-from gemma_encoder.experiments.studies import MINI, SCALES, Study
+from gemma_encoder.experiments.studies import claims, plots, reranking
+from gemma_encoder.experiments.studies.results import Results
+from gemma_encoder.experiments.studies.statistics import Cell, cells, verdict
+from gemma_encoder.experiments.studies.study import MINI, SCALES, Study
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 

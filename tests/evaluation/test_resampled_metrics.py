@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from gemma_encoder.evaluation import bootstrap, metrics, weighted
+from gemma_encoder.evaluation import bootstrap, metrics, resampled_metrics
 from gemma_encoder.inputs.task import ExampleTable
 
 KINDS = {
     name: kind
     for kind in ("classification", "regression")
     for name in metrics.METRICS[kind]
-    if name in weighted.METRICS
+    if name in resampled_metrics.METRICS
 }
 
 
-@pytest.mark.parametrize("name", sorted(weighted.METRICS))
+@pytest.mark.parametrize("name", sorted(resampled_metrics.METRICS))
 @pytest.mark.parametrize("classes", [2, 3])
 def test_every_resample_has_the_metric_of_the_examples_drawn(name, classes):
     rng = np.random.default_rng(classes)
@@ -26,7 +26,9 @@ def test_every_resample_has_the_metric_of_the_examples_drawn(name, classes):
     else:  # many ties on both sides
         labels = rng.integers(0, 6, 40) / 2
         said = np.round(labels + rng.normal(0, 1, 40), 1)
-    found = weighted.METRICS[name](bootstrap.counts(40, seed=3, resamples=20), labels, said)
+    found = resampled_metrics.METRICS[name](
+        bootstrap.counts(40, seed=3, resamples=20), labels, said
+    )
     expected = bootstrap.resampled(
         lambda chosen: metrics.METRICS[KINDS[name]][name](
             labels[chosen], said[chosen], ExampleTable()
@@ -42,14 +44,15 @@ def test_every_resample_has_the_metric_of_the_examples_drawn(name, classes):
 def test_a_constant_answer_is_worth_nothing(name):
     labels = np.array([0, 1, 0, 1, 1])
     assert (
-        weighted.METRICS[name](bootstrap.counts(5, resamples=10), labels, np.zeros(5, int)) == 0
+        resampled_metrics.METRICS[name](bootstrap.counts(5, resamples=10), labels, np.zeros(5, int))
+        == 0
     ).all()
 
 
 def test_the_interval_of_a_mean_is_the_normal_one():
     values = np.random.default_rng(0).normal(2.0, 3.0, 400)
     found = bootstrap.interval(
-        values.mean(), weighted.mean(bootstrap.counts(400, resamples=4000), values)
+        values.mean(), resampled_metrics.mean(bootstrap.counts(400, resamples=4000), values)
     )
     error = values.std() / np.sqrt(400)
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)

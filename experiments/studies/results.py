@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.evaluation import metrics, ranking
-from gemma_encoder.evaluation.evaluator import Predictions
-from gemma_encoder.experiments.studies import MINI
+from gemma_encoder.evaluation.predictions import Predictions
+from gemma_encoder.experiments.studies.study import MINI
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 

@@ -34,7 +34,7 @@ MINI = "mini"
 # configs of one run are equal; elsewhere it is the package's own.
 DECODER = "experiments/decoders/mini"
 if not pathlib.Path(DECODER).exists():
-    DECODER = str(pathlib.Path(__file__).parent / "decoders" / "mini")
+    DECODER = str(pathlib.Path(__file__).parents[1] / "decoders" / "mini")
 MINI_SIZE = "gemma3_mini"  # its size by name, for rows from random weights
 REAL = tuple(name for name in GEMMA_CONFIGS if not name.endswith(("tiny", "mini")))
 SCALES = (MINI, *REAL)

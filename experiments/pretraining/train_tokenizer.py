@@ -1,6 +1,6 @@
 """Trains the SentencePiece model that comes with the package, `gemma_encoder/assets/small.model` ("small").
 
-    TFDS_DATA_DIR=DATA/tfds python -m gemma_encoder.experiments.train_tokenizer \
+    TFDS_DATA_DIR=DATA/tfds python -m gemma_encoder.experiments.pretraining.train_tokenizer \
         --text DATA/text/reviews.train.txt.gz DATA/cranfield_msmarco/collection.tsv \
         --tfds glue/sst2 glue/cola glue/mrpc glue/stsb
 

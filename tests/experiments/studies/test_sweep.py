@@ -8,7 +8,8 @@ from absl import logging
 
 from gemma_encoder.cli import sweep as program
 from gemma_encoder.cli import tables as report
-from gemma_encoder.experiments import ablations, results, sweep
+from gemma_encoder.experiments import ablations
+from gemma_encoder.experiments.studies import results, sweep
 from tests.experiments.conftest import ROWS
 
 

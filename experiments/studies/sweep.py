@@ -20,8 +20,10 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from gemma_encoder.experiments import ablations, results, studies
-from gemma_encoder.experiments.results import Place
+from gemma_encoder.experiments import ablations
+from gemma_encoder.experiments.studies import results
+from gemma_encoder.experiments.studies.results import Place
+from gemma_encoder.experiments.studies.study import SCALES, base, changed, command, digest
 from gemma_encoder.inputs.errors import InputError, one_line, unknown
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "seqio")
@@ -81,8 +83,8 @@ def plan(
         tasks, rows: only these, where any are named; each must be in one of the studies.
         smoke, override: as in `Study.config`.
     """
-    if scale not in studies.SCALES:
-        raise unknown("scale", scale, studies.SCALES)
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
     chosen = ablations.load_all(names).values()
     for kind, wanted, known in (
         ("task", tasks, [task for study in chosen for task in study.tasks]),
@@ -101,14 +103,14 @@ def plan(
                     row.name for row in study.rows_at(scale) if not rows or row.name in rows
                 ):
                     config = study.config(task, row, seed, scale, smoke, override)
-                    command = studies.command(study, task, row, scale, smoke, config)
-                    changes = studies.changed(studies.base(task, scale), config)
+                    repeated = command(study, task, row, scale, smoke, config)
+                    changes = changed(base(task, scale), config)
                     runs.append(
                         Run(
                             Place(study.name, row, task, scale, seed),
                             config,
-                            command,
-                            studies.digest(config),
+                            repeated,
+                            digest(config),
                             changes,
                         )
                     )
@@ -145,9 +147,9 @@ def sweep(
         workdirs: where runs work, local or `gs://`.
         keep: keep workdirs once the result is written.
     """
-    from gemma_encoder.training import processes
+    from gemma_encoder import distributed
 
-    processes.start()
+    distributed.start()
     known = results.read(folder).done if folder.is_dir() else {}
     by_digest = {
         content["digest"]: place for place, content in known.items() if "same_as" not in content
@@ -163,7 +165,7 @@ def sweep(
                 )
             continue
         if needless[number - 1] or run.digest in by_digest:
-            if processes.is_main_process():
+            if distributed.is_main_process():
                 _share(run, by_digest[run.digest], folder)
             continue
         workdir = workdirs / run.digest
@@ -174,7 +176,7 @@ def sweep(
             reason = " ".join(
                 f"{type(error).__name__ * (not isinstance(error, InputError))} {error}".split()
             )[:500]
-            if processes.is_main_process():
+            if distributed.is_main_process():
                 print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
                 results.write(
                     run.place.file(folder, failed=True),
@@ -185,7 +187,7 @@ def sweep(
             print(f"{name}: told to stop; the same command goes on", file=sys.stderr)
             return processes.EXIT_PREEMPTED
         by_digest[run.digest] = run.place
-        if processes.is_main_process():
+        if distributed.is_main_process():
             results.write(run.place.file(folder), content)
             run.place.file(folder, failed=True).unlink(missing_ok=True)
             if not keep:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gemma_encoder.experiments.ngram import Trigram
+from gemma_encoder.experiments.pretraining.ngram import Trigram
 
 BOS, A, B, C = 2, 3, 4, 5
 TEXTS = [np.array(text) for text in ([BOS, A, B, 1], [BOS, A, C, 1], [BOS, B, 1])]

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from gemma_encoder.evaluation import bootstrap, weighted
+from gemma_encoder.evaluation import bootstrap, resampled_metrics
 from gemma_encoder.evaluation.bootstrap import Interval
-from gemma_encoder.experiments.results import Place, Results
-from gemma_encoder.experiments.studies import Study
+from gemma_encoder.experiments.studies.results import Place, Results
+from gemma_encoder.experiments.studies.study import Study
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 
@@ -142,16 +142,20 @@ class Resampler:
         outcome = result["outcomes"][main]
         if "values" in outcome:
             values = np.array(outcome["values"][main])
-            return weighted.mean(self.counts(len(values)), values)
+            return resampled_metrics.mean(self.counts(len(values)), values)
         labels, predictions = np.array(outcome["labels"]), np.array(outcome["predictions"])
         groups = np.array(outcome.get("groups", np.arange(len(labels))))
         counts = self.counts(int(groups.max()) + 1)[:, groups]
-        return weighted.METRICS[weighted_name(main)](counts, labels, predictions)
+        return resampled_metrics.METRICS[weighted_name(main)](counts, labels, predictions)
 
 
 def weighted_name(metric: str) -> str:
     """The metric's own name, without the part of the split: "accuracy_matched" is "accuracy"."""
-    found = [name for name in weighted.METRICS if metric == name or metric.startswith(f"{name}_")]
+    found = [
+        name
+        for name in resampled_metrics.METRICS
+        if metric == name or metric.startswith(f"{name}_")
+    ]
     if not found:
         raise InputError(f"no bootstrap is known for the metric {metric!r}")
     return max(found, key=len)
@@ -179,7 +183,11 @@ def chance(result: Mapping[str, Any]) -> float | None:
     labels = np.array(outcome["labels"])
     once = np.ones((1, len(labels)), np.float32)
     return max(
-        float(weighted.METRICS[weighted_name(main)](once, labels, np.full_like(labels, answer))[0])
+        float(
+            resampled_metrics.METRICS[weighted_name(main)](
+                once, labels, np.full_like(labels, answer)
+            )[0]
+        )
         for answer in np.unique(labels)
     )
 

@@ -8,9 +8,15 @@ import pytest
 
 from gemma_encoder.cli import tables as program
 from gemma_encoder.evaluation.bootstrap import Interval
-from gemma_encoder.experiments import ablations, claims, reranking, results, tables
-from gemma_encoder.experiments.claims import CLAIMS, FAILS, HOLDS, UNKNOWN
-from gemma_encoder.experiments.statistics import cells, chance, random_reciprocal_rank, verdict
+from gemma_encoder.experiments import ablations
+from gemma_encoder.experiments.studies import claims, reranking, results, tables
+from gemma_encoder.experiments.studies.claims import CLAIMS, FAILS, HOLDS, UNKNOWN
+from gemma_encoder.experiments.studies.statistics import (
+    cells,
+    chance,
+    random_reciprocal_rank,
+    verdict,
+)
 from gemma_encoder.inputs.errors import InputError
 
 CLAIM = {claim.study: claim for claim in CLAIMS}

@@ -7,11 +7,13 @@ import shlex
 import pytest
 
 from gemma_encoder.cli import commandline
-from gemma_encoder.experiments import ablations, studies, sweep
-from gemma_encoder.experiments.studies import Row, Study
+from gemma_encoder.experiments import ablations
+from gemma_encoder.experiments.studies import study as studies
+from gemma_encoder.experiments.studies import sweep
+from gemma_encoder.experiments.studies.study import Row, Study
 from gemma_encoder.inputs.errors import InputError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def of_command(line: str):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gemma_encoder.evaluation.bootstrap import Interval
-from gemma_encoder.experiments.statistics import Cell
+from gemma_encoder.experiments.studies.statistics import Cell
 
 HOLDS, FAILS, UNKNOWN = "holds at this scale", "does not hold at this scale", "cannot be told"
 MARGIN = 0.02  # of the metric: what counts as no difference

@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Sequence
 
-from gemma_encoder.experiments.reranking import WEIGHTS, Comparison
-from gemma_encoder.experiments.statistics import Cell
+from gemma_encoder.experiments.studies.reranking import WEIGHTS, Comparison
+from gemma_encoder.experiments.studies.statistics import Cell
 
 BASELINE, ROW, CHANCE = "#b3590a", "#2563a8", "#777777"
 

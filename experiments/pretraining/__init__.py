@@ -1,0 +1,1 @@
+"""What pretraining a small decoder needs: a trigram baseline and the tokenizer's training."""

@@ -1,0 +1,171 @@
+"""Evaluates a model on a split: batches in, predictions of every example, metrics and files out."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from gemma_encoder.evaluation import metrics, ranking
+from gemma_encoder.inputs.batch import Batch
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import ExampleTable, Task
+
+
+@dataclasses.dataclass
+class Predictions:
+    """A model's outputs for every example of a split.
+
+    Attributes:
+        task: the task.
+        split: by name.
+        outputs: [N, …] as `Kind.postprocess` gives them.
+        table: the N examples.
+        qrels: the judgments to rank against.
+        first_stage: tells that the table holds a query's documents in a first stage's order.
+    """
+
+    task: Task
+    split: str
+    outputs: np.ndarray
+    table: ExampleTable
+    qrels: Mapping[str, Mapping[str, float]] | None = None
+    first_stage: bool = False
+
+    def metrics(self) -> dict[str, float]:
+        """The task's metrics over all examples at once; none where no label is known."""
+        if self.task.kind.ranks:
+            return ranking.compute(self.task.metrics, self.judgements(), self.run())
+        return metrics.compute(self.task, self.outputs, self.table)
+
+    def run(self) -> ranking.Run:
+        """The ranking of every query's candidates."""
+        return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
+
+    def judgements(self) -> Mapping[str, Mapping[str, float]]:
+        """Grades of judged documents by query: the benchmark's, else the candidates' labels."""
+        if self.qrels is not None:
+            return self.qrels
+        grades: dict[str, dict[str, float]] = {}
+        for query, document, label in zip(
+            self.table.query_ids, self.table.document_ids, self.table.labels, strict=True
+        ):
+            grades.setdefault(query, {})[document] = label
+        return grades
+
+    def write(self, folder: epath.Path) -> epath.Path:
+        """Writes one JSON object per example, or for ranking a TREC and an MS MARCO run.
+
+        Beside them goes what a person wants to look at: the worst mistakes with their texts; for
+        ranking the queries, the judgments and the first stage's run.
+
+        Returns:
+            The first file's path.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.task.kind.ranks:
+            run, path = self.run(), folder / f"{self.task.name}.{self.split}.trec"
+            ranking.write_trec(run, path)
+            ranking.write_msmarco(run, folder / f"{self.task.name}.{self.split}.tsv")
+            self._write_queries(folder)
+            return path
+        path = prediction_file(folder, self.task.name, self.split)
+        path.write_text(_json_lines(self._line(index) for index in range(len(self.outputs))))
+        if self.task.kind.mistake_measure:
+            mistakes = (
+                {**self._line(index), "fields": self.table.fields[index]}
+                for index in self.mistakes()
+            )
+            mistake_file(folder, self.task.name, self.split).write_text(_json_lines(mistakes))
+        return path
+
+    def mistakes(self, count: int = 50) -> list[int]:
+        """The worst mistakes among the examples whose texts are held, the worst one first."""
+        severity = self.task.kind.severity(self.task, self.outputs, self.table.labels)
+        if severity is None:
+            return []
+        candidates = [
+            index
+            for index in range(len(self.table.fields))
+            if not self.task.is_unlabelled(self.table.labels[index]) and severity[index] > -np.inf
+        ]
+        return sorted(candidates, key=lambda index: -severity[index])[:count]
+
+    def _write_queries(self, folder: epath.Path) -> None:
+        name, table = f"{self.task.name}.{self.split}", self.table
+        ranking.write_qrels(self.judgements(), folder / f"{name}.qrels")
+        if self.first_stage:
+            order = -np.arange(len(table.query_ids), dtype=np.float32)
+            ranking.write_trec(
+                ranking.make_run(table.query_ids, table.document_ids, order),
+                folder / f"{name}.first_stage.trec",
+                "first_stage",
+            )
+        query_field = self.task.template.fields[0]
+        texts = {
+            query: fields.get(query_field, "")
+            for query, fields in zip(table.query_ids, table.fields, strict=False)
+        }
+        lines = ({"query": query, "text": text} for query, text in texts.items())
+        (folder / f"{name}.queries.jsonl").write_text(_json_lines(lines))
+
+    def _line(self, index: int) -> dict[str, Any]:
+        """One example of the prediction file. `idx` is the benchmark's own index of it."""
+        table = self.table
+        line: dict[str, Any] = {"example": index, **table.infos[index]}
+        if table.query_ids[index]:
+            line["query"] = table.query_ids[index]
+        if table.document_ids[index]:
+            line["document"] = table.document_ids[index]
+        return line | self.task.kind.line(self.task, self.outputs[index], table.labels[index])
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
+    """Where the predictions of a task's split lie, one JSON object per example."""
+    return folder / f"{task}.{split}.jsonl"
+
+
+def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
+    """Where the worst mistakes of a task's split lie, with their texts."""
+    return folder / f"{task}.{split}.mistakes.jsonl"
+
+
+def predict(
+    task: Task,
+    batches: Iterator[Batch],
+    forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """The outputs of every example, by example id.
+
+    Args:
+        task: whose head is read.
+        batches: that hold every example once; slots with weight 0 are passed over.
+        forward: from a batch to (scores of each head [B, S, C], example ids [B, S], weights [B, S]) of the *global* batch.
+
+    Raises:
+        InputError: the model's scores are not finite.
+    """
+    ids, scores = [], []
+    for batch in batches:
+        heads, example_id, weight = forward(batch)
+        real = weight > 0
+        ids.append(example_id[real])
+        scores.append(heads[task.head][real])
+    if not ids:
+        raise InputError(f"task {task.name!r}: there is no example to evaluate")
+    order, flat = np.concatenate(ids), np.concatenate(scores)
+    if not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise AssertionError(f"task {task.name!r}: examples were not counted exactly once")
+    if not np.isfinite(flat).all():
+        raise InputError(
+            f"task {task.name!r}: the model's scores are not finite; the checkpoint is broken or training diverged"
+        )
+    result = np.empty_like(flat)
+    result[order] = flat
+    return task.kind.postprocess(task, np.asarray(result, np.float32))
