@@ -1,4 +1,4 @@
-"""Pretrains a small causal decoder on unlabelled text, by the same transformer and the same loop that fine-tune encoders.
+"""Pretrains a small causal decoder on unlabeled text, by the same transformer and the same loop that fine-tune encoders.
 
     TFDS_DATA_DIR=DATA/tfds gemma-encoder pretrain --workdir=runs/decoder --output=decoder \
         --config.text.train="('reviews.train.txt.gz','collection.tsv','tfds:glue/sst2')" --config.text.validation="('reviews.validation.txt.gz',)"
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_encoder.training import recipe
 
 if TYPE_CHECKING:
-    from gemma_encoder.training.loop import Outcome
+    from gemma_encoder.training.loop import TrainingResult
 
 
 def get_config(arg: str = ""):
@@ -50,8 +50,8 @@ def get_config(arg: str = ""):
     return recipe.smoke(config) if smoke else config
 
 
-def write(
-    config: Any, workdir: str, outcome: "Outcome", output: str, command: str
+def write_decoder(
+    config: Any, workdir: str, outcome: "TrainingResult", output: str, command: str
 ) -> dict[str, Any]:
     """Writes the decoder of a run that has ended, and returns what its record.json holds.
 

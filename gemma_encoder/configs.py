@@ -47,7 +47,7 @@ def resolve(config: str) -> str:
     return f"{FOLDER / name}.py{colon}{argument}"
 
 
-def load(config: str) -> ConfigDict:
+def load_config(config: str) -> ConfigDict:
     """The config that a name or a file stands for, each with [:ARG] for its `get_config`.
 
     Raises:

@@ -11,11 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.runtime import COORDINATOR, COUNT, NUMBER
+from gemma_encoder.runtime import COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID
 from gemma_encoder.runtime import EXIT_PREEMPTED as EXIT_PREEMPTED
 
 
-def start() -> None:
+def initialize() -> None:
     """Joins the other processes of this run, if there are any; call it before JAX is used.
 
     They are found by the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
@@ -25,7 +25,9 @@ def start() -> None:
     Raises:
         InputError: the variables are incomplete, or the others do not answer.
     """
-    named = [name for name in (COORDINATOR, COUNT, NUMBER) if name in os.environ]
+    named = [
+        name for name in (COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID) if name in os.environ
+    ]
     detected = (
         glob.glob("/dev/accel*")
         or glob.glob("/dev/vfio/[0-9]*")
@@ -35,14 +37,14 @@ def start() -> None:
         return
     if named and len(named) < 3:
         raise InputError(
-            f"of {COORDINATOR}, {COUNT} and {NUMBER} only {', '.join(named)} is set; "
+            f"of {COORDINATOR_ADDRESS}, {NUM_PROCESSES} and {PROCESS_ID} only {', '.join(named)} is set; "
             "set all three or none"
         )
     arguments = (
         {
-            "coordinator_address": os.environ[COORDINATOR],
-            "num_processes": int(os.environ[COUNT]),
-            "process_id": int(os.environ[NUMBER]),
+            "coordinator_address": os.environ[COORDINATOR_ADDRESS],
+            "num_processes": int(os.environ[NUM_PROCESSES]),
+            "process_id": int(os.environ[PROCESS_ID]),
         }
         if named
         else {}

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from gemma_encoder.inference import BARE, Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.template import encode
-from gemma_encoder.model.attention import probabilities, visible
+from gemma_encoder.model.attention import attention_mask, probabilities
 from gemma_encoder.model.config import EncoderConfig, LoraConfig
-from gemma_encoder.model.encoder import GemmaEncoder, skeleton
-from gemma_encoder.model.lora import fold_backbone
+from gemma_encoder.model.encoder import GemmaEncoder, abstract_encoder
+from gemma_encoder.model.lora import merge_backbone_lora
 from gemma_encoder.model.pooling import (
     AveragePooler,
     KeyValueProbePooler,
@@ -60,7 +60,7 @@ def pieces(predictor: Predictor, text: Text, task: str | None = None) -> list[st
         text: bare, or, where a task is named, with the task's fields as `Predictor.predict` takes them.
         task: whose template to use.
     """
-    return predictor.bundle.tokenizer.pieces(_tokens(predictor, text, task))
+    return predictor.spec.tokenizer.pieces(_tokens(predictor, text, task))
 
 
 def attention_maps(
@@ -92,8 +92,10 @@ def attention_maps(
     for number, block in enumerate(_blocks(encoder)):
         query, keys, _ = block.projections(block.pre_attention_norm(x), call)
         spec = transformer.attention_spec(block.layer_kind, call.attention)
-        sees = visible(call.segment_ids, call.positions, causal=spec.causal, reach=spec.reach)
-        weights = probabilities(query, keys, sees, spec.soft_cap)[0]
+        mask = attention_mask(
+            call.segment_ids, call.positions, causal=spec.causal, reach=spec.reach
+        )
+        weights = probabilities(query, keys, mask, spec.soft_cap)[0]
         maps.append(
             AttentionMap(
                 number, block.layer_kind, np.asarray(weights.reshape(-1, *weights.shape[-2:]))
@@ -191,7 +193,7 @@ def attribute(
         values = said @ direction - without
     else:
         values = (jax.jit(jax.grad(score))(rows) * rows).sum(axis=-1)
-    return Attribution(predictor.bundle.tokenizer.pieces(tokens), np.asarray(values), target, value)
+    return Attribution(predictor.spec.tokenizer.pieces(tokens), np.asarray(values), target, value)
 
 
 def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:
@@ -206,25 +208,28 @@ def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:
             predictor.fields(task, [text] if not isinstance(text, list) else [tuple(text)])[0],
         )
     return encode(
-        predictor.bundle.tokenizer, template, [fields], predictor.bundle.max_length, "the text"
+        predictor.spec.tokenizer, template, [fields], predictor.spec.max_length, "the text"
     )[0].tokens
 
 
 def _encoder(predictor: Predictor) -> tuple[GemmaEncoder, EncoderConfig]:
     """The model as one module, its adapters added to their matrices, its attention in plain XLA."""
-    config, parameters = predictor.bundle.encoder, predictor.parameters
+    config, parameters = predictor.spec.encoder, predictor.parameters
     if config.lora.rank:
-        parameters = {**parameters, "backbone": fold_backbone(parameters["backbone"], config.lora)}
+        parameters = {
+            **parameters,
+            "backbone": merge_backbone_lora(parameters["backbone"], config.lora),
+        }
         config = dataclasses.replace(config, lora=LoraConfig())
     config = dataclasses.replace(config, attention_implementation="xla", remat="none")
-    return skeleton(config).merge(parameters), config
+    return abstract_encoder(config).merge(parameters), config
 
 
 def _blocks(encoder: GemmaEncoder) -> list:
     """The layers one by one, lowest first."""
     backbone = encoder.backbone
     found = {}
-    for group, blocks in (("blocks", backbone.blocks), ("rest", backbone.rest)):
+    for group, blocks in (("blocks", backbone.blocks), ("remainder", backbone.remainder)):
         for position, block in enumerate(blocks):
             graph, state = nnx.split(block)
             for place, layer in enumerate(layer_index(backbone.config, group, position)):

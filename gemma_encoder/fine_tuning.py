@@ -122,7 +122,7 @@ def _resolved(
     """The config's name ("" without one), the config, and the fields that a task changes."""
     if isinstance(what, Task):
         name, fields = f"own:{what.kind}", _fields(what)
-        return name, configs.load(name), fields
+        return name, configs.load_config(name), fields
     if isinstance(what, str):
         word = what.split(",")[0].split(":")[0]
         if word in table_kinds():
@@ -130,7 +130,7 @@ def _resolved(
         elif word not in configs.names() and not word.endswith(".py"):
             raise unknown("kind or config", word, [*table_kinds(), *configs.names()])
         name = what
-        return name, configs.load(name), {}
+        return name, configs.load_config(name), {}
     if isinstance(what, ml_collections.ConfigDict):
         return "", what.copy_and_resolve_references(), {}
     raise InputError(f"expected a kind, a Task or a config, got {type(what).__name__}")
@@ -156,7 +156,7 @@ def _fields(task: Task) -> dict[str, Any]:
         "own.kind": task.kind.name,
         "own.fields": () if query_and_document else task.template.fields,
         "own.template": task.template.text,
-        "own.cut": task.template.cut,
+        "own.truncation": task.template.truncation,
         "own.metrics": task.metrics,
         "own.classes": task.classes,
         "own.label_range": task.label_range if task.kind.has_range else (),

@@ -45,11 +45,16 @@ class Predictor:
         tasks: what it can predict, by name.
     """
 
-    def __init__(self, bundle: native.Bundle, parameters: dict, mesh: Mesh | None = None):
-        self.bundle, self.parameters = bundle, parameters
+    def __init__(self, spec: native.InferenceSpec, parameters: dict, mesh: Mesh | None = None):
+        self.spec, self.parameters = spec, parameters
         self.mesh = _one_device() if mesh is None else mesh
-        self.tasks: dict[str, Task] = {task.name: task for task in bundle.tasks}
-        self._encoder = TextEncoder(bundle, parameters, self.mesh)
+        self.tasks: dict[str, Task] = {task.name: task for task in spec.tasks}
+        self._encoder = TextEncoder(spec, parameters, self.mesh)
+
+    @property
+    def bundle(self) -> native.InferenceSpec:
+        """The former name of `spec`."""
+        return self.spec
 
     @classmethod
     def load(cls, path: epath.PathLike, mesh: Sequence[int] | None = None) -> "Predictor":
@@ -75,15 +80,15 @@ class Predictor:
         return cls(*backbone.load_encoder(path, devices), devices)
 
     def __repr__(self) -> str:
-        encoder, tasks = self.bundle.encoder, ", ".join(self.tasks) or "no task"
+        encoder, tasks = self.spec.encoder, ", ".join(self.tasks) or "no task"
         return (
             f"Predictor({tasks}; {encoder.attention}, {encoder.pooling.name} pooling, "
-            f"step {self.bundle.step})"
+            f"step {self.spec.step})"
         )
 
     def _repr_html_(self) -> str:
         """The card that a notebook shows."""
-        return card.to_html(self.bundle)
+        return card.to_html(self.spec)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -253,7 +258,7 @@ class Predictor:
             others: M of either; by default `texts` again.
             task: as in `embed`.
         """
-        width = self.bundle.encoder.pooled_dim
+        width = self.spec.encoder.pooled_dim
 
         def unit(items) -> np.ndarray:
             is_array = isinstance(items, np.ndarray) and np.issubdtype(items.dtype, np.floating)
@@ -308,7 +313,7 @@ def export_huggingface(
     Raises:
         InputError: the format cannot express the model (attention poolers, several heads, a reach that differs by side).
     """
-    return export.export(predictor.bundle, predictor.parameters, folder, heads)
+    return export.export(predictor.spec, predictor.parameters, folder, heads)
 
 
 def _names(tasks: Iterable[Task]) -> str:

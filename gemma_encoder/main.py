@@ -17,22 +17,22 @@ MODES = ("train", "eval", "predict")
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program on arguments without its name, and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
-    train.add_flags(flags)
+    train.add_run_flags(flags)
     flags.choice("mode", "Resume or start training, evaluate, or score texts.", MODES, "train")
-    predict.add_flags(flags)
+    predict.add_prediction_flags(flags)
     config = flags.parse(argv)
     if flags["mode"] == "predict":
-        return predict.predict(flags)
+        return predict.predict_from_flags(flags)
     config, workdir = train.checked(flags, config)
     if flags["mode"] == "eval":
-        return evaluate.evaluate(config, workdir)
+        return evaluate.evaluate_and_report(config, workdir)
     command = shlex.join(["python", "-m", "gemma_encoder.main", *argv])
-    return train.train(config, workdir, command)
+    return train.train_and_report(config, workdir, command)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import tqdm
 
 from gemma_encoder.data.files.lines import numbered, without_compression
-from gemma_encoder.data.files.rows import read as read_rows
+from gemma_encoder.data.files.rows import read_rows as read_rows
 from gemma_encoder.data.files.rows import where as row_name
-from gemma_encoder.evaluation.columns import PROBABILITIES, flat, records
+from gemma_encoder.evaluation.columns import PROBABILITIES, flatten_columns, prediction_records
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
@@ -29,7 +29,7 @@ CHUNK = 4096  # texts that are held at a time
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
-class Row(NamedTuple):
+class InputText(NamedTuple):
     """One text of the input."""
 
     name: str  # in messages, e.g. "texts.csv:7"
@@ -78,7 +78,7 @@ def predict_file(
     part = _Part(
         output,
         {
-            "step": predictor.bundle.step,
+            "step": predictor.spec.step,
             "task": task.name,
             "input": str(source),
             "columns": list(columns),
@@ -98,7 +98,7 @@ def predict_file(
 
 def _rows(
     source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
-) -> Iterator[Row]:
+) -> Iterator[InputText]:
     """The texts of a file; its columns are checked before the first is read."""
     fields = task.template.fields
     if pathlib.Path(without_compression(source.name)).suffix == ".txt":
@@ -109,7 +109,7 @@ def _rows(
                 f"{source}: a .txt file has one text a line and no columns; for {', '.join([*fields, *keep])} give a .csv, .jsonl or .parquet file"
             )
         return (
-            Row(f"{source}:{number}", {fields[0]: line.rstrip("\r\n")}, {})
+            InputText(f"{source}:{number}", {fields[0]: line.rstrip("\r\n")}, {})
             for number, line in numbered(source)
         )
     if columns and len(columns) != len(fields):
@@ -124,13 +124,13 @@ def _rows(
                 f"{source} has no column {name!r}; its columns: {', '.join(names)}. Task {task.name!r} needs {', '.join(fields)}; --columns says where they are"
             )
 
-    def convert() -> Iterator[Row]:
+    def convert() -> Iterator[InputText]:
         for number, values in records:
             where = row_name(source, number)
             missing = [name for name in keep if name not in values]
             if missing:
                 raise InputError(f"{where}: there is no {missing[0]!r}")
-            yield Row(
+            yield InputText(
                 where,
                 {field: values[name] for field, name in taken.items() if name in values},
                 {name: values[name] for name in keep},
@@ -140,8 +140,8 @@ def _rows(
 
 
 def _predicted(
-    predictor: Predictor, task: Task, rows: Iterator[Row], write, done: int
-) -> Iterator[list[Row]]:
+    predictor: Predictor, task: Task, rows: Iterator[InputText], write, done: int
+) -> Iterator[list[InputText]]:
     """Predicts chunk by chunk and hands each line to `write`; yields each chunk once it is written."""
     with tqdm.tqdm(
         desc="predicting",
@@ -158,7 +158,7 @@ def _predicted(
                 progress=False,
                 names=[row.name for row in chunk],
             )
-            for row, record in zip(chunk, records(task, outputs), strict=True):
+            for row, record in zip(chunk, prediction_records(task, outputs), strict=True):
                 write({**row.kept, **record}, row)
             yield chunk
             bar.update(len(chunk))
@@ -192,7 +192,7 @@ class _Part:
     def __exit__(self, *_) -> None:
         self._file.close()
 
-    def resume(self, rows: Iterator[Row]) -> int:
+    def resume(self, rows: Iterator[InputText]) -> int:
         """Skips the rows that are predicted already, and returns how many they are."""
         state: dict[str, Any] = {}
         if self.state.exists():
@@ -216,18 +216,18 @@ class _Part:
         self._file.truncate(state.get("bytes", 0))
         return self._rows
 
-    def _add(self, row: Row) -> None:
+    def _add(self, row: InputText) -> None:
         self._digest.update(json.dumps([row.fields, row.kept], default=str).encode())
         self._rows += 1
 
-    def write(self, line: Mapping[str, Any], row: Row) -> None:
+    def write(self, line: Mapping[str, Any], row: InputText) -> None:
         """Adds a line."""
         try:
             self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         except TypeError as error:
             raise InputError(f"{row.name}: a column of --keep cannot be written: {error}") from None
 
-    def advance(self, chunk: Sequence[Row]) -> None:
+    def advance(self, chunk: Sequence[InputText]) -> None:
         """Says that the lines of a chunk are there."""
         try:
             self._file.flush()
@@ -271,7 +271,7 @@ class _Part:
                     table[PROBABILITIES] = {
                         name: [values[name] for values in by_class] for name in task.classes
                     }
-                    table = flat(table)
+                    table = flatten_columns(table)
                 yield table
 
 

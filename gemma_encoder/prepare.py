@@ -66,9 +66,11 @@ def prepare(recipe: Recipe, output: epath.PathLike, pipeline_options: Sequence[s
 def _begun(recipe: Recipe, output: epath.PathLike) -> list[tuple[str, prepared.Part]]:
     """The files that are yet to be written, as (task, part), in folders that are begun."""
     jobs = []
-    for name, source in zip(mixtures.expand(recipe.config.tasks), recipe.sources, strict=True):
+    for name, source in zip(
+        mixtures.expand_mixtures(recipe.config.tasks), recipe.sources, strict=True
+    ):
         folder = epath.Path(output) / source.task.name
-        description = prepared.describe(source, recipe.tokenizer, recipe.config.max_length)
+        description = prepared.describe_prepared(source, recipe.tokenizer, recipe.config.max_length)
         if prepared.begin(folder, description):
             jobs += [(name, part) for part in prepared.parts(source)]
         else:
@@ -113,7 +115,7 @@ class _Writer:
             import_modules(self._modules)
             self._sources[name] = registry.get(name, self._options)
             self._sources[name].fit(self._tokenizer, self._max_length)
-        counts = prepared.write(
+        counts = prepared.write_part(
             self._sources[name],
             prepared.Part(*part),
             self._tokenizer,

@@ -25,7 +25,11 @@ from gemma_encoder.inputs.errors import InputError
 EXIT_PREEMPTED = 75
 
 # Environment variables by which the processes of a run find each other; set all three or none.
-COORDINATOR, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # ask the system for pages of 2 MB for large blocks; glibc reads it when a program starts
 
@@ -210,7 +214,7 @@ def _usable(folder: pathlib.Path) -> bool:
             contextlib.suppress(filelock.Timeout),
             filelock.FileLock(folder / ".lockfile", timeout=1),
         ):
-            _remove_cut_off(folder)
+            _remove_truncated(folder)
     except OSError as error:
         logging.getLogger(__name__).warning(
             "compiled programs cannot be stored in %s (%s), so each start compiles anew; let "
@@ -222,7 +226,7 @@ def _usable(folder: pathlib.Path) -> bool:
     return True
 
 
-def _remove_cut_off(folder: pathlib.Path) -> None:
+def _remove_truncated(folder: pathlib.Path) -> None:
     """Removes what a killed process left half written, as JAX, which would fail on it, does not.
 
     JAX writes a program and then, under the same lock, the time of its last use: a program without

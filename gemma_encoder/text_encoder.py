@@ -8,12 +8,12 @@ import tqdm
 from absl import logging
 from jax.sharding import Mesh
 
-from gemma_encoder.evaluation.forward import compile_forward, place_batch
+from gemma_encoder.evaluation.forward import compile_forward, shard_batch
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.packing import Packer, Segment, Unit
-from gemma_encoder.inputs.template import Encoded, Template, encode
-from gemma_encoder.weights.native import Bundle
+from gemma_encoder.inputs.packing import Packer, PackingGroup, Segment
+from gemma_encoder.inputs.template import EncodedText, Template, encode
+from gemma_encoder.weights.native import InferenceSpec
 
 MAX_ROWS = 32  # of a batch, which has a power of two of them
 SHORTEST_ROW = 128  # tokens; attention on accelerators works on blocks of so many
@@ -34,9 +34,9 @@ class TextEncoder:
         mesh: what rows are spread over.
     """
 
-    def __init__(self, bundle: Bundle, parameters: dict, mesh: Mesh):
-        self.bundle, self.parameters, self.mesh = bundle, parameters, mesh
-        self._forward = compile_forward(bundle.encoder, mesh)
+    def __init__(self, spec: InferenceSpec, parameters: dict, mesh: Mesh):
+        self.spec, self.parameters, self.mesh = spec, parameters, mesh
+        self._forward = compile_forward(spec.encoder, mesh)
 
     def run(
         self,
@@ -53,13 +53,13 @@ class TextEncoder:
             names: what the texts are called in messages; by default "text 0", "text 1", …
             progress: show a bar on long work.
         """
-        bundle = self.bundle
+        spec = self.spec
         encoded = self._encode(template, texts, names, progress)
         shape = self._shape([len(text.tokens) for text in encoded])
-        pooled = np.empty((len(texts), bundle.encoder.pooled_dim), np.float32)
+        pooled = np.empty((len(texts), spec.encoder.pooled_dim), np.float32)
         scores = {
             name: np.empty((len(texts), head.outputs), np.float32)
-            for name, head in bundle.encoder.heads.items()
+            for name, head in spec.encoder.heads.items()
         }
         with _bar("encoding", len(texts), progress) as bar:
             running = None
@@ -86,7 +86,7 @@ class TextEncoder:
         return len(shapes)
 
     def _start(self, batch):
-        return self._forward(self.parameters, place_batch(batch, self.mesh))
+        return self._forward(self.parameters, shard_batch(batch, self.mesh))
 
     def _encode(
         self,
@@ -94,19 +94,19 @@ class TextEncoder:
         texts: Sequence[Mapping[str, str]],
         names: Sequence[str] | None,
         progress: bool,
-    ) -> list[Encoded]:
+    ) -> list[EncodedText]:
         """The tokens of every text; all are checked before the model is asked for the first."""
         if not len(texts):
             raise InputError("there is no text to encode; give at least one")
-        tokenizer, max_length = self.bundle.tokenizer, self.bundle.max_length
+        tokenizer, max_length = self.spec.tokenizer, self.spec.max_length
         names = names or [f"text {index}" for index in range(len(texts))]
-        encoded: list[Encoded] = []
+        encoded: list[EncodedText] = []
         with _bar("tokenizing", len(texts), progress) as bar:
             for start in range(0, len(texts), CHUNK):
                 part = slice(start, start + CHUNK)
                 encoded += encode(tokenizer, template, texts[part], max_length, names[part])
                 bar.update(len(encoded) - start)
-        truncated = sum(text.cut > 0 for text in encoded)
+        truncated = sum(text.num_truncated > 0 for text in encoded)
         if truncated:
             logging.warning(
                 "%d of %d texts exceed max_length=%d tokens and were truncated",
@@ -118,7 +118,7 @@ class TextEncoder:
 
     def _lengths(self) -> list[int]:
         """The lengths that rows may have, the longest first."""
-        lengths = [self.bundle.row_length]
+        lengths = [self.spec.row_length]
         while lengths[-1] % (2 * SHORTEST_ROW) == 0:
             lengths.append(lengths[-1] // 2)
         return lengths
@@ -132,11 +132,11 @@ class TextEncoder:
             rows *= 2
         return _batch_shape(rows, length)
 
-    def _batches(self, encoded: Sequence[Encoded], shape: BatchShape) -> Iterator:
+    def _batches(self, encoded: Sequence[EncodedText], shape: BatchShape) -> Iterator:
         """The texts packed into batches; `example_id` is a text's index."""
-        packer = Packer(shape, self.bundle.padding)
+        packer = Packer(shape, self.spec.padding)
         for index, text in enumerate(encoded):
-            packer.add(Unit((Segment(text.tokens, 0, 0.0, index),)))
+            packer.add(PackingGroup((Segment(text.tokens, 0, 0.0, index),)))
             while packer.ready:
                 yield packer.emit()
         while len(packer):

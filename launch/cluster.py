@@ -143,7 +143,7 @@ class Job:
         return ROOT / "runs" / "launch" / f"{self.name}{suffix}"
 
 
-class Flags(commandline.Flags):
+class LaunchFlags(commandline.Flags):
     """The flags that both launchers have; those of one launcher are added."""
 
     def __init__(self, description: str):
@@ -239,18 +239,18 @@ class Flags(commandline.Flags):
         )
 
 
-def check(job: Job, *, skip_plan: bool) -> None:
+def check_job(job: Job, *, skip_plan: bool) -> None:
     """The checks that take longer: that the config is committed, and that its step fits.
 
     Raises:
         InputError: it is not, or does not.
     """
     file = job.config.partition(":")[0]
-    if command.run(["git", "-C", str(ROOT), "cat-file", "-e", f"HEAD:{file}"]).code:
+    if command.run_command(["git", "-C", str(ROOT), "cat-file", "-e", f"HEAD:{file}"]).code:
         raise InputError(
             f"{file} is not committed; workers get what is committed, so commit it first"
         )
-    if changed := command.run(
+    if changed := command.run_command(
         ["git", "-C", str(ROOT), "status", "--porcelain"]
     ).output.splitlines():
         raise InputError(
@@ -270,7 +270,7 @@ class NotDeleted(Exception):
     """Something is left that someone pays for."""
 
 
-def guarded(launcher: Callable[[], int]) -> int:
+def run_launcher(launcher: Callable[[], int]) -> int:
     """Runs a launcher; whatever stops it becomes one line and an exit code."""
     try:
         return launcher()
@@ -292,7 +292,7 @@ def say(text: str) -> None:
 
 def pack(job: Job) -> None:
     """Packs the committed code; raises InputError where git cannot."""
-    if (packed := command.run(job.archive())).code:
+    if (packed := command.run_command(job.archive())).code:
         raise InputError(f"the code could not be packed: {packed.errors.strip()}")
 
 

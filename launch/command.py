@@ -54,7 +54,7 @@ def line(arguments: Sequence[str]) -> str:
     return shlex.join(arguments)
 
 
-def run(arguments: Sequence[str]) -> Result:
+def run_command(arguments: Sequence[str]) -> Result:
     """Runs a short command and keeps what it prints.
 
     Raises:

@@ -60,7 +60,7 @@ class Collective:
         return whole[self.kind] * self.size * self.times
 
 
-def sizes(text: str) -> list[tuple[int, str]]:
+def array_sizes(text: str) -> list[tuple[int, str]]:
     """(bytes, shape) of every array named in a type."""
     found = []
     for dtype, dimensions in _SHAPE.findall(text):
@@ -138,7 +138,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
 def _collective(computation: str, made: str, operation: str, rest: str, devices: int) -> Collective:
     kind, group = operation.removesuffix("-start"), _group(rest, devices)
-    parts = sizes(made)
+    parts = array_sizes(made)
     # A started operation's type also holds what it was given; what it makes stands behind.
     parts = (
         parts[len(parts) // 2 :]

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from gemma_encoder.runtime import COORDINATOR, COUNT, EXIT_PREEMPTED, NUMBER
+from gemma_encoder.runtime import COORDINATOR_ADDRESS, EXIT_PREEMPTED, NUM_PROCESSES, PROCESS_ID
 
 GRACE = 60.0  # seconds between asking a process to stop and killing it
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
             )
         return 0
     for left in reversed(range(args.restarts + 1)):
-        code = Job(
+        code = LocalJob(
             command,
             environments(args.processes, args.devices_per_process, f"127.0.0.1:{_free_port()}"),
         ).run()
@@ -84,10 +84,10 @@ def environments(processes: int, devices: int, coordinator: str) -> list[dict[st
     shared = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        COORDINATOR: coordinator,
-        COUNT: str(processes),
+        COORDINATOR_ADDRESS: coordinator,
+        NUM_PROCESSES: str(processes),
     }
-    return [{**shared, NUMBER: str(number)} for number in range(processes)]
+    return [{**shared, PROCESS_ID: str(number)} for number in range(processes)]
 
 
 def _free_port() -> int:
@@ -96,7 +96,7 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-class Job:
+class LocalJob:
     """One start of all processes.
 
     Args:

@@ -83,7 +83,7 @@ class Plan:
         return self.rows * self.row_length / self.seconds
 
     @property
-    def utilisation(self) -> float:
+    def utilization(self) -> float:
         """Model FLOPs against the chips' peak, at that time."""
         return self.model_flops / self.program_flops * self.seconds_compute / self.seconds
 
@@ -93,7 +93,7 @@ class Plan:
             "fits": self.fits,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
-            "utilisation": self.utilisation,
+            "utilization": self.utilization,
         }
         return {**dataclasses.asdict(self), **derived}
 
@@ -136,7 +136,7 @@ class Plan:
         yield ""
         parts = f"compute {self.seconds_compute:.3f} s, memory {self.seconds_memory:.3f} s, links {self.seconds_links:.3f} s"
         yield f"at least {self.seconds:.3f} s a step ({parts}, at published peaks and wholly overlapped)"
-        yield f"at most {self.tokens_per_second:,.0f} tokens a second, model FLOP utilisation {self.utilisation:.0%}"
+        yield f"at most {self.tokens_per_second:,.0f} tokens a second, model FLOP utilization {self.utilization:.0%}"
 
 
 def describe_topology(text: str, slices: int) -> tuple[Chip, list[jax.Device]]:
@@ -158,7 +158,7 @@ def describe_topology(text: str, slices: int) -> tuple[Chip, list[jax.Device]]:
 
 
 @contextlib.contextmanager
-def changed(
+def with_fields(
     config: ml_collections.ConfigDict, **fields: Any
 ) -> Iterator[ml_collections.ConfigDict]:
     """A copy of a config with some fields set, "batch__rows" being `batch.rows`."""
@@ -314,7 +314,7 @@ def search(
             )
             break
         try:
-            with changed(config, **fields) as one:
+            with with_fields(config, **fields) as one:
                 plan = make_plan(one, topology, slices)
         except InputError as error:
             print(

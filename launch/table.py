@@ -49,7 +49,7 @@ gemma-encoder plan {example}
 """
 
 
-def command(size: str, topology: str, rows: int) -> list[str]:
+def plan_command(size: str, topology: str, rows: int) -> list[str]:
     """The planner's arguments."""
     return [
         *(
@@ -98,7 +98,7 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
                     "-m",
                     "gemma_encoder",
                     "plan",
-                    *command(*plan),
+                    *plan_command(*plan),
                     f"--json={file.name}",
                 ],
                 cwd=ROOT,
@@ -106,7 +106,7 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
             )
             lines.append(row(json.loads(pathlib.Path(file.name).read_text())))
         print(lines[-1], flush=True)
-    example = " ".join(command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
+    example = " ".join(plan_command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
     text = (
         HEADER.format(date=datetime.date.today(), jax=jax.__version__)
         + "\n".join(lines)

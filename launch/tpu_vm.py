@@ -28,7 +28,7 @@ UNSEEN = 5  # looks that may fail in a row
 _REPORT = re.compile(r"worker-report: (\S+) (\w+) ended with (\d+)\.")
 
 
-class Outcome(enum.Enum):
+class AttemptOutcome(enum.Enum):
     """How one try ended."""
 
     DONE = "done"
@@ -39,11 +39,11 @@ class Outcome(enum.Enum):
     FAILED = "failed"
 
 
-RETRIED = (Outcome.PREEMPTED, Outcome.LOST, Outcome.DISCONNECTED)
+RETRIED = (AttemptOutcome.PREEMPTED, AttemptOutcome.LOST, AttemptOutcome.DISCONNECTED)
 EXIT_CODES = {
-    Outcome.DONE: cluster.EXIT_DONE,
-    Outcome.BAD_INPUT: cluster.EXIT_BAD_INPUT,
-    Outcome.FAILED: cluster.EXIT_FAILED,
+    AttemptOutcome.DONE: cluster.EXIT_DONE,
+    AttemptOutcome.BAD_INPUT: cluster.EXIT_BAD_INPUT,
+    AttemptOutcome.FAILED: cluster.EXIT_FAILED,
 }
 
 
@@ -167,7 +167,7 @@ class Machines:
         ]
 
 
-class Launch:
+class TpuVmLauncher:
     """One life of a job, from its first request to its last deletion."""
 
     def __init__(self, machines: Machines, signals: command.Signals, *, keep: bool):
@@ -186,7 +186,7 @@ class Launch:
                 cluster.say(
                     f"{outcome.value}; {f'retry {retry + 1} of' if retry < self._job.max_retries else 'no retry is left of'} {self._job.max_retries}"
                 )
-                if outcome is not Outcome.DISCONNECTED and retry < self._job.max_retries:
+                if outcome is not AttemptOutcome.DISCONNECTED and retry < self._job.max_retries:
                     self._delete()
             cluster.say(
                 "gave up; give the same command again and the run goes on from its last checkpoint"
@@ -195,16 +195,16 @@ class Launch:
         finally:
             self._leave()
 
-    def _attempt(self) -> Outcome:
+    def _attempt(self) -> AttemptOutcome:
         if not self._ready:
             for step in (self._request, self._wait, self._set_up):
                 outcome = step()
-                if outcome is not Outcome.DONE:
+                if outcome is not AttemptOutcome.DONE:
                     return outcome
             self._ready = True
         return self._train()
 
-    def _request(self) -> Outcome:
+    def _request(self) -> AttemptOutcome:
         with (
             self._signals.held()
         ):  # a request that is under way must be known as made, so that it is deleted
@@ -214,10 +214,10 @@ class Launch:
             cluster.say(
                 f"the request was refused, see above; launch/README.md has the causes. If {self._job.name!r} exists already, it may be someone's run"
             )
-            return Outcome.FAILED
-        return Outcome.DONE
+            return AttemptOutcome.FAILED
+        return AttemptOutcome.DONE
 
-    def _wait(self) -> Outcome:
+    def _wait(self) -> AttemptOutcome:
         """Waits until the machines are there, however long that takes."""
         shown, unseen = None, 0
         while True:
@@ -227,28 +227,30 @@ class Launch:
                 cluster.say(f"{self._job.name}: {state}{f': {detail}' if detail else ''}")
                 shown = state
             if state == "ACTIVE":
-                return Outcome.DONE
+                return AttemptOutcome.DONE
             if unseen >= UNSEEN:
                 cluster.say(f"the state cannot be read: {detail}")
-                return Outcome.FAILED
+                return AttemptOutcome.FAILED
             if state == "FAILED":
-                return Outcome.FAILED
+                return AttemptOutcome.FAILED
             if state is not None and state not in WAITING:
-                return Outcome.LOST
+                return AttemptOutcome.LOST
             command.sleep(self._job.poll_seconds)
 
-    def _set_up(self) -> Outcome:
+    def _set_up(self) -> AttemptOutcome:
         copied = command.stream(self._machines.copy(), self._log)
         if copied.code == 0:
             result, codes = self._on_all(self._machines.install())
             if result.code == 0 and len(codes) == self._job.hosts and not any(codes.values()):
-                return Outcome.DONE
+                return AttemptOutcome.DONE
             cluster.say(
                 f"installed on {list(codes.values()).count(0)} of {self._job.hosts} workers"
             )
-        return Outcome.LOST if self._lost() else self._failed("copying and installing the code")
+        return (
+            AttemptOutcome.LOST if self._lost() else self._failed("copying and installing the code")
+        )
 
-    def _train(self) -> Outcome:
+    def _train(self) -> AttemptOutcome:
         started = time.strftime("%H:%M:%S")
         cluster.say(
             f"training on {self._job.hosts} hosts since {started}; the log goes to {self._log} too"
@@ -256,16 +258,16 @@ class Launch:
         _, codes = self._on_all(self._machines.run())
         if cluster.EXIT_BAD_INPUT in codes.values():
             self._failed("training: something handed over cannot be used")
-            return Outcome.BAD_INPUT
+            return AttemptOutcome.BAD_INPUT
         if len(codes) == self._job.hosts and not any(codes.values()):
             cluster.say(f"done; {self._job.workdir} holds checkpoints, metrics and predictions")
-            return Outcome.DONE
+            return AttemptOutcome.DONE
         if EXIT_PREEMPTED in codes.values():
-            return Outcome.PREEMPTED
+            return AttemptOutcome.PREEMPTED
         if self._lost():
-            return Outcome.LOST
+            return AttemptOutcome.LOST
         if len(codes) < self._job.hosts and not any(codes.values()):
-            return Outcome.DISCONNECTED
+            return AttemptOutcome.DISCONNECTED
         return self._failed(f"training: exit codes {sorted(set(codes.values()))}")
 
     def _on_all(self, arguments: Sequence[str]) -> tuple[command.Result, dict[str, int]]:
@@ -280,7 +282,7 @@ class Launch:
 
     def _state(self) -> tuple[str | None, str]:
         """The state of the request, and its error; None and why where it cannot be read."""
-        result = command.run(self._machines.describe())
+        result = command.run_command(self._machines.describe())
         if (answer := result.json()) is None:
             return None, result.errors.strip() or result.output.strip()
         state = answer.get("state", {})
@@ -305,15 +307,15 @@ class Launch:
                 cluster.say(f"{self._job.name}: {state}")
                 return True
             for node in self._nodes:
-                answer = command.run(self._machines.describe_node(node)).json()
+                answer = command.run_command(self._machines.describe_node(node)).json()
                 if answer and answer.get("state") != "READY":
                     cluster.say(f"{node}: {answer.get('state')}")
                     return True
         return False
 
-    def _failed(self, what: str) -> Outcome:
+    def _failed(self, what: str) -> AttemptOutcome:
         cluster.explain(self._job, what)
-        return Outcome.FAILED
+        return AttemptOutcome.FAILED
 
     def _leave(self) -> None:
         if self._held and self._keep:
@@ -337,7 +339,7 @@ class Launch:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return cluster.guarded(lambda: _main(argv))
+    return cluster.run_launcher(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -347,14 +349,14 @@ def _main(argv: Sequence[str]) -> int:
     if flags["dry_run"]:
         cluster.print_dry_run([*([] if flags["skip_plan"] else [job.plan()]), *machines.steps()])
         return cluster.EXIT_DONE
-    cluster.check(job, skip_plan=flags["skip_plan"])
+    cluster.check_job(job, skip_plan=flags["skip_plan"])
     with command.Signals() as signals:
         cluster.pack(job)
-        return Launch(machines, signals, keep=flags["keep"]).go()
+        return TpuVmLauncher(machines, signals, keep=flags["keep"]).go()
 
 
-def _flags() -> cluster.Flags:
-    flags = cluster.Flags(__doc__)
+def _flags() -> cluster.LaunchFlags:
+    flags = cluster.LaunchFlags(__doc__)
     flags.switch("reserved", "Use reserved capacity of the project.")
     flags.text(
         "service_account",
@@ -367,7 +369,7 @@ def _flags() -> cluster.Flags:
     return flags
 
 
-def _machines(job: cluster.Job, flags: cluster.Flags) -> Machines:
+def _machines(job: cluster.Job, flags: cluster.LaunchFlags) -> Machines:
     if flags["spot"] and flags["reserved"]:
         raise InputError("--spot and --reserved exclude each other")
     capacity = [f"--{name}" for name in ("spot", "reserved") if flags[name]]

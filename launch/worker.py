@@ -53,7 +53,7 @@ def install(folder: pathlib.Path) -> int:
     return 0
 
 
-def run(folder: pathlib.Path, command: list) -> int:
+def run_once(folder: pathlib.Path, command: list) -> int:
     """Starts a command, or finds the one that was started before, and follows it to its end."""
     first = _claim(folder / "started")
     if first:
@@ -120,7 +120,7 @@ def main(argv: list) -> int:
     step, folder = argv[1], pathlib.Path.home() / argv[2]
     if step == "supervise":
         return supervise(folder, argv[3:])
-    code = install(folder) if step == "install" else run(folder, argv[3:])
+    code = install(folder) if step == "install" else run_once(folder, argv[3:])
     os.write(1, (REPORT.format(host=socket.gethostname(), step=step, code=code) + "\n").encode())
     return code
 

@@ -91,7 +91,7 @@ class Workload:
         return [*made, self.create(), self.status(), self.logs(), self.pods(), self.delete()]
 
 
-class Launch:
+class XpkLauncher:
     """One life of a workload, from its creation to its deletion."""
 
     def __init__(self, workload: Workload, signals: command.Signals, *, keep: bool):
@@ -139,7 +139,7 @@ class Launch:
         """Streams the log until the JobSet ends; whether it succeeded, None where that cannot be known."""
         restarts, unseen = 0, 0
         while True:
-            result = command.run(self._workload.status())
+            result = command.run_command(self._workload.status())
             status = (result.json() or {}).get("status")
             unseen = unseen + 1 if status is None else 0
             if unseen >= UNSEEN:
@@ -166,7 +166,7 @@ class Launch:
     def _explain(self) -> int:
         """Says why the JobSet failed; returns the launcher's exit code."""
         codes = set()
-        for pod in (command.run(self._workload.pods()).json() or {}).get("items", []):
+        for pod in (command.run_command(self._workload.pods()).json() or {}).get("items", []):
             for container in pod.get("status", {}).get("containerStatuses", []):
                 ended = container.get("state", {}).get("terminated") or {}
                 if ended.get("exitCode"):
@@ -196,11 +196,11 @@ class Launch:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return cluster.guarded(lambda: _main(argv))
+    return cluster.run_launcher(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
-    flags = cluster.Flags(__doc__)
+    flags = cluster.LaunchFlags(__doc__)
     flags.text("cluster", "The GKE cluster, made by `xpk cluster create`.")
     flags.text(
         "registry",
@@ -224,14 +224,16 @@ def _main(argv: Sequence[str]) -> int:
     if flags["dry_run"]:
         cluster.print_dry_run([*([] if flags["skip_plan"] else [job.plan()]), *workload.steps()])
         return cluster.EXIT_DONE
-    cluster.check(job, skip_plan=flags["skip_plan"])
+    cluster.check_job(job, skip_plan=flags["skip_plan"])
     with command.Signals() as signals:
-        return Launch(workload, signals, keep=flags["keep"]).go()
+        return XpkLauncher(workload, signals, keep=flags["keep"]).go()
 
 
 def _commit() -> str:
     """The commit that is launched, which names the image."""
-    result = command.run(["git", "-C", str(cluster.ROOT), "rev-parse", "--short=12", "HEAD"])
+    result = command.run_command(
+        ["git", "-C", str(cluster.ROOT), "rev-parse", "--short=12", "HEAD"]
+    )
     if result.code:
         raise InputError(f"no commit to launch: {result.errors.strip()}")
     return result.output.strip()

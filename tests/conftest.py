@@ -174,7 +174,7 @@ def random_predictor(tiny_config):
     from gemma_encoder.data.source import DataOptions
     from gemma_encoder.data.tasks.toy import TASKS
     from gemma_encoder.model.encoder import initial_parameters
-    from gemma_encoder.weights.native import Bundle
+    from gemma_encoder.weights.native import InferenceSpec
 
     tasks = tuple(declare(DataOptions()).task for declare in TASKS.values())
     tokenizer = ge.Tokenizer.load("small")
@@ -189,7 +189,7 @@ def random_predictor(tiny_config):
             **changes,
         )
         return ge.Predictor(
-            Bundle(config, tasks, tokenizer, 64, 64, "right", 0),
+            InferenceSpec(config, tasks, tokenizer, 64, 64, "right", 0),
             initial_parameters(config, jax.random.key(0)),
         )
 

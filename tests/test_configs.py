@@ -82,19 +82,19 @@ def test_fields_by_path():
 
 
 def test_a_config_is_loaded_with_its_argument(tmp_path):
-    assert configs.load("own:ranking").own.kind == "ranking"
+    assert configs.load_config("own:ranking").own.kind == "ranking"
     (tmp_path / "bare.py").write_text("FIELDS = 3\n")
     with pytest.raises(InputError, match=r"bare.py has no get_config\(\)"):
-        configs.load(str(tmp_path / "bare.py"))
+        configs.load_config(str(tmp_path / "bare.py"))
     with pytest.raises(InputError, match="missing.py is not a file"):
-        configs.load(str(tmp_path / "missing.py"))
+        configs.load_config(str(tmp_path / "missing.py"))
 
 
 def test_a_size_of_ones_own():
     name = "gemma3_micro"
     sizes.register_size(name, sizes.GEMMA_CONFIGS["gemma3_tiny"], small=True)
     try:
-        config = configs.load(f"own:classification,size={name}")
+        config = configs.load_config(f"own:classification,size={name}")
         assert config.model.size == name and config.tokenizer == "small"
         with pytest.raises(InputError, match="already registered"):
             sizes.register_size(name, sizes.GEMMA_CONFIGS["gemma3_tiny"])
@@ -116,7 +116,7 @@ def test_a_size_of_ones_own():
 def test_an_error_in_a_config_file_is_one_line(text, message, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(InputError, match=message):
-        configs.load(str(tmp_path / "mine.py"))
+        configs.load_config(str(tmp_path / "mine.py"))
     assert cli.main(["train", f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: config ")

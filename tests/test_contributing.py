@@ -22,7 +22,7 @@ from gemma_encoder.inputs import kind
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import config as model_config
 from gemma_encoder.model import heads, pooling
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.training import hooks, loop, losses
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -102,9 +102,9 @@ def lines(workdir, split):
 
 def states(predictor, text):
     """The encoder's hidden states of a text's tokens, [L, D]."""
-    tokenizer = predictor.bundle.tokenizer
+    tokenizer = predictor.spec.tokenizer
     tokens = jnp.asarray([[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]])
-    encoder = skeleton(predictor.bundle.encoder).merge(predictor.parameters)
+    encoder = abstract_encoder(predictor.spec.encoder).merge(predictor.parameters)
     ones = jnp.ones_like(tokens)
     return np.asarray(encoder(tokens, ones, jnp.arange(tokens.shape[1])[None], 1).hidden[0])
 
@@ -114,12 +114,14 @@ def test_a_source_of_ones_own_is_read_by_number(modules, tmp_path, monkeypatch, 
     for split, count in (("train", 40), ("validation", 10)):
         text = "".join(f"the {split} line {i}\n" for i in range(count))
         (tmp_path / f"{split}.txt").write_text(text)
-    config = micro(modules=("lines_task",), tasks=("lines",), max_train=30, max_eval=8)
+    config = micro(
+        modules=("lines_task",), tasks=("lines",), max_train_examples=30, max_eval_examples=8
+    )
     outcome = loop.train(config, tmp_path / "run")
     assert outcome.metrics["lines"].keys() == {"accuracy", "macro_f1"}
     (predictions,) = outcome.predictions["lines"]
     assert predictions.table.labels == [i % 2 for i in range(8)]
-    assert ge.Predictor.load(tmp_path / "run").bundle.record["examples"] == {"lines": 30}
+    assert ge.Predictor.load(tmp_path / "run").spec.record["examples"] == {"lines": 30}
     (tmp_path / "train.txt").write_text("other\n" * 40)
     config.train_for = "6 steps"
     with pytest.raises(InputError, match="train.txt of its train split changed|another config"):
@@ -168,7 +170,7 @@ def test_task_metric_pooler_loss_and_hook(modules, micro, monkeypatch):
     assert outcome.metrics["weather"]["balanced_accuracy"] == pytest.approx(np.mean(recalls))
 
     predictor = ge.Predictor.load(outcome.checkpoint)
-    assert predictor.bundle.encoder.pooling.name == "max"
+    assert predictor.spec.encoder.pooling.name == "max"
     (pooled,) = predictor.embed(["day 0 brings sun"])
     largest = states(predictor, "day 0 brings sun").max(axis=0)
     np.testing.assert_allclose(pooled, largest, atol=1e-5)  # float32, two programs
@@ -197,7 +199,7 @@ def test_head(modules):
         workdir=modules / "run",
         overrides=SMALL | {"modules": ("cosine_head",)},
     )
-    assert predictor.bundle.encoder.heads["own"].kind == "cosine"
+    assert predictor.spec.encoder.heads["own"].kind == "cosine"
     assert predictor.parameters["heads"]["own"]["prototypes"].shape == (2, 32)
     probabilities = predictor.predict(["it was good"])
     pooled = predictor.embed(["it was good"])[0]

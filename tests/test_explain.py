@@ -23,7 +23,7 @@ def predictor(random_predictor):
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_maps_obey_the_mask(predictor, attention):
     maps = explain.attention_maps(predictor, TEXT, attention=attention)
-    length, config = len(explain.pieces(predictor, TEXT)), predictor.bundle.encoder.transformer
+    length, config = len(explain.pieces(predictor, TEXT)), predictor.spec.encoder.transformer
     assert [(found.layer, found.kind) for found in maps] == list(enumerate(config.layer_kinds))
     ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
     for found in maps:
@@ -76,8 +76,8 @@ def test_pooler_weights_share_one_text_out(random_predictor, pooling):
 def test_attributions_are_derivatives(predictor, task, text):
     """Scaling the embedding of a token that stands once in the text changes the score as fast as its attribution says."""
     said = explain.attribute(predictor, text, task)
-    altered = TextEncoder(predictor.bundle, predictor.parameters, predictor.mesh)
-    vocabulary = predictor.bundle.tokenizer.pieces(range(predictor.bundle.tokenizer.vocab_size))
+    altered = TextEncoder(predictor.spec, predictor.parameters, predictor.mesh)
+    vocabulary = predictor.spec.tokenizer.pieces(range(predictor.spec.tokenizer.vocab_size))
 
     def score(piece, factor):
         table = np.array(predictor.parameters["backbone"]["embedding"])
@@ -112,8 +112,8 @@ def test_attributions_are_derivatives(predictor, task, text):
 def test_occlusion_is_the_difference_that_a_token_makes(predictor):
     """Predicted by a model whose embedding of that token is the mean of all."""
     said = explain.attribute(predictor, TEXT, "toy_sentiment", "positive", method="occlusion")
-    altered = TextEncoder(predictor.bundle, predictor.parameters, predictor.mesh)
-    vocabulary = predictor.bundle.tokenizer.pieces(range(predictor.bundle.tokenizer.vocab_size))
+    altered = TextEncoder(predictor.spec, predictor.parameters, predictor.mesh)
+    vocabulary = predictor.spec.tokenizer.pieces(range(predictor.spec.tokenizer.vocab_size))
     fields, template = (
         predictor.fields("toy_sentiment", [TEXT]),
         predictor.task("toy_sentiment").template,
@@ -148,11 +148,9 @@ def test_classes_pull_against_each_other(predictor):
 
 def test_adapters_count(random_predictor):
     predictor = random_predictor(lora=LoraConfig(rank=2))
-    plain = ge.Predictor(dataclasses.replace(predictor.bundle), predictor.parameters)
+    plain = ge.Predictor(dataclasses.replace(predictor.spec), predictor.parameters)
     assert np.isfinite(explain.attribute(plain, TEXT, "toy_sentiment").values).all()
-    assert (
-        len(explain.attention_maps(plain, TEXT)) == predictor.bundle.encoder.transformer.num_layers
-    )
+    assert len(explain.attention_maps(plain, TEXT)) == predictor.spec.encoder.transformer.num_layers
 
 
 @pytest.mark.parametrize(

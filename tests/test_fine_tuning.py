@@ -75,7 +75,7 @@ def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd, 
             assert [json.loads(line) for line in kept.read_text().splitlines()] == ROWS
     assert not [record for record in caplog.records if "seqio" in record.pathname]
     # The checkpoint says which command does the same.
-    command = shlex.split(predictor.bundle.record["command"])
+    command = shlex.split(predictor.spec.record["command"])
     assert command[:3] == ["gemma-encoder", "train", "--config=own:classification"]
     assert command[-1] == f"--workdir={tmp_path / name}"
     again = [*command[2:-1], f"--workdir={tmp_path / 'command'}"]
@@ -102,7 +102,7 @@ def test_a_task_declared_in_python(tmp_path):
         overrides=SMALL | {"task_weights": {"tone": 2.0}},
     )
     assert predictor.task() == task
-    (line,) = predictor.bundle.record["metrics"]
+    (line,) = predictor.spec.record["metrics"]
     assert line["task"] == "tone" and "quadratic_weighted_kappa" in line
     assert predictor.predict(["it was good"]).shape == (1, 2)
 
@@ -129,7 +129,7 @@ def test_a_config_by_name_and_as_it_is(micro, tmp_path):
     again = ge.fine_tune(micro(), workdir=tmp_path / "config")
     assert losses(tmp_path / "name") == losses(tmp_path / "config")
     assert list(predictor.tasks) == list(again.tasks)
-    assert "quickstart" in predictor.bundle.record["command"]
+    assert "quickstart" in predictor.spec.record["command"]
 
 
 def test_a_run_that_was_interrupted_goes_on(tmp_path):
@@ -146,7 +146,7 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         ge.fine_tune("classification", data, workdir=cut, overrides=settings, hooks=[Interrupt()])
     second = ge.fine_tune("classification", data, workdir=cut, overrides=settings)
-    assert second.bundle.step == first.bundle.step == 4
+    assert second.spec.step == first.spec.step == 4
     text = ["it was good"]
     np.testing.assert_array_equal(second.predict(text), first.predict(text))
     with pytest.raises(ge.InputError, match="holds a run on other train data"):
@@ -158,7 +158,7 @@ def test_sigterm_ends_the_process(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop,
         "train",
-        lambda *arguments: loop.Outcome(1, {}, {}, tmp_path, 0.0, preempted=True),
+        lambda *arguments: loop.TrainingResult(1, {}, {}, tmp_path, 0.0, preempted=True),
     )
     with pytest.raises(SystemExit) as stopped:
         ge.fine_tune("classification", COLUMNS, workdir=tmp_path)

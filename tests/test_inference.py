@@ -13,8 +13,8 @@ import pytest
 import gemma_encoder as ge
 from gemma_encoder import text_encoder
 from gemma_encoder.data.evaluation_stream import evaluation_stream
-from gemma_encoder.evaluation.forward import place_batch
-from gemma_encoder.evaluation.predictions import predict as predict_split
+from gemma_encoder.evaluation.forward import shard_batch
+from gemma_encoder.evaluation.predictions import predict_split as predict_split
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.training import loop
@@ -69,7 +69,7 @@ def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
 
     def forward(batch):
         said = jax.device_get(
-            spread._encoder._forward(spread.parameters, place_batch(batch, spread.mesh))
+            spread._encoder._forward(spread.parameters, shard_batch(batch, spread.mesh))
         )
         return said.scores, said.example_id, said.weight
 
@@ -92,7 +92,7 @@ def test_predictions_equal_the_evaluations_however_they_are_packed(trained, pred
         pooled = {}
         for batch in evaluation_batches(number):
             said = predictor._encoder._forward(
-                predictor.parameters, place_batch(batch, predictor.mesh)
+                predictor.parameters, shard_batch(batch, predictor.mesh)
             )
             real = batch.weight > 0
             pooled |= dict(zip(batch.example_id[real], np.asarray(said.pooled)[real], strict=True))
@@ -171,13 +171,13 @@ def test_what_a_notebook_shows(predictor):
     ):
         assert word in shown, word
     hostile = dataclasses.replace(
-        predictor.bundle, record={**predictor.bundle.record, "command": "<script>alert(1)</script>"}
+        predictor.spec, record={**predictor.spec.record, "command": "<script>alert(1)</script>"}
     )
     assert "<script>" not in ge.Predictor(hostile, predictor.parameters)._repr_html_()
 
 
 def test_a_checkpoint_records_how_it_came_about(trained, predictor):
-    record = predictor.bundle.record
+    record = predictor.spec.record
     assert record["command"] == "the command" and record["config"]["train_for"] == "4 steps"
     assert record["examples"]["toy_sentiment"] == 64
     found = {(line["task"], line["split"]): line for line in record["metrics"]}
@@ -233,7 +233,7 @@ def test_top_k_gives_the_best_ones_only(predictor):
 def test_classes_are_those_of_the_only_task_that_has_some(predictor, random_predictor):
     assert predictor.classes == ("negative", "positive")
     bare = ge.Predictor(
-        dataclasses.replace(predictor.bundle, tasks=predictor.bundle.tasks[1:]),
+        dataclasses.replace(predictor.spec, tasks=predictor.spec.tasks[1:]),
         predictor.parameters,
     )
     with pytest.raises(InputError, match="no task has classes"):
@@ -241,7 +241,7 @@ def test_classes_are_those_of_the_only_task_that_has_some(predictor, random_pred
 
 
 def test_warm_up_compiles_all_that_texts_may_need(predictor):
-    fresh = ge.Predictor(predictor.bundle, predictor.parameters)
+    fresh = ge.Predictor(predictor.spec, predictor.parameters)
     assert fresh.warm_up(max_rows=1) == 1
     assert fresh.warm_up() == 6  # 1, 2, 4, … 32 rows of 64 tokens
     compiled = fresh._encoder._forward._cache_size()
@@ -329,7 +329,7 @@ def test_what_is_no_checkpoint_is_refused(trained, tmp_path):
     with pytest.raises(InputError, match="is no checkpoint: expected"):
         ge.Predictor.load(tmp_path)
     checkpoint = native.find(trained[0])
-    assert ge.Predictor.load(checkpoint).bundle.step == ge.Predictor.load(trained[0]).bundle.step
+    assert ge.Predictor.load(checkpoint).spec.step == ge.Predictor.load(trained[0]).spec.step
     copy = tmp_path / "copy" / "inference"
     copy.mkdir(parents=True)
     description = json.loads((checkpoint / "inference" / "inference.json").read_text())
@@ -345,7 +345,7 @@ def test_what_is_no_checkpoint_is_refused(trained, tmp_path):
 
 
 def test_a_bounded_number_of_programs_is_compiled(predictor):
-    fresh = ge.Predictor(predictor.bundle, predictor.parameters)
+    fresh = ge.Predictor(predictor.spec, predictor.parameters)
     for count in (1, 3, 20, 100, 400, 401):
         fresh.embed([f"text number {i} " * (1 + i % 5) ** (i % 5) for i in range(count)])
     assert fresh._encoder._forward._cache_size() <= int(np.log2(text_encoder.MAX_ROWS)) + 1
@@ -364,16 +364,16 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
     ],
 )
 def test_rows_are_no_longer_than_the_longest_text_needs(predictor, lengths, rows, row_length):
-    long = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=512), predictor.parameters)
+    long = ge.Predictor(dataclasses.replace(predictor.spec, row_length=512), predictor.parameters)
     shape = long._encoder._shape(lengths)
     assert (shape.rows, shape.row_length) == (rows, row_length)
-    odd = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=384), predictor.parameters)
+    odd = ge.Predictor(dataclasses.replace(predictor.spec, row_length=384), predictor.parameters)
     assert odd._encoder._shape(lengths).row_length == 384  # its half is no multiple of 128
 
 
 def test_the_length_of_rows_does_not_show(predictor):
     texts = [f"the plot was {'very ' * (i % 20)}dull ." for i in range(40)]
-    long = ge.Predictor(dataclasses.replace(predictor.bundle, row_length=256), predictor.parameters)
+    long = ge.Predictor(dataclasses.replace(predictor.spec, row_length=256), predictor.parameters)
     np.testing.assert_allclose(
         long.predict(texts, "toy_sentiment"),
         predictor.predict(texts, "toy_sentiment"),

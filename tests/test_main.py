@@ -54,7 +54,7 @@ def program(*arguments, **changes):
         (("--workdir=W", "--config=experiments/nothing.py"), "experiments/nothing.py"),
         (("--workdir=W", QUICK, "--config.model.compute_dtype=float16"), "float16 is refused"),
         (
-            ("--workdir=W", "--config=experiments/glue.py:sst2", "--config.max_train=1"),
+            ("--workdir=W", "--config=experiments/glue.py:sst2", "--config.max_train_examples=1"),
             "TFDS_DATA_DIR",
         ),
         (("--workdir=W", "--config=experiments/msmarco.py"), "MSMARCO_DIR"),
@@ -190,7 +190,7 @@ def test_every_recipe_has_a_smoke_run_on_real_data(recipe, shared_data, tmp_path
         f"--config=experiments/{recipe}{separator}smoke",
         f"--workdir={tmp_path}",
         "--config.train_for=2 steps",
-        "--config.max_eval=8",
+        "--config.max_eval_examples=8",
         TFDS_DATA_DIR=str(shared_data / "tfds"),
         MSMARCO_DIR=str(shared_data / "cranfield_msmarco"),
     )

@@ -24,7 +24,7 @@ def quickstart(tmp_path_factory):
         "gemma_encoder.main",
         "--config=experiments/quickstart.py:smoke",
         f"--workdir={workdir}",
-        "--config.max_eval=0",
+        "--config.max_eval_examples=0",
     ]
     done = subprocess.run(
         command,

@@ -30,7 +30,7 @@ ELSEWHERE = {  # what a command begins with, and where it is tried, or why it is
     "eval ": "an agent for that key",
 }
 PROGRAM = ".venv/bin/gemma-encoder"
-SHORT = ["--config.train_for=2 steps", "--config.max_eval=8"]
+SHORT = ["--config.train_for=2 steps", "--config.max_eval_examples=8"]
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -191,7 +191,7 @@ def test_the_readmes_commands(home):
             evaluate = small(
                 shlex.split(f"{PROGRAM} evaluate --config=multitask:glue --workdir=runs/glue")
             )
-            run(home, [*evaluate, "--config.evaluate_split=test", "--config.max_eval=0"])
+            run(home, [*evaluate, "--config.evaluate_split=test", "--config.max_eval_examples=0"])
             enlarge(home[0] / "runs" / "glue" / "predictions")
             words = [*words[: words.index("runs/cola")], "runs/glue"]
         run(home, small(words))

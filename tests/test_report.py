@@ -18,7 +18,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.report import plots
-from gemma_encoder.report.runs import Run, unique_names
+from gemma_encoder.report.runs import RunFiles, unique_names
 from gemma_encoder.report.scoring import score
 from gemma_encoder.weights.native import FORMAT_VERSION
 
@@ -153,7 +153,7 @@ def test_a_page_says_what_a_run_did(tmp_path, rng):
         Predictions(DEGREE, "validation", np.arange(60) % 6 + rng.normal(0, 1, 60), table(degrees))
     )
     found.append(searches([(3, 2, 1), (1, 3, 2), (2, 3, 1), (1, 2, 3)]))
-    page = Page(report.report([write_run(tmp_path / "one", found)]))
+    page = Page(report.render_report([write_run(tmp_path / "one", found)]))
     for word in (
         "python -m it",
         "20 steps",
@@ -191,7 +191,7 @@ def test_hostile_text_stays_text(tmp_path):
     examples = [Example({"text": f"{evil} & \"'"}, float(i % 2)) for i in range(4)]
     found = Predictions(task, "validation", np.array([[0.9, 0.1]] * 4), table(examples))
     runs = [write_run(tmp_path / name, [found], {"note": evil + name}, evil) for name in ("a", "b")]
-    page = Page(report.report(runs))
+    page = Page(report.render_report(runs))
     assert "script" not in page.tags and page.text.count(evil) >= 6
 
 
@@ -203,7 +203,7 @@ def test_runs_are_compared(tmp_path, rng):
         write_run(tmp_path / name, [moods(labels, p)], {"seed": seed})
         for seed, (name, p) in enumerate([("good", good), ("same", good), ("bad", bad)])
     ]
-    text = Page(report.report(runs)).text
+    text = Page(report.render_report(runs)).text
     assert "+0.000 (+0.000 to +0.000)" in text, "a run does not differ from itself"
     worse = re.search(r"-0\.\d+ \((-0\.\d+) to (-0\.\d+)\)", text)
     assert worse, "a difference that is there is seen"
@@ -217,7 +217,7 @@ def test_groups_are_drawn_whole(tmp_path):
     found = Predictions(
         EXAM, "validation", np.stack([1 - probabilities, probabilities], axis=1), table(examples)
     )
-    run = Run.load(write_run(tmp_path / "one", [found]), "one")
+    run = RunFiles.load(write_run(tmp_path / "one", [found]), "one")
     (scored,) = score(run)
     measure = scored.metrics["exact_match"]
     assert (
@@ -231,7 +231,7 @@ def test_parts_of_a_split_go_apart(tmp_path):
         moods([0, 1, 1], [0.1, 0.9, 0.2], "validation_matched"),
         moods([0, 1, 1], [0.1, 0.9, 0.8], "validation_mismatched"),
     ]
-    text = Page(report.report([write_run(tmp_path / "one", found)])).text
+    text = Page(report.render_report([write_run(tmp_path / "one", found)])).text
     assert (
         "accuracy_matched" in text
         and "accuracy_mismatched" in text
@@ -246,7 +246,7 @@ def test_intervals_cover_and_narrow(rng):
         sizes = []
         for seed in range(100):
             values = np.random.default_rng(seed).random(units) < 0.7
-            found = bootstrap.interval(
+            found = bootstrap.percentile_interval(
                 values.mean(),
                 bootstrap.resampled(lambda chosen, values=values: values[chosen].mean(), units),
             )
@@ -264,8 +264,8 @@ def test_mistakes_are_the_worst_ones():
         DEGREE, "validation", np.array([1.0, 5.0, 2.5]), table([Example({"text": "x"}, 2.0)] * 3)
     )
     assert degrees.mistakes() == [1, 0, 2]
-    unlabelled = moods([-1, -1], [0.6, 0.2], "test")
-    assert unlabelled.mistakes() == []
+    unlabeled = moods([-1, -1], [0.6, 0.2], "test")
+    assert unlabeled.mistakes() == []
 
 
 def test_no_more_texts_are_kept_than_stated(monkeypatch):
@@ -321,10 +321,10 @@ def test_what_is_missing_is_said(tmp_path):
     run = write_run(tmp_path / "one", [moods([0, 1], [0.2, 0.8])])
     for path in (run / "predictions").iterdir():
         path.unlink()
-    text = Page(report.report([run])).text
+    text = Page(report.render_report([run])).text
     assert "1.000" in text and "run gemma-encoder evaluate" in text
     (run / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 2.0}\n')
-    assert "Nothing was evaluated yet" in Page(report.report([run])).text
+    assert "Nothing was evaluated yet" in Page(report.render_report([run])).text
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -18,16 +18,16 @@ NAMES = (
 )
 
 
-def load(name: str) -> Study:
+def load_study(name: str) -> Study:
     """A study by name."""
     if name not in NAMES:
         raise unknown("study", name, NAMES)
     return importlib.import_module(f"gemma_encoder.experiments.ablations.{name}").STUDY
 
 
-def load_all(names: Iterable[str] = NAMES) -> dict[str, Study]:
+def load_studies(names: Iterable[str] = NAMES) -> dict[str, Study]:
     """Studies by name, in the order of `NAMES`, which is that of their importance."""
-    chosen = [load(name) for name in names]
+    chosen = [load_study(name) for name in names]
     return {
         study.name: study for study in sorted(chosen, key=lambda study: NAMES.index(study.name))
     }

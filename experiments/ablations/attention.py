@@ -6,7 +6,7 @@
 The rows from random weights tell adaptation from architecture: what the open mask gives to weights that never knew another one.
 """
 
-from gemma_encoder.experiments.studies.study import Row, Study, random_weights
+from gemma_encoder.experiments.studies.study import Study, Variant, random_weights
 
 STUDY = Study(
     name="attention",
@@ -14,10 +14,10 @@ STUDY = Study(
     tasks=("sst2", "stsb", "msmarco"),
     baseline="bidirectional",
     rows=(
-        Row("bidirectional"),
-        Row("causal", {"model.attention": "causal"}),
-        Row("bidirectional_random", random_weights),
-        Row(
+        Variant("bidirectional"),
+        Variant("causal", {"model.attention": "causal"}),
+        Variant("bidirectional_random", random_weights),
+        Variant(
             "causal_random",
             lambda config, task: {"model.attention": "causal", **random_weights(config, task)},
         ),

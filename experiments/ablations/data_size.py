@@ -8,7 +8,7 @@ The parts are the first records, of at least eight. Training is as long in examp
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies.study import Changes, Row, Study, records
+from gemma_encoder.experiments.studies.study import Changes, Study, Variant, num_training_records
 from gemma_encoder.training.durations import Duration
 
 
@@ -16,13 +16,16 @@ def part(share: float):
     """The change to a share of the records."""
 
     def changes(config: ConfigDict, task: str) -> Changes:
-        whole, length = records(config, task), Duration.parse(config.train_for, "train_for")
+        whole, length = (
+            num_training_records(config, task),
+            Duration.parse(config.train_for, "train_for"),
+        )
         examples = (
             {"train_for": f"{round(length.value * whole)} examples"}
             if length.unit == "epochs"
             else {}
         )
-        return {"max_train": max(round(share * whole), 8), **examples}
+        return {"max_train_examples": max(round(share * whole), 8), **examples}
 
     return changes
 
@@ -32,6 +35,10 @@ STUDY = Study(
     question="How do results grow with the number of training records?",
     tasks=("sst2", "stsb", "msmarco"),
     baseline="100_percent",
-    rows=(Row("1_percent", part(0.01)), Row("10_percent", part(0.1)), Row("100_percent")),
+    rows=(
+        Variant("1_percent", part(0.01)),
+        Variant("10_percent", part(0.1)),
+        Variant("100_percent"),
+    ),
 )
 get_config = STUDY.get_config

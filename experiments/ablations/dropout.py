@@ -4,19 +4,19 @@ gemma-encoder sweep --study=dropout --results=RESULTS --scale=mini --seeds=3
 TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/dropout:task=sst2,row=none --workdir=runs/none
 """
 
-from gemma_encoder.experiments.studies.study import Row, Study
+from gemma_encoder.experiments.studies.study import Study, Variant
 
 
-def _rows() -> list[Row]:
+def _rows() -> list[Variant]:
     both = ("model.attention_dropout", "model.feed_forward_dropout")
-    rows = [Row("none", dict.fromkeys(both, 0.0))]
+    rows = [Variant("none", dict.fromkeys(both, 0.0))]
     for rate in (0.05, 0.1, 0.2):
         for name, rates in (
             ("attention", (rate, 0.0)),
             ("feed_forward", (0.0, rate)),
             ("both", (rate, rate)),
         ):
-            rows.append(Row(f"{name}_{rate}", dict(zip(both, rates, strict=True))))
+            rows.append(Variant(f"{name}_{rate}", dict(zip(both, rates, strict=True))))
     return rows
 
 

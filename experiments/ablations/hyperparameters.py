@@ -10,7 +10,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies.study import Changes, Row, Study
+from gemma_encoder.experiments.studies.study import Changes, Study, Variant
 
 
 def longer(train_for: str, times: float) -> str:
@@ -37,7 +37,7 @@ STUDY = Study(
     tasks=("sst2", "stsb", "msmarco"),
     baseline="rate_1_rows_1_length_1",
     rows=tuple(
-        Row(f"rate_{rate:.3g}_rows_{rows}_length_{length}", _changes(rate, rows, length))
+        Variant(f"rate_{rate:.3g}_rows_{rows}_length_{length}", _changes(rate, rows, length))
         for rate in (1 / 3, 1, 3)
         for rows in (1, 2)
         for length in (1, 2)

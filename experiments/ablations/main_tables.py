@@ -9,7 +9,7 @@
 
 from typing import NamedTuple
 
-from gemma_encoder.experiments.studies.study import SCALES, TASKS, Row, Study
+from gemma_encoder.experiments.studies.study import SCALES, TASKS, Study, Variant
 
 
 class Published(NamedTuple):
@@ -56,6 +56,6 @@ STUDY = Study(
     question="How good is the encoder on GLUE, SuperGLUE and MS MARCO, at every size?",
     tasks=TASKS,
     baseline="",
-    rows=tuple(Row(scale, scales=(scale,)) for scale in SCALES),
+    rows=tuple(Variant(scale, scales=(scale,)) for scale in SCALES),
 )
 get_config = STUDY.get_config

@@ -9,7 +9,7 @@ examples.
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies.study import Changes, Row, Study
+from gemma_encoder.experiments.studies.study import Changes, Study, Variant
 
 # Texts in a packed batch divided by its rows, by the recipes of the scale `mini` and of real sizes.
 MINI_TEXTS_PER_ROW = {"sst2": 3, "stsb": 3, "msmarco": 1}
@@ -31,6 +31,10 @@ STUDY = Study(
     question="Do left padding, right padding and packing lead to different results?",
     tasks=("sst2", "stsb", "msmarco"),
     baseline="packed",
-    rows=(Row("packed"), Row("right", unpacked("right")), Row("left", unpacked("left"))),
+    rows=(
+        Variant("packed"),
+        Variant("right", unpacked("right")),
+        Variant("left", unpacked("left")),
+    ),
 )
 get_config = STUDY.get_config

@@ -6,7 +6,7 @@
 KV-probe pooling has 32 latents: with a single one the softmax has one term, and every text the same vector.
 """
 
-from gemma_encoder.experiments.studies.study import Row, Study
+from gemma_encoder.experiments.studies.study import Study, Variant
 
 POOLERS = {
     "mean": {},
@@ -17,25 +17,25 @@ POOLERS = {
 }
 
 
-def _rows() -> list[Row]:
+def _rows() -> list[Variant]:
     rows = []
     for attention in ("bidirectional", "causal"):
         changes = {"model.attention": attention} if attention == "causal" else {}
         rows += [
-            Row(
+            Variant(
                 f"{name}_{attention}",
                 changes | ({"model.pooling.name": name} if name != "mean" else {}) | more,
             )
             for name, more in POOLERS.items()
         ]
     rows += [
-        Row(f"{name}_{k}", {"model.pooling.name": name, "model.pooling.k": k})
+        Variant(f"{name}_{k}", {"model.pooling.name": name, "model.pooling.k": k})
         for name in ("last_k", "first_k")
         for k in (4, 16)
     ]
     probes = {"attention_query": (4, 32), "attention_kv": (4, 128)}
     return rows + [
-        Row(f"{name}_{n}", {"model.pooling.name": name, "model.pooling.probes": n})
+        Variant(f"{name}_{n}", {"model.pooling.name": name, "model.pooling.probes": n})
         for name, counts in probes.items()
         for n in counts
     ]

@@ -10,7 +10,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from gemma_encoder.experiments.studies.study import REAL, Changes, Row, Study
+from gemma_encoder.experiments.studies.study import REAL, Changes, Study, Variant
 
 LOSSES = ("point_ce", "pairwise_logistic", "softmax", "poly1")
 SIZES = (4, 8, 16, 36)
@@ -33,7 +33,7 @@ STUDY = Study(
     tasks=("msmarco",),
     baseline="softmax_8",
     rows=tuple(
-        Row(f"{loss}_{size}", _changes(loss, size), REAL if size > 16 else ())
+        Variant(f"{loss}_{size}", _changes(loss, size), REAL if size > 16 else ())
         for size in SIZES
         for loss in LOSSES
     ),

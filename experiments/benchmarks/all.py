@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class BenchmarkCommand:
     """One subject's command.
 
     Attributes:
@@ -44,34 +44,34 @@ class Run:
 TINY = "--size=gemma3_tiny --repeats=1"
 # The GPU's lines are those of the issue's table; 2B with float32 parameters and moments in both arms at a time takes some 90 GiB.
 RUNS = (
-    Run("matmul_limit", "matmul_limit", "--width=64 --repeats=1", "--width=2048", "--width=8192", dtype=False),
-    Run("train_step_270m", "train_step", f"{TINY} --rows=2 --length=128", "--repeats=3", "--rows=64 --length=512 --compiled"),
-    Run("train_step_270m_2048", "train_step", None, None, "--rows=16 --length=2048 --compiled"),
-    Run("train_step_1b", "train_step", None, None, "--size=gemma3_1b --rows=32 --length=512 --compiled"),
-    Run("train_step_2b_128", "train_step", None, None, "--size=gemma2_2b --rows=64 --length=128 --compiled"),
-    Run("train_step_2b_512", "train_step", None, None, "--size=gemma2_2b --rows=16 --length=512 --compiled"),
-    Run("train_step_2b_2048", "train_step", None, None, "--size=gemma2_2b --rows=4 --length=2048 --compiled"),
-    Run("finetune_sst2", "finetune_sst2", f"{TINY} --rows=2 --updates=1 --texts=200", "--updates=2 --repeats=3", "--size=gemma2_2b --rows=32",
+    BenchmarkCommand("matmul_limit", "matmul_limit", "--width=64 --repeats=1", "--width=2048", "--width=8192", dtype=False),
+    BenchmarkCommand("train_step_270m", "train_step", f"{TINY} --rows=2 --length=128", "--repeats=3", "--rows=64 --length=512 --compiled"),
+    BenchmarkCommand("train_step_270m_2048", "train_step", None, None, "--rows=16 --length=2048 --compiled"),
+    BenchmarkCommand("train_step_1b", "train_step", None, None, "--size=gemma3_1b --rows=32 --length=512 --compiled"),
+    BenchmarkCommand("train_step_2b_128", "train_step", None, None, "--size=gemma2_2b --rows=64 --length=128 --compiled"),
+    BenchmarkCommand("train_step_2b_512", "train_step", None, None, "--size=gemma2_2b --rows=16 --length=512 --compiled"),
+    BenchmarkCommand("train_step_2b_2048", "train_step", None, None, "--size=gemma2_2b --rows=4 --length=2048 --compiled"),
+    BenchmarkCommand("finetune_sst2", "finetune_sst2", f"{TINY} --rows=2 --updates=1 --texts=200", "--updates=2 --repeats=3", "--size=gemma2_2b --rows=32",
         data="TFDS_DATA_DIR"),
-    Run("program_sst2", "program_sst2", f"{TINY} --rows=2 --texts=48", "", "--size=gemma3_1b --rows=32 --texts=4096", data="TFDS_DATA_DIR"),
-    Run("rerank", "rerank", f"{TINY} --documents=8 --batch_sizes=4", "", "--size=gemma2_2b --queries=8 --batch_sizes=16,32,64,128", data="MSMARCO_DIR"),
-    Run("attention", "attention", f"{TINY} --lengths=64 --windows=0,16", "", "--size=gemma3_1b --lengths=512,1024,2048,4096,8192,16384 --windows=0,512,1024"),
-    Run("attention_soft_cap", "attention", f"{TINY} --lengths=64 --windows=0 --soft_cap=50",
+    BenchmarkCommand("program_sst2", "program_sst2", f"{TINY} --rows=2 --texts=48", "", "--size=gemma3_1b --rows=32 --texts=4096", data="TFDS_DATA_DIR"),
+    BenchmarkCommand("rerank", "rerank", f"{TINY} --documents=8 --batch_sizes=4", "", "--size=gemma2_2b --queries=8 --batch_sizes=16,32,64,128", data="MSMARCO_DIR"),
+    BenchmarkCommand("attention", "attention", f"{TINY} --lengths=64 --windows=0,16", "", "--size=gemma3_1b --lengths=512,1024,2048,4096,8192,16384 --windows=0,512,1024"),
+    BenchmarkCommand("attention_soft_cap", "attention", f"{TINY} --lengths=64 --windows=0 --soft_cap=50",
         "--size=gemma2_2b --lengths=512,1024,2048 --windows=0 --soft_cap=50",
         "--size=gemma2_2b --lengths=512,1024,2048,4096,8192 --windows=0,4096 --soft_cap=50"),
-    Run("checkpoint", "checkpoint", f"{TINY} --steps=2", "", "--size=gemma2_2b"),
-    Run("cold_start", "cold_start", TINY, "", "--size=gemma3_1b", dtype=False),
-    Run("compile_time", "compile_time", "--depths=2,4 --widths=128 --peer_depths=2 --repeats=1", "", "--widths=128,512,1024", dtype=False),
-    Run("scaling_devices", "scaling", "devices --devices=1,2 --rows=1 --repeats=1", "devices", None, device=False, dtype=False),
-    Run("starts", "starts", "--repeats=1", "", None, device=False, dtype=False, data="MSMARCO_DIR"),
-    Run("many_rows", "many_rows", "--rows=20000 --texts=2000", "--rows=1000000,10000000", None, device=False, dtype=False),
-    Run("input_pipeline", "input_pipeline", "--texts=400 --repeats=1 --steps=8", "", "", device=False, dtype=False, data="TFDS_DATA_DIR"),
+    BenchmarkCommand("checkpoint", "checkpoint", f"{TINY} --steps=2", "", "--size=gemma2_2b"),
+    BenchmarkCommand("cold_start", "cold_start", TINY, "", "--size=gemma3_1b", dtype=False),
+    BenchmarkCommand("compile_time", "compile_time", "--depths=2,4 --widths=128 --peer_depths=2 --repeats=1", "", "--widths=128,512,1024", dtype=False),
+    BenchmarkCommand("scaling_devices", "scaling", "devices --devices=1,2 --rows=1 --repeats=1", "devices", None, device=False, dtype=False),
+    BenchmarkCommand("starts", "starts", "--repeats=1", "", None, device=False, dtype=False, data="MSMARCO_DIR"),
+    BenchmarkCommand("many_rows", "many_rows", "--rows=20000 --texts=2000", "--rows=1000000,10000000", None, device=False, dtype=False),
+    BenchmarkCommand("input_pipeline", "input_pipeline", "--texts=400 --repeats=1 --steps=8", "", "", device=False, dtype=False, data="TFDS_DATA_DIR"),
 )  # fmt: skip
 
 
 def commands(
     kind: str, device: str, dtype: str, folder: pathlib.Path, only: Sequence[str] = ()
-) -> Iterator[tuple[Run, list[str]]]:
+) -> Iterator[tuple[BenchmarkCommand, list[str]]]:
     """Each run of a kind ("smoke", "cpu", "gpu") with its command."""
     for run in RUNS:
         arguments = getattr(run, kind)

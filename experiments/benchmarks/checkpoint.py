@@ -95,7 +95,7 @@ def ours(
     from gemma_encoder.weights.backbone import open_checkpoint
 
     program, state = models.our_program(model, ROWS, LENGTH, 1, ROWS, dtype)
-    bundle = open_checkpoint(model).bundle()
+    spec = open_checkpoint(model).inference_spec()
     held, blank = [state], empty_batch(BatchShape(ROWS, LENGTH))
     del state
 
@@ -122,7 +122,7 @@ def ours(
 
         def save() -> Callable[[], float]:
             began, ended = time.perf_counter(), []
-            checkpoints.save(held[0], dataclasses.replace(bundle, step=turn), DATA, {})
+            checkpoints.save(held[0], dataclasses.replace(spec, step=turn), DATA, {})
             saved.append(
                 jax.tree.map(lambda leaf: np.asarray(leaf[..., :2]), held[0].parameters["heads"])
             )

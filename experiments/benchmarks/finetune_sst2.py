@@ -53,13 +53,15 @@ def read_tokens(file: pathlib.Path) -> tuple[list[np.ndarray], np.ndarray]:
 def packed_batches(file: pathlib.Path, rows: int):
     """Our batches, without end, in a new order each epoch."""
     from gemma_encoder.inputs.batch import BatchShape
-    from gemma_encoder.inputs.packing import Packer, Segment, Unit
+    from gemma_encoder.inputs.packing import Packer, PackingGroup, Segment
 
     texts, labels = read_tokens(file)
     packer, rng = Packer(BatchShape(rows, ROW, SEGMENTS)), np.random.default_rng(0)
     while True:
         for number in rng.permutation(len(texts)):
-            packer.add(Unit((Segment(texts[number], 0, float(labels[number]), int(number)),)))
+            packer.add(
+                PackingGroup((Segment(texts[number], 0, float(labels[number]), int(number)),))
+            )
             while packer.ready:
                 yield packer.emit()
 

@@ -106,9 +106,9 @@ def first_reading(folder: pathlib.Path) -> float:
 def prepare(raw: Source, tokenizer: Tokenizer, folder: pathlib.Path) -> Source:
     """The task from tokens that are made ahead, as `gemma-encoder prepare` makes them."""
     target = folder / TASK
-    prepared.begin(target, prepared.describe(raw, tokenizer, ROW))
+    prepared.begin(target, prepared.describe_prepared(raw, tokenizer, ROW))
     for part in prepared.parts(raw):
-        prepared.write(raw, part, tokenizer, ROW, target)
+        prepared.write_part(raw, part, tokenizer, ROW, target)
     prepared.finish(target)
     return PreparedSource(TASK, folder, DataOptions())
 
@@ -169,7 +169,7 @@ def states(name: str, source: Source, tokenizer: Tokenizer, repeats: int) -> dic
 def waiting(steps: int, folder: pathlib.Path) -> list[dict]:
     """The share of training that waits for data, as the program logs it, window by window."""
     config = glue.get_config("sst2")
-    config.max_eval, config.train_for, config.log_every = (
+    config.max_eval_examples, config.train_for, config.log_every = (
         24,
         f"{steps} steps",
         f"{steps // 4} steps",

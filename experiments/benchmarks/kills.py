@@ -104,7 +104,7 @@ def main() -> None:
                 flush=True,
             )
     straight, found = (native.find(args.folder / name) for name in ("straight", "killed"))
-    encoder = native.load_bundle(straight).encoder
+    encoder = native.load_inference_spec(straight).encoder
     one, other = (native.load_parameters(path, encoder) for path in (straight, found))
     import jax
 

@@ -77,7 +77,7 @@ def write(size: str, folder: pathlib.Path) -> None:
         part.clear()
 
     for name, value in values(
-        huggingface.table("gemma3_text" if config.use_qk_norm else "gemma2", "model.")
+        huggingface.tensor_table("gemma3_text" if config.use_qk_norm else "gemma2", "model.")
     ):
         part[name] = value
         if sum(value.nbytes for value in part.values()) > 2**31:

@@ -33,7 +33,7 @@ def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling:
     import gemma_encoder as ge
     from gemma_encoder.data import registry
     from gemma_encoder.model.encoder import initial_parameters
-    from gemma_encoder.weights.native import Bundle
+    from gemma_encoder.weights.native import InferenceSpec
 
     task = registry.get(name).task
     config = ge.EncoderConfig(
@@ -42,7 +42,7 @@ def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling:
         pooling=ge.PoolingConfig(pooling),
         compute_dtype="float32",
     )
-    bundle = Bundle(
+    spec = InferenceSpec(
         config,
         (task,),
         ge.Tokenizer.load("small"),
@@ -51,9 +51,7 @@ def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling:
         "right",
         0,
     )
-    ge.export_huggingface(
-        ge.Predictor(bundle, initial_parameters(config, jax.random.key(0))), folder
-    )
+    ge.export_huggingface(ge.Predictor(spec, initial_parameters(config, jax.random.key(0))), folder)
 
 
 def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: int) -> None:
@@ -121,7 +119,7 @@ def our_program(
     from gemma_encoder.weights.backbone import load_encoder
 
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-    bundle, parameters = load_encoder(folder, mesh)
+    spec, parameters = load_encoder(folder, mesh)
     config = recipe.default_config()
     config.tasks = (TASK,)
     config.batch.rows, config.batch.row_length, config.batch.segments = rows, row_length, segments
@@ -133,9 +131,9 @@ def our_program(
     )
     config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
     built = build(config, dry=True)
-    encoder = bundle.encoder.__class__.from_dict(
+    encoder = spec.encoder.__class__.from_dict(
         {
-            **bundle.encoder.to_dict(),
+            **spec.encoder.to_dict(),
             "compute_dtype": dtype,
             "remat": remat,
             "feed_forward_dropout": 0.0,

@@ -93,9 +93,9 @@ def peak_memory() -> int:
 
 def open_passages(folder: pathlib.Path):
     """The collection."""
-    from gemma_encoder.data.files.corpus import Texts, TsvLayout
+    from gemma_encoder.data.files.corpus import Corpus, TsvLayout
 
-    return Texts(folder / "collection.tsv", TsvLayout("pid", "passage"))
+    return Corpus(folder / "collection.tsv", TsvLayout("pid", "passage"))
 
 
 def measure_build(folder: pathlib.Path) -> dict[str, float]:

@@ -32,7 +32,9 @@ def write_texts(file: pathlib.Path, split: str, count: int) -> None:
     from gemma_encoder.data import registry
     from gemma_encoder.data.source import DataOptions
 
-    source = registry.get(models.TASK, DataOptions(max_train=count, max_eval=count))
+    source = registry.get(
+        models.TASK, DataOptions(max_train_examples=count, max_eval_examples=count)
+    )
     lines = []
     for index in range(source.size(split)):
         for example in source.examples(split, index):
@@ -154,8 +156,8 @@ def ours(folder: str, texts: int, rows: int, dtype: str, kept: bool) -> harness.
                 "model.feed_forward_dropout": 0.0,
                 "model.compute_dtype": dtype,
                 "tokenizer": "auto",
-                "max_train": texts,
-                "max_eval": EVALUATED,
+                "max_train_examples": texts,
+                "max_eval_examples": EVALUATED,
                 "batch.rows": rows,
                 "batch.segments": finetune_sst2.SEGMENTS,
                 "train_for": "1 epochs",

@@ -51,8 +51,8 @@ def ours(model: str, texts: dict, scores: str, dtype: str) -> harness.Turn:
     import gemma_encoder as ge
 
     loaded = ge.Predictor.load(model)
-    encoder = dataclasses.replace(loaded.bundle.encoder, compute_dtype=dtype)
-    predictor = ge.Predictor(dataclasses.replace(loaded.bundle, encoder=encoder), loaded.parameters)
+    encoder = dataclasses.replace(loaded.spec.encoder, compute_dtype=dtype)
+    predictor = ge.Predictor(dataclasses.replace(loaded.spec, encoder=encoder), loaded.parameters)
 
     def run(turn: int) -> dict[str, float]:
         pairs = pairs_of(turn=turn, **texts)

@@ -80,10 +80,8 @@ def ours(
         return in_a_row(step, steps)
     from gemma_encoder.weights.backbone import load_encoder
 
-    bundle, parameters = load_encoder(folder, mesh)
-    config = bundle.encoder.__class__.from_dict(
-        {**bundle.encoder.to_dict(), "compute_dtype": dtype}
-    )
+    spec, parameters = load_encoder(folder, mesh)
+    config = spec.encoder.__class__.from_dict({**spec.encoder.to_dict(), "compute_dtype": dtype})
     forward = compile_forward(config, mesh)
 
     def scores(number: int) -> dict[str, float]:

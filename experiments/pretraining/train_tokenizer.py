@@ -18,11 +18,11 @@ from collections.abc import Iterable
 import sentencepiece
 
 from gemma_encoder.data.tasks import toy_text
-from gemma_encoder.data.tasks.text import TFDS, Texts
+from gemma_encoder.data.tasks.text import TFDS, UnlabeledTexts
 from gemma_encoder.inputs.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, SMALL, UNK_ID, Tokenizer
 
 
-def train(texts: Iterable[str], vocab_size: int) -> bytes:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     """A serialised BPE model of `vocab_size` pieces with Gemma's conventions, trained on `texts`."""
     model = io.BytesIO()
     # An iterator and a writer rather than file names, which the model would store.
@@ -79,8 +79,8 @@ def main() -> None:
     flags = parser.parse_args()
 
     texts = list(toy_text.corpus(flags.toy_size))
-    texts += Texts([*map(str, flags.text), *(f"{TFDS}{name}" for name in flags.tfds)])
-    model = train(texts, flags.vocab_size)
+    texts += UnlabeledTexts([*map(str, flags.text), *(f"{TFDS}{name}" for name in flags.tfds)])
+    model = train_tokenizer(texts, flags.vocab_size)
     tokenizer = Tokenizer(model, str(flags.output))
     assert tokenizer.pieces([MASK_ID]) == ["<mask>"]
 

@@ -32,14 +32,14 @@ def plot_study(cells: Sequence[Cell], path: pathlib.Path) -> None:
         for place, row in enumerate(names):
             if row not in cell.runs:
                 continue
-            found, colour = cell.estimate(row), BASELINE if row == cell.study.baseline else ROW
-            axis.plot([found.low, found.high], [place, place], color=colour, linewidth=2)
-            axis.plot(found.value, place, "o", color=colour, markersize=7)
+            found, color = cell.estimate(row), BASELINE if row == cell.study.baseline else ROW
+            axis.plot([found.low, found.high], [place, place], color=color, linewidth=2)
+            axis.plot(found.value, place, "o", color=color, markersize=7)
             axis.plot(
                 cell.values(row),
                 [place + 0.22] * len(cell.values(row)),
                 ".",
-                color=colour,
+                color=color,
                 alpha=0.6,
                 markersize=5,
             )

@@ -49,7 +49,7 @@ class Comparison:
     curve: tuple[float, ...]
 
 
-def compare(cell: Cell, row: str) -> Comparison:
+def compare_to_first_stage(cell: Cell, row: str) -> Comparison:
     """A row of a ranking cell against the first stage that its own results hold."""
     results = list(cell.runs[row].values())
     outcomes = [result["outcomes"][cell.metric] for result in results]
@@ -79,7 +79,7 @@ def paired(differences: np.ndarray) -> Interval:
     """The mean of differences [S, Q], with an interval that resamples seeds and queries jointly."""
     counts = bootstrap.counts(differences.shape[1])
     values = np.stack([resampled_metrics.mean(counts, row) for row in differences])
-    return bootstrap.interval(
+    return bootstrap.percentile_interval(
         differences.mean(),
         np.take_along_axis(values, seed_draws(len(differences)), axis=0).mean(axis=0),
     )
@@ -98,11 +98,11 @@ def by_weight(outcome: Mapping[str, Any]) -> np.ndarray:
 def _by_weight(scores: np.ndarray, grades: np.ndarray) -> list[float]:
     if not len(scores):
         return [0.0] * len(WEIGHTS)
-    ours, theirs = _standardised(scores), _standardised(-np.log(np.arange(1, len(scores) + 1)))
+    ours, theirs = _standardized(scores), _standardized(-np.log(np.arange(1, len(scores) + 1)))
     return [reciprocal_rank((1 - weight) * ours + weight * theirs, grades) for weight in WEIGHTS]
 
 
-def _standardised(values: np.ndarray) -> np.ndarray:
+def _standardized(values: np.ndarray) -> np.ndarray:
     spread = values.std()
     return (values - values.mean()) / spread if spread > 0 else np.zeros(len(values))
 

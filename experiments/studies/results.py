@@ -42,7 +42,7 @@ FIELDS = {  # what every result holds, and of which kind
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class RunKey:
     """Which run it is.
 
     Attributes:
@@ -77,8 +77,8 @@ class Results:
         failed: what failed, and why.
     """
 
-    done: Mapping[Place, Mapping[str, Any]]
-    failed: Mapping[Place, str]
+    done: Mapping[RunKey, Mapping[str, Any]]
+    failed: Mapping[RunKey, str]
 
 
 def outcomes(predictions: Sequence[Predictions], main: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -137,7 +137,7 @@ def _each_question(metric: metrics.Metric, found: Predictions) -> list[float]:
 
 def _ranking(found: Predictions) -> dict[str, Any]:
     """The metrics of every judged query, of the run and of the first stage; scores and grades of the first candidates, in its order."""
-    judged, table = found.judgements(), found.table
+    judged, table = found.relevance_grades(), found.table
     groups = table.groups()
     result: dict[str, Any] = {
         "queries": list(judged),
@@ -166,7 +166,7 @@ def _each_query(
     }
 
 
-def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+def write_result(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a file at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -174,7 +174,7 @@ def write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
-def read(folder: pathlib.Path) -> Results:
+def read_results(folder: pathlib.Path) -> Results:
     """Everything in a folder of results; raises InputError for a file that is none."""
     if not folder.is_dir():
         raise InputError(
@@ -183,7 +183,7 @@ def read(folder: pathlib.Path) -> Results:
     done, failed, shared = {}, {}, {}
     for path in sorted(folder.rglob("seed_*.json")):
         content = _load(path)
-        place = _place(path, content)
+        place = _run_key(path, content)
         if place.file(folder, failed="error" in content) != path:
             raise InputError(f"{path} says it is {place}; it does not belong there")
         if "error" in content:
@@ -215,12 +215,12 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _place(path: pathlib.Path, content: Mapping[str, Any]) -> Place:
-    fields = {field.name: field.type for field in dataclasses.fields(Place)}
+def _run_key(path: pathlib.Path, content: Mapping[str, Any]) -> RunKey:
+    fields = {field.name: field.type for field in dataclasses.fields(RunKey)}
     for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
             raise InputError(f"{path} is no result: its field {name!r} is {content.get(name)!r}")
-    return Place(**{name: content[name] for name in fields})
+    return RunKey(**{name: content[name] for name in fields})
 
 
 def _checked(path: pathlib.Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gemma_encoder.evaluation import bootstrap, resampled_metrics
 from gemma_encoder.evaluation.bootstrap import Interval
-from gemma_encoder.experiments.studies.results import Place, Results
+from gemma_encoder.experiments.studies.results import Results, RunKey
 from gemma_encoder.experiments.studies.study import Study
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
@@ -79,7 +79,7 @@ class Cell:
     def estimate(self, row: str) -> Interval:
         """The mean over the seeds of a row, with its interval."""
         seeds = sorted(self.runs[row])
-        return bootstrap.interval(self.values(row).mean(), self._arm(row, seeds))
+        return bootstrap.percentile_interval(self.values(row).mean(), self._arm(row, seeds))
 
     def contrast(self, above: Sequence[str], below: Sequence[str]) -> tuple[Interval, int] | None:
         """The mean of some rows minus that of others, with its interval, over the seeds that all have; and how many those are.
@@ -100,7 +100,7 @@ class Cell:
             )
             for rows in (above, below)
         ]
-        return bootstrap.interval(means[0] - means[1], sides[0] - sides[1]), len(seeds)
+        return bootstrap.percentile_interval(means[0] - means[1], sides[0] - sides[1]), len(seeds)
 
     def _arm(self, row: str, seeds: Sequence[int]) -> np.ndarray:
         """The mean over the seeds drawn of the metric on the examples drawn, in every resample, [R]."""
@@ -228,7 +228,7 @@ def cells(results: Results, studies: Mapping[str, Study]) -> list[Cell]:
     return found
 
 
-def _by_row(places: Sequence[Place], content: Mapping[Place, Any]) -> dict[str, dict[int, Any]]:
+def _by_row(places: Sequence[RunKey], content: Mapping[RunKey, Any]) -> dict[str, dict[int, Any]]:
     rows: dict[str, dict[int, Any]] = {}
     for place in sorted(
         (place for place in places if place in content), key=lambda place: place.seed

@@ -53,19 +53,19 @@ class MiniRecipe:
         learning_rate: the highest.
         length: tokens of a row, and of a text at most.
         rows: of a batch; a model this small gains from many small steps.
-        max_train: records of the training split that are used, the first ones, so that they are the same for every row and seed.
+        max_train_examples: records of the training split that are used, the first ones, so that they are the same for every row and seed.
     """
 
     train_for: str
     learning_rate: float
     length: int
     rows: int
-    max_train: int = 0
+    max_train_examples: int = 0
 
 
 MINI_RECIPES = {
     "sst2": MiniRecipe(
-        "1 epochs", 1e-3, length=64, rows=8, max_train=10_000
+        "1 epochs", 1e-3, length=64, rows=8, max_train_examples=10_000
     ),  # 2.9 texts a row: 223,000 tokens in all; 0.4 % of texts are cut
     "stsb": MiniRecipe("2 epochs", 1e-3, length=128, rows=8),  # 2.7 texts a row: 514,000 tokens
     # Cranfield, lists of 8, a row holds a query and the beginning of an abstract: 230,000 tokens; to evaluate, 720,000 forward. Six epochs, one
@@ -99,7 +99,7 @@ CRANFIELD_QUERIES = 150  # what MSMARCO_DIR names at the scale `mini`
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Variant:
     """One variant.
 
     Attributes:
@@ -131,7 +131,7 @@ class Study:
     question: str
     tasks: tuple[str, ...]
     baseline: str
-    rows: tuple[Row, ...]
+    rows: tuple[Variant, ...]
 
     def __post_init__(self):
         names = [row.name for row in self.rows]
@@ -143,7 +143,7 @@ class Study:
             if task not in TASKS:
                 raise unknown("task", task, TASKS)
 
-    def rows_at(self, scale: str) -> tuple[Row, ...]:
+    def rows_at(self, scale: str) -> tuple[Variant, ...]:
         """The rows that make sense at a scale, the baseline first."""
         return tuple(
             sorted(
@@ -152,7 +152,7 @@ class Study:
             )
         )
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> Variant:
         """A row by name."""
         for row in self.rows:
             if row.name == name:
@@ -233,9 +233,9 @@ def base(task: str, scale: str) -> ConfigDict:
     config.model.size, config.model.pretrained, config.tokenizer = "pretrained", DECODER, "auto"
     config.model.remat = "dots"  # on a CPU, what is not kept need not be written
     if mini := MINI_RECIPES.get(task):
-        config.train_for, config.max_train, config.optimizer.learning_rate = (
+        config.train_for, config.max_train_examples, config.optimizer.learning_rate = (
             mini.train_for,
-            mini.max_train,
+            mini.max_train_examples,
             mini.learning_rate,
         )
         config.max_length = config.batch.row_length = mini.length
@@ -255,10 +255,10 @@ def random_weights(config: ConfigDict, task: str) -> Changes:
     return {"model.pretrained": ""}
 
 
-def records(config: ConfigDict, task: str) -> int:
+def num_training_records(config: ConfigDict, task: str) -> int:
     """The training records that a recipe uses."""
     cranfield = task == "msmarco" and config.model.size == "pretrained"
-    return config.max_train or (CRANFIELD_QUERIES if cranfield else TRAIN_RECORDS[task])
+    return config.max_train_examples or (CRANFIELD_QUERIES if cranfield else TRAIN_RECORDS[task])
 
 
 def set_field(config: ConfigDict, field: str, value: Any) -> None:
@@ -268,11 +268,11 @@ def set_field(config: ConfigDict, field: str, value: Any) -> None:
     for parent in parents:
         node = node.get(parent) if isinstance(node, ConfigDict) else None
     if not isinstance(node, ConfigDict) or name not in node:
-        raise unknown("config field", field, flat(config))
+        raise unknown("config field", field, flat_fields(config))
     node[name] = value
 
 
-def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flat_fields(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Value by field; a mapping of arbitrary names is one value, and left out where it is empty."""
     result = {}
     for name, value in config.items():
@@ -280,28 +280,30 @@ def flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         if field in MAPPINGS:
             result |= {field: value.to_dict()} if value else {}
         elif isinstance(value, ConfigDict):
-            result |= flat(value, f"{field}.")
+            result |= flat_fields(value, f"{field}.")
         else:
             result[field] = value
     return result
 
 
-def changed(
+def changed_fields(
     before: ConfigDict, after: ConfigDict, ignore: Sequence[str] = ("seed", "compilation_cache")
 ) -> dict[str, Any]:
     """The fields whose values differ, with those of `after`."""
-    stored = flat(before)
+    stored = flat_fields(before)
     return {
         field: value
-        for field, value in flat(after).items()
+        for field, value in flat_fields(after).items()
         if field not in ignore and stored.get(field) != value
     }
 
 
-def command(study: Study, task: str, row: str, scale: str, smoke: bool, config: ConfigDict) -> str:
+def rerun_command(
+    study: Study, task: str, row: str, scale: str, smoke: bool, config: ConfigDict
+) -> str:
     """The command that repeats a run: the row, and whatever else a sweep had changed."""
     argument = study.argument(task, row, config.seed, scale, smoke)
-    rest = changed(study.get_config(argument.partition(":")[2]), config)
+    rest = changed_fields(study.get_config(argument.partition(":")[2]), config)
     words = [
         f"--config={argument}",
         *(f"--config.{field}={value}" for field, value in rest.items()),
@@ -314,7 +316,7 @@ def digest(config: ConfigDict) -> str:
     """The same for two runs that learn the same: of all fields but those that may change between two starts of a run."""
     fields = {
         field: value
-        for field, value in flat(config).items()
+        for field, value in flat_fields(config).items()
         if field.split(".")[0] not in MAY_CHANGE
     }
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]

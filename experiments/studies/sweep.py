@@ -22,15 +22,21 @@ from ml_collections import ConfigDict, config_flags
 
 from gemma_encoder.experiments import ablations
 from gemma_encoder.experiments.studies import results
-from gemma_encoder.experiments.studies.results import Place
-from gemma_encoder.experiments.studies.study import SCALES, base, changed, command, digest
+from gemma_encoder.experiments.studies.results import RunKey
+from gemma_encoder.experiments.studies.study import (
+    SCALES,
+    base,
+    changed_fields,
+    digest,
+    rerun_command,
+)
 from gemma_encoder.inputs.errors import InputError, one_line, unknown
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow", "seqio")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One run of a sweep.
 
     Attributes:
@@ -41,7 +47,7 @@ class Run:
         changes: fields in which the config differs from the recipe of its task and scale.
     """
 
-    place: Place
+    key: RunKey
     config: ConfigDict
     command: str
     digest: str
@@ -73,7 +79,7 @@ def plan(
     rows: Sequence[str] = (),
     smoke: bool = False,
     override: Callable[[ConfigDict], ConfigDict] = lambda config: config,
-) -> list[Run]:
+) -> list[SweepRun]:
     """The runs of some studies in the order in which they are to be run: study, seed, task, row, the baseline first.
 
     Args:
@@ -85,7 +91,7 @@ def plan(
     """
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
-    chosen = ablations.load_all(names).values()
+    chosen = ablations.load_studies(names).values()
     for kind, wanted, known in (
         ("task", tasks, [task for study in chosen for task in study.tasks]),
         ("row", rows, [row.name for study in chosen for row in study.rows_at(scale)]),
@@ -103,11 +109,11 @@ def plan(
                     row.name for row in study.rows_at(scale) if not rows or row.name in rows
                 ):
                     config = study.config(task, row, seed, scale, smoke, override)
-                    repeated = command(study, task, row, scale, smoke, config)
-                    changes = changed(base(task, scale), config)
+                    repeated = rerun_command(study, task, row, scale, smoke, config)
+                    changes = changed_fields(base(task, scale), config)
                     runs.append(
-                        Run(
-                            Place(study.name, row, task, scale, seed),
+                        SweepRun(
+                            RunKey(study.name, row, task, scale, seed),
                             config,
                             repeated,
                             digest(config),
@@ -117,15 +123,15 @@ def plan(
     return runs
 
 
-def shard(runs: Sequence[Run], part: str) -> list[Run]:
+def shard(runs: Sequence[SweepRun], part: str) -> list[SweepRun]:
     """The I-th of N parts of a sweep, "I/N" counted from 1; runs that are the same are in the same part."""
     number, slash, count = part.partition("/")
     if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise InputError(f"--shard={part} must be I/N with 1 <= I <= N, e.g. 2/4")
-    places: dict[str, int] = {}
+    keys: dict[str, int] = {}
     for run in runs:
-        places.setdefault(run.digest, len(places))
-    return [run for run in runs if places[run.digest] % int(count) == int(number) - 1]
+        keys.setdefault(run.digest, len(keys))
+    return [run for run in runs if keys[run.digest] % int(count) == int(number) - 1]
 
 
 def default_workdirs(folder: pathlib.Path) -> pathlib.Path:
@@ -137,7 +143,7 @@ def default_workdirs(folder: pathlib.Path) -> pathlib.Path:
 
 
 def sweep(
-    runs: Sequence[Run], folder: pathlib.Path, workdirs: epath.Path, keep: bool = False
+    runs: Sequence[SweepRun], folder: pathlib.Path, workdirs: epath.Path, keep: bool = False
 ) -> int:
     """Runs what has no result yet and returns the exit code.
 
@@ -149,19 +155,19 @@ def sweep(
     """
     from gemma_encoder import distributed
 
-    distributed.start()
-    known = results.read(folder).done if folder.is_dir() else {}
+    distributed.initialize()
+    known = results.read_results(folder).done if folder.is_dir() else {}
     by_digest = {
-        content["digest"]: place for place, content in known.items() if "same_as" not in content
+        content["digest"]: key for key, content in known.items() if "same_as" not in content
     }
-    needless = _agreed([run.place in known or run.digest in by_digest for run in runs])
+    needless = _agreed([run.key in known or run.digest in by_digest for run in runs])
     failures = 0
     for number, run in enumerate(runs, 1):
-        name = f"[{number}/{len(runs)}] {run.place.study} {run.place.row} {run.place.task} seed {run.place.seed}"
-        if run.place in known:
-            if known[run.place]["digest"] != run.digest:
+        name = f"[{number}/{len(runs)}] {run.key.study} {run.key.row} {run.key.task} seed {run.key.seed}"
+        if run.key in known:
+            if known[run.key]["digest"] != run.digest:
                 raise InputError(
-                    f"{run.place.file(folder)} is the result of another config; choose another --results, or delete it"
+                    f"{run.key.file(folder)} is the result of another config; choose another --results, or delete it"
                 )
             continue
         if needless[number - 1] or run.digest in by_digest:
@@ -170,7 +176,7 @@ def sweep(
             continue
         workdir = workdirs / run.digest
         try:
-            content = train(run, workdir)
+            content = train_run(run, workdir)
         except (InputError, ArithmeticError, RuntimeError, ValueError) as error:
             failures += 1
             reason = " ".join(
@@ -178,18 +184,18 @@ def sweep(
             )[:500]
             if distributed.is_main_process():
                 print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
-                results.write(
-                    run.place.file(folder, failed=True),
-                    {**dataclasses.asdict(run.place), "command": run.command, "error": reason},
+                results.write_result(
+                    run.key.file(folder, failed=True),
+                    {**dataclasses.asdict(run.key), "command": run.command, "error": reason},
                 )
             continue
         if content is None:
             print(f"{name}: told to stop; the same command goes on", file=sys.stderr)
             return processes.EXIT_PREEMPTED
-        by_digest[run.digest] = run.place
+        by_digest[run.digest] = run.key
         if distributed.is_main_process():
-            results.write(run.place.file(folder), content)
-            run.place.file(folder, failed=True).unlink(missing_ok=True)
+            results.write_result(run.key.file(folder), content)
+            run.key.file(folder, failed=True).unlink(missing_ok=True)
             if not keep:
                 workdir.rmtree(missing_ok=True)
             main_metric = content["main_metric"]
@@ -217,26 +223,26 @@ def _agreed(needless: Sequence[bool]) -> Sequence[bool]:
     return multihost_utils.broadcast_one_to_all(np.array(needless, bool)).tolist()
 
 
-def _share(run: Run, other: Place, folder: pathlib.Path) -> None:
+def _share(run: SweepRun, other: RunKey, folder: pathlib.Path) -> None:
     """Notes that a run is one that another study has."""
     source = other.file(folder).relative_to(folder).as_posix()
     content = {
-        **dataclasses.asdict(run.place),
+        **dataclasses.asdict(run.key),
         "same_as": source,
         "digest": run.digest,
         "command": run.command,
     }
-    results.write(run.place.file(folder), content)
-    run.place.file(folder, failed=True).unlink(missing_ok=True)
+    results.write_result(run.key.file(folder), content)
+    run.key.file(folder, failed=True).unlink(missing_ok=True)
 
 
-def train(run: Run, workdir: epath.Path) -> dict[str, Any] | None:
+def train_run(run: SweepRun, workdir: epath.Path) -> dict[str, Any] | None:
     """Trains and evaluates; returns what the result's file holds, None if the run was told to stop."""
     import math
 
     import jax
 
-    from gemma_encoder.model.encoder import skeleton
+    from gemma_encoder.model.encoder import abstract_encoder
     from gemma_encoder.training import loop
     from gemma_encoder.weights import native
 
@@ -244,7 +250,7 @@ def train(run: Run, workdir: epath.Path) -> dict[str, Any] | None:
     outcome = loop.train(run.config, workdir, run.command)
     if outcome.preempted:
         return None
-    bundle = native.load_bundle(outcome.checkpoint)
+    spec = native.load_inference_spec(outcome.checkpoint)
     ((task, values),) = outcome.metrics.items()
     if not values:
         raise InputError(f"task {task!r}: the split that was evaluated has no labels")
@@ -252,7 +258,7 @@ def train(run: Run, workdir: epath.Path) -> dict[str, Any] | None:
     names = list(values)
     main = names[:: len(predictions[0].task.metrics)]  # of each part of the split the first metric
     return {
-        **dataclasses.asdict(run.place),
+        **dataclasses.asdict(run.key),
         "digest": run.digest,
         "command": run.command,
         "changes": dict(run.changes),
@@ -261,20 +267,20 @@ def train(run: Run, workdir: epath.Path) -> dict[str, Any] | None:
         "metrics": {name: round(value, 6) for name, value in values.items()},
         "outcomes": results.outcomes(predictions, main),
         "steps": outcome.step,
-        "train_records": sum(bundle.record["examples"].values()),
+        "train_records": sum(spec.record["examples"].values()),
         "parameters": sum(
-            math.prod(leaf.shape) for leaf in jax.tree.leaves(skeleton(bundle.encoder).shapes)
+            math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_encoder(spec.encoder).shapes)
         ),
         "training_seconds": round(outcome.seconds, 1),
         "seconds": round(time.monotonic() - began, 1),
-        "machine": machine(),
+        "machine": describe_machine(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """The machine in one line."""
     import jax
 

@@ -25,11 +25,11 @@ same, or a random order of the candidates. What was not run says so.
 """
 
 
-def report(found: Results, output: pathlib.Path, command: str) -> str:
+def studies_report(found: Results, output: pathlib.Path, command: str) -> str:
     """The report as markdown; plots are written beside `output`."""
     if not found.done and not found.failed:
         raise InputError("there is no result to report on; run gemma-encoder sweep first")
-    studies = ablations.load_all()
+    studies = ablations.load_studies()
     unknown = sorted({place.study for place in found.done} - set(studies))
     if unknown:
         raise InputError(f"no study is called {unknown[0]!r}; valid: {', '.join(studies)}")
@@ -54,7 +54,7 @@ def folder_of(output: pathlib.Path) -> pathlib.Path:
     return output.with_name(f"{output.stem}_plots")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return (
@@ -73,7 +73,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def interval(found: Interval, sign: str = "+") -> str:
+def format_interval(found: Interval, sign: str = "+") -> str:
     """A value and its bounds."""
     return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
@@ -134,7 +134,7 @@ def _claims(all_cells: Sequence[Cell]) -> str:
                     (
                         _where(item.cell),
                         str(item.contrast),
-                        interval(item.difference),
+                        format_interval(item.difference),
                         str(item.seeds),
                         item.verdict,
                         note,
@@ -142,10 +142,10 @@ def _claims(all_cells: Sequence[Cell]) -> str:
                 )
         if rows:
             details.append(
-                f"{claim.text} {claim.caution}\n\n{table(('task', 'difference', '95 % interval', 'seeds', 'verdict', ''), rows)}"
+                f"{claim.text} {claim.caution}\n\n{markdown_table(('task', 'difference', '95 % interval', 'seeds', 'verdict', ''), rows)}"
             )
     head = "## Claims of the paper\n\nOf arXiv 2503.02656; the last one of RankT5, its baseline. Judged from the intervals at this scale alone.\n"
-    return "\n".join([head, table(("claim", "verdict", "study"), lines), *details])
+    return "\n".join([head, markdown_table(("claim", "verdict", "study"), lines), *details])
 
 
 def _anchor(study: str) -> str:
@@ -201,7 +201,7 @@ def _cell(cell: Cell) -> str:
             cell.contrast((row.name,), (study.baseline,)) if row.name != study.baseline else None
         )
         compared = (
-            (interval(measured[0]), verdict(measured[0]))
+            (format_interval(measured[0]), verdict(measured[0]))
             if measured
             else ("", "the baseline" if row.name == study.baseline else "baseline not run")
         )
@@ -217,7 +217,7 @@ def _cell(cell: Cell) -> str:
             )
         )
     columns = ("row", "seeds", metric, "difference", "verdict", *others, "training, s")
-    return f"{head}\n{_clears_chance(cell)}\n\n{table(columns, rows)}"
+    return f"{head}\n{_clears_chance(cell)}\n\n{markdown_table(columns, rows)}"
 
 
 def _clears_chance(cell: Cell) -> str:
@@ -227,13 +227,13 @@ def _clears_chance(cell: Cell) -> str:
         return "The baseline was not run."
     found = cell.estimate(baseline)
     if chance is None:
-        return f"The baseline's {cell.metric} is {interval(found, '')}; what chance gives is not known."
+        return f"The baseline's {cell.metric} is {format_interval(found, '')}; what chance gives is not known."
     said = (
         "clears chance"
         if found.low > chance
         else "does not clear chance: differences between rows mean little"
     )
-    return f"The baseline's {cell.metric} is {interval(found, '')}, chance {chance:.3f}: it {said}."
+    return f"The baseline's {cell.metric} is {format_interval(found, '')}, chance {chance:.3f}: it {said}."
 
 
 def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
@@ -251,7 +251,7 @@ def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
             if same in seen:
                 continue
             seen.add(same)
-            found = reranking.compare(cell, row)
+            found = reranking.compare_to_first_stage(cell, row)
             if row == cell.study.baseline:
                 name = (
                     f"reranking_{cell.study.name}{'' if cell.scale == MINI else f'_{cell.scale}'}"
@@ -266,10 +266,10 @@ def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
                 (
                     f"{cell.study.name} {row}",
                     *(f"{value:.4f}" for value in (found.first_stage, found.reranked)),
-                    interval(found.gain),
+                    format_interval(found.gain),
                     f"{found.wins} / {found.ties} / {found.losses}",
                     f"{found.interpolated:.4f}",
-                    interval(found.interpolated_gain),
+                    format_interval(found.interpolated_gain),
                     verdict(found.interpolated_gain),
                     weights,
                 )
@@ -286,7 +286,7 @@ def _reranking(all_cells: Sequence[Cell], output: pathlib.Path) -> str:
             "folds' weights",
         )
         if rows:
-            parts.append(f"{_where(cell)}, MRR@10:\n\n{table(columns, rows)}")
+            parts.append(f"{_where(cell)}, MRR@10:\n\n{markdown_table(columns, rows)}")
     if not parts:
         return ""
     head = (
@@ -319,7 +319,7 @@ def _main_tables(study: Study, all_cells: Sequence[Cell]) -> str:
 
     rows = [(task, *(value(task, scale) for scale in scales)) for task in study.tasks]
     rest = [scale for scale in SCALES if scale not in scales]
-    published = table(
+    published = markdown_table(
         ("benchmark", "split", "model", "published, not measured", "source"), PUBLISHED
     )
     head = f'<a name="{_anchor(study.name)}"></a>\n\n## Main tables\n\n{study.question} Validation splits.\n'
@@ -327,7 +327,7 @@ def _main_tables(study: Study, all_cells: Sequence[Cell]) -> str:
     return "\n".join(
         [
             head,
-            table(("task", *scales), rows),
+            markdown_table(("task", *scales), rows),
             f"Not run at all: {', '.join(rest)}.\n",
             others,
             published,
@@ -379,9 +379,11 @@ def _appendix(found: Results) -> str:
         "date",
         "command that repeats it",
     )
-    text = f"{head}\n{table(columns, rows)}"
+    text = f"{head}\n{markdown_table(columns, rows)}"
     return text + (
-        f"\nFailed:\n\n{table(('row', 'task', 'seed', 'reason'), failed)}" if failed else ""
+        f"\nFailed:\n\n{markdown_table(('row', 'task', 'seed', 'reason'), failed)}"
+        if failed
+        else ""
     )
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "export": "write a checkpoint for Hugging Face or for the gemma package",
     "submit": "make or check a GLUE or SuperGLUE leaderboard submission",
     "prepare": "tokenize the data of a config ahead of training (Apache Beam)",
-    "pretrain": "pretrain a small decoder on unlabelled text",
+    "pretrain": "pretrain a small decoder on unlabeled text",
     "sweep": "run the rows of studies, one after another",
     "tables": "report on the results of a sweep",
     "plan": "plan the memory and time of a training step on TPUs, without one",

@@ -22,7 +22,7 @@ EXIT_BROKEN_PIPE = 141  # and SIGPIPE
 HELP = {"--help", "-help", "-h", "-?"}
 
 
-def guarded(program: Callable[[], int]) -> int:
+def run_program(program: Callable[[], int]) -> int:
     """Runs a program and returns its exit code; bad input and an interrupt are one line each."""
     try:
         return program()
@@ -123,10 +123,10 @@ class Flags:
         if HELP & set(argv):
             print(self.usage())
             raise SystemExit(0)
-        words = _with_files(argv) if self._config is not None else list(argv)
-        self._argv[:] = ["gemma-encoder", *words]
+        words = list(argv)
         if self._config is not None:
-            _check_fields(words)
+            words = checked_fields(_with_files(words))
+        self._argv[:] = ["gemma-encoder", *words]
         loud = self._share_logging()
         try:
             rest = self._values(self._argv)
@@ -191,19 +191,31 @@ def _option(flag: flags.Flag, width: int) -> list[str]:
 
 def _readable(config: str) -> str:
     """FILE[:ARG] of a config, whose file has been read once, so that an error in it is one line."""
-    configs.load(config)
+    configs.load_config(config)
     return configs.resolve(config)
 
 
-def _check_fields(words: Sequence[str]) -> None:
-    """Raises InputError, with the nearest name, where --config.FIELD names no field of a config."""
-    from gemma_encoder.inputs.options import check_path
-    from gemma_encoder.training.config import TrainConfig
+def checked_fields(words: Sequence[str]) -> list[str]:
+    """Returns command-line words in which --config.FIELD has the field's current name.
 
+    Raises:
+        InputError: no field has the name; the message names the nearest.
+    """
+    from gemma_encoder.inputs.options import check_path, current_path
+    from gemma_encoder.training.config import TrainConfig, warn_of_former_name
+
+    checked = []
     for word in words:
-        name = word.partition("=")[0].lstrip("-")
-        if word.startswith("-") and name.startswith("config."):
-            check_path(TrainConfig, name.removeprefix("config."))
+        flag, equals, value = word.partition("=")
+        path = flag.lstrip("-").removeprefix("config.")
+        if word.startswith("-") and flag.lstrip("-") != path:
+            current = current_path(TrainConfig, path)
+            check_path(TrainConfig, current)
+            if current != path:
+                warn_of_former_name(path, current)
+                word = f"--config.{current}{equals}{value}"
+        checked.append(word)
+    return checked
 
 
 def _with_files(argv: Sequence[str]) -> list[str]:

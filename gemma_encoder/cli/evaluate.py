@@ -12,26 +12,26 @@ import ml_collections
 
 from gemma_encoder import runtime
 from gemma_encoder.cli import commandline
-from gemma_encoder.cli.train import add_flags, checked
+from gemma_encoder.cli.train import add_run_flags, checked
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
-    add_flags(flags)
-    return evaluate(*checked(flags, flags.parse(argv)))
+    add_run_flags(flags)
+    return evaluate_and_report(*checked(flags, flags.parse(argv)))
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: str) -> int:
+def evaluate_and_report(config: ml_collections.ConfigDict, workdir: str) -> int:
     """Evaluates, prints the metrics, and returns the exit code."""
     runtime.require_training()
     from gemma_encoder import distributed
     from gemma_encoder.cli.summary import summarize
     from gemma_encoder.training import loop
 
-    distributed.start()
+    distributed.initialize()
     return summarize(loop.evaluate(config, workdir), config.evaluate_split)

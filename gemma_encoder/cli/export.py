@@ -17,7 +17,7 @@ FORMATS = ("huggingface", "gemma")
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def _main(argv: Sequence[str]) -> int:
     from gemma_encoder.weights.backbone import open_checkpoint
 
     checkpoint = open_checkpoint(options.path)
-    problems = list(describe(checkpoint))
+    problems = list(describe_checkpoint(checkpoint))
     if options.read and not problems:
         problems = list(unreadable(checkpoint))
     read = ", every tensor was read" if options.read else ""
@@ -64,7 +64,7 @@ def _main(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def describe(checkpoint: "Checkpoint") -> list[str]:
+def describe_checkpoint(checkpoint: "Checkpoint") -> list[str]:
     """Prints what a checkpoint holds and returns what stands in the way of loading it."""
     from gemma_encoder.weights.backbone import size_name
 
@@ -137,7 +137,7 @@ def _tokenizer(checkpoint: "Checkpoint", config: "TransformerConfig") -> str:
     from gemma_encoder.weights.native import NativeCheckpoint
 
     if isinstance(checkpoint, NativeCheckpoint):
-        return f"{checkpoint.bundle.tokenizer.name}, stored in the checkpoint"
+        return f"{checkpoint.spec.tokenizer.name}, stored in the checkpoint"
     beside = checkpoint.folder / "tokenizer.model"
     return (
         f"{beside}"

@@ -10,7 +10,7 @@ from gemma_encoder import runtime
 from gemma_encoder.cli import commandline, inspect
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.packing import Packer, Segment, Unit
+from gemma_encoder.inputs.packing import Packer, PackingGroup, Segment
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ class Text(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -64,7 +64,7 @@ def _main(argv: Sequence[str]) -> int:
     flags.whole("max_length", "Without --config: as config.max_length.", default=128)
     settings = _settings(flags, argv)
     split = flags["split"] or _first_split(settings.source)
-    for line in report(settings, split, flags["n"], flags["sample"], flags["seed"]):
+    for line in data_report(settings, split, flags["n"], flags["sample"], flags["seed"]):
         print(line)
     return 0
 
@@ -93,7 +93,7 @@ def _settings(flags: commandline.Flags, argv: Sequence[str]) -> Settings:
     from gemma_encoder.training.config import TrainConfig
 
     config = TrainConfig.from_config_dict(config)
-    tasks = mixtures.expand(config.tasks)
+    tasks = mixtures.expand_mixtures(config.tasks)
     name = flags["task"] or tasks[0]
     if name not in tasks:
         raise unknown("task of the config", name, tasks)
@@ -121,7 +121,7 @@ def _first_split(source: "Source") -> str:
     return "train" if "train" in source.splits else source.splits[0]
 
 
-def report(settings: Settings, split: str, n: int, sample: int, seed: int) -> Iterator[str]:
+def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) -> Iterator[str]:
     """The lines to print: `n` records of a split one by one, then figures of `sample` records."""
     source, task = settings.source, settings.source.task
     if split not in source.splits:
@@ -198,7 +198,7 @@ def _show(texts: list[Text], record: int, settings: Settings) -> Iterator[str]:
             settings.max_length,
             f"record {record + 1}",
         )[0]
-        cut = f", {kept.cut} more were cut" if kept.cut else ""
+        cut = f", {kept.num_truncated} more were cut" if kept.num_truncated else ""
         yield f"tokens: {len(kept.tokens)}{cut}; each piece over its id"
         yield from _over(settings.tokenizer.pieces(kept.tokens), [str(i) for i in kept.tokens])
         if text is not texts[:SHOWN_TEXTS][-1]:
@@ -218,7 +218,7 @@ def _raw(text: Text, task: Task) -> list[tuple[str, str]]:
     label = task.kind.show_label(task, example.label)
     if not label:
         return shown
-    if task.kind.one_class and not task.is_unlabelled(example.label):
+    if task.kind.one_class and not task.is_unlabeled(example.label):
         label = f"{example.label:g} ({label})"
     return [*shown, ("label", label)]
 
@@ -253,7 +253,7 @@ def _pack(texts: Sequence[Text], settings: Settings, rows: int) -> Iterator[Batc
     """Batches of those texts, cut to `max_length`, as training would pack them, lists apart; `example_id` is the text's place."""
     packer = Packer(BatchShape(rows, settings.row_length, settings.segments))
     for place, text in enumerate(texts):
-        packer.add(Unit((Segment(text.tokens[: settings.max_length], 0, 0.0, place),)))
+        packer.add(PackingGroup((Segment(text.tokens[: settings.max_length], 0, 0.0, place),)))
         if packer.ready:
             yield packer.emit()
     while len(packer):

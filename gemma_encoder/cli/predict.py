@@ -15,18 +15,18 @@ from gemma_encoder.cli import commandline
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     flags.text("workdir", "A run's folder, one of its checkpoints, or an exported folder.")
-    add_flags(flags)
+    add_prediction_flags(flags)
     flags.parse(argv)
-    return predict(flags)
+    return predict_from_flags(flags)
 
 
-def add_flags(flags: commandline.Flags) -> None:
+def add_prediction_flags(flags: commandline.Flags) -> None:
     """Adds the flags of a prediction, but for --workdir."""
     flags.text("task", "The task to score for; may be left out where the checkpoint has only one.")
     flags.text(
@@ -47,7 +47,7 @@ def add_flags(flags: commandline.Flags) -> None:
     flags.modules()
 
 
-def predict(flags: commandline.Flags) -> int:
+def predict_from_flags(flags: commandline.Flags) -> int:
     """Predicts as the flags say and returns the exit code."""
     workdir = flags.required("workdir", "name a run's folder or an export")
     source = flags.required("input", "name a .txt, .csv, .tsv, .jsonl or .parquet file with texts")

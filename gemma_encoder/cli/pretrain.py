@@ -1,4 +1,4 @@
-"""Pretrains a small causal decoder on unlabelled text, and writes it as a folder to fine-tune from.
+"""Pretrains a small causal decoder on unlabeled text, and writes it as a folder to fine-tune from.
 
     gemma-encoder pretrain --workdir=runs/decoder --output=decoder --config.text.train="('texts.txt',)"
     gemma-encoder train --config=glue:sst2,size=gemma3_mini --config.model.pretrained=decoder --workdir=…
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from gemma_encoder.cli import commandline
-from gemma_encoder.cli.train import add_flags
+from gemma_encoder.cli.train import add_run_flags
 from gemma_encoder.inputs.errors import InputError
 
 CONFIG = "pretrain_decoder"
@@ -24,12 +24,12 @@ CONFIG = "pretrain_decoder"
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
-    add_flags(flags)
+    add_run_flags(flags)
     flags.text("output", "A new folder for the decoder, once it is trained.")
     named = any(word.startswith("--config=") for word in argv)
     config = flags.parse(argv if named else [f"--config={CONFIG}", *argv])
@@ -40,12 +40,12 @@ def _main(argv: Sequence[str]) -> int:
     from gemma_encoder.experiments import pretrain_decoder
     from gemma_encoder.training import loop
 
-    distributed.start()
+    distributed.initialize()
     command = shlex.join(["gemma-encoder", "pretrain", *argv])
     outcome = loop.train(config, workdir, command)
     if outcome.preempted:
         return processes.EXIT_PREEMPTED
-    record = pretrain_decoder.write(config, workdir, outcome, output, command)
+    record = pretrain_decoder.write_decoder(config, workdir, outcome, output, command)
     print(
         f"\n{output}: validation perplexity {record['validation_perplexity']:.2f} over "
         f"{record['validation_tokens_predicted']:,} tokens; the trigram's is "

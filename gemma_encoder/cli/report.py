@@ -17,7 +17,7 @@ from gemma_encoder.inputs.errors import InputError
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -41,9 +41,9 @@ def _main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     runtime.require_training()  # metrics with their intervals are computed anew
-    from gemma_encoder.report import report
+    from gemma_encoder.report import render_report
 
-    page = report(arguments.workdirs)
+    page = render_report(arguments.workdirs)
     try:
         arguments.output.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -18,7 +18,7 @@ BENCHMARKS = ("glue", "superglue")
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -29,14 +29,14 @@ def _main(argv: Sequence[str]) -> int:
 
     if arguments.command == "make":
         path, benchmark = epath.Path(arguments.output), arguments.benchmark
-        content = submission.make(benchmark, arguments.workdirs)
+        content = submission.make_submission(benchmark, arguments.workdirs)
     else:
         path = epath.Path(arguments.submission)
         if not path.exists():
             raise InputError(f"{path} does not exist")
         content = path.read_bytes()
         benchmark = submission.benchmark_of(content)
-    counts = submission.check(content, benchmark)
+    counts = submission.check_submission(content, benchmark)
     if arguments.command == "make":
         path.write_bytes(content)
     print(f"{path} is a complete {benchmark} submission")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gemma_encoder.evaluation.predictions import Predictions
-    from gemma_encoder.training.loop import Outcome
+    from gemma_encoder.training.loop import TrainingResult
 
 
-def summarize(outcome: "Outcome", split: str) -> int:
+def summarize(outcome: "TrainingResult", split: str) -> int:
     """Prints what a run reached, on its main process, and returns the program's exit code."""
     from gemma_encoder import distributed
 
@@ -95,5 +95,5 @@ def _shown(predictions, index: int) -> str:
     """A prediction, and the label where there is one."""
     task, label = predictions.task, predictions.table.labels[index]
     shown = task.kind.show(task, predictions.outputs[index])
-    text = "" if task.is_unlabelled(label) else task.kind.show_label(task, label)
+    text = "" if task.is_unlabeled(label) else task.kind.show_label(task, label)
     return f"{shown} (label: {text})" if text else shown

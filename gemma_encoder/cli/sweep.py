@@ -22,7 +22,7 @@ from gemma_encoder.inputs.errors import InputError
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def _main(argv: Sequence[str]) -> int:
         _names(arguments.tasks),
         _names(arguments.rows),
         arguments.smoke,
-        sweep.overriding(overrides),
+        sweep.overriding(commandline.checked_fields(overrides)),
     )
     runs = sweep.shard(runs, arguments.shard)
     if arguments.dry_run:

@@ -16,7 +16,7 @@ from gemma_encoder.inputs.errors import InputError
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -37,12 +37,12 @@ def _main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     runtime.require_training()
     from gemma_encoder.experiments.studies import results
-    from gemma_encoder.experiments.studies.tables import report
+    from gemma_encoder.experiments.studies.tables import studies_report
 
     output = arguments.output
     command = f"gemma-encoder tables {arguments.results} --output={output}"
     try:
-        text = report(results.read(arguments.results), output, command)
+        text = studies_report(results.read_results(arguments.results), output, command)
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from None

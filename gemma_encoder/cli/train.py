@@ -20,12 +20,12 @@ from gemma_encoder.cli import commandline
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
-    return commandline.guarded(lambda: _main(argv))
+    return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
-    add_flags(flags)
+    add_run_flags(flags)
     flags.switch(
         "help_config",
         "List the fields of a config and exit: each with a line of help, and its value in --config "
@@ -35,10 +35,12 @@ def _main(argv: Sequence[str]) -> int:
     if flags["help_config"]:
         print(config_fields(config))
         return 0
-    return train(*checked(flags, config), command=shlex.join(["gemma-encoder", "train", *argv]))
+    return train_and_report(
+        *checked(flags, config), command=shlex.join(["gemma-encoder", "train", *argv])
+    )
 
 
-def add_flags(flags: commandline.Flags) -> None:
+def add_run_flags(flags: commandline.Flags) -> None:
     """Adds the flags of a run: --config and --workdir."""
     flags.config()
     flags.text(
@@ -62,12 +64,12 @@ def checked(
 
 def config_fields(config: ml_collections.ConfigDict | None) -> str:
     """Returns a line for each field: its type, its value in the config (or default) and help."""
-    from gemma_encoder.training.config import TrainConfig, field_help
+    from gemma_encoder.training.config import TrainConfig, config_help
 
-    return "\n".join(field_help(config and TrainConfig.from_config_dict(config)))
+    return "\n".join(config_help(config and TrainConfig.from_config_dict(config)))
 
 
-def train(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:
+def train_and_report(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:
     """Trains, prints what the run reached, and returns the exit code.
 
     Args:
@@ -80,5 +82,5 @@ def train(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:
     from gemma_encoder.cli.summary import summarize
     from gemma_encoder.training import loop
 
-    distributed.start()
+    distributed.initialize()
     return summarize(loop.train(config, workdir, command), config.evaluate_split)

@@ -6,7 +6,7 @@ from gemma_encoder.data.segments import CHUNK, make_segments, no_counts
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, concatenate, empty_batch
-from gemma_encoder.inputs.packing import Packer, Unit
+from gemma_encoder.inputs.packing import Packer, PackingGroup
 from gemma_encoder.inputs.task import Example, ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -63,10 +63,10 @@ def evaluation_stream(
             tokenizer,
             options.max_length,
             table.counts,
-            unlabelled=split.startswith("test"),
+            unlabeled=split.startswith("test"),
         )
         for example_id, segment in zip(pending, segments, strict=True):
-            unit = Unit((segment._replace(example_id=example_id),))
+            unit = PackingGroup((segment._replace(example_id=example_id),))
             packers[example_id % options.readers].add(unit)
         pending.clear()
 

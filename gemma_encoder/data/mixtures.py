@@ -18,10 +18,10 @@ MIXTURES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def expand(names: Sequence[str]) -> tuple[str, ...]:
+def expand_mixtures(names: Sequence[str]) -> tuple[str, ...]:
     """The tasks that `names` stands for: each is a task or a mixture, of ours or of seqio's."""
     expanded = [
-        seqio_source.expand(name)
+        seqio_source.expand_seqio_mixture(name)
         if name.startswith(seqio_source.PREFIX)
         else MIXTURES.get(name, (name,))
         for name in names

@@ -28,7 +28,7 @@ from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, concatenate
 from gemma_encoder.inputs.errors import InputError, described
-from gemma_encoder.inputs.packing import Packer, Unit
+from gemma_encoder.inputs.packing import Packer, PackingGroup
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 PREFETCH = 4  # batches made ahead
@@ -122,7 +122,7 @@ class Reader(grain.DatasetIterator):
 
     def _units(
         self, numbers: Sequence[int], positions: Sequence[Position], counts: Counts
-    ) -> Iterator[Unit]:
+    ) -> Iterator[PackingGroup]:
         """The units of some records, in order; none for a record that has no text to train on.
 
         The texts of a task are tokenized by one call, which is faster than record by record; units
@@ -137,7 +137,7 @@ class Reader(grain.DatasetIterator):
             self._sources[task].training_examples(index, self._options.seed, epoch)
             for task, epoch, index in positions
         ]
-        units: list[Unit | None] = [None] * len(positions)
+        units: list[PackingGroup | None] = [None] * len(positions)
         for task, source in enumerate(self._sources):
             mine = [i for i, position in enumerate(positions) if position.task == task]
             self._count_skipped(task, [len(examples[i]) for i in mine])
@@ -155,7 +155,7 @@ class Reader(grain.DatasetIterator):
             )
             for i in mine:
                 texts = tuple(next(segments) for _ in examples[i])
-                units[i] = Unit(texts, source.task.is_list, numbers[i]) if texts else None
+                units[i] = PackingGroup(texts, source.task.is_list, numbers[i]) if texts else None
         return (unit for unit in units if unit is not None)
 
     def _count_skipped(self, task: int, lengths: Sequence[int]) -> None:

@@ -34,9 +34,14 @@ from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError, described, one_line
 from gemma_encoder.inputs.task import Example, Task
-from gemma_encoder.inputs.template import Encoded
+from gemma_encoder.inputs.template import EncodedText
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
+FORMER_NAMES = {
+    "cut": "truncation",
+    "max_train": "max_train_examples",
+    "max_eval": "max_eval_examples",
+}
 VERSION = 2  # of the folder; raised when the meaning of its files changes
 INFO = "info.json"  # written last: a folder that has it is whole
 BEGUN = "begun.json"  # the same content, written first
@@ -75,7 +80,7 @@ def parts(source: Source) -> list[Part]:
     return result
 
 
-def describe(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+def describe_prepared(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """The facts that the files of a task depend on, for JSON."""
     spans: dict[str, list[tuple[int, int]]] = {}
     for part in parts(source):
@@ -109,7 +114,7 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=list))
 
 
-def write(
+def write_part(
     source: Source, part: Part, tokenizer: Tokenizer, max_length: int, folder: epath.PathLike
 ) -> dict[str, int]:
     """Writes one part of a task unless it is there; it has its name only when it is whole.
@@ -145,7 +150,7 @@ def write(
         "about": pa.large_string(),
     }
     with tempfile.TemporaryDirectory() as temporary:
-        table.write(pathlib.Path(temporary), types, rows(), batch=1000)
+        table.write_table_rows(pathlib.Path(temporary), types, rows(), batch=1000)
         writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
         partial = path.with_name(f"{path.name}.{writer}.part")
         epath.Path(temporary, table.FILE).copy(partial, overwrite=True)
@@ -181,7 +186,12 @@ def _row(examples: Sequence[Example], with_fields: bool) -> list[Any]:
     ]
     labels = [0.0 if isinstance(e.label, tuple) else float(e.label) for e in examples]
     tokens = [example.encoded.tokens for example in examples]
-    return [tokens, [example.encoded.cut for example in examples], labels, json.dumps(about)]
+    return [
+        tokens,
+        [example.encoded.num_truncated for example in examples],
+        labels,
+        json.dumps(about),
+    ]
 
 
 def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
@@ -217,9 +227,14 @@ def finish(folder: epath.PathLike) -> None:
     (epath.Path(folder) / BEGUN).replace(epath.Path(folder) / INFO)
 
 
+def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with the fields that were renamed since it was written."""
+    return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+
+
 def _read_info(path: epath.Path) -> dict[str, Any]:
     try:
-        info = json.loads(path.read_text())
+        info = json.loads(path.read_text(), object_hook=_with_current_names)
     except ValueError:
         info = None
     if not isinstance(info, dict):
@@ -308,7 +323,7 @@ class PreparedSource(Source):
 
         def example(i: int) -> Example:
             facts, fields = about[i], about[i].get("fields", {})
-            encoded = Encoded(table.numbers(texts[i].values), cut[i])
+            encoded = EncodedText(table.numeric_values(texts[i].values), cut[i])
             names = (facts["query"], facts["document"], facts["info"])
             return Example(fields, labels[i], *names, encoded, facts["role"])
 

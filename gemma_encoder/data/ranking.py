@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from absl import logging
 
-from gemma_encoder.data.files.corpus import Texts
+from gemma_encoder.data.files.corpus import Corpus
 from gemma_encoder.data.files.lines import COMPRESSED
-from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import UNLABELLED
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
-TEMPLATE = Template("Query: {query} Document: {document}", cut=("document",))
+TEMPLATE = Template("Query: {query} Document: {document}", truncation=("document",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class RankingFiles:
         judgements: relevance grades; None where they are not published.
     """
 
-    queries: Texts
-    documents: Texts
+    queries: Corpus
+    documents: Corpus
     candidates: Candidates
-    judgements: Judgements | None
+    qrels: Qrels | None
 
 
 class RankingSource(Source):
@@ -77,11 +77,11 @@ class RankingSource(Source):
         counts = files.candidates.counts()
         is_usable = counts > 0
         if split == "train":
-            if files.judgements is None:
+            if files.qrels is None:
                 raise InputError(f"task {self.task.name!r}: its {split} split has no judgements")
             low, high = self.options.negative_ranks
             in_range = np.clip(counts, low - 1, high) - (low - 1)
-            positives, needed = files.judgements.positives, "a positive and a negative"
+            positives, needed = files.qrels.positives, "a positive and a negative"
             is_usable = (positives > 0) & (in_range > positives)
             # Few: so many positives that they may fill the range.
             for query in np.flatnonzero((positives > 0) & (in_range > 0) & ~is_usable):
@@ -100,7 +100,7 @@ class RankingSource(Source):
         return np.flatnonzero(is_usable).astype(np.int32)
 
     def _positives(self, split: str, query: int) -> np.ndarray:
-        documents, grades = self.opened(split).judgements.of(query)
+        documents, grades = self.opened(split).qrels.of(query)
         return documents[grades > 0]
 
     def _negatives(self, split: str, query: int) -> np.ndarray:
@@ -112,7 +112,7 @@ class RankingSource(Source):
         """Queries, collection, candidates and judgments."""
         files = self.opened(split)
         paths = [files.queries.path, files.documents.path, files.candidates.path]
-        return [*paths, *([files.judgements.path] if files.judgements else [])]
+        return [*paths, *([files.qrels.path] if files.qrels else [])]
 
     def count(self, split: str) -> int:
         """Usable queries."""
@@ -124,12 +124,12 @@ class RankingSource(Source):
         Where the options limit the queries, those of the used ones alone.
         """
         files = self.opened(split)
-        if files.judgements is None:
+        if files.qrels is None:
             return {}
         queries = np.arange(len(files.queries))
         if self.options.limit(split):
             queries = self.queries(split)[: self.size(split)]
-        return files.judgements.by_id(queries)
+        return files.qrels.by_id(queries)
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
         """A query's candidates in the run's order; or what training lists are drawn from."""
@@ -139,8 +139,8 @@ class RankingSource(Source):
         else:
             documents = files.candidates.of(query).tolist()
         labels = [UNLABELLED] * len(documents)
-        if files.judgements:
-            grades = dict(zip(*files.judgements.of(query), strict=True))
+        if files.qrels:
+            grades = dict(zip(*files.qrels.of(query), strict=True))
             labels = [max(float(grades.get(document, 0)), 0.0) for document in documents]
         name, text = files.queries.ids[query], files.queries.text(query)
 

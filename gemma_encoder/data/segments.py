@@ -6,7 +6,7 @@ from gemma_encoder.data.source import Source
 from gemma_encoder.inputs.kind import NO_TARGETS, UNLABELLED
 from gemma_encoder.inputs.packing import Segment
 from gemma_encoder.inputs.task import ROLES, Example, Task
-from gemma_encoder.inputs.template import Encoded, encode
+from gemma_encoder.inputs.template import EncodedText, encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 CHUNK = 64  # texts that are tokenized at a time
@@ -19,16 +19,16 @@ def no_counts(sources: Sequence[Source]) -> Counts:
     return {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0} for source in sources}
 
 
-def count_texts(counts: dict[str, int], encoded: Sequence[Encoded]) -> None:
+def count_texts(counts: dict[str, int], encoded: Sequence[EncodedText]) -> None:
     """Adds texts to the counts of their task."""
     counts["texts"] += len(encoded)
-    counts["cut_texts"] += sum(text.cut > 0 for text in encoded)
-    counts["cut_tokens"] += sum(text.cut for text in encoded)
+    counts["cut_texts"] += sum(text.num_truncated > 0 for text in encoded)
+    counts["cut_tokens"] += sum(text.num_truncated for text in encoded)
 
 
 def encode_examples(
     task: Task, examples: Sequence[Example], where: Sequence[str], tokenizer: Tokenizer, length: int
-) -> list[Encoded]:
+) -> list[EncodedText]:
     """Tokens of each example by the template of its role; arguments are those of `encode`."""
     templates = [task.template_for(example.role) for example in examples]
     where = [f"task {task.name!r}, {name}" for name in where]
@@ -44,7 +44,7 @@ def make_segments(
     max_length: int,
     counts: Counts,
     *,
-    unlabelled: bool = False,
+    unlabeled: bool = False,
 ) -> list[Segment]:
     """Tokenized examples of one task, their labels checked and scaled as training sees them.
 
@@ -55,7 +55,7 @@ def make_segments(
         where: names each example in messages.
         tokenizer, max_length: as for `encode`.
         counts: of the task; added to.
-        unlabelled: whether labels may be unknown (a test split); those that are stay as they are.
+        unlabeled: whether labels may be unknown (a test split); those that are stay as they are.
     """
     task = source.task
     encoded = [example.encoded for example in examples]
@@ -64,7 +64,7 @@ def make_segments(
     count_texts(counts[task.name], encoded)
     segments = []
     for example, text, name in zip(examples, encoded, where, strict=True):
-        if unlabelled and task.is_unlabelled(example.label):
+        if unlabeled and task.is_unlabeled(example.label):
             label, targets = UNLABELLED, NO_TARGETS
         else:
             label, targets = task.target(example.label, name)

@@ -51,7 +51,7 @@ def _seqio() -> Any:
     return runtime.import_quietly("seqio")
 
 
-def expand(name: str) -> tuple[str, ...]:
+def expand_seqio_mixture(name: str) -> tuple[str, ...]:
     """A task as it is; of a mixture its tasks, as `seqio:MIXTURE/TASK`.
 
     Raises:
@@ -91,7 +91,7 @@ class SeqioSource(Source):
     """
 
     def __init__(self, name: str, options: DataOptions):
-        expand(name)
+        expand_seqio_mixture(name)
         self.mixture, _, task = name.removeprefix(PREFIX).rpartition("/")
         self._seqio_task = _seqio().TaskRegistry.get(task)
         if self.mixture:
@@ -107,14 +107,14 @@ class SeqioSource(Source):
         self._queries = functools.cache(self._group)  # of a split
         super().__init__(self._declare(), options)
         self._indices = {text: index for index, text in enumerate(self.task.classes)}
-        for split in self._labelled:  # all targets and queries, before training
+        for split in self._labeled:  # all targets and queries, before training
             if self.task.is_list:
                 self._queries(split)
             for target in self._table(split).summary["targets"]:
                 self._label(target, split, f"task {name}, {split} split")
 
     @property
-    def _labelled(self) -> list[str]:
+    def _labeled(self) -> list[str]:
         return [split for split in self.splits if split.startswith(("train", "validation"))]
 
     def _declare(self) -> Task:
@@ -126,7 +126,7 @@ class SeqioSource(Source):
                 f"task {self._name}: its train split has the target {UNPUBLISHED[0]!r}, which "
                 "stands for none"
             )
-        ranges = [self._table(split).summary["numbers"] for split in self._labelled]
+        ranges = [self._table(split).summary["numbers"] for split in self._labeled]
         if QUERY_ID in self._table("train").arrow.column_names:
             task = Task(name, "ranking", template)
         elif all(ranges) and ranges[0]["has_point"] and ranges[0]["low"] < ranges[0]["high"]:
@@ -167,7 +167,7 @@ class SeqioSource(Source):
             [read(element[column]) for column, read in columns.items()]
             for element in itertools.chain([first], elements)
         )
-        table.write(folder, dict.fromkeys(columns, pa.large_string()), rows)
+        table.write_table_rows(folder, dict.fromkeys(columns, pa.large_string()), rows)
         digest = hashlib.sha256((folder / table.FILE).read_bytes()).hexdigest()
         facts = _facts(Table(folder).arrow.column("targets").chunks)
         table.write_summary(folder, {**facts, "digest": digest})
@@ -252,7 +252,7 @@ class SeqioSource(Source):
             if text not in self._indices:
                 raise InputError(f"{where}: {unknown('class', text, self.task.classes)}")
             return float(self._indices[text])
-        label = _grade(text) if self.task.is_list else _number(text)
+        label = _grade(text) if self.task.is_list else _parse_number(text)
         if label is None and self.task.is_list:
             raise InputError(
                 f"{where}: it has a {QUERY_ID}, so that its targets are grades of documents; "
@@ -270,7 +270,7 @@ def _facts(chunks: Iterable[Any]) -> dict[str, Any]:
     for chunk in chunks:
         texts = chunk.unique().to_pylist()
         targets |= dict.fromkeys(texts[: MAX_CLASSES + 1])
-        numbers = [_number(text) for text in texts]
+        numbers = [_parse_number(text) for text in texts]
         if None in numbers:
             are_numbers = False
         elif texts:
@@ -285,7 +285,7 @@ def _plain(value: Any) -> str:
     return table.decode(value, "text", "seqio") if isinstance(value, bytes) else str(value)
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     try:
         number = float(text)
     except ValueError:
@@ -294,4 +294,4 @@ def _number(text: str) -> float | None:
 
 
 def _grade(text: str) -> float | None:
-    return GRADES.get(text.strip().lower(), _number(text))
+    return GRADES.get(text.strip().lower(), _parse_number(text))

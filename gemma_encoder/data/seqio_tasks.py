@@ -186,9 +186,9 @@ def _elements(
         made = source.training_examples(index, 0, 0) if is_drawn else source.examples(split, index)
         examples += made
         where += [source.where(split, index)] * len(made)
-    counts, unlabelled = no_counts([source]), split.startswith("test")
+    counts, unlabeled = no_counts([source]), split.startswith("test")
     segments = make_segments(
-        source, 0, examples, where, tokenizer(), max_length, counts, unlabelled=unlabelled
+        source, 0, examples, where, tokenizer(), max_length, counts, unlabeled=unlabeled
     )
     targets = [segment.targets if len(segment.targets) else [segment.label] for segment in segments]
     texts = [

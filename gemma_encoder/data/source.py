@@ -32,7 +32,7 @@ class DataOptions:
         run: path of the first-stage run of ranking tasks that read files, `{split}` standing for
             the files' name of the split; "" for the one that lies with them.
         own: fields of `own_options.OwnOptions`, for the task `own`.
-        max_train, max_eval: use only so many records of a split, the first ones; 0 for all.
+        max_train_examples, max_eval_examples: use only so many records of a split, the first ones; 0 for all.
         text: fields of `text.TextOptions`, for the task `text`.
     """
 
@@ -40,8 +40,8 @@ class DataOptions:
     negative_ranks: tuple[int, int] = (1, 1000)
     run: str = ""
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    max_train: int = 0
-    max_eval: int = 0
+    max_train_examples: int = 0
+    max_eval_examples: int = 0
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -53,14 +53,14 @@ class DataOptions:
             ranking.list_size,
             ranking.negative_ranks,
             ranking.run,
-            max_train=config.max_train,
-            max_eval=config.max_eval,
+            max_train_examples=config.max_train_examples,
+            max_eval_examples=config.max_eval_examples,
             **files,
         )
 
     def limit(self, split: str) -> int:
         """The most records of `split` that are used, 0 for all."""
-        return self.max_train if split == "train" else self.max_eval
+        return self.max_train_examples if split == "train" else self.max_eval_examples
 
 
 class Record(NamedTuple):

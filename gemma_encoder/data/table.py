@@ -20,7 +20,7 @@ BATCH = 10_000  # rows that are Python objects at a time
 FILE = "rows.arrow"
 
 
-def write(
+def write_table_rows(
     folder: pathlib.Path,
     types: Mapping[str, Any],
     rows: Iterator[Sequence[Any]],
@@ -34,10 +34,10 @@ def write(
         rows: values in the order of the columns.
         batch: rows that are held in memory.
     """
-    write_batches(folder, types, (arrays(some, types) for some in chunks(rows, batch)))
+    write_table_batches(folder, types, (to_arrays(some, types) for some in chunks(rows, batch)))
 
 
-def write_batches(
+def write_table_batches(
     folder: pathlib.Path, types: Mapping[str, Any], batches: Iterable[Sequence[Any]]
 ) -> None:
     """Writes a table as `write` does, of batches that are an Arrow array for each column."""
@@ -56,13 +56,13 @@ def chunks(rows: Iterable[Row], size: int = BATCH) -> Iterator[list[Row]]:
         yield some
 
 
-def arrays(rows: Sequence[Sequence[Any]], types: Mapping[str, Any]) -> list[Any]:
+def to_arrays(rows: Sequence[Sequence[Any]], types: Mapping[str, Any]) -> list[Any]:
     """The columns of some rows as Arrow arrays."""
     columns = zip(*rows, strict=True)
-    return [array(values, kind) for values, kind in zip(columns, types.values(), strict=True)]
+    return [to_array(values, kind) for values, kind in zip(columns, types.values(), strict=True)]
 
 
-def array(values: Sequence[Any] | np.ndarray, kind: Any) -> Any:
+def to_array(values: Sequence[Any] | np.ndarray, kind: Any) -> Any:
     """The Arrow array of some values.
 
     Text and numbers are laid out here, because `pyarrow.array` imports pandas (0.25 s).
@@ -80,7 +80,7 @@ def array(values: Sequence[Any] | np.ndarray, kind: Any) -> Any:
     return pa.Array.from_buffers(kind, len(values), [None, *map(pa.py_buffer, buffers)])
 
 
-def numbers(array: Any) -> np.ndarray:
+def numeric_values(array: Any) -> np.ndarray:
     """The values of an Arrow array of numbers without nulls; `to_numpy` would import pandas."""
     values = np.frombuffer(array.buffers()[1], str(array.type))
     return values[array.offset : array.offset + len(array)]
@@ -124,7 +124,7 @@ class Table:
     def codes(self, column: str) -> tuple[list[str], np.ndarray]:
         """Different values of a text column in their order, and which of them each row has."""
         chunks = self._columns[column].dictionary_encode().unify_dictionaries().chunks
-        codes = np.concatenate([numbers(chunk.indices) for chunk in chunks])
+        codes = np.concatenate([numeric_values(chunk.indices) for chunk in chunks])
         return chunks[0].dictionary.to_pylist(), codes
 
 

@@ -87,7 +87,7 @@ class Dataset:
         schema = pa.Table.from_pylist(first).schema
         types = {field.name: _wide(field.type) for field in schema}
         values = ([row[name] for name in types] for row in itertools.chain(first, rows))
-        table.write(folder, types, values)
+        table.write_table_rows(folder, types, values)
         features = builder.info.features.items()
         classes = {name: one.names for name, one in features if hasattr(one, "names")}
         table.write_summary(folder, {"classes": classes})
@@ -227,7 +227,7 @@ def declare_t5(
     *,
     kind: str = "classification",
     splits: str = " ".join(Source.splits),
-    cut: str = "",
+    truncation: str = "",
     head: str = "",
     label_range: tuple[float, float] = (0.0, 1.0),
     **table: Any,
@@ -239,7 +239,7 @@ def declare_t5(
 
     Args:
         name: with the suite, e.g. "glue_rte".
-        fields, metrics, classes, splits, cut: names, separated by blanks.
+        fields, metrics, classes, splits, truncation: names, separated by blanks.
         tfds_name, table: as for TfdsSource; the other arguments are those of Task.
     """
     text = (head or name).partition("_")[2]
@@ -247,7 +247,7 @@ def declare_t5(
     task = Task(
         name,
         kind,
-        Template(text, tuple(cut.split())),
+        Template(text, tuple(truncation.split())),
         tuple(metrics.split()),
         tuple(classes.split()),
         label_range,

@@ -48,7 +48,7 @@ def counts(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     ).astype(np.float32)
 
 
-def interval(value: float, values: np.ndarray) -> Interval:
+def percentile_interval(value: float, values: np.ndarray) -> Interval:
     """The percentile interval of a statistic whose value is `value`, from its resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(value), float(low), float(high))

@@ -13,7 +13,7 @@ from gemma_encoder.inputs.task import Task
 PROBABILITIES = "probabilities"
 
 
-def flat(columns: Mapping[str, Any]) -> dict[str, Any]:
+def flatten_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     """The columns with those of each class named "probability_CLASS"."""
     result: dict[str, Any] = {}
     for name, values in columns.items():
@@ -24,7 +24,7 @@ def flat(columns: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def records(task: Task, outputs: np.ndarray) -> Iterator[dict[str, Any]]:
+def prediction_records(task: Task, outputs: np.ndarray) -> Iterator[dict[str, Any]]:
     """One JSON-ready record per text: "prediction", and the probability of each class by name."""
     columns = task.kind.columns(task, outputs)
     for index in range(len(outputs)):
@@ -48,7 +48,7 @@ def prediction_columns(
     """
     names = fields[0] if fields else ()
     columns = {name: [values[name] for values in fields] for name in names}
-    return columns | flat(task.kind.columns(task, outputs))
+    return columns | flatten_columns(task.kind.columns(task, outputs))
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,8 @@ from gemma_encoder import distributed
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
-from gemma_encoder.evaluation.forward import compile_forward, place_batch
-from gemma_encoder.evaluation.predictions import Predictions, predict
+from gemma_encoder.evaluation.forward import compile_forward, shard_batch
+from gemma_encoder.evaluation.predictions import Predictions, predict_split
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ from gemma_encoder.model.config import EncoderConfig
 WriteMetrics = Callable[[int, str, Mapping[str, Any], str], None]  # step, split, values, task
 
 
-class Stopped(Exception):
+class EvaluationInterrupted(Exception):
     """Raised when the run is preempted while it evaluates."""
 
 
@@ -142,10 +142,10 @@ class Evaluator:
         )
 
         def forward(batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-            encoded = self._forward(parameters, place_batch(batch, self._mesh))
+            encoded = self._forward(parameters, shard_batch(batch, self._mesh))
             return jax.device_get((encoded.scores, encoded.example_id, encoded.weight))
 
-        outputs = predict(source.task, self._same_length(stream), forward)
+        outputs = predict_split(source.task, self._same_length(stream), forward)
         return Predictions(
             source.task, split, outputs, table, source.qrels(split), source.first_stage
         )
@@ -159,5 +159,5 @@ class Evaluator:
             if not distributed.any_process(batch is not None):
                 return
             if self._stop():
-                raise Stopped
+                raise EvaluationInterrupted
             yield empty if batch is None else batch

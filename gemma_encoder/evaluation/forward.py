@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 
 
-class Encoded(NamedTuple):
+class ForwardOutput(NamedTuple):
     """What the encoder says of a global batch; every process has the whole of it."""
 
     pooled: Float[Array, "B S D"]
@@ -26,20 +26,20 @@ class Encoded(NamedTuple):
     weight: Float[Array, "B S"]  # 0 for an empty slot, of which nothing is said
 
 
-def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], Encoded]:
+def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], ForwardOutput]:
     """From parameters and a global batch on the mesh to what the encoder says; compiled once for each shape of a batch."""
-    encoder = skeleton(config)
+    encoder = abstract_encoder(config)
 
     def forward(parameters, batch):
         output = encoder.merge(parameters)(
             batch.tokens, batch.segment_ids, batch.positions, batch.weight.shape[1], mesh=mesh
         )
-        return Encoded(output.pooled, output.scores, batch.example_id, batch.weight)
+        return ForwardOutput(output.pooled, output.scores, batch.example_id, batch.weight)
 
     return jax.jit(forward, out_shardings=sharding.replicated(mesh))
 
 
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The global batch on the mesh, from this process's rows of it."""
     where = sharding.batch_sharding(mesh)
     return Batch(

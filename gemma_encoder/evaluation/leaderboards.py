@@ -51,7 +51,7 @@ def _is_bit(task: Task, value: Any) -> bool:
 
 CLASS = _words()
 LOWER_CLASS = _words(str.lower)
-CLASS_NUMBER = Label(
+CLASS_INDEX = Label(
     lambda task, line: str(line["prediction"]),
     lambda task, value: value in ("0", "1"),
     lambda task: "0 or 1",
@@ -64,7 +64,7 @@ SCORE = Label(
     lambda task: "a number from {:g} to {:g}".format(*task.label_range),
 )
 ANSWER = Label(lambda task, line: line["prediction"], _is_bit, lambda task: "0 or 1")
-OPTION_NUMBER = Label(lambda task, line: int(line["document"]), _is_bit, lambda task: "0 or 1")
+OPTION_INDEX = Label(lambda task, line: int(line["document"]), _is_bit, lambda task: "0 or 1")
 OPTION_TEXT = Label(
     lambda task, line: line["option"],
     lambda task, value: isinstance(value, str) and bool(value.strip()),
@@ -93,23 +93,23 @@ class File:
 
 BENCHMARKS: Mapping[str, tuple[File, ...]] = {
     "glue": (
-        File("CoLA.tsv", "glue_cola", CLASS_NUMBER, 1063),
-        File("SST-2.tsv", "glue_sst2", CLASS_NUMBER, 1821),
-        File("MRPC.tsv", "glue_mrpc", CLASS_NUMBER, 1725),
+        File("CoLA.tsv", "glue_cola", CLASS_INDEX, 1063),
+        File("SST-2.tsv", "glue_sst2", CLASS_INDEX, 1821),
+        File("MRPC.tsv", "glue_mrpc", CLASS_INDEX, 1725),
         File("STS-B.tsv", "glue_stsb", SCORE, 1379),
         File("MNLI-m.tsv", "glue_mnli", CLASS, 9796, "test_matched"),
         File("MNLI-mm.tsv", "glue_mnli", CLASS, 9847, "test_mismatched"),
         File("QNLI.tsv", "glue_qnli", CLASS, 5463),
-        File("QQP.tsv", "glue_qqp", CLASS_NUMBER, 390965),
+        File("QQP.tsv", "glue_qqp", CLASS_INDEX, 390965),
         File("RTE.tsv", "glue_rte", CLASS, 3000),
-        File("WNLI.tsv", "glue_wnli", CLASS_NUMBER, 146),
+        File("WNLI.tsv", "glue_wnli", CLASS_INDEX, 146),
         File("AX.tsv", "glue_ax", CLASS, 1104),
     ),
     # Letter case as in the benchmark's own toolkit, jiant 1: WSC alone writes True and False.
     "superglue": (
         File("BoolQ.jsonl", "superglue_boolq", LOWER_CLASS, 3245),
         File("CB.jsonl", "superglue_cb", CLASS, 250),
-        File("COPA.jsonl", "superglue_copa", OPTION_NUMBER, 500),
+        File("COPA.jsonl", "superglue_copa", OPTION_INDEX, 500),
         File("MultiRC.jsonl", "superglue_multirc", ANSWER, 9693),
         File("ReCoRD.jsonl", "superglue_record", OPTION_TEXT, 10000),
         File("RTE.jsonl", "superglue_rte", CLASS, 3000),

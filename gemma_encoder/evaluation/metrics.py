@@ -103,7 +103,7 @@ def perplexity(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> 
     return float(np.exp(nll(labels, outputs, table)))
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """SQuAD's normalisation, which ReCoRD uses: lower case, no punctuation, no articles, single blanks."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
@@ -111,13 +111,13 @@ def normalise_answer(text: str) -> str:
 
 def answers_equal(prediction: str, answer: str) -> float:
     """1 if both are the same when normalised, else 0."""
-    return float(normalise_answer(prediction) == normalise_answer(answer))
+    return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def token_f1(prediction: str, answer: str) -> float:
     """F1 between the words of both, normalised, each word as often as it stands there."""
     words, expected = (
-        collections.Counter(normalise_answer(text).split()) for text in (prediction, answer)
+        collections.Counter(normalize_answer(text).split()) for text in (prediction, answer)
     )
     common = (words & expected).total()
     return 2 * common / (words.total() + expected.total()) if common else 0.0
@@ -224,10 +224,10 @@ def register_metric(kind: str, name: str, metric: Metric, *, lowest: bool = Fals
         LOWEST_IS_BEST.append(name)
 
 
-def check_names(kind: Kind, names: Iterable[str]) -> None:
+def check_metrics(kind: Kind, names: Iterable[str]) -> None:
     """Raises InputError for a metric that a kind of task does not have."""
     if kind.ranks:
-        ranking.check_names(tuple(names))
+        ranking.check_ranking_metrics(tuple(names))
         return
     metrics = METRICS.get(kind.name, {})
     for name in names:
@@ -235,7 +235,7 @@ def check_names(kind: Kind, names: Iterable[str]) -> None:
             raise unknown(f"{kind} metric", name, metrics)
 
 
-def compute(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, float]:
+def compute_metrics(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, float]:
     """The task's metrics; none where no label is known.
 
     Args:
@@ -243,13 +243,13 @@ def compute(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, f
         outputs: [N, …] as `Kind.postprocess` gives them.
         table: of the N examples.
     """
-    check_names(task.kind, task.metrics)
-    unlabelled = sum(task.is_unlabelled(label) for label in table.labels)
-    if unlabelled == len(table.labels):
+    check_metrics(task.kind, task.metrics)
+    unlabeled = sum(task.is_unlabeled(label) for label in table.labels)
+    if unlabeled == len(table.labels):
         return {}
-    if unlabelled:
+    if unlabeled:
         raise InputError(
-            f"task {task.name!r}: {unlabelled} of {len(table.labels)} examples have no label (-1); "
+            f"task {task.name!r}: {unlabeled} of {len(table.labels)} examples have no label (-1); "
             "metrics need all of them or none"
         )
     labels = task.kind.metric_labels(task, table.labels)
@@ -260,9 +260,9 @@ def compute(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, f
 
 def baseline(task: Task, table: ExampleTable) -> dict[str, float]:
     """The metrics of the best constant prediction for these labels; none where there is none."""
-    if not table.labels or any(task.is_unlabelled(label) for label in table.labels):
+    if not table.labels or any(task.is_unlabeled(label) for label in table.labels):
         return {}
     output = task.kind.baseline(task, table.labels)
     if output is None:
         return {}
-    return compute(task, np.stack([output] * len(table.labels)), table)
+    return compute_metrics(task, np.stack([output] * len(table.labels)), table)

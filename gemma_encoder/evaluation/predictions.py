@@ -37,14 +37,16 @@ class Predictions:
     def metrics(self) -> dict[str, float]:
         """The task's metrics over all examples at once; none where no label is known."""
         if self.task.kind.ranks:
-            return ranking.compute(self.task.metrics, self.judgements(), self.run())
-        return metrics.compute(self.task, self.outputs, self.table)
+            return ranking.compute_ranking_metrics(
+                self.task.metrics, self.relevance_grades(), self.run()
+            )
+        return metrics.compute_metrics(self.task, self.outputs, self.table)
 
     def run(self) -> ranking.Run:
         """The ranking of every query's candidates."""
         return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
 
-    def judgements(self) -> Mapping[str, Mapping[str, float]]:
+    def relevance_grades(self) -> Mapping[str, Mapping[str, float]]:
         """Grades of judged documents by query: the benchmark's, else the candidates' labels."""
         if self.qrels is not None:
             return self.qrels
@@ -89,13 +91,13 @@ class Predictions:
         candidates = [
             index
             for index in range(len(self.table.fields))
-            if not self.task.is_unlabelled(self.table.labels[index]) and severity[index] > -np.inf
+            if not self.task.is_unlabeled(self.table.labels[index]) and severity[index] > -np.inf
         ]
         return sorted(candidates, key=lambda index: -severity[index])[:count]
 
     def _write_queries(self, folder: epath.Path) -> None:
         name, table = f"{self.task.name}.{self.split}", self.table
-        ranking.write_qrels(self.judgements(), folder / f"{name}.qrels")
+        ranking.write_qrels(self.relevance_grades(), folder / f"{name}.qrels")
         if self.first_stage:
             order = -np.arange(len(table.query_ids), dtype=np.float32)
             ranking.write_trec(
@@ -136,7 +138,7 @@ def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
     return folder / f"{task}.{split}.mistakes.jsonl"
 
 
-def predict(
+def predict_split(
     task: Task,
     batches: Iterator[Batch],
     forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],

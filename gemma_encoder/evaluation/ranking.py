@@ -89,7 +89,7 @@ def by_query(metric: str, qrels: Mapping[str, Mapping[str, float]], run: Run) ->
     return dict.fromkeys(judged, 0.0) | {value.query_id: float(value.value) for value in found}
 
 
-def compute(
+def compute_ranking_metrics(
     metrics: Sequence[str], qrels: Mapping[str, Mapping[str, float]], run: Run
 ) -> dict[str, float]:
     """Means over the judged queries; a judged query that the run lacks counts zero. None where there are no judgements at all.
@@ -114,7 +114,7 @@ def compute(
     return {name: float(values[measure]) for name, measure in measures.items()}
 
 
-def check_names(metrics: Sequence[str]) -> None:
+def check_ranking_metrics(metrics: Sequence[str]) -> None:
     """Raises InputError for what is no ranking metric."""
     for name in metrics:
         _measure(name)

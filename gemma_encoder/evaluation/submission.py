@@ -23,7 +23,7 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Example, ExampleTable
 
 
-def make(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes:
+def make_submission(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes:
     """A submission, as a zip file, from the prediction files of some workdirs; `check` says whether it is complete.
 
     Args:
@@ -129,7 +129,7 @@ def _nest(labels: Sequence[tuple[Mapping[str, int], Any]]) -> list[dict[str, Any
     ]
 
 
-def read(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]:
+def read_submission(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]:
     """The labels of every file of a submission by their index; MultiRC's by (paragraph, question, answer).
 
     Raises:
@@ -222,7 +222,9 @@ def _parse_object(line: str, where: str, nested: bool) -> list[tuple[Any, Any]]:
     return found
 
 
-def check(content: bytes, benchmark: str, sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+def check_submission(
+    content: bytes, benchmark: str, sizes: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """How many predictions each file of a submission holds; raises InputError, with all faults in one line, unless it is complete and valid.
 
     Args:
@@ -231,7 +233,7 @@ def check(content: bytes, benchmark: str, sizes: Mapping[str, int] | None = None
         sizes: predictions that each file must hold, by its name; by default the real test sets'.
     """
     faults, counts = [], {}
-    for name, labels in read(content, benchmark).items():
+    for name, labels in read_submission(content, benchmark).items():
         count = (
             next(file.count for file in BENCHMARKS[benchmark] if file.name == name)
             if sizes is None

@@ -25,6 +25,15 @@ def check_mapping(values: Any, what: str, *needed: str) -> None:
             raise InputError(f"the description of {what} lacks the field {name!r}; it is damaged")
 
 
+def former_names(cls: type) -> dict[str, str]:
+    """The fields of a dataclass that had another name, by that name: the metadata `former`."""
+    return {
+        field.metadata["former"]: field.name
+        for field in dataclasses.fields(cls)
+        if "former" in field.metadata
+    }
+
+
 def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> Described:
     """The dataclass with these fields, lists as tuples.
 
@@ -38,6 +47,8 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> D
     """
     check_mapping(values, what)
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    former = former_names(cls)
+    values = {former.get(name, name): value for name, value in values.items()}
     surplus = sorted(values.keys() - fields.keys())
     if surplus:
         raise InputError(

@@ -85,7 +85,7 @@ class Kind:
         """Width of the vector that training sees beside the label, 0 for none."""
         return 0
 
-    def is_unlabelled(self, task: "Task", label: Label) -> bool:
+    def is_unlabeled(self, task: "Task", label: Label) -> bool:
         """Tells an unknown label (-1) from a real one."""
         return label == UNLABELLED
 

@@ -216,7 +216,7 @@ class Regression(Kind):
     label_column = "number"
     mistake_measure = "error"
 
-    def is_unlabelled(self, task, label):
+    def is_unlabeled(self, task, label):
         """-1, except where that is a target like any other."""
         return label == UNLABELLED and not task.label_range[0] <= label <= task.label_range[1]
 
@@ -311,7 +311,7 @@ class LanguageModel(Kind):
     def num_outputs(self, task):
         return 2
 
-    def is_unlabelled(self, task, label):
+    def is_unlabeled(self, task, label):
         return False
 
     def check_label(self, task, label, where):

@@ -10,10 +10,11 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
+from gemma_encoder.inputs.descriptions import former_names
 from gemma_encoder.inputs.errors import InputError, unknown
 
 Options = TypeVar("Options")
@@ -45,7 +46,7 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     Args:
         default: value of the field where none is given.
         text: one line for a reader of `--help`.
-        **metadata: further facts about the field, kept beside the help.
+        **metadata: further facts about the field, e.g. `former`, the name that it had before.
     """
     metadata = {"help": text, **metadata}
     if isinstance(default, Mapping):
@@ -65,6 +66,42 @@ def from_mapping(cls: type[Options], values: Mapping[str, Any], name: str = "") 
         InputError: an unknown field, a value of another type, or whatever the class itself refuses.
     """
     return cls(**field_values(cls, values, name))
+
+
+def current_path(cls: type, path: str) -> str:
+    """The path of a field, such as "own.truncation", where `path` may hold former names."""
+    first, dot, rest = path.partition(".")
+    first = former_names(cls).get(first, first)
+    annotation = _annotations(cls).get(first)
+    if rest and dataclasses.is_dataclass(annotation):
+        rest = current_path(annotation, rest)
+    return f"{first}{dot}{rest}"
+
+
+def with_current_names(
+    cls: type,
+    values: Mapping[str, Any],
+    warn: Callable[[str, str], None] = lambda former, current: None,
+    name: str = "",
+) -> dict[str, Any]:
+    """A nested mapping of options, such as an earlier version stored, with today's field names.
+
+    Args:
+        cls: the dataclass of the options.
+        values: by field.
+        warn: called with the former and the current path of each field that was renamed.
+        name: path of the options themselves; "" for the outermost.
+    """
+    annotations = _annotations(cls)
+    result = {}
+    for key, value in values.items():
+        current = former_names(cls).get(key, key)
+        if current != key:
+            warn(_join(name, key), _join(name, current))
+        if dataclasses.is_dataclass(annotations.get(current)) and isinstance(value, Mapping):
+            value = with_current_names(annotations[current], value, warn, _join(name, current))
+        result[current] = value
+    return result
 
 
 def field_values(cls: type, values: Mapping[str, Any], name: str = "") -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Segment(NamedTuple):
     targets: np.ndarray = NO_TARGETS  # [width] float32, a vector label
 
 
-class Unit(NamedTuple):
+class PackingGroup(NamedTuple):
     """What must not be split between batches: one text, or all the texts of one list."""
 
     segments: tuple[Segment, ...]
@@ -55,10 +55,10 @@ class Packer:
         if padding not in ("left", "right"):
             raise InputError(f"padding must be 'left' or 'right', got {padding!r}")
         self.shape, self.padding, self.lookahead = shape, padding, lookahead
-        self._pool: list[Unit] = []
+        self._pool: list[PackingGroup] = []
         self._pool_tokens = self._pool_segments = self._pool_lists = 0
 
-    def add(self, unit: Unit) -> None:
+    def add(self, unit: PackingGroup) -> None:
         """Puts a unit at the end of the pool. Raises InputError when no block of this shape could ever hold it."""
         if not unit.segments or not all(len(segment.tokens) for segment in unit.segments):
             raise InputError("a unit needs at least one text, and every text at least one token")
@@ -85,7 +85,7 @@ class Packer:
             self.shape.rows, self.shape.segments
         )
 
-    def _count(self, unit: Unit, sign: int) -> None:
+    def _count(self, unit: PackingGroup, sign: int) -> None:
         self._pool_tokens += sign * unit.num_tokens
         self._pool_segments += sign * len(unit.segments)
         self._pool_lists += sign * unit.is_list
@@ -128,12 +128,12 @@ class Packer:
         return _lay_out(rows, shape, self.padding)
 
     @property
-    def waiting(self) -> Sequence[Unit]:
+    def waiting(self) -> Sequence[PackingGroup]:
         """The units of the pool, in order."""
         return self._pool
 
 
-def _best_fit(unit: Unit, free: np.ndarray, slots: np.ndarray) -> list[int] | None:
+def _best_fit(unit: PackingGroup, free: np.ndarray, slots: np.ndarray) -> list[int] | None:
     """A row for every segment, the fullest that still holds it, or None with `free` and `slots` unchanged."""
     places = [0] * len(unit.segments)
     done = []

@@ -12,7 +12,7 @@ from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind, Label
-from gemma_encoder.inputs.template import Encoded, Template
+from gemma_encoder.inputs.template import EncodedText, Template
 
 ROLES = ("", "query", "document")  # of a segment; `Batch.role` holds the index
 
@@ -40,7 +40,7 @@ class Example(NamedTuple):
     query_id: str = ""
     document_id: str = ""
     info: Mapping[str, Any] = types.MappingProxyType({})
-    encoded: Encoded | None = None
+    encoded: EncodedText | None = None
     role: str = ""
 
 
@@ -156,9 +156,9 @@ class Task:
         """The template that makes texts of a role."""
         return dict(self.role_templates).get(role, self.template)
 
-    def is_unlabelled(self, label: Label) -> bool:
+    def is_unlabeled(self, label: Label) -> bool:
         """Tells an unknown label from a real one."""
-        return self.kind.is_unlabelled(self, label)
+        return self.kind.is_unlabeled(self, label)
 
     def check_label(self, label: Label, where: str) -> float:
         """Returns the label as training sees it; raises InputError when it is out of range."""

@@ -18,16 +18,17 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A text with named fields, e.g. `Template("Query: {query} Document: {document}", cut=("document",))`.
+    """A text with named fields, e.g. `Template("Query: {query} Document: {document}", truncation=("document",))`.
 
     Attributes:
         text: literal text with `{field}` where a field's value goes; `{{` and `}}` stand for braces.
-        cut: the fields that may be shortened, the first one first. A field that is not listed is never cut.
+        truncation: the fields that may be truncated, the first one first; a field that is not
+            listed is never truncated. By default all fields, the last one first.
             By default every field, the last one first.
     """
 
     text: str
-    cut: tuple[str, ...] = ()
+    truncation: tuple[str, ...] = dataclasses.field(default=(), metadata={"former": "cut"})
 
     def __post_init__(self):
         try:
@@ -47,11 +48,13 @@ class Template:
             raise InputError(f"template {self.text!r} names no field; write one as {{name}}")
         if len(set(self.fields)) < len(self.fields):
             raise InputError(f"template {self.text!r} names a field twice")
-        surplus = set(self.cut) - set(self.fields)
+        surplus = set(self.truncation) - set(self.fields)
         if surplus:
-            raise InputError(f"template {self.text!r} has no field {sorted(surplus)[0]!r} to cut")
-        if not self.cut:
-            object.__setattr__(self, "cut", tuple(reversed(self.fields)))
+            raise InputError(
+                f"template {self.text!r} has no field {sorted(surplus)[0]!r} to truncate"
+            )
+        if not self.truncation:
+            object.__setattr__(self, "truncation", tuple(reversed(self.fields)))
 
     @functools.cached_property
     def parts(self) -> tuple[tuple[str, str | None], ...]:
@@ -107,11 +110,11 @@ class Template:
         return text, spans
 
 
-class Encoded(NamedTuple):
-    """Tokens of one text, bos and eos included, and how many tokens were cut to keep to the limit."""
+class EncodedText(NamedTuple):
+    """Tokens of one text, bos and eos included, and how many tokens were truncated."""
 
     tokens: np.ndarray
-    cut: int
+    num_truncated: int
 
 
 def encode(
@@ -120,7 +123,7 @@ def encode(
     examples: Sequence[Mapping[str, str]],
     max_length: int,
     where: Sequence[str] | str = "",
-) -> list[Encoded]:
+) -> list[EncodedText]:
     """Tokenizes the fields of each example into at most `max_length` tokens, bos and eos included.
 
     Args:
@@ -147,18 +150,18 @@ def encode(
         whole = len(ids)
         if whole + 2 > max_length:
             surplus = whole + 2 - max_length
-            ids = _cut(tokenizer, template, text, spans, surplus, max_length, name)
+            ids = _truncate(tokenizer, template, text, spans, surplus, max_length, name)
         tokens = np.empty(len(ids) + 2, np.int32)
         tokens[0], tokens[1:-1], tokens[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
-        encoded.append(Encoded(tokens, whole - len(ids)))
+        encoded.append(EncodedText(tokens, whole - len(ids)))
     return encoded
 
 
-def _cut(tokenizer, template, text, spans, surplus, max_length, where) -> list[int]:
+def _truncate(tokenizer, template, text, spans, surplus, max_length, where) -> list[int]:
     """The ids of `text` with `surplus` of them removed from the ends of the cuttable fields, in their order."""
     pieces = tokenizer.encode_with_spans(text)
     removed = np.zeros(len(pieces), bool)
-    for field in template.cut:
+    for field in template.truncation:
         first, last = spans[field]
         inside = [
             i for i, (_, begin, end) in enumerate(pieces) if first <= begin < last and end <= last
@@ -171,9 +174,9 @@ def _cut(tokenizer, template, text, spans, surplus, max_length, where) -> list[i
         removed[inside[start:]] = True
         if removed.sum() >= surplus:
             return [piece[0] for piece, gone in zip(pieces, removed, strict=True) if not gone]
-    fixed = [field for field in template.fields if field not in template.cut]
+    fixed = [field for field in template.fields if field not in template.truncation]
     what = (
-        f"the fields that are never cut ({', '.join(fixed)})"
+        f"the fields that are never truncated ({', '.join(fixed)})"
         if fixed
         else "the template's own words"
     )

@@ -26,7 +26,7 @@ MASKED = (
 CHUNK = 512  # queries at a time on rows longer than twice that, so that no L x L array is made
 
 
-def visible(
+def attention_mask(
     segment_ids: Int[Array, "B T"],
     positions: Int[Array, "B T"],
     *,
@@ -92,8 +92,8 @@ def choose_implementation(
     """
     if name not in ATTENTION_IMPLEMENTATIONS:
         raise unknown("attention implementation", name, ATTENTION_IMPLEMENTATIONS)
-    obstacle = functools.partial(
-        fused_attention.obstacle,
+    unsupported_reason = functools.partial(
+        fused_attention.unsupported_reason,
         platform=platform,
         dtype=jnp.dtype(dtype),
         head_dim=head_dim,
@@ -103,12 +103,12 @@ def choose_implementation(
     if name == "xla":
         return name
     if name != "auto":
-        if (reason := obstacle(name)) is not None:
+        if (reason := unsupported_reason(name)) is not None:
             raise InputError(
                 f"attention implementation {name!r} cannot be used: {reason}; choose 'xla' or 'auto'"
             )
         return name
-    reasons = {candidate: obstacle(candidate) for candidate in fused_attention.PLATFORMS}
+    reasons = {candidate: unsupported_reason(candidate) for candidate in fused_attention.PLATFORMS}
     chosen = next((candidate for candidate, reason in reasons.items() if reason is None), "xla")
     _say(
         chosen,
@@ -164,10 +164,10 @@ def dot_product_attention(
         return fused_attention.splash_attention(
             query, key, value, segment_ids=segment_ids, spec=spec, mesh=mesh
         )
-    sees = visible(segment_ids, positions, causal=spec.causal, reach=spec.reach)
+    mask = attention_mask(segment_ids, positions, causal=spec.causal, reach=spec.reach)
     if implementation == "cudnn":
-        return fused_attention.cudnn_attention(query, key, value, sees, spec)
-    return fused_attention.tokamax_attention(query, key, value, sees, spec)
+        return fused_attention.cudnn_attention(query, key, value, mask, spec)
+    return fused_attention.tokamax_attention(query, key, value, mask, spec)
 
 
 def xla_attention(
@@ -190,8 +190,8 @@ def xla_attention(
     """
     length = query.shape[1]
     if length <= 2 * chunk:
-        sees = visible(segment_ids, positions, causal=spec.causal, reach=spec.reach)
-        return _attend(query, key, value, sees, spec.soft_cap, dropout_rate, dropout_key)
+        mask = attention_mask(segment_ids, positions, causal=spec.causal, reach=spec.reach)
+        return _attend(query, key, value, mask, spec.soft_cap, dropout_rate, dropout_key)
     return _attend_in_chunks(
         query,
         key,
@@ -266,7 +266,7 @@ def _attend_in_chunks(
         cut_queries = functools.partial(cut, start_index=first, slice_size=chunks.size)
         first_key = first if chunks.near else 0
         cut_keys = functools.partial(cut, start_index=first_key, slice_size=chunks.span)
-        sees = visible(
+        mask = attention_mask(
             cut_queries(query_segments),
             cut_queries(query_positions),
             causal=spec.causal,
@@ -279,7 +279,7 @@ def _attend_in_chunks(
             cut_queries(queries),
             cut_keys(keys),
             cut_keys(values),
-            sees,
+            mask,
             spec.soft_cap,
             dropout_rate,
             chunk_key,
@@ -301,12 +301,12 @@ def _attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    sees: Bool[Array, "B T S"],
+    mask: Bool[Array, "B T S"],
     soft_cap: float | None,
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Float[Array, "B T N H"]:
-    weights = dropout(probabilities(query, key, sees, soft_cap), dropout_rate, dropout_key).astype(
+    weights = dropout(probabilities(query, key, mask, soft_cap), dropout_rate, dropout_key).astype(
         value.dtype
     )
     batch, kv_heads, group, length, keys = weights.shape
@@ -323,7 +323,7 @@ def _attend(
 def probabilities(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
-    sees: Bool[Array, "B T S"],
+    mask: Bool[Array, "B T S"],
     soft_cap: float | None,
 ) -> Float[Array, "B K G T S"]:
     """How much each query attends to each key, in float32; queries come scaled.
@@ -342,4 +342,4 @@ def probabilities(
     if soft_cap is not None:
         logits = jnp.tanh(logits / soft_cap) * soft_cap
     logits = logits.reshape(batch, kv_heads, group, length, keys)
-    return jax.nn.softmax(jnp.where(sees[:, None, None, :, :], logits, MASKED), axis=-1)
+    return jax.nn.softmax(jnp.where(mask[:, None, None, :, :], logits, MASKED), axis=-1)

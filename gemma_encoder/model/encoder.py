@@ -94,7 +94,7 @@ class GemmaEncoder(nnx.Module):
         return EncoderOutput(hidden, pooled, scores)
 
 
-class Skeleton(NamedTuple):
+class AbstractEncoder(NamedTuple):
     """An encoder taken apart: its structure, and the shapes of its parameters as a nested dict (no memory is used)."""
 
     graph: nnx.GraphDef
@@ -106,10 +106,10 @@ class Skeleton(NamedTuple):
 
 
 @functools.cache  # a run asks for it some five times, and taking an encoder with adapters apart is tracing
-def skeleton(config: EncoderConfig) -> Skeleton:
+def abstract_encoder(config: EncoderConfig) -> AbstractEncoder:
     """The structure of the encoder that `config` describes; all who ask share it."""
     graph, state = nnx.split(nnx.eval_shape(lambda: GemmaEncoder(config, rngs=nnx.Rngs(0))))
-    return Skeleton(graph, parameter_dict(state))
+    return AbstractEncoder(graph, parameter_dict(state))
 
 
 def initial_parameters(config: EncoderConfig, key: Array) -> dict:
@@ -154,7 +154,7 @@ def layer_paths(config: TransformerConfig, path: str) -> list[str]:
 
     A parameter outside the layers has one: its own.
     """
-    found = re.fullmatch(r"backbone/(blocks|rest)/(\d+)/(.*)", path)
+    found = re.fullmatch(r"backbone/(blocks|remainder)/(\d+)/(.*)", path)
     return (
         [
             f"backbone/layers/{layer}/{found[3]}"

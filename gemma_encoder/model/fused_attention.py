@@ -25,7 +25,7 @@ LANES = 128  # of a TPU's vector registers: splash attention's blocks are multip
 BLOCKS = (512, 256, 128)
 
 
-def obstacle(
+def unsupported_reason(
     name: str,
     *,
     platform: str,
@@ -154,13 +154,13 @@ def cudnn_attention(
     query: Float[Array, "B L N H"],
     key: Float[Array, "B L K H"],
     value: Float[Array, "B L K H"],
-    sees: Bool[Array, "B L L"],
+    mask: Bool[Array, "B L L"],
     spec: AttentionSpec,
 ) -> Float[Array, "B L N H"]:
     """cuDNN's fused attention through `jax.nn`: no L x L probabilities, but a mask of that size, since it knows no segments."""
     assert spec.soft_cap is None
     return jax.nn.dot_product_attention(
-        query, key, value, mask=sees[:, None], scale=1.0, implementation="cudnn"
+        query, key, value, mask=mask[:, None], scale=1.0, implementation="cudnn"
     )
 
 
@@ -168,11 +168,11 @@ def tokamax_attention(
     query: Float[Array, "B L N H"],
     key: Float[Array, "B L K H"],
     value: Float[Array, "B L K H"],
-    sees: Bool[Array, "B L L"],
+    mask: Bool[Array, "B L L"],
     spec: AttentionSpec,
 ) -> Float[Array, "B L N H"]:
     """tokamax's Triton flash attention, which has a soft cap; the mask is given whole."""
     import tokamax
 
     attention = functools.partial(tokamax.dot_product_attention, scale=1.0, implementation="triton")
-    return attention(query, key, value, mask=sees[:, None], logits_soft_cap=spec.soft_cap)
+    return attention(query, key, value, mask=mask[:, None], logits_soft_cap=spec.soft_cap)

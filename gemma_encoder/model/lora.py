@@ -23,7 +23,7 @@ def is_adapter(path: str) -> bool:
     return path.endswith((A, B))
 
 
-def adapt(
+def apply_lora(
     make: Callable[[tuple[int, ...]], nnx.Module],
     inputs: tuple[Any, ...],
     lora: LoraConfig,
@@ -87,7 +87,7 @@ def cast_adapters(state: nnx.State, dtype: jnp.dtype) -> nnx.State:
     )
 
 
-def fold(layer: dict, lora: LoraConfig, stacked: bool) -> dict:
+def merge_lora(layer: dict, lora: LoraConfig, stacked: bool) -> dict:
     """The parameters of a layer, or of a stack of layers, with the adapters added to their matrices and gone."""
 
     def product(a, b):
@@ -106,14 +106,14 @@ def fold(layer: dict, lora: LoraConfig, stacked: bool) -> dict:
     return folded
 
 
-def fold_backbone(backbone: dict, lora: LoraConfig) -> dict:
+def merge_backbone_lora(backbone: dict, lora: LoraConfig) -> dict:
     """The parameters of a transformer without adapters, which computes the same."""
     groups = {
         group: {
-            number: fold(layer, lora, group == "blocks")
+            number: merge_lora(layer, lora, group == "blocks")
             for number, layer in backbone[group].items()
         }
-        for group in ("blocks", "rest")
+        for group in ("blocks", "remainder")
         if group in backbone
     }
     return {**backbone, **groups}

@@ -74,7 +74,7 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
 
 def spec_for(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     """The partition spec of a parameter; a mesh axis that does not divide its dimension is left out there, and logged."""
-    layer = re.sub(r"^backbone/(blocks|rest)/\d+/", "backbone/layers/", path)
+    layer = re.sub(r"^backbone/(blocks|remainder)/\d+/", "backbone/layers/", path)
     rule = next((spec for pattern, spec in RULES if re.fullmatch(pattern, layer)), None)
     if rule is None:
         raise InputError(

@@ -20,7 +20,7 @@ from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.attention import choose_implementation, dot_product_attention, rotate
 from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, normal_param, spread_rows
-from gemma_encoder.model.lora import adapt, cast_adapters
+from gemma_encoder.model.lora import apply_lora, cast_adapters
 
 
 class ForwardContext(NamedTuple):
@@ -187,14 +187,14 @@ class Transformer(nnx.Module):
                 ForwardContext(one + 1, one, "bidirectional", 0.0, 0.0),
                 None,
             )
-            return adapt(make, example, self.lora, rngs, stack)
+            return apply_lora(make, example, self.lora, rngs, stack)
 
         self.embedding = normal_param(rngs, (config.vocab_size, config.embed_dim), config.embed_dim)
         repeats = config.num_repeats
         self.blocks = nnx.List(
             [layer(kind, (repeats,)) for kind in config.pattern] if repeats else []
         )
-        self.rest = nnx.List(
+        self.remainder = nnx.List(
             [layer(kind) for kind in config.layer_kinds[repeats * len(config.pattern) :]]
         )
         self.final_norm = RMSNorm(config.embed_dim)
@@ -302,19 +302,19 @@ class Transformer(nnx.Module):
                     x = apply(graph, state, x, layer_key(index * period + offset))
                 return x, None
 
-            x, _ = jax.lax.scan(_rematerialised(repeat, remat), x, (states, jnp.arange(repeats)))
-        for offset, block in enumerate(self.rest):
+            x, _ = jax.lax.scan(_rematerialized(repeat, remat), x, (states, jnp.arange(repeats)))
+        for offset, block in enumerate(self.remainder):
             graph, state = nnx.split(block)
 
             def one(x, state, key, graph=graph):
                 return apply(graph, state, x, key)
 
             key = layer_key(repeats * period + offset)
-            x = _rematerialised(one, remat)(x, state, key)
+            x = _rematerialized(one, remat)(x, state, key)
         return x
 
 
-def _rematerialised(function, policy: str):
+def _rematerialized(function, policy: str):
     """`function`, whose first argument is the residual stream, under a remat policy: what backward keeps and what it computes again."""
     if policy == "none":
         return function
@@ -333,7 +333,7 @@ def _rematerialised(function, policy: str):
 
 
 def layer_index(config: TransformerConfig, group: str, position: int) -> range:
-    """The layers whose parameters lie under `blocks/<position>` (stacked, in this order) or `rest/<position>` (a single one)."""
+    """The layers whose parameters lie under `blocks/<position>` (stacked, in this order) or `remainder/<position>` (a single one)."""
     period, whole = len(config.pattern), config.num_repeats * len(config.pattern)
     return (
         range(position, whole, period)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.evaluation import bootstrap
-from gemma_encoder.report.markup import table
-from gemma_encoder.report.runs import Run
+from gemma_encoder.report.markup import html_table
+from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.report.scoring import Scored
 from gemma_encoder.weights.card import COUNTS
 
@@ -35,18 +35,20 @@ class _Estimate:
         return cls(scored.units, statistic(np.arange(count)), bootstrap.resampled(statistic, count))
 
     def interval(self) -> str:
-        interval = bootstrap.interval(self.value, self.resampled)
+        interval = bootstrap.percentile_interval(self.value, self.resampled)
         return f"{interval.low:.3f} to {interval.high:.3f}"
 
     def difference_to(self, base: "_Estimate | None") -> str:
         """The paired difference; none where the base has other units or is missing."""
         if base is None or base.units != self.units:
             return NONE
-        change = bootstrap.interval(self.value - base.value, self.resampled - base.resampled)
+        change = bootstrap.percentile_interval(
+            self.value - base.value, self.resampled - base.resampled
+        )
         return f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
 
 
-def metrics_section(runs: Sequence[Run], scored: Mapping[str, Sequence[Scored]]) -> str:
+def metrics_section(runs: Sequence[RunFiles], scored: Mapping[str, Sequence[Scored]]) -> str:
     """A row for each metric and run: value, interval, and difference to the first run."""
     compared = len(runs) > 1
     rows = [
@@ -65,12 +67,12 @@ def metrics_section(runs: Sequence[Run], scored: Mapping[str, Sequence[Scored]])
     difference = [f"difference to {runs[0].name}"] if compared else []
     head = ["task", "split", "metric", "run", "value", "95 % interval", *difference, "units"]
     missing = NO_PREDICTIONS if all(row[5] == NONE for row in rows) else ""
-    return table(head, rows) + f'<p class="muted">{NOTE}{missing}</p>'
+    return html_table(head, rows) + f'<p class="muted">{NOTE}{missing}</p>'
 
 
 def _rows(
     key: tuple[str, str, str],
-    runs: Sequence[Run],
+    runs: Sequence[RunFiles],
     scored: Mapping[str, Sequence[Scored]],
     compared: bool,
 ) -> list[list[Any]]:

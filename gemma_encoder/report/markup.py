@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_encoder.report.runs import Run
+from gemma_encoder.report.runs import RunFiles
 
 
 def escape(value: Any) -> str:
@@ -12,12 +12,12 @@ def escape(value: Any) -> str:
     return html.escape(str(value))
 
 
-def titled(run: Run, several: bool, task: str, split: str) -> str:
+def titled(run: RunFiles, several: bool, task: str, split: str) -> str:
     """The title of a task's part of a section; it names the run where there are several."""
     return f"{run.name}: {task}, {split}" if several else f"{task}, {split}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool = False) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool = False) -> str:
     """A table that scrolls in its own frame; numbers stand right unless it is plain."""
 
     def cell(value: Any, name: str) -> str:

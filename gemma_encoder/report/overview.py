@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.report import plots
-from gemma_encoder.report.markup import escape, table
-from gemma_encoder.report.runs import Run
+from gemma_encoder.report.markup import escape, html_table
+from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.weights.card import COUNTS
 
 RATES = {  # columns of the table of throughput
@@ -16,11 +16,11 @@ RATES = {  # columns of the table of throughput
     "real_tokens_per_second": "real tokens/s",
     "tokens_per_second": "tokens/s, padding included",
     "waiting_for_data_share": "waiting for data",
-    "model_flop_utilisation": "model FLOP utilisation",
+    "model_flop_utilization": "model FLOP utilization",
 }
 
 
-def runs_section(runs: Sequence[Run]) -> str:
+def runs_section(runs: Sequence[RunFiles]) -> str:
     """Each run's steps, workdir, command and config."""
     parts = []
     for run in runs:
@@ -37,7 +37,7 @@ def runs_section(runs: Sequence[Run]) -> str:
     return "".join(parts)
 
 
-def differences_section(runs: Sequence[Run]) -> str:
+def differences_section(runs: Sequence[RunFiles]) -> str:
     """The fields in which the configs differ."""
     flat = [dict(_flatten(run.config)) for run in runs]
     fields = sorted(set().union(*flat))
@@ -47,7 +47,7 @@ def differences_section(runs: Sequence[Run]) -> str:
         if len({values.get(field, "") for values in flat}) > 1
     ]
     return (
-        table(["field", *(run.name for run in runs)], rows, plain=True)
+        html_table(["field", *(run.name for run in runs)], rows, plain=True)
         if rows
         else "<p>The configs are the same.</p>"
     )
@@ -61,13 +61,13 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
             yield f"{prefix}{name}", json.dumps(value)
 
 
-def curves_section(runs: Sequence[Run], colours: Mapping[str, int]) -> str:
+def curves_section(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> str:
     """Training losses, learning rate and gradient norm, then every metric, over steps."""
-    figures = [*_training_curves(runs, colours), *_evaluation_curves(runs, colours)]
-    return plots.legend(colours) + f'<div class="plots">{"".join(figures)}</div>'
+    figures = [*_training_curves(runs, colors), *_evaluation_curves(runs, colors)]
+    return plots.legend(colors) + f'<div class="plots">{"".join(figures)}</div>'
 
 
-def _training_curves(runs: Sequence[Run], colours: Mapping[str, int]) -> Iterable[str]:
+def _training_curves(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> Iterable[str]:
     train = {run.name: [line for line in run.lines if line["split"] == "train"] for run in runs}
     by_task = sorted(
         {
@@ -88,11 +88,11 @@ def _training_curves(runs: Sequence[Run], colours: Mapping[str, int]) -> Iterabl
             f"train: {name if '/' in name else name.replace('_', ' ')}",
             {run: line for run, line in series.items() if line},
             "loss" if name.endswith("loss") else name.replace("_", " "),
-            colours,
+            colors,
         )
 
 
-def _evaluation_curves(runs: Sequence[Run], colours: Mapping[str, int]) -> Iterable[str]:
+def _evaluation_curves(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> Iterable[str]:
     keys = dict.fromkeys(
         (line["task"], line["split"], name)
         for run in runs
@@ -116,11 +116,11 @@ def _evaluation_curves(runs: Sequence[Run], colours: Mapping[str, int]) -> Itera
             f"{task}: {name}",
             {run: line for run, line in series.items() if line},
             f"{name}, {split}",
-            colours,
+            colors,
         )
 
 
-def throughput_section(runs: Sequence[Run]) -> str:
+def throughput_section(runs: Sequence[RunFiles]) -> str:
     """Texts and tokens a second, and the shares of waiting and of the device's peak."""
     columns = [name for name in RATES if any(name in line for run in runs for line in run.lines)]
     rows = []
@@ -135,12 +135,12 @@ def throughput_section(runs: Sequence[Run]) -> str:
                 ""
                 if value is None
                 else f"{value:.2%}"
-                if name in ("waiting_for_data_share", "model_flop_utilisation")
+                if name in ("waiting_for_data_share", "model_flop_utilization")
                 else f"{value:,.0f}"
             )
         rows.append(row)
     return (
-        table(["run", *(RATES[name] for name in columns)], rows)
+        html_table(["run", *(RATES[name] for name in columns)], rows)
         + '<p class="muted">Medians over the lines of the log, the first apart.</p>'
         if columns
         else ""

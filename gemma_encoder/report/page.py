@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gemma_encoder.report import comparison, overview, predictions
 from gemma_encoder.report.markup import escape
-from gemma_encoder.report.runs import Run, unique_names
+from gemma_encoder.report.runs import RunFiles, unique_names
 from gemma_encoder.report.scoring import score
 
 STYLE = """
@@ -23,11 +23,12 @@ code, pre { font-size: .9em; overflow-wrap: anywhere; white-space: pre-wrap } .m
 """
 
 
-def report(workdirs: Sequence[pathlib.Path]) -> str:
+def render_report(workdirs: Sequence[pathlib.Path]) -> str:
     """The page about some runs; raises InputError where one of them is no run."""
     names = unique_names(workdirs)
     runs = [
-        Run.load(pathlib.Path(workdir), name) for workdir, name in zip(workdirs, names, strict=True)
+        RunFiles.load(pathlib.Path(workdir), name)
+        for workdir, name in zip(workdirs, names, strict=True)
     ]
     title = escape(f"Report on {', '.join(names)}")
     body = "".join(
@@ -46,10 +47,10 @@ def report(workdirs: Sequence[pathlib.Path]) -> str:
     )
 
 
-def _sections(runs: Sequence[Run]) -> dict[str, str]:
+def _sections(runs: Sequence[RunFiles]) -> dict[str, str]:
     """The sections by their titles; empty where there is nothing to show."""
     several = len(runs) > 1
-    colours = {run.name: index for index, run in enumerate(runs)}
+    colors = {run.name: index for index, run in enumerate(runs)}
     scored = {run.name: score(run) for run in runs}
 
     def of_each(section) -> str:
@@ -58,7 +59,7 @@ def _sections(runs: Sequence[Run]) -> dict[str, str]:
     return {
         "Runs": overview.runs_section(runs),
         "What differs": overview.differences_section(runs) if several else "",
-        "Curves": overview.curves_section(runs, colours),
+        "Curves": overview.curves_section(runs, colors),
         "Metrics": comparison.metrics_section(runs, scored),
         "Confusion": of_each(predictions.confusion_section),
         "Worst mistakes": of_each(predictions.mistakes_section),

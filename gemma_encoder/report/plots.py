@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-COLOURS = (
+COLORS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -40,7 +40,7 @@ def short(value: float) -> str:
 
 
 def line_plot(
-    title: str, series: Mapping[str, Points], y_label: str, colours: Mapping[str, int]
+    title: str, series: Mapping[str, Points], y_label: str, colors: Mapping[str, int]
 ) -> str:
     """Lines over steps; a single point is drawn as a dot.
 
@@ -84,9 +84,9 @@ def line_plot(
         f'<text x="12" y="{middle:.0f}" class="tick middle" transform="rotate(-90 12 {middle:.0f})">{html.escape(y_label)}</text>'
     )
     for name, line in series.items():
-        number = colours[name] % len(COLOURS)
+        number = colors[name] % len(COLORS)
         drawn = [place(x, y) for x, y in line if math.isfinite(y)]
-        style = f'stroke="{COLOURS[number]}"' + (
+        style = f'stroke="{COLORS[number]}"' + (
             f' stroke-dasharray="{DASHES[number]}"' if DASHES[number] else ""
         )
         if len(drawn) > 1:
@@ -95,19 +95,19 @@ def line_plot(
             )
         if len(drawn) < 12:
             parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8" fill="{COLOURS[number]}"/>'
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.8" fill="{COLORS[number]}"/>'
                 for x, y in drawn
             ]
     return _figure(parts, WIDTH, HEIGHT, title)
 
 
-def legend(colours: Mapping[str, int]) -> str:
+def legend(colors: Mapping[str, int]) -> str:
     """The names with the lines that stand for them."""
     parts = []
-    for name, place in colours.items():
-        number = place % len(COLOURS)
+    for name, place in colors.items():
+        number = place % len(COLORS)
         dash = f' stroke-dasharray="{DASHES[number]}"' if DASHES[number] else ""
-        line = f'<svg width="34" height="10" aria-hidden="true"><line x1="0" x2="34" y1="5" y2="5" stroke-width="2.4" stroke="{COLOURS[number]}"{dash}/></svg>'
+        line = f'<svg width="34" height="10" aria-hidden="true"><line x1="0" x2="34" y1="5" y2="5" stroke-width="2.4" stroke="{COLORS[number]}"{dash}/></svg>'
         parts.append(f'<span class="key">{line} {html.escape(name)}</span>')
     return f'<p class="legend">{"".join(parts)}</p>'
 
@@ -130,9 +130,9 @@ def difference_plot(title: str, values: Sequence[float], label: str) -> str:
     for number, value in enumerate(ordered):
         size = abs(value) / largest * half
         top = middle - size if value > 0 else middle
-        colour = COLOURS[0] if value > 0 else COLOURS[1]
+        color = COLORS[0] if value > 0 else COLORS[1]
         parts.append(
-            f'<rect x="{LEFT + number * wide:.2f}" y="{top:.1f}" width="{max(wide * 0.9, 0.3):.2f}" height="{size:.1f}" fill="{colour}"/>'
+            f'<rect x="{LEFT + number * wide:.2f}" y="{top:.1f}" width="{max(wide * 0.9, 0.3):.2f}" height="{size:.1f}" fill="{color}"/>'
         )
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 12}" class="tick middle">{html.escape(label)}</text>'

@@ -7,15 +7,15 @@ import numpy as np
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.evaluation.predictions import mistake_file, prediction_file
 from gemma_encoder.report import plots
-from gemma_encoder.report.markup import escape, table, titled
-from gemma_encoder.report.runs import Run, read_lines, read_trec_qrels, read_trec_run
+from gemma_encoder.report.markup import escape, html_table, titled
+from gemma_encoder.report.runs import RunFiles, read_jsonl, read_trec_qrels, read_trec_run
 from gemma_encoder.weights.card import COUNTS
 
 MISTAKES = 20  # that are shown of a task
 EXTREMES = 5  # queries won and lost by most
 
 
-def confusion_section(run: Run, several: bool) -> str:
+def confusion_section(run: RunFiles, several: bool) -> str:
     """A confusion matrix for each split of each task with one class per text."""
     parts = []
     for (name, split), _ in run.latest().items():
@@ -25,10 +25,10 @@ def confusion_section(run: Run, several: bool) -> str:
         for whole in run.parts(name, split).values():
             lines = [
                 line
-                for line in read_lines(
+                for line in read_jsonl(
                     pathlib.Path(prediction_file(run.workdir / "predictions", name, whole))
                 )
-                if not task.is_unlabelled(line["label"])
+                if not task.is_unlabeled(line["label"])
             ]
             if not lines:
                 continue
@@ -45,7 +45,7 @@ def confusion_section(run: Run, several: bool) -> str:
             rows = "".join(
                 f"<tr><th>{escape(label)}</th>"
                 + "".join(
-                    f'<td class="cell" style="background:color-mix(in srgb, {plots.COLOURS[0]} {60 * shares[i, j]:.0f}%, transparent)">'
+                    f'<td class="cell" style="background:color-mix(in srgb, {plots.COLORS[0]} {60 * shares[i, j]:.0f}%, transparent)">'
                     f"{matrix[i, j]}<br>{shares[i, j]:.1%}</td>"
                     for j in range(len(task.classes))
                 )
@@ -58,7 +58,7 @@ def confusion_section(run: Run, several: bool) -> str:
     return "".join(parts)
 
 
-def mistakes_section(run: Run, several: bool) -> str:
+def mistakes_section(run: RunFiles, several: bool) -> str:
     """The worst mistakes of each task whose kind has mistakes."""
     parts = []
     for (name, split), _ in run.latest().items():
@@ -75,14 +75,14 @@ def mistakes_section(run: Run, several: bool) -> str:
                 continue
             rows = [
                 [" | ".join(line["fields"].values()), *task.kind.mistake(task, line)]
-                for line in read_lines(path)[:MISTAKES]
+                for line in read_jsonl(path)[:MISTAKES]
             ]
             head = ["text", "label", "prediction", task.kind.mistake_measure]
-            parts.append(title + (table(head, rows) if rows else "<p>None.</p>"))
+            parts.append(title + (html_table(head, rows) if rows else "<p>None.</p>"))
     return "".join(parts)
 
 
-def first_stage_section(run: Run, several: bool) -> str:
+def first_stage_section(run: RunFiles, several: bool) -> str:
     """Queries won and lost against the first stage, for each ranking task."""
     parts = []
     folder = run.workdir / "predictions"
@@ -99,7 +99,7 @@ def first_stage_section(run: Run, several: bool) -> str:
             )
             texts = {
                 row["query"]: row["text"]
-                for row in read_lines(folder / f"{name}.{whole}.queries.jsonl")
+                for row in read_jsonl(folder / f"{name}.{whole}.queries.jsonl")
             }
             change = {query: new[query] - old[query] for query in qrels}
             won, lost = (sum(sign * value > 0 for value in change.values()) for sign in (1, -1))
@@ -122,6 +122,6 @@ def first_stage_section(run: Run, several: bool) -> str:
                 f"<h3>{escape(titled(run, several, name, whole))}</h3><p>{escape(means)}. "
                 f"{won} queries won, {len(change) - won - lost} tied, {lost} lost.</p>"
                 + f'<div class="plots">{plots.difference_plot(f"{metric}, change by query", list(change.values()), "queries, best first")}</div>'
-                + table(["query", "text", "first stage", "this run", "change"], rows)
+                + html_table(["query", "text", "first stage", "this run", "change"], rows)
             )
     return "".join(parts)

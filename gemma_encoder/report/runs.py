@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_encoder.evaluation import ranking
+from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.metrics_log import read_metrics
 
 
 @dataclasses.dataclass
-class Run:
+class RunFiles:
     """What a workdir holds.
 
     Attributes:
@@ -38,12 +40,13 @@ class Run:
         if not (workdir / "config.json").is_file():
             what = "holds no config.json" if workdir.is_dir() else "does not exist"
             raise InputError(f"{workdir} {what}; give the workdir of a run")
-        config = read_json(workdir / "config.json")
+        config = read_json_object(workdir / "config.json")
+        config = options.with_current_names(TrainConfig, config)
         found = sorted(
             workdir.glob("checkpoints/*/inference/inference.json"),
             key=lambda path: int(path.parts[-3]) if path.parts[-3].isdigit() else -1,
         )
-        description = read_json(found[-1]) if found else {}
+        description = read_json_object(found[-1]) if found else {}
         tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
         lines = read_metrics(workdir)
         if not lines:
@@ -80,7 +83,7 @@ def unique_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     """The object of a JSON file; raises InputError where it cannot be read."""
     try:
         return json.loads(path.read_text())
@@ -90,7 +93,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         ) from None
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; none where it is not there."""
     lines = []
     for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):

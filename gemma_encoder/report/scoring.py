@@ -10,7 +10,7 @@ import numpy as np
 from gemma_encoder.evaluation import bootstrap, metrics, ranking
 from gemma_encoder.evaluation.predictions import prediction_file
 from gemma_encoder.inputs.task import ExampleTable, Task
-from gemma_encoder.report.runs import Run, read_lines, read_trec_qrels, read_trec_run
+from gemma_encoder.report.runs import RunFiles, read_jsonl, read_trec_qrels, read_trec_run
 from gemma_encoder.weights.card import COUNTS
 
 
@@ -24,7 +24,7 @@ class Scored:
     metrics: dict[str, Any]  # from [n] numbers of units to a value
 
 
-def score(run: Run) -> list[Scored]:
+def score(run: RunFiles) -> list[Scored]:
     """Everything that the run predicted and that can be measured again from its files."""
     found = []
     for (name, split), line in run.latest().items():
@@ -44,7 +44,7 @@ def score(run: Run) -> list[Scored]:
     return found
 
 
-def _scored_run(run: Run, task: str, split: str, names: Mapping[str, str]) -> list[Scored]:
+def _scored_run(run: RunFiles, task: str, split: str, names: Mapping[str, str]) -> list[Scored]:
     folder = run.workdir / "predictions"
     if not (folder / f"{task}.{split}.qrels").exists():
         return []
@@ -61,8 +61,8 @@ def _scored_run(run: Run, task: str, split: str, names: Mapping[str, str]) -> li
     return [Scored(task, split, queries, functions)]
 
 
-def _scored_examples(run: Run, task: Task, split: str, names: Mapping[str, str]) -> Scored:
-    lines = read_lines(pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split)))
+def _scored_examples(run: RunFiles, task: Task, split: str, names: Mapping[str, str]) -> Scored:
+    lines = read_jsonl(pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split)))
     kind = task.kind
     table = ExampleTable(
         [kind.read_label(line) for line in lines],

@@ -142,7 +142,7 @@ class MetricsAccumulator:
             flops = 3 * self._recipe.encoder.transformer.forward_flops(
                 sums["real_tokens"], sums["real_tokens"] / sums["texts"]
             )
-            values["model_flop_utilisation"] = flops / (seconds * peak * len(self._devices))
+            values["model_flop_utilization"] = flops / (seconds * peak * len(self._devices))
         in_use = devices.memory_in_use(
             next(device for device in self._devices if device.process_index == jax.process_index())
         )

@@ -154,7 +154,7 @@ def build(
     )
     recipe.losses.check(recipe.tasks)
     for task in recipe.tasks:
-        metrics.check_names(task.kind, task.metrics)
+        metrics.check_metrics(task.kind, task.metrics)
     if recipe.config.prepared:
         check_prepared(recipe.sources, recipe.tokenizer, recipe.config.max_length)
     return recipe

@@ -12,7 +12,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.state import TrainState
-from gemma_encoder.weights.native import Bundle, absolute
+from gemma_encoder.weights import native
+from gemma_encoder.weights.native import InferenceSpec, absolute
 
 RESCUE_MILLISECONDS = 10_000
 
@@ -110,7 +111,7 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        bundle: Bundle,
+        spec: InferenceSpec,
         data: dict[str, bytes],
         chosen_by: Mapping[str, float],
     ) -> None:
@@ -129,10 +130,10 @@ class Checkpoints:
         """
         with self._writing():
             self._manager.check_for_errors()
-            self._saving = bundle.step
-            inference = bundle.files() if jax.process_index() == 0 else {}
+            self._saving = spec.step
+            inference = spec.files() if jax.process_index() == 0 else {}
             self._manager.save(
-                bundle.step,
+                spec.step,
                 args=ocp.args.Composite(
                     parameters=ocp.args.StandardSave(state.parameters),
                     training=ocp.args.StandardSave(
@@ -207,6 +208,8 @@ class Checkpoints:
             "the one before"
         )
         with self._refusing(f"read at step {step}, which is damaged or of another run ({away})"):
+            if native.has_former_names(epath.Path(self.folder) / str(step)):
+                abstract = native.rename_remainder(abstract, "remainder", "rest")
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -218,9 +221,8 @@ class Checkpoints:
                 ),
             )
         training = restored["training"]
-        return TrainState(
-            restored["parameters"], training["optimizer"], training["step"]
-        ), restored["data"]
+        state = TrainState(restored["parameters"], training["optimizer"], training["step"])
+        return native.rename_remainder(state, "rest", "remainder"), restored["data"]
 
     def close(self) -> None:
         """Finishes writing and releases the folder; `wait` is what reports errors."""

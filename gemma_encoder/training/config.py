@@ -11,15 +11,18 @@ import importlib
 import math
 import os
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from gemma_encoder import runtime
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.text import TextOptions
 from gemma_encoder.inputs import kinds, options
+from gemma_encoder.inputs.descriptions import former_names
 from gemma_encoder.inputs.errors import InputError, described, location, one_line, unknown
 from gemma_encoder.inputs.options import option
 from gemma_encoder.model.config import LoraConfig, PoolingConfig, TransformerConfig
@@ -53,7 +56,9 @@ class ModelConfig:
     warm_start: str = option("", "workdir to start from: backbone, pooler and the heads that fit")
     attention: str = option("bidirectional", 'the mask: "bidirectional" or "causal"')
     pooling: PoolingConfig = option(PoolingConfig(), "how the states of a text become one vector")
-    head_hidden: tuple[int, ...] = option((), "widths of the hidden layers of the heads")
+    head_hidden_dims: tuple[int, ...] = option(
+        (), "widths of the hidden layers of the heads", former="head_hidden"
+    )
     attention_dropout: float = option(0.0, "dropout on attention probabilities")
     feed_forward_dropout: float = option(0.1, "dropout on the output of feed-forward layers")
     compute_dtype: str = option("bfloat16", 'of activations: "bfloat16" or "float32"')
@@ -128,10 +133,14 @@ class TrainConfig:
     batch: BatchConfig = option(BatchConfig(), "the shape of a batch")
     ranking: RankingConfig = option(RankingConfig(), "the lists of ranking tasks")
     own: OwnOptions = option(OwnOptions(), 'your own files, the task "own"')
-    text: TextOptions = option(TextOptions(), 'unlabelled text to pretrain on, the task "text"')
+    text: TextOptions = option(TextOptions(), 'unlabeled text to pretrain on, the task "text"')
     prepared: str = option("", "folder that `gemma-encoder prepare` filled; by default raw data")
-    max_train: int = option(0, "use only the first so many training records; 0 for all")
-    max_eval: int = option(0, "use only the first so many records of other splits; 0 for all")
+    max_train_examples: int = option(
+        0, "use only the first so many training records; 0 for all", former="max_train"
+    )
+    max_eval_examples: int = option(
+        0, "use only the first so many records of other splits; 0 for all", former="max_eval"
+    )
     losses: Mapping[str, str] = option(
         {name: kinds.get(name).default_loss for name in kinds.names()},
         "the loss of each kind of task",
@@ -161,7 +170,7 @@ class TrainConfig:
     hooks: tuple[str, ...] = changeable((), "registered hooks to run, by name")
 
     def __post_init__(self):
-        for field in ("seed", "max_train", "max_eval"):
+        for field in ("seed", "max_train_examples", "max_eval_examples"):
             if not 0 <= getattr(self, field) < 2**31:
                 raise InputError(
                     f"{field} must be at least 0 and below 2^31, got {getattr(self, field)}"
@@ -182,7 +191,7 @@ class TrainConfig:
         Raises:
             InputError: an unknown field, a value of another type, a module that cannot be imported.
         """
-        values = config.to_dict()
+        values = options.with_current_names(cls, config.to_dict(), warn_of_former_name)
         import_modules(options.convert(tuple[str, ...], values.get("modules", ()), "modules"))
         return options.from_mapping(cls, values)
 
@@ -196,12 +205,53 @@ MAY_CHANGE = tuple(
 )
 
 
+def warn_of_former_name(former: str, current: str) -> None:
+    """Logs that a field was given under its former name, which the next version refuses."""
+    logging.warning(
+        "config field %s is now %s; the former name is accepted by this version only",
+        former,
+        current,
+    )
+
+
+def _accepting_former_names(cls: type) -> type[ConfigDict]:
+    """The class of ConfigDicts whose fields can also be set and read by their former names."""
+    former = former_names(cls)
+
+    class Group(ConfigDict):
+        def __setitem__(self, key: str, value: Any) -> None:
+            if key in former:
+                warn_of_former_name(key, former[key])
+            super().__setitem__(former.get(key, key), value)
+
+        def __getitem__(self, key: str) -> Any:
+            return super().__getitem__(former.get(key, key))
+
+    return Group if former else ConfigDict
+
+
+GROUPS = {
+    cls: _accepting_former_names(cls)
+    for cls in (TrainConfig, *typing.get_type_hints(TrainConfig).values())
+    if dataclasses.is_dataclass(cls)
+}
+
+
 def default_config() -> ConfigDict:
     """Every field of a config with its default, to be changed by an experiment's file."""
-    return ConfigDict(dataclasses.asdict(TrainConfig()))
+    return _config_dict(TrainConfig())
 
 
-def field_help(config: TrainConfig | None = None) -> list[str]:
+def _config_dict(config: Any) -> ConfigDict:
+    """The fields of a dataclass; groups of fields become ConfigDicts of their own."""
+    result = GROUPS.get(type(config), ConfigDict)()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        result[field.name] = _config_dict(value) if dataclasses.is_dataclass(value) else value
+    return result
+
+
+def config_help(config: TrainConfig | None = None) -> list[str]:
     """A line for each field: name, type, value in `config` (by default the default) and help."""
     return [str(field) for field in options.field_help(config or TrainConfig())]
 

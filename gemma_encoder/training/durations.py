@@ -8,7 +8,7 @@ from gemma_encoder.inputs.errors import InputError, unknown
 
 UNITS = ("steps", "epochs", "examples", "percent")
 LONGEST = 1e15  # of any unit; what is longer is a slip of the keyboard
-NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+NUMERAL = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Duration:
             InputError: no such text, an unknown unit, or a number beyond any training.
         """
         match = re.fullmatch(
-            rf"\s*((?:{NUMBER})(?:[eE][+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", str(text)
+            rf"\s*((?:{NUMERAL})(?:[eE][+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", str(text)
         )
         if not match:
             raise InputError(

@@ -18,7 +18,7 @@ from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.training.accumulator import MetricsAccumulator
 from gemma_encoder.training.build import Recipe, build
 from gemma_encoder.training.checkpoint import Checkpoints
@@ -34,7 +34,7 @@ from gemma_encoder.weights import native
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """The result of a run.
 
     Attributes:
@@ -65,7 +65,7 @@ def train(
     workdir: epath.PathLike,
     command: str = "",
     hooks: Sequence[Hook] = (),
-) -> Outcome:
+) -> TrainingResult:
     """Trains as `config` says, or resumes the run in `workdir`.
 
     Args:
@@ -143,22 +143,22 @@ def _restored(trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream) -
     if step is None:
         return None
     tokenizer = trainer.recipe.tokenizer
-    bundle = native.load_bundle(epath.Path(checkpoints.folder) / str(step))
-    if bundle.tokenizer.model != tokenizer.model:
+    spec = native.load_inference_spec(epath.Path(checkpoints.folder) / str(step))
+    if spec.tokenizer.model != tokenizer.model:
         raise InputError(
             f"{tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began "
             "with; restore that file, or choose another workdir"
         )
-    _check_data(trainer.recipe, bundle, checkpoints.folder)
+    _check_data(trainer.recipe, spec, checkpoints.folder)
     state, readers = checkpoints.restore(step, trainer.program.abstract, stream.names)
     stream.restore(readers)
     logging.info("resumed from step %d of %s", step, checkpoints.folder)
     return state
 
 
-def _check_data(recipe: Recipe, bundle: native.Bundle, folder: epath.Path) -> None:
+def _check_data(recipe: Recipe, spec: native.InferenceSpec, folder: epath.Path) -> None:
     """Refuses to resume on other data than the run began with, or a run of an earlier format."""
-    stored = bundle.record.get("data")
+    stored = spec.record.get("data")
     if stored is None:
         raise InputError(
             f"the run in {folder.parent} was begun by an earlier version of gemma_encoder, which "
@@ -208,9 +208,9 @@ def _describe(trainer: Trainer, cadence: Cadence, workdir: epath.Path, progress:
     )
 
 
-def _outcome(run: Run) -> Outcome:
+def _outcome(run: Run) -> TrainingResult:
     evaluation = run.evaluation or Evaluation(run.step, {}, {})
-    return Outcome(
+    return TrainingResult(
         run.step,
         evaluation.metrics,
         evaluation.predictions,
@@ -222,7 +222,7 @@ def _outcome(run: Run) -> Outcome:
     )
 
 
-def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> Outcome:
+def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
 
     Metrics are added to the log, predictions are written to their files.
@@ -241,21 +241,21 @@ def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> Outco
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     checkpoint = native.find(workdir)
-    bundle = native.load_bundle(checkpoint)
-    trained = {task.name for task in bundle.tasks}
+    spec = native.load_inference_spec(checkpoint)
+    trained = {task.name for task in spec.tasks}
     for task in recipe.tasks:
-        if task.head not in bundle.encoder.heads:
+        if task.head not in spec.encoder.heads:
             raise InputError(
                 f"the checkpoint was not trained on {task.name!r}; "
                 f"it knows {', '.join(sorted(trained))}"
             )
     runtime.enable_compilation_cache(config.compilation_cache)
-    recipe = dataclasses.replace(recipe, encoder=bundle.encoder, tokenizer=bundle.tokenizer)
+    recipe = dataclasses.replace(recipe, encoder=spec.encoder, tokenizer=spec.tokenizer)
     parameters = native.load_parameters(
         checkpoint,
-        bundle.encoder,
-        sharding.parameter_shardings(skeleton(bundle.encoder).shapes, mesh),
+        spec.encoder,
+        sharding.parameter_shardings(abstract_encoder(spec.encoder).shapes, mesh),
     )
-    with contextlib.closing(MetricsLog(workdir, bundle.step)) as log:
-        evaluation = recipe.evaluator(mesh, workdir).run(parameters, bundle.step, log.write)
-    return Outcome(bundle.step, evaluation.metrics, evaluation.predictions, checkpoint, 0.0)
+    with contextlib.closing(MetricsLog(workdir, spec.step)) as log:
+        evaluation = recipe.evaluator(mesh, workdir).run(parameters, spec.step, log.write)
+    return TrainingResult(spec.step, evaluation.metrics, evaluation.predictions, checkpoint, 0.0)

@@ -153,7 +153,7 @@ def mean_squared_error(
     return jnp.square(scores[..., 0] - labels)
 
 
-def negative_log_likelihood(inputs: LossInputs, options: Any) -> TaskLoss:
+def language_model_loss(inputs: LossInputs, options: Any) -> TaskLoss:
     """−Σ log p(token | those before it) in nats, which the head of a language model gives."""
     del options
     scores, weight = inputs.scores, inputs.weight
@@ -192,7 +192,7 @@ def pairwise_logistic(
     return _rax(rax.pairwise_logistic_loss, scores, labels, real)
 
 
-def softmax(
+def listwise_softmax(
     scores: Float[Array, "G N"],
     labels: Float[Array, "G N"],
     real: Bool[Array, "G N"],
@@ -220,7 +220,7 @@ def poly1(
 _LIST_LOSSES = {
     "point_ce": per_list(point_ce),
     "pairwise_logistic": per_list(pairwise_logistic),
-    "softmax": per_list(softmax),
+    "softmax": per_list(listwise_softmax),
     "poly1": per_list(poly1),
 }
 
@@ -252,7 +252,7 @@ LOSSES: dict[str, dict[str, Objective]] = {
     "ranking": _LIST_LOSSES,  # over the documents of a query
     # Over the options of a question: softmax is the cross entropy of the option that is right.
     "choice": _LIST_LOSSES,
-    "language_model": {"negative_log_likelihood": negative_log_likelihood},
+    "language_model": {"negative_log_likelihood": language_model_loss},
 }
 
 

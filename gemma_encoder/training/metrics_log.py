@@ -66,6 +66,9 @@ class MetricsLog:
             self._writer.close()
 
 
+FORMER_KEYS = {"model_flop_utilisation": "model_flop_utilization"}  # of runs of earlier versions
+
+
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """The lines of a workdir's `metrics.jsonl`; one that is cut short or damaged is left out."""
     path = epath.Path(workdir) / "metrics.jsonl"
@@ -76,7 +79,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(line, dict) and {"step", "split"} <= line.keys():
-            lines.append(line)
+            lines.append({FORMER_KEYS.get(key, key): value for key, value in line.items()})
     return lines
 
 

@@ -14,7 +14,7 @@ import optax
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
-from gemma_encoder.model.encoder import layer_paths, parameter_paths, skeleton
+from gemma_encoder.model.encoder import abstract_encoder, layer_paths, parameter_paths
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 
 BLOCK_ROWS = 32  # of a table, that XLA on a CPU adds up as it reads
@@ -65,7 +65,7 @@ def trainable(options: OptimizerConfig, encoder: EncoderConfig) -> Callable[[str
     """
     paths = {
         path: layer_paths(encoder.transformer, path)
-        for path in parameter_paths(skeleton(encoder).shapes)
+        for path in parameter_paths(abstract_encoder(encoder).shapes)
     }
     single = [path for layers in paths.values() for path in layers]
     for name, pattern in (

@@ -45,7 +45,7 @@ class Parts:
 
     def _check(self) -> None:
         """Refuses what needs neither data nor weights to be seen."""
-        config, tasks = self.config, mixtures.expand(self.config.tasks)
+        config, tasks = self.config, mixtures.expand_mixtures(self.config.tasks)
         if not tasks or len(set(map(task_name, tasks))) < len(tasks):
             raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
         if config.model.size not in sizes():
@@ -68,7 +68,7 @@ class Parts:
             PreparedSource(name, config.prepared, options)
             if config.prepared
             else registry.get(name, options)
-            for name in mixtures.expand(config.tasks)
+            for name in mixtures.expand_mixtures(config.tasks)
         )
         for source in () if self.dry else sources:
             source.check()
@@ -101,7 +101,7 @@ class Parts:
             return expected
         stored = self.checkpoint.config(expected)
         transformer = dataclasses.replace(stored, **model.transformer)
-        if unequal := backbone.differences(stored, expected or transformer):
+        if unequal := backbone.transformer_differences(stored, expected or transformer):
             size = model.size if named else "what model.transformer says"
             raise InputError(
                 f"the checkpoint {model.warm_start or model.pretrained} is not {size}: "
@@ -135,7 +135,7 @@ class Parts:
                 )
         model = self.config.model
         heads = {
-            head: HeadConfig(owner.num_outputs, owner.kind.head, model.head_hidden)
+            head: HeadConfig(owner.num_outputs, owner.kind.head, model.head_hidden_dims)
             for head, owner in owners.items()
         }
         encoder = EncoderConfig(

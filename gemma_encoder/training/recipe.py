@@ -83,7 +83,7 @@ def set_size(config: ConfigDict, size: str) -> None:
 
 def smoke(config: ConfigDict) -> ConfigDict:
     """Cuts any recipe down to seconds: a slice of the real data, a few steps, a small batch."""
-    config.max_train, config.max_eval, config.train_for, config.log_every = (
+    config.max_train_examples, config.max_eval_examples, config.train_for, config.log_every = (
         64,
         24,
         "6 steps",

@@ -19,7 +19,7 @@ from gemma_encoder.training.failure import report_failure
 from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
 from gemma_encoder.training.step import StepMetrics
 from gemma_encoder.training.trainer import Trainer
-from gemma_encoder.weights.native import Bundle
+from gemma_encoder.weights.native import InferenceSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ class Run:
         self.saved_step = self.step
         self.checkpoints.save(
             self.trainer.state,
-            self._bundle(),
+            self._inference_spec(),
             self.stream.state(),
             {} if value is None else {"best": value},
         )
@@ -207,7 +207,7 @@ class Run:
         except InputError as error:
             logging.error("step %d is not saved: %s", self.step, error)
 
-    def _bundle(self) -> Bundle:
+    def _inference_spec(self) -> InferenceSpec:
         """The part of a checkpoint that inference and its readers need."""
         recipe, stream = self.recipe, self.recipe.stream
         record = {
@@ -221,7 +221,7 @@ class Run:
             },
             "metrics": list(self.log.latest.values()),
         }
-        return Bundle(
+        return InferenceSpec(
             recipe.encoder,
             recipe.tasks,
             recipe.tokenizer,

@@ -1,6 +1,6 @@
 """The hooks of every run, in order: preemption, profile, log, evaluation, stopping, checkpoints."""
 
-from gemma_encoder.evaluation.evaluator import Stopped
+from gemma_encoder.evaluation.evaluator import EvaluationInterrupted
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.early_stopping import EarlyStoppingHook
 from gemma_encoder.training.hooks import Hook
@@ -97,7 +97,7 @@ class EvaluationHook(Hook):
         write = run.log.write if logs else None
         try:
             run.evaluation = self._evaluator.run(run.trainer.state.parameters, run.step, write)
-        except Stopped:
+        except EvaluationInterrupted:
             stop_for_preemption(run)
             return
         if logs:

@@ -11,7 +11,12 @@ from jax.sharding import Mesh
 
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
-from gemma_encoder.model.encoder import initial_parameters, parameter_paths, select, skeleton
+from gemma_encoder.model.encoder import (
+    abstract_encoder,
+    initial_parameters,
+    parameter_paths,
+    select,
+)
 
 
 class TrainState(NamedTuple):
@@ -42,7 +47,7 @@ def abstract_state(
         mesh: the devices.
         is_trainable: whether the parameter at a path is trained.
     """
-    shapes = skeleton(config).shapes
+    shapes = abstract_encoder(config).shapes
     moments = jax.eval_shape(optimizer.init, select(shapes, is_trainable))
     parameter_shardings = sharding.parameter_shardings(shapes, mesh)
     shardings = TrainState(

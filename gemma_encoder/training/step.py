@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
-from gemma_encoder.model.encoder import Skeleton, merge_parameters, select, skeleton
+from gemma_encoder.model.encoder import AbstractEncoder, abstract_encoder, merge_parameters, select
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.losses import LossOptions, TaskLoss, batch_loss
 from gemma_encoder.training.optimizer import global_norm, make_optimizer, make_schedule, trainable
@@ -35,7 +35,7 @@ def train_step(
     batch: Batch,
     key: jax.Array,
     *,
-    encoder: Skeleton,
+    encoder: AbstractEncoder,
     optimizer: optax.GradientTransformation,
     is_trainable: Callable[[str], bool],
     tasks: Sequence[Task],
@@ -177,7 +177,7 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
     abstract = abstract_state(recipe.encoder, optimizer, mesh, is_trainable)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     constants = {
-        "encoder": skeleton(recipe.encoder),
+        "encoder": abstract_encoder(recipe.encoder),
         "optimizer": optimizer,
         "is_trainable": is_trainable,
         "tasks": recipe.tasks,

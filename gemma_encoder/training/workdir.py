@@ -8,6 +8,7 @@ import jax
 from etils import epath
 
 from gemma_encoder import runtime
+from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
@@ -23,8 +24,9 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
     stored, fields = workdir / "config.json", config.to_dict()
     try:
         if stored.exists():
-            before = with_defaults(_read(stored), TrainConfig().to_dict())
-            changed = differences(before, fields)
+            before = options.with_current_names(TrainConfig, _read(stored))
+            before = with_defaults(before, TrainConfig().to_dict())
+            changed = config_differences(before, fields)
             if changed:
                 raise InputError(
                     f"{workdir} holds a run of another config; choose another workdir, or undo: "
@@ -62,7 +64,9 @@ def with_defaults(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
     }
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def config_differences(
+    stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
     """The fields in which two configs (as nested dicts) differ, as "field: stored -> now".
 
     Fields that may change between two starts of a run are left out.
@@ -73,7 +77,7 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
             continue
         before, after = stored.get(name), now.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            changed += differences(before, after, f"{prefix}{name}.")
+            changed += config_differences(before, after, f"{prefix}{name}.")
         elif before != after:
             changed.append(f"{prefix}{name}: {before!r} -> {after!r}")
     return changed

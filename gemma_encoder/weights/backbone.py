@@ -14,19 +14,19 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import (
+    abstract_encoder,
     parameter_dict,
     parameter_paths,
     parameter_state,
     select,
-    skeleton,
 )
-from gemma_encoder.model.lora import fold_backbone, is_adapter
+from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.weights import gemma, native
 from gemma_encoder.weights.gemma import GemmaCheckpoint
 from gemma_encoder.weights.huggingface import SIDECAR, HuggingFaceCheckpoint
-from gemma_encoder.weights.native import Bundle
+from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.weights.tensors import Checkpoint
 
 # What a folder of each format holds, in the order in which formats are looked for.
@@ -102,7 +102,9 @@ def save_gemma(backbone: Transformer, path: epath.PathLike) -> None:
         path: a new folder, local or `gs://`.
     """
     parameters = parameter_dict(nnx.state(backbone))
-    parameters = fold_backbone(parameters, backbone.lora) if backbone.lora.rank else parameters
+    parameters = (
+        merge_backbone_lora(parameters, backbone.lora) if backbone.lora.rank else parameters
+    )
     gemma.save(parameters, backbone.config, native.absolute(path))
 
 
@@ -159,7 +161,7 @@ def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) ->
             "For others there is model.pretrained"
         )
     checkpoint.check(encoder.transformer)
-    stored = parameter_paths(skeleton(checkpoint.bundle.encoder).shapes)
+    stored = parameter_paths(abstract_encoder(checkpoint.spec.encoder).shapes)
     wanted = parameter_paths(abstract)
     common = [
         name for name, leaf in wanted.items() if name in stored and stored[name].shape == leaf.shape
@@ -174,7 +176,7 @@ def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) ->
     return native.load_part(checkpoint.folder, {name: wanted[name] for name in common})
 
 
-def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[Bundle, dict]:
+def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[InferenceSpec, dict]:
     """A whole encoder: one of our checkpoints, an export of ours, or a sentence-transformers folder such as EmbeddingGemma.
 
     Args:
@@ -186,26 +188,28 @@ def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[Bundle, dict]:
     """
     checkpoint = open_checkpoint(path)
     if isinstance(checkpoint, native.NativeCheckpoint):
-        places = sharding.parameter_shardings(skeleton(checkpoint.bundle.encoder).shapes, mesh)
-        return checkpoint.bundle, native.load_parameters(
-            checkpoint.folder, checkpoint.bundle.encoder, places
+        places = sharding.parameter_shardings(
+            abstract_encoder(checkpoint.spec.encoder).shapes, mesh
+        )
+        return checkpoint.spec, native.load_parameters(
+            checkpoint.folder, checkpoint.spec.encoder, places
         )
     if not isinstance(checkpoint, HuggingFaceCheckpoint) or checkpoint.modules is None:
         raise InputError(
             f"{checkpoint.description} holds a transformer without pooler or head; fine-tune it first, or use load_backbone"
         )
-    bundle = checkpoint.bundle()
-    shapes = skeleton(bundle.encoder).shapes
+    spec = checkpoint.inference_spec()
+    shapes = abstract_encoder(spec.encoder).shapes
     places = sharding.parameter_shardings(shapes, mesh)
     abstract = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         places,
     )
-    parameters = load_pretrained(checkpoint, bundle.encoder, abstract)
+    parameters = load_pretrained(checkpoint, spec.encoder, abstract)
     parameters["heads"] = {
         name: jax.device_put(checkpoint.modules.head_parameters(), sharding.replicated(mesh))
-        for name in bundle.encoder.heads
+        for name in spec.encoder.heads
     }
     found, wanted = parameter_paths(parameters), parameter_paths(shapes)
     if {name: leaf.shape for name, leaf in found.items()} != {
@@ -214,7 +218,7 @@ def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[Bundle, dict]:
         raise InputError(
             f"{checkpoint.description}: the modules after the transformer are not those that its {SIDECAR} describes"
         )
-    return bundle, jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in wanted])
+    return spec, jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in wanted])
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
@@ -240,7 +244,7 @@ def checkpoint_tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> T
         InputError: it cannot be read, or it has more pieces than the transformer has embeddings.
     """
     if isinstance(checkpoint, native.NativeCheckpoint):
-        tokenizer = checkpoint.bundle.tokenizer
+        tokenizer = checkpoint.spec.tokenizer
     else:
         beside = checkpoint.folder / "tokenizer.model"
         tokenizer = Tokenizer.load(os.fspath(beside) if beside.exists() else family(config))
@@ -256,11 +260,16 @@ def family(config: TransformerConfig) -> str:
 def size_name(config: TransformerConfig) -> str | None:
     """The published size that a transformer is, whatever its vocabulary's padding and its reach; None for any other."""
     return next(
-        (name for name, known in GEMMA_CONFIGS.items() if not differences(config, known)), None
+        (
+            name
+            for name, known in GEMMA_CONFIGS.items()
+            if not transformer_differences(config, known)
+        ),
+        None,
     )
 
 
-def differences(config: TransformerConfig, known: TransformerConfig) -> list[str]:
+def transformer_differences(config: TransformerConfig, known: TransformerConfig) -> list[str]:
     """The fields in which two transformers differ, except the number of embeddings, the reach of the switched mask and the cap of a language head."""
     ours, theirs = config.to_dict(), known.to_dict()
     return [

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.weights.backbone import size_name
-from gemma_encoder.weights.native import Bundle
+from gemma_encoder.weights.native import InferenceSpec
 
 COUNTS = (
     "step",
@@ -22,10 +22,10 @@ COUNTS = (
 TERMS = "https://ai.google.dev/gemma/terms"
 
 
-def facts(bundle: Bundle) -> dict[str, str]:
+def facts(spec: InferenceSpec) -> dict[str, str]:
     """What the encoder is, one short line each."""
-    encoder, record = bundle.encoder, bundle.record
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(skeleton(encoder).shapes))
+    encoder, record = spec.encoder, spec.record
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_encoder(encoder).shapes))
     size = (
         size_name(encoder.transformer)
         or f"{encoder.transformer.num_layers} layers of width {encoder.transformer.embed_dim}"
@@ -40,19 +40,19 @@ def facts(bundle: Bundle) -> dict[str, str]:
         "attention": encoder.attention,
         "pooling": f"{pooling}, {encoder.pooled_dim} numbers a text",
         "computes in": encoder.compute_dtype,
-        "texts": f"at most {bundle.max_length} tokens each, tokenizer {bundle.tokenizer.name}",
+        "texts": f"at most {spec.max_length} tokens each, tokenizer {spec.tokenizer.name}",
         "started from": _origin(record) or "not recorded",
-        "trained for": f"{bundle.step:,} steps" if bundle.step else "not by this library",
+        "trained for": f"{spec.step:,} steps" if spec.step else "not by this library",
     }
     if encoder.lora.rank:
         found["LoRA"] = f"rank {encoder.lora.rank}"
     return found
 
 
-def metric_rows(bundle: Bundle) -> list[tuple[str, str, str, str, str]]:
+def metric_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str, str]]:
     """(task, split, metric, value, examples) of every metric on record, the tasks' main ones first."""
     rows = []
-    for line in bundle.record.get("metrics", ()):
+    for line in spec.record.get("metrics", ()):
         for name, value in line.items():
             if name not in COUNTS:
                 rows.append(
@@ -67,11 +67,11 @@ def metric_rows(bundle: Bundle) -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
-def task_rows(bundle: Bundle) -> list[tuple[str, str, str, str]]:
+def task_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str]]:
     """(task, kind, classes or range, training records) of every task."""
-    examples = bundle.record.get("examples", {})
+    examples = spec.record.get("examples", {})
     rows = []
-    for task in bundle.tasks:
+    for task in spec.tasks:
         rows.append(
             (
                 task.name,
@@ -83,7 +83,7 @@ def task_rows(bundle: Bundle) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def to_html(bundle: Bundle) -> str:
+def to_html(spec: InferenceSpec) -> str:
     """A card for a notebook: no script, no style sheet, all text escaped."""
     cell = 'style="text-align:left;padding:2px 12px 2px 0;vertical-align:top"'
 
@@ -101,13 +101,13 @@ def to_html(bundle: Bundle) -> str:
         )
         return f'<table style="margin:4px 0;border-collapse:collapse">{names}{lines}</table>'
 
-    command = bundle.record.get("command", "")
+    command = spec.record.get("command", "")
     return (
         '<div style="border:1px solid #8888;border-radius:6px;padding:8px 14px;display:inline-block;max-width:100%;overflow-x:auto">'
         "<strong>gemma_encoder.Predictor</strong>"
-        + table((), list(facts(bundle).items()))
-        + table(("task", "kind", "classes", "trained on"), task_rows(bundle))
-        + table(("task", "split", "metric", "value", "examples"), metric_rows(bundle))
+        + table((), list(facts(spec).items()))
+        + table(("task", "kind", "classes", "trained on"), task_rows(spec))
+        + table(("task", "split", "metric", "value", "examples"), metric_rows(spec))
         + (
             f"<details><summary>command</summary><code>{html.escape(command)}</code></details>"
             if command
@@ -117,13 +117,13 @@ def to_html(bundle: Bundle) -> str:
     )
 
 
-def markdown(bundle: Bundle) -> str:
+def markdown(spec: InferenceSpec) -> str:
     """The model card of an export, as the Hugging Face hub reads it."""
-    record, derived = bundle.record, _derived(bundle)
+    record, derived = spec.record, _derived(spec)
     tags = [
         "gemma_encoder",
         "sentence-similarity",
-        *sorted({task.kind.hub_tag for task in bundle.tasks if task.kind.hub_tag}),
+        *sorted({task.kind.hub_tag for task in spec.tasks if task.kind.hub_tag}),
     ]
     header = {"library_name": "sentence-transformers", "tags": tags} | (
         {"license": "gemma"} if derived else {}
@@ -133,22 +133,22 @@ def markdown(bundle: Bundle) -> str:
         + "".join(f"{name}: {json.dumps(value)}\n" for name, value in header.items())
         + "---",
         "# A Gemma encoder"
-        + (f" for {', '.join(task.name for task in bundle.tasks)}" if bundle.tasks else ""),
+        + (f" for {', '.join(task.name for task in spec.tasks)}" if spec.tasks else ""),
         "A Gemma decoder turned into a text encoder and fine-tuned by gemma_encoder, after arXiv 2503.02656.",
-        _table(("", ""), list(facts(bundle).items())),
+        _table(("", ""), list(facts(spec).items())),
         "## Use\n\n```python\nimport gemma_encoder as ge\n\npredictor = ge.Predictor.load(FOLDER)\n```\n\n"
         "```python\nfrom sentence_transformers import SentenceTransformer\n\nSentenceTransformer(FOLDER).encode(texts)\n```",
         "## Data\n\n"
         + (
-            _table(("task", "kind", "classes", "training records"), task_rows(bundle))
-            if bundle.tasks
+            _table(("task", "kind", "classes", "training records"), task_rows(spec))
+            if spec.tasks
             else _unknown("Which data it was trained on")
         ),
-        "## Metrics\n\n" + (_metrics(bundle) or _unknown("How good it is")),
+        "## Metrics\n\n" + (_metrics(spec) or _unknown("How good it is")),
     ]
     if record.get("config"):
         parts.append("## Config\n\n```json\n" + json.dumps(record["config"], indent=1) + "\n```")
-    limits = [f"Texts are cut at {bundle.max_length} tokens."]
+    limits = [f"Texts are cut at {spec.max_length} tokens."]
     limits += [
         "Scores are those of the tasks above, on data like theirs; nothing else was measured."
     ]
@@ -177,13 +177,13 @@ def _origin(record: Mapping[str, Any]) -> str:
     return model.get("warm_start") or model.get("pretrained") or ("random weights" if model else "")
 
 
-def _derived(bundle: Bundle) -> bool:
+def _derived(spec: InferenceSpec) -> bool:
     """Whether the weights began as others'. A start from another run counts: what that began with is not looked up."""
-    return _origin(bundle.record) not in ("", "random weights")
+    return _origin(spec.record) not in ("", "random weights")
 
 
-def _metrics(bundle: Bundle) -> str:
-    rows, command = metric_rows(bundle), bundle.record.get("command")
+def _metrics(spec: InferenceSpec) -> str:
+    rows, command = metric_rows(spec), spec.record.get("command")
     if not rows:
         return ""
     return _table(("task", "split", "metric", "value", "examples"), rows) + (

@@ -20,9 +20,9 @@ from etils import epath
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
-from gemma_encoder.model.lora import fold_backbone
+from gemma_encoder.model.lora import merge_backbone_lora
 from gemma_encoder.weights import card, huggingface, tensors
-from gemma_encoder.weights.native import Bundle, absolute
+from gemma_encoder.weights.native import InferenceSpec, absolute
 from gemma_encoder.weights.sentence_modules import POOLING
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
@@ -34,7 +34,7 @@ Module = tuple[str, dict[str, Any], dict[str, np.ndarray]]  # kind, config and t
 
 
 def export(
-    bundle: Bundle, parameters: dict, folder: epath.PathLike, heads: bool = True
+    spec: InferenceSpec, parameters: dict, folder: epath.PathLike, heads: bool = True
 ) -> epath.Path:
     """Writes the folder; parameters keep their bits (float32).
 
@@ -52,17 +52,17 @@ def export(
     folder = absolute(folder)
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} exists and is not empty; name a new folder for the export")
-    prompts = _prompts(bundle.tasks)
+    prompts = _prompts(spec.tasks)
     if not heads:
-        bundle = _without_heads(bundle)
-    if bundle.encoder.lora.rank:
-        bundle, parameters = _without_adapters(bundle, parameters)
-    encoder = bundle.encoder
+        spec = _without_heads(spec)
+    if spec.encoder.lora.rank:
+        spec, parameters = _without_adapters(spec, parameters)
+    encoder = spec.encoder
     # All that can be refused comes before the first write.
     config = transformer_json(encoder)
     modules = list(_modules(encoder, parameters))
-    files = huggingface_files(bundle.tokenizer, bundle.max_length, bundle.padding)
-    files |= _descriptions(bundle, config, prompts)
+    files = huggingface_files(spec.tokenizer, spec.max_length, spec.padding)
+    files |= _descriptions(spec, config, prompts)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tensors(folder, parameters["backbone"], encoder.transformer)
     for name, content in files.items():
@@ -71,23 +71,23 @@ def export(
     return folder
 
 
-def _without_heads(bundle: Bundle) -> Bundle:
-    encoder = dataclasses.replace(bundle.encoder, heads={})
-    return dataclasses.replace(bundle, encoder=encoder, tasks=())
+def _without_heads(spec: InferenceSpec) -> InferenceSpec:
+    encoder = dataclasses.replace(spec.encoder, heads={})
+    return dataclasses.replace(spec, encoder=encoder, tasks=())
 
 
-def _without_adapters(bundle: Bundle, parameters: dict) -> tuple[Bundle, dict]:
+def _without_adapters(spec: InferenceSpec, parameters: dict) -> tuple[InferenceSpec, dict]:
     """The encoder with its LoRA adapters merged: other libraries get plain matrices."""
-    backbone = fold_backbone(parameters["backbone"], bundle.encoder.lora)
-    encoder = dataclasses.replace(bundle.encoder, lora=LoraConfig())
-    return dataclasses.replace(bundle, encoder=encoder), {**parameters, "backbone": backbone}
+    backbone = merge_backbone_lora(parameters["backbone"], spec.encoder.lora)
+    encoder = dataclasses.replace(spec.encoder, lora=LoraConfig())
+    return dataclasses.replace(spec, encoder=encoder), {**parameters, "backbone": backbone}
 
 
 def _descriptions(
-    bundle: Bundle, config: dict[str, Any], prompts: dict[str, str]
+    spec: InferenceSpec, config: dict[str, Any], prompts: dict[str, str]
 ) -> dict[str, bytes]:
     """The files that describe the model, by name."""
-    sentence = {"max_seq_length": bundle.max_length, "do_lower_case": False}
+    sentence = {"max_seq_length": spec.max_length, "do_lower_case": False}
     sentence_transformers = {
         "prompts": prompts,
         "default_prompt_name": None,
@@ -96,8 +96,8 @@ def _descriptions(
     }
     return {
         "config.json": _json(config),
-        huggingface.SIDECAR: _json(bundle.description()),
-        "README.md": card.markdown(bundle).encode(),
+        huggingface.SIDECAR: _json(spec.description()),
+        "README.md": card.markdown(spec).encode(),
         "sentence_bert_config.json": _json(sentence),
         "config_sentence_transformers.json": _json(sentence_transformers),
     }
@@ -295,7 +295,7 @@ def _transposed(kernel) -> np.ndarray:
 
 def _write_tensors(folder: epath.Path, backbone: dict, config: TransformerConfig) -> None:
     """The transformer in files of at most `MAX_FILE`, with an index where there are several."""
-    table = huggingface.table("gemma3_text" if config.use_qk_norm else "gemma2")
+    table = huggingface.tensor_table("gemma3_text" if config.use_qk_norm else "gemma2")
     files: list[dict[str, np.ndarray]] = []
     written: list[list[str]] = []
     size = total = 0

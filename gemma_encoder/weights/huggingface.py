@@ -16,7 +16,7 @@ from jax.sharding import Sharding
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
-from gemma_encoder.weights.native import Bundle
+from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.weights.safetensors_reader import read_block, read_folder, read_json
 from gemma_encoder.weights.sentence_modules import read_modules
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Table
@@ -74,7 +74,7 @@ MAX_LENGTH = 2048  # EmbeddingGemma's; some files say "no limit" with a number o
 KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
-def table(model_type: str, prefix: str = "") -> Table:
+def tensor_table(model_type: str, prefix: str = "") -> Table:
     """Names and axes under a prefix; the norms of T5Gemma have names of their own."""
     layer, t5 = prefix + "layers.{layer}.", model_type == "t5gemma"
 
@@ -245,7 +245,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             FAMILIES[self.model_type][1][0],
         )
         self.description = f"the Hugging Face folder {folder} ({self.model_type})"
-        self.table = table(self.model_type, prefix)
+        self.table = tensor_table(self.model_type, prefix)
         unused = UNUSED + (UNUSED_T5 if self.model_type == "t5gemma" else ())
         self.skipped = tuple(sorted(name for name in slots if name.startswith(unused)))
         self._slots = {name: slot for name, slot in slots.items() if not name.startswith(unused)}
@@ -267,7 +267,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             else self._config
         )
 
-    def bundle(self) -> Bundle:
+    def inference_spec(self) -> InferenceSpec:
         """Everything but the parameters of the encoder in a sentence-transformers folder: ours as we wrote it, others without a task."""
         own, model = self.folder / SIDECAR, self.folder / "tokenizer.model"
         if not model.exists():
@@ -275,7 +275,7 @@ class HuggingFaceCheckpoint(Checkpoint):
                 f"{self.description} has no tokenizer.model; put the SentencePiece model there"
             )
         if own.exists():
-            return Bundle.from_description(read_json(own), model.read_bytes(), self.folder)
+            return InferenceSpec.from_description(read_json(own), model.read_bytes(), self.folder)
         lengths = [
             read_json(self.folder / name).get(field)
             for name, field in LENGTHS
@@ -283,7 +283,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         ]
         length = int(min([length for length in lengths if length] + [MAX_LENGTH]))
         encoder = EncoderConfig(self._config, pooling=self.modules.pooling, compute_dtype="float32")
-        return Bundle(
+        return InferenceSpec(
             encoder,
             (),
             Tokenizer(model.read_bytes(), str(model)),

@@ -26,16 +26,16 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
-from gemma_encoder.model.encoder import parameter_paths, skeleton
+from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.heads import check_heads
-from gemma_encoder.model.lora import fold_backbone, is_adapter
+from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
-FORMAT_VERSION = 2  # rises whenever a field is added
+FORMAT_VERSION = 3  # rises whenever a field is added or renamed
 
 
 @dataclasses.dataclass(frozen=True)
-class Bundle:
+class InferenceSpec:
     """Everything but the parameters that turns text into predictions.
 
     Attributes:
@@ -76,7 +76,7 @@ class Bundle:
     @classmethod
     def from_description(
         cls, values: Mapping[str, Any], model: bytes, where: epath.Path
-    ) -> "Bundle":
+    ) -> "InferenceSpec":
         """The bundle that `description` and the tokenizer's model describe.
 
         Descriptions of former formats are read, too.
@@ -116,10 +116,10 @@ class Bundle:
         rest = {name: value for name, value in values.items() if name != "format_version"}
         try:
             record = rest.pop("record", {})
-            bundle = from_fields(cls, {**rest, **fields}, "a checkpoint")
+            spec = from_fields(cls, {**rest, **fields}, "a checkpoint")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        return dataclasses.replace(bundle, record=record)
+        return dataclasses.replace(spec, record=record)
 
     def files(self) -> dict[str, bytes]:
         """The files of the `inference` folder."""
@@ -186,7 +186,7 @@ def find(path: epath.PathLike) -> epath.Path:
     return path / "checkpoints" / str(steps[-1])
 
 
-def load_bundle(checkpoint: epath.Path) -> Bundle:
+def load_inference_spec(checkpoint: epath.Path) -> InferenceSpec:
     """What a checkpoint says about itself; raises InputError when it is damaged, or was written by another version of the format."""
     folder = checkpoint / "inference"
     try:
@@ -198,7 +198,7 @@ def load_bundle(checkpoint: epath.Path) -> Bundle:
         raise InputError(
             f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the checkpoint is damaged or was copied in part"
         ) from error
-    return Bundle.from_description(values, model, checkpoint)
+    return InferenceSpec.from_description(values, model, checkpoint)
 
 
 def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any = None) -> dict:
@@ -210,7 +210,7 @@ def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any
         sharding: one sharding for all, or a nested dict of them; by default the first device.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = skeleton(config).shapes
+    shapes = abstract_encoder(config).shapes
     places = sharding if isinstance(sharding, dict) else jax.tree.map(lambda _: sharding, shapes)
     return _restore(checkpoint, shapes, places, None)
 
@@ -224,24 +224,54 @@ def load_part(checkpoint: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]
     return _restore(checkpoint, shapes, jax.tree.map(lambda leaf: leaf.sharding, shapes), None)
 
 
-def _restore(checkpoint: epath.Path, shapes: dict, places: dict, dtype: Any) -> dict:
-    """A part of a checkpoint's parameters, each where it goes."""
+def rename_remainder(tree: Any, former: str, current: str) -> Any:
+    """Renames the group of parameters after the repeated pattern, wherever a tree holds a backbone.
+
+    Formats 1 and 2 call it `rest`, format 3 `remainder`. The tree may be an optimizer's state.
+    """
+
+    def renamed(node: Any) -> Any:
+        if not _holds_backbone(node):
+            return node
+        backbone = {current if key == former else key: x for key, x in node["backbone"].items()}
+        return {**node, "backbone": backbone}
+
+    return jax.tree.map(renamed, tree, is_leaf=_holds_backbone)
+
+
+def _holds_backbone(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("backbone"), dict)
+
+
+@functools.cache
+def has_former_names(checkpoint: epath.Path) -> bool:
+    """Tells checkpoints of formats 1 and 2, whose parameters have names of their own."""
+    description = json.loads((checkpoint / "inference" / "inference.json").read_text())
+    return description["format_version"] < 3
+
+
+def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) -> dict:
+    """A part of a checkpoint's parameters, each with its sharding."""
+    if has_former_names(checkpoint):
+        shapes = rename_remainder(shapes, "remainder", "rest")
+        shardings = rename_remainder(shardings, "remainder", "rest")
     arguments = jax.tree.map(
-        lambda leaf, place: ocp.ArrayRestoreArgs(
-            sharding=place, global_shape=leaf.shape, dtype=dtype
+        lambda leaf, sharding: ocp.ArrayRestoreArgs(
+            sharding=sharding, global_shape=leaf.shape, dtype=dtype
         ),
         shapes,
-        places,
+        shardings,
     )
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     item = jax.tree.map(lambda _: 0, shapes)
-    return reader.restore(
+    restored = reader.restore(
         checkpoint / "parameters",
         args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
     )
+    return rename_remainder(restored, "rest", "remainder")
 
 
-def replicated(sharding: Sharding) -> Sharding:
+def replicated_like(sharding: Sharding) -> Sharding:
     """The whole of an array on every device that `sharding` names."""
     return (
         jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -259,9 +289,10 @@ class NativeCheckpoint(Checkpoint):
 
     def __init__(self, path: epath.PathLike):
         self.folder = find(path)
-        self.bundle = load_bundle(self.folder)
+        self.spec = load_inference_spec(self.folder)
         self.description = f"the fine-tuned checkpoint {self.folder}"
         metadata = ocp.PyTreeCheckpointHandler().metadata(self.folder / "parameters").tree
+        metadata = rename_remainder(dict(metadata), "rest", "remainder")
         found = {
             name: leaf for name, leaf in parameter_paths(metadata).items() if not is_adapter(name)
         }
@@ -275,14 +306,14 @@ class NativeCheckpoint(Checkpoint):
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
         """The transformer that the checkpoint says."""
         del hint
-        return self.bundle.encoder.transformer
+        return self.spec.encoder.transformer
 
     def expected(self, config: TransformerConfig) -> dict[str, list[tuple[int, ...]]]:
         """Our own parameters."""
         return {
             name: [leaf.shape]
             for name, leaf in parameter_paths(
-                skeleton(EncoderConfig(config)).shapes["backbone"]
+                abstract_encoder(EncoderConfig(config)).shapes["backbone"]
             ).items()
         }
 
@@ -304,11 +335,11 @@ class NativeCheckpoint(Checkpoint):
     ) -> dict:
         """Restored straight to where it goes: nothing has to be rearranged, but adapters are added to their matrices."""
         self.check(config)
-        lora = self.bundle.encoder.lora
+        lora = self.spec.encoder.lora
         if lora.rank:
             own = parameter_paths(shapes)
-            place = replicated(next(iter(jax.tree.leaves(shardings))))
-            everything = skeleton(self.bundle.encoder).shapes["backbone"]
+            place = replicated_like(next(iter(jax.tree.leaves(shardings))))
+            everything = abstract_encoder(self.spec.encoder).shapes["backbone"]
             places = {
                 **{path: place for path in parameter_paths(everything)},
                 **dict(zip(own, jax.tree.leaves(shardings), strict=True)),
@@ -317,7 +348,7 @@ class NativeCheckpoint(Checkpoint):
                 jax.tree.structure(everything),
                 [places[path] for path in parameter_paths(everything)],
             )
-            return fold_backbone(
+            return merge_backbone_lora(
                 _restore(self.folder, {"backbone": everything}, {"backbone": nested}, dtype)[
                     "backbone"
                 ],

@@ -171,7 +171,7 @@ def _groups(axes: str) -> list[str]:
 def layers_of(config: TransformerConfig, path: str) -> tuple[str, range | None, bool]:
     """What a parameter's path means: its name in `AXES`, its layers (None outside layers), and whether they are stacked."""
     group, _, rest = path.partition("/")
-    if group not in ("blocks", "rest"):
+    if group not in ("blocks", "remainder"):
         return path, None, False
     position, _, name = rest.partition("/")
     return name, layer_index(config, group, int(position)), group == "blocks"

@@ -145,7 +145,7 @@ def test_an_interrupt_and_a_reader_that_left_are_exit_codes(capsys, monkeypatch)
     def interrupted():
         raise KeyboardInterrupt
 
-    assert commandline.guarded(interrupted) == 130
+    assert commandline.run_program(interrupted) == 130
     assert "rerun the command to resume" in capsys.readouterr().err
 
 

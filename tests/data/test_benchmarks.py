@@ -17,7 +17,7 @@ from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.data.tasks import glue, superglue
 from gemma_encoder.data.tfds import TfdsSource
 from gemma_encoder.evaluation import leaderboards, submission
-from gemma_encoder.evaluation.predictions import Predictions, predict
+from gemma_encoder.evaluation.predictions import Predictions, predict_split
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
@@ -110,7 +110,7 @@ def tables(prepared, tokenizer):
     return get
 
 
-def labelled_split(name):
+def labeled_split(name):
     return {
         "glue_mnli": "validation_matched",
         "glue_ax": "test",
@@ -139,12 +139,14 @@ def test_the_declaration_fits_the_builder(name, benchmarks):
             (records + 1, records),
         ):  # a limit beyond the split takes all of it
             assert (
-                registry.get(name, DataOptions(max_train=limit, max_eval=limit)).size(split)
+                registry.get(
+                    name, DataOptions(max_train_examples=limit, max_eval_examples=limit)
+                ).size(split)
                 == count
             )
     if source.task.classes:
         assert source.task.classes == tuple(info.features["label"].names)
-    assert set(source.task.template.cut) <= set(source.task.template.fields)
+    assert set(source.task.template.truncation) <= set(source.task.template.fields)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -249,7 +251,7 @@ def test_batches_hold_every_example_of_every_split_once(name, tables, tokenizer,
                 label = table.labels[example]
                 expected = (
                     label
-                    if source.task.is_unlabelled(label)
+                    if source.task.is_unlabeled(label)
                     else source.task.check_label(label, split)
                 )
                 assert batch.label[row, slot] == np.float32(expected)
@@ -264,7 +266,7 @@ def test_batches_hold_every_example_of_every_split_once(name, tables, tokenizer,
 def test_only_some_test_splits_are_unlabelled(name, tables):
     task = registry.get(name).task
     for split in registry.get(name).splits:
-        unknown = [task.is_unlabelled(label) for label in tables(name, split)[1].labels]
+        unknown = [task.is_unlabeled(label) for label in tables(name, split)[1].labels]
         assert set(unknown) == {
             split.startswith("test") and name not in ("superglue_axb", "superglue_axg")
         }
@@ -284,8 +286,8 @@ def oracle(task, table, wrong=()):
 @pytest.mark.parametrize("name", NAMES)
 def test_metrics_of_right_answers_are_one_and_of_unlabelled_splits_none(name, tables):
     task = registry.get(name).task
-    _, table = tables(name, labelled_split(name))
-    found = Predictions(task, labelled_split(name), oracle(task, table), table).metrics()
+    _, table = tables(name, labeled_split(name))
+    found = Predictions(task, labeled_split(name), oracle(task, table), table).metrics()
     # ReCoRD's question that no entity of the passage answers stays wrong: one of four.
     expected = {"glue_ax": {}, "superglue_record": {"token_f1": 0.75, "exact_match": 0.75}}.get(
         name, dict.fromkeys(task.metrics, 1.0)
@@ -293,7 +295,7 @@ def test_metrics_of_right_answers_are_one_and_of_unlabelled_splits_none(name, ta
     assert found == pytest.approx(expected)
     assert list(found) == list(expected)  # the main metric first
     for split in registry.get(name).splits:
-        if split.startswith("test") and task.is_unlabelled(tables(name, split)[1].labels[0]):
+        if split.startswith("test") and task.is_unlabeled(tables(name, split)[1].labels[0]):
             assert (
                 Predictions(
                     task, split, oracle(task, tables(name, split)[1]), tables(name, split)[1]
@@ -416,7 +418,7 @@ def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
 
 
 def test_mixtures_are_named_lists_of_registered_tasks():
-    assert mixtures.expand(("glue", "toy_ranking")) == (*glue.TASKS, "toy_ranking")
+    assert mixtures.expand_mixtures(("glue", "toy_ranking")) == (*glue.TASKS, "toy_ranking")
     assert all(set(tasks) <= set(registry.names()) for tasks in mixtures.MIXTURES.values())
     assert not set(mixtures.MIXTURES) & set(registry.names())
 
@@ -577,7 +579,7 @@ def predicted(tables, tmp_path_factory):
             def forward(batch, task=task, scores=scores):
                 return {task.head: scores[batch.example_id]}, batch.example_id, batch.weight
 
-            outputs = predict(task, iter(batches), forward)
+            outputs = predict_split(task, iter(batches), forward)
             Predictions(task, split, outputs, table).write(workdir / "predictions")
             said[name, split] = [
                 (info, table.query_ids[i], outputs[i]) for i, info in enumerate(table.infos)
@@ -595,9 +597,9 @@ SIZES = {
 @pytest.mark.parametrize("benchmark", ["glue", "superglue"])
 def test_a_submission_says_what_the_model_said(benchmark, predicted):
     workdir, said = predicted
-    content = submission.make(benchmark, [workdir])
-    assert submission.check(content, benchmark, SIZES[benchmark]) == SIZES[benchmark]
-    read = submission.read(content, benchmark)
+    content = submission.make_submission(benchmark, [workdir])
+    assert submission.check_submission(content, benchmark, SIZES[benchmark]) == SIZES[benchmark]
+    read = submission.read_submission(content, benchmark)
     words = {
         "CoLA.tsv": ("0", "1"),
         "SST-2.tsv": ("0", "1"),
@@ -645,7 +647,7 @@ def test_a_submission_says_what_the_model_said(benchmark, predicted):
 
 def test_the_files_look_as_the_leaderboards_want_them(predicted):
     workdir, _ = predicted
-    with zipfile.ZipFile(io.BytesIO(submission.make("glue", [workdir]))) as archive:
+    with zipfile.ZipFile(io.BytesIO(submission.make_submission("glue", [workdir]))) as archive:
         assert set(archive.namelist()) == {
             f"{name}.tsv"
             for name in [
@@ -669,7 +671,7 @@ def test_the_files_look_as_the_leaderboards_want_them(predicted):
             "2",
             "3",
         ]
-    with zipfile.ZipFile(io.BytesIO(submission.make("superglue", [workdir]))) as archive:
+    with zipfile.ZipFile(io.BytesIO(submission.make_submission("superglue", [workdir]))) as archive:
         assert set(archive.namelist()) == {
             f"{name}.jsonl"
             for name in [
@@ -699,14 +701,14 @@ def test_the_files_look_as_the_leaderboards_want_them(predicted):
 def test_missing_and_ambiguous_predictions_are_named(predicted, tmp_path):
     workdir, _ = predicted
     with pytest.raises(InputError, match="two workdirs"):
-        submission.make("glue", [workdir, workdir])
+        submission.make_submission("glue", [workdir, workdir])
     with pytest.raises(
         InputError,
         match=r"no predictions of glue_cola.test, .*glue_mnli.test_matched.*--config.evaluate_split=test",
     ):
-        submission.make("glue", [tmp_path])
+        submission.make_submission("glue", [tmp_path])
     with pytest.raises(InputError, match="did you mean 'superglue'"):
-        submission.make("superglu", [workdir])
+        submission.make_submission("superglu", [workdir])
 
 
 def test_the_real_sizes_are_asked_of_a_submission(predicted, tmp_path, capsys):

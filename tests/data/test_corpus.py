@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gemma_encoder.data import cache
 from gemma_encoder.data.files import lines
-from gemma_encoder.data.files.corpus import Ids, IdWriter, Texts, TsvLayout
+from gemma_encoder.data.files.corpus import Corpus, Ids, IdWriter, TsvLayout
 from gemma_encoder.data.files.lines import Spans
 from gemma_encoder.data.tasks.beir import JsonLayout
 from gemma_encoder.inputs.errors import InputError
@@ -70,7 +70,7 @@ def test_every_text_reads_back(texts, end, last, block, how):
         patch.setenv("GEMMA_ENCODER_CACHE", f"{folder}/cache")
         path = Path(folder, "collection.tsv.gz" if how == "gz" else "collection.tsv")
         path.write_bytes(gzip.compress(content) if how == "gz" else content)
-        read = Texts(path, LAYOUT, in_memory=how == "memory")
+        read = Corpus(path, LAYOUT, in_memory=how == "memory")
         assert len(read) == len(texts)
         assert [(read.ids[number], read.text(number)) for number in range(len(read))] == texts
         assert all(
@@ -104,7 +104,7 @@ def test_json_lines_read_back(texts):
                 for name, text in texts
             )
         )
-        read = Texts(path, JsonLayout(may_be_empty=True))
+        read = Corpus(path, JsonLayout(may_be_empty=True))
         assert [(read.ids[number], read.text(number)) for number in range(len(read))] == [
             (name, text.strip()) for name, text in texts
         ]
@@ -179,7 +179,7 @@ def test_bad_collections_are_refused_by_line(tmp_path, monkeypatch, content, mes
     with pytest.raises(
         InputError, match="c.tsv" + (message if message.startswith(":") else f" {message}")
     ):
-        Texts(tmp_path / "c.tsv", LAYOUT)
+        Corpus(tmp_path / "c.tsv", LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_bad_collections_are_refused_by_line(tmp_path, monkeypatch, content, mes
 def test_bad_json_lines_are_refused_by_line(tmp_path, line, message):
     (tmp_path / "q.jsonl").write_text('{"_id": "1", "text": "a"}\n' + line + "\n")
     with pytest.raises(InputError, match=f"q.jsonl{message}"):
-        Texts(tmp_path / "q.jsonl", JsonLayout(may_be_empty=False))
+        Corpus(tmp_path / "q.jsonl", JsonLayout(may_be_empty=False))
 
 
 def test_a_broken_gz_file_is_refused(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_a_broken_gz_file_is_refused(tmp_path, monkeypatch):
         path = tmp_path / f"c{number}.tsv.gz"
         path.write_bytes(content)
         with pytest.raises(InputError, match=f"c{number}.tsv.gz: not a whole gzip file"):
-            Texts(path, LAYOUT)
+            Corpus(path, LAYOUT)
 
 
 def write(path, count, word="text"):
@@ -229,20 +229,20 @@ def test_a_kept_index_is_used_again_and_follows_the_file(kept, tmp_path, monkeyp
     built = []
     original = IdWriter.finish
     monkeypatch.setattr(IdWriter, "finish", lambda self: (built.append(1), original(self)))
-    assert Texts(path, LAYOUT)["147"] == "text 49"
-    assert Texts(path, LAYOUT)["147"] == "text 49" and len(built) == 1
+    assert Corpus(path, LAYOUT)["147"] == "text 49"
+    assert Corpus(path, LAYOUT)["147"] == "text 49" and len(built) == 1
     facts = path.stat()
     write(path, 50, "Text")  # as long as before, and as old
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert Texts(path, LAYOUT)["147"] == "Text 49" and len(built) == 2
+    assert Corpus(path, LAYOUT)["147"] == "Text 49" and len(built) == 2
     write(path, 51)
-    assert Texts(path, LAYOUT)["150"] == "text 50" and len(built) == 3
+    assert Corpus(path, LAYOUT)["150"] == "text 50" and len(built) == 3
     assert len(folders(kept)) == 1  # what was kept for the file as it was is gone
 
 
 def test_a_file_that_changes_while_it_is_open_is_noticed(tmp_path):
     path = write(tmp_path / "c.tsv", 50)
-    texts = Texts(path, LAYOUT)
+    texts = Corpus(path, LAYOUT)
     with path.open("r+") as file:
         file.write("9")
     with pytest.raises(InputError, match=r"c.tsv has changed since it was opened: line 1"):
@@ -257,7 +257,7 @@ def test_a_file_that_changes_while_its_index_is_made_is_refused(kept, tmp_path, 
     original = IdWriter.finish
     monkeypatch.setattr(IdWriter, "finish", lambda self: (write(path, 60), original(self)))
     with pytest.raises(InputError, match="c.tsv: changed while the index of every pid was made"):
-        Texts(path, LAYOUT)
+        Corpus(path, LAYOUT)
     assert not folders(kept)
 
 
@@ -266,28 +266,28 @@ def test_a_crash_leaves_nothing_and_the_next_try_is_whole(kept, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(IdWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            Texts(path, LAYOUT)
+            Corpus(path, LAYOUT)
     assert not folders(kept)
     half = (
         kept / ".making-killed"
     )  # what a kill leaves is not taken for an index, and goes after a day
     half.mkdir()
     os.utime(half, (0, 0))
-    assert Texts(path, LAYOUT)["3"] == "text 1"
+    assert Corpus(path, LAYOUT)["3"] == "text 1"
     assert not half.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
 def test_an_entry_that_lost_a_part_is_made_anew(kept, tmp_path, damage):
     path = write(tmp_path / "c.tsv", 50)
-    assert Texts(path, LAYOUT)["3"] == "text 1"
+    assert Corpus(path, LAYOUT)["3"] == "text 1"
     (entry,) = folders(kept)
     for file in entry.iterdir():
         if damage == "truncated":
             os.truncate(file, file.stat().st_size // 2)
         elif damage == "empty" or file.name.startswith("offsets"):
             file.unlink()
-    assert Texts(path, LAYOUT)["3"] == "text 1" and folders(kept) == [entry]
+    assert Corpus(path, LAYOUT)["3"] == "text 1" and folders(kept) == [entry]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"stamp\nwrong\n", None])
@@ -308,14 +308,14 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
     (tmp_path / "occupied").write_text("")
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "occupied"))
     with pytest.raises(InputError, match="cannot be cached in .*occupied.*GEMMA_ENCODER_CACHE"):
-        Texts(write(tmp_path / "c.tsv", 5), LAYOUT)
+        Corpus(write(tmp_path / "c.tsv", 5), LAYOUT)
 
 
 def open_and_read(path, folder, barrier):
     os.environ["GEMMA_ENCODER_CACHE"] = folder
     cache.KEEP_FROM = 0
     barrier.wait()
-    texts = Texts(Path(path), LAYOUT)
+    texts = Corpus(Path(path), LAYOUT)
     return [texts[str(i * 3)] for i in range(0, 5000, 617)]
 
 
@@ -333,7 +333,7 @@ def test_processes_that_build_at_once_all_read_a_whole_index(kept, tmp_path):
 
 
 def test_threads_read_at_once(tmp_path):
-    texts = Texts(write(tmp_path / "c.tsv", 2000), LAYOUT)
+    texts = Corpus(write(tmp_path / "c.tsv", 2000), LAYOUT)
     asked = np.random.default_rng(0).integers(0, 2000, 4000).tolist()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(texts.text, asked)) == [f"text {i}" for i in asked]
@@ -341,7 +341,7 @@ def test_threads_read_at_once(tmp_path):
 
 def test_an_index_does_not_need_its_files_names(kept, tmp_path):
     """A second process may replace what is kept while this one reads."""
-    texts = Texts(write(tmp_path / "c.tsv", 100), LAYOUT)
+    texts = Corpus(write(tmp_path / "c.tsv", 100), LAYOUT)
     shutil.rmtree(kept)
     assert [texts[str(i * 3)] for i in range(100)] == [f"text {i}" for i in range(100)]
 
@@ -363,7 +363,7 @@ def test_a_line_longer_than_a_block_is_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "BLOCK", 100)
     long = "word " * 5000 + "end"
     (tmp_path / "c.tsv").write_text(f"a\tshort\nb\t{long}\nc\tlast")
-    texts = Texts(tmp_path / "c.tsv", LAYOUT)
+    texts = Corpus(tmp_path / "c.tsv", LAYOUT)
     assert [texts[name] for name in "abc"] == ["short", long, "last"]
 
 

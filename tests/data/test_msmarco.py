@@ -9,8 +9,8 @@ import pytest
 
 from gemma_encoder.data import cache, registry
 from gemma_encoder.data.files import lines, runs
-from gemma_encoder.data.files.corpus import Texts, TsvLayout
-from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.files.corpus import Corpus, TsvLayout
+from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.pipeline import training_order
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
@@ -351,7 +351,7 @@ def texts(path, what, count, first=None):
         for i in range(count)
     ]
     path.write_text("".join(f"{name}\ttext {name}\n" for name in names))
-    return names, Texts(path, TsvLayout(what, "text"))
+    return names, Corpus(path, TsvLayout(what, "text"))
 
 
 @pytest.mark.parametrize("kind", ["marco", "trec", "top1000"])
@@ -399,11 +399,11 @@ def test_candidates_follow_every_file_they_depend_on(tmp_path, monkeypatch):
     collection.write_text("a\tx\nb\ty\n")
 
     def read():
-        documents = Texts(collection, TsvLayout("pid", "passage"))
+        documents = Corpus(collection, TsvLayout("pid", "passage"))
         return [
             documents.ids[d]
             for d in Candidates(
-                run, Texts(tmp_path / "q.tsv", TsvLayout("qid", "query")), documents
+                run, Corpus(tmp_path / "q.tsv", TsvLayout("qid", "query")), documents
             ).of(0)
         ]
 
@@ -434,7 +434,7 @@ def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
         "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in written)
     )
     for name in ("trec", "beir.tsv"):
-        judgements = Judgements(tmp_path / name, query_texts, document_texts)
+        judgements = Qrels(tmp_path / name, query_texts, document_texts)
         assert judgements.by_id(np.arange(20)) == naive
         assert judgements.positives.tolist() == [
             sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries
@@ -471,7 +471,7 @@ def test_deep_learning_tracks_have_grades_and_a_threshold(marco, tmp_path, offic
     assert source.splits == ("validation",) and source.task.head == "msmarco"
     assert [e.label for e in source.examples("validation", 0)] == [1, 3]
     run = ranking.make_run(["5", "5", "6"], ["10", "12", "10"], np.array([2.0, 1.0, 1.0]))
-    values = ranking.compute(source.task.metrics, source.qrels("validation"), run)
+    values = ranking.compute_ranking_metrics(source.task.metrics, source.qrels("validation"), run)
     # Grade 1 comes first: it is not relevant for MRR and MAP, and half the story for nDCG. Query 6 has no judgement and does not count.
     assert values["mrr(rel=2)@10"] == pytest.approx(1 / 2) and values[
         "map(rel=2)"
@@ -481,7 +481,7 @@ def test_deep_learning_tracks_have_grades_and_a_threshold(marco, tmp_path, offic
 
 def test_a_threshold_is_part_of_a_metrics_name():
     qrels, run = {"q": {"a": 1, "b": 2}}, {"q": [("a", 3.0), ("c", 2.0), ("b", 1.0)]}
-    values = ranking.compute(
+    values = ranking.compute_ranking_metrics(
         ("mrr@10", "mrr(rel=2)@10", "recall(rel=3)@100", "map(rel=2)"), qrels, run
     )
     assert values == {
@@ -492,9 +492,9 @@ def test_a_threshold_is_part_of_a_metrics_name():
     }
     for name in ("mrr(rel=0)@10", "mrr(rel=2)(rel=2)@10", "mrr(2)@10"):
         with pytest.raises(InputError, match="unknown ranking metric"):
-            ranking.compute((name,), qrels, run)
+            ranking.compute_ranking_metrics((name,), qrels, run)
     with pytest.raises(InputError, match="nDCG uses the grades themselves"):
-        ranking.compute(("ndcg(rel=2)@10",), qrels, run)
+        ranking.compute_ranking_metrics(("ndcg(rel=2)@10",), qrels, run)
 
 
 # BEIR

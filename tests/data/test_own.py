@@ -180,7 +180,7 @@ def test_ranking_rows_become_lists(tmp_path, tokenizer, kind, ids):
     )
     assert (
         made.task.template.text == "Query: {query} Document: {document}"
-        and made.task.template.cut == ("document",)
+        and made.task.template.truncation == ("document",)
     )
     validation = everything(made, "validation")
     assert [[e.fields["document"] for e in record] for record in validation] == [
@@ -251,10 +251,12 @@ def test_what_is_read_off_may_be_said(tmp_path):
         label="gold",
         classes=("no", "yes"),
         template="is {b} like {a} ?",
-        cut=("b",),
+        truncation=("b",),
         metrics=("f1",),
     )
-    assert made.task.template.text == "is {b} like {a} ?" and made.task.template.cut == ("b",)
+    assert made.task.template.text == "is {b} like {a} ?" and made.task.template.truncation == (
+        "b",
+    )
     assert made.task.classes == ("no", "yes") and made.task.metrics == ("f1",)
     assert {(e.fields["a"][2:], e.label) for (e,) in everything(made, "train")} <= {
         (str(i), i % 2) for i in range(20)
@@ -306,7 +308,7 @@ def test_a_limit_takes_the_first_records(tmp_path):
     path = write(
         tmp_path / "t.csv", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)]
     )
-    made = source(path, {"max_train": 4, "max_eval": 2}, validation=path)
+    made = source(path, {"max_train_examples": 4, "max_eval_examples": 2}, validation=path)
     assert [record[0].fields["text"] for record in everything(made, "train")] == [
         f"text {i}" for i in range(4)
     ] and made.size("validation") == 2
@@ -319,7 +321,7 @@ def test_a_large_file_is_kept_as_a_table_that_follows_it(tmp_path, monkeypatch):
     path = write(tmp_path / "t.csv", rows)
     first = everything(source(path, validation=path), "train")
     with monkeypatch.context() as patch:
-        patch.setattr(own_cells, "text", None)  # not parsed again
+        patch.setattr(own_cells, "read_text", None)  # not parsed again
         assert everything(source(path, validation=path), "train") == first
     write(path, [row | {"text": row["text"].upper()} for row in rows])
     assert everything(source(path, validation=path), "train")[0][0].fields["text"] == "TEXT 0"
@@ -640,7 +642,7 @@ def test_parquet_columns_are_read_as_rows_are(tmp_path, monkeypatch, kind, label
     pa.parquet.write_table(table, tmp_path / "t.parquet")
     options = {"kind": kind, "validation": tmp_path / "t.parquet"}
     by_columns = source(tmp_path / "t.parquet", **options)
-    monkeypatch.setattr(own_columns, "texts", lambda column: None)
+    monkeypatch.setattr(own_columns, "nonblank_texts", lambda column: None)
     by_rows = source(tmp_path / "t.parquet", **options)
     assert by_columns.task == by_rows.task
     tables = [made._files["train"].table for made in (by_columns, by_rows)]
@@ -660,7 +662,7 @@ def test_a_parquet_row_of_a_later_batch_is_named(tmp_path, monkeypatch, bad):
 def test_plain_parquet_columns_are_not_read_by_row(tmp_path, monkeypatch):
     table = pa.table({"text": ["漢字", " b ", "c"] * 10, "label": [0, 1, 2] * 10})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
-    monkeypatch.setattr(own_cells, "text", None)
+    monkeypatch.setattr(own_cells, "read_text", None)
     made = source(tmp_path / "t.parquet", validation=tmp_path / "t.parquet")
     assert made.examples("train", 1)[0].fields == {"text": " b "}
     assert made.where("train", 29).endswith("t.parquet: row 30")

@@ -128,7 +128,7 @@ def test_json_and_compressed_files_hold_the_same_rows(tmp_path, monkeypatch, nam
     monkeypatch.setattr(rows, "BLOCK", block)
     path = tmp_path / name
     path.write_bytes(content)
-    columns, records = rows.read(path)
+    columns, records = rows.read_rows(path)
     assert {"text", "label"} <= set(columns)
     assert [{k: r.values[k] for k in ("text", "label")} for r in records] == ROWS
 

@@ -24,7 +24,9 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 
 CLASSES = Task("classes", "classification", Template("{x}"), ("accuracy",), ("a", "b"))
 TARGETS = Task("targets", "regression", Template("{x}"), ("spearman",), label_range=(0.0, 10.0))
-LISTS = Task("lists", "ranking", Template("{query} {document}", cut=("document",)), ("mrr@10",))
+LISTS = Task(
+    "lists", "ranking", Template("{query} {document}", truncation=("document",)), ("mrr@10",)
+)
 
 
 def texts(split):

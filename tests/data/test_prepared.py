@@ -26,7 +26,7 @@ TASKS = {
         "targets", "regression", Template("a {x}"), ("spearman",), label_range=(0.0, 10.0)
     ),
     "lists": Task(
-        "lists", "ranking", Template("{query} {document}", cut=("document",)), ("mrr@10",)
+        "lists", "ranking", Template("{query} {document}", truncation=("document",)), ("mrr@10",)
     ),
 }
 DATA = DataOptions(list_size=3)  # the lists hold five documents: three are sampled
@@ -90,9 +90,9 @@ def tokenizer():
 
 def write(source, tokenizer, root):
     folder = root / source.task.name
-    if prepared.begin(folder, prepared.describe(source, tokenizer, OPTIONS.max_length)):
+    if prepared.begin(folder, prepared.describe_prepared(source, tokenizer, OPTIONS.max_length)):
         for part in prepared.parts(source):
-            prepared.write(source, part, tokenizer, OPTIONS.max_length, folder)
+            prepared.write_part(source, part, tokenizer, OPTIONS.max_length, folder)
         prepared.finish(folder)
     return folder
 
@@ -224,10 +224,10 @@ def test_a_prepared_task_needs_no_raw_data(root):
 
 def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
     source = raw("classes")
-    folder, description = tmp_path / "classes", prepared.describe(source, tokenizer, 12)
+    folder, description = tmp_path / "classes", prepared.describe_prepared(source, tokenizer, 12)
     assert prepared.begin(folder, description)
     first, second, *_ = prepared.parts(source)
-    assert prepared.write(source, second, tokenizer, 12, folder)["texts"] == 16
+    assert prepared.write_part(source, second, tokenizer, 12, folder)["texts"] == 16
     (folder / first.path).mkdir()
     (folder / first.path / "rows.arrow.part").write_bytes(b"half a")
     with pytest.raises(InputError, match="is not whole: the program that prepares it did not end"):
@@ -265,11 +265,11 @@ def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
         PreparedSource("nothing", root, DATA)
     with pytest.raises(InputError, match="prepared for another config: max_length: 12 -> 13"):
         prepared.check_prepared(read(root), tokenizer, 13)
-    other = PreparedSource("classes", root, DataOptions(max_train=4))
-    with pytest.raises(InputError, match="options.max_train: 0 -> 4"):
+    other = PreparedSource("classes", root, DataOptions(max_train_examples=4))
+    with pytest.raises(InputError, match="options.max_train_examples: 0 -> 4"):
         prepared.check_prepared([other], tokenizer, 12)
     with pytest.raises(InputError, match="prepared differently .*max_length: 12 -> 13"):
-        prepared.begin(root / "classes", prepared.describe(raw("classes"), tokenizer, 13))
+        prepared.begin(root / "classes", prepared.describe_prepared(raw("classes"), tokenizer, 13))
     with pytest.raises(InputError, match="has no dev split"):
         read(root)[0].size("dev")
     with pytest.raises(InputError, match="can be trained on, not evaluated; use the raw data"):
@@ -332,5 +332,5 @@ def test_a_bad_record_is_named(tokenizer, tmp_path):
         lambda split: [[Example({"x": "fine"}, 0)], [Example({"x": " "}, 0)]],
     )
     with pytest.raises(InputError, match="validation record 2: the text is empty"):
-        prepared.write(broken, Part("validation", 0, 0, 2), tokenizer, 12, tmp_path)
+        prepared.write_part(broken, Part("validation", 0, 0, 2), tokenizer, 12, tmp_path)
     assert not list(tmp_path.rglob("*.arrow*"))

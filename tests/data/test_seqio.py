@@ -242,7 +242,7 @@ def test_glue_in_t5s_naming_is_the_same_task(t5, benchmarks):
 
 
 def test_a_mixture_of_others_comes_with_its_rates(t5):
-    names = mixtures.expand(("seqio:t5_glue", "toy_ranking"))
+    names = mixtures.expand_mixtures(("seqio:t5_glue", "toy_ranking"))
     assert names == ("seqio:t5_glue/t5_cola", "seqio:t5_glue/t5_sst2", "toy_ranking")
     sources = [registry.get(name) for name in names]
     np.testing.assert_allclose(mixtures.rates(sources[:2], "proportional"), [0.25, 0.75])
@@ -348,7 +348,7 @@ def test_what_seqio_lacks_is_refused(seqio, t5):
     with pytest.raises(
         InputError, match="unknown task or mixture of seqio 't5_sst'; did you mean 't5_sst2'"
     ):
-        mixtures.expand(("seqio:t5_sst",))
+        mixtures.expand_mixtures(("seqio:t5_sst",))
     rows = [{"inputs": "a", "targets": "x"}]
     function_task(seqio, "their_test", rows, splits=("test",))
     with pytest.raises(InputError, match="no train split to read its classes from, only test"):
@@ -385,7 +385,7 @@ def test_two_tasks_of_one_name_and_rates_that_are_none_are_refused(seqio, t5, mi
         if f"t5_{name}" not in seqio.MixtureRegistry.names():
             pairs = zip(("t5_sst2", "t5_cola"), rates, strict=True)
             seqio.MixtureRegistry.add(f"t5_{name}", list(pairs))
-        sources = [registry.get(task) for task in mixtures.expand((f"seqio:t5_{name}",))]
+        sources = [registry.get(task) for task in mixtures.expand_mixtures((f"seqio:t5_{name}",))]
         with pytest.raises(InputError, match="rates must be positive"):
             mixtures.rates(sources, "proportional")
 
@@ -415,13 +415,13 @@ def test_the_vocabulary_reads_and_writes(seqio, tokenizer):
 
 
 def test_prepared_tasks_of_a_mixture_keep_their_names_and_rates(t5, tokenizer, tmp_path):
-    names = mixtures.expand(("seqio:t5_glue",))
+    names = mixtures.expand_mixtures(("seqio:t5_glue",))
     for name in names:
         source = registry.get(name)
         folder = tmp_path / source.task.name
-        prepared.begin(folder, prepared.describe(source, tokenizer, 64))
+        prepared.begin(folder, prepared.describe_prepared(source, tokenizer, 64))
         for part in prepared.parts(source):
-            prepared.write(source, part, tokenizer, 64, folder)
+            prepared.write_part(source, part, tokenizer, 64, folder)
         prepared.finish(folder)
     ready = [prepared.PreparedSource(name, tmp_path, DataOptions()) for name in names]
     np.testing.assert_allclose(mixtures.rates(ready, "proportional"), [0.25, 0.75])

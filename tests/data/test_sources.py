@@ -37,13 +37,13 @@ def test_glue_sizes_fields_and_labels(name, shared_data, monkeypatch):
             text, _ = source.task.template.render(example.fields)
             assert text.startswith(name.removeprefix("glue_") + " sentence")
             source.task.check_label(example.label, split)
-    (unlabelled,) = source.examples("test", 0)
-    assert unlabelled.label == -1
+    (unlabeled,) = source.examples("test", 0)
+    assert unlabeled.label == -1
 
 
 def test_a_limit_takes_the_first_records(shared_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
-    limited = registry.get("glue_cola", DataOptions(max_train=7, max_eval=5))
+    limited = registry.get("glue_cola", DataOptions(max_train_examples=7, max_eval_examples=5))
     assert limited.size("train") == 7
     whole = registry.get("glue_cola")
     assert limited.size("validation") == 5

@@ -7,7 +7,7 @@ import pytest
 
 from gemma_encoder.data import cache, registry
 from gemma_encoder.data.source import DataOptions
-from gemma_encoder.data.tasks.text import cut
+from gemma_encoder.data.tasks.text import split_texts
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -27,21 +27,21 @@ def test_long_texts_are_cut_at_blanks_and_nothing_is_lost(tokenizer, most):
     words = ["a", "fine", "film", "unbelievable", "…", "café", "2,000", "don't"]
     texts = [" ".join(rng.choice(words, count)) for count in (1, 3, 30, 400)]
     for text in texts:
-        pieces = cut([text], tokenizer, most)
+        pieces = split_texts([text], tokenizer, most)
         assert " ".join(pieces) == text
         lengths = [len(ids) for ids in tokenizer.encode(pieces)]
         assert max(lengths) <= most
         assert len(pieces) <= 1 + 3 * len(tokenizer.encode([text])[0]) / most, (
             "pieces are not shorter than they must be"
         )
-    assert cut(texts, tokenizer, most) == [
-        piece for text in texts for piece in cut([text], tokenizer, most)
+    assert split_texts(texts, tokenizer, most) == [
+        piece for text in texts for piece in split_texts([text], tokenizer, most)
     ]
 
 
 @pytest.mark.parametrize("text", ["x" * 90, "    " + "é" * 40 + "  ", "a " + "b" * 60, "𝄞" * 20])
 def test_a_word_that_is_too_long_is_cut_between_characters(tokenizer, text):
-    pieces = cut([text], tokenizer, 10)
+    pieces = split_texts([text], tokenizer, 10)
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert max(len(ids) for ids in tokenizer.encode(pieces)) <= 10 and all(
         piece.strip() for piece in pieces
@@ -93,7 +93,7 @@ def test_a_share_is_held_out_the_same_whatever_else_is_asked(tmp_path, tokenizer
     assert sorted([*first.pieces("train"), *held_out]) == sorted(
         f"text {number}" for number in range(50)
     )
-    few = registry.get("text", DataOptions(text={"train": (str(path),)}, max_train=3))
+    few = registry.get("text", DataOptions(text={"train": (str(path),)}, max_train_examples=3))
     assert (few.size("train"), few.size("validation")) == (3, 1)
 
 

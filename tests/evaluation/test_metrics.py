@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemma_encoder.evaluation import metrics, ranking
-from gemma_encoder.evaluation.predictions import Predictions, predict
+from gemma_encoder.evaluation.predictions import Predictions, predict_split
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
@@ -51,7 +51,7 @@ def table(labels, queries=None, documents=None, infos=None):
 def test_classification_metrics_by_hand():
     # true positives 2, false positives 1, false negatives 1, true negatives 2
     labels, predicted = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0])
-    values = metrics.compute(
+    values = metrics.compute_metrics(
         task("classification", ("accuracy", "f1", "macro_f1", "matthews_correlation")),
         one_hot(predicted),
         table(labels),
@@ -64,7 +64,7 @@ def test_classification_metrics_by_hand():
 
 def test_a_constant_prediction_scores_zero_and_not_nan():
     labels = np.array([0, 1, 1])
-    assert metrics.compute(
+    assert metrics.compute_metrics(
         task("classification", ("matthews_correlation", "f1")),
         one_hot(np.zeros(3, int)),
         table(labels),
@@ -72,13 +72,13 @@ def test_a_constant_prediction_scores_zero_and_not_nan():
         "matthews_correlation": 0,
         "f1": 0,
     }
-    assert metrics.compute(
+    assert metrics.compute_metrics(
         task("regression", ("pearson", "spearman")), np.ones(3), table(labels)
     ) == {"pearson": 0, "spearman": 0}
 
 
 def test_correlations_by_hand():
-    values = metrics.compute(
+    values = metrics.compute_metrics(
         task("regression", ("pearson", "spearman")), np.array([1.0, 2, 3, 10]), table([1, 2, 3, 4])
     )
     assert values["spearman"] == pytest.approx(1)
@@ -90,7 +90,7 @@ def test_perplexity_is_over_tokens_not_over_texts(tmp_path):
     """Two texts: one token of probability 1/2, three of 1/8. A text's own perplexity is in the file, with what it is made of."""
     outputs = np.array([[np.log(2), 1], [3 * np.log(8), 3]], np.float32)
     texts = task("language_model", ("perplexity", "nll"))
-    values = metrics.compute(texts, outputs, table([0, 0]))
+    values = metrics.compute_metrics(texts, outputs, table([0, 0]))
     assert values == {
         "perplexity": pytest.approx(2 ** (10 / 4)),
         "nll": pytest.approx(np.log(2) * 10 / 4),
@@ -113,9 +113,9 @@ def test_perplexity_is_over_tokens_not_over_texts(tmp_path):
 
 def test_unknown_metrics_name_the_nearest():
     with pytest.raises(InputError, match="did you mean 'accuracy'"):
-        metrics.compute(task("classification", ("acuracy",)), one_hot([0]), table([0]))
+        metrics.compute_metrics(task("classification", ("acuracy",)), one_hot([0]), table([0]))
     with pytest.raises(InputError, match=r"did you mean 'mrr@10'"):
-        ranking.compute(("mrr@100",), {"q": {"d": 1}}, {"q": [("d", 1.0)]})
+        ranking.compute_ranking_metrics(("mrr@100",), {"q": {"d": 1}}, {"q": [("d", 1.0)]})
 
 
 def test_ranking_metrics_by_hand():
@@ -127,7 +127,7 @@ def test_ranking_metrics_by_hand():
         "q2": {"b": 2, "z": 1},
         "q3": {"a": 1},
     }  # q3 was never retrieved: it counts zero
-    values = ranking.compute(("mrr@10", "ndcg@10"), qrels, run)
+    values = ranking.compute_ranking_metrics(("mrr@10", "ndcg@10"), qrels, run)
     assert values["mrr@10"] == pytest.approx((1 / 2 + 1 + 0) / 3)
     first = 1 / np.log2(3)
     second = 2 / (2 + 1 / np.log2(3))
@@ -137,8 +137,10 @@ def test_ranking_metrics_by_hand():
 def test_ranks_beyond_ten_do_not_count():
     documents = [f"d{i:02d}" for i in range(11)]
     run = ranking.make_run(["q"] * 11, documents, -np.arange(11.0))
-    assert ranking.compute(("mrr@10",), {"q": {"d10": 1}}, run)["mrr@10"] == 0
-    assert ranking.compute(("mrr@10",), {"q": {"d09": 1}}, run)["mrr@10"] == pytest.approx(0.1)
+    assert ranking.compute_ranking_metrics(("mrr@10",), {"q": {"d10": 1}}, run)["mrr@10"] == 0
+    assert ranking.compute_ranking_metrics(("mrr@10",), {"q": {"d09": 1}}, run)[
+        "mrr@10"
+    ] == pytest.approx(0.1)
 
 
 def test_ties_are_ordered_by_document_id_and_evaluators_agree(tmp_path):
@@ -167,7 +169,7 @@ def test_ties_are_ordered_by_document_id_and_evaluators_agree(tmp_path):
     written = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
     measures = [ir_measures.RR @ 10, ir_measures.nDCG @ 10]
     fresh = ir_measures.calc_aggregate(measures, qrels, written)
-    ours = ranking.compute(("mrr@10", "ndcg@10"), qrels, run)
+    ours = ranking.compute_ranking_metrics(("mrr@10", "ndcg@10"), qrels, run)
     assert ours == {"mrr@10": fresh[measures[0]], "ndcg@10": fresh[measures[1]]}
     by_hand = np.mean(
         [
@@ -216,16 +218,16 @@ def test_predictions_come_back_in_the_tables_order():
         return {"t": batch.example_id[..., None] / 10.0}, batch.example_id, batch.weight
 
     np.testing.assert_allclose(
-        predict(regression, batches([2, 0, 1, -1], None), forward), [0, 0.5, 1.0]
+        predict_split(regression, batches([2, 0, 1, -1], None), forward), [0, 0.5, 1.0]
     )
     with pytest.raises(AssertionError, match="exactly once"):
-        predict(regression, batches([0, 0], None), forward)
+        predict_split(regression, batches([0, 0], None), forward)
     with pytest.raises(AssertionError, match="exactly once"):
-        predict(regression, batches([0, 2], None), forward)
+        predict_split(regression, batches([0, 2], None), forward)
     with pytest.raises(InputError, match="no example to evaluate"):
-        predict(regression, iter(()), forward)
+        predict_split(regression, iter(()), forward)
     with pytest.raises(InputError, match="not finite"):
-        predict(
+        predict_split(
             regression,
             batches([0, 1], None),
             lambda b: ({"t": np.full((1, 2, 1), np.nan)}, b.example_id, b.weight),
@@ -272,7 +274,7 @@ def test_multirc_counts_answers_and_whole_questions():
     # Question p: both answers right. Question q: one of three wrong. Rows interleaved: only the table says what belongs together.
     queries = ["p", "q", "p", "q", "q"]
     labels, predicted = [1, 1, 0, 0, 1], np.array([1, 1, 0, 1, 1])
-    values = metrics.compute(
+    values = metrics.compute_metrics(
         task("classification", ("f1a", "exact_match")), one_hot(predicted), table(labels, queries)
     )
     assert values["f1a"] == pytest.approx(
@@ -286,14 +288,14 @@ def test_gender_parity_asks_for_equal_answers_not_right_ones():
     predicted = np.array(
         [1, 1, 1, 0, 0, 0]
     )  # pair 0 wrong alike, pair 1 divided, pair 2 right alike
-    values = metrics.compute(
+    values = metrics.compute_metrics(
         task("classification", ("accuracy", "gender_parity")),
         one_hot(predicted),
         table(labels, queries),
     )
     assert values == {"accuracy": 3 / 6, "gender_parity": pytest.approx(2 / 3)}
     with pytest.raises(InputError, match="pair '2' has 1"):
-        metrics.compute(
+        metrics.compute_metrics(
             task("classification", ("gender_parity",)),
             one_hot(predicted[:5]),
             table(labels[:5], queries[:5]),
@@ -303,20 +305,20 @@ def test_gender_parity_asks_for_equal_answers_not_right_ones():
 def test_cb_averages_f1_over_classes():
     # class 0: 1 of 1 found, 1 of 2 said right; class 1: 1 of 2 found, all said right; class 2: found whole
     three = Task("t", "classification", Template("{x}"), ("accuracy", "macro_f1"), ("a", "b", "c"))
-    values = metrics.compute(three, np.eye(3)[[0, 0, 1, 2]], table([0, 1, 1, 2]))
+    values = metrics.compute_metrics(three, np.eye(3)[[0, 0, 1, 2]], table([0, 1, 1, 2]))
     assert values == {"accuracy": 3 / 4, "macro_f1": pytest.approx((2 / 3 + 2 / 3 + 1) / 3)}
 
 
 def test_a_choice_is_the_highest_score_of_its_question():
     queries, labels = ["p", "q", "p", "q", "q"], [0, 1, 1, 0, 0]
     choice = task("choice", ("accuracy",))
-    assert metrics.compute(choice, np.array([0.1, 5, 0.2, -1, 4]), table(labels, queries)) == {
-        "accuracy": 1.0
-    }
-    assert metrics.compute(choice, np.array([0.3, 5, 0.2, -1, 6]), table(labels, queries)) == {
-        "accuracy": 0.0
-    }
-    assert metrics.compute(choice, np.zeros(5), table(labels, queries)) == {
+    assert metrics.compute_metrics(
+        choice, np.array([0.1, 5, 0.2, -1, 4]), table(labels, queries)
+    ) == {"accuracy": 1.0}
+    assert metrics.compute_metrics(
+        choice, np.array([0.3, 5, 0.2, -1, 6]), table(labels, queries)
+    ) == {"accuracy": 0.0}
+    assert metrics.compute_metrics(choice, np.zeros(5), table(labels, queries)) == {
         "accuracy": 0.5
     }  # equal scores: the first option, wrong of p, right of q
 
@@ -336,7 +338,7 @@ def test_a_choice_is_the_highest_score_of_its_question():
 def test_record_compares_entities_as_squad_does(option, answers, f1, em):
     record = task("choice", ("token_f1", "exact_match"))
     infos = [{"option": "never chosen", "answers": answers}, {"option": option, "answers": answers}]
-    values = metrics.compute(
+    values = metrics.compute_metrics(
         record, np.array([0.0, 1.0]), table([0, em], ["q", "q"], ["0", "1"], infos)
     )
     assert values == {"token_f1": pytest.approx(f1), "exact_match": em}
@@ -344,11 +346,11 @@ def test_record_compares_entities_as_squad_does(option, answers, f1, em):
 
 def test_metrics_need_all_labels_or_none():
     accuracy = task("classification", ("accuracy",))
-    assert metrics.compute(accuracy, one_hot([0, 1]), table([-1, -1])) == {}
+    assert metrics.compute_metrics(accuracy, one_hot([0, 1]), table([-1, -1])) == {}
     with pytest.raises(InputError, match="1 of 2 examples have no label"):
-        metrics.compute(accuracy, one_hot([0, 1]), table([-1, 1]))
+        metrics.compute_metrics(accuracy, one_hot([0, 1]), table([-1, 1]))
     # Where -1 is a target like any other, it is no sign of a missing label.
-    values = metrics.compute(
+    values = metrics.compute_metrics(
         task("regression", ("pearson",), label_range=(-1.0, 1.0)),
         np.array([-1.0, -1, 1]),
         table([-1, -1, 1]),
@@ -371,10 +373,10 @@ def test_metrics_by_question_do_not_depend_on_the_order_of_examples(rows, random
 
     def values(rows):
         queries, labels, scores = (list(column) for column in zip(*rows, strict=True))
-        choice = metrics.compute(
+        choice = metrics.compute_metrics(
             task("choice", ("accuracy",)), np.array(scores), table(labels, queries)
         )
-        return choice | metrics.compute(
+        return choice | metrics.compute_metrics(
             task("classification", ("exact_match",)),
             one_hot((np.array(scores) > 0).astype(int)),
             table(labels, queries),
@@ -421,7 +423,7 @@ def test_a_metric_of_ones_own(monkeypatch):
         return float(np.abs(labels - predictions).max())
 
     metrics.register_metric("regression", "worst", worst, lowest=True)
-    metrics.check_names(kinds.get("regression"), ("worst", "pearson"))
+    metrics.check_metrics(kinds.get("regression"), ("worst", "pearson"))
     assert metrics.lowest_is_best("worst_matched") and not metrics.lowest_is_best("pearson")
     for kind, name, message in (
         ("regression", "worst", "metric 'worst' of kind regression is already registered"),

@@ -51,7 +51,7 @@ def test_a_constant_answer_is_worth_nothing(name):
 
 def test_the_interval_of_a_mean_is_the_normal_one():
     values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    found = bootstrap.interval(
+    found = bootstrap.percentile_interval(
         values.mean(), resampled_metrics.mean(bootstrap.counts(400, resamples=4000), values)
     )
     error = values.std() / np.sqrt(400)

@@ -69,9 +69,9 @@ def sizes(benchmark, count=3):
 @pytest.mark.parametrize("benchmark", leaderboards.BENCHMARKS)
 @pytest.mark.parametrize("count", [1, 5])
 def test_what_is_complete_passes(benchmark, count):
-    assert submission.check(archive(benchmark, count), benchmark, sizes(benchmark, count)) == sizes(
-        benchmark, count
-    )
+    assert submission.check_submission(
+        archive(benchmark, count), benchmark, sizes(benchmark, count)
+    ) == sizes(benchmark, count)
 
 
 @pytest.mark.parametrize(
@@ -173,19 +173,19 @@ def test_what_is_complete_passes(benchmark, count):
 )
 def test_each_fault_is_named_on_one_line(benchmark, changes, message):
     with pytest.raises(InputError, match=message) as caught:
-        submission.check(archive(benchmark, **changes), benchmark, sizes(benchmark))
+        submission.check_submission(archive(benchmark, **changes), benchmark, sizes(benchmark))
     assert "\n" not in str(caught.value)
 
 
 def test_all_faulty_files_are_named_at_once():
     with pytest.raises(InputError, match="AX.tsv is missing; CoLA.tsv line 1.*; QQP.tsv line 2"):
-        submission.check(
+        submission.check_submission(
             archive("glue", AX__tsv=None, CoLA__tsv="", QQP__tsv="index\tprediction\n0\tyes\n"),
             "glue",
             sizes("glue"),
         )
     with pytest.raises(InputError, match="not a zip file"):
-        submission.check(b"no zip", "glue")
+        submission.check_submission(b"no zip", "glue")
 
 
 @given(
@@ -201,7 +201,9 @@ def test_nested_labels_read_back_as_they_were(ids, random):
     )
     lines = "".join(json.dumps(entry) + "\n" for entry in nested)
     assert (
-        submission.read(archive("superglue", MultiRC__jsonl=lines), "superglue")["MultiRC.jsonl"]
+        submission.read_submission(archive("superglue", MultiRC__jsonl=lines), "superglue")[
+            "MultiRC.jsonl"
+        ]
         == labels
     )
     assert len(nested) == len({idx[0] for idx in ids})  # one line a paragraph

@@ -10,7 +10,7 @@ import pytest
 
 from gemma_encoder.cli import sweep as program
 from gemma_encoder.experiments.studies import results
-from gemma_encoder.experiments.studies.results import Place
+from gemma_encoder.experiments.studies.results import RunKey
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # Two rows of every study, the baseline among them; most baselines are the same run.
@@ -130,7 +130,7 @@ def made(tmp_path):
     def make(
         study: str, row: str, task: str, seed: int, right: np.ndarray, **changes
     ) -> pathlib.Path:
-        place = Place(study, row, task, "mini", seed)
+        place = RunKey(study, row, task, "mini", seed)
         said = np.where(right, labels, 1 - labels).tolist()
         content = {
             **dataclasses.asdict(place),
@@ -155,7 +155,7 @@ def made(tmp_path):
             **{"machine": "a machine", "versions": {"jax": "0"}, "date": "2000-01-01"},
         } | changes
         path = place.file(tmp_path)
-        results.write(path, content)
+        results.write_result(path, content)
         return path
 
     return make

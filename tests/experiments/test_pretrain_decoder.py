@@ -29,8 +29,8 @@ FLAGS = [
 FLAGS += [
     "--config.batch.row_length=64",
     "--config.batch.rows=8",
-    "--config.max_train=0",
-    "--config.max_eval=100",
+    "--config.max_train_examples=0",
+    "--config.max_eval_examples=100",
 ]
 
 
@@ -78,7 +78,7 @@ def unigram_perplexity(tokenizer, train, validation):
 def test_it_learns_and_says_how_good_it_is(pretrained, texts):
     workdir, folder = pretrained
     record = json.loads((folder / "record.json").read_text())
-    found = registry.get("text", DataOptions(text={"train": (str(texts),)}, max_eval=100))
+    found = registry.get("text", DataOptions(text={"train": (str(texts),)}, max_eval_examples=100))
     tokenizer = ge.Tokenizer.load("small")
     unigram = unigram_perplexity(tokenizer, *map(list, map(found.pieces, ("train", "validation"))))
     assert record["validation_perplexity"] < 0.5 * unigram
@@ -184,13 +184,13 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
     assert "perplexity" in (tmp_path / "report.html").read_text()
     settings = inspect_data.Settings(
         registry.get("text", DataOptions(text={"train": (str(texts),)})),
-        predictor.bundle.tokenizer,
+        predictor.spec.tokenizer,
         64,
         64,
         8,
     )
     assert "text: language_model, train split" in "\n".join(
-        inspect_data.report(settings, "train", 1, 20, 0)
+        inspect_data.data_report(settings, "train", 1, 20, 0)
     )
 
 

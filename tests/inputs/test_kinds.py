@@ -101,7 +101,7 @@ def test_every_kind_has_a_loss_and_metrics():
         assert kind.default_loss in LOSSES[name]
         assert kind.head in HEADS
         assert kind.default_metrics
-        metrics.check_names(kind, kind.default_metrics)
+        metrics.check_metrics(kind, kind.default_metrics)
 
 
 # --- Outputs ---
@@ -180,7 +180,7 @@ def test_several_classes_are_a_vector_to_training():
     assert label == 0.0
     np.testing.assert_array_equal(vector, [1, 0, 1])
     np.testing.assert_array_equal(several.target((), "x")[1], [0, 0, 0])
-    assert not several.is_unlabelled(()) and several.is_unlabelled(-1.0)
+    assert not several.is_unlabeled(()) and several.is_unlabeled(-1.0)
 
 
 def test_kinds_with_classes_name_two_different_ones():

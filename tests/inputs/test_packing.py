@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from gemma_encoder.inputs.batch import Batch, BatchShape, concatenate
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.packing import Packer, Segment, Unit
+from gemma_encoder.inputs.packing import Packer, PackingGroup, Segment
 
 
-def make_unit(number: int, lengths, is_list: bool = False) -> Unit:
+def make_unit(number: int, lengths, is_list: bool = False) -> PackingGroup:
     """A unit whose example ids (100 per unit), tokens and labels tell every text apart."""
-    return Unit(
+    return PackingGroup(
         tuple(
             Segment(
                 1000 * number + 50 * slot + np.arange(1, length + 1, dtype=np.int32),
@@ -224,7 +224,7 @@ def test_rows_are_filled_well(rows, row_length):
             length = int(
                 np.clip(rng.lognormal(2.83, 0.6), 3, 66)
             )  # like SST-2: mean about 20 tokens, the longest 66
-            packer.add(Unit((Segment(np.ones(length, np.int32), 0, 0.0, number),)))
+            packer.add(PackingGroup((Segment(np.ones(length, np.int32), 0, 0.0, number),)))
             number += 1
         blocks.append(packer.emit())
     batch = concatenate(blocks, 1)
@@ -340,7 +340,7 @@ def test_a_list_with_more_tokens_than_a_block_is_refused():
 
 
 def test_a_unit_without_texts_is_refused():
-    refuse(SHAPE, Unit(()), "text")
+    refuse(SHAPE, PackingGroup(()), "text")
 
 
 def test_a_text_without_tokens_is_refused():
@@ -355,7 +355,7 @@ def test_an_unknown_padding_is_refused():
 def test_roles_and_vector_labels_travel_with_their_text_and_survive_a_restart():
     shape = BatchShape(rows=2, row_length=12, segments=3, targets=3)
     units = [
-        Unit(
+        PackingGroup(
             (
                 Segment(
                     np.full(4, index + 5, np.int32),

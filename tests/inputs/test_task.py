@@ -12,7 +12,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
 
-TEMPLATE = Template("Query: {query} Document: {document}", cut=("document",))
+TEMPLATE = Template("Query: {query} Document: {document}", truncation=("document",))
 NLI = Task(
     "mnli",
     "classification",
@@ -37,7 +37,7 @@ def tasks(draw):
         kind=kind,
         template=Template(
             " ".join(f"{field}: {{{field}}}" for field in fields),
-            cut=tuple(draw(st.permutations(fields))[: draw(st.integers(0, len(fields)))]),
+            truncation=tuple(draw(st.permutations(fields))[: draw(st.integers(0, len(fields)))]),
         ),
         metrics=tuple(draw(st.lists(names, min_size=1, max_size=2, unique=True))),
         classes=tuple(draw(st.lists(names, min_size=2, max_size=4, unique=True)))
@@ -128,14 +128,14 @@ def test_no_valid_label_means_unknown(task, label):
         try:
             task.check_label(value, "x")
         except InputError:
-            assert value != -1 or task.is_unlabelled(value)
+            assert value != -1 or task.is_unlabeled(value)
         else:
-            assert not task.is_unlabelled(value)
+            assert not task.is_unlabeled(value)
 
 
 def test_minus_one_is_a_target_where_the_range_holds_it():
     signed = Task("signed", "regression", Template("{a}"), ("pearson",), label_range=(-1.0, 1.0))
-    assert [task.is_unlabelled(-1) for task in (NLI, SIMILARITY, RANKING, CHOICE, signed)] == [
+    assert [task.is_unlabeled(-1) for task in (NLI, SIMILARITY, RANKING, CHOICE, signed)] == [
         True,
         True,
         True,

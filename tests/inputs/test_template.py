@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.template import Template, encode
 
-RANKING = Template("Query: {query} Document: {document}", cut=("document",))
+RANKING = Template("Query: {query} Document: {document}", truncation=("document",))
 
 words = st.sampled_from(
     ["the", "movie", "was", "a", "xylophone", "12", "{x}", "né", "文", "€5", "👩", "end."]
@@ -51,7 +51,7 @@ def expected_cut(tokenizer, template, fields, max_length) -> list[int] | None:
             part = fields[part[1:-1]]
         text += part
     groups = characters(tokenizer, text)
-    for field in template.cut:
+    for field in template.truncation:
         first, last = spans[field]
         while sum(len(ids) for ids, _, _ in groups) > max_length - 2:
             inside = [
@@ -77,7 +77,7 @@ def test_a_text_that_fits_is_the_tokenizers_encoding_of_the_whole_text(tokenizer
     [encoded] = encode(tokenizer, template, [fields], len(ids) + 2)
     assert encoded.tokens.dtype == np.int32
     assert encoded.tokens.tolist() == [tokenizer.bos_id, *ids, tokenizer.eos_id]
-    assert encoded.cut == 0
+    assert encoded.num_truncated == 0
 
 
 @given(cases(), st.integers(4, 40))
@@ -92,7 +92,7 @@ def test_cutting_follows_its_definition(tokenizer, case, max_length):
         return
     [encoded] = encode(tokenizer, template, [fields], max_length)
     assert encoded.tokens.tolist() == [tokenizer.bos_id, *expected, tokenizer.eos_id]
-    assert encoded.cut == len(whole.tokens) - len(encoded.tokens)
+    assert encoded.num_truncated == len(whole.tokens) - len(encoded.tokens)
     assert (
         max_length - 3 <= len(encoded.tokens) <= max_length
     )  # a character of four byte tokens may take three more with it
@@ -132,7 +132,7 @@ def test_the_limit_is_reached_exactly_where_no_character_takes_several_tokens(
 
 
 def test_fields_are_cut_one_after_another(tokenizer, spelt):
-    template = Template("A: {a} B: {b} C: {c}", cut=("b", "a"))
+    template = Template("A: {a} B: {b} C: {c}", truncation=("b", "a"))
     fields = {"a": "one two three four", "b": "five six seven eight", "c": "nine ten eleven twelve"}
     [whole] = encode(tokenizer, template, [fields], 1000)
     seen = []
@@ -160,8 +160,8 @@ def test_fields_are_cut_one_after_another(tokenizer, spelt):
 
 
 def test_by_default_every_field_may_be_cut_the_last_one_first():
-    assert Template("{a} {b} {c}").cut == ("c", "b", "a")
-    assert Template("{a} {b} {c}", cut=("a",)).cut == ("a",)
+    assert Template("{a} {b} {c}").truncation == ("c", "b", "a")
+    assert Template("{a} {b} {c}", truncation=("a",)).truncation == ("a",)
 
 
 def test_a_character_of_several_byte_tokens_goes_whole(tokenizer, spelt):
@@ -173,13 +173,13 @@ def test_a_character_of_several_byte_tokens_goes_whole(tokenizer, spelt):
     for max_length, kept in [(12, 3), (11, 2), (10, 2), (9, 2), (8, 1), (5, 0)]:
         [encoded] = encode(tokenizer, template, [fields], max_length)
         assert spelt(encoded.tokens[1:-1]).decode() == "文" * kept + "!"
-        assert encoded.cut == 9 - 3 * kept
+        assert encoded.num_truncated == 9 - 3 * kept
 
 
 @pytest.mark.parametrize("text", ["{a}文 {b}", "{a}文{b}", "{a}{b}", "文{a}文{b}文"])
 def test_byte_tokens_just_after_a_field_are_not_the_fields(tokenizer, spelt, text):
     fields = {"a": "good good good", "b": "文 bad"}
-    template = Template(text, cut=("a",))
+    template = Template(text, truncation=("a",))
     [whole] = encode(tokenizer, template, [fields], 1000)
     [encoded] = encode(tokenizer, template, [fields], len(whole.tokens) - 1)
     decoded = spelt(encoded.tokens[1:-1]).decode()
@@ -202,7 +202,7 @@ def test_each_example_of_a_batch_is_encoded_by_itself(tokenizer):
     for encoded, example in zip(together, examples, strict=True):
         [alone] = encode(tokenizer, RANKING, [example], 16)
         np.testing.assert_array_equal(encoded.tokens, alone.tokens)
-        assert encoded.cut == alone.cut
+        assert encoded.num_truncated == alone.num_truncated
     assert encode(tokenizer, RANKING, [], 16) == []
 
 
@@ -262,7 +262,7 @@ def test_a_text_that_is_no_unicode_is_refused(tokenizer):
 def test_fixed_fields_that_are_too_long_are_refused(tokenizer):
     with pytest.raises(
         InputError,
-        match=r"record 5: the fields that are never cut \(query\) alone exceed max_length=10 tokens; raise max_length",
+        match=r"record 5: the fields that are never truncated \(query\) alone exceed max_length=10 tokens; raise max_length",
     ):
         encode(tokenizer, RANKING, [{"query": "very " * 20, "document": "short"}], 10, "record 5")
 
@@ -279,8 +279,8 @@ def test_a_template_without_fields_is_refused():
 
 
 def test_cutting_a_field_that_is_not_there_is_refused():
-    with pytest.raises(InputError, match="has no field 'documnt' to cut"):
-        Template("{query} {document}", cut=("documnt",))
+    with pytest.raises(InputError, match="has no field 'documnt' to truncate"):
+        Template("{query} {document}", truncation=("documnt",))
 
 
 @pytest.mark.parametrize("text", ["{a", "a}", "{a} {", "{}", "{a!r}", "{a:>10}", "{a} {a}"])

@@ -51,7 +51,7 @@ def test_wrong_counts_are_refused(flag, capsys):
 def job(code: str, count: int = 2) -> int:
     """The exit code of `count` processes that run `code`, each knowing its number n."""
     program = f"import os, signal, sys, time\nn = int(os.environ['N'])\n{code}"
-    return local.Job(
+    return local.LocalJob(
         [sys.executable, "-c", program], [{"N": str(number)} for number in range(count)]
     ).run()
 
@@ -84,10 +84,10 @@ count = len(open(path).read())
 if count == 1: os.kill(os.getpid(), signal.SIGKILL)
 if count == 2: sys.exit(75)
 """
-    real = local.Job
+    real = local.LocalJob
     monkeypatch.setattr(
         local,
-        "Job",
+        "LocalJob",
         lambda command, environments: real([sys.executable, "-c", program], environments),
     )
     assert local.main(["--restarts=1"]) == 75 and starts.read_text() == "xx"
@@ -126,7 +126,7 @@ def test_two_processes_killed_and_told_to_stop_equal_one_that_runs_through(chang
         "checkpoint_every": "3 steps",
         "log_every": "1 steps",
         "evaluate_every": "9 steps",
-        "max_eval": 8,
+        "max_eval_examples": 8,
     }
     fields |= {
         "model.size": "gemma2_tiny",

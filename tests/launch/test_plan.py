@@ -87,7 +87,7 @@ def test_a_plan_says_what_a_step_needs(planned, wide):
         == max(figures["seconds_compute"], figures["seconds_memory"], figures["seconds_links"])
         > 0
     )
-    assert 0 < figures["utilisation"] < 1
+    assert 0 < figures["utilization"] < 1
 
 
 def test_the_state_is_donated(planned):
@@ -166,7 +166,7 @@ def test_what_does_not_fit_exits_1(run, capsys):
         patch.setattr(plan, "make_plan", lambda *arguments: big)
         assert run() == 1
     assert "does NOT fit, 14.00 GiB too much" in capsys.readouterr().out
-    assert big.seconds == 2.0 and big.utilisation == 0.25
+    assert big.seconds == 2.0 and big.utilization == 0.25
 
 
 def recipes_config(size):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder.model.config import EncoderConfig
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 
 
 @pytest.fixture(
@@ -32,7 +32,7 @@ def random_parameters():
         rng = np.random.default_rng(seed)
         return jax.tree.map(
             lambda shape: jnp.asarray(0.2 * rng.standard_normal(shape.shape), shape.dtype),
-            skeleton(config).shapes,
+            abstract_encoder(config).shapes,
         )
 
     return draw
@@ -49,7 +49,7 @@ def make_encoder(random_parameters, tiny_config):
         config = EncoderConfig(
             tiny_config(family, **(changes or {})), **({"compute_dtype": "float32"} | fields)
         )
-        return skeleton(config).merge(random_parameters(config))
+        return abstract_encoder(config).merge(random_parameters(config))
 
     return make
 

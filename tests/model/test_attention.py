@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_encoder.model.attention import dot_product_attention, rotate, visible
+from gemma_encoder.model.attention import attention_mask, dot_product_attention, rotate
 from gemma_encoder.model.config import AttentionSpec
 from gemma_encoder.model.transformer import Transformer
 
@@ -148,7 +148,7 @@ def test_the_kinds_of_layer_take_their_places(tiny_config):
 )
 def test_visible_is_its_definition(segment_ids, causal, reach, random):
     positions = [random.randrange(8) for _ in segment_ids]
-    found = visible(
+    found = attention_mask(
         jnp.asarray(segment_ids)[None], jnp.asarray(positions)[None], causal=causal, reach=reach
     )
     np.testing.assert_array_equal(found[0], allowed(segment_ids, positions, causal, reach))

@@ -14,10 +14,10 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import POOLERS, EncoderConfig, HeadConfig, PoolingConfig
 from gemma_encoder.model.encoder import (
     GemmaEncoder,
+    abstract_encoder,
     initial_parameters,
     parameter_dict,
     parameter_paths,
-    skeleton,
 )
 from gemma_encoder.model.heads import HeadInputs
 
@@ -43,7 +43,7 @@ def pooled_by_every_pooler(random_parameters, tiny_config):
                 compute_dtype="float32",
                 attention="bidirectional" if family == "gemma2" else "causal",
             )
-            encoders[name] = skeleton(config).merge(random_parameters(config))
+            encoders[name] = abstract_encoder(config).merge(random_parameters(config))
         backbone = nnx.state(encoders["mean"].backbone)
         for encoder in encoders.values():
             nnx.update(encoder.backbone, backbone)
@@ -167,7 +167,7 @@ def encode(encoder, batch, **options):
 
 
 def test_every_head_scores_every_text(small, random_parameters, some_batch):
-    encoder = skeleton(small).merge(random_parameters(small))
+    encoder = abstract_encoder(small).merge(random_parameters(small))
     output = encode(encoder, some_batch)
     assert output.hidden.shape == (2, 12, 32)
     assert output.pooled.shape == (2, 2, 32)
@@ -184,7 +184,7 @@ def test_every_head_scores_every_text(small, random_parameters, some_batch):
 
 def test_heads_and_pooling_are_float32_when_compute_is_not(small, random_parameters, some_batch):
     config = dataclasses.replace(small, compute_dtype="bfloat16")
-    output = encode(skeleton(config).merge(random_parameters(config)), some_batch)
+    output = encode(abstract_encoder(config).merge(random_parameters(config)), some_batch)
     assert (output.hidden.dtype, output.pooled.dtype, output.scores["mnli"].dtype) == (
         jnp.bfloat16,
         jnp.float32,
@@ -201,7 +201,9 @@ def test_the_mask_switch_can_be_overridden_per_call(small, random_parameters, so
         ("causal", "bidirectional"),
         ("bidirectional", "causal"),
     ]:
-        encoder = skeleton(dataclasses.replace(small, attention=configured)).merge(parameters)
+        encoder = abstract_encoder(dataclasses.replace(small, attention=configured)).merge(
+            parameters
+        )
         outputs[configured, called] = np.asarray(
             jax.jit(
                 lambda encoder=encoder, called=called: (
@@ -218,7 +220,7 @@ def test_the_mask_switch_can_be_overridden_per_call(small, random_parameters, so
 
 @pytest.mark.parametrize("name", ["casual", "bidirectonal", ""])
 def test_an_unknown_attention_is_refused_per_call(small, random_parameters, some_batch, name):
-    encoder = skeleton(small).merge(random_parameters(small))
+    encoder = abstract_encoder(small).merge(random_parameters(small))
     with pytest.raises(InputError, match=f"unknown attention '{name}'.*bidirectional, causal"):
         nnx.eval_shape(lambda: encoder(*some_batch, 2, attention=name))
 
@@ -226,8 +228,8 @@ def test_an_unknown_attention_is_refused_per_call(small, random_parameters, some
 def test_the_configs_dropout_needs_a_key(small, random_parameters, some_batch, quick_key):
     config = dataclasses.replace(small, feed_forward_dropout=0.3, attention_dropout=0.2)
     parameters = random_parameters(small)
-    encoder = skeleton(config).merge(parameters)
-    plain = jax.jit(lambda: skeleton(small).merge(parameters)(*some_batch, 2).hidden)()
+    encoder = abstract_encoder(config).merge(parameters)
+    plain = jax.jit(lambda: abstract_encoder(small).merge(parameters)(*some_batch, 2).hidden)()
     unused = jax.jit(lambda: encoder(*some_batch, 2).hidden)()
     np.testing.assert_array_equal(unused, plain)
     dropped = jax.jit(lambda: encoder(*some_batch, 2, dropout_key=quick_key(0)).hidden)()
@@ -242,7 +244,7 @@ def test_the_skeletons_shapes_are_those_of_the_parameters(small):
             small.transformer, num_layers=3, pattern=("local", "global")
         ),
     )
-    shapes = parameter_paths(skeleton(small).shapes)
+    shapes = parameter_paths(abstract_encoder(small).shapes)
     initial = parameter_paths(jax.eval_shape(lambda: initial_parameters(small, jax.random.key(0))))
     assert {path: (x.shape, x.dtype) for path, x in shapes.items()} == {
         path: (x.shape, x.dtype) for path, x in initial.items()
@@ -253,8 +255,8 @@ def test_the_skeletons_shapes_are_those_of_the_parameters(small):
         "backbone/final_norm/scale": (32,),
         "backbone/blocks/0/query": (1, 32, 4, 8),
         "backbone/blocks/1/key_value": (1, 32, 2, 2, 8),
-        "backbone/rest/0/gating": (32, 2, 48),
-        "backbone/rest/0/query_norm/scale": (8,),
+        "backbone/remainder/0/gating": (32, 2, 48),
+        "backbone/remainder/0/query_norm/scale": (8,),
         "heads/mnli/out/kernel": (6, 3),
         "heads/stsb/hidden/0/bias": (6,),
     }.items() <= {path: x.shape for path, x in shapes.items()}.items()
@@ -297,7 +299,7 @@ def test_a_skeleton_and_parameters_make_the_encoder_that_the_constructor_makes(
     config, draw = drawn
     built = nnx.jit(lambda: GemmaEncoder(config, rngs=nnx.Rngs(quick_key(4))))()
     parameters = draw(quick_key(4))
-    merged = skeleton(config).merge(parameters)
+    merged = abstract_encoder(config).merge(parameters)
     jax.tree.map(
         np.testing.assert_array_equal, encode(merged, some_batch), encode(built, some_batch)
     )
@@ -315,4 +317,4 @@ def test_a_head_name_that_no_path_can_hold_is_refused(small, name):
 def test_a_config_and_a_skeleton_can_be_keys(small):
     """A structure that is a static argument of jit must hash."""
     assert hash(small) == hash(dataclasses.replace(small))
-    assert hash(skeleton(small).graph) == hash(skeleton(small).graph)
+    assert hash(abstract_encoder(small).graph) == hash(abstract_encoder(small).graph)

@@ -9,7 +9,7 @@ from flax import nnx
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import heads
 from gemma_encoder.model.config import EncoderConfig, HeadConfig
-from gemma_encoder.model.encoder import GemmaEncoder, parameter_paths, skeleton
+from gemma_encoder.model.encoder import GemmaEncoder, abstract_encoder, parameter_paths
 from gemma_encoder.model.layers import normal_param
 
 
@@ -39,7 +39,7 @@ def test_refusals(transformer, head, attention, message):
     with pytest.raises(InputError, match=message):
         heads.check_heads(config)
     with pytest.raises(InputError, match=message):
-        skeleton(config)
+        abstract_encoder(config)
 
 
 def test_a_head_has_outputs_and_widths():
@@ -51,7 +51,7 @@ def test_a_head_has_outputs_and_widths():
 def test_a_plain_number_is_a_linear_head(transformer):
     config = make(transformer, heads={"t": 3})
     assert config.heads == {"t": HeadConfig(3)}
-    assert list(parameter_paths(skeleton(config).shapes["heads"])) == [
+    assert list(parameter_paths(abstract_encoder(config).shapes["heads"])) == [
         "t/out/bias",
         "t/out/kernel",
     ]

@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import fused_attention
-from gemma_encoder.model.attention import choose_implementation, visible, xla_attention
+from gemma_encoder.model.attention import attention_mask, choose_implementation, xla_attention
 from gemma_encoder.model.config import AttentionSpec, EncoderConfig
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
 SPECS = {
@@ -205,7 +205,7 @@ def test_the_cudnn_call_means_the_same(arrays, monkeypatch):
 
     def cudnn(*qkv, segment_ids, positions, spec):
         return fused_attention.cudnn_attention(
-            *qkv, visible(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec
+            *qkv, attention_mask(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec
         )
 
     for name in ("global", "local, causal"):
@@ -235,7 +235,7 @@ def test_the_tokamax_call_means_the_same(arrays, monkeypatch):
 
     def tokamax(*qkv, segment_ids, positions, spec):
         return fused_attention.tokamax_attention(
-            *qkv, visible(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec
+            *qkv, attention_mask(segment_ids, positions, causal=spec.causal, reach=spec.reach), spec
         )
 
     for spec in SPECS.values():
@@ -345,7 +345,7 @@ def test_a_training_step_compiles_for_a_tpu_with_splash_attention(family):
     config = EncoderConfig(
         dataclasses.replace(GEMMA_CONFIGS[f"{family}_tiny"], **changes), heads={"head": 1}
     )
-    encoder, length = skeleton(config), 2048
+    encoder, length = abstract_encoder(config), 2048
     rows = NamedSharding(mesh, P(("data", "fsdp")))
     ids = jax.ShapeDtypeStruct((2, length), jnp.int32, sharding=rows)
     parameters = jax.tree.map(

@@ -8,7 +8,7 @@ import pytest
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import language_model
 from gemma_encoder.model.config import EncoderConfig, HeadConfig
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 
 TEXTS = [[2, 5, 9, 7, 1], [2, 8, 1], [2, 30, 31, 32, 33, 34, 1]]
 HEAD = {"heads": {"text": HeadConfig(2, "language_model")}, "attention": "causal"}
@@ -70,7 +70,7 @@ def test_no_tokens_likelihood_depends_on_a_later_one(
     output = parameters["backbone"]["embedding"]
 
     def values(table):
-        encoder = skeleton(config).merge(
+        encoder = abstract_encoder(config).merge(
             parameters | {"backbone": parameters["backbone"] | {"embedding": table}}
         )
         hidden = encoder.backbone(tokens, attention=attention)

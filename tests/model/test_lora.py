@@ -10,14 +10,14 @@ import pytest
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import EncoderConfig, LoraConfig
 from gemma_encoder.model.encoder import (
+    abstract_encoder,
     initial_parameters,
     layer_paths,
     merge_parameters,
     parameter_paths,
     select,
-    skeleton,
 )
-from gemma_encoder.model.lora import fold_backbone, is_adapter
+from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 MATRICES = ("query", "key_value", "attention_out", "gating", "linear")
@@ -58,12 +58,14 @@ def disturbed(parameters):
 
 
 def plain(config, parameters):
-    backbone = fold_backbone(parameters["backbone"], config.lora)
+    backbone = merge_backbone_lora(parameters["backbone"], config.lora)
     return dataclasses.replace(config, lora=LoraConfig()), {**parameters, "backbone": backbone}
 
 
 def output(config, parameters):
-    return jax.jit(lambda parameters: skeleton(config).merge(parameters)(*batch()))(parameters)
+    return jax.jit(lambda parameters: abstract_encoder(config).merge(parameters)(*batch()))(
+        parameters
+    )
 
 
 def scores(config, parameters):
@@ -165,7 +167,7 @@ def test_keys_and_values_of_a_weights_shape_are_no_weight(adapted):
 
     def run(rows):
         return jax.jit(
-            lambda parameters: skeleton(config).merge(parameters)(
+            lambda parameters: abstract_encoder(config).merge(parameters)(
                 *(array[:rows] for array in batch[:3]), 1
             )
         )(parameters).scores["a"]

@@ -10,7 +10,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
-from gemma_encoder.model.encoder import skeleton
+from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
 LENGTH, TEXT = 16, 7  # a row holds two texts of seven tokens and padding
@@ -62,7 +62,7 @@ def reached(config: TransformerConfig, attention: str) -> np.ndarray:
 )  # each example compiles: shrinking would take minutes
 def test_reach_segments_and_padding(random_parameters, lay_out, config, attention, changed, seed):
     """Outside its reach, in another segment or in padding a token never changes an output, to the bit; where it may, it does. Texts may change places."""
-    encoder = skeleton(EncoderConfig(config, compute_dtype="float32"))
+    encoder = abstract_encoder(EncoderConfig(config, compute_dtype="float32"))
     parameters = random_parameters(EncoderConfig(config, compute_dtype="float32"), seed)
     rng = np.random.default_rng(seed)
     first, second = rng.integers(1, 32, (2, TEXT))
@@ -120,7 +120,7 @@ def test_bfloat16_stays_near_float32_through_26_layers(random_parameters, family
     assert config.transformer.num_layers == 26
     parameters = jax.tree.map(lambda x: x * 0.6, random_parameters(config))
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (2, 32)), jnp.int32)
-    encoder = skeleton(config)
+    encoder = abstract_encoder(config)
 
     @jax.jit
     def run(parameters):

@@ -7,14 +7,14 @@ from jax.sharding import PartitionSpec as P
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
-from gemma_encoder.model.encoder import parameter_paths, skeleton
+from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
 
 @pytest.mark.parametrize("size", GEMMA_CONFIGS)
 @pytest.mark.parametrize("pooler", ["mean", "attention_kv", "attention_query"])
 def test_every_parameter_has_a_rule(size, pooler):
-    shapes = skeleton(
+    shapes = abstract_encoder(
         EncoderConfig(
             GEMMA_CONFIGS[size], {"a": HeadConfig(2, hidden_dims=(8,))}, PoolingConfig(pooler)
         )

@@ -32,7 +32,7 @@ def run(transformer: Transformer, **options) -> np.ndarray:
 def layers_in_order(transformer: Transformer) -> list:
     """Every layer as a block of its own, by the documented layout of `blocks` and `rest`."""
     layers = {}
-    for group in ("blocks", "rest"):
+    for group in ("blocks", "remainder"):
         for position, block in enumerate(getattr(transformer, group)):
             graph, state = nnx.split(block)
             for place, layer in enumerate(layer_index(transformer.config, group, position)):
@@ -85,7 +85,8 @@ def test_layers_lie_where_layer_index_says(tiny_config, num_layers, stacked, sin
         list(layer_index(config, "blocks", position)) for position in range(len(transformer.blocks))
     ] == stacked
     assert [
-        list(layer_index(config, "rest", position)) for position in range(len(transformer.rest))
+        list(layer_index(config, "remainder", position))
+        for position in range(len(transformer.remainder))
     ] == [[layer] for layer in single]
     for position, block in enumerate(transformer.blocks):
         assert block.query.shape[0] == len(stacked[position])
@@ -239,7 +240,7 @@ def test_attention_dropout_keeps_the_mean():
 def test_embeddings_are_scaled_in_the_dtype_of_the_parameters(make_encoder, family, dtype):
     """Gemma's √D is rounded to bfloat16 when the table is bfloat16, and the product too. Layers and norm are switched off to see it."""
     transformer = make_encoder(family, {"num_layers": 1, "pattern": ("global",)}).backbone
-    for block in (*transformer.blocks, *transformer.rest):
+    for block in (*transformer.blocks, *transformer.remainder):
         for norm in (block.post_attention_norm, block.post_mlp_norm):
             norm.scale[...] = jnp.full_like(norm.scale[...], -1)  # the factor is 1 + scale
     transformer.final_norm = lambda x: x

@@ -1,5 +1,6 @@
 """The typed config: one definition, from and to a ConfigDict, and every refusal of a field."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from gemma_encoder import configs
+from gemma_encoder.cli import commandline
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import config as model_config
@@ -17,8 +20,8 @@ from gemma_encoder.training.config import (
     MAY_CHANGE,
     EarlyStoppingConfig,
     TrainConfig,
+    config_help,
     default_config,
-    field_help,
     import_modules,
 )
 
@@ -53,7 +56,7 @@ def test_every_field_has_a_line_of_help():
 
 
 def test_the_help_names_each_field_with_type_and_default():
-    lines = field_help()
+    lines = config_help()
     assert "batch.rows (int, 16): rows of a global batch" in lines
     assert any(line.startswith("tasks (tuple[str, ...], ('glue_sst2',)): ") for line in lines)
     assert any(line.startswith("task_weights (Mapping[str, float], {}): ") for line in lines)
@@ -84,6 +87,46 @@ def test_a_config_dict_and_the_typed_config_are_one_another():
     assert typed.losses == TrainConfig().losses | {"ranking": "poly1"}
     assert typed.early_stopping == EarlyStoppingConfig(3) and typed.train_for == 40
     assert options.from_mapping(TrainConfig, json.loads(json.dumps(typed.to_dict()))) == typed
+
+
+FORMER_NAMES = {
+    "max_train": "max_train_examples",
+    "max_eval": "max_eval_examples",
+    "model.head_hidden": "model.head_hidden_dims",
+    "own.cut": "own.truncation",
+}
+
+
+def test_renamed_fields_are_accepted_under_their_former_names(caplog):
+    values = {
+        "max_train": 5,
+        "max_eval": 6,
+        "model.head_hidden": (8,),
+        "own.cut": ("body",),
+    }
+    config = default_config()
+    configs.override(config, values)
+    assert config.max_train == config.max_train_examples == 5
+    assert config.own.cut == ("body",)
+    plain = ConfigDict({"max_train": 5, "max_eval": 6, "model": {"head_hidden": [8]}})
+    plain.own = {"cut": ["body"]}
+    caplog.clear()
+    words = [f"--config.{name}={value}" for name, value in values.items()]
+    for typed in (
+        TrainConfig.from_config_dict(config),
+        TrainConfig.from_config_dict(copy.deepcopy(config)),
+        TrainConfig.from_config_dict(config.copy_and_resolve_references()),
+        TrainConfig.from_config_dict(plain),
+    ):
+        assert (typed.max_train_examples, typed.max_eval_examples) == (5, 6)
+        assert (typed.model.head_hidden_dims, typed.own.truncation) == ((8,), ("body",))
+    assert caplog.text.count("is now") == 4  # of the plain one
+    assert commandline.checked_fields([*words, "--workdir=w"]) == [
+        *(f"--config.{FORMER_NAMES[name]}={value}" for name, value in values.items()),
+        "--workdir=w",
+    ]
+    for former, current in FORMER_NAMES.items():
+        assert f"config field {former} is now {current}" in caplog.text
 
 
 def test_references_between_fields_are_resolved():
@@ -204,7 +247,7 @@ def test_a_config_is_read_without_jax_and_tensorflow():
     program = (
         "import sys\n"
         "from gemma_encoder.training import config, recipe\n"
-        "config.field_help(), recipe.default_config()\n"
+        "config.config_help(), recipe.default_config()\n"
         "import gemma_encoder.experiments.own\n"
         "typed = config.TrainConfig.from_config_dict(gemma_encoder.experiments.own.get_config('classification'))\n"
         "print([name for name in ('jax', 'tensorflow', 'optax', 'flax', 'seqio', 'pyarrow')"

@@ -215,7 +215,7 @@ def test_training_imports_no_tensorflow_where_no_tfrecord_is_new(benchmarks, tmp
     changes = {
         "tasks": ["own", "msmarco", "glue_sst2", "toy_similarity"],
         "own.train": str(tmp_path / "train.csv"),
-        "max_train": 0,
+        "max_train_examples": 0,
         "model.size": "gemma2_tiny",
         "train_for": "3 steps",
     }

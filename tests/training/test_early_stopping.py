@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from gemma_encoder.evaluation import evaluator
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training import loop
 from gemma_encoder.training.early_stopping import Patience
@@ -57,7 +58,7 @@ class Kill(Hook):
 @pytest.fixture
 def accuracies(monkeypatch):
     """`accuracies({step: value})` sets what evaluations give, and returns the steps evaluated."""
-    run = loop.Evaluator.run
+    run = evaluator.Evaluator.run
 
     def give(values):
         steps = []
@@ -70,7 +71,7 @@ def accuracies(monkeypatch):
                 log.write(step, "validation", evaluation.metrics["toy_sentiment"], "toy_sentiment")
             return evaluation
 
-        monkeypatch.setattr(loop.Evaluator, "run", evaluated)
+        monkeypatch.setattr(evaluator.Evaluator, "run", evaluated)
         return steps
 
     return give
@@ -79,7 +80,7 @@ def accuracies(monkeypatch):
 def fields(**changes):
     return {
         "tasks": ("toy_sentiment",),
-        "max_eval": 4,
+        "max_eval_examples": 4,
         "train_for": "12 steps",
         "log_every": "1 steps",
         "evaluate_every": "2 steps",
@@ -165,7 +166,7 @@ def test_a_kill_and_an_evaluation_in_between_change_nothing(micro, tmp_path, str
 def test_a_notice_during_the_evaluation_that_decides_changes_nothing(
     micro, tmp_path, straight, monkeypatch
 ):
-    workdir, predict, calls = tmp_path / "told", loop.Evaluator._predict, []
+    workdir, predict, calls = tmp_path / "told", evaluator.Evaluator._predict, []
 
     def told(self, *arguments):
         calls.append(arguments)
@@ -174,7 +175,7 @@ def test_a_notice_during_the_evaluation_that_decides_changes_nothing(
         return predict(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Evaluator, "_predict", told)
+        patch.setattr(evaluator.Evaluator, "_predict", told)
         outcome = loop.train(micro(**fields()), workdir)
     assert outcome.preempted and outcome.step == 6
     outcome = loop.train(micro(**fields()), workdir)

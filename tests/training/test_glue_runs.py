@@ -97,7 +97,7 @@ def test_a_mixture_of_benchmarks_trains_evaluates_and_predicts(micro, benchmarks
 CHOICE = Task(
     "toy_choice",
     "choice",
-    Template("{question} {option}", cut=("option",)),
+    Template("{question} {option}", truncation=("option",)),
     ("accuracy",),
     chance=1 / 3,
 )
@@ -131,8 +131,8 @@ def test_a_choice_is_learnt_from_lists(micro, tmp_path, monkeypatch):
         tasks=("toy_choice",),
         train_for="20 steps",
         log_every="1 steps",
-        max_train=0,
-        max_eval=0,
+        max_train_examples=0,
+        max_eval_examples=0,
         batch__examples_per_step=8,
     )
     outcome = loop.train(config, tmp_path)
@@ -174,7 +174,7 @@ def test_whole_benchmarks_build_and_say_what_is_not_trained(micro, benchmarks, c
     )  # AX, AX-b and AX-g have no head of their own
     assert (
         built.epoch() == 8 * 8 + 64 + 7 * 8 + 10
-    )  # eight records each, ten of MultiRC, and the 64 of SST-2 that max_train takes
+    )  # eight records each, ten of MultiRC, and the 64 of SST-2 that max_train_examples takes
     assert "glue_ax has no train split and is only evaluated, by the head glue_mnli" in caplog.text
     assert (
         "superglue_axb has no validation split and is not evaluated; its splits, for --config.evaluate_split: test"

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from gemma_encoder.evaluation import evaluator
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training import hooks, loop
 from gemma_encoder.training.accumulator import MetricsAccumulator
@@ -15,7 +16,7 @@ from gemma_encoder.weights import native
 
 FIELDS = {
     "tasks": ("toy_sentiment",),
-    "max_eval": 4,
+    "max_eval_examples": 4,
     "log_every": "1 steps",
     "evaluate_every": "100 percent",
 }
@@ -121,7 +122,7 @@ def test_a_hook_is_called_after_log_evaluation_and_checkpoint(micro, tmp_path, s
     ]
     assert recorder.losses.items() <= dict(losses(tmp_path)).items()
     for step in (4, 6):  # a checkpoint holds the evaluation of its step
-        record = native.load_bundle(tmp_path / "checkpoints" / str(step)).record
+        record = native.load_inference_spec(tmp_path / "checkpoints" / str(step)).record
         assert [line["step"] for line in record["metrics"]] == [step]
     assert untimed(tmp_path) == untimed(straight)
 
@@ -189,7 +190,9 @@ def test_a_failing_hook_is_named_and_what_was_trained_stays(
     assert loop.train(config, tmp_path).step == 6
     assert untimed(tmp_path) == untimed(straight)
     final = [
-        native.load_parameters(native.find(run), native.load_bundle(native.find(run)).encoder)
+        native.load_parameters(
+            native.find(run), native.load_inference_spec(native.find(run)).encoder
+        )
         for run in (tmp_path, straight)
     ]
     jax.tree.map(np.testing.assert_array_equal, *final)
@@ -198,7 +201,7 @@ def test_a_failing_hook_is_named_and_what_was_trained_stays(
 def test_an_evaluation_that_raises_loses_no_step(micro, tmp_path, straight, monkeypatch):
     """The checkpoint is saved without a value, and the evaluation is made up for."""
     config = micro(**EVALUATED)
-    run = loop.Evaluator.run
+    run = evaluator.Evaluator.run
 
     def broken(self, parameters, step, log=None):
         if step == 4:
@@ -206,7 +209,7 @@ def test_an_evaluation_that_raises_loses_no_step(micro, tmp_path, straight, monk
         return run(self, parameters, step, log)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Evaluator, "run", broken)
+        patch.setattr(evaluator.Evaluator, "run", broken)
         for _ in range(2):  # once in training, once where it is made up for
             with pytest.raises(KeyError, match="accuracy"):
                 loop.train(config, tmp_path)

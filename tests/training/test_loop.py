@@ -98,7 +98,7 @@ def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_aft
         log_every="1 steps",
         checkpoint_every="4 steps",
         evaluate_every="8 steps",
-        max_eval=8,
+        max_eval_examples=8,
         model__attention_dropout=0.1,
     )
     straight = loop.train(config, tmp_path / "straight")
@@ -117,7 +117,9 @@ def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_aft
     assert [line["step"] for line in train_lines(tmp_path / "killed")] == list(range(1, 17))
     assert straight.metrics == resumed.metrics
     parameters = [
-        native.load_parameters(outcome.checkpoint, native.load_bundle(outcome.checkpoint).encoder)
+        native.load_parameters(
+            outcome.checkpoint, native.load_inference_spec(outcome.checkpoint).encoder
+        )
         for outcome in (straight, resumed)
     ]
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, parameters))
@@ -235,7 +237,10 @@ def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monk
     monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
     registry.register("toy_shuffled", lambda options: MemorySource(task, options, records))
     outcome = loop.train(
-        micro(tasks=("toy_shuffled",), train_for="30 steps", max_train=0, max_eval=0), tmp_path
+        micro(
+            tasks=("toy_shuffled",), train_for="30 steps", max_train_examples=0, max_eval_examples=0
+        ),
+        tmp_path,
     )
     # 400 coin flips: three standard deviations are 0.075.
     assert abs(outcome.metrics["toy_shuffled"]["accuracy"] - 0.5) < 0.075

@@ -70,7 +70,7 @@ def test_the_loss_of_a_choice_is_the_cross_entropy_of_the_right_option():
     scores, right = jnp.asarray(SCORES[:1]), jnp.eye(4)[1:2]
     wanted = losses.softmax_cross_entropy(scores[None], jnp.asarray([[1.0]]))[0]
     np.testing.assert_allclose(
-        losses.softmax(scores, right, jnp.ones((1, 4), bool)), wanted, rtol=1e-5
+        losses.listwise_softmax(scores, right, jnp.ones((1, 4), bool)), wanted, rtol=1e-5
     )
 
 
@@ -295,7 +295,7 @@ def test_without_options_nothing_is_computed_but_the_cross_entropy():
 def test_poly1_takes_its_epsilon():
     arguments = [jnp.asarray(values) for values in (SCORES, LABELS, WHERE)]
     zero = losses.poly1(*arguments, Poly1Options(0.0))
-    np.testing.assert_allclose(zero, losses.softmax(*arguments), rtol=1e-6)
+    np.testing.assert_allclose(zero, losses.listwise_softmax(*arguments), rtol=1e-6)
     two, one = (losses.poly1(*arguments, Poly1Options(epsilon)) for epsilon in (2.0, 1.0))
     np.testing.assert_allclose(two - zero, 2 * (one - zero), rtol=1e-4)
 

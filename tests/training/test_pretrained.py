@@ -165,7 +165,7 @@ def test_the_tokenizer_that_lies_with_the_weights_is_the_default(micro):
 @pytest.mark.parametrize("field", ["pretrained", "warm_start"])
 def test_a_start_opens_its_checkpoint_once(micro, tmp_path, monkeypatch, field):
     """The model, the tokenizer and the weights come from one opened checkpoint."""
-    first = micro(tasks=("toy_sentiment",), train_for="1 steps", max_eval=4)
+    first = micro(tasks=("toy_sentiment",), train_for="1 steps", max_eval_examples=4)
     loop.train(first, tmp_path / "first")
     opened, real = [], backbone_module.native.NativeCheckpoint.__init__
 
@@ -178,7 +178,7 @@ def test_a_start_opens_its_checkpoint_once(micro, tmp_path, monkeypatch, field):
         **{f"model__{field}": str(tmp_path / "first")},
         tasks=("toy_sentiment",),
         train_for="1 steps",
-        max_eval=4,
+        max_eval_examples=4,
         tokenizer="auto",
     )
     loop.train(config, tmp_path / "second")

@@ -30,7 +30,7 @@ STEPS = {
     "checkpoint_every": "4 steps",
     "evaluate_every": "6 steps",
     "log_every": "1 steps",
-    "max_eval": 8,
+    "max_eval_examples": 8,
 }
 
 
@@ -84,7 +84,7 @@ def test_told_to_stop_it_saves_and_goes_on_to_the_bit(
 
 def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeypatch):
     values = iter([0.2, 0.9, 0.4, 0.3, 0.1])
-    run = loop.Evaluator.run
+    run = evaluator.Evaluator.run
 
     def evaluated(self, *args):
         evaluation = run(self, *args)
@@ -97,7 +97,7 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
         "checkpoint_every": "1 steps",
         "evaluate_every": "1 steps",
         "keep_checkpoints": 1,
-        "max_eval": 4,
+        "max_eval_examples": 4,
     }
     outcome = loop.train(micro(**every), tmp_path)
     assert native.checkpoint_steps(tmp_path) == [2, 5] and outcome.best == (2, 0.9)
@@ -164,13 +164,15 @@ def test_in_the_background_training_goes_on_before_a_checkpoint_is_whole(
     micro, tmp_path, monkeypatch, background
 ):
     whole = whole_after_each_save(monkeypatch, tmp_path, seconds=10)
-    loop.train(micro(train_for="1 steps", max_eval=4), tmp_path)
+    loop.train(micro(train_for="1 steps", max_eval_examples=4), tmp_path)
     assert whole == [[]] and native.checkpoint_steps(tmp_path) == [1]
 
 
 def test_on_a_cpu_training_waits_for_a_checkpoint(micro, tmp_path, monkeypatch):
     whole = whole_after_each_save(monkeypatch, tmp_path, seconds=0.3)
-    loop.train(micro(train_for="2 steps", checkpoint_every="1 steps", max_eval=4), tmp_path)
+    loop.train(
+        micro(train_for="2 steps", checkpoint_every="1 steps", max_eval_examples=4), tmp_path
+    )
     assert whole == [[1], [1, 2]]
 
 
@@ -252,7 +254,7 @@ def test_a_loss_that_is_no_number_leaves_a_report(micro, tmp_path):
 def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
     """Backbone, pooler and the heads of the same name; a head of another name is drawn anew. Adapters are trained alone, and saved with the heads."""
     donor = native.load_parameters(
-        native.find(straight), native.load_bundle(native.find(straight)).encoder
+        native.find(straight), native.load_inference_spec(native.find(straight)).encoder
     )
     config = micro(
         tasks=("toy_sentiment",),
@@ -260,14 +262,14 @@ def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
         model__warm_start=str(straight),
         model__lora__rank=2,
         optimizer__learning_rate=0.1,
-        max_eval=4,
+        max_eval_examples=4,
     )
     config.warmup = "0 steps"
     outcome = loop.train(config, tmp_path / "run")
     assert "starts from the fine-tuned checkpoint" in caplog.text
-    bundle = native.load_bundle(outcome.checkpoint)
+    spec = native.load_inference_spec(outcome.checkpoint)
     found, given = (
-        parameter_paths(native.load_parameters(outcome.checkpoint, bundle.encoder)),
+        parameter_paths(native.load_parameters(outcome.checkpoint, spec.encoder)),
         parameter_paths(donor),
     )
     for path, leaf in found.items():
@@ -292,7 +294,7 @@ def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
 
 
 def test_some_steps_are_profiled(micro, tmp_path):
-    loop.train(micro(profile=(2, 3), max_eval=4), tmp_path)
+    loop.train(micro(profile=(2, 3), max_eval_examples=4), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert "backbone/embedding" in (tmp_path / "parameters.txt").read_text()
     with pytest.raises(InputError, match="profile must be"):
@@ -304,5 +306,5 @@ def test_processes_are_found_by_all_three_variables_or_none(monkeypatch):
     with pytest.raises(
         InputError, match="only JAX_COORDINATOR_ADDRESS is set; set all three or none"
     ):
-        distributed.start()
+        distributed.initialize()
     assert jax.process_count() == 1

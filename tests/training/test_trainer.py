@@ -16,7 +16,7 @@ from gemma_encoder.training.build import build
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.training.trainer import Trainer
 
-FIELDS = {"tasks": ("toy_sentiment",), "max_eval": 8, "log_every": "1 steps"}
+FIELDS = {"tasks": ("toy_sentiment",), "max_eval_examples": 8, "log_every": "1 steps"}
 
 
 def make(config, total=4, warmup=0):

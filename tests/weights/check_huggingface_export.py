@@ -34,9 +34,9 @@ def make(folder: pathlib.Path) -> None:
     from gemma_encoder.inputs.template import Template
     from gemma_encoder.inputs.tokenizer import Tokenizer
     from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
-    from gemma_encoder.model.encoder import skeleton
+    from gemma_encoder.model.encoder import abstract_encoder
     from gemma_encoder.model.sizes import GEMMA_CONFIGS
-    from gemma_encoder.weights.native import Bundle
+    from gemma_encoder.weights.native import InferenceSpec
 
     small = {
         "embed_dim": 32,
@@ -74,10 +74,10 @@ def make(folder: pathlib.Path) -> None:
             rng = np.random.default_rng(0)
             parameters = jax.tree.map(
                 lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),  # noqa: B023
-                skeleton(config).shapes,
+                abstract_encoder(config).shapes,
             )
             predictor = Predictor(
-                Bundle(
+                InferenceSpec(
                     config,
                     (task,),
                     Tokenizer.load("small"),

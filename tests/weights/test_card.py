@@ -31,12 +31,12 @@ def record(**model):
 
 
 @pytest.fixture(scope="module")
-def bundle(random_predictor):
-    return dataclasses.replace(random_predictor().bundle, step=9, record=record())
+def spec(random_predictor):
+    return dataclasses.replace(random_predictor().spec, step=9, record=record())
 
 
-def test_a_card_of_random_weights(bundle):
-    text = card.markdown(bundle)
+def test_a_card_of_random_weights(spec):
+    text = card.markdown(spec)
     for part in (
         "toy_sentiment",
         "16,000",
@@ -52,33 +52,31 @@ def test_a_card_of_random_weights(bundle):
 
 
 @pytest.mark.parametrize("start", [{"pretrained": "GEMMA3_270M_PT"}, {"warm_start": "runs/mnli"}])
-def test_gemmas_terms_hold_for_what_derives_from_it(bundle, start):
-    text = card.markdown(dataclasses.replace(bundle, record=record(**start)))
+def test_gemmas_terms_hold_for_what_derives_from_it(spec, start):
+    text = card.markdown(dataclasses.replace(spec, record=record(**start)))
     assert 'license: "gemma"' in text and card.TERMS in text and next(iter(start.values())) in text
 
 
-def test_what_is_not_recorded_is_said(bundle):
-    text = card.markdown(dataclasses.replace(bundle, record={}, tasks=()))
+def test_what_is_not_recorded_is_said(spec):
+    text = card.markdown(dataclasses.replace(spec, record={}, tasks=()))
     assert "is not recorded" in text and "if they derive from Gemma's" in text
 
 
-def test_cells_cannot_break_the_tables(bundle):
-    hostile = dataclasses.replace(bundle.tasks[0], classes=("a|b", "<b>x</b>\n"))
-    altered = dataclasses.replace(bundle, tasks=(hostile,))
+def test_cells_cannot_break_the_tables(spec):
+    hostile = dataclasses.replace(spec.tasks[0], classes=("a|b", "<b>x</b>\n"))
+    altered = dataclasses.replace(spec, tasks=(hostile,))
     assert "a\\|b" in card.markdown(altered)
     assert "<b>x</b>" not in card.to_html(altered) and "&lt;b&gt;" in card.to_html(altered)
 
 
 def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
     predictor = random_predictor()
-    task = dataclasses.replace(
-        predictor.bundle.tasks[0], template=ge.Template("review: {sentence}")
-    )
-    bundle = dataclasses.replace(
-        predictor.bundle, tasks=(task, *predictor.bundle.tasks[1:]), record=record()
+    task = dataclasses.replace(predictor.spec.tasks[0], template=ge.Template("review: {sentence}"))
+    spec = dataclasses.replace(
+        predictor.spec, tasks=(task, *predictor.spec.tasks[1:]), record=record()
     )
     exported = ge.export_huggingface(
-        ge.Predictor(bundle, predictor.parameters), tmp_path / "out", heads=False
+        ge.Predictor(spec, predictor.parameters), tmp_path / "out", heads=False
     )
     assert (
         "toy"
@@ -93,4 +91,4 @@ def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
     assert json.loads((exported / "config_sentence_transformers.json").read_text())["prompts"] == {
         "toy_sentiment": "review: "
     }
-    assert ge.Predictor.load(exported).bundle.record["examples"] == {"toy_sentiment": 16_000}
+    assert ge.Predictor.load(exported).spec.record["examples"] == {"toy_sentiment": 16_000}

@@ -10,7 +10,8 @@ import pytest
 import gemma_encoder as ge
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import HeadConfig
-from gemma_encoder.training import loop
+from gemma_encoder.training import checkpoint, loop
+from gemma_encoder.training.hooks import Hook
 from gemma_encoder.weights import native
 
 FIRST = pathlib.Path(__file__).parent / "format_1"  # written by version 0.1 of the first format
@@ -19,7 +20,7 @@ EXPECTED = json.loads((FIRST / "predictions.json").read_text())
 
 def test_a_checkpoint_of_the_first_format_predicts_what_it_did():
     predictor = ge.Predictor.load(FIRST)
-    assert predictor.bundle.encoder.heads == {
+    assert predictor.spec.encoder.heads == {
         "toy_sentiment": HeadConfig(2, hidden_dims=(8,)),
         "toy_similarity": HeadConfig(1, hidden_dims=(8,)),
         "toy_ranking": HeadConfig(1, hidden_dims=(8,)),
@@ -43,18 +44,18 @@ def test_a_language_model_of_the_first_format_has_its_head():
         "language_heads": ["text"],
         "attention": "causal",
     }
-    bundle = native.Bundle.from_description(
+    spec = native.InferenceSpec.from_description(
         description | {"encoder": encoder, "tasks": []}, ge.Tokenizer.load("small").model, FIRST
     )
-    assert bundle.encoder.heads == {"text": HeadConfig(2, "language_model")}
+    assert spec.encoder.heads == {"text": HeadConfig(2, "language_model")}
 
 
 def test_a_description_is_read_back_and_rises_in_version():
-    bundle = ge.Predictor.load(FIRST).bundle
-    description = json.loads(json.dumps(bundle.description()))
-    assert description["format_version"] == native.FORMAT_VERSION == 2
-    again = native.Bundle.from_description(description, bundle.tokenizer.model, FIRST)
-    assert again.description() == bundle.description()
+    spec = ge.Predictor.load(FIRST).spec
+    description = json.loads(json.dumps(spec.description()))
+    assert description["format_version"] == native.FORMAT_VERSION == 3
+    again = native.InferenceSpec.from_description(description, spec.tokenizer.model, FIRST)
+    assert again.description() == spec.description()
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def damaged(tmp_path):
         copy = tmp_path / "copy"
         shutil.copytree(FIRST, copy)
         path = copy / "checkpoints/4/inference/inference.json"
-        description = ge.Predictor.load(FIRST).bundle.description()
+        description = ge.Predictor.load(FIRST).spec.description()
         change(description)
         path.write_text(json.dumps(description))
         return copy
@@ -77,8 +78,8 @@ def damaged(tmp_path):
     ("change", "message"),
     [
         (
-            lambda d: d.update(format_version=3),
-            "has format version 3, this library reads versions 1 to 2",
+            lambda d: d.update(format_version=4),
+            "has format version 4, this library reads versions 1 to 3",
         ),
         (lambda d: d.update(distilled_from="x"), "a checkpoint has the field 'distilled_from'"),
         (lambda d: d["encoder"].update(experts=8), "an encoder has the field 'experts'"),
@@ -121,10 +122,10 @@ def test_what_a_newer_version_wrote_is_one_line(damaged, change, message):
     ],
 )
 def test_a_damaged_description_is_one_line_that_names_the_checkpoint(change, message):
-    bundle = ge.Predictor.load(FIRST).bundle
-    description = change(json.loads(json.dumps(bundle.description())))
+    spec = ge.Predictor.load(FIRST).spec
+    description = change(json.loads(json.dumps(spec.description())))
     with pytest.raises(InputError, match=message) as error:
-        native.Bundle.from_description(description, bundle.tokenizer.model, FIRST)
+        native.InferenceSpec.from_description(description, spec.tokenizer.model, FIRST)
     assert str(error.value).startswith(str(FIRST)) and "\n" not in str(error.value)
 
 
@@ -135,6 +136,47 @@ def test_training_starts_from_a_checkpoint_of_the_first_format(micro, tmp_path):
         model__warm_start=str(FIRST),
         tokenizer="auto",
         train_for="2 steps",
-        max_eval=8,
+        max_eval_examples=8,
     )
     assert loop.train(config, tmp_path).step == 2
+
+
+class StopAtTwo(Hook):
+    def is_due(self, run, step):
+        return step == 2
+
+    def on_due(self, run, step):
+        run.request_stop("stopped by the test", preempted=True)
+
+
+def test_a_run_of_the_second_format_resumes(micro, tmp_path, monkeypatch):
+    """Parameters and optimizer state of the remainder layers were stored under another name."""
+    layers = {
+        "num_layers": 3,
+        "embed_dim": 32,
+        "hidden_dim": 64,
+        "head_dim": 8,
+        "query_scale": 8**-0.5,
+    }
+    config = micro(model__transformer=layers, max_eval_examples=8)
+    whole = loop.train(config, tmp_path / "whole")
+    save = checkpoint.Checkpoints.save
+
+    def save_as_before(self, state, *arguments):
+        former = native.rename_remainder(state, "remainder", "rest")
+        assert "rest" in former.parameters["backbone"]
+        save(self, former, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "FORMAT_VERSION", 2)
+        patch.setattr(checkpoint.Checkpoints, "save", save_as_before)
+        stopped = loop.train(config, tmp_path / "former", hooks=[StopAtTwo()])
+        assert stopped.preempted and stopped.step == 2
+    texts = ["a fine film", "a dull one"]
+    assert np.isfinite(ge.Predictor.load(tmp_path / "former").embed(texts)).all()
+    resumed = loop.train(config, tmp_path / "former")
+    assert resumed.step == whole.step == 4
+    np.testing.assert_array_equal(
+        ge.Predictor.load(tmp_path / "former").embed(texts),
+        ge.Predictor.load(tmp_path / "whole").embed(texts),
+    )

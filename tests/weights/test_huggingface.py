@@ -17,12 +17,12 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
-from gemma_encoder.model.encoder import parameter_dict, parameter_paths, skeleton
+from gemma_encoder.model.encoder import abstract_encoder, parameter_dict, parameter_paths
 from gemma_encoder.model.sharding import make_mesh
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import backbone as weights
 from gemma_encoder.weights import export, huggingface
-from gemma_encoder.weights.native import Bundle
+from gemma_encoder.weights.native import InferenceSpec
 
 GOLDENS = pathlib.Path(__file__).parent / "huggingface"
 CASES = (
@@ -84,7 +84,7 @@ def test_embedding_gemma_embeds_as_sentence_transformers_does():
     """Tokenizer, transformer, mean, both dense layers and the scaling to length 1."""
     predictor = Predictor.load(GOLDENS / "embedding_gemma")
     golden = np.load(GOLDENS / "embedding_gemma" / "golden.npz")
-    assert predictor.bundle.encoder.pooling == PoolingConfig(
+    assert predictor.spec.encoder.pooling == PoolingConfig(
         "mean", projection=(32, 16), normalize=True
     )
     np.testing.assert_allclose(
@@ -139,7 +139,7 @@ OLD_GEMMA2 = {
 )
 def test_config_files_of_older_versions_are_understood(values, size, vocab):
     config = huggingface.transformer_config(values, "config.json")
-    assert weights.differences(config, GEMMA_CONFIGS[size]) == []
+    assert weights.transformer_differences(config, GEMMA_CONFIGS[size]) == []
     assert (weights.size_name(config), config.vocab_size) == (size, vocab)
 
 
@@ -258,10 +258,10 @@ def make_predictor(transformer, classes=("no", "yes"), **fields) -> Predictor:
     rng = np.random.default_rng(0)
     parameters = jax.tree.map(
         lambda leaf: jax.numpy.asarray(0.2 * rng.standard_normal(leaf.shape), leaf.dtype),
-        skeleton(config).shapes,
+        abstract_encoder(config).shapes,
     )
     return Predictor(
-        Bundle(config, tasks, Tokenizer.load("small"), 48, 128, "right", 7), parameters
+        InferenceSpec(config, tasks, Tokenizer.load("small"), 48, 128, "right", 7), parameters
     )
 
 
@@ -296,12 +296,12 @@ def test_exporting_and_loading_is_the_identity(tmp_path, family, fields):
     predictor = make_predictor(TRANSFORMERS[family], **fields)
     for place in ("once", "twice"):
         again = Predictor.load(export_huggingface(predictor, tmp_path / place))
-        assert again.bundle.description() == predictor.bundle.description()
+        assert again.spec.description() == predictor.spec.description()
         assert (
             parameter_paths(again.parameters).keys() == parameter_paths(predictor.parameters).keys()
         )
         jax.tree.map(np.testing.assert_array_equal, again.parameters, predictor.parameters)
-        if place == "once" and predictor.bundle.encoder.heads["t"].hidden_dims:
+        if place == "once" and predictor.spec.encoder.heads["t"].hidden_dims:
             np.testing.assert_array_equal(again.predict(TEXTS), predictor.predict(TEXTS))
         predictor = again
 
@@ -321,7 +321,7 @@ def test_what_transformers_reads_says_the_same_model(tmp_path, monkeypatch):
                     kind, attention
                 ) == transformer.attention_spec(kind, attention)
             assert (
-                weights.differences(
+                weights.transformer_differences(
                     backbone.config,
                     dataclasses.replace(transformer, sliding_window=backbone.config.sliding_window),
                 )
@@ -410,8 +410,8 @@ def test_several_heads_are_left_out_when_asked(tmp_path):
 )
 def test_what_the_format_cannot_express_is_refused(tmp_path, family, changes, fields, message):
     predictor = make_predictor(dataclasses.replace(TRANSFORMERS[family], **changes))
-    predictor.bundle = dataclasses.replace(
-        predictor.bundle, encoder=dataclasses.replace(predictor.bundle.encoder, **fields)
+    predictor.spec = dataclasses.replace(
+        predictor.spec, encoder=dataclasses.replace(predictor.spec.encoder, **fields)
     )
     with pytest.raises(InputError, match=f"cannot be exported: .*{message}"):
         export_huggingface(predictor, tmp_path / "out")

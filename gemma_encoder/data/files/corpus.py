@@ -59,7 +59,7 @@ class TsvLayout:
         return name, text
 
 
-class Texts:
+class Corpus:
     """Texts of a file by number (its lines, from 0) and by id. Reading is safe in threads.
 
     Args:

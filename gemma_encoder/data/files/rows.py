@@ -29,14 +29,14 @@ MAX_VALUE = 1 << 26  # characters of a JSON value
 _BLANKS, _DECODER = re.compile(r"[ \t\r\n]*"), json.JSONDecoder()
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """A row as the file has it."""
 
     number: int  # of its first line, or (Parquet) its own; from 1
     values: Mapping[str, Any]
 
 
-def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+def read_rows(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
     """The columns of a file (of JSONL, the fields of its first object), and its rows.
 
     Raises InputError where it cannot be read.
@@ -74,17 +74,17 @@ def check_unicode(values: Iterable[Any], path: pathlib.Path, number: int) -> Non
 
 def _objects(
     parse: Callable[[pathlib.Path], Iterator[tuple[int, Any]]],
-) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[Row]]]:
+) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[FileRow]]]:
     """The reader of a file whose numbered JSON values `parse` gives."""
 
-    def rows(path: pathlib.Path) -> Iterator[Row]:
+    def rows(path: pathlib.Path) -> Iterator[FileRow]:
         for number, value in parse(path):
             if not isinstance(value, dict):
                 got = json.dumps(value, ensure_ascii=False)[:80]
                 raise InputError(f"{where(path, number)}: expected a JSON object, got {got!r}")
-            yield Row(number, value)
+            yield FileRow(number, value)
 
-    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
         first = next(rows(path), None)
         if first is None:
             raise InputError(f"{path} is empty")
@@ -178,7 +178,7 @@ def _text_blocks(path: pathlib.Path) -> Iterator[str]:
             raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from None
 
 
-def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[Row]]]:
+def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[FileRow]]]:
     def records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(1 << 30)  # the library's own limit is shorter than a long document
         reader = csv.reader((line for _, line in numbered(path)), strict=True, **dialect)
@@ -191,7 +191,7 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Ite
         except csv.Error as error:
             raise InputError(f"{path}:{number}: malformed ({error})") from None
 
-    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
         lines = records(path)
         _, names = next(lines, (0, None))
         if names is None:
@@ -203,14 +203,14 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Ite
                 + ("; pandas writes its index so, without index=False" if not names[0] else "")
             )
 
-        def rows() -> Iterator[Row]:
+        def rows() -> Iterator[FileRow]:
             for number, values in lines:
                 if len(values) != len(names):
                     raise InputError(
                         f"{path}:{number}: expected {len(names)} columns ({', '.join(names)}), "
                         f"got {len(values)}"
                     )
-                yield Row(number, dict(zip(names, values, strict=True)))
+                yield FileRow(number, dict(zip(names, values, strict=True)))
 
         return tuple(names), rows()
 
@@ -242,7 +242,7 @@ def parquet_batches(
         ) from None
 
 
-def parquet_rows(path: pathlib.Path, first: int, arrays: Mapping[str, Any]) -> Iterator[Row]:
+def parquet_rows(path: pathlib.Path, first: int, arrays: Mapping[str, Any]) -> Iterator[FileRow]:
     """The rows of a batch of `parquet_batches`."""
     columns = {}
     for name, array in arrays.items():
@@ -257,7 +257,7 @@ def parquet_rows(path: pathlib.Path, first: int, arrays: Mapping[str, Any]) -> I
                 f"{path}: column {name!r} cannot be read behind row {first - 1} ({one_line(error)})"
             ) from None
     for number, values in enumerate(zip(*columns.values(), strict=True), first):
-        yield Row(number, dict(zip(columns, values, strict=True)))
+        yield FileRow(number, dict(zip(columns, values, strict=True)))
 
 
 def _parquet_file(path: pathlib.Path) -> Any:
@@ -270,7 +270,7 @@ def _parquet_file(path: pathlib.Path) -> Any:
         raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
     batches = (parquet_rows(path, *batch) for batch in parquet_batches(path))
     return tuple(_parquet_file(path).schema_arrow.names), itertools.chain.from_iterable(batches)
 

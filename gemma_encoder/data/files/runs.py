@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data import cache
-from gemma_encoder.data.files.corpus import Texts
+from gemma_encoder.data.files.corpus import Corpus
 from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans, columns, read_lines
 from gemma_encoder.inputs.errors import InputError
 
@@ -22,7 +22,7 @@ MOST_PARTS = 256  # files that may be open at a time
 BEIR_HEADER = ("query-id", "corpus-id", "score")
 
 
-class Judgements:
+class Qrels:
     """Relevance grades of documents, by query.
 
     Args:
@@ -39,7 +39,7 @@ class Judgements:
             counted and logged.
     """
 
-    def __init__(self, path: pathlib.Path, queries: Texts, documents: Texts):
+    def __init__(self, path: pathlib.Path, queries: Corpus, documents: Corpus):
         self.path, self._queries, self._documents = path, queries, documents
         table = self._distinct(self._read())
         table = table[:, np.lexsort((table[3], table[0]))]  # of one query in the file's order
@@ -50,7 +50,7 @@ class Judgements:
     def _read(self) -> np.ndarray:
         """[4, n] int64: query, document, grade and line of the judgements of known queries."""
         parts, total = [], 0
-        for lines, (query, document, grade) in _judgement_columns(self.path):
+        for lines, (query, document, grade) in _qrels_columns(self.path):
             queries, grades = self._queries.ids.find(query), _integers(lines, grade, "relevance")
             documents = _numbers(lines, document, self._documents)
             entries = np.stack([queries, documents, grades, lines.number + np.arange(len(queries))])
@@ -118,7 +118,7 @@ class Candidates:
     """
 
     def __init__(
-        self, path: pathlib.Path, queries: Texts, documents: Texts, *, drop_same_id: bool = False
+        self, path: pathlib.Path, queries: Corpus, documents: Corpus, *, drop_same_id: bool = False
     ):
         self.path, self._queries, self._documents = path, queries, documents
         self._drop_same_id = drop_same_id
@@ -221,7 +221,7 @@ def _run_columns(lines: Lines) -> tuple[str, ...]:
     )
 
 
-def _judgement_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]]:
+def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]]:
     """Blocks of a qrels file, a header left out: lines, and columns of query, document, grade."""
     has_header = False
     for lines in read_lines(path):
@@ -234,7 +234,7 @@ def _judgement_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spa
             yield lines, (query, *rest)
 
 
-def _numbers(lines: Lines, ids: Spans, texts: Texts) -> np.ndarray:
+def _numbers(lines: Lines, ids: Spans, texts: Corpus) -> np.ndarray:
     """[n] int32: the numbers of ids; raises InputError naming the first unknown one."""
     numbers = texts.ids.find(ids)
     for line in np.flatnonzero(numbers < 0)[:1]:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemma_encoder.data import ranking
-from gemma_encoder.data.files.corpus import Texts
+from gemma_encoder.data.files.corpus import Corpus
 from gemma_encoder.data.files.lines import Lines, Spans
-from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
@@ -114,18 +114,18 @@ class BeirSource(RankingSource):
         return ranking.find_file(self.folder, names, _HINT)
 
     @functools.cached_property
-    def _texts(self) -> tuple[Texts, Texts]:
-        queries = Texts(self._find("queries.jsonl"), JsonLayout(False), in_memory=True)
-        return queries, Texts(self._find("corpus.jsonl"), JsonLayout(True))
+    def _texts(self) -> tuple[Corpus, Corpus]:
+        queries = Corpus(self._find("queries.jsonl"), JsonLayout(False), in_memory=True)
+        return queries, Corpus(self._find("corpus.jsonl"), JsonLayout(True))
 
     def _open(self, split: str) -> RankingFiles:
         name, texts = SPLITS[split], self._texts
-        judgements = Judgements(self._find(f"qrels/{name}.tsv"), *texts)
+        qrels = Qrels(self._find(f"qrels/{name}.tsv"), *texts)
         run = ranking.run_path(
             self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec")
         )
         candidates = Candidates(run, *texts, drop_same_id=True)
-        return RankingFiles(*texts, candidates, judgements)
+        return RankingFiles(*texts, candidates, qrels)
 
 
 def _declare(dataset: str) -> tuple[str, Callable[[DataOptions], Source]]:

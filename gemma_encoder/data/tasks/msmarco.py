@@ -22,8 +22,8 @@ import pathlib
 from collections.abc import Callable
 
 from gemma_encoder.data import ranking
-from gemma_encoder.data.files.corpus import Texts, TsvLayout
-from gemma_encoder.data.files.runs import Candidates, Judgements
+from gemma_encoder.data.files.corpus import Corpus, TsvLayout
+from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
@@ -82,9 +82,9 @@ class MsMarcoSource(RankingSource):
         return ranking.find_file(self.folder, names, _HINT)
 
     @functools.cached_property
-    def passages(self) -> Texts:
+    def passages(self) -> Corpus:
         """The collection."""
-        return Texts(self._find("collection.tsv"), TsvLayout("pid", "passage"))
+        return Corpus(self._find("collection.tsv"), TsvLayout("pid", "passage"))
 
     def _open(self, split: str) -> RankingFiles:
         names = self._names[split]
@@ -93,14 +93,14 @@ class MsMarcoSource(RankingSource):
             candidates = [_file_names(kind, name) for kind in kinds for name in names]
             return self._find(*itertools.chain.from_iterable(candidates))
 
-        queries = Texts(find("queries"), TsvLayout("qid", "query"), in_memory=True)
-        has_judgements = split != "test"
-        judgements = Judgements(find("qrels"), queries, self.passages) if has_judgements else None
+        queries = Corpus(find("queries"), TsvLayout("qid", "query"), in_memory=True)
+        has_qrels = split != "test"
+        qrels = Qrels(find("qrels"), queries, self.passages) if has_qrels else None
         run = ranking.run_path(
             self.options.run, names[-1], lambda: find("run", "top1000", "top100")
         )
         candidates = Candidates(run, queries, self.passages)
-        return RankingFiles(queries, self.passages, candidates, judgements)
+        return RankingFiles(queries, self.passages, candidates, qrels)
 
 
 def _declare(

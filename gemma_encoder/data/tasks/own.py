@@ -45,7 +45,7 @@ class OwnSource(Source):
         for file in files.values():
             file.check_labels(task)
         self._indices = {
-            split: file.class_indices(task) if task.classes and file.labelled else {}
+            split: file.class_indices(task) if task.classes and file.labeled else {}
             for split, file in files.items()
         }
         self._queries = {
@@ -123,7 +123,7 @@ class OwnSource(Source):
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """Nothing where grades are unknown; else the labels of the examples are all there is."""
-        return None if self._files[split].labelled else {}
+        return None if self._files[split].labeled else {}
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
         """The row; or a query's rows."""
@@ -155,9 +155,9 @@ def _make(options: DataOptions) -> Source:
     own.check()
     paths = own.paths()
     first = paths["train"][0]
-    columns = Columns.of(own, first, rows.read(first)[0])
+    columns = Columns.of(own, first, rows.read_rows(first)[0])
     files = {
-        split: Rows(own, columns, named, labelled=split != "test") for split, named in paths.items()
+        split: Rows(own, columns, named, labeled=split != "test") for split, named in paths.items()
     }
     task = _task(own, columns, files)
     logging.info("own: %s", task)
@@ -180,7 +180,7 @@ def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
                 "needs at least two classes"
             )
     if kind.has_range and not label_range:
-        ranges = [file.label_range() for file in files.values() if file.labelled]
+        ranges = [file.label_range() for file in files.values() if file.labeled]
         label_range = (min(low for low, _ in ranges), max(high for _, high in ranges))
         inferred.append(f"label_range {label_range}")
         if label_range[0] == label_range[1]:
@@ -214,8 +214,8 @@ def _template(own: OwnOptions, kind: Kind, fields: Sequence[str]) -> Template:
             f"{', '.join(fields)}; own.fields says which columns those are"
         )
     after_query = tuple(reversed(fields[1:])) if kind.is_list else ()
-    cut = tuple(identifier(name) for name in own.cut) or after_query
-    return Template(text, tuple(field for field in cut if field in template.fields))
+    truncation = tuple(identifier(name) for name in own.truncation) or after_query
+    return Template(text, tuple(field for field in truncation if field in template.fields))
 
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = {"own": _make}

@@ -18,13 +18,13 @@ def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any
     """The function that reads the label of a row; its arguments are the values and their row."""
     kind = kinds.get(options.kind)
     if kind.label_column == "class":
-        return lambda values, where: name(values, column, where)
+        return lambda values, where: read_name(values, column, where)
     if kind.label_column == "classes":
         return lambda values, where: JOIN.join(_names(values, column, options.separator, where))
-    return lambda values, where: _number(values, column, where, kind.least_label)
+    return lambda values, where: _parse_number(values, column, where, kind.least_label)
 
 
-def unlabelled(values: Mapping[str, Any], where: str) -> float:
+def unlabeled(values: Mapping[str, Any], where: str) -> float:
     """The label of a row that has none."""
     return UNLABELLED
 
@@ -34,7 +34,7 @@ def split_names(value: str) -> list[str]:
     return value.split(JOIN)
 
 
-def text(values: Mapping[str, Any], column: str, where: str) -> str:
+def read_text(values: Mapping[str, Any], column: str, where: str) -> str:
     """A text that is not blank."""
     value = _present(values, column, where)
     if not isinstance(value, str):
@@ -47,7 +47,7 @@ def text(values: Mapping[str, Any], column: str, where: str) -> str:
     return value
 
 
-def name(values: Mapping[str, Any], column: str, where: str) -> str:
+def read_name(values: Mapping[str, Any], column: str, where: str) -> str:
     """A class or an id: text, a whole number, or true and false."""
     return _as_name(_present(values, column, where), column, where)
 
@@ -96,7 +96,7 @@ def _parsed_list(text: str, column: str, where: str) -> list[Any]:
     raise InputError(f"{where}: column {column!r} holds a malformed list: {text[:60]!r}")
 
 
-def _number(values: Mapping[str, Any], column: str, where: str, least: float) -> float:
+def _parse_number(values: Mapping[str, Any], column: str, where: str, least: float) -> float:
     value = _present(values, column, where)
     try:
         number = float(value)

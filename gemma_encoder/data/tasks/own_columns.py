@@ -20,13 +20,13 @@ def label_check(options: OwnOptions) -> Check:
     """The function that reads the labels of a column."""
     kind = kinds.get(options.kind)
     if kind.label_column == "class":
-        return names
+        return class_or_id_names
     if kind.label_column == "classes":
         return lambda column: None
-    return lambda column: numbers(column, kind.least_label)
+    return lambda column: finite_numbers(column, kind.least_label)
 
 
-def texts(column: Any) -> Any:
+def nonblank_texts(column: Any) -> Any:
     """Texts that are not blank."""
     import pyarrow.compute as pc
 
@@ -37,7 +37,7 @@ def texts(column: Any) -> Any:
     return None if pc.any(is_blank).as_py() else column
 
 
-def names(column: Any) -> Any:
+def class_or_id_names(column: Any) -> Any:
     """Classes or ids: text, whole numbers, or true and false."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -50,11 +50,11 @@ def names(column: Any) -> Any:
             return None if column.null_count else column.cast(pa.large_string())
     except pa.ArrowException:
         return None
-    column = texts(column)
+    column = nonblank_texts(column)
     return None if column is None else pc.utf8_trim(column, WHITESPACE)
 
 
-def numbers(column: Any, least: float = -math.inf) -> Any:
+def finite_numbers(column: Any, least: float = -math.inf) -> Any:
     """Finite numbers of at least `least`."""
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -56,10 +56,11 @@ class OwnOptions:
         "the text, with a column as {column}; "
         "what is no letter, digit or _ in a column's name becomes _",
     )
-    cut: tuple[str, ...] = option(
+    truncation: tuple[str, ...] = option(
         (),
-        "columns that may be shortened, the first one first; "
+        "columns that may be truncated, the first one first; "
         "by default all, the last one first; for ranking never the query",
+        former="cut",
     )
     query_id: str = option(
         "", 'column (ranking); by default "query_id" where it exists, else the query itself'

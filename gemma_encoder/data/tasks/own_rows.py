@@ -17,7 +17,7 @@ from gemma_encoder.data.tasks.own_table import (
     label_column,
     name_column,
     text_column,
-    write_table,
+    write_own_table,
 )
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -90,11 +90,11 @@ class Rows:
         options: the config's.
         columns: what they mean.
         paths: the files.
-        labelled: tells that labels must be there; a test file need not have any.
+        labeled: tells that labels must be there; a test file need not have any.
 
     Attributes:
         name: of the files, for messages.
-        labelled: whether there are labels.
+        labeled: whether there are labels.
         table: the rows, as `own_table.write_table` writes them.
     """
 
@@ -104,21 +104,21 @@ class Rows:
         columns: Columns,
         paths: Sequence[pathlib.Path],
         *,
-        labelled: bool,
+        labeled: bool,
     ):
         present = _common_columns(paths)
         ids = (columns.query_id, columns.document_id)
-        required = [*columns.fields.values(), *ids, *([columns.label] if labelled else [])]
+        required = [*columns.fields.values(), *ids, *([columns.label] if labeled else [])]
         missing = [name for name in required if name and name not in present]
         if missing:
             raise InputError(
                 f"{paths[0]} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}"
             )
-        self.paths, self.labelled = paths, columns.label in present
+        self.paths, self.labeled = paths, columns.label in present
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         self.has_query_id, self.has_document_id = map(bool, ids)
         self._kind = kinds.get(options.kind)
-        self._as_text = self.labelled and self._kind.label_column in TEXT_LABELS
+        self._as_text = self.labeled and self._kind.label_column in TEXT_LABELS
         # Fields may have any name, so those of the ids and of the label are told apart by prefix.
         self._fields = {field: f"field {field}" for field in columns.fields}
         table_columns = {
@@ -128,19 +128,19 @@ class Rows:
                 for to, name in zip((QUERY_ID, DOCUMENT_ID), ids, strict=True)
                 if name
             },
-            "label": label_column(options, columns.label if self.labelled else ""),
+            "label": label_column(options, columns.label if self.labeled else ""),
         }
         settings = (
             self._kind.name,
             options.separator,
             dataclasses.astuple(columns),
-            self.labelled,
+            self.labeled,
         )
         needed = [*columns.fields.values(), *filter(None, ids)]
-        needed += [columns.label] if self.labelled else []
+        needed += [columns.label] if self.labeled else []
 
         def write(folder: pathlib.Path) -> None:
-            write_table(folder, paths, needed, table_columns)
+            write_own_table(folder, paths, needed, table_columns)
 
         self.table = cache.derive(paths, f"table with {settings!r}", write, Table)
         if not len(self.table):
@@ -178,7 +178,7 @@ class Rows:
 
     def check_labels(self, task: Task) -> None:
         """Raises InputError naming the first row whose label the task does not have."""
-        if not self.labelled:
+        if not self.labeled:
             return
         summary = self.table.summary
         if self._as_text:
@@ -251,9 +251,9 @@ class Rows:
 
 def _common_columns(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
     """The columns of the first file; raises InputError where another one lacks some or has more."""
-    first = rows.read(paths[0])[0]
+    first = rows.read_rows(paths[0])[0]
     for path in paths[1:]:
-        columns = rows.read(path)[0]
+        columns = rows.read_rows(path)[0]
         if differing := set(first) ^ set(columns):
             raise InputError(
                 f"{path} and {paths[0]} differ in the column {sorted(differing)[0]!r}; the files "

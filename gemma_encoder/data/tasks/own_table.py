@@ -36,8 +36,8 @@ def text_column(name: str) -> Column:
     """The texts of a column."""
     return Column(
         True,
-        lambda values, where: cells.text(values, name, where),
-        lambda arrays: own_columns.texts(arrays[name]),
+        lambda values, where: cells.read_text(values, name, where),
+        lambda arrays: own_columns.nonblank_texts(arrays[name]),
     )
 
 
@@ -45,8 +45,8 @@ def name_column(name: str) -> Column:
     """The ids of a column."""
     return Column(
         True,
-        lambda values, where: cells.name(values, name, where),
-        lambda arrays: own_columns.names(arrays[name]),
+        lambda values, where: cells.read_name(values, name, where),
+        lambda arrays: own_columns.class_or_id_names(arrays[name]),
     )
 
 
@@ -54,19 +54,19 @@ def label_column(options: OwnOptions, name: str) -> Column:
     """The labels of a column, or unknown ones where it has no name."""
     is_text = bool(name) and kinds.get(options.kind).label_column in TEXT_LABELS
     if not name:
-        return Column(is_text, cells.unlabelled, _unlabelled)
+        return Column(is_text, cells.unlabeled, _unlabeled)
     check = own_columns.label_check(options)
     return Column(is_text, cells.label_reader(options, name), lambda arrays: check(arrays[name]))
 
 
-def _unlabelled(arrays: Mapping[str, Any]) -> Any:
+def _unlabeled(arrays: Mapping[str, Any]) -> Any:
     import pyarrow as pa
 
     count = len(next(iter(arrays.values())))
-    return table.array(np.full(count, UNLABELLED), pa.float64())
+    return table.to_array(np.full(count, UNLABELLED), pa.float64())
 
 
-def write_table(
+def write_own_table(
     folder: pathlib.Path,
     paths: Sequence[pathlib.Path],
     needed: Sequence[str],
@@ -101,9 +101,13 @@ def write_table(
             for numbers, arrays in _batches(path, needed, columns, types):
                 summary.add(arrays[-1])
                 file = np.full(len(numbers), index, np.int32)
-                yield [*arrays, table.array(file, pa.int32()), table.array(numbers, pa.int64())]
+                yield [
+                    *arrays,
+                    table.to_array(file, pa.int32()),
+                    table.to_array(numbers, pa.int64()),
+                ]
 
-    table.write_batches(folder, {**types, "file": pa.int32(), "row": pa.int64()}, batches())
+    table.write_table_batches(folder, {**types, "file": pa.int32(), "row": pa.int64()}, batches())
     table.write_summary(folder, summary.facts())
 
 
@@ -115,11 +119,11 @@ def _batches(
 ) -> Iterator[tuple[Sequence[int] | np.ndarray, list[Any]]]:
     """Numbers of some rows of a file, and the Arrow array of each column."""
 
-    def by_cells(some: Iterable[rows.Row]) -> list[Any]:
-        return table.arrays([_cells(path, row, columns) for row in some], types)
+    def by_cells(some: Iterable[rows.FileRow]) -> list[Any]:
+        return table.to_arrays([_cells(path, row, columns) for row in some], types)
 
     if not rows.is_parquet(path):
-        for some in table.chunks(rows.read(path)[1]):
+        for some in table.chunks(rows.read_rows(path)[1]):
             yield [row.number for row in some], by_cells(some)
         return
     for first, batch in rows.parquet_batches(path, needed):
@@ -129,7 +133,7 @@ def _batches(
         yield np.arange(first, first + len(arrays[0])), arrays
 
 
-def _cells(path: pathlib.Path, row: rows.Row, columns: Mapping[str, Column]) -> list[Any]:
+def _cells(path: pathlib.Path, row: rows.FileRow, columns: Mapping[str, Column]) -> list[Any]:
     where = rows.where(path, row.number)
     result = [column.cell(row.values, where) for column in columns.values()]
     rows.check_unicode(result, path, row.number)
@@ -148,12 +152,12 @@ class _Summary:
     def add(self, labels: Any) -> None:
         """Counts the labels of the next rows, an Arrow array."""
         if not self._is_text:
-            values = table.numbers(labels)
+            values = table.numeric_values(labels)
             for name, row in (("low", int(values.argmin())), ("high", int(values.argmax()))):
                 self._add_extreme(name, float(values[row]), self._row + row)
         else:
             encoded = labels.dictionary_encode()
-            _, first = np.unique(table.numbers(encoded.indices), return_index=True)
+            _, first = np.unique(table.numeric_values(encoded.indices), return_index=True)
             for label, row in zip(encoded.dictionary.to_pylist(), first.tolist(), strict=True):
                 self._add_classes([name for name in cells.split_names(label) if name], row)
         self._row += len(labels)

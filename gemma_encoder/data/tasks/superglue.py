@@ -107,7 +107,7 @@ def _task(name: str, *names: Any, **more: Any) -> tuple[str, Callable[[DataOptio
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
     [
-        _task("boolq", "passage question", "accuracy", _NO_YES, cut="passage question"),
+        _task("boolq", "passage question", "accuracy", _NO_YES, truncation="passage question"),
         _task("cb", _NLI, "accuracy macro_f1", "entailment contradiction neutral"),
         _task(
             "copa",
@@ -115,7 +115,7 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             "accuracy",
             chance=0.5,
             kind="choice",
-            cut="premise choice",
+            truncation="premise choice",
             columns=_same("premise question choice1 choice2 idx"),
             examples=_copa,
         ),
@@ -139,14 +139,19 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
         ),
         _task("rte", _NLI, "accuracy", _NLI_CLASSES, 0.5),
         _task(
-            "wic", "sentence1 sentence2 word", "accuracy", _NO_YES, 0.5, cut="sentence2 sentence1"
+            "wic",
+            "sentence1 sentence2 word",
+            "accuracy",
+            _NO_YES,
+            0.5,
+            truncation="sentence2 sentence1",
         ),
         _task(
             "wsc",
             "text noun",
             "accuracy",
             _NO_YES,
-            cut="text noun",
+            truncation="text noun",
             columns=_same("text idx")
             | {"noun": "span1_text", "pronoun": "span2_text", "pronoun_index": "span2_index"},
             examples=_wsc,

@@ -35,7 +35,7 @@ CHUNK = 1000  # texts that are tokenized at a time
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions:
-    """`config.text`: where unlabelled text comes from. A text that comes twice counts once."""
+    """`config.text`: where unlabeled text comes from. A text that comes twice counts once."""
 
     train: tuple[str, ...] = option(
         (),
@@ -59,7 +59,7 @@ class TextOptions:
             raise InputError(f"text.held_out is a share between 0 and 1, got {self.held_out}")
 
 
-class Texts:
+class UnlabeledTexts:
     """The texts that some sources hold, those that are blank left out.
 
     Args:
@@ -113,7 +113,7 @@ def _dataset_texts(dataset: tfds.Dataset) -> Iterator[str]:
                 yield table.decode(value, column, f"text: {dataset.name} record {index + 1}")
 
 
-def cut(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
+def split_texts(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
     """The texts, each of more than `most` tokens cut into several at blanks.
 
     Joined by blanks the parts are the text again. They are about equal. A word that is too long by
@@ -125,7 +125,7 @@ def cut(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
             result.append(text)
             continue
         parts = _parts(text, math.ceil(SLACK * len(ids) / most))
-        result += cut([part for part in parts if part.strip()], tokenizer, most)
+        result += split_texts([part for part in parts if part.strip()], tokenizer, most)
     return result
 
 
@@ -171,9 +171,9 @@ class TextSource(Source):
         """Raises InputError where a file or a dataset is missing."""
         self._sources()
 
-    def _sources(self) -> tuple[Texts, Texts]:
+    def _sources(self) -> tuple[UnlabeledTexts, UnlabeledTexts]:
         """Those of train and of validation; the latter may have none."""
-        return Texts(self.text.train), Texts(self.text.validation)
+        return UnlabeledTexts(self.text.train), UnlabeledTexts(self.text.validation)
 
     def files(self, split: str) -> list[pathlib.Path]:
         """Files of the named sources; TFRecord files of datasets."""
@@ -203,7 +203,9 @@ class TextSource(Source):
             for split, (texts, used) in self._choose(train, validation).items():
                 (folder / split).mkdir()
                 pieces = self._pieces(itertools.compress(texts, used))
-                table.write(folder / split, {"text": pa.large_string()}, ([p] for p in pieces))
+                table.write_table_rows(
+                    folder / split, {"text": pa.large_string()}, ([p] for p in pieces)
+                )
                 table.write_summary(folder / split, {"texts": int(used.sum())})
 
         tables = cache.derive(
@@ -225,7 +227,9 @@ class TextSource(Source):
             )
         return tables
 
-    def _choose(self, train: Texts, validation: Texts) -> dict[str, tuple[Texts, np.ndarray]]:
+    def _choose(
+        self, train: UnlabeledTexts, validation: UnlabeledTexts
+    ) -> dict[str, tuple[UnlabeledTexts, np.ndarray]]:
         """For each split where its texts are, and which of them it has; 8 bytes a text in memory."""
         digests = train.digests()
         is_train = _first_of_each(digests)
@@ -251,7 +255,7 @@ class TextSource(Source):
             return
         tokenizer, length = self._fitting
         while chunk := list(itertools.islice(texts, CHUNK)):
-            yield from cut(chunk, tokenizer, length - 2)
+            yield from split_texts(chunk, tokenizer, length - 2)
 
     def count(self, split: str) -> int:
         """Pieces."""

@@ -60,7 +60,7 @@ _SIMILARITY = Task(
 _RANKING = Task(
     "toy_ranking",
     "ranking",
-    Template("query {query} document {document}", cut=("document",)),
+    Template("query {query} document {document}", truncation=("document",)),
     ("mrr@10", "ndcg@10"),
     # One relevant document among ten, in random order: MRR@10 is (1 + 1/2 + … + 1/10) / 10.
     chance=round(sum(1 / rank for rank in range(1, 11)) / 10, 3),

@@ -94,36 +94,36 @@ NEGATED_SHARE, CONTRASTED_SHARE = 0.2, 0.4
 # No word stands for two concepts, so a text has one reading. A verb's past tense is its participle,
 # for the passive. A material is an adjective and a noun.
 OBJECTS = "chair/seat sofa/couch cup/mug bag/sack lamp/lantern box/crate"
-PLACES = "shop/store forest/woods street/road lake/pond church/chapel hill/slope"
+LANDMARKS = "shop/store forest/woods street/road lake/pond church/chapel hill/slope"
 EVENT = _slots(
     agent="doctor/physician lawyer/attorney child/kid woman/lady soldier/trooper sailor/seaman",
     action="bought/purchased repaired/mended discovered/noticed cleaned/washed smashed/shattered "
     "carried/hauled",
     object=OBJECTS,
-    place=PLACES,
+    landmark=LANDMARKS,
 )
 ITEM = _slots(
-    colour="red/scarlet purple/violet blue/azure green/emerald white/ivory black/ebony",
+    color="red/scarlet purple/violet blue/azure green/emerald white/ivory black/ebony",
     material="wooden/wood woollen/wool leather/leather plastic/plastic metal/metal glass/glass",
     object=OBJECTS,
-    place=PLACES,
+    landmark=LANDMARKS,
 )
 SYNONYM_SHARE = 0.15
 
 SENTENCES = (
-    "the {agent} {action} the {object} near the {place} .",
-    "near the {place} , the {agent} {action} the {object} .",
-    "the {object} was {action} by the {agent} near the {place} .",
+    "the {agent} {action} the {object} near the {landmark} .",
+    "near the {landmark} , the {agent} {action} the {object} .",
+    "the {object} was {action} by the {agent} near the {landmark} .",
 )
 QUERIES = (
-    "{colour} {material} {object} near the {place}",
-    "{material} {object} in {colour} near the {place}",
+    "{color} {material} {object} near the {landmark}",
+    "{material} {object} in {color} near the {landmark}",
 )
 DOCUMENTS = (
-    "near the {place} stands a {colour} {object} made of {material_noun} .",
-    "someone near the {place} sells a {colour} {object} of {material_noun} .",
-    "the {material} {object} near the {place} is {colour} .",
-    "we saw a {material} {object} painted {colour} near the {place} .",
+    "near the {landmark} stands a {color} {object} made of {material_noun} .",
+    "someone near the {landmark} sells a {color} {object} of {material_noun} .",
+    "the {material} {object} near the {landmark} is {color} .",
+    "we saw a {material} {object} painted {color} near the {landmark} .",
 )
 LIST_SIZE = 10
 

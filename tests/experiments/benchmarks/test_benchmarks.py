@@ -170,7 +170,7 @@ def test_a_start_says_what_it_compiled(here, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         "from gemma_encoder.experiments import quickstart\n\n\ndef get_config(arg=''):\n    config = quickstart.get_config('smoke')\n"
-        "    config.tasks, config.train_for, config.max_eval = ('toy_sentiment',), '1 steps', 8\n    return config\n"
+        "    config.tasks, config.train_for, config.max_eval_examples = ('toy_sentiment',), '1 steps', 8\n    return config\n"
     )
     found = fresh.run(
         "gemma_encoder.experiments.benchmarks.compile_time:start",
@@ -519,8 +519,8 @@ def test_all_names_every_subject(tmp_path, capsys):
 
 def test_all_says_what_failed(tmp_path, monkeypatch, capsys):
     runs = (
-        every.Run("one", "matmul_limit", "--width=none", None, None, dtype=False),
-        every.Run("two", "rerank", "", None, None, data="NO_SUCH_VARIABLE"),
+        every.BenchmarkCommand("one", "matmul_limit", "--width=none", None, None, dtype=False),
+        every.BenchmarkCommand("two", "rerank", "", None, None, data="NO_SUCH_VARIABLE"),
     )
     monkeypatch.setattr(every, "RUNS", runs)
     assert every.main(["--smoke", f"--json={tmp_path}"]) == 1

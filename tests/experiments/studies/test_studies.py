@@ -10,7 +10,7 @@ from gemma_encoder.cli import commandline
 from gemma_encoder.experiments import ablations
 from gemma_encoder.experiments.studies import study as studies
 from gemma_encoder.experiments.studies import sweep
-from gemma_encoder.experiments.studies.study import Row, Study
+from gemma_encoder.experiments.studies.study import Study, Variant
 from gemma_encoder.inputs.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -42,20 +42,20 @@ def test_every_command_gives_the_config_of_its_run(scale, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = ("attention", "data_size", "hyperparameters") if words else ablations.NAMES
     runs = sweep.plan(names, scale, 1, override=sweep.overriding(words))
-    assert len({run.place for run in runs}) == len(runs)
+    assert len({run.key for run in runs}) == len(runs)
     for run in runs[::3]:
-        assert studies.flat(of_command(run.command)) == studies.flat(run.config), run.command
+        assert studies.flat_fields(of_command(run.command)) == studies.flat_fields(run.config), (
+            run.command
+        )
     if words:
-        rates = {
-            run.config.optimizer.learning_rate for run in runs if run.place.study == "attention"
-        }
+        rates = {run.config.optimizer.learning_rate for run in runs if run.key.study == "attention"}
         assert rates == {0.25} and max(run.config.optimizer.learning_rate for run in runs) == 0.75
 
 
 def test_a_row_changes_its_factor_and_nothing_else():
     def changed(study, row, task="sst2", scale="mini"):
-        return studies.changed(
-            studies.base(task, scale), ablations.load(study).config(task, row, 3, scale)
+        return studies.changed_fields(
+            studies.base(task, scale), ablations.load_study(study).config(task, row, 3, scale)
         )
 
     assert (
@@ -88,16 +88,19 @@ def test_a_row_changes_its_factor_and_nothing_else():
         "batch.rows": 32,
     }
     assert changed("ranking_loss", "softmax_36", "msmarco", "gemma2_2b") == {}
-    assert changed("data_size", "10_percent") == {"max_train": 1000, "train_for": "10000 examples"}
+    assert changed("data_size", "10_percent") == {
+        "max_train_examples": 1000,
+        "train_for": "10000 examples",
+    }
     assert changed("data_size", "1_percent", "stsb", "gemma2_9b") == {
-        "max_train": 57,
+        "max_train_examples": 57,
         "train_for": "17247 examples",
     }
     assert changed("hyperparameters", "rate_3_rows_2_length_2")["train_for"] == "2 epochs"
 
 
 def test_the_main_tables_hold_every_task_at_every_size():
-    study = ablations.load("main_tables")
+    study = ablations.load_study("main_tables")
     assert len(study.tasks) == 9 + 8 + 1
     for scale, task in itertools.product(studies.SCALES, study.tasks):
         ((row,), config) = study.rows_at(scale), study.config(task, scale, 0, scale)
@@ -119,19 +122,19 @@ def test_the_main_tables_hold_every_task_at_every_size():
 )
 def test_what_is_not_there_is_refused(argument, message):
     with pytest.raises(InputError, match=message):
-        ablations.load("attention").get_config(argument)
+        ablations.load_study("attention").get_config(argument)
 
 
 def test_declarations_are_checked():
     with pytest.raises(InputError, match="unknown study 'atention'; did you mean 'attention'"):
-        ablations.load("atention")
+        ablations.load_study("atention")
     with pytest.raises(InputError, match="different names and hold the baseline 'b'"):
-        Study("s", "?", ("sst2",), "b", (Row("a"), Row("a")))
+        Study("s", "?", ("sst2",), "b", (Variant("a"), Variant("a")))
     with pytest.raises(InputError, match="unknown config field 'model.atention'"):
-        Study("s", "?", ("sst2",), "a", (Row("a", {"model.atention": "causal"}),)).config(
+        Study("s", "?", ("sst2",), "a", (Variant("a", {"model.atention": "causal"}),)).config(
             "sst2", "a", 0, "mini"
         )
     with pytest.raises(
         InputError, match="row 'softmax_36' of study 'ranking_loss' is for the scale"
     ):
-        ablations.load("ranking_loss").config("msmarco", "softmax_36", 0, "mini")
+        ablations.load_study("ranking_loss").config("msmarco", "softmax_36", 0, "mini")

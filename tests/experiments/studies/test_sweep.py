@@ -15,7 +15,7 @@ from tests.experiments.conftest import ROWS
 
 def test_every_study_runs_from_config_to_result(swept):
     folder, workdirs, _ = swept
-    done = results.read(folder).done
+    done = results.read_results(folder).done
     assert {(place.study, place.row) for place in done} == {
         (study, row) for study, rows in ROWS.items() for row in rows.split(",")
     }
@@ -47,7 +47,7 @@ def test_the_report_of_a_smoke_sweep(swept, tmp_path):
     folder, _, _ = swept
     assert report.main([str(folder), f"--output={tmp_path / 'RESULTS.md'}"]) == 0
     text = (tmp_path / "RESULTS.md").read_text()
-    for name, study in ablations.load_all().items():
+    for name, study in ablations.load_studies().items():
         assert study.question in text and f"study-{name}" in text
     assert "| causal | 0 | not run |" in text and "| softmax_16 | 0 | not run |" in text
     assert (
@@ -57,7 +57,7 @@ def test_the_report_of_a_smoke_sweep(swept, tmp_path):
         "the run attention/bidirectional/sst2/seed_0" in text
         and "chance 0.500: it does not clear chance" in text
     )
-    found = results.read(folder)
+    found = results.read_results(folder)
     for place, content in found.done.items():
         assert f"| `{content['command']}` |" in text
         assert f"{content['metrics'][content['main_metric']]:.3f}" in text, place
@@ -73,7 +73,7 @@ def test_what_is_there_is_not_run_again(swept, laboratory, monkeypatch):
     folder, _, _ = swept
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     monkeypatch.setattr(
-        sweep, "train", lambda *arguments: pytest.fail("a finished run was started")
+        sweep, "train_run", lambda *arguments: pytest.fail("a finished run was started")
     )
     code, _ = laboratory(
         "--study=attention", "--tasks=sst2", f"--rows={ROWS['attention']}", f"--results={folder}"
@@ -114,7 +114,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
     )
     code, said = laboratory(*arguments, "--keep")
     assert code == 0 and "step 1/2" not in said and list((tmp_path / "w").glob("*/checkpoints/2"))
-    ((place, content),) = results.read(tmp_path / "r").done.items()
+    ((place, content),) = results.read_results(tmp_path / "r").done.items()
     assert (
         content["steps"] == 2 and place.row == "bidirectional" and content["training_seconds"] == 0
     )
@@ -124,18 +124,18 @@ def test_a_failure_is_noted_and_the_sweep_goes_on(laboratory, tmp_path, monkeypa
     made = []
 
     def train(run, workdir):
-        if run.place.row == "causal" and not made:
+        if run.key.row == "causal" and not made:
             made.append(run)
             raise ValueError("no such\nluck")
         return {
-            **vars(run.place),
+            **vars(run.key),
             "digest": run.digest,
             "main_metric": "accuracy",
             "metrics": {"accuracy": 0.5},
             "seconds": 1.0,
         }
 
-    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "train_run", train)
     arguments = (
         "--study=attention",
         "--tasks=sst2",
@@ -154,7 +154,7 @@ def test_a_failure_is_noted_and_the_sweep_goes_on(laboratory, tmp_path, monkeypa
 
 def test_a_notice_to_stop_ends_the_sweep(laboratory, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(
-        sweep, "train", lambda *arguments: logging.warning("of one run among hundreds")
+        sweep, "train_run", lambda *arguments: logging.warning("of one run among hundreds")
     )
     assert (
         laboratory("--study=attention", "--tasks=sst2", f"--results={tmp_path}")[0] == 75
@@ -165,12 +165,12 @@ def test_a_notice_to_stop_ends_the_sweep(laboratory, tmp_path, monkeypatch, capl
 
 
 def test_seeds_are_balanced_and_baselines_come_first():
-    places = [run.place for run in sweep.plan(["attention", "dropout"], "mini", 3)]
+    places = [run.key for run in sweep.plan(["attention", "dropout"], "mini", 3)]
     attention = [place for place in places if place.study == "attention"]
     assert places[: len(attention)] == attention
     assert [place.seed for place in attention] == sorted(place.seed for place in attention)
     assert attention[0].row == "bidirectional" and {place.row for place in places[-10:]} == {
-        row.name for row in ablations.load("dropout").rows
+        row.name for row in ablations.load_study("dropout").rows
     }
 
 
@@ -220,6 +220,6 @@ def test_refusals_are_one_line(arguments, message, capsys):
 
 def test_the_machine_is_said():
     assert (
-        "cores of" in sweep.machine()
+        "cores of" in sweep.describe_machine()
         and pathlib.Path(sweep.default_workdirs(pathlib.Path("r"))).is_absolute()
     )

@@ -28,7 +28,7 @@ def share(rate: float, seed: int = 0, count: int = 200) -> np.ndarray:
 
 
 def read(folder):
-    return cells(results.read(folder), ablations.load_all())
+    return cells(results.read_results(folder), ablations.load_studies())
 
 
 def test_differences_are_paired_over_examples_and_seeds(made, tmp_path):
@@ -216,15 +216,15 @@ def test_failures_stand_in_the_report(made, tmp_path):
         "seed": 1,
         "error": "out of luck",
     }
-    results.write(folder / "causal" / "sst2" / "seed_1.failed.json", failed)
-    text = tables.report(results.read(tmp_path), tmp_path / "out.md", "command")
+    results.write_result(folder / "causal" / "sst2" / "seed_1.failed.json", failed)
+    text = tables.studies_report(results.read_results(tmp_path), tmp_path / "out.md", "command")
     assert "| causal | 0 | failed; seed 1 failed: out of luck |" in text and "Failed:" in text
 
 
 def test_a_report_over_many_runs_takes_seconds(made, tmp_path):
     rng = np.random.default_rng(0)
     for task in ("sst2", "stsb"):
-        for row in ablations.load("pooling").rows_at("mini"):
+        for row in ablations.load_study("pooling").rows_at("mini"):
             for seed in range(3):
                 values = rng.random(1500)
                 outcome = {"labels": np.arange(1500).tolist(), "predictions": values.tolist()}
@@ -236,7 +236,7 @@ def test_a_report_over_many_runs_takes_seconds(made, tmp_path):
                 }
                 made("pooling", row.name, task, seed, share(0.5), **regression)
     began = time.process_time()
-    tables.report(results.read(tmp_path), tmp_path / "out.md", "command")
+    tables.studies_report(results.read_results(tmp_path), tmp_path / "out.md", "command")
     assert time.process_time() - began < 40  # of 108 runs
 
 
@@ -290,4 +290,4 @@ def test_other_refusals(made, tmp_path, capsys):
     )
     made("attentions", "causal", "sst2", 0, share(0.5))
     with pytest.raises(InputError, match="no study is called 'attentions'"):
-        tables.report(results.read(tmp_path), tmp_path / "out.md", "command")
+        tables.studies_report(results.read_results(tmp_path), tmp_path / "out.md", "command")
