@@ -1,4 +1,4 @@
-"""From whatever holds a Gemma to a transformer in memory: `load_backbone`, and the tokenizer that goes with it."""
+"""Loads Gemma transformers, encoders and tokenizers from any supported checkpoint format."""
 
 import os
 
@@ -25,12 +25,12 @@ from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.weights import gemma, native
 from gemma_encoder.weights.gemma import GemmaCheckpoint
-from gemma_encoder.weights.huggingface import SIDECAR, HuggingFaceCheckpoint
+from gemma_encoder.weights.huggingface import SPEC_FILE, HuggingFaceCheckpoint
 from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.weights.tensors import Checkpoint
 
-# What a folder of each format holds, in the order in which formats are looked for.
-FORMATS: dict[type[Checkpoint], tuple[str, ...]] = {
+# Files that identify each format, in the order in which the formats are tried.
+CHECKPOINT_FORMATS: dict[type[Checkpoint], tuple[str, ...]] = {
     native.NativeCheckpoint: ("inference/inference.json", "checkpoints"),
     HuggingFaceCheckpoint: ("config.json",),
     GemmaCheckpoint: ("_METADATA", "_CHECKPOINT_METADATA", "default"),
@@ -38,26 +38,28 @@ FORMATS: dict[type[Checkpoint], tuple[str, ...]] = {
 
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
-    """The checkpoint at `path`, whatever it is; only what describes it is read.
+    """Opens a checkpoint of any supported format; reads its metadata, but no tensors.
 
     Args:
-        path: a folder, local or `gs://`, of the gemma package (Orbax), of Hugging Face (`config.json` and safetensors) or of
-            this project (a workdir or one of its checkpoints); or a name in the gemma package's CheckpointPath, such as
-            "GEMMA2_2B_PT".
+        path: a folder, local or `gs://`, of the gemma package (Orbax), of Hugging Face
+            (`config.json` and safetensors) or of this project (a workdir or one of its
+            checkpoints); or a name in the gemma package's CheckpointPath, such as "GEMMA2_2B_PT".
 
     Raises:
-        InputError: there is nothing, or nothing that is recognised.
+        InputError: the path does not exist, or its format is not recognized.
     """
     folder = native.absolute(gemma.published_path(os.fspath(path)) or path)
     if not folder.exists():
         raise InputError(
-            f"{path} does not exist; give a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT or GEMMA3_270M_IT"
+            f"{path} does not exist; give a checkpoint's folder, a workdir, or a published name "
+            "such as GEMMA2_2B_PT or GEMMA3_270M_IT"
         )
-    for kind, marks in FORMATS.items():
-        if any((folder / mark).exists() for mark in marks):
-            return kind(folder)
+    for checkpoint_class, files in CHECKPOINT_FORMATS.items():
+        if any((folder / file).exists() for file in files):
+            return checkpoint_class(folder)
     raise InputError(
-        f"{folder} is no checkpoint: expected the gemma package's (_METADATA), Hugging Face's (config.json, *.safetensors) or a workdir of this project"
+        f"{folder} is not a checkpoint: expected the gemma package's (_METADATA), Hugging Face's "
+        "(config.json, *.safetensors) or a workdir of this project"
     )
 
 
@@ -67,93 +69,106 @@ def load_backbone(
     mesh: Mesh | None = None,
     dtype: jnp.dtype = jnp.float32,
 ) -> Transformer:
-    """A pretrained transformer, to be called as `backbone(tokens, segment_ids, positions, attention=…) -> hidden [B, L, D]`.
+    """Loads a pretrained transformer.
 
-    Tensors go from their file to their place one at a time, so what is needed beside the parameters is the memory of one tensor.
+    It is called as `backbone(tokens, segment_ids, positions, attention=…)` and returns hidden
+    states [B, L, D]. Tensors are loaded one at a time, straight to their devices, so that peak
+    memory exceeds the parameters by about one tensor.
 
     Args:
-        path: as `open_checkpoint` takes it.
-        config: what it must be; by default what the checkpoint says, or what its shapes say.
-        mesh: parameters are spread over it by `gemma_encoder.model.sharding.RULES`; by default they go to the first device.
+        path: as in `open_checkpoint`.
+        config: the expected transformer; by default the one that the checkpoint describes or that
+            its shapes match.
+        mesh: shards parameters by `gemma_encoder.model.sharding.RULES`; by default they are on the
+            first device.
         dtype: of the parameters.
 
     Raises:
-        InputError: nothing that can be read, or another model; every tensor that is missing, surplus or misshapen is listed.
+        InputError: the checkpoint cannot be read or is of another model; every missing, unexpected
+            or misshapen tensor is listed.
     """
     checkpoint = open_checkpoint(path)
     config = config or checkpoint.config()
     if checkpoint.skipped:
-        logging.info("%s: not read: %s", checkpoint.description, ", ".join(checkpoint.skipped))
+        logging.info("%s: skipped %s", checkpoint.description, ", ".join(checkpoint.skipped))
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     shapes = parameter_dict(state)
     if mesh is None:
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        places = jax.tree.map(lambda _: place, shapes)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: device, shapes)
     else:
-        places = sharding.parameter_shardings({"backbone": shapes}, mesh)["backbone"]
-    return nnx.merge(graph, parameter_state(checkpoint.load(config, shapes, places, dtype)))
+        shardings = sharding.parameter_shardings({"backbone": shapes}, mesh)["backbone"]
+    parameters = checkpoint.load(config, shapes, shardings, dtype)
+    return nnx.merge(graph, parameter_state(parameters))
 
 
 def save_gemma(backbone: Transformer, path: epath.PathLike) -> None:
-    """Writes a checkpoint that the gemma package's `gm.ckpts.load_params` reads, and that `load_backbone` reads too.
+    """Writes a checkpoint for the gemma package's `gm.ckpts.load_params` and for `load_backbone`.
 
     Args:
-        backbone: as `load_backbone` gives it; or `encoder.backbone` of a fine-tuned encoder.
+        backbone: as returned by `load_backbone`, or `encoder.backbone` of a fine-tuned encoder;
+            LoRA adapters are merged.
         path: a new folder, local or `gs://`.
+
+    Raises:
+        InputError: the folder exists.
     """
     parameters = parameter_dict(nnx.state(backbone))
-    parameters = (
-        merge_backbone_lora(parameters, backbone.lora) if backbone.lora.rank else parameters
-    )
+    if backbone.lora.rank:
+        parameters = merge_backbone_lora(parameters, backbone.lora)
     gemma.save(parameters, backbone.config, native.absolute(path))
 
 
 def load_pretrained(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) -> dict:
-    """The part of an encoder's parameters that a checkpoint holds, in float32.
+    """Loads the pretrained part of an encoder's parameters, in float32.
 
-    That is the backbone, and the projection of a sentence-transformers folder where
+    These are the backbone, and the projection of a sentence-transformers folder if
     `encoder.pooling.projection` has its widths.
 
     Args:
-        checkpoint: as `open_checkpoint` gives it.
-        encoder: the encoder.
+        checkpoint: as returned by `open_checkpoint`.
+        encoder: the encoder to initialize.
         abstract: nested dict of its parameters' shapes and shardings.
+
+    Returns:
+        A nested dict with these parameters only.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    own = [
+    backbone_shapes, backbone_shardings = (
         select(tree["backbone"], lambda path: not is_adapter(path))
         for tree in (abstract, shardings)
-    ]
-    loaded = {"backbone": checkpoint.load(encoder.transformer, *own, jnp.float32)}
-    if (
-        isinstance(checkpoint, HuggingFaceCheckpoint)
-        and (modules := checkpoint.modules)
-        and encoder.pooling.projection == modules.pooling.projection != ()
-    ):
-        loaded["pooler"] = {
-            "projection": jax.tree.map(
-                jax.device_put, modules.projection_kernels(), shardings["pooler"]["projection"]
-            )
-        }
-    logging.info("%s initialised from %s", " and ".join(loaded), checkpoint.description)
+    )
+    backbone = checkpoint.load(
+        encoder.transformer, backbone_shapes, backbone_shardings, jnp.float32
+    )
+    loaded = {"backbone": backbone}
+    modules = checkpoint.modules if isinstance(checkpoint, HuggingFaceCheckpoint) else None
+    projection = encoder.pooling.projection
+    if modules and projection and projection == modules.pooling.projection:
+        kernels = jax.tree.map(
+            jax.device_put, modules.projection_kernels(), shardings["pooler"]["projection"]
+        )
+        loaded["pooler"] = {"projection": kernels}
+    logging.info("initialized %s from %s", " and ".join(loaded), checkpoint.description)
     return loaded
 
 
 def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) -> dict:
-    """The part of a fine-tuned encoder that another one can start from.
+    """Loads the parameters of a fine-tuned encoder that a new encoder can start from.
 
-    That is the backbone, the pooler and the heads of the same name, where shapes agree.
+    These are the backbone, the pooler and the heads of the same name, where shapes agree.
 
     Args:
-        checkpoint: one of this project's own, as `open_checkpoint` gives it.
-        encoder: the encoder to fill.
-        abstract: shapes and shardings of its parameters.
+        checkpoint: one of our own, as returned by `open_checkpoint`.
+        encoder: the encoder to initialize.
+        abstract: nested dict of its parameters' shapes and shardings.
 
     Returns:
-        A part of the nested dict of parameters, on the mesh; the rest is for random initial values.
+        A nested dict with the parameters that both encoders share, on the mesh; the caller
+        initializes the others at random.
 
     Raises:
-        InputError: the checkpoint is not one of ours, or its transformer is another.
+        InputError: the checkpoint is not one of ours, or its transformer differs.
     """
     if not isinstance(checkpoint, native.NativeCheckpoint):
         raise InputError(
@@ -162,133 +177,157 @@ def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) ->
         )
     checkpoint.check(encoder.transformer)
     stored = parameter_paths(abstract_encoder(checkpoint.spec.encoder).shapes)
-    wanted = parameter_paths(abstract)
-    common = [
-        name for name, leaf in wanted.items() if name in stored and stored[name].shape == leaf.shape
-    ]
-    fresh = sorted({"/".join(name.split("/")[:2]) for name in wanted if name not in common})
+    parameters = parameter_paths(abstract)
+    common = {
+        path: leaf
+        for path, leaf in parameters.items()
+        if path in stored and stored[path].shape == leaf.shape
+    }
+    new = sorted({"/".join(path.split("/")[:2]) for path in parameters if path not in common})
     logging.warning(
-        "%s starts from %s; new are %s",
-        "the encoder",
+        "the encoder starts from %s; initialized at random: %s",
         checkpoint.description,
-        ", ".join(fresh) or "no parameters",
+        ", ".join(new) or "nothing",
     )
-    return native.load_part(checkpoint.folder, {name: wanted[name] for name in common})
+    return native.load_part(checkpoint.folder, common)
 
 
 def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[InferenceSpec, dict]:
-    """A whole encoder: one of our checkpoints, an export of ours, or a sentence-transformers folder such as EmbeddingGemma.
+    """Loads a whole encoder.
 
     Args:
-        path: as `open_checkpoint` takes it; a transformer without a pooler is refused.
-        mesh: what the parameters are spread over.
+        path: one of our checkpoints, one of our exports, or a sentence-transformers folder such as
+            EmbeddingGemma.
+        mesh: the mesh over which parameters are sharded.
 
     Returns:
-        Everything but the parameters, and the parameters as a nested dict.
+        The inference spec, and the parameters as a nested dict.
+
+    Raises:
+        InputError: the checkpoint cannot be read, or is a transformer without pooler and head.
     """
     checkpoint = open_checkpoint(path)
     if isinstance(checkpoint, native.NativeCheckpoint):
-        places = sharding.parameter_shardings(
-            abstract_encoder(checkpoint.spec.encoder).shapes, mesh
-        )
-        return checkpoint.spec, native.load_parameters(
-            checkpoint.folder, checkpoint.spec.encoder, places
-        )
-    if not isinstance(checkpoint, HuggingFaceCheckpoint) or checkpoint.modules is None:
-        raise InputError(
-            f"{checkpoint.description} holds a transformer without pooler or head; fine-tune it first, or use load_backbone"
-        )
+        spec = checkpoint.spec
+        shardings = sharding.parameter_shardings(abstract_encoder(spec.encoder).shapes, mesh)
+        return spec, native.load_parameters(checkpoint.folder, spec.encoder, shardings)
+    if isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.modules is not None:
+        return _load_sentence_encoder(checkpoint, mesh)
+    raise InputError(
+        f"{checkpoint.description} is a transformer without pooler or head; fine-tune it first, or "
+        "use load_backbone"
+    )
+
+
+def _load_sentence_encoder(
+    checkpoint: HuggingFaceCheckpoint, mesh: Mesh
+) -> tuple[InferenceSpec, dict]:
+    """Loads the encoder of a sentence-transformers folder."""
     spec = checkpoint.inference_spec()
     shapes = abstract_encoder(spec.encoder).shapes
-    places = sharding.parameter_shardings(shapes, mesh)
+    shardings = sharding.parameter_shardings(shapes, mesh)
     abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf_sharding
+        ),
         shapes,
-        places,
+        shardings,
     )
     parameters = load_pretrained(checkpoint, spec.encoder, abstract)
     parameters["heads"] = {
         name: jax.device_put(checkpoint.modules.head_parameters(), sharding.replicated(mesh))
         for name in spec.encoder.heads
     }
-    found, wanted = parameter_paths(parameters), parameter_paths(shapes)
-    if {name: leaf.shape for name, leaf in found.items()} != {
-        name: leaf.shape for name, leaf in wanted.items()
-    }:
+    loaded = parameter_paths(parameters)
+    expected = parameter_paths(shapes)
+    if loaded.keys() != expected.keys() or any(
+        loaded[path].shape != leaf.shape for path, leaf in expected.items()
+    ):
         raise InputError(
-            f"{checkpoint.description}: the modules after the transformer are not those that its {SIDECAR} describes"
+            f"{checkpoint.description}: the modules after the transformer are not those that its "
+            f"{SPEC_FILE} describes; export it again"
         )
-    return spec, jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in wanted])
+    leaves = [loaded[path] for path in expected]
+    return spec, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-    """The tokenizer that goes with the checkpoint at `path`, which `open_checkpoint` describes.
+    """Loads the tokenizer of the checkpoint at `path`, which is as in `open_checkpoint`.
 
     Raises:
-        InputError: it cannot be read, or it has more pieces than the transformer has embeddings.
+        InputError: it cannot be read, or has more pieces than the transformer has embeddings.
     """
     checkpoint = open_checkpoint(path)
     return checkpoint_tokenizer(checkpoint, checkpoint.config())
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> Tokenizer:
-    """The tokenizer that goes with an opened checkpoint.
+    """Loads the tokenizer of an opened checkpoint.
 
-    That is the `tokenizer.model` in its folder, else the one published for its family.
+    It is the `tokenizer.model` in its folder, else the one published for its family.
 
     Args:
-        checkpoint: as `open_checkpoint` gives it.
+        checkpoint: as returned by `open_checkpoint`.
         config: its transformer.
 
     Raises:
-        InputError: it cannot be read, or it has more pieces than the transformer has embeddings.
+        InputError: it cannot be read, or has more pieces than the transformer has embeddings.
     """
     if isinstance(checkpoint, native.NativeCheckpoint):
         tokenizer = checkpoint.spec.tokenizer
     else:
-        beside = checkpoint.folder / "tokenizer.model"
-        tokenizer = Tokenizer.load(os.fspath(beside) if beside.exists() else family(config))
+        stored = checkpoint.folder / "tokenizer.model"
+        tokenizer = Tokenizer.load(os.fspath(stored) if stored.exists() else family(config))
     check_vocabulary(tokenizer, config)
     return tokenizer
 
 
 def family(config: TransformerConfig) -> str:
-    """The published tokenizer of a transformer: "gemma3" where queries and keys are normed, else "gemma2"."""
+    """Returns the name of a transformer's published tokenizer.
+
+    It is "gemma3" for transformers that normalize queries and keys, else "gemma2".
+    """
     return "gemma3" if config.use_qk_norm else "gemma2"
 
 
 def size_name(config: TransformerConfig) -> str | None:
-    """The published size that a transformer is, whatever its vocabulary's padding and its reach; None for any other."""
-    return next(
-        (
-            name
-            for name, known in GEMMA_CONFIGS.items()
-            if not transformer_differences(config, known)
-        ),
-        None,
-    )
+    """Returns the name of the published size, None for other sizes; see transformer_differences."""
+    for name, published in GEMMA_CONFIGS.items():
+        if not transformer_differences(config, published):
+            return name
+    return None
 
 
-def transformer_differences(config: TransformerConfig, known: TransformerConfig) -> list[str]:
-    """The fields in which two transformers differ, except the number of embeddings, the reach of the switched mask and the cap of a language head."""
-    ours, theirs = config.to_dict(), known.to_dict()
+def transformer_differences(config: TransformerConfig, expected: TransformerConfig) -> list[str]:
+    """Returns a message for every field in which two transformers differ.
+
+    Fields that the checkpoint formats treat differently are not compared: the number of embeddings,
+    which may be padded, the bidirectional reach, and the soft cap of a language model head.
+    """
+    actual_values = config.to_dict()
+    expected_values = expected.to_dict()
     return [
-        f"{name} is {value}, expected {theirs[name]}"
-        for name, value in ours.items()
+        f"{name} is {value}, expected {expected_values[name]}"
+        for name, value in actual_values.items()
         if name not in ("vocab_size", "bidirectional_reach", "final_soft_cap")
-        and value != theirs[name]
+        and value != expected_values[name]
     ]
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: TransformerConfig) -> None:
-    """Raises InputError where the tokenizer has more pieces than there are embeddings; says so where it has fewer."""
+    """Checks that every piece of the tokenizer has an embedding; logs unused embeddings.
+
+    Raises:
+        InputError: the tokenizer has more pieces than the transformer has embeddings.
+    """
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} pieces, more than the model's {config.vocab_size} embeddings"
+            f"tokenizer {tokenizer.name!r} has {tokenizer.vocab_size} pieces, more than the "
+            f"model's {config.vocab_size} embeddings; use the model's own tokenizer"
         )
     if tokenizer.vocab_size < config.vocab_size:
         logging.info(
-            "tokenizer %r has %d pieces; the model's other %d embeddings stay unused",
+            "tokenizer %r has %d pieces; %d embeddings of the model are unused",
             tokenizer.name,
             tokenizer.vocab_size,
             config.vocab_size - tokenizer.vocab_size,

@@ -1,16 +1,17 @@
-"""Out again: a fine-tuned encoder as a folder that Hugging Face transformers and sentence-transformers load.
+"""Exports a fine-tuned encoder to a folder for transformers and sentence-transformers.
 
-config.json, model*.safetensors               the transformer, with the mask switch as transformers spells it
-tokenizer.model, tokenizer.json, …            bos and eos around every text, as here
-modules.json, 1_Pooling, 2_Dense, …           sentence-transformers: pooling, projection, and the head, which writes "scores"
-gemma_encoder.json                            what our own checkpoints say of themselves
-README.md                                     the model card
+config.json, model*.safetensors      the transformer, with transformers' fields for the mask switch
+tokenizer.model, tokenizer.json, …   the tokenizer, with bos and eos around every text
+modules.json, 1_Pooling, 2_Dense, …  sentence-transformers' modules: pooling, projection, and the
+                                     head, which outputs "scores"
+gemma_encoder.json                   the inference spec, as in our own checkpoints
+README.md                            the model card
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,32 +23,33 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import merge_backbone_lora
 from gemma_encoder.weights import card, huggingface, tensors
+from gemma_encoder.weights.huggingface import LAYER_KINDS, SPEC_FILE
 from gemma_encoder.weights.native import InferenceSpec, absolute
 from gemma_encoder.weights.sentence_modules import POOLING
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
-MAX_FILE = 4 * 2**30  # bytes of tensors in one file, unless a single one is larger
-KINDS = {ours: theirs for theirs, ours in huggingface.KINDS.items()}
+MAX_FILE = 4 * 2**30  # bytes of tensors per file, unless a single tensor is larger
+_LAYER_TYPES = {kind: layer_type for layer_type, kind in LAYER_KINDS.items()}
 _MODULES = "sentence_transformers.models"
 
-Module = tuple[str, dict[str, Any], dict[str, np.ndarray]]  # kind, config and tensors
+Module = tuple[str, dict[str, Any], dict[str, np.ndarray]]  # type, config and tensors
 
 
 def export(
     spec: InferenceSpec, parameters: dict, folder: epath.PathLike, heads: bool = True
 ) -> epath.Path:
-    """Writes the folder; parameters keep their bits (float32).
+    """Writes the folder and returns its path; parameters are stored as float32, unchanged.
 
     Args:
-        bundle: everything but the parameters.
-        parameters: nested dict of the encoder's.
-        folder: that does not exist yet, or is empty.
-        heads: write the head too, as modules whose result is
-            `SentenceTransformer(folder)(features)["scores"]`; False leaves heads out, so that an
-            encoder with several can be exported for its embeddings.
+        spec: the inference spec.
+        parameters: nested dict of the encoder's parameters.
+        folder: a folder that does not exist or is empty.
+        heads: write the head too, as modules, so that
+            `SentenceTransformer(folder)(features)["scores"]` is its output. False omits heads, so
+            that an encoder with several can be exported for its embeddings.
 
     Raises:
-        InputError: the format cannot express the model, and what of it.
+        InputError: the folder is not empty, or the format cannot represent the model.
     """
     folder = absolute(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -58,15 +60,15 @@ def export(
     if spec.encoder.lora.rank:
         spec, parameters = _without_adapters(spec, parameters)
     encoder = spec.encoder
-    # All that can be refused comes before the first write.
+    # Everything that can fail runs before the first write.
     config = transformer_json(encoder)
     modules = list(_modules(encoder, parameters))
     files = huggingface_files(spec.tokenizer, spec.max_length, spec.padding)
     files |= _descriptions(spec, config, prompts)
     folder.mkdir(parents=True, exist_ok=True)
     _write_tensors(folder, parameters["backbone"], encoder.transformer)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    for file_name, content in files.items():
+        (folder / file_name).write_bytes(content)
     _write_modules(folder, modules)
     return folder
 
@@ -77,7 +79,7 @@ def _without_heads(spec: InferenceSpec) -> InferenceSpec:
 
 
 def _without_adapters(spec: InferenceSpec, parameters: dict) -> tuple[InferenceSpec, dict]:
-    """The encoder with its LoRA adapters merged: other libraries get plain matrices."""
+    """Merges the LoRA adapters, which other libraries do not read from this format."""
     backbone = merge_backbone_lora(parameters["backbone"], spec.encoder.lora)
     encoder = dataclasses.replace(spec.encoder, lora=LoraConfig())
     return dataclasses.replace(spec, encoder=encoder), {**parameters, "backbone": backbone}
@@ -86,7 +88,7 @@ def _without_adapters(spec: InferenceSpec, parameters: dict) -> tuple[InferenceS
 def _descriptions(
     spec: InferenceSpec, config: dict[str, Any], prompts: dict[str, str]
 ) -> dict[str, bytes]:
-    """The files that describe the model, by name."""
+    """Returns the files that describe the model, by name."""
     sentence = {"max_seq_length": spec.max_length, "do_lower_case": False}
     sentence_transformers = {
         "prompts": prompts,
@@ -96,7 +98,7 @@ def _descriptions(
     }
     return {
         "config.json": _json(config),
-        huggingface.SIDECAR: _json(spec.description()),
+        SPEC_FILE: _json(spec.description()),
         "README.md": card.markdown(spec).encode(),
         "sentence_bert_config.json": _json(sentence),
         "config_sentence_transformers.json": _json(sentence_transformers),
@@ -104,28 +106,30 @@ def _descriptions(
 
 
 def _write_modules(folder: epath.Path, modules: Sequence[Module]) -> None:
-    """The modules after the transformer, a folder each, and the list of all modules."""
-    listed = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
+    """Writes a folder for each module after the transformer, and `modules.json`."""
+    entries = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
     for index, (kind, settings, weights) in enumerate(modules, 1):
-        name = f"{index}_{kind}"
-        listed.append(
-            {"idx": index, "name": str(index), "path": name, "type": f"{_MODULES}.{kind}"}
-        )
-        (folder / name).mkdir()
-        (folder / name / "config.json").write_bytes(_json(settings))
+        path = f"{index}_{kind}"
+        entry = {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{kind}"}
+        entries.append(entry)
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_bytes(_json(settings))
         if weights:
-            (folder / name / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
-    (folder / "modules.json").write_bytes(_json(listed))
+            (folder / path / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
+    (folder / "modules.json").write_bytes(_json(entries))
 
 
 def _prompts(tasks: Sequence[Task]) -> dict[str, str]:
-    """What stands before the text in the templates of tasks of one text, by task, as sentence-transformers puts it there."""
-    return {
-        task.name: prefix
-        for task in tasks
-        for prefix, rest in [task.template.text.split("{", 1)]
-        if prefix and rest == f"{task.template.fields[0]}}}"
-    }
+    """Returns sentence-transformers' prompts, by task name.
+
+    A prompt is a prefix of the text, so only templates of the form "prefix{field}" have one.
+    """
+    prompts = {}
+    for task in tasks:
+        prefix, remainder = task.template.text.split("{", 1)
+        if prefix and remainder == f"{task.template.fields[0]}}}":
+            prompts[task.name] = prefix
+    return prompts
 
 
 def _json(value: Any) -> bytes:
@@ -133,22 +137,14 @@ def _json(value: Any) -> bytes:
 
 
 def transformer_json(encoder: EncoderConfig) -> dict[str, Any]:
-    """The `config.json` under which transformers computes what this encoder's transformer computes.
+    """Returns the `config.json` of a transformers model that computes the same hidden states.
 
     Raises:
-        InputError: no model of transformers does.
+        InputError: there is no such model.
     """
-    config, gemma3 = encoder.transformer, encoder.transformer.use_qk_norm
-    if config.embed_dim % config.num_heads:
-        raise InputError(
-            f"cannot be exported: transformers wants the width {config.embed_dim} to be a multiple of the {config.num_heads} query heads"
-        )
-    if not gemma3 and (
-        config.global_rope_scale != 1 or config.global_rope_base != config.local_rope_base
-    ):
-        raise InputError(
-            "cannot be exported: without QK-norm, transformers' Gemma 2 has one rotary base and no scaling of positions"
-        )
+    config = encoder.transformer
+    gemma3 = config.use_qk_norm
+    _check_transformer(config)
     values: dict[str, Any] = {
         "architectures": ["Gemma3TextModel" if gemma3 else "Gemma2Model"],
         "model_type": "gemma3_text" if gemma3 else "gemma2",
@@ -159,131 +155,159 @@ def transformer_json(encoder: EncoderConfig) -> dict[str, Any]:
         "eos_token_id": 1,
         "pad_token_id": 0,
         "dtype": "float32",
-        "torch_dtype": "float32",  # the name before transformers 5
+        "torch_dtype": "float32",  # the field's name before transformers 5
         "head_dim": config.head_dim,
         "hidden_activation": "gelu_pytorch_tanh",
         "hidden_size": config.embed_dim,
         "intermediate_size": config.hidden_dim,
-        "layer_types": [KINDS[kind] for kind in config.layer_kinds],
+        "layer_types": [_LAYER_TYPES[kind] for kind in config.layer_kinds],
         "max_position_embeddings": 131_072 if gemma3 else 8192,
         "num_attention_heads": config.num_heads,
         "num_hidden_layers": config.num_layers,
         "num_key_value_heads": config.num_kv_heads,
-        "query_pre_attn_scalar": _whole(config.query_scale**-2),
+        "query_pre_attn_scalar": _round_if_close(config.query_scale**-2),
         "rms_norm_eps": 1e-6,
         "sliding_window": config.sliding_window,
         "tie_word_embeddings": True,
         "use_cache": encoder.attention == "causal",
         "vocab_size": config.vocab_size,
+        "rope_parameters": _rope_parameters(config),
     }
-    local, full = (
-        {"rope_type": "default", "rope_theta": base}
-        for base in (config.local_rope_base, config.global_rope_base)
-    )
-    if config.global_rope_scale != 1:
-        full |= {"rope_type": "linear", "factor": config.global_rope_scale}
-    values["rope_parameters"] = (
-        {"sliding_attention": local, "full_attention": full} if gemma3 else full
-    )
     if encoder.attention == "bidirectional":
-        values |= _switched(config)
+        values |= _bidirectional_fields(config)
     return values
 
 
-def _whole(value: float) -> float | int:
-    """The scalar whose −½th power is the query scale: a whole number where float arithmetic missed it by a hair."""
+def _check_transformer(config: TransformerConfig) -> None:
+    """Raises InputError for dimensions and rotary bases that transformers does not support."""
+    if config.embed_dim % config.num_heads:
+        raise InputError(
+            "cannot be exported: transformers needs a width that is a multiple of the number of "
+            f"query heads, got width {config.embed_dim} and {config.num_heads} heads"
+        )
+    if not config.use_qk_norm and (
+        config.global_rope_scale != 1 or config.global_rope_base != config.local_rope_base
+    ):
+        raise InputError(
+            "cannot be exported: transformers' Gemma 2, which is the model without QK-norm, has "
+            "one rotary base and no scaling of positions"
+        )
+
+
+def _rope_parameters(config: TransformerConfig) -> dict[str, Any]:
+    """Returns rotary settings: one set for Gemma 2, one per type of layer for Gemma 3."""
+    full: dict[str, Any] = {"rope_type": "default", "rope_theta": config.global_rope_base}
+    if config.global_rope_scale != 1:
+        full |= {"rope_type": "linear", "factor": config.global_rope_scale}
+    if not config.use_qk_norm:
+        return full
+    local = {"rope_type": "default", "rope_theta": config.local_rope_base}
+    return {"sliding_attention": local, "full_attention": full}
+
+
+def _round_if_close(value: float) -> float | int:
+    """Returns an integer if the value differs from it by rounding errors only.
+
+    The config stores query_pre_attn_scalar^-½, which loses the exact integer.
+    """
     return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
 
 
-def _switched(config: TransformerConfig) -> dict[str, Any]:
-    """The fields that make transformers bidirectional, with the window that gives the same reach there.
+def _bidirectional_fields(config: TransformerConfig) -> dict[str, Any]:
+    """Returns the fields that make transformers bidirectional, with a window of the same reach.
 
-    Gemma 3 with `use_bidirectional_attention` reaches window // 2 to each side; Gemma 2 knows that flag but stays causal under it:
-    with `is_causal` false it reaches the whole window to each side.
+    Gemma 3 with `use_bidirectional_attention` reaches window // 2 tokens to each side. Gemma 2 has
+    that flag too but stays causal; with `is_causal` false it reaches the whole window to each side.
     """
     if "local" not in config.layer_kinds:
         return {"use_bidirectional_attention": True} if config.use_qk_norm else {"is_causal": False}
     left, right = config.reach("local", "bidirectional")
     if left != right:
         raise InputError(
-            f"cannot be exported: local layers reach {left} tokens to the left and {right} to the right; transformers knows one window for both"
+            f"cannot be exported: local layers reach {left} tokens to the left and {right} to the "
+            "right; transformers has one window for both sides"
         )
     if config.use_qk_norm:
         return {"use_bidirectional_attention": True, "sliding_window": max(2 * left, 1)}
     if not left:
         raise InputError(
-            "cannot be exported: transformers' Gemma 2 has no local layer that sees its own token only"
+            "cannot be exported: transformers' Gemma 2 has no local layer that attends to its own "
+            "token only"
         )
     return {"is_causal": False, "sliding_window": left}
 
 
 def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[Module]:
-    """The modules after the transformer: pooling, projection, normalization, head."""
-    pooling, width = encoder.pooling, encoder.transformer.embed_dim
+    """Yields the modules after the transformer: pooling, projection, normalization, head."""
+    _check_modules(encoder)
+    pooling = encoder.pooling
+    width = encoder.transformer.embed_dim
+    flags = {flag: name == pooling.name for name, (_, flag) in POOLING.items()}
+    yield "Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True}, {}
+    for layer, out_width in enumerate(pooling.projection):
+        kernel = parameters["pooler"]["projection"][str(layer)]
+        settings = _dense_config(width, out_width, bias=False)
+        yield "Dense", settings, {"linear.weight": _transposed(kernel)}
+        width = out_width
+    if pooling.normalize:
+        yield "Normalize", {}, {}
+    for name, head in encoder.heads.items():
+        yield from _head_modules(parameters["heads"][name], width, head)
+
+
+def _check_modules(encoder: EncoderConfig) -> None:
+    """Raises InputError for poolers and heads that sentence-transformers cannot represent."""
+    pooling = encoder.pooling
     if pooling.name not in POOLING:
         raise InputError(
-            f"cannot be exported: sentence-transformers has no pooler like {pooling.name!r}; it has {', '.join(POOLING)}"
+            f"cannot be exported: sentence-transformers has no pooler like {pooling.name!r}; "
+            f"expected one of {', '.join(POOLING)}"
         )
     if pooling.name != "mean" and pooling.k != 1:
         raise InputError(
-            f"cannot be exported: sentence-transformers' {pooling.name} pooling takes one state, not {pooling.k}"
+            f"cannot be exported: sentence-transformers' {pooling.name} pooling takes one state, "
+            f"not {pooling.k}"
         )
     if len(encoder.heads) > 1:
         raise InputError(
-            f"cannot be exported: the folder has room for one head, there are {len(encoder.heads)} ({', '.join(encoder.heads)}); heads=False leaves them out"
+            f"cannot be exported: the format has one head, the encoder {len(encoder.heads)} "
+            f"({', '.join(encoder.heads)}); heads=False leaves them out"
         )
     for name, head in encoder.heads.items():
         if head.kind != "mlp":
             raise InputError(
-                f"cannot be exported: an embedding model has no place for the head {name!r} of "
+                f"cannot be exported: sentence-transformers has no module for the head {name!r} of "
                 f"kind {head.kind}; heads=False leaves it out"
             )
-    flags = {flag: ours == pooling.name for ours, (_, flag) in POOLING.items()}
-    yield "Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True}, {}
-    for number, wide in enumerate(pooling.projection):
-        yield (
-            "Dense",
-            _dense(width, wide, bias=False),
-            {"linear.weight": _transposed(parameters["pooler"]["projection"][str(number)])},
-        )
-        width = wide
-    if pooling.normalize:
-        yield "Normalize", {}, {}
-    for name, head in encoder.heads.items():
-        yield from _head(parameters["heads"][name], width, head)
 
 
-def _head(parameters: dict, width: int, head: HeadConfig) -> Iterator[Module]:
+def _head_modules(parameters: dict, width: int, head: HeadConfig) -> Iterator[Module]:
+    """Yields a Dense module for each layer of an MLP head; the last one outputs "scores"."""
     hidden = [parameters["hidden"][str(layer)] for layer in range(len(head.hidden_dims))]
     layers = [*hidden, parameters["out"]]
     source = "sentence_embedding"
-    for number, layer in enumerate(layers):
-        last = number == len(layers) - 1
-        target = "scores" if last else f"head_{number}"
-        settings = _dense(
-            width,
-            layer["bias"].shape[0],
-            bias=True,
-            activation="linear.Identity" if last else "activation.GELU",
-        )
+    for index, layer in enumerate(layers):
+        is_last = index == len(layers) - 1
+        target = "scores" if is_last else f"head_{index}"
+        activation = "linear.Identity" if is_last else "activation.GELU"
+        out_width = layer["bias"].shape[0]
+        settings = _dense_config(width, out_width, bias=True, activation=activation)
         settings |= {"module_input_name": source, "module_output_name": target}
-        yield (
-            "Dense",
-            settings,
-            {
-                "linear.weight": _transposed(layer["kernel"]),
-                "linear.bias": np.asarray(layer["bias"]),
-            },
-        )
-        source, width = target, layer["bias"].shape[0]
+        weights = {
+            "linear.weight": _transposed(layer["kernel"]),
+            "linear.bias": np.asarray(layer["bias"]),
+        }
+        yield "Dense", settings, weights
+        source = target
+        width = out_width
 
 
-def _dense(
-    width: int, wide: int, *, bias: bool, activation: str = "linear.Identity"
+def _dense_config(
+    in_width: int, out_width: int, *, bias: bool, activation: str = "linear.Identity"
 ) -> dict[str, Any]:
     return {
-        "in_features": width,
-        "out_features": wide,
+        "in_features": in_width,
+        "out_features": out_width,
         "bias": bias,
         "activation_function": f"torch.nn.modules.{activation}",
     }
@@ -294,35 +318,41 @@ def _transposed(kernel) -> np.ndarray:
 
 
 def _write_tensors(folder: epath.Path, backbone: dict, config: TransformerConfig) -> None:
-    """The transformer in files of at most `MAX_FILE`, with an index where there are several."""
+    """Writes the transformer in files of at most `MAX_FILE`, with an index if there are several."""
     table = huggingface.tensor_table("gemma3_text" if config.use_qk_norm else "gemma2")
-    files: list[dict[str, np.ndarray]] = []
-    written: list[list[str]] = []
-    size = total = 0
-
-    def flush() -> None:
-        (folder / f"part-{len(written)}").write_bytes(
-            safetensors.numpy.save(files[-1], {"format": "pt"})
-        )
-        written.append(list(files.pop()))
-
-    for name, value in tensors.dump(backbone, config, table):
-        if files and size + value.nbytes > MAX_FILE:
-            flush()
-        if not files:
-            files.append({})
-            size = 0
-        files[-1][name] = value
-        size, total = size + value.nbytes, total + value.nbytes
-    flush()
-    if len(written) == 1:
+    names: list[list[str]] = []  # by part
+    total_bytes = 0
+    for part in _split_by_size(tensors.dump(backbone, config, table)):
+        # The final file names contain the number of files, which is not known yet.
+        file = folder / f"part-{len(names)}"
+        file.write_bytes(safetensors.numpy.save(part, {"format": "pt"}))
+        names.append(list(part))
+        total_bytes += sum(value.nbytes for value in part.values())
+        del part  # free it before the next one is assembled
+    if len(names) == 1:
         (folder / "part-0").rename(folder / "model.safetensors")
         return
-    index = {}
-    for number, names in enumerate(written):
-        file = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
-        (folder / f"part-{number}").rename(folder / file)
-        index |= dict.fromkeys(names, file)
+    weight_map: dict[str, str] = {}
+    for index, part_names in enumerate(names):
+        file_name = f"model-{index + 1:05d}-of-{len(names):05d}.safetensors"
+        (folder / f"part-{index}").rename(folder / file_name)
+        weight_map |= dict.fromkeys(part_names, file_name)
     (folder / "model.safetensors.index.json").write_bytes(
-        _json({"metadata": {"total_size": total}, "weight_map": index})
+        _json({"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
     )
+
+
+def _split_by_size(
+    named_tensors: Iterator[tuple[str, np.ndarray]],
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """Groups tensors, in order, into parts of at most `MAX_FILE` bytes or one larger tensor."""
+    part: dict[str, np.ndarray] = {}
+    size = 0
+    for name, value in named_tensors:
+        if part and size + value.nbytes > MAX_FILE:
+            yield part
+            part = {}
+            size = 0
+        part[name] = value
+        size += value.nbytes
+    yield part

@@ -1,15 +1,19 @@
-"""The gemma package's checkpoints: Orbax folders in any of its layouts, read one tensor at a time, and written.
+"""Checkpoints of the gemma package: reads all Orbax layouts, one tensor at a time, and writes one.
 
-Names are those of google-deepmind/gemma (`gemma.gm.ckpts`). The same tensor may lie under
+Names are those of google-deepmind/gemma (`gemma.gm.ckpts`). Depending on the layout, the same
+tensor is stored as
 
-    layer_0/mlp/linear                                               nested
-    transformer/layer_0/mlp/linear / w                               flat: two levels, the first with slashes in it
-    transformer/stacked_layers/attention_type_0/mlp/linear / w       stacked: layers 0, P, 2P, … of a pattern of P kinds, on axis 0
-    params/layer_0/mlp/linear                                        kauldron: a whole training state
+    layer_0/mlp/linear                                           nested
+    transformer/layer_0/mlp/linear / w                           flat: two levels of keys, the first
+                                                                 with slashes in it
+    transformer/stacked_layers/attention_type_0/mlp/linear / w   stacked: layers 0, P, 2P, … of a
+                                                                 pattern of period P, along axis 0
+    params/layer_0/mlp/linear                                    kauldron: a whole training state
 """
 
 import json
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -25,13 +29,18 @@ from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import tensors
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Tensor
 
-SIDECAR = "transformer.json"  # what `save` adds, so that a transformer of any size is recognised
-PUBLISHED = re.compile(
-    r"GEMMA[23]_(270M|[0-9]+B)_(PT|IT)"
-)  # names in the gemma package's CheckpointPath
+CONFIG_FILE = "transformer.json"  # written by `save`, so that unpublished sizes load too
+PUBLISHED_NAME = re.compile(r"GEMMA[23]_(270M|[0-9]+B)_(PT|IT)")  # in the package's CheckpointPath
+# Tensors of the vision tower and its projection.
+VISION = re.compile(r"vision_encoder/|SigLiPFromPatches_0/|embedder/mm_")
 
 
-def _table(*gating: str) -> tensors.Table:
+def _table(*gating: str) -> tensors.TensorTable:
+    """Returns the names and axes of all tensors.
+
+    Args:
+        gating: possible axes of the gating tensor.
+    """
     layer = "layer_{layer}/"
     return {
         "embedding": Entry(("embedder/input_embedding",), ("V D",)),
@@ -50,11 +59,17 @@ def _table(*gating: str) -> tensors.Table:
     }
 
 
-TABLE = _table("C F D", "C D F")  # only Gemma 2 2B is published with the features first
+# The gating tensor of Gemma 2 2B is the only one that is published as (2, D, F).
+TABLE = _table("C F D", "C D F")
 
 
 class Stored(NamedTuple):
-    """Where a tensor really lies: the keys to it, and the part of what is found there."""
+    """Location of a tensor in a checkpoint.
+
+    Attributes:
+        keys: path of the stored array.
+        part: index of the tensor along axis 0 of that array; None if it is the whole array.
+    """
 
     keys: tuple[str, ...]
     part: int | slice | None
@@ -67,7 +82,7 @@ class GemmaCheckpoint(Checkpoint):
         path: its folder, local or `gs://`.
 
     Raises:
-        InputError: there is no Orbax checkpoint.
+        InputError: the folder is not a readable Orbax checkpoint.
     """
 
     table = TABLE
@@ -75,49 +90,34 @@ class GemmaCheckpoint(Checkpoint):
     def __init__(self, path: epath.Path):
         self.folder = path
         self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        self._last: tuple[Stored | None, jax.Array | None] = (None, None)
+        self._last_location: Stored | None = None
+        self._last_value: jax.Array | None = None
         leaves = _flatten(self._metadata())
-        layout = "nested"
-        if {keys[0] for keys in leaves} >= {"params", "opt_state", "step"}:
-            layout = "kauldron"
-        elif any(keys[0].startswith("transformer/") for keys in leaves):
-            layout = "stacked" if any("/stacked_layers/" in keys[0] for keys in leaves) else "flat"
+        layout = _layout(leaves)
+        period = _pattern_period(leaves)
         self.description = f"the gemma package's checkpoint {path} ({layout} layout)"
         self.tensors: dict[str, Tensor] = {}
         self._stored: dict[str, Stored] = {}
         skipped = []
-        period = 1 + max(
-            (
-                int(match[1])
-                for keys in leaves
-                if (match := re.search(r"/attention_type_(\d+)/", "/".join(keys)))
-            ),
-            default=0,
-        )
         for keys, leaf in leaves.items():
             name = "/".join(keys[1:] if layout == "kauldron" else keys).removeprefix("transformer/")
-            if (layout == "kauldron" and keys[0] != "params") or re.match(
-                r"vision_encoder/|SigLiPFromPatches_0/|embedder/mm_", name
-            ):
+            if (layout == "kauldron" and keys[0] != "params") or VISION.match(name):
                 skipped.append("/".join(keys))
                 continue
             name = re.sub(r"(/mlp/\w+)/w$", r"\1", name)
             tensor = Tensor(tuple(leaf.shape), np.dtype(leaf.dtype))
             stacked = re.match(r"stacked_layers/attention_type_(\d+)/(.*)", name)
             if stacked is None:
-                self._add(name, tensor, keys, None)
+                self._add(name, tensor, Stored(keys, None))
                 continue
-            for place in range(tensor.shape[0]):
-                self._add(
-                    f"layer_{place * period + int(stacked[1])}/{stacked[2]}",
-                    Tensor(tensor.shape[1:], tensor.dtype),
-                    keys,
-                    place,
-                )
+            layer_tensor = Tensor(tensor.shape[1:], tensor.dtype)
+            for repeat in range(tensor.shape[0]):
+                layer = repeat * period + int(stacked[1])
+                self._add(f"layer_{layer}/{stacked[2]}", layer_tensor, Stored(keys, repeat))
         self.skipped = tuple(sorted(skipped))
 
     def _metadata(self):
-        """The tree of the checkpoint's arrays; a folder with items keeps it under `default`."""
+        """Reads the tree of array metadata; a folder with several items has it under `default`."""
         for folder in (self.folder, self.folder / "default"):
             try:
                 metadata = self._reader.metadata(folder)
@@ -127,77 +127,104 @@ class GemmaCheckpoint(Checkpoint):
                 self.folder = folder
                 return metadata.item_metadata.tree
         raise InputError(
-            f"{self.folder} holds no Orbax checkpoint that can be read; its _METADATA is missing or damaged"
+            f"{self.folder} has no readable Orbax checkpoint: its _METADATA is missing or damaged"
         )
 
-    def _add(self, name: str, tensor: Tensor, keys: tuple[str, ...], part: int | None) -> None:
-        if (
-            name.endswith("attn/qkv_einsum/w") and part is None
-        ):  # as many key-value heads as queries: three in one
-            layer = name.removesuffix("qkv_einsum/w")
-            parts = {
-                "q_einsum/w": (0, tensor.shape[1:]),
-                "kv_einsum/w": (slice(1, 3), (2, *tensor.shape[1:])),
-            }
-            for suffix, (which, shape) in parts.items():
-                self.tensors[layer + suffix], self._stored[layer + suffix] = (
-                    Tensor(shape, tensor.dtype),
-                    Stored(keys, which),
-                )
+    def _add(self, name: str, tensor: Tensor, stored: Stored) -> None:
+        """Registers a tensor; queries, keys and values in one array become two tensors."""
+        if not name.endswith("attn/qkv_einsum/w") or stored.part is not None:
+            self.tensors[name] = tensor
+            self._stored[name] = stored
             return
-        self.tensors[name], self._stored[name] = tensor, Stored(keys, part)
+        # The gemma package fuses them if there are as many key-value heads as query heads.
+        prefix = name.removesuffix("qkv_einsum/w")
+        self._add(
+            f"{prefix}q_einsum/w",
+            Tensor(tensor.shape[1:], tensor.dtype),
+            Stored(stored.keys, 0),
+        )
+        self._add(
+            f"{prefix}kv_einsum/w",
+            Tensor((2, *tensor.shape[1:]), tensor.dtype),
+            Stored(stored.keys, slice(1, 3)),
+        )
 
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
-        """The transformer that its tensors' shapes fit: that of the file beside them, the hint, or a published size."""
-        sidecar = self.folder / SIDECAR
-        if sidecar.exists():
-            return TransformerConfig.from_dict(json.loads(sidecar.read_text()))
-        found = {name: tensor.shape for name, tensor in self.tensors.items()}
+        """Returns the config stored beside the tensors, else the hint or published size that fits.
+
+        Raises:
+            InputError: the tensors' shapes fit neither.
+        """
+        config_file = self.folder / CONFIG_FILE
+        if config_file.exists():
+            return TransformerConfig.from_dict(json.loads(config_file.read_text()))
         for config in (hint, *GEMMA_CONFIGS.values()):
-            if config is not None:
-                expected = self.expected(config)
-                if expected.keys() == found.keys() and all(
-                    found[name] in shapes for name, shapes in expected.items()
-                ):
-                    return config
+            if config is not None and self._fits(config):
+                return config
         if hint is not None:
             self.check(hint)
-        layers = 1 + max(
-            (int(match[1]) for name in found if (match := re.match(r"layer_(\d+)/", name))),
-            default=-1,
-        )
+        layers = [
+            int(match[1])
+            for name in self.tensors
+            if (match := re.match(r"layer_(\d+)/", name)) is not None
+        ]
+        embedding = self.tensors.get("embedder/input_embedding")
+        shape = embedding.shape if embedding else None
         raise InputError(
-            f"{self.description} has the shapes of no published Gemma (embedding {found.get('embedder/input_embedding')}, {layers} layers); "
-            "give its TransformerConfig as config"
+            f"{self.description} matches no published Gemma (embedding {shape}, "
+            f"{1 + max(layers, default=-1)} layers); pass its TransformerConfig as config"
+        )
+
+    def _fits(self, config: TransformerConfig) -> bool:
+        """Returns True if the tensors have the names and shapes of `config`."""
+        expected = self.expected(config)
+        return expected.keys() == self.tensors.keys() and all(
+            self.tensors[name].shape in shapes for name, shapes in expected.items()
         )
 
     def read(self, name: str, sharding: Sharding) -> jax.Array:
-        """One tensor, restored by itself. What lies stacked is read once and kept until another tensor is asked for."""
+        """Restores one tensor; an array of several tensors is cached until another is read."""
         stored = self._stored[name]
         whole = Stored(stored.keys, None)
-        if self._last[0] != whole:
-            self._last = (None, None)
-            if stored.part is not None and isinstance(sharding, NamedSharding):
-                lead = () if isinstance(stored.part, slice) else (None,)
-                sharding = NamedSharding(sharding.mesh, P(*lead, *sharding.spec))
-            item, arguments = (
-                _nest(stored.keys, leaf) for leaf in (0, ocp.ArrayRestoreArgs(sharding=sharding))
-            )
-            tree = self._reader.restore(
-                self.folder,
-                args=ocp.args.PyTreeRestore(
-                    item=item, restore_args=arguments, partial_restore=True
-                ),
-            )
-            value = _flatten(tree)[stored.keys]
-            if stored.part is None:
-                return value
-            self._last = (whole, value)
-        return self._last[1][stored.part]
+        if self._last_location == whole:
+            return self._last_value[stored.part]
+        # Free the cached array before the next one is allocated.
+        self._last_location = None
+        self._last_value = None
+        if stored.part is not None and isinstance(sharding, NamedSharding):
+            leading = () if isinstance(stored.part, slice) else (None,)
+            sharding = NamedSharding(sharding.mesh, P(*leading, *sharding.spec))
+        arguments = ocp.args.PyTreeRestore(
+            item=_nest(stored.keys, 0),
+            restore_args=_nest(stored.keys, ocp.ArrayRestoreArgs(sharding=sharding)),
+            partial_restore=True,
+        )
+        value = _flatten(self._reader.restore(self.folder, args=arguments))[stored.keys]
+        if stored.part is None:
+            return value
+        self._last_location = whole
+        self._last_value = value
+        return value[stored.part]
+
+
+def _layout(leaves: Mapping[tuple[str, ...], object]) -> str:
+    """Returns the name of a checkpoint's layout, as in this module's docstring."""
+    roots = {keys[0] for keys in leaves}
+    if roots >= {"params", "opt_state", "step"}:
+        return "kauldron"
+    if not any(root.startswith("transformer/") for root in roots):
+        return "nested"
+    return "stacked" if any("/stacked_layers/" in root for root in roots) else "flat"
+
+
+def _pattern_period(leaves: Mapping[tuple[str, ...], object]) -> int:
+    """Returns the number of attention types in a stacked layout, 1 in others."""
+    matches = [re.search(r"/attention_type_(\d+)/", "/".join(keys)) for keys in leaves]
+    return 1 + max((int(match[1]) for match in matches if match), default=0)
 
 
 def _flatten(tree, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
-    """Leaves by their keys; keys may hold slashes."""
+    """Returns the leaves of a tree by their paths; keys may contain slashes."""
     if not hasattr(tree, "items"):
         return {keys: tree}
     return {
@@ -208,45 +235,51 @@ def _flatten(tree, keys: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
 
 
 def _nest(keys: tuple[str, ...], leaf):
+    """Returns a nested dict with one leaf."""
     for key in reversed(keys):
         leaf = {key: leaf}
     return leaf
 
 
 def published_path(name: str) -> str | None:
-    """The address of a name in the gemma package's CheckpointPath, such as GEMMA2_2B_PT; None for anything else."""
-    return (
-        f"gs://gemma-data/checkpoints/{name.lower().replace('_', '-')}"
-        if PUBLISHED.fullmatch(name)
-        else None
-    )
+    """Returns the address of a published checkpoint such as GEMMA2_2B_PT; None for other names."""
+    if PUBLISHED_NAME.fullmatch(name) is None:
+        return None
+    return f"gs://gemma-data/checkpoints/{name.lower().replace('_', '-')}"
 
 
 def save(backbone: dict, config: TransformerConfig, path: epath.Path) -> None:
-    """Writes a checkpoint that `gm.ckpts.load_params` reads (nested layout), with the config beside it.
+    """Writes a checkpoint that `gm.ckpts.load_params` reads (nested layout), and its config.
 
     Args:
         backbone: nested dict of our parameters.
         config: the transformer.
         path: a folder that does not exist yet.
+
+    Raises:
+        InputError: the folder exists.
     """
     if path.exists():
         raise InputError(f"{path} exists; name a new folder for the checkpoint")
-    first = (
-        "C D F" if (config.num_layers, config.embed_dim) == (26, 2304) else "C F D"
-    )  # as the gemma package's Gemma2_2B wants it
+    is_gemma2_2b = (config.num_layers, config.embed_dim) == (26, 2304)
+    table = _table("C D F" if is_gemma2_2b else "C F D")  # as the package's own model classes
     tree: dict = {}
-    for name, value in tensors.dump(backbone, config, _table(first)):
-        *folders, last = name.split("/")
+    for name, value in tensors.dump(backbone, config, table):
+        *parents, last = name.split("/")
         node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
+        for parent in parents:
+            node = node.setdefault(parent, {})
         node[last] = value
     if config.num_heads == config.num_kv_heads:
         for layer in range(config.num_layers):
-            attention = tree[f"layer_{layer}"]["attn"]
-            query, key_value = attention.pop("q_einsum")["w"], attention.pop("kv_einsum")["w"]
-            attention["qkv_einsum"] = {"w": np.concatenate([query[None], key_value])}
+            _fuse_query_key_value(tree[f"layer_{layer}"]["attn"])
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, tree)
-    (path / SIDECAR).write_text(json.dumps(config.to_dict(), indent=1))
+    (path / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=1))
+
+
+def _fuse_query_key_value(attention: dict) -> None:
+    """Stores the query, key and value tensors of a layer as one array, in place."""
+    query = attention.pop("q_einsum")["w"]
+    key_value = attention.pop("kv_einsum")["w"]
+    attention["qkv_einsum"] = {"w": np.concatenate([query[None], key_value])}

@@ -1,9 +1,15 @@
-"""Hugging Face folders: `config.json` and safetensors of Gemma 2, Gemma 3, EmbeddingGemma and T5Gemma's encoder, read.
+"""Reader of Hugging Face folders of Gemma 2, Gemma 3, EmbeddingGemma and T5Gemma's encoder.
 
-Tensors of a layer, D embed, F hidden, N query heads, K kv heads, H head dim (PyTorch's linear layers are (out, in)):
+Tensors of a layer in safetensors; PyTorch's linear layers are (out, in). D embed, F hidden, N query
+heads, K kv heads, H head dim.
 
-    self_attn.{q,k,v}_proj.weight (N H, D) and (K H, D), self_attn.o_proj.weight (D, N H), self_attn.{q,k}_norm.weight (H,),
-    mlp.{gate,up}_proj.weight (F, D), mlp.down_proj.weight (D, F), and four norms (D,)
+    self_attn.q_proj.weight               (N H, D)
+    self_attn.{k,v}_proj.weight           (K H, D)
+    self_attn.o_proj.weight               (D, N H)
+    self_attn.{q,k}_norm.weight           (H,)
+    mlp.{gate,up}_proj.weight             (F, D)
+    mlp.down_proj.weight                  (D, F)
+    and four norms                        (D,)
 """
 
 from collections.abc import Mapping
@@ -19,11 +25,13 @@ from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.weights.safetensors_reader import read_block, read_folder, read_json
 from gemma_encoder.weights.sentence_modules import read_modules
-from gemma_encoder.weights.tensors import Checkpoint, Entry, Table
+from gemma_encoder.weights.tensors import Checkpoint, Entry, TensorTable
 
-SIDECAR = "gemma_encoder.json"  # what an export of ours adds: encoder, tasks and lengths, as in our own checkpoints
+# The file that our exports add: encoder, tasks and lengths, as in our own checkpoints.
+SPEC_FILE = "gemma_encoder.json"
 
-# For each model type, the part of config.json that describes the text transformer, and where its tensors may begin.
+# For each model type, the section of config.json that describes the text transformer, and the
+# possible prefixes of its tensors.
 FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "gemma2": ("", ("model.", "")),
     "gemma3_text": ("", ("model.", "")),
@@ -33,7 +41,7 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "t5gemma": ("encoder", ("model.encoder.", "encoder.")),
 }
-# Parts of those models that an encoder of text has no use for.
+# Prefixes of tensors that a text encoder does not use.
 UNUSED = (
     "model.vision_tower.",
     "vision_tower.",
@@ -43,7 +51,7 @@ UNUSED = (
     "language_model.lm_head.",
 )
 UNUSED_T5 = ("model.decoder.", "decoder.")
-# What transformers assumes where a published config.json is silent (its Gemma3TextConfig and Gemma2Config).
+# Defaults of transformers' Gemma3TextConfig and Gemma2Config for omitted fields.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma3": {
         "vocab_size": 262_208,
@@ -66,23 +74,35 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "final_logit_softcapping": 30.0,
     },
 }
-LENGTHS = (
+# Files and fields with the maximum length of a text; recent versions write only the second.
+LENGTH_FIELDS = (
     ("sentence_bert_config.json", "max_seq_length"),
     ("tokenizer_config.json", "model_max_length"),
-)  # the newest has only the second
-MAX_LENGTH = 2048  # EmbeddingGemma's; some files say "no limit" with a number of thirty digits
-KINDS = {"sliding_attention": "local", "full_attention": "global"}
+)
+MAX_LENGTH = 2048  # EmbeddingGemma's; some files write "no limit" as a number of thirty digits
+LAYER_KINDS = {"sliding_attention": "local", "full_attention": "global"}
 
 
-def tensor_table(model_type: str, prefix: str = "") -> Table:
-    """Names and axes under a prefix; the norms of T5Gemma have names of their own."""
-    layer, t5 = prefix + "layers.{layer}.", model_type == "t5gemma"
+def tensor_table(model_type: str, prefix: str = "") -> TensorTable:
+    """Returns names and axes of the tensors.
+
+    Args:
+        model_type: as in config.json; T5Gemma's norms have names of their own.
+        prefix: of every name.
+    """
+    layer = prefix + "layers.{layer}."
+    if model_type == "t5gemma":
+        pre_attention_norm = "pre_self_attn_layernorm"
+        post_attention_norm = "post_self_attn_layernorm"
+    else:
+        pre_attention_norm = "input_layernorm"
+        post_attention_norm = "post_attention_layernorm"
 
     def linear(*names: str, axes: str) -> Entry:
         return Entry(tuple(f"{layer}{name}_proj.weight" for name in names), (axes,))
 
-    def norm(name: str) -> Entry:
-        return Entry((f"{layer}{name}.weight",), ("D",))
+    def norm(name: str, axis: str = "D") -> Entry:
+        return Entry((f"{layer}{name}.weight",), (axis,))
 
     return {
         "embedding": Entry((prefix + "embed_tokens.weight",), ("V D",)),
@@ -90,29 +110,27 @@ def tensor_table(model_type: str, prefix: str = "") -> Table:
         "query": linear("self_attn.q", axes="(N H) D"),
         "key_value": linear("self_attn.k", "self_attn.v", axes="(K H) D"),
         "attention_out": linear("self_attn.o", axes="D (N H)"),
-        "query_norm/scale": Entry((f"{layer}self_attn.q_norm.weight",), ("H",)),
-        "key_norm/scale": Entry((f"{layer}self_attn.k_norm.weight",), ("H",)),
+        "query_norm/scale": norm("self_attn.q_norm", "H"),
+        "key_norm/scale": norm("self_attn.k_norm", "H"),
         "gating": linear("mlp.gate", "mlp.up", axes="F D"),
         "linear": linear("mlp.down", axes="D F"),
-        "pre_attention_norm/scale": norm("pre_self_attn_layernorm" if t5 else "input_layernorm"),
-        "post_attention_norm/scale": norm(
-            "post_self_attn_layernorm" if t5 else "post_attention_layernorm"
-        ),
+        "pre_attention_norm/scale": norm(pre_attention_norm),
+        "post_attention_norm/scale": norm(post_attention_norm),
         "pre_mlp_norm/scale": norm("pre_feedforward_layernorm"),
         "post_mlp_norm/scale": norm("post_feedforward_layernorm"),
     }
 
 
 def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConfig:
-    """The transformer that a `config.json` describes; local layers reach as in transformers.
+    """Returns the transformer that a `config.json` describes, with the reach it has there.
 
     Args:
-        values: the file's content, as any version of transformers since Gemma 2 writes it.
-        where: names the file in messages.
+        values: the file's content, from any version of transformers since Gemma 2.
+        where: the file's name for messages.
 
     Raises:
-        InputError: it is of another family of models, or asks for something that Gemma's text
-            transformer does not have.
+        InputError: the model is of another family, or needs something that Gemma's text transformer
+            does not have.
     """
     model_type = values.get("model_type", "")
     if model_type not in FAMILIES:
@@ -130,7 +148,7 @@ def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConf
             num_heads=field["num_attention_heads"],
             num_kv_heads=field["num_key_value_heads"],
             head_dim=field["head_dim"],
-            pattern=_pattern([KINDS[kind] for kind in _layer_types(field)]),
+            pattern=_pattern([LAYER_KINDS[kind] for kind in _layer_types(field)]),
             sliding_window=window,
             query_scale=float(field["query_pre_attn_scalar"]) ** -0.5,
             attention_soft_cap=field["attn_logit_softcapping"],
@@ -146,47 +164,54 @@ def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConf
 
 
 def _text_fields(values: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """The fields of the text transformer, with transformers' defaults where the file is silent."""
+    """Returns the fields of the text transformer, with defaults for those that are omitted."""
     section = FAMILIES[model_type][0]
     text = values[section] if section else values
-    return {
-        **DEFAULTS["gemma3" if model_type.startswith("gemma3") else "gemma2"],
-        **{name: value for name, value in text.items() if value is not None or "softcap" in name},
-    }
+    defaults = DEFAULTS["gemma3" if model_type.startswith("gemma3") else "gemma2"]
+    # A null field is an omitted one, except that a null soft cap means no soft cap.
+    given = {name: value for name, value in text.items() if value is not None or "softcap" in name}
+    return {**defaults, **given}
 
 
 def _check_is_gemma(field: Mapping[str, Any], where: str) -> None:
-    for name, expected in {
+    """Raises InputError if a field has a value that no Gemma has."""
+    gemma = {
         "hidden_activation": "gelu_pytorch_tanh",
         "rms_norm_eps": 1e-6,
         "attention_bias": False,
-    }.items():
+    }
+    for name, expected in gemma.items():
         if field.get(name, expected) != expected:
             raise InputError(
-                f"{where}: {name} is {field[name]!r}, Gemma's is {expected!r}; this is another model"
+                f"{where}: {name} is {field[name]!r}, expected Gemma's {expected!r}; this is "
+                "another model"
             )
 
 
 def _window(field: Mapping[str, Any], model_type: str) -> tuple[int, tuple[int, int] | None]:
-    """The causal window of local layers, and their reach to both sides where it differs from it."""
+    """Returns the causal window of local layers, and their bidirectional reach if it differs."""
     window = field["sliding_window"]
     if model_type == "t5gemma" or (model_type == "gemma2" and field.get("is_causal") is False):
         return window, (window, window)
     if model_type.startswith("gemma3") and field.get("use_bidirectional_attention"):
         half = window // 2
-        return half + 1, (half, half)  # transformers halves it when it reads the file
+        return half + 1, (half, half)  # transformers halves the window when it reads the file
     return window, None
 
 
 def _layer_types(field: Mapping[str, Any]) -> list[str]:
-    return field.get("layer_types") or [
-        "full_attention" if (i + 1) % field["sliding_window_pattern"] == 0 else "sliding_attention"
-        for i in range(field["num_hidden_layers"])
+    """Returns the type of every layer; older files have only the pattern's period."""
+    if field.get("layer_types"):
+        return field["layer_types"]
+    period = field["sliding_window_pattern"]
+    return [
+        "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
+        for layer in range(field["num_hidden_layers"])
     ]
 
 
 def _pattern(kinds: list[str]) -> tuple[str, ...]:
-    """The shortest pattern whose repetition, the last one cut short, gives these kinds."""
+    """Returns the shortest pattern that gives these kinds when repeated and truncated."""
     return next(
         tuple(kinds[:period])
         for period in range(1, len(kinds) + 1)
@@ -195,7 +220,10 @@ def _pattern(kinds: list[str]) -> tuple[str, ...]:
 
 
 def _rotary(field: Mapping[str, Any], gemma3: bool, where: str) -> dict[str, float]:
-    """Bases and position scaling, from `rope_parameters` (transformers 5) or the fields before it."""
+    """Returns bases and position scaling, as fields of TransformerConfig.
+
+    They are in `rope_parameters` (transformers 5), or in several fields of earlier versions.
+    """
     parameters = field.get("rope_parameters")
     if parameters is None:
         scaling = field.get("rope_scaling") or {"rope_type": "default"}
@@ -205,13 +233,14 @@ def _rotary(field: Mapping[str, Any], gemma3: bool, where: str) -> dict[str, flo
         }
         full = {**scaling, "rope_theta": field["rope_theta"]}
     else:
-        local, full = (
-            parameters.get(kind, parameters) for kind in ("sliding_attention", "full_attention")
-        )
+        # Gemma 2 has one set of parameters for all layers.
+        local = parameters.get("sliding_attention", parameters)
+        full = parameters.get("full_attention", parameters)
     kind = full.get("rope_type", full.get("type", "default"))
     if local.get("rope_type", "default") != "default" or kind not in ("default", "linear"):
         raise InputError(
-            f"{where}: rotary positions of type {kind!r} are not Gemma's; expected 'default' or 'linear'"
+            f"{where}: rope_type is {kind!r}, expected Gemma's 'default' or 'linear'; this is "
+            "another model"
         )
     return {
         "local_rope_base": float(local.get("rope_theta", field["rope_local_base_freq"])),
@@ -221,13 +250,17 @@ def _rotary(field: Mapping[str, Any], gemma3: bool, where: str) -> dict[str, flo
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """A folder with `config.json` and safetensors; `modules` is what sentence-transformers adds, if anything.
+    """A folder with `config.json` and safetensors.
 
     Args:
         folder: local or `gs://`.
 
+    Attributes:
+        model_type: as in config.json.
+        modules: modules of sentence-transformers after the transformer; None in other folders.
+
     Raises:
-        InputError: what is missing, damaged or of another family.
+        InputError: a file is missing or damaged, or the model is of another family.
     """
 
     def __init__(self, folder: epath.Path):
@@ -235,66 +268,70 @@ class HuggingFaceCheckpoint(Checkpoint):
         values = read_json(folder / "config.json")
         self._config = transformer_config(values, str(folder / "config.json"))
         self.model_type = values["model_type"]
-        slots = read_folder(folder)
-        prefix = next(
-            (
-                prefix
-                for prefix in FAMILIES[self.model_type][1]
-                if f"{prefix}embed_tokens.weight" in slots
-            ),
-            FAMILIES[self.model_type][1][0],
-        )
         self.description = f"the Hugging Face folder {folder} ({self.model_type})"
-        self.table = tensor_table(self.model_type, prefix)
+        slots = read_folder(folder)
+        prefixes = FAMILIES[self.model_type][1]
+        matching = [prefix for prefix in prefixes if f"{prefix}embed_tokens.weight" in slots]
+        self.table = tensor_table(self.model_type, (matching or prefixes)[0])
         unused = UNUSED + (UNUSED_T5 if self.model_type == "t5gemma" else ())
         self.skipped = tuple(sorted(name for name in slots if name.startswith(unused)))
         self._slots = {name: slot for name, slot in slots.items() if not name.startswith(unused)}
-        strange = [name for name, slot in self._slots.items() if slot.tensor.dtype == object]
-        if strange:
+        quantized = [name for name, slot in self._slots.items() if slot.tensor.dtype == object]
+        if quantized:
             raise InputError(
-                f"{self.description}: only float32, float16 and bfloat16 tensors are read; quantised: {', '.join(strange)}"
+                f"{self.description}: unsupported dtype of {', '.join(quantized)}; expected "
+                "float32, float16 or bfloat16, use weights that are not quantized"
             )
         self.tensors = {name: slot.tensor for name, slot in self._slots.items()}
         self.modules = read_modules(folder)
 
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
-        """The transformer that `config.json` describes, or, in a folder that this project wrote, what it was exported from."""
+        """Returns the exact config of our own exports, else the one that config.json describes."""
         del hint
-        own = self.folder / SIDECAR
-        return (
-            TransformerConfig.from_dict(read_json(own)["encoder"]["transformer"])
-            if own.exists()
-            else self._config
-        )
+        spec_file = self.folder / SPEC_FILE
+        if spec_file.exists():
+            return TransformerConfig.from_dict(read_json(spec_file)["encoder"]["transformer"])
+        return self._config
 
     def inference_spec(self) -> InferenceSpec:
-        """Everything but the parameters of the encoder in a sentence-transformers folder: ours as we wrote it, others without a task."""
-        own, model = self.folder / SIDECAR, self.folder / "tokenizer.model"
-        if not model.exists():
+        """Returns the spec of a sentence-transformers folder; only our own exports have tasks.
+
+        Raises:
+            InputError: there is no tokenizer.model, or a file is damaged.
+        """
+        spec_file = self.folder / SPEC_FILE
+        tokenizer_file = self.folder / "tokenizer.model"
+        if not tokenizer_file.exists():
             raise InputError(
                 f"{self.description} has no tokenizer.model; put the SentencePiece model there"
             )
-        if own.exists():
-            return InferenceSpec.from_description(read_json(own), model.read_bytes(), self.folder)
-        lengths = [
-            read_json(self.folder / name).get(field)
-            for name, field in LENGTHS
-            if (self.folder / name).exists()
-        ]
-        length = int(min([length for length in lengths if length] + [MAX_LENGTH]))
-        encoder = EncoderConfig(self._config, pooling=self.modules.pooling, compute_dtype="float32")
+        model = tokenizer_file.read_bytes()
+        if spec_file.exists():
+            return InferenceSpec.from_description(read_json(spec_file), model, self.folder)
+        max_length = self._max_length()
         return InferenceSpec(
-            encoder,
-            (),
-            Tokenizer(model.read_bytes(), str(model)),
-            length,
-            -(-length // 128) * 128,
-            "right",
-            0,
+            encoder=EncoderConfig(
+                self._config, pooling=self.modules.pooling, compute_dtype="float32"
+            ),
+            tasks=(),
+            tokenizer=Tokenizer(model, str(tokenizer_file)),
+            max_length=max_length,
+            row_length=-(-max_length // 128) * 128,
+            padding="right",
+            step=0,
         )
 
+    def _max_length(self) -> int:
+        """Returns the smallest maximum length, in tokens, that the folder's files state."""
+        lengths = [
+            read_json(self.folder / name).get(field)
+            for name, field in LENGTH_FIELDS
+            if (self.folder / name).exists()
+        ]
+        return int(min([length for length in lengths if length] + [MAX_LENGTH]))
+
     def read(self, name: str, sharding: Sharding) -> jax.Array:
-        """One tensor; every process reads the rows of its own devices."""
+        """Reads one tensor; each process reads only the rows of its own devices."""
         slot = self._slots[name]
         return jax.make_array_from_callback(
             slot.tensor.shape, sharding, lambda index: read_block(slot, index)

@@ -1,9 +1,10 @@
-"""Our own checkpoints: what is in them, and reading what inference needs.
+"""Our own checkpoints: their contents, and loading of the part that inference needs.
 
-WORKDIR/checkpoints/STEP/inference/inference.json   encoder, tasks, templates, lengths, format version
-WORKDIR/checkpoints/STEP/inference/tokenizer.model  the SentencePiece model
-WORKDIR/checkpoints/STEP/parameters/                Orbax
-WORKDIR/checkpoints/STEP/training/, data/           what only resuming needs
+WORKDIR/checkpoints/STEP/
+    inference/inference.json    encoder, tasks, templates, lengths, format version
+    inference/tokenizer.model   the SentencePiece model
+    parameters/                 Orbax
+    training/, data/            state that only resuming needs
 """
 
 import dataclasses
@@ -31,23 +32,24 @@ from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
-FORMAT_VERSION = 3  # rises whenever a field is added or renamed
+FORMAT_VERSION = 3  # increased whenever a field is added or renamed
 
 
 @dataclasses.dataclass(frozen=True)
 class InferenceSpec:
-    """Everything but the parameters that turns text into predictions.
+    """All that inference needs besides the parameters.
 
     Attributes:
-        encoder: the model.
-        tasks: the mixture it was trained on.
-        tokenizer: text to ids.
-        max_length: tokens of a text, bos and eos included.
-        row_length: tokens of a row in training.
-        padding: the side that padding took.
-        step: updates taken.
-        record: how it came about, for people to read: "command", "config", "examples" (training records by task) and "metrics" (the
-            latest line of `metrics.jsonl` of each task and split). Empty where nobody wrote it down.
+        encoder: the model's config.
+        tasks: tasks of the training mixture.
+        tokenizer: of the model.
+        max_length: maximum number of tokens of a text, bos and eos included.
+        row_length: tokens per row in training.
+        padding: padding side, "right" or "left".
+        step: number of updates.
+        record: provenance, for people to read: "command", "config", "examples" (training records by
+            task) and "metrics" (the latest line of `metrics.jsonl` of each task and split). Empty
+            if it was not recorded.
     """
 
     encoder: EncoderConfig
@@ -60,7 +62,7 @@ class InferenceSpec:
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def description(self) -> dict[str, Any]:
-        """All of it but the tokenizer's model, JSON-ready; `from_description` is its inverse."""
+        """Returns all but the tokenizer's model, JSON-ready; inverse of `from_description`."""
         return {
             "format_version": FORMAT_VERSION,
             "encoder": self.encoder.to_dict(),
@@ -77,17 +79,20 @@ class InferenceSpec:
     def from_description(
         cls, values: Mapping[str, Any], model: bytes, where: epath.Path
     ) -> "InferenceSpec":
-        """The bundle that `description` and the tokenizer's model describe.
+        """Creates a spec from a description, of this or an earlier format version.
 
-        Descriptions of former formats are read, too.
+        Args:
+            values: as returned by `description`.
+            model: the serialized SentencePiece model.
+            where: the checkpoint, for messages.
 
         Raises:
-            InputError: a newer version of the format wrote it, or a field is not known here.
+            InputError: the description is damaged, or a newer version wrote it.
         """
         try:
             check_mapping(values, "a checkpoint", "format_version", "encoder", "tasks")
             if not isinstance(values["tasks"], list | tuple):
-                raise InputError("the description's tasks are no list; it is damaged")
+                raise InputError("the description's tasks are not a list; it is damaged")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         version = values["format_version"]
@@ -97,60 +102,71 @@ class InferenceSpec:
                 f"{FORMAT_VERSION}; use the version of gemma_encoder that wrote it, or train again"
             )
         if version == 1:
-            values = _upgrade(values)
+            values = _upgrade_heads(values)
         try:
-            fields = {
-                "encoder": EncoderConfig.from_dict(values["encoder"]),
-                "tasks": tuple(Task.from_dict(task) for task in values["tasks"]),
-                "tokenizer": Tokenizer(model, values.get("tokenizer", "tokenizer.model")),
-            }
-            check_heads(fields["encoder"])
-            _check_tasks(fields["tasks"], fields["encoder"])
+            fields = _parse_fields(values, model)
         except InputError as error:
-            if absent := _absent_modules(values):
-                raise InputError(
-                    f"{where}: {error}; import {', '.join(absent)} first (--modules), as training "
-                    "did"
-                ) from None
-            raise InputError(f"{where}: {error}") from None
-        rest = {name: value for name, value in values.items() if name != "format_version"}
+            absent = _absent_modules(values)
+            hint = f"; import {', '.join(absent)} first (--modules), as training did"
+            raise InputError(f"{where}: {error}{hint if absent else ''}") from None
+        record = values.get("record", {})
+        plain = {
+            name: value
+            for name, value in values.items()
+            if name not in ("format_version", "record")
+        }
         try:
-            record = rest.pop("record", {})
-            spec = from_fields(cls, {**rest, **fields}, "a checkpoint")
+            spec = from_fields(cls, {**plain, **fields}, "a checkpoint")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         return dataclasses.replace(spec, record=record)
 
     def files(self) -> dict[str, bytes]:
-        """The files of the `inference` folder."""
+        """Returns the files of the `inference` folder, by name."""
         return {
             "inference.json": json.dumps(self.description(), indent=1).encode(),
             "tokenizer.model": self.tokenizer.model,
         }
 
 
+def _parse_fields(values: Mapping[str, Any], model: bytes) -> dict[str, Any]:
+    """Returns the fields of InferenceSpec that are objects; raises InputError if one is damaged."""
+    fields = {
+        "encoder": EncoderConfig.from_dict(values["encoder"]),
+        "tasks": tuple(Task.from_dict(task) for task in values["tasks"]),
+        "tokenizer": Tokenizer(model, values.get("tokenizer", "tokenizer.model")),
+    }
+    check_heads(fields["encoder"])
+    _check_tasks(fields["tasks"], fields["encoder"])
+    return fields
+
+
 def _absent_modules(values: Mapping[str, Any]) -> list[str]:
-    """Modules that the training run imported and this process did not."""
+    """Returns the modules that the training run imported and this process did not."""
     modules = values.get("record", {}).get("config", {}).get("modules", ())
     return [name for name in modules if name not in sys.modules]
 
 
 def _check_tasks(tasks: Sequence[Task], encoder: EncoderConfig) -> None:
-    """Raises InputError where a task has no head, or one of another width."""
+    """Raises InputError if a task's head is missing or has another number of outputs."""
     for task in tasks:
         head = encoder.heads.get(task.head)
         if head is None or head.outputs != task.num_outputs:
-            has = "none" if head is None else f"{head.outputs}"
+            actual = "none" if head is None else f"{head.outputs}"
             raise InputError(
                 f"task {task.name!r} needs a head {task.head!r} of {task.num_outputs} outputs, the "
-                f"encoder has {has}; the description is damaged"
+                f"encoder has {actual}; the description is damaged"
             )
 
 
-def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A description of format version 1, whose heads were widths with settings beside them."""
+def _upgrade_heads(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts a description of format version 1, in which a head was only its number of outputs.
+
+    All MLP heads shared the field `head_hidden`; language models were listed in `language_heads`.
+    """
     encoder = dict(values["encoder"])
-    hidden_dims, language = encoder.pop("head_hidden", ()), encoder.pop("language_heads", ())
+    hidden_dims = encoder.pop("head_hidden", ())
+    language = encoder.pop("language_heads", ())
     encoder["heads"] = {
         name: {"outputs": outputs, "kind": "language_model"}
         if name in language
@@ -161,71 +177,90 @@ def _upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The path from the root, which is what Orbax wants; a `gs://` path is that already."""
+    """Returns the absolute path, which Orbax needs; a `gs://` path is unchanged."""
     text = os.fspath(path)
     return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
 def checkpoint_steps(workdir: epath.PathLike) -> list[int]:
-    """Steps of the whole checkpoints under a workdir, in order; half-written ones are not among them."""
+    """Returns the steps of a workdir's complete checkpoints, in ascending order."""
     folder = absolute(workdir) / "checkpoints"
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def find(path: epath.PathLike) -> epath.Path:
-    """The checkpoint that `path` means: itself, or the newest one of a workdir. Raises InputError where there is none."""
+    """Returns the checkpoint at `path`: itself, or the latest one of a workdir.
+
+    Raises:
+        InputError: there is no checkpoint.
+    """
     path = absolute(path)
     if (path / "inference" / "inference.json").exists():
         return path
     steps = checkpoint_steps(path)
     if not steps:
-        what = "does not exist" if not path.exists() else "holds no checkpoint"
+        problem = "has no checkpoint" if path.exists() else "does not exist"
         raise InputError(
-            f"{path} {what}; give the workdir of a training run, or one of its checkpoints/STEP folders"
+            f"{path} {problem}; give the workdir of a training run, or one of its checkpoints/STEP "
+            "folders"
         )
     return path / "checkpoints" / str(steps[-1])
 
 
 def load_inference_spec(checkpoint: epath.Path) -> InferenceSpec:
-    """What a checkpoint says about itself; raises InputError when it is damaged, or was written by another version of the format."""
+    """Loads the spec of a checkpoint.
+
+    Raises:
+        InputError: the checkpoint is damaged, or a newer version of the format.
+    """
     folder = checkpoint / "inference"
     try:
-        values, model = (
-            json.loads((folder / "inference.json").read_text()),
-            (folder / "tokenizer.model").read_bytes(),
-        )
+        values = json.loads((folder / "inference.json").read_text())
+        model = (folder / "tokenizer.model").read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the checkpoint is damaged or was copied in part"
+            f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the "
+            "checkpoint is damaged or was only partly copied"
         ) from error
     return InferenceSpec.from_description(values, model, checkpoint)
 
 
 def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any = None) -> dict:
-    """The parameters of a checkpoint, restored straight to where they go.
+    """Restores the parameters of a checkpoint straight to their devices.
 
     Args:
-        checkpoint: as `find` gives it.
-        config: the encoder that it holds.
+        checkpoint: as returned by `find`.
+        config: the checkpoint's encoder.
         sharding: one sharding for all, or a nested dict of them; by default the first device.
     """
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = abstract_encoder(config).shapes
-    places = sharding if isinstance(sharding, dict) else jax.tree.map(lambda _: sharding, shapes)
-    return _restore(checkpoint, shapes, places, None)
+    shardings = sharding if isinstance(sharding, dict) else jax.tree.map(lambda _: sharding, shapes)
+    return _restore(checkpoint, shapes, shardings, None)
 
 
-def load_part(checkpoint: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
-    """Some parameters of a checkpoint by their paths, as a nested dict, each with the sharding of its entry."""
+def load_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
+    """Restores some parameters of a checkpoint.
+
+    Args:
+        checkpoint: as returned by `find`.
+        abstract: shape and sharding of each parameter, by path.
+
+    Returns:
+        A nested dict of the parameters.
+    """
     shapes: dict = {}
-    for path, leaf in wanted.items():
+    for path, leaf in abstract.items():
         *parents, name = path.split("/")
-        functools.reduce(lambda node, key: node.setdefault(key, {}), parents, shapes)[name] = leaf
+        node = shapes
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
     return _restore(checkpoint, shapes, jax.tree.map(lambda leaf: leaf.sharding, shapes), None)
 
 
 def rename_remainder(tree: Any, former: str, current: str) -> Any:
-    """Renames the group of parameters after the repeated pattern, wherever a tree holds a backbone.
+    """Renames the group of layers after the repeated pattern in every backbone of a tree.
 
     Formats 1 and 2 call it `rest`, format 3 `remainder`. The tree may be an optimizer's state.
     """
@@ -245,13 +280,16 @@ def _holds_backbone(node: Any) -> bool:
 
 @functools.cache
 def has_former_names(checkpoint: epath.Path) -> bool:
-    """Tells checkpoints of formats 1 and 2, whose parameters have names of their own."""
+    """Returns True for checkpoints of formats 1 and 2, which name some parameters differently."""
     description = json.loads((checkpoint / "inference" / "inference.json").read_text())
     return description["format_version"] < 3
 
 
 def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) -> dict:
-    """A part of a checkpoint's parameters, each with its sharding."""
+    """Restores the parameters in `shapes`, a nested dict, each with its sharding.
+
+    `dtype` converts them; None keeps the stored one.
+    """
     if has_former_names(checkpoint):
         shapes = rename_remainder(shapes, "remainder", "rest")
         shardings = rename_remainder(shardings, "remainder", "rest")
@@ -272,16 +310,14 @@ def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) 
 
 
 def replicated_like(sharding: Sharding) -> Sharding:
-    """The whole of an array on every device that `sharding` names."""
-    return (
-        jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-        if isinstance(sharding, jax.sharding.NamedSharding)
-        else sharding
-    )
+    """Returns the sharding that replicates an array on the devices of `sharding`."""
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return sharding
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
 
 
 class NativeCheckpoint(Checkpoint):
-    """The backbone of one of our own checkpoints; its pooler and heads are what is skipped.
+    """The backbone of one of our own checkpoints; the pooler and the heads are skipped.
 
     Args:
         path: a workdir, or one of its checkpoints.
@@ -293,67 +329,51 @@ class NativeCheckpoint(Checkpoint):
         self.description = f"the fine-tuned checkpoint {self.folder}"
         metadata = ocp.PyTreeCheckpointHandler().metadata(self.folder / "parameters").tree
         metadata = rename_remainder(dict(metadata), "rest", "remainder")
-        found = {
+        parameters = {
             name: leaf for name, leaf in parameter_paths(metadata).items() if not is_adapter(name)
         }
         self.tensors = {
             name.removeprefix("backbone/"): Tensor(tuple(leaf.shape), np.dtype(leaf.dtype))
-            for name, leaf in found.items()
+            for name, leaf in parameters.items()
             if name.startswith("backbone/")
         }
-        self.skipped = tuple(name for name in found if not name.startswith("backbone/"))
+        self.skipped = tuple(name for name in parameters if not name.startswith("backbone/"))
 
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
-        """The transformer that the checkpoint says."""
+        """Returns the transformer of the stored spec."""
         del hint
         return self.spec.encoder.transformer
 
     def expected(self, config: TransformerConfig) -> dict[str, list[tuple[int, ...]]]:
-        """Our own parameters."""
-        return {
-            name: [leaf.shape]
-            for name, leaf in parameter_paths(
-                abstract_encoder(EncoderConfig(config)).shapes["backbone"]
-            ).items()
-        }
+        """Returns the shape of every parameter of our backbone."""
+        shapes = abstract_encoder(EncoderConfig(config)).shapes["backbone"]
+        return {name: [leaf.shape] for name, leaf in parameter_paths(shapes).items()}
 
     def read(self, name: str, sharding: Sharding) -> jax.Array:
-        """One parameter."""
-        nested: Any = Tensor(*self.tensors[name])
-        place: Any = sharding
-        for key in reversed(("backbone", *name.split("/"))):
-            nested, place = {key: nested}, {key: place}
-        shapes = jax.tree.map(
-            lambda tensor: jax.ShapeDtypeStruct(*tensor),
-            nested,
-            is_leaf=lambda node: isinstance(node, Tensor),
-        )
-        return next(iter(jax.tree.leaves(_restore(self.folder, shapes, place, None))))
+        """Restores one parameter."""
+        tensor = self.tensors[name]
+        abstract = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding)
+        parameters = load_part(self.folder, {f"backbone/{name}": abstract})
+        return jax.tree.leaves(parameters)[0]
 
     def load(
         self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype
     ) -> dict:
-        """Restored straight to where it goes: nothing has to be rearranged, but adapters are added to their matrices."""
+        """Restores the backbone straight to its devices; LoRA adapters are merged."""
         self.check(config)
         lora = self.spec.encoder.lora
-        if lora.rank:
-            own = parameter_paths(shapes)
-            place = replicated_like(next(iter(jax.tree.leaves(shardings))))
-            everything = abstract_encoder(self.spec.encoder).shapes["backbone"]
-            places = {
-                **{path: place for path in parameter_paths(everything)},
-                **dict(zip(own, jax.tree.leaves(shardings), strict=True)),
-            }
-            nested = jax.tree.unflatten(
-                jax.tree.structure(everything),
-                [places[path] for path in parameter_paths(everything)],
-            )
-            return merge_backbone_lora(
-                _restore(self.folder, {"backbone": everything}, {"backbone": nested}, dtype)[
-                    "backbone"
-                ],
-                lora,
-            )
-        return _restore(self.folder, {"backbone": shapes}, {"backbone": shardings}, dtype)[
-            "backbone"
-        ]
+        if not lora.rank:
+            return self._restore_backbone(shapes, shardings, dtype)
+        shapes_with_adapters = abstract_encoder(self.spec.encoder).shapes["backbone"]
+        replicated = replicated_like(jax.tree.leaves(shardings)[0])
+        sharding_of = parameter_paths(shardings)
+        shardings_with_adapters = jax.tree.unflatten(
+            jax.tree.structure(shapes_with_adapters),
+            [sharding_of.get(path, replicated) for path in parameter_paths(shapes_with_adapters)],
+        )
+        backbone = self._restore_backbone(shapes_with_adapters, shardings_with_adapters, dtype)
+        return merge_backbone_lora(backbone, lora)
+
+    def _restore_backbone(self, shapes: dict, shardings: dict, dtype: jnp.dtype) -> dict:
+        parameters = _restore(self.folder, {"backbone": shapes}, {"backbone": shardings}, dtype)
+        return parameters["backbone"]

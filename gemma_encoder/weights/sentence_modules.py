@@ -1,6 +1,6 @@
-"""The modules that a sentence-transformers folder puts after the transformer."""
+"""The modules after the transformer in a sentence-transformers folder."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -9,7 +9,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import PoolingConfig
 from gemma_encoder.weights.safetensors_reader import Slot, read_block, read_header, read_json
 
-# Names of our poolers: in sentence-transformers 6, and the flag of the versions before it.
+# Our poolers: the name in sentence-transformers 6, and the flag of earlier versions.
 POOLING = {
     "mean": ("mean", "pooling_mode_mean_tokens"),
     "first_k": ("cls", "pooling_mode_cls_token"),
@@ -18,12 +18,12 @@ POOLING = {
 
 
 class Modules(NamedTuple):
-    """What sentence-transformers' `modules.json` says follows the transformer.
+    """The modules that `modules.json` lists after the transformer.
 
     Attributes:
-        pooling: pooler, widths of the projection, normalisation.
+        pooling: pooler, widths of the projection, normalization.
         projection: tensors of its linear layers, (out, in) each.
-        head: folders of the layers that lead to "scores", as our exports have them.
+        head: folders of the layers that compute "scores", as in our exports.
     """
 
     pooling: PoolingConfig
@@ -31,78 +31,101 @@ class Modules(NamedTuple):
     head: tuple[epath.Path, ...]
 
     def projection_kernels(self) -> dict[str, np.ndarray]:
-        """The projection's layers, (in, out) each, by their number."""
+        """Reads the projection's kernels, (in, out) each, by layer index."""
         return {
-            str(number): np.asarray(read_block(slot), np.float32).T
-            for number, slot in enumerate(self.projection)
+            str(layer): np.asarray(read_block(slot), np.float32).T
+            for layer, slot in enumerate(self.projection)
         }
 
     def head_parameters(self) -> dict:
-        """A head's parameters, nested as in `gemma_encoder.model.heads.Head`."""
+        """Reads a head's parameters, nested as in `gemma_encoder.model.heads.Head`."""
         layers = []
-        for place in self.head:
-            slots = read_header(place / "model.safetensors")
+        for folder in self.head:
+            slots = read_header(folder / "model.safetensors")
             layers.append(
                 {
                     "kernel": read_block(slots["linear.weight"]).T,
                     "bias": read_block(slots["linear.bias"]),
                 }
             )
-        hidden = {str(number): layer for number, layer in enumerate(layers[:-1])}
+        hidden = {str(index): layer for index, layer in enumerate(layers[:-1])}
         return {**({"hidden": hidden} if hidden else {}), "out": layers[-1]}
 
 
 def read_modules(folder: epath.Path) -> Modules | None:
-    """The modules of a sentence-transformers folder; None without a `modules.json`. Raises InputError for one without a counterpart here."""
-    listed = folder / "modules.json"
-    if not listed.exists():
+    """Reads the modules of a sentence-transformers folder; None without a `modules.json`.
+
+    Raises:
+        InputError: a module has no counterpart in this library.
+    """
+    modules_file = folder / "modules.json"
+    if not modules_file.exists():
         return None
-    name, layers, head, normalize = "", [], [], False
-    for module in sorted(read_json(listed), key=lambda module: module["idx"]):
-        kind, place = module["type"].rpartition(".")[2], folder / module["path"]
+    pooler = ""
+    projection: list[Slot] = []
+    head: list[epath.Path] = []
+    normalize = False
+    for module in sorted(read_json(modules_file), key=lambda module: module["idx"]):
+        kind = module["type"].rpartition(".")[2]
+        module_folder = folder / module["path"]
         if kind == "Transformer":
             continue
         if kind == "Normalize":
             normalize = True
-            continue
-        if kind not in ("Pooling", "Dense"):
-            raise InputError(
-                f"{listed}: a module of type {module['type']} is not read; expected Transformer, Pooling, Dense and Normalize"
-            )
-        settings = read_json(place / "config.json")
-        if kind == "Pooling":
-            name = next(
-                (
-                    ours
-                    for ours, (mode, flag) in POOLING.items()
-                    if settings.get("pooling_mode") == mode or settings.get(flag)
-                ),
-                "",
-            )
-            if not name or settings.get("include_prompt") is False:
-                raise InputError(
-                    f"{place / 'config.json'}: pooling other than mean, cls or lasttoken over the whole text is not read"
-                )
-        elif settings.get("module_output_name", "sentence_embedding") != "sentence_embedding":
-            head.append(place)
+        elif kind == "Pooling":
+            pooler = _read_pooler(module_folder / "config.json")
+        elif kind == "Dense":
+            settings = read_json(module_folder / "config.json")
+            output = settings.get("module_output_name", "sentence_embedding")
+            if output != "sentence_embedding":
+                head.append(module_folder)
+            else:
+                projection.append(_read_projection(module_folder, settings, normalize))
         else:
-            slots = read_header(place / "model.safetensors")
-            if (
-                settings.get("bias")
-                or not settings.get("activation_function", "").endswith("Identity")
-                or set(slots) != {"linear.weight"}
-                or normalize
-            ):
-                raise InputError(
-                    f"{place}: a Dense module with a bias or an activation, or after Normalize, is not read"
-                )
-            layers.append(slots["linear.weight"])
-    if not name:
-        raise InputError(f"{listed} names no Pooling module")
-    return Modules(
-        PoolingConfig(
-            name, projection=tuple(slot.tensor.shape[0] for slot in layers), normalize=normalize
-        ),
-        tuple(layers),
-        tuple(head),
-    )
+            raise InputError(
+                f"{modules_file}: unsupported module type {module['type']}; expected Transformer, "
+                "Pooling, Dense and Normalize"
+            )
+    if not pooler:
+        raise InputError(f"{modules_file} has no Pooling module")
+    widths = tuple(slot.tensor.shape[0] for slot in projection)
+    pooling = PoolingConfig(pooler, projection=widths, normalize=normalize)
+    return Modules(pooling, tuple(projection), tuple(head))
+
+
+def _read_pooler(config: epath.Path) -> str:
+    """Returns our name of the pooler that a Pooling module's config describes."""
+    settings = read_json(config)
+    matching = [
+        name
+        for name, (mode, flag) in POOLING.items()
+        if settings.get("pooling_mode") == mode or settings.get(flag)
+    ]
+    if not matching or settings.get("include_prompt") is False:
+        raise InputError(
+            f"{config}: unsupported pooling; expected mean, cls or lasttoken over the whole text, "
+            "prompt included"
+        )
+    return matching[0]
+
+
+def _read_projection(folder: epath.Path, settings: dict[str, Any], normalized: bool) -> Slot:
+    """Returns the weight of a Dense module that projects the embedding.
+
+    Args:
+        folder: of the module.
+        settings: its config.
+        normalized: whether a Normalize module came before it.
+    """
+    slots = read_header(folder / "model.safetensors")
+    if (
+        settings.get("bias")
+        or not settings.get("activation_function", "").endswith("Identity")
+        or set(slots) != {"linear.weight"}
+        or normalized
+    ):
+        raise InputError(
+            f"{folder}: unsupported Dense module; expected no bias, no activation and no Normalize "
+            "before it"
+        )
+    return slots["linear.weight"]

@@ -1,21 +1,25 @@
-"""Between our parameters and somebody else's tensors: one table of names and axes for each format, read in both directions.
+"""Conversion between our parameters and the tensors of other checkpoint formats.
 
-A tensor goes from its file to its place on the devices by itself, so the memory needed beside the parameters is that of one tensor.
+Each format declares one table of tensor names and axes, which is used for reading and writing.
+Tensors are loaded one at a time, straight to their devices, so that peak memory exceeds the
+parameters by about one tensor.
 
-V vocab, D embed, F hidden, N query heads, K kv heads, H head dim, C = 2 (keys and values; gate and up).
+V vocab, D embed, F hidden, N query heads, K kv heads, H head dim, C = 2 (keys and values; gate
+and up).
 """
 
 import abc
 import functools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
@@ -23,8 +27,8 @@ from gemma_encoder.model.config import TransformerConfig
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.model.transformer import layer_index
 
-# Our axes of each parameter, without the one along which layers are stacked.
-AXES = {
+# The axes of each parameter, without the axis along which layers are stacked.
+PARAMETER_AXES = {
     "embedding": "V D",
     "final_norm/scale": "D",
     "query": "D N H",
@@ -42,60 +46,64 @@ AXES = {
 
 
 class Entry(NamedTuple):
-    """Where a parameter lies in another format.
+    """The stored form of one parameter in another format.
 
     Attributes:
-        names: their tensor; or two, that together make our axis C. `{layer}` stands for the number of the layer.
-        axes: their axes in einops' notation, without C where there are two names; of several layouts, whichever fits the shape.
+        names: the tensor's name, where `{layer}` stands for the layer index; or the names of two
+            tensors, which are stacked along our axis C.
+        axes: the stored axes in einops notation, without C where there are two names. If there are
+            several layouts, the one that fits the shape is used.
     """
 
     names: tuple[str, ...]
     axes: tuple[str, ...]
 
 
-Table = Mapping[str, Entry]  # by our parameter's name in `AXES`
+TensorTable = Mapping[str, Entry]  # by parameter name, as in `PARAMETER_AXES`
 
 
 class Tensor(NamedTuple):
-    """What a file says of a tensor."""
+    """Shape and dtype of a stored tensor."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 class Checkpoint(abc.ABC):
-    """Somebody else's weights.
+    """A checkpoint of pretrained or fine-tuned weights, in any supported format.
 
     Attributes:
-        description: what kind of checkpoint it is, for people.
-        tensors: those of the text transformer, by the names that `table` uses.
-        skipped: names of what an encoder has no use for (vision, an output embedding, optimiser states).
-        table: how they correspond to our parameters.
+        description: format and location, for messages.
+        tensors: the tensors of the text transformer, by the names that `table` uses.
+        skipped: names of tensors that an encoder does not use (vision tower, output embedding,
+            optimizer state).
+        table: maps our parameters to stored tensors.
     """
 
     description: str
     tensors: Mapping[str, Tensor]
     skipped: tuple[str, ...]
-    table: Table
+    table: TensorTable
 
     @abc.abstractmethod
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
-        """The transformer that it holds.
+        """Returns the transformer's config.
 
         Args:
-            hint: a config to believe where the files do not say enough.
+            hint: config to use if the files do not determine it.
 
         Raises:
-            InputError: it cannot be told.
+            InputError: the files do not determine the config, and there is no hint.
         """
 
     @abc.abstractmethod
     def read(self, name: str, sharding: Sharding) -> jax.Array:
-        """One tensor in the dtype of its file, placed as `sharding` says."""
+        """Reads one tensor in its stored dtype onto the devices of `sharding`."""
 
     def expected(self, config: TransformerConfig) -> dict[str, list[tuple[int, ...]]]:
-        """Every tensor that a checkpoint of `config` holds, with the shapes that it may have."""
-        sizes, result = axis_sizes(config), {}
+        """Returns the valid shapes of every tensor that a checkpoint of `config` holds."""
+        sizes = axis_sizes(config)
+        result = {}
         for parameter, entry in self.table.items():
             if parameter in ("query_norm/scale", "key_norm/scale") and not config.use_qk_norm:
                 continue
@@ -105,79 +113,94 @@ class Checkpoint(abc.ABC):
         return result
 
     def check(self, config: TransformerConfig) -> None:
-        """Raises InputError listing every tensor that is missing, surplus or of another shape than `config` wants."""
+        """Checks that the tensors are those of `config`.
+
+        Raises:
+            InputError: lists every missing or unexpected tensor and every wrong shape.
+        """
         expected = self.expected(config)
         problems = [f"{name} is missing" for name in sorted(expected.keys() - self.tensors.keys())]
-        problems += [f"{name} is surplus" for name in sorted(self.tensors.keys() - expected.keys())]
-        problems += [
-            f"{name} has shape {self.tensors[name].shape}, expected {' or '.join(map(str, dict.fromkeys(shapes)))}"
-            for name, shapes in expected.items()
-            if name in self.tensors and self.tensors[name].shape not in shapes
-        ]
+        unexpected = sorted(self.tensors.keys() - expected.keys())
+        problems += [f"{name} is unexpected" for name in unexpected]
+        for name, shapes in expected.items():
+            if name in self.tensors and self.tensors[name].shape not in shapes:
+                valid_shapes = " or ".join(map(str, dict.fromkeys(shapes)))
+                problems.append(
+                    f"{name} has shape {self.tensors[name].shape}, expected {valid_shapes}"
+                )
         if problems:
-            raise InputError(f"{self.description} does not hold this model: {'; '.join(problems)}")
+            raise InputError(f"{self.description} does not match the model: {'; '.join(problems)}")
 
     def load(
         self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype
     ) -> dict:
-        """Our parameters of the backbone.
+        """Loads the backbone's parameters.
 
         Args:
             config: the transformer.
             shapes: nested dict of our parameters' shapes.
-            shardings: nested dict, one for each of our parameters.
+            shardings: nested dict with a sharding for each of our parameters.
             dtype: of the result.
 
         Raises:
             InputError: the tensors are not those of `config`.
         """
         self.check(config)
-        places, wanted = parameter_paths(shardings), parameter_paths(shapes)
+        sharding_of = parameter_paths(shardings)
+        abstract = parameter_paths(shapes)
 
         def largest_tensor(path: str) -> int:
             names = self.table[layers_of(config, path)[0]].names
-            return max(int(np.prod(self.tensors[name.format(layer=0)].shape)) for name in names)
+            return max(math.prod(self.tensors[name.format(layer=0)].shape) for name in names)
 
-        # The largest tensors first: what reading them takes besides is given back before the memory fills up.
+        # Largest tensors first: their read buffers are freed before the parameters fill the memory.
         loaded = {
-            path: _load_one(self, config, path, wanted[path].shape, places[path], jnp.dtype(dtype))
-            for path in sorted(wanted, key=largest_tensor, reverse=True)
+            path: _load_parameter(
+                self, config, path, abstract[path].shape, sharding_of[path], jnp.dtype(dtype)
+            )
+            for path in sorted(abstract, key=largest_tensor, reverse=True)
         }
-        return jax.tree.unflatten(jax.tree.structure(shapes), [loaded[path] for path in wanted])
+        return jax.tree.unflatten(jax.tree.structure(shapes), [loaded[path] for path in abstract])
 
 
 def axis_sizes(config: TransformerConfig) -> dict[str, int]:
-    """The length of every axis."""
-    D, F, N, K, H = (
-        config.embed_dim,
-        config.hidden_dim,
-        config.num_heads,
-        config.num_kv_heads,
-        config.head_dim,
-    )
-    return {"V": config.vocab_size, "D": D, "F": F, "N": N, "K": K, "H": H, "C": 2}
+    """Returns the size of every axis, by its letter."""
+    return {
+        "V": config.vocab_size,
+        "D": config.embed_dim,
+        "F": config.hidden_dim,
+        "N": config.num_heads,
+        "K": config.num_kv_heads,
+        "H": config.head_dim,
+        "C": 2,
+    }
 
 
 def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that axes such as "(N H) D" have."""
-    return tuple(int(np.prod([sizes[name] for name in group.split()])) for group in _groups(axes))
+    """Returns the shape of axes such as "(N H) D"."""
+    return tuple(math.prod(sizes[name] for name in group.split()) for group in _groups(axes))
 
 
 def _groups(axes: str) -> list[str]:
-    """The dimensions of an einops side: those of "(N H) D" are "N H" and "D"."""
+    """Splits one side of an einops pattern into dimensions: "(N H) D" into "N H" and "D"."""
     return [inner or single for inner, single in re.findall(r"\(([^)]*)\)|(\w+)", axes)]
 
 
 def layers_of(config: TransformerConfig, path: str) -> tuple[str, range | None, bool]:
-    """What a parameter's path means: its name in `AXES`, its layers (None outside layers), and whether they are stacked."""
-    group, _, rest = path.partition("/")
+    """Returns the layers that a parameter's path covers.
+
+    Returns:
+        The parameter's name in `PARAMETER_AXES`, its layers (None outside layers), and whether
+        they are stacked along axis 0.
+    """
+    group, _, remainder = path.partition("/")
     if group not in ("blocks", "remainder"):
         return path, None, False
-    position, _, name = rest.partition("/")
+    position, _, name = remainder.partition("/")
     return name, layer_index(config, group, int(position)), group == "blocks"
 
 
-def _load_one(
+def _load_parameter(
     checkpoint: Checkpoint,
     config: TransformerConfig,
     path: str,
@@ -185,68 +208,69 @@ def _load_one(
     sharding: Sharding,
     dtype: jnp.dtype,
 ) -> jax.Array:
+    """Loads one parameter, which may be assembled from several tensors."""
     name, layers, stacked = layers_of(config, path)
-    entry, ours, sizes = checkpoint.table[name], AXES[name], axis_sizes(config)
-    whole = not stacked and len(entry.names) == 1
-    destination = None if whole else _zeros(shape, dtype, sharding)()
-    for place, layer in enumerate(layers or (0,)):
+    entry = checkpoint.table[name]
+    ours = PARAMETER_AXES[name]
+    sizes = axis_sizes(config)
+    is_single_tensor = not stacked and len(entry.names) == 1
+    result = None if is_single_tensor else _zeros(shape, dtype, sharding)()
+    for layer_offset, layer in enumerate(layers or (0,)):
         for part, pattern in enumerate(entry.names):
             source = pattern.format(layer=layer)
-            theirs = next(
-                axes
-                for axes in entry.axes
-                if _shape(axes, sizes) == checkpoint.tensors[source].shape
-            )
-            piece = checkpoint.read(
-                source,
-                _their_sharding(sharding, theirs, ours, stacked, checkpoint.tensors[source].shape),
-            )
+            stored_shape = checkpoint.tensors[source].shape
+            theirs = next(axes for axes in entry.axes if _shape(axes, sizes) == stored_shape)
+            read_sharding = _stored_sharding(sharding, theirs, ours, stacked, stored_shape)
+            tensor = checkpoint.read(source, read_sharding)
             convert = _converter(
                 theirs, ours, tuple(sizes.items()), dtype, stacked, len(entry.names) > 1, sharding
             )
-            destination = convert(piece) if whole else convert(piece, destination, place, part)
-            # One tensor at a time: nothing of the next is read before this one is where it belongs.
-            destination.block_until_ready()
-            del piece
-    return destination
+            if is_single_tensor:
+                result = convert(tensor)
+            else:
+                result = convert(tensor, result, layer_offset, part)
+            # Finish this copy before the next read: two tensors at once would double the overhead.
+            result.block_until_ready()
+            del tensor
+    return result
 
 
-def _their_sharding(
+def _stored_sharding(
     sharding: Sharding, theirs: str, ours: str, stacked: bool, shape: tuple[int, ...]
 ) -> Sharding:
-    """The sharding of their tensor under which every device reads little more than it keeps."""
+    """Returns a sharding of the stored tensor under which devices read little more than they need.
+
+    Args:
+        sharding: of our parameter.
+        theirs: the stored axes.
+        ours: the parameter's axes.
+        stacked: whether our parameter has a leading axis of layers.
+        shape: of the stored tensor.
+    """
     if not isinstance(sharding, NamedSharding):
         return sharding
-    spec = (*sharding.spec, *(None,) * len(ours.split()))[1 if stacked else 0 :]
-    axis_of = dict(zip(ours.split(), spec, strict=False))
-    cut = [axis_of.get(group.split()[0]) for group in _groups(theirs)]
-    counts = [
-        int(
-            np.prod(
-                [
-                    sharding.mesh.shape[axis]
-                    for axis in (axes if isinstance(axes, tuple) else (axes,))
-                ]
-            )
-        )
-        if axes
-        else 1
-        for axes in cut
-    ]
-    return NamedSharding(
-        sharding.mesh,
-        P(
-            *(
-                axes if size % count == 0 else None
-                for axes, count, size in zip(cut, counts, shape, strict=True)
-            )
-        ),
-    )
+    axis_names = ours.split()
+    spec = (*sharding.spec, *(None,) * len(axis_names))
+    mesh_axes_of = dict(zip(axis_names, spec[1:] if stacked else spec, strict=False))
+    stored_spec = []
+    for group, size in zip(_groups(theirs), shape, strict=True):
+        mesh_axes = mesh_axes_of.get(group.split()[0])
+        divides = size % _num_shards(sharding.mesh, mesh_axes) == 0
+        stored_spec.append(mesh_axes if divides else None)
+    return NamedSharding(sharding.mesh, P(*stored_spec))
+
+
+def _num_shards(mesh: Mesh, mesh_axes: str | tuple[str, ...] | None) -> int:
+    """Returns the number of shards along a dimension with this entry in its partition spec."""
+    if not mesh_axes:
+        return 1
+    names = mesh_axes if isinstance(mesh_axes, tuple) else (mesh_axes,)
+    return math.prod(mesh.shape[name] for name in names)
 
 
 @functools.cache
-def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding):
-    """A program, compiled once for each kind of parameter, whatever the number of checkpoints that are read."""
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding) -> Callable[[], jax.Array]:
+    """Returns a jitted function that allocates zeros; cached across checkpoints."""
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
 
 
@@ -259,59 +283,77 @@ def _converter(
     stacked: bool,
     parts: bool,
     sharding: Sharding,
-):
-    """From their tensor to our parameter; or, where the parameter is made of several, into its place there, in place."""
-    ours_without_parts = " ".join(axis for axis in ours.split() if axis != "C") if parts else ours
-    named = dict(sizes)
-    used = {name: named[name] for group in _groups(theirs) for name in group.split()}
+) -> Callable[..., jax.Array]:
+    """Returns a jitted function from a stored tensor to our parameter.
 
-    def arranged(piece: jax.Array) -> jax.Array:
-        return einops.rearrange(piece, f"{theirs} -> {ours_without_parts}", **used).astype(dtype)
+    If the parameter is assembled from several tensors, the function takes (tensor, parameter, layer
+    offset, part) and updates the donated parameter in place.
+
+    Args:
+        theirs: the stored axes.
+        ours: the parameter's axes.
+        sizes: items of `axis_sizes`, hashable.
+        dtype: of the parameter.
+        stacked: whether layers are stacked along axis 0.
+        parts: whether axis C is made of several tensors.
+        sharding: of the parameter.
+    """
+    names = ours.split()
+    tensor_axes = _without_parts(ours) if parts else ours
+    size_of = dict(sizes)
+    used = {name: size_of[name] for group in _groups(theirs) for name in group.split()}
+
+    def rearrange(tensor: jax.Array) -> jax.Array:
+        return einops.rearrange(tensor, f"{theirs} -> {tensor_axes}", **used).astype(dtype)
 
     if not stacked and not parts:
-        return jax.jit(arranged, out_shardings=sharding)
+        return jax.jit(rearrange, out_shardings=sharding)
 
-    def into(
-        piece: jax.Array, destination: jax.Array, place: jax.Array, part: jax.Array
+    def update(
+        tensor: jax.Array, parameter: jax.Array, layer_offset: jax.Array, part: jax.Array
     ) -> jax.Array:
-        piece, start = arranged(piece), [0] * destination.ndim
+        tensor = rearrange(tensor)
+        start = [0] * parameter.ndim
         if parts:
-            piece = jnp.expand_dims(piece, ours.split().index("C"))
-            start[ours.split().index("C") + stacked] = part
+            tensor = jnp.expand_dims(tensor, names.index("C"))
+            start[names.index("C") + stacked] = part
         if stacked:
-            piece = piece[None]
-            start[0] = place
-        return jax.lax.dynamic_update_slice(destination, piece, start)
+            tensor = tensor[None]
+            start[0] = layer_offset
+        return jax.lax.dynamic_update_slice(parameter, tensor, start)
 
-    return jax.jit(into, out_shardings=sharding, donate_argnums=1)
+    return jax.jit(update, out_shardings=sharding, donate_argnums=1)
+
+
+def _without_parts(axes: str) -> str:
+    """Returns the axes without C."""
+    return " ".join(axis for axis in axes.split() if axis != "C")
 
 
 def dump(
-    backbone: Mapping, config: TransformerConfig, table: Table
+    backbone: Mapping, config: TransformerConfig, table: TensorTable
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(their name, their tensor) of every parameter: the inverse of `load`, one at a time, on the host.
+    """Yields the tensors of another format, one at a time, on the host: the inverse of `load`.
 
     Args:
         backbone: nested dict of our parameters.
         config: the transformer.
         table: of the format; the first of several layouts is written.
+
+    Yields:
+        (name, tensor) in the other format.
     """
     sizes = axis_sizes(config)
     for path, leaf in parameter_paths(backbone).items():
         name, layers, stacked = layers_of(config, path)
-        entry, ours = table[name], AXES[name]
-        theirs = entry.axes[0]
-        for place, layer in enumerate(layers or (0,)):
-            value = np.asarray(jax.device_get(leaf[place] if stacked else leaf))
+        entry = table[name]
+        ours = PARAMETER_AXES[name]
+        has_parts = len(entry.names) > 1
+        axes = _without_parts(ours) if has_parts else ours
+        used = {axis: sizes[axis] for axis in axes.split()}
+        for layer_offset, layer in enumerate(layers or (0,)):
+            value = np.asarray(jax.device_get(leaf[layer_offset] if stacked else leaf))
             for part, pattern in enumerate(entry.names):
-                axes = ours
-                if len(entry.names) > 1:
-                    axes = " ".join(axis for axis in ours.split() if axis != "C")
-                    piece = value.take(part, axis=ours.split().index("C"))
-                else:
-                    piece = value
-                used = {axis: sizes[axis] for axis in axes.split()}
-                yield (
-                    pattern.format(layer=layer),
-                    np.ascontiguousarray(einops.rearrange(piece, f"{axes} -> {theirs}", **used)),
-                )
+                tensor = value.take(part, axis=ours.split().index("C")) if has_parts else value
+                tensor = einops.rearrange(tensor, f"{axes} -> {entry.axes[0]}", **used)
+                yield pattern.format(layer=layer), np.ascontiguousarray(tensor)

@@ -47,7 +47,7 @@ def test_a_checkpoint_that_does_not_load_says_why(tmp_path, capsys):
 
 def test_what_is_no_checkpoint_is_told_in_one_line(tmp_path, capsys):
     assert inspect.main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no checkpoint")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a checkpoint")
     with pytest.raises(SystemExit):
         inspect.main(["--read"])
 

@@ -173,7 +173,7 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
     )
     with pytest.raises(
         InputError,
-        match="no place for the head 'text' of kind language_model; heads=False leaves it out",
+        match="no module for the head 'text' of kind language_model; heads=False leaves it out",
     ):
         ge.export_huggingface(predictor, tmp_path / "refused")
     exported = ge.export_huggingface(predictor, tmp_path / "exported", heads=False)
