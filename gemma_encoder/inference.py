@@ -1,4 +1,4 @@
-"""Predictor: a checkpoint to predict, rank and embed with, without TensorFlow or training data.
+"""Predictor: predicts, ranks and embeds with a checkpoint, without TensorFlow or training data.
 
 predictor = Predictor.load("runs/sst2")
 predictor.predict(["a fine film"], task="glue_sst2")
@@ -33,20 +33,21 @@ Texts = Iterable[str | Mapping[str, str] | Sequence[str]]
 class Predictor:
     """A fine-tuned encoder with its tasks, templates and tokenizer.
 
-    Texts share rows inside, see `gemma_encoder.text_encoder.TextEncoder`, so that short ones do not
-    pay for long ones; results come in the order of the texts.
+    Short texts share rows, see `gemma_encoder.text_encoder.TextEncoder`, so that they are not
+    padded to the longest one. Results are in the order of the texts.
 
     Args:
-        bundle: everything but the parameters.
-        parameters: nested dict, as `backbone.load_encoder` gives it.
-        mesh: what rows are spread over; by default the first device.
+        spec: the inference spec.
+        parameters: nested dict, as returned by `backbone.load_encoder`.
+        mesh: the mesh over which rows are sharded; by default the first device.
 
     Attributes:
-        tasks: what it can predict, by name.
+        tasks: the tasks that it predicts, by name.
     """
 
     def __init__(self, spec: native.InferenceSpec, parameters: dict, mesh: Mesh | None = None):
-        self.spec, self.parameters = spec, parameters
+        self.spec = spec
+        self.parameters = parameters
         self.mesh = _one_device() if mesh is None else mesh
         self.tasks: dict[str, Task] = {task.name: task for task in spec.tasks}
         self._encoder = TextEncoder(spec, parameters, self.mesh)
@@ -58,19 +59,19 @@ class Predictor:
 
     @classmethod
     def load(cls, path: epath.PathLike, mesh: Sequence[int] | None = None) -> "Predictor":
-        """Loads a workdir (its newest checkpoint), one of its checkpoints, or an exported folder.
+        """Loads a workdir (its latest checkpoint), one of its checkpoints, or an exported folder.
 
-        A sentence-transformers folder of another Gemma, such as EmbeddingGemma, is loaded too: it
-        has no task, but it embeds.
+        Sentence-transformers folders of other Gemma models, such as EmbeddingGemma, load too; they
+        have no task, but can embed.
 
-        Programs that it compiles are stored in the user's cache folder, for later processes, unless
-        JAX has a folder for them already; see `runtime.enable_compilation_cache`.
+        Compiled programs are cached in the user's cache folder, unless JAX has a cache folder
+        already; see `runtime.enable_compilation_cache`.
 
         Args:
             path: local or `gs://`.
-            mesh: (data, fsdp, tensor) over all devices, -1 for all that are left: (-1, 1, 1) gives
-                each device texts of its own, (1, -1, 1) cuts up a model that is too large for one.
-                By default it works on the first device.
+            mesh: (data, fsdp, tensor) sizes over all devices, -1 for the remaining ones: (-1, 1, 1)
+                spreads texts, (1, -1, 1) shards a model that is too large for one device. By
+                default the first device is used.
 
         Raises:
             InputError: there is no checkpoint, or the mesh does not fit the devices.
@@ -80,51 +81,46 @@ class Predictor:
         return cls(*backbone.load_encoder(path, devices), devices)
 
     def __repr__(self) -> str:
-        encoder, tasks = self.spec.encoder, ", ".join(self.tasks) or "no task"
+        encoder = self.spec.encoder
+        tasks = ", ".join(self.tasks) or "no task"
         return (
             f"Predictor({tasks}; {encoder.attention}, {encoder.pooling.name} pooling, "
             f"step {self.spec.step})"
         )
 
     def _repr_html_(self) -> str:
-        """The card that a notebook shows."""
+        """Returns the card that a notebook shows."""
         return card.to_html(self.spec)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The class names, in the order of probabilities, of the only task that has classes.
+        """Class names of the only classification task, in the order of the probabilities.
 
         Raises:
-            InputError: no task has classes, or several do: ask `predictor.tasks[name].classes`.
+            InputError: no task or several tasks have classes; use `predictor.tasks[name].classes`.
         """
         tasks = [task for task in self.tasks.values() if task.classes]
+        if not tasks:
+            raise InputError(f"no task has classes; there are {_describe(self.tasks.values())}")
         if len(tasks) != 1:
-            if not tasks:
-                raise InputError(f"no task has classes; there are {_names(self.tasks.values())}")
-            raise InputError(f"ask predictor.tasks[name].classes of one of {_names(tasks)}")
+            raise InputError(
+                f"several tasks have classes; use predictor.tasks[name].classes of one of "
+                f"{_describe(tasks)}"
+            )
         return tasks[0].classes
 
     def task(self, name: str | None = None, kind: str | None = None) -> Task:
-        """A task by name, or the only one there is.
+        """Returns a task by name, or the only one.
 
         Args:
-            name: as in `tasks`; may be left out when the checkpoint has only one (of that kind).
-            kind: what it must be, e.g. "ranking".
+            name: as in `tasks`; optional if the checkpoint has only one task (of that kind).
+            kind: the kind that the task must have, e.g. "ranking".
 
         Raises:
-            InputError: there is no such task, or more than one.
+            InputError: there is no such task, or `name` is needed to select one.
         """
-        tasks = [task for task in self.tasks.values() if kind in (None, task.kind.name)]
         if name is None:
-            if not self.tasks:
-                raise InputError("the checkpoint knows no task")
-            if not tasks:
-                raise InputError(
-                    f"the checkpoint has no {kind} task; {_names(self.tasks.values())}"
-                )
-            if len(tasks) != 1:
-                raise InputError(f"name a task: the checkpoint has {_names(tasks)}")
-            return tasks[0]
+            return self._only_task(kind)
         if name not in self.tasks:
             raise unknown(
                 "task for this checkpoint, which was not trained on it:", name, self.tasks
@@ -134,17 +130,31 @@ class Predictor:
             raise InputError(f"task {name!r} is a {task.kind} task; a {kind} task is needed here")
         return task
 
+    def _only_task(self, kind: str | None) -> Task:
+        """Returns the only task (of a kind)."""
+        if not self.tasks:
+            raise InputError("the checkpoint has no task; use embed, or another checkpoint")
+        tasks = [task for task in self.tasks.values() if kind in (None, task.kind.name)]
+        if not tasks:
+            raise InputError(
+                f"the checkpoint has no {kind} task; there are {_describe(self.tasks.values())}"
+            )
+        if len(tasks) != 1:
+            raise InputError(f"name a task: the checkpoint has {_describe(tasks)}")
+        return tasks[0]
+
     def warm_up(self, *, max_rows: int = MAX_ROWS, progress: bool | None = None) -> int:
-        """Compiles every program that texts may need, so that no later call waits for one.
+        """Compiles every program that texts may need, so that no later call has to.
 
         Args:
-            max_rows: of batches to compile for; a service that scores one text at a time needs 1.
-            progress: show a bar; by default on a terminal and in a notebook.
+            max_rows: the largest batch to compile for; a service that scores one text at a time
+                needs 1.
+            progress: show a progress bar; by default on a terminal and in a notebook.
 
         Returns:
             The number of programs.
         """
-        return self._encoder.warm_up(max_rows, _show(progress))
+        return self._encoder.warm_up(max_rows, _shows_progress(progress))
 
     def predict(
         self,
@@ -155,32 +165,33 @@ class Predictor:
         progress: bool | None = None,
         names: Sequence[str] | None = None,
     ) -> "np.ndarray | pandas.DataFrame":
-        """Predictions in the order of the texts.
+        """Predicts a task for texts.
 
         Args:
-            texts: for a task of one field, strings; for any task, dictionaries of its fields, or
-                tuples in their order; or a DataFrame with columns of these names.
-            task: by name; may be left out when the checkpoint has only one.
-            as_frame: give a DataFrame: the fields, "prediction", and for classes
-                "probability_CLASS" of each; of a language model the prediction is the perplexity,
-                with "nll" and "tokens" beside it.
-            progress: show a bar on long work; by default on a terminal and in a notebook.
-            names: what the texts are called in messages; by default "text 0", "text 1", …
+            texts: strings, for a task of one field; or dictionaries of the task's fields, or tuples
+                in their order; or a DataFrame with columns of these names.
+            task: its name; optional if the checkpoint has only one.
+            as_frame: return a DataFrame: the fields, "prediction", and for classes a column
+                "probability_CLASS" each. For a language model the prediction is the perplexity,
+                with the columns "nll" and "tokens".
+            progress: show a progress bar on long work; by default on a terminal and in a notebook.
+            names: names of the texts in messages; by default "text 0", "text 1", …
 
         Returns:
-            [N, C] class probabilities; [N] targets in the task's own units (regression) or scores
-            (ranking); of a language model [N, 2], each text's summed negative log-likelihood in
-            nats and its number of predicted tokens: exp(first / second) is its perplexity.
+            In the order of the texts: [N, C] class probabilities; [N] targets in the task's units
+            (regression) or scores (ranking); for a language model [N, 2], the summed negative
+            log-likelihood in nats and the number of predicted tokens. The perplexity is
+            exp(nll / tokens).
 
         Raises:
-            InputError: no text, one that is empty, or fields that are not the task's.
+            InputError: there is no text, a text is empty, or its fields are not the task's.
         """
-        chosen_task = self.task(task)
-        fields = self.fields(chosen_task.name, texts, names)
-        _, scores = self._encoder.run(chosen_task.template, fields, names, _show(progress))
-        outputs = chosen_task.kind.postprocess(chosen_task, scores[chosen_task.head])
+        selected = self.task(task)
+        fields = self.fields(selected.name, texts, names)
+        _, scores = self._encoder.run(selected.template, fields, names, _shows_progress(progress))
+        outputs = selected.kind.postprocess(selected, scores[selected.head])
         if as_frame:
-            return _frame(prediction_columns(chosen_task, fields, outputs))
+            return _frame(prediction_columns(selected, fields, outputs))
         return outputs
 
     def rank(
@@ -193,15 +204,22 @@ class Predictor:
         as_frame: bool = False,
         progress: bool | None = None,
     ) -> "list[tuple[int, float]] | pandas.DataFrame":
-        """(index, score) of each document, best first; equal scores keep the documents' order.
+        """Ranks documents for a query.
 
         Args:
-            query: what is looked for.
+            query: the query.
             documents: the candidates.
-            task: a ranking task; may be left out when the checkpoint has only one.
-            top_k: give only so many, the best ones; by default all.
-            as_frame: give a DataFrame with the columns "index", "score" and "document".
+            task: a ranking task; optional if the checkpoint has only one.
+            top_k: number of documents to return; by default all.
+            as_frame: return a DataFrame with the columns "index", "score" and "document".
             progress: as in `predict`.
+
+        Returns:
+            (index, score) of the documents, best first; equal scores keep the documents' order.
+
+        Raises:
+            InputError: there is no document, the task's fields are not a query and a document, or
+                `top_k` is less than 1.
         """
         ranking = self.task(task, "ranking")
         if len(ranking.template.fields) != 2:
@@ -211,7 +229,7 @@ class Predictor:
             )
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k must be at least 1, or None for all, got {top_k}")
-        documents = _listed(documents, "documents")
+        documents = _as_list(documents, "documents")
         pairs = [(query, document) for document in documents]
         scores = self.predict(pairs, ranking.name, progress=progress)
         order = np.argsort(-scores, kind="stable")[:top_k]
@@ -228,19 +246,27 @@ class Predictor:
         as_frame: bool = False,
         progress: bool | None = None,
     ) -> "np.ndarray | pandas.DataFrame":
-        """Pooled states, [N, D] float32, of bare texts, or of a task's template around them.
+        """Embeds texts.
 
         Args:
-            texts: as in `predict`; without a task, strings.
-            task: whose template to use.
-            as_frame: give a DataFrame with a column for each of the D numbers.
+            texts: strings; with a task, as in `predict`.
+            task: formats texts with this task's template; by default they are embedded as they are.
+            as_frame: return a DataFrame with a column per dimension.
             progress: as in `predict`.
+
+        Returns:
+            Pooled states, [N, D] float32, in the order of the texts.
+
+        Raises:
+            InputError: there is no text, a text is empty, or its fields are not the task's.
         """
         if task is None:
-            template, fields = BARE, [{"text": text} for text in _listed(texts, "texts")]
+            template = BARE
+            fields = [{"text": text} for text in _as_list(texts, "texts")]
         else:
-            template, fields = self.task(task).template, self.fields(task, texts)
-        pooled, _ = self._encoder.run(template, fields, None, _show(progress))
+            template = self.task(task).template
+            fields = self.fields(task, texts)
+        pooled, _ = self._encoder.run(template, fields, None, _shows_progress(progress))
         if as_frame:
             return _frame({str(index): pooled[:, index] for index in range(pooled.shape[1])})
         return pooled
@@ -251,72 +277,91 @@ class Predictor:
         others: Texts | np.ndarray | None = None,
         task: str | None = None,
     ) -> np.ndarray:
-        """Cosine similarities, [N, M] float32, of embeddings.
+        """Computes cosine similarities of embeddings.
 
         Args:
-            texts: N texts as `embed` takes them, or their embeddings [N, D].
-            others: M of either; by default `texts` again.
+            texts: N texts, as in `embed`, or their embeddings [N, D].
+            others: M texts or embeddings; by default `texts`.
             task: as in `embed`.
+
+        Returns:
+            [N, M] float32.
+
+        Raises:
+            InputError: embeddings have another shape, or as in `embed`.
         """
+        rows = self._unit_vectors(texts, task)
+        columns = rows if others is None else self._unit_vectors(others, task)
+        return rows @ columns.T
+
+    def _unit_vectors(self, items: Texts | np.ndarray, task: str | None) -> np.ndarray:
+        """Returns embeddings, of texts or given ones, scaled to length 1."""
+        is_array = isinstance(items, np.ndarray) and np.issubdtype(items.dtype, np.floating)
+        vectors = items if is_array else self.embed(items, task)
         width = self.spec.encoder.pooled_dim
-
-        def unit(items) -> np.ndarray:
-            is_array = isinstance(items, np.ndarray) and np.issubdtype(items.dtype, np.floating)
-            vectors = items if is_array else self.embed(items, task)
-            if vectors.ndim != 2 or vectors.shape[1] != width:
-                raise InputError(f"embeddings must be [N, {width}], got {list(vectors.shape)}")
-            return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-        first = unit(texts)
-        return first @ (first if others is None else unit(others)).T
+        if vectors.ndim != 2 or vectors.shape[1] != width:
+            raise InputError(f"embeddings must be [N, {width}], got {list(vectors.shape)}")
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def fields(
         self, task: str | None, texts: Texts, names: Sequence[str] | None = None
     ) -> list[Mapping[str, str]]:
-        """Each text as a dictionary of the task's fields; arguments as in `predict`."""
-        task_name, fields = self.task(task).name, self.task(task).template.fields
+        """Returns each text as a dictionary of the task's fields; arguments as in `predict`."""
+        selected = self.task(task)
         result = []
-        for index, text in enumerate(_listed(texts, "texts")):
+        for index, text in enumerate(_as_list(texts, "texts")):
             if isinstance(text, Mapping):
                 result.append(text)
-                continue
-            where = names[index] if names else f"text {index}"
-            if not isinstance(text, str | Sequence):
-                raise InputError(
-                    f"{where}: expected a string, a dictionary of fields or a tuple of them, got "
-                    f"{type(text).__name__}"
-                )
-            values = (text,) if isinstance(text, str) else tuple(text)
-            if len(values) != len(fields):
-                raise InputError(
-                    f"{where}: task {task_name!r} needs {len(fields)} fields "
-                    f"({', '.join(fields)}), got {len(values)}"
-                )
-            result.append(dict(zip(fields, values, strict=True)))
+            else:
+                where = names[index] if names else f"text {index}"
+                result.append(_named_fields(selected, text, where))
         return result
+
+
+def _named_fields(task: Task, text: Any, where: str) -> dict[str, str]:
+    """Returns a string or tuple as a dictionary of the task's fields."""
+    fields = task.template.fields
+    if not isinstance(text, str | Sequence):
+        raise InputError(
+            f"{where}: expected a string, a dictionary of fields or a tuple of them, got "
+            f"{type(text).__name__}"
+        )
+    values = (text,) if isinstance(text, str) else tuple(text)
+    if len(values) != len(fields):
+        raise InputError(
+            f"{where}: task {task.name!r} needs {len(fields)} fields ({', '.join(fields)}), got "
+            f"{len(values)}"
+        )
+    return dict(zip(fields, values, strict=True))
 
 
 def export_huggingface(
     predictor: Predictor, folder: epath.PathLike, *, heads: bool = True
 ) -> epath.Path:
-    """Writes a folder that Hugging Face transformers and sentence-transformers load; see `gemma_encoder.weights.export`.
+    """Writes a folder for Hugging Face transformers and sentence-transformers, with a model card.
 
-    `SentenceTransformer(folder).encode(texts)` is then `predictor.embed(texts)`, `encode(texts, prompt_name=task)` is
-    `predictor.embed(texts, task)` for a task whose template ends with its only field, and a single head's scores are what the
-    model itself returns as "scores". A model card, README.md, says what it is.
+    `SentenceTransformer(folder).encode(texts)` equals `predictor.embed(texts)`. For a task whose
+    template ends with its only field, `encode(texts, prompt_name=task)` equals
+    `predictor.embed(texts, task)`. The scores of a single head are the model's output "scores". See
+    `gemma_encoder.weights.export`.
 
     Args:
         predictor: a fine-tuned encoder.
-        folder: a new one, local or `gs://`.
-        heads: False leaves heads out, so that an encoder with several can be exported for its embeddings.
+        folder: a new folder, local or `gs://`.
+        heads: False leaves heads out, so that an encoder with several can be exported for its
+            embeddings.
+
+    Returns:
+        The folder.
 
     Raises:
-        InputError: the format cannot express the model (attention poolers, several heads, a reach that differs by side).
+        InputError: the format cannot represent the model (attention poolers, several heads, a reach
+            that differs by side).
     """
     return export.export(predictor.spec, predictor.parameters, folder, heads)
 
 
-def _names(tasks: Iterable[Task]) -> str:
+def _describe(tasks: Iterable[Task]) -> str:
     return ", ".join(f"{task.name} ({task.kind})" for task in tasks)
 
 
@@ -324,10 +369,10 @@ def _one_device() -> Mesh:
     return sharding.make_mesh((1, 1, 1), jax.devices()[:1])
 
 
-def _listed(texts, name: str) -> list:
-    """The texts as a list; a DataFrame gives its rows."""
+def _as_list(texts, name: str) -> list:
+    """Returns the texts as a list; the rows of a DataFrame as dictionaries."""
     if isinstance(texts, str | Mapping):
-        raise InputError(f"{name} must be a list; put the single one in brackets")
+        raise InputError(f"{name} must be a list; put a single one in brackets")
     if hasattr(texts, "columns") and hasattr(texts, "to_dict"):
         return texts.to_dict("records")
     try:
@@ -341,13 +386,13 @@ def _frame(columns: Mapping[str, Any]) -> "pandas.DataFrame":
         import pandas
     except ImportError:
         raise InputError(
-            "as_frame needs pandas: pip install pandas, or leave it out and get numpy arrays"
+            "as_frame needs pandas: pip install pandas, or leave it out to get numpy arrays"
         ) from None
     return pandas.DataFrame(dict(columns))
 
 
-def _show(progress: bool | None) -> bool:
-    """Progress bars are shown by default where somebody looks on: a terminal, or a notebook."""
+def _shows_progress(progress: bool | None) -> bool:
+    """Returns whether to show progress bars; by default on a terminal and in a notebook."""
     if progress is not None:
         return progress
     return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -1,40 +1,47 @@
-"""A file of texts in, a file of predictions out: any number of them, a few thousand in memory at a time.
+"""Predicts the texts of a file and writes predictions to another, in constant memory.
 
-Predictions are written to OUTPUT.part, one JSON object a line, and OUTPUT.part.json says how far they go; once all are there, they
-become OUTPUT. A run that was cut off goes on where it stopped when the same command is given again, provided that the input still
-begins with the same rows.
+Predictions are written to OUTPUT.part as JSON lines, and progress to OUTPUT.part.json. Once all are
+written, they are converted to OUTPUT. Rerun an interrupted command to resume it, provided that the
+input still begins with the same rows.
 """
 
+import csv
 import hashlib
 import itertools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tqdm
 
 from gemma_encoder.data.files.lines import numbered, without_compression
-from gemma_encoder.data.files.rows import read_rows as read_rows
+from gemma_encoder.data.files.rows import read_rows
 from gemma_encoder.data.files.rows import where as row_name
 from gemma_encoder.evaluation.columns import PROBABILITIES, flatten_columns, prediction_records
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
-from gemma_encoder.text_encoder import PATIENCE
+from gemma_encoder.text_encoder import PROGRESS_DELAY
 
-CHUNK = 4096  # texts that are held at a time
+TEXTS_PER_CHUNK = 4096  # texts in memory at a time
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 class InputText(NamedTuple):
-    """One text of the input."""
+    """One text of the input.
 
-    name: str  # in messages, e.g. "texts.csv:7"
+    Attributes:
+        name: location for messages, e.g. "texts.csv:7".
+        fields: values of the task's fields.
+        extra: values of the columns that the output repeats.
+    """
+
+    name: str
     fields: Mapping[str, Any]
-    kept: Mapping[str, Any]  # the columns that the output repeats
+    extra: Mapping[str, Any]
 
 
 def predict_file(
@@ -48,139 +55,165 @@ def predict_file(
     """Predicts every text of a file, in order.
 
     Args:
-        predictor: does it.
-        task: for which.
-        source: .txt (a text a line), or .jsonl, .csv, .tsv, .parquet with a column for each of the task's fields; text also as .gz.
-        output: .jsonl, .csv or .parquet; None for JSON lines on the terminal.
-        columns: where the task's fields, in their order, have other names.
+        predictor: the predictor.
+        task: one of its tasks.
+        source: .txt (one text a line), or .jsonl, .csv, .tsv, .parquet with a column for each of
+            the task's fields; text formats also as .gz.
+        output: .jsonl, .csv or .parquet; None prints JSON lines.
+        columns: the columns of the task's fields, in their order, if they have other names.
         keep: further columns to repeat in the output.
 
     Returns:
         The number of texts.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or holds something that is no text. What was predicted stays.
+        InputError: the file cannot be read, lacks a column, or a row is not a valid text.
+            Predictions of earlier chunks stay in OUTPUT.part.
     """
-    rows = _rows(source, task, columns, keep)
+    texts = _read_texts(source, task, columns, keep)
     if output is None:
-        return sum(
-            len(chunk)
-            for chunk in _predicted(
-                predictor,
-                task,
-                rows,
-                lambda line, _: print(json.dumps(line, ensure_ascii=False)),
-                0,
-            )
-        )
+        chunks = _predict_chunks(predictor, task, texts, _print_line, 0)
+        return sum(len(chunk) for chunk in chunks)
     if output.suffix not in SUFFIXES:
         raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
-    part = _Part(
-        output,
-        {
-            "step": predictor.spec.step,
-            "task": task.name,
-            "input": str(source),
-            "columns": list(columns),
-            "keep": list(keep),
-        },
-    )
-    with part:
-        done = part.resume(rows)
-        for chunk in _predicted(predictor, task, rows, part.write, done):
-            part.advance(chunk)
+    settings = {
+        "step": predictor.spec.step,
+        "task": task.name,
+        "input": str(source),
+        "columns": list(columns),
+        "keep": list(keep),
+    }
+    with _PartialOutput(output, settings) as part:
+        done = part.resume(texts)
+        for chunk in _predict_chunks(predictor, task, texts, part.write, done):
+            part.commit(chunk)
             done += len(chunk)
     if not done:
-        raise InputError(f"{source} holds no text")
+        raise InputError(f"{source} has no text")
     part.finish(task)
     return done
 
 
-def _rows(
+def _print_line(line: Mapping[str, Any], _: InputText) -> None:
+    print(json.dumps(line, ensure_ascii=False))
+
+
+def _read_texts(
     source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
 ) -> Iterator[InputText]:
-    """The texts of a file; its columns are checked before the first is read."""
-    fields = task.template.fields
+    """Reads the texts of a file; the columns are checked before the first text is read."""
     if pathlib.Path(without_compression(source.name)).suffix == ".txt":
-        if not source.is_file():
-            raise InputError(f"{source} is not a file")
-        if len(fields) != 1 or columns or keep:
-            raise InputError(
-                f"{source}: a .txt file has one text a line and no columns; for {', '.join([*fields, *keep])} give a .csv, .jsonl or .parquet file"
-            )
-        return (
-            InputText(f"{source}:{number}", {fields[0]: line.rstrip("\r\n")}, {})
-            for number, line in numbered(source)
+        return _read_lines(source, task, columns, keep)
+    return _read_columns(source, task, columns, keep)
+
+
+def _read_lines(
+    source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
+) -> Iterator[InputText]:
+    """Reads a .txt file: one text a line, for a task of one field."""
+    fields = task.template.fields
+    if not source.is_file():
+        raise InputError(f"{source} is not a file")
+    if len(fields) != 1 or columns or keep:
+        raise InputError(
+            f"{source}: a .txt file has one text a line and no columns; for "
+            f"{', '.join([*fields, *keep])} give a .csv, .jsonl or .parquet file"
         )
+    return (
+        InputText(f"{source}:{line_number}", {fields[0]: line.rstrip("\r\n")}, {})
+        for line_number, line in numbered(source)
+    )
+
+
+def _read_columns(
+    source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
+) -> Iterator[InputText]:
+    """Reads a file with columns."""
+    fields = task.template.fields
     if columns and len(columns) != len(fields):
         raise InputError(
-            f"--columns names {len(columns)} columns; task {task.name!r} needs {len(fields)}, for its fields {', '.join(fields)}"
+            f"--columns names {len(columns)} columns; task {task.name!r} needs {len(fields)}, for "
+            f"its fields {', '.join(fields)}"
         )
-    taken = dict(zip(fields, columns or fields, strict=True))
-    names, records = read_rows(source)
-    for name in (*taken.values(), *keep):
+    column_of = dict(zip(fields, columns or fields, strict=True))
+    names, rows = read_rows(source)
+    for name in (*column_of.values(), *keep):
         if name not in names:
             raise InputError(
-                f"{source} has no column {name!r}; its columns: {', '.join(names)}. Task {task.name!r} needs {', '.join(fields)}; --columns says where they are"
+                f"{source} has no column {name!r}; its columns: {', '.join(names)}. Task "
+                f"{task.name!r} needs {', '.join(fields)}; name their columns with --columns"
             )
 
     def convert() -> Iterator[InputText]:
-        for number, values in records:
-            where = row_name(source, number)
+        for row_index, values in rows:
+            where = row_name(source, row_index)
             missing = [name for name in keep if name not in values]
             if missing:
-                raise InputError(f"{where}: there is no {missing[0]!r}")
-            yield InputText(
-                where,
-                {field: values[name] for field, name in taken.items() if name in values},
-                {name: values[name] for name in keep},
-            )
+                raise InputError(f"{where}: there is no {missing[0]!r}, which --keep names")
+            # Predictor.predict reports missing fields.
+            text = {field: values[name] for field, name in column_of.items() if name in values}
+            yield InputText(where, text, {name: values[name] for name in keep})
 
     return convert()
 
 
-def _predicted(
-    predictor: Predictor, task: Task, rows: Iterator[InputText], write, done: int
+def _predict_chunks(
+    predictor: Predictor,
+    task: Task,
+    texts: Iterator[InputText],
+    write: Callable[[Mapping[str, Any], InputText], None],
+    done: int,
 ) -> Iterator[list[InputText]]:
-    """Predicts chunk by chunk and hands each line to `write`; yields each chunk once it is written."""
+    """Predicts texts, calls `write` with each output line, and yields each written chunk.
+
+    Args:
+        predictor: the predictor.
+        task: one of its tasks.
+        texts: the texts.
+        write: takes a line and its text.
+        done: number of texts before the first, for the progress bar.
+    """
     with tqdm.tqdm(
         desc="predicting",
         initial=done,
         unit=" texts",
-        delay=PATIENCE,
+        delay=PROGRESS_DELAY,
         dynamic_ncols=True,
         disable=not sys.stderr.isatty(),
     ) as bar:
-        while chunk := list(itertools.islice(rows, CHUNK)):
+        while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
             outputs = predictor.predict(
-                [row.fields for row in chunk],
+                [text.fields for text in chunk],
                 task.name,
                 progress=False,
-                names=[row.name for row in chunk],
+                names=[text.name for text in chunk],
             )
-            for row, record in zip(chunk, prediction_records(task, outputs), strict=True):
-                write({**row.kept, **record}, row)
+            for text, record in zip(chunk, prediction_records(task, outputs), strict=True):
+                write({**text.extra, **record}, text)
             yield chunk
             bar.update(len(chunk))
 
 
-class _Part:
-    """The lines that are already predicted, and how far they go.
+class _PartialOutput:
+    """Predictions of an unfinished run, and the state from which it resumes.
+
+    The state holds the settings, the number of texts, a digest of them and the size of OUTPUT.part
+    at the last commit. Bytes after that size are discarded.
 
     Args:
-        output: what they will become.
-        settings: what must be the same for a later run to go on.
+        output: the final file.
+        settings: the run's settings; a run resumes only with the same ones.
     """
 
     def __init__(self, output: pathlib.Path, settings: dict[str, Any]):
-        self.output, self.settings = output, settings
-        self.path, self.state = (
-            output.with_name(output.name + ".part"),
-            output.with_name(output.name + ".part.json"),
-        )
-        self._digest, self._rows = hashlib.blake2b(), 0
+        self.output = output
+        self.settings = settings
+        self.path = output.with_name(f"{output.name}.part")
+        self.state_path = output.with_name(f"{output.name}.part.json")
+        self._digest = hashlib.blake2b()
+        self._num_texts = 0
 
-    def __enter__(self) -> "_Part":
+    def __enter__(self) -> "_PartialOutput":
         try:
             self._file = self.path.open("ab")
         except OSError as error:
@@ -192,119 +225,130 @@ class _Part:
     def __exit__(self, *_) -> None:
         self._file.close()
 
-    def resume(self, rows: Iterator[InputText]) -> int:
-        """Skips the rows that are predicted already, and returns how many they are."""
-        state: dict[str, Any] = {}
-        if self.state.exists():
-            state = json.loads(self.state.read_text())
-            changed = [
-                f"{name}: {state[name]!r} -> {value!r}"
-                for name, value in self.settings.items()
-                if state[name] != value
-            ]
-            if changed:
-                raise InputError(
-                    f"{self.path} was left by another command ({'; '.join(changed)}); remove it, or name another --output"
-                )
-            for row in itertools.islice(rows, state["rows"]):
-                self._add(row)
-            if (self._rows, self._digest.hexdigest()) != (state["rows"], state["digest"]):
-                raise InputError(
-                    f"{self.path} was made from other texts than those that {self.settings['input']} holds now; remove it, or name another --output"
-                )
-            print(f"going on after {self._rows} texts of {self.path}", file=sys.stderr)
-        self._file.truncate(state.get("bytes", 0))
-        return self._rows
+    def resume(self, texts: Iterator[InputText]) -> int:
+        """Skips the texts that are already predicted and returns their number.
 
-    def _add(self, row: InputText) -> None:
-        self._digest.update(json.dumps([row.fields, row.kept], default=str).encode())
-        self._rows += 1
+        Raises:
+            InputError: the partial output is of another command or of other texts.
+        """
+        size = 0
+        if self.state_path.exists():
+            state = json.loads(self.state_path.read_text())
+            self._check_settings(state)
+            for text in itertools.islice(texts, state["rows"]):
+                self._count(text)
+            if (self._num_texts, self._digest.hexdigest()) != (state["rows"], state["digest"]):
+                raise InputError(
+                    f"{self.path} was made from other texts than {self.settings['input']} has now; "
+                    "remove it, or name another --output"
+                )
+            size = state.get("bytes", 0)
+            print(f"resuming after {self._num_texts} texts of {self.path}", file=sys.stderr)
+        self._file.truncate(size)
+        return self._num_texts
 
-    def write(self, line: Mapping[str, Any], row: InputText) -> None:
-        """Adds a line."""
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name}: {state[name]!r} -> {value!r}"
+            for name, value in self.settings.items()
+            if state[name] != value
+        ]
+        if changed:
+            raise InputError(
+                f"{self.path} was left by another command ({'; '.join(changed)}); remove it, or "
+                "name another --output"
+            )
+
+    def _count(self, text: InputText) -> None:
+        self._digest.update(json.dumps([text.fields, text.extra], default=str).encode())
+        self._num_texts += 1
+
+    def write(self, line: Mapping[str, Any], text: InputText) -> None:
+        """Appends the line of a text."""
         try:
             self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         except TypeError as error:
-            raise InputError(f"{row.name}: a column of --keep cannot be written: {error}") from None
+            raise InputError(
+                f"{text.name}: a column of --keep cannot be written: {error}"
+            ) from None
 
-    def advance(self, chunk: Sequence[InputText]) -> None:
-        """Says that the lines of a chunk are there."""
+    def commit(self, chunk: Sequence[InputText]) -> None:
+        """Flushes the lines of a chunk to disk, then records it as done."""
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
-            for row in chunk:
-                self._add(row)
+            for text in chunk:
+                self._count(text)
             state = self.settings | {
-                "rows": self._rows,
+                "rows": self._num_texts,
                 "bytes": self._file.tell(),
                 "digest": self._digest.hexdigest(),
             }
-            temporary = self.state.with_name(self.state.name + ".tmp")
+            temporary = self.state_path.with_name(self.state_path.name + ".tmp")
             temporary.write_text(json.dumps(state))
-            temporary.replace(self.state)
+            temporary.replace(self.state_path)
         except OSError as error:
             raise InputError(
-                f"{self.path} cannot be written: {error.strerror}; what is there stays, the same command goes on"
+                f"{self.path} cannot be written: {error.strerror}; earlier predictions are saved, "
+                "rerun the command to resume"
             ) from None
 
     def finish(self, task: Task) -> None:
-        """Makes the output of the lines."""
-        if self.output.suffix != ".jsonl":
-            whole = self.output.with_name(self.output.name + ".tmp")
-            (_write_csv if self.output.suffix == ".csv" else _write_parquet)(
-                whole, self._tables(task)
-            )
-            whole.replace(self.output)
-            self.path.unlink()
-        else:
+        """Converts the lines to the output file and removes the partial files."""
+        if self.output.suffix == ".jsonl":
             self.path.replace(self.output)
-        self.state.unlink()
+        else:
+            temporary = self.output.with_name(self.output.name + ".tmp")
+            write_tables = _write_csv if self.output.suffix == ".csv" else _write_parquet
+            write_tables(temporary, self._tables(task))
+            temporary.replace(self.output)
+            self.path.unlink()
+        self.state_path.unlink()
 
     def _tables(self, task: Task) -> Iterator[dict[str, list]]:
-        """The lines as columns, some at a time."""
+        """Yields the lines as columns, a chunk at a time."""
         with self.path.open(encoding="utf-8") as file:
-            while texts := list(itertools.islice(file, CHUNK)):
-                lines = [json.loads(text) for text in texts]
-                table = {name: [line[name] for line in lines] for name in lines[0]}
+            while lines := list(itertools.islice(file, TEXTS_PER_CHUNK)):
+                records = [json.loads(line) for line in lines]
+                table = {name: [record[name] for record in records] for name in records[0]}
                 if task.kind.has_classes:
-                    by_class = table[PROBABILITIES]
+                    probabilities = table[PROBABILITIES]
                     table[PROBABILITIES] = {
-                        name: [values[name] for values in by_class] for name in task.classes
+                        name: [values[name] for values in probabilities] for name in task.classes
                     }
                     table = flatten_columns(table)
                 yield table
 
 
-def _write_csv(path: pathlib.Path, parts: Iterator[dict[str, list]]) -> None:
-    import csv
-
+def _write_csv(path: pathlib.Path, tables: Iterator[dict[str, list]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for index, table in enumerate(parts):
-            if not index:
+        for index, table in enumerate(tables):
+            if index == 0:
                 writer.writerow(table)
-            cells = ([_cell(value) for value in column] for column in table.values())
-            writer.writerows(zip(*cells, strict=True))
+            columns = [[_cell(value) for value in column] for column in table.values()]
+            writer.writerows(zip(*columns, strict=True))
 
 
 def _cell(value: Any) -> Any:
-    """A list as JSON, which own data read back."""
+    """Returns a CSV cell; a list becomes JSON, which the readers of own data parse."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
-def _write_parquet(path: pathlib.Path, parts: Iterator[dict[str, list]]) -> None:
+def _write_parquet(path: pathlib.Path, tables: Iterator[dict[str, list]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
     writer = None
     try:
-        for part in parts:
-            table = pa.table(part)
+        for columns in tables:
+            table = pa.table(columns)
             writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
             writer.write_table(table.cast(writer.schema))
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
         raise InputError(
-            f"a column of --keep has values of several types, which Parquet cannot hold ({str(error).splitlines()[0]}); use .jsonl"
+            "a column of --keep has values of several types, which Parquet does not support "
+            f"({str(error).splitlines()[0]}); use .jsonl"
         ) from None
     finally:
         if writer is not None:
