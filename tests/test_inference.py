@@ -1,4 +1,4 @@
-"""A checkpoint in the hand: predictions equal those of training's evaluation, order is kept, and misuse is told in one line."""
+"""Predictor: equals training's evaluation, keeps the order of texts, refuses misuse in one line."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ import gemma_encoder as ge
 from gemma_encoder import text_encoder
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.evaluation.forward import shard_batch
-from gemma_encoder.evaluation.predictions import predict_split as predict_split
+from gemma_encoder.evaluation.predictions import predict_split
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.training import loop
@@ -26,7 +26,7 @@ RECIPE = {}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, micro):
-    """A checkpoint of the three toy tasks, a few steps old, and what its evaluation said."""
+    """Trains the three toy tasks for a few steps; returns the workdir and the outcome."""
     jax.config.update("jax_disable_most_optimizations", True)
     workdir = tmp_path_factory.mktemp("run")
     RECIPE.update(config=micro(), workdir=workdir)
@@ -45,67 +45,61 @@ def predictors(trained):
     return functools.cache(lambda mesh: ge.Predictor.load(trained[0], mesh=mesh))
 
 
-def evaluation_batches(number):
-    """The batches that training's evaluation saw of task `number`."""
-    micro_recipe = build(RECIPE["config"])
-    shape = dataclasses.replace(
-        micro_recipe.stream.shape, groups=micro_recipe.stream.readers, list_size=1
-    )
-    options = dataclasses.replace(micro_recipe.stream, shape=shape, micro_batches=1)
+def evaluation_batches(task_id):
+    """Returns the batches of a task in training's evaluation."""
+    recipe = build(RECIPE["config"])
+    shape = dataclasses.replace(recipe.stream.shape, groups=recipe.stream.readers, list_size=1)
+    options = dataclasses.replace(recipe.stream, shape=shape, micro_batches=1)
     return evaluation_stream(
-        micro_recipe.sources[number],
-        number,
-        "validation",
-        micro_recipe.tokenizer,
-        options,
-        ExampleTable(),
+        recipe.sources[task_id], task_id, "validation", recipe.tokenizer, options, ExampleTable()
     )
 
 
 def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
-    """The same batches on the same mesh: predictions are those that training wrote down, to the bit."""
+    """The same batches on the same mesh give the predictions that training recorded, to the bit."""
     _, outcome = trained
     spread = predictors((-1, 1, 1))
 
     def forward(batch):
-        said = jax.device_get(
+        output = jax.device_get(
             spread._encoder._forward(spread.parameters, shard_batch(batch, spread.mesh))
         )
-        return said.scores, said.example_id, said.weight
+        return output.scores, output.example_id, output.weight
 
-    for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
+    for task_id, (task, (predictions,)) in enumerate(outcome.predictions.items()):
         assert spread.mesh.size == 8
         np.testing.assert_array_equal(
-            predict_split(spread.tasks[task], evaluation_batches(number), forward),
+            predict_split(spread.tasks[task], evaluation_batches(task_id), forward),
             predictions.outputs,
         )
 
 
-def test_predictions_equal_the_evaluations_however_they_are_packed(trained, predictor):
+def test_predictions_equal_the_evaluations_in_any_packing(trained, predictor):
     _, outcome = trained
-    for number, (task, (predictions,)) in enumerate(outcome.predictions.items()):
-        shown = predictions.table.fields[:10]
-        # Texts share rows with others here than there: float32 sums differ in their last places.
+    for task_id, (task, (predictions,)) in enumerate(outcome.predictions.items()):
+        texts = predictions.table.fields[:10]
+        # Rows are packed differently here: float32 sums differ in their last digits.
         np.testing.assert_allclose(
-            predictor.predict(shown, task), predictions.outputs[: len(shown)], rtol=1e-5, atol=1e-5
+            predictor.predict(texts, task), predictions.outputs[: len(texts)], rtol=1e-5, atol=1e-5
         )
         pooled = {}
-        for batch in evaluation_batches(number):
-            said = predictor._encoder._forward(
+        for batch in evaluation_batches(task_id):
+            output = predictor._encoder._forward(
                 predictor.parameters, shard_batch(batch, predictor.mesh)
             )
-            real = batch.weight > 0
-            pooled |= dict(zip(batch.example_id[real], np.asarray(said.pooled)[real], strict=True))
+            is_real = batch.weight > 0
+            vectors = np.asarray(output.pooled)[is_real]
+            pooled |= dict(zip(batch.example_id[is_real], vectors, strict=True))
         np.testing.assert_allclose(
-            predictor.embed(shown, task),
-            [pooled[i] for i in range(len(shown))],
+            predictor.embed(texts, task),
+            [pooled[index] for index in range(len(texts))],
             rtol=1e-5,
             atol=1e-5,
         )
 
 
 @pytest.mark.parametrize("mesh", [(-1, 1, 1), (1, -1, 1), (2, 2, 2)])
-def test_several_devices_give_the_same(predictor, predictors, mesh):
+def test_several_devices_give_the_same_outputs(predictor, predictors, mesh):
     texts = [f"the plot was {'very ' * (i % 7)}dull ." for i in range(70)]
     spread = predictors(mesh)
     np.testing.assert_allclose(
@@ -123,24 +117,21 @@ def test_several_devices_give_the_same(predictor, predictors, mesh):
         ge.Predictor.load(RECIPE["workdir"], mesh=(3, 1, 1))
 
 
-def test_frames(predictor):
+def test_frames_have_the_same_values_as_arrays(predictor):
     texts = ["a fine film .", "a dull one ."]
-    frame, plain = (
-        predictor.predict(texts, "toy_sentiment", as_frame=True),
-        predictor.predict(texts, "toy_sentiment"),
-    )
+    frame = predictor.predict(texts, "toy_sentiment", as_frame=True)
+    plain = predictor.predict(texts, "toy_sentiment")
     assert list(frame) == ["sentence", "prediction", "probability_negative", "probability_positive"]
-    assert list(frame["sentence"]) == texts and list(frame["prediction"]) == [
-        ("negative", "positive")[i] for i in plain.argmax(axis=1)
-    ]
+    assert list(frame["sentence"]) == texts
+    labels = [("negative", "positive")[index] for index in plain.argmax(axis=1)]
+    assert list(frame["prediction"]) == labels
     np.testing.assert_array_equal(frame["probability_positive"], plain[:, 1])
-    np.testing.assert_array_equal(
-        predictor.predict(frame, "toy_sentiment"), plain
-    )  # a frame with the task's columns is texts, too
-    ranked = predictor.rank("wool", ["a red box .", "wool ."], as_frame=True)
-    assert list(zip(ranked["index"], ranked["score"], strict=True)) == predictor.rank(
-        "wool", ["a red box .", "wool ."]
-    )
+    # A frame with the task's columns is valid input, too.
+    np.testing.assert_array_equal(predictor.predict(frame, "toy_sentiment"), plain)
+    documents = ["a red box .", "wool ."]
+    ranked = predictor.rank("wool", documents, as_frame=True)
+    pairs = list(zip(ranked["index"], ranked["score"], strict=True))
+    assert pairs == predictor.rank("wool", documents)
     np.testing.assert_array_equal(
         predictor.embed(texts, as_frame=True).to_numpy(), predictor.embed(texts)
     )
@@ -158,8 +149,8 @@ def test_similarity_is_the_cosine(predictor):
     )
 
 
-def test_what_a_notebook_shows(predictor):
-    shown = predictor._repr_html_()
+def test_the_notebook_card_has_the_facts_and_is_escaped(predictor):
+    card = predictor._repr_html_()
     for word in (
         "toy_sentiment",
         "bidirectional",
@@ -169,34 +160,32 @@ def test_what_a_notebook_shows(predictor):
         "random weights",
         "4 steps",
     ):
-        assert word in shown, word
+        assert word in card, word
     hostile = dataclasses.replace(
         predictor.spec, record={**predictor.spec.record, "command": "<script>alert(1)</script>"}
     )
     assert "<script>" not in ge.Predictor(hostile, predictor.parameters)._repr_html_()
 
 
-def test_a_checkpoint_records_how_it_came_about(trained, predictor):
+def test_a_checkpoint_records_its_origin_and_metrics(trained, predictor):
     record = predictor.spec.record
     assert record["command"] == "the command" and record["config"]["train_for"] == "4 steps"
     assert record["examples"]["toy_sentiment"] == 64
-    found = {(line["task"], line["split"]): line for line in record["metrics"]}
-    assert (
-        found["toy_sentiment", "validation"]["accuracy"]
-        == trained[1].metrics["toy_sentiment"]["accuracy"]
-    )
-    assert found["toy_sentiment", "validation"]["step"] == 4
+    lines = {(line["task"], line["split"]): line for line in record["metrics"]}
+    line = lines["toy_sentiment", "validation"]
+    assert line["accuracy"] == trained[1].metrics["toy_sentiment"]["accuracy"]
+    assert line["step"] == 4
 
 
 def test_progress_is_shown_on_long_work_only(predictor, capsys, monkeypatch):
     predictor.embed(["a"], progress=True)
     assert not capsys.readouterr().err
-    monkeypatch.setattr(text_encoder, "PATIENCE", 0.0)
+    monkeypatch.setattr(text_encoder, "PROGRESS_DELAY", 0.0)
     predictor.embed(["a"] * 50, progress=True)
     assert "encoding" in capsys.readouterr().err
 
 
-def test_order_and_company_do_not_matter(predictor):
+def test_outputs_do_not_depend_on_order_and_batch(predictor):
     texts = [f"the plot was {'very ' * (i % 7)}dull ." for i in range(150)]
     together = predictor.predict(texts, "toy_sentiment")
     assert together.shape == (150, 2)
@@ -219,7 +208,7 @@ def test_rank_sorts_the_scores(predictor):
     np.testing.assert_allclose(dict(ranked)[0], dict(ranked)[2], atol=1e-5)
 
 
-def test_top_k_gives_the_best_ones_only(predictor):
+def test_top_k_returns_the_best_documents(predictor):
     documents = [f"the box number {index} is red ." for index in range(7)]
     ranked = predictor.rank("red box", documents)
     assert predictor.rank("red box", documents, top_k=3) == ranked[:3]
@@ -230,7 +219,7 @@ def test_top_k_gives_the_best_ones_only(predictor):
         predictor.rank("red box", documents, top_k=0)
 
 
-def test_classes_are_those_of_the_only_task_that_has_some(predictor, random_predictor):
+def test_classes_are_those_of_the_only_classification_task(predictor):
     assert predictor.classes == ("negative", "positive")
     bare = ge.Predictor(
         dataclasses.replace(predictor.spec, tasks=predictor.spec.tasks[1:]),
@@ -240,7 +229,7 @@ def test_classes_are_those_of_the_only_task_that_has_some(predictor, random_pred
         _ = bare.classes
 
 
-def test_warm_up_compiles_all_that_texts_may_need(predictor):
+def test_warm_up_compiles_every_program_that_texts_need(predictor):
     fresh = ge.Predictor(predictor.spec, predictor.parameters)
     assert fresh.warm_up(max_rows=1) == 1
     assert fresh.warm_up() == 6  # 1, 2, 4, … 32 rows of 64 tokens
@@ -250,7 +239,7 @@ def test_warm_up_compiles_all_that_texts_may_need(predictor):
     assert fresh._encoder._forward._cache_size() == compiled
 
 
-def test_embeddings_are_the_pooled_states(predictor):
+def test_embeddings_are_pooled_states(predictor):
     bare = predictor.embed(["a fine film", "a dull one"])
     assert bare.shape == (2, 32) and bare.dtype == np.float32
     framed = predictor.embed([("a fine film", "a dull one")], task="toy_similarity")
@@ -269,7 +258,7 @@ def test_fields_may_be_strings_tuples_or_dictionaries(predictor):
     )
 
 
-def test_long_strange_and_unicode_texts(predictor, caplog):
+def test_long_and_unusual_texts_are_predicted(predictor, caplog):
     texts = ["word " * 20_000, "😀 日本語 \x07 ▁", "a"]
     result = predictor.predict(texts, "toy_sentiment")
     assert np.isfinite(result).all()
@@ -317,16 +306,16 @@ def test_long_strange_and_unicode_texts(predictor, caplog):
         (lambda p: p.rank("q " * 200, ["y"]), r"never cut \(query\) alone exceed max_length"),
     ],
 )
-def test_misuse_is_told_in_one_line(predictor, call, message):
+def test_misuse_is_refused_in_one_line(predictor, call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(predictor)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_checkpoint_is_refused(trained, tmp_path):
+def test_folders_without_a_valid_checkpoint_are_refused(trained, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         ge.Predictor.load(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is no checkpoint: expected"):
+    with pytest.raises(InputError, match="is not a checkpoint: expected"):
         ge.Predictor.load(tmp_path)
     checkpoint = native.find(trained[0])
     assert ge.Predictor.load(checkpoint).spec.step == ge.Predictor.load(trained[0]).spec.step
@@ -340,7 +329,7 @@ def test_what_is_no_checkpoint_is_refused(trained, tmp_path):
     with pytest.raises(InputError, match="format version 0, this library reads versions 1 to 2"):
         ge.Predictor.load(copy.parent)
     (copy / "inference.json").write_text("{")
-    with pytest.raises(InputError, match="damaged or was copied in part"):
+    with pytest.raises(InputError, match="damaged or was only partly copied"):
         ge.Predictor.load(copy.parent)
 
 
@@ -363,7 +352,7 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
         ([20] * 10_000, 32, 128),
     ],
 )
-def test_rows_are_no_longer_than_the_longest_text_needs(predictor, lengths, rows, row_length):
+def test_rows_are_as_short_as_the_longest_text_allows(predictor, lengths, rows, row_length):
     long = ge.Predictor(dataclasses.replace(predictor.spec, row_length=512), predictor.parameters)
     shape = long._encoder._shape(lengths)
     assert (shape.rows, shape.row_length) == (rows, row_length)
@@ -371,7 +360,7 @@ def test_rows_are_no_longer_than_the_longest_text_needs(predictor, lengths, rows
     assert odd._encoder._shape(lengths).row_length == 384  # its half is no multiple of 128
 
 
-def test_the_length_of_rows_does_not_show(predictor):
+def test_outputs_do_not_depend_on_the_row_length(predictor):
     texts = [f"the plot was {'very ' * (i % 20)}dull ." for i in range(40)]
     long = ge.Predictor(dataclasses.replace(predictor.spec, row_length=256), predictor.parameters)
     np.testing.assert_allclose(
@@ -382,21 +371,28 @@ def test_the_length_of_rows_does_not_show(predictor):
     )
 
 
-def test_import_is_light_and_inference_needs_no_tensorflow(trained):
-    code = f"""
+INFERENCE_PROGRAM = """
 import sys, time
 start = time.perf_counter()
 import gemma_encoder as ge
 seconds = time.perf_counter() - start
 assert "tensorflow" not in sys.modules and "jax" not in sys.modules, "import is not light"
-predictor = ge.Predictor.load({str(trained[0])!r})
+predictor = ge.Predictor.load(sys.argv[1])
 print(predictor.predict(["a fine film ."], "toy_sentiment").shape)
-heavy = [name for name in ("tensorflow", "seqio", "tensorflow_datasets", "gemma_encoder.training", "gemma_encoder.data") if name in sys.modules]
-assert not heavy, heavy
+training = ("tensorflow", "seqio", "tensorflow_datasets")
+training += ("gemma_encoder.training", "gemma_encoder.data")
+imported = [name for name in training if name in sys.modules]
+assert not imported, imported
 print(seconds)
 """
+
+
+def test_import_is_light_and_inference_needs_no_tensorflow(trained):
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-c", INFERENCE_PROGRAM, str(trained[0])],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("(1, 2)")

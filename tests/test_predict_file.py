@@ -1,5 +1,6 @@
-"""Files of texts in, files of predictions out: every format, a run that is cut off and goes on, and what is refused."""
+"""Predictions of files: formats, resuming after an interruption, and refused inputs."""
 
+import csv
 import gzip
 import json
 
@@ -29,44 +30,40 @@ def task(predictor):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(bulk, "CHUNK", 5)
+    monkeypatch.setattr(bulk, "TEXTS_PER_CHUNK", 5)
 
 
 def write(folder, name):
+    """Writes TEXTS to a file of the format that its name says, and returns the path."""
     path = folder / name
-    rows = [{"id": i, "sentence": text} for i, text in enumerate(TEXTS)]
+    rows = [{"id": index, "sentence": text} for index, text in enumerate(TEXTS)]
     if name.endswith(".parquet"):
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
         return path
     if ".txt" in name:
-        text = "".join(f"{text}\n" for text in TEXTS)
+        lines = TEXTS
     elif ".jsonl" in name:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        lines = [json.dumps(row) for row in rows]
+    elif ".tsv" in name:
+        lines = ["id\tsentence", *(f"{row['id']}\t{row['sentence']}" for row in rows)]
     else:
-        separator = "\t" if ".tsv" in name else ","
-        text = f"id{separator}sentence\n" + "".join(
-            f'{i}{separator}"{text}"\n' if separator == "," else f"{i}\t{text}\n"
-            for i, text in enumerate(TEXTS)
-        )
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+        lines = ["id,sentence", *(f'{row["id"]},"{row["sentence"]}"' for row in rows)]
+    content = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return path
 
 
 def read(path):
-    """(kept columns, prediction, probabilities) of each line."""
+    """Reads an output file; each row has its repeated columns, prediction and probabilities."""
     if path.suffix == ".parquet":
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    elif path.suffix == ".csv":
-        import csv
-
+        return pyarrow.parquet.read_table(path).to_pylist()
+    if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    else:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for row in rows:
-            row |= {
-                f"probability_{name}": value for name, value in row.pop("probabilities").items()
-            }
+            return list(csv.DictReader(file))
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        probabilities = row.pop("probabilities")
+        row |= {f"probability_{name}": value for name, value in probabilities.items()}
     return rows
 
 
@@ -88,12 +85,11 @@ def test_every_format(predictor, task, tmp_path, source, target):
     assert [row["prediction"] for row in rows] == [task.classes[i] for i in expected.argmax(axis=1)]
     if keep:
         assert [int(row["id"]) for row in rows] == list(range(len(TEXTS)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source, target]), (
-        "nothing else is left behind"
-    )
+    # No temporary file remains.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source, target])
 
 
-def test_columns_of_other_names_and_pairs(predictor, tmp_path):
+def test_columns_of_a_pair_may_have_other_names(predictor, tmp_path):
     (tmp_path / "p.csv").write_text("a,b,note\none .,two .,x\nthree .,four .,y\n")
     task = predictor.task("toy_similarity")
     bulk.predict_file(
@@ -113,79 +109,70 @@ def test_columns_of_other_names_and_pairs(predictor, tmp_path):
     assert [(row["note"], row["a"]) for row in rows] == [("x", "one ."), ("y", "three .")]
 
 
-def test_the_terminal(predictor, task, tmp_path, capsys):
+def test_predictions_are_printed_without_an_output(predictor, task, tmp_path, capsys):
     bulk.predict_file(predictor, task, write(tmp_path, "a.txt"))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == len(TEXTS) and lines[0].keys() == {"prediction", "probabilities"}
 
 
-class Cut(Exception):
+class Interruption(Exception):
     pass
 
 
-def cut_off(predictor, monkeypatch, chunks):
-    """Lets `chunks` chunks through, then fails."""
-    done, whole = [0], type(predictor).predict
+def interrupt(predictor, monkeypatch, chunks):
+    """Makes the predictor fail after `chunks` calls."""
+    num_calls = 0
+    original = type(predictor).predict
 
     def predict(*arguments, **options):
-        if done[0] == chunks:
-            raise Cut
-        done[0] += 1
-        return whole(predictor, *arguments, **options)
+        nonlocal num_calls
+        if num_calls == chunks:
+            raise Interruption
+        num_calls += 1
+        return original(predictor, *arguments, **options)
 
     monkeypatch.setattr(predictor, "predict", predict)
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 3])
 @pytest.mark.parametrize("target", ["o.jsonl", "o.parquet"])
-def test_a_run_that_was_cut_off_goes_on(
-    predictor, task, tmp_path, monkeypatch, capsys, chunks, target
-):
+def test_an_interrupted_run_resumes(predictor, task, tmp_path, monkeypatch, capsys, chunks, target):
     source = write(tmp_path, "a.csv")
     bulk.predict_file(predictor, task, source, tmp_path / f"whole-{target}", keep=("id",))
     with monkeypatch.context() as patch:
-        cut_off(predictor, patch, chunks)
-        with pytest.raises(Cut):
+        interrupt(predictor, patch, chunks)
+        with pytest.raises(Interruption):
             bulk.predict_file(predictor, task, source, tmp_path / target, keep=("id",))
     assert not (tmp_path / target).exists()
     part = tmp_path / f"{target}.part"
     with part.open("ab") as file:
-        file.write(b'{"prediction": "half a li')  # a kill in the middle of a write
+        file.write(b'{"prediction": "half a li')  # as if killed in the middle of a write
     with monkeypatch.context() as patch:
-        cut_off(predictor, patch, 5 - chunks)  # no more than what is left is predicted
+        interrupt(predictor, patch, 5 - chunks)  # only the remaining texts are predicted
         bulk.predict_file(predictor, task, source, tmp_path / target, keep=("id",))
     assert (tmp_path / target).read_bytes() == (tmp_path / f"whole-{target}").read_bytes()
-    assert (f"going on after {5 * chunks} texts" in capsys.readouterr().err) == bool(chunks)
+    assert (f"resuming after {5 * chunks} texts" in capsys.readouterr().err) == bool(chunks)
     assert not part.exists() and not (tmp_path / f"{target}.part.json").exists()
 
 
-def test_what_was_cut_off_is_not_mixed_with_other_texts(predictor, task, tmp_path, monkeypatch):
-    source, output = write(tmp_path, "a.txt"), tmp_path / "o.jsonl"
+def test_a_partial_output_is_not_mixed_with_other_texts(predictor, task, tmp_path, monkeypatch):
+    source = write(tmp_path, "a.txt")
+    output = tmp_path / "o.jsonl"
     with monkeypatch.context() as patch:
-        cut_off(predictor, patch, 2)
-        with pytest.raises(Cut):
+        interrupt(predictor, patch, 2)
+        with pytest.raises(Interruption):
             bulk.predict_file(predictor, task, source, output)
-    kept = (tmp_path / "o.jsonl.part").read_bytes()
+    partial = (tmp_path / "o.jsonl.part").read_bytes()
+    fields = {"name": "toy_other", "template": task.template, "head": task.head}
+    other_task = type(task)(**{**task.to_dict(), **fields})
     with pytest.raises(
         InputError, match=r"left by another command \(task: 'toy_sentiment' -> 'toy_other'"
     ):
-        bulk.predict_file(
-            predictor,
-            type(task)(
-                **{
-                    **task.to_dict(),
-                    "name": "toy_other",
-                    "template": task.template,
-                    "head": task.head,
-                }
-            ),
-            source,
-            output,
-        )
+        bulk.predict_file(predictor, other_task, source, output)
     source.write_text("another text .\n" * 30)
     with pytest.raises(InputError, match="was made from other texts"):
         bulk.predict_file(predictor, task, source, output)
-    assert (tmp_path / "o.jsonl.part").read_bytes() == kept
+    assert (tmp_path / "o.jsonl.part").read_bytes() == partial
 
 
 @pytest.mark.parametrize(
@@ -195,7 +182,8 @@ def test_what_was_cut_off_is_not_mixed_with_other_texts(predictor, task, tmp_pat
             "a.csv",
             "text\na\n",
             {},
-            "a.csv has no column 'sentence'; its columns: text. Task 'toy_sentiment' needs sentence; --columns says",
+            "a.csv has no column 'sentence'; its columns: text. Task 'toy_sentiment' needs "
+            "sentence; name their columns with --columns",
         ),
         ("a.csv", "sentence\na\n", {"keep": ("id",)}, "a.csv has no column 'id'"),
         (
@@ -204,9 +192,9 @@ def test_what_was_cut_off_is_not_mixed_with_other_texts(predictor, task, tmp_pat
             {"columns": ("sentence", "b")},
             "--columns names 2 columns; task 'toy_sentiment' needs 1",
         ),
-        ("a.csv", "sentence\n", {}, "a.csv holds no text"),
+        ("a.csv", "sentence\n", {}, "a.csv has no text"),
         ("a.csv", "", {}, "a.csv is empty"),
-        ("a.txt", "", {}, "a.txt holds no text"),
+        ("a.txt", "", {}, "a.txt has no text"),
         ("a.txt", "good\n\ngood\n", {}, "a.txt:2: the text is empty"),
         ("a.txt", "good\n", {"keep": ("id",)}, "a .txt file has one text a line and no columns"),
         (
@@ -227,7 +215,9 @@ def test_what_was_cut_off_is_not_mixed_with_other_texts(predictor, task, tmp_pat
         ("a.txt", b"\xff\xfe", {}, "not valid UTF-8"),
     ],
 )
-def test_refusals_name_the_place(predictor, task, tmp_path, name, content, options, message):
+def test_refusals_name_the_file_and_line(
+    predictor, task, tmp_path, name, content, options, message
+):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
@@ -235,17 +225,17 @@ def test_refusals_name_the_place(predictor, task, tmp_path, name, content, optio
     assert "\n" not in str(caught.value) and not (tmp_path / "o.jsonl").exists()
 
 
-def test_what_was_predicted_before_a_bad_row_stays(predictor, task, tmp_path):
+def test_a_corrected_input_resumes_after_its_valid_chunks(predictor, task, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("good .\n" * 12 + " \n")
     with pytest.raises(InputError, match="a.txt:13: the text is empty"):
         bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl")
-    path.write_text("good .\n" * 12 + "mended .\n")
+    path.write_text("good .\n" * 12 + "corrected .\n")
     assert bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl") == 13
     assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 13
 
 
-def test_outputs_that_cannot_be(predictor, task, tmp_path):
+def test_invalid_outputs_are_refused(predictor, task, tmp_path):
     source = write(tmp_path, "a.txt")
     with pytest.raises(InputError, match=r"expected a file that ends in .jsonl, .csv, .parquet"):
         bulk.predict_file(predictor, task, source, tmp_path / "o.xlsx")

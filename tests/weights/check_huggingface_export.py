@@ -1,11 +1,13 @@
-"""Exports, loaded by transformers and sentence-transformers themselves and compared with our own embeddings and scores.
+"""Compares exports, loaded by transformers and sentence-transformers, with our own predictions.
 
-Run by hand, in two environments, since torch has no place in the test set-up:
+Run by hand, in two environments, because the test environment has no torch:
 
     python tests/weights/check_huggingface_export.py make FOLDER      with gemma_encoder installed
-    python tests/weights/check_huggingface_export.py compare FOLDER   with torch, transformers and sentence-transformers
+    python tests/weights/check_huggingface_export.py compare FOLDER   with torch, transformers and
+                                                                      sentence-transformers
 
-The second prints, for each export, the largest difference of an embedding and of a score, and exits non-zero above 1e-5.
+The second prints the largest differences of embeddings and probabilities for each export, and exits
+with a non-zero code if one exceeds 1e-5.
 """
 
 import pathlib
@@ -24,36 +26,12 @@ TOLERANCE = 1e-5  # float32 on both sides, embeddings of size 1 to 5
 
 
 def make(folder: pathlib.Path) -> None:
-    """One export per combination of family, switch, pooler and head; windows far shorter than the texts."""
-    import dataclasses
+    """Writes exports that cover families, masks, poolers and heads, and our predictions for each.
 
-    import jax
+    Windows are far shorter than the texts.
+    """
+    from gemma_encoder.model.config import HeadConfig, PoolingConfig
 
-    from gemma_encoder.inference import Predictor, export_huggingface
-    from gemma_encoder.inputs.task import Task
-    from gemma_encoder.inputs.template import Template
-    from gemma_encoder.inputs.tokenizer import Tokenizer
-    from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
-    from gemma_encoder.model.encoder import abstract_encoder
-    from gemma_encoder.model.sizes import GEMMA_CONFIGS
-    from gemma_encoder.weights.native import InferenceSpec
-
-    small = {
-        "embed_dim": 32,
-        "hidden_dim": 48,
-        "num_heads": 4,
-        "head_dim": 8,
-        "query_scale": 7**-0.5,
-        "sliding_window": 6,
-    }
-    families = {
-        "gemma2": dataclasses.replace(
-            GEMMA_CONFIGS["gemma2_tiny"], **small, attention_soft_cap=2.0
-        ),
-        "gemma3": dataclasses.replace(
-            GEMMA_CONFIGS["gemma3_tiny"], **small, num_layers=5, global_rope_scale=8.0
-        ),
-    }
     fields = {
         "mean": {},
         "first": {
@@ -63,59 +41,87 @@ def make(folder: pathlib.Path) -> None:
         "last_causal": {"pooling": PoolingConfig("last_k"), "attention": "causal"},
         "projected": {"pooling": PoolingConfig("mean", projection=(48, 16), normalize=True)},
     }
+    for family, transformer in _transformers().items():
+        for name, changes in fields.items():
+            padding = "left" if name == "mean" else "right"
+            _make_export(folder / f"{family}_{name}", transformer, changes, padding)
+
+
+def _transformers() -> dict:
+    """Returns a small transformer of each family."""
+    import dataclasses
+
+    from gemma_encoder.model.sizes import GEMMA_CONFIGS
+
+    small = {
+        "embed_dim": 32,
+        "hidden_dim": 48,
+        "num_heads": 4,
+        "head_dim": 8,
+        "query_scale": 7**-0.5,
+        "sliding_window": 6,
+    }
+    return {
+        "gemma2": dataclasses.replace(
+            GEMMA_CONFIGS["gemma2_tiny"], **small, attention_soft_cap=2.0
+        ),
+        "gemma3": dataclasses.replace(
+            GEMMA_CONFIGS["gemma3_tiny"], **small, num_layers=5, global_rope_scale=8.0
+        ),
+    }
+
+
+def _make_export(folder: pathlib.Path, transformer, changes: dict, padding: str) -> None:
+    """Writes one export with random parameters, and `ours.npz` in it."""
+    import jax
+
+    from gemma_encoder.inference import Predictor, export_huggingface
+    from gemma_encoder.inputs.task import Task
+    from gemma_encoder.inputs.template import Template
+    from gemma_encoder.inputs.tokenizer import Tokenizer
+    from gemma_encoder.model.config import EncoderConfig
+    from gemma_encoder.model.encoder import abstract_encoder
+    from gemma_encoder.weights.native import InferenceSpec
+
     task = Task(
         "t", "classification", Template("{text}"), metrics=("accuracy",), classes=("a", "b", "c")
     )
-    for family, transformer in families.items():
-        for name, chosen in fields.items():
-            config = EncoderConfig(
-                transformer, **{"heads": {"t": 3}, "compute_dtype": "float32"} | chosen
-            )
-            rng = np.random.default_rng(0)
-            parameters = jax.tree.map(
-                lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),  # noqa: B023
-                abstract_encoder(config).shapes,
-            )
-            predictor = Predictor(
-                InferenceSpec(
-                    config,
-                    (task,),
-                    Tokenizer.load("small"),
-                    100,
-                    128,
-                    "left" if name == "mean" else "right",
-                    0,
-                ),
-                parameters,
-            )
-            place = export_huggingface(predictor, folder / f"{family}_{name}")
-            np.savez(
-                place / "ours.npz", embed=predictor.embed(TEXTS), predict=predictor.predict(TEXTS)
-            )
+    defaults = {"heads": {"t": 3}, "compute_dtype": "float32"}
+    config = EncoderConfig(transformer, **(defaults | changes))
+    rng = np.random.default_rng(0)
+    parameters = jax.tree.map(
+        lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),
+        abstract_encoder(config).shapes,
+    )
+    spec = InferenceSpec(config, (task,), Tokenizer.load("small"), 100, 128, padding, 0)
+    predictor = Predictor(spec, parameters)
+    exported = export_huggingface(predictor, folder)
+    np.savez(exported / "ours.npz", embed=predictor.embed(TEXTS), predict=predictor.predict(TEXTS))
 
 
 def compare(folder: pathlib.Path) -> int:
-    """The largest differences; how many exports differ."""
+    """Prints the largest differences of each export; returns the number of exports that differ."""
     import torch
     from sentence_transformers import SentenceTransformer
 
-    wrong = 0
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        ours = np.load(place / "ours.npz")
-        model = SentenceTransformer(str(place), device="cpu")
+    num_different = 0
+    for export in sorted(path for path in folder.iterdir() if path.is_dir()):
+        ours = np.load(export / "ours.npz")
+        model = SentenceTransformer(str(export), device="cpu")
         embed = np.abs(model.encode(TEXTS) - ours["embed"]).max()
+        tokenize = model.preprocess if hasattr(model, "preprocess") else model.tokenize
         with torch.no_grad():
-            features = model(
-                model.preprocess(TEXTS) if hasattr(model, "preprocess") else model.tokenize(TEXTS)
-            )
+            features = model(tokenize(TEXTS))
         predict = np.abs(torch.softmax(features["scores"], -1).numpy() - ours["predict"]).max()
-        wrong += not (embed < TOLERANCE and predict < TOLERANCE)
+        num_different += not (embed < TOLERANCE and predict < TOLERANCE)
+        size = np.abs(ours["embed"]).max()
         print(
-            f"{place.name:<24} embedding {embed:.1e}  probabilities {predict:.1e}  (of size {np.abs(ours['embed']).max():.1f})"
+            f"{export.name:<24} embedding {embed:.1e}  probabilities {predict:.1e}  "
+            f"(of size {size:.1f})"
         )
-    return wrong
+    return num_different
 
 
 if __name__ == "__main__":
-    command, where = sys.argv[1:]
-    sys.exit({"make": make, "compare": compare}[command](pathlib.Path(where)))
+    command, path = sys.argv[1:]
+    sys.exit({"make": make, "compare": compare}[command](pathlib.Path(path)))

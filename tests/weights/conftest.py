@@ -3,7 +3,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True, scope="package")
-def compile_in_a_hurry():
+def fast_compilation():
     """These models take longer to compile than to run."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -1,28 +1,34 @@
-"""Makes the checkpoints of Hugging Face transformers, with their outputs, that tests compare this library with.
+"""Makes the golden folders: tiny checkpoints of Hugging Face transformers, and their outputs.
 
     HF_HUB_OFFLINE=1 python tests/weights/make_huggingface_goldens.py
 
-Run by hand where torch is installed; the tests read its output only. Seen in about fifteen seconds on one CPU core with Python 3.12,
-torch 2.15.0, transformers 5.23.0, sentence-transformers 6.2.0 and sentencepiece 0.2.3. It replaces `huggingface/` beside this file:
+Run by hand where torch is installed; the tests only read its output. It takes about fifteen seconds
+on one CPU core with Python 3.12, torch 2.15.0, transformers 5.23.0, sentence-transformers 6.2.0 and
+sentencepiece 0.2.3. It replaces `huggingface/` beside this file:
 
-    versions.json       of the packages
-    CASE/               a tiny model with random float32 weights, as its own `save_pretrained` writes it
-    CASE/golden.npz     what the model gives when it is loaded back from that folder, with eager attention:
+    versions.json       versions of the packages
+    CASE/               a tiny model with random float32 weights, written by its `save_pretrained`
+    CASE/golden.npz     outputs of the model loaded from that folder, with eager attention:
 
-    tokens [B, L], hidden [B, L, D]           whole rows; the last hidden state, after the final norm (T5Gemma: the encoder's)
-    right_tokens, right_mask, right_hidden    the rows cut to different lengths, then padded on the right; the mask is 1 on tokens
+    tokens [B, L], hidden [B, L, D]           rows without padding; the last hidden state, after the
+                                              final norm (T5Gemma: the encoder's)
+    right_tokens, right_mask, right_hidden    the rows truncated to different lengths and padded on
+                                              the right; the mask is 1 on tokens
     left_tokens, left_mask, left_hidden       the same, padded on the left
-    reach [2]                                 tokens that one local layer sees to the left and to the right, by gradients
+    reach [2]                                 tokens to the left and to the right that one local
+                                              layer attends to, measured by gradients
 
-Padded rows are given position_ids as `generate` makes them: counted from each text's own start, cumsum(mask) - 1, and 0 on padding.
-States on padding mean nothing. `embedding_gemma` is a folder of sentence-transformers, and its golden holds instead:
+Padded rows have the position_ids that `generate` makes: cumsum(mask) - 1 in each text, 0 on
+padding. States on padding are undefined. `embedding_gemma` is a sentence-transformers folder, and
+its golden file has instead:
 
-    texts [B], tokens [B, L], mask [B, L]     as its tokenizer gives them, padded on the right
-    hidden [B, L, D], pooled [B, D]           after the Transformer, and after the Pooling module
-    embedding, query_embedding [B, D]         of the texts alone, and of the texts after the query prompt
+    texts [B], tokens [B, L], mask [B, L]     as its tokenizer returns them, padded on the right
+    hidden [B, L, D], pooled [B, D]           after the Transformer and the Pooling module
+    embedding, query_embedding [B, D]         of the texts, and of the texts after the query prompt
 
-Its tokenizer is a cut of the package's small one: the special ids, the bytes, the first merges and the printable ASCII characters.
-`tokenizer.model` is put beside what sentence-transformers wrote, because a downloaded EmbeddingGemma has that file too.
+Its tokenizer is a part of the package's small one: the special ids, the bytes, the first merges and
+the printable ASCII characters. `tokenizer.model` is added to the files of sentence-transformers,
+because a downloaded EmbeddingGemma has it too.
 """
 
 import json
@@ -52,7 +58,8 @@ TINY = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
-# A soft cap far below Gemma's 50 and a query scale that is not head_dim^-½, or tiny random weights would not show either of them.
+# With tiny random weights, Gemma's soft cap of 50 and a query scale of head_dim^-½ would have no
+# measurable effect; these values do.
 GEMMA2 = {
     **TINY,
     "num_hidden_layers": 3,
@@ -61,7 +68,7 @@ GEMMA2 = {
     "query_pre_attn_scalar": 4,
 }
 GEMMA3 = {**TINY, "sliding_window": 6, "query_pre_attn_scalar": 8}
-# The last group of a pattern is cut short here, as it is by 8 layers of the default pattern of 6.
+# The last group of the pattern is incomplete, as in 8 layers of the default pattern of 6.
 PERIOD_3 = {
     **GEMMA3,
     "num_hidden_layers": 5,
@@ -93,8 +100,11 @@ TEXTS = [
 ]
 
 
-def randomised(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every parameter drawn anew, norm scales too: as they start, at zero, a wrong one would pass."""
+def randomized(model: torch.nn.Module) -> torch.nn.Module:
+    """Draws every parameter of a model at random, in place, and returns the model.
+
+    This includes norm scales: at their initial value, zero, an error in them would not show.
+    """
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -102,7 +112,7 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def text_encoder(model: hf.PreTrainedModel) -> hf.PreTrainedModel:
-    """The part of a model whose last hidden state is wanted."""
+    """Returns the part of a model whose last hidden state is compared."""
     return model.get_encoder() if model.config.is_encoder_decoder else model.base_model
 
 
@@ -110,26 +120,30 @@ def text_encoder(model: hf.PreTrainedModel) -> hf.PreTrainedModel:
 def states(
     model: hf.PreTrainedModel, tokens: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """[B, L, D] after the final norm."""
-    padding = (
-        {}
-        if mask is None
-        else {
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0),
-        }
-    )
+    """Returns hidden states after the final norm, [B, L, D]."""
+    padding = {}
+    if mask is not None:
+        positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+        padding = {"attention_mask": mask, "position_ids": positions}
     hidden = text_encoder(model)(input_ids=tokens, **padding).last_hidden_state
     assert hidden.dtype == torch.float32
     return hidden
 
 
 def reach(model_class: type[hf.PreTrainedModel], folder: pathlib.Path) -> tuple[int, int]:
-    """(left, right) tokens whose embeddings have a gradient in the middle state of a model of one local layer, configured as the folder's."""
+    """Measures the reach of a local layer.
+
+    Takes the folder's config with a single local layer, and the gradient of the middle token's
+    state.
+
+    Returns:
+        (left, right): the number of tokens to each side whose embeddings have a gradient.
+    """
     config = hf.AutoConfig.from_pretrained(folder)
     text = config.encoder if config.is_encoder_decoder else config.get_text_config()
-    text.num_hidden_layers, text.layer_types = 1, ["sliding_attention"]
-    model = randomised(model_class(config))
+    text.num_hidden_layers = 1
+    text.layer_types = ["sliding_attention"]
+    model = randomized(model_class(config))
     model.set_attn_implementation("eager")
     middle = 2 * text.sliding_window
     embeddings = torch.randn(1, 2 * middle + 1, text.hidden_size, requires_grad=True)
@@ -140,7 +154,13 @@ def reach(model_class: type[hf.PreTrainedModel], folder: pathlib.Path) -> tuple[
 
 
 def write_golden(folder: pathlib.Path, arrays: dict, difference: float) -> None:
-    """Writes the arrays and prints a line of the table; `difference` is the largest between a text in a padded batch and the same text alone."""
+    """Writes the arrays and prints a line of a table.
+
+    Args:
+        folder: of the case.
+        arrays: by name.
+        difference: the largest difference between a text in a padded batch and alone.
+    """
     assert difference < 1e-5, difference
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     arrays = {
@@ -151,23 +171,26 @@ def write_golden(folder: pathlib.Path, arrays: dict, difference: float) -> None:
     np.savez(folder / "golden.npz", **arrays)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e3
     print(
-        f"{folder.name:22} reach {arrays['reach']!s:7} padding changes {difference:.1e}  {size:.0f} kB"
+        f"{folder.name:22} reach {arrays['reach']!s:7} padding changes {difference:.1e}  "
+        f"{size:.0f} kB"
     )
 
 
-def write_case(case: str, model: hf.PreTrainedModel, **how_to_save) -> None:
-    """Saves a model, loads it back, and writes what it gives on whole, right-padded and left-padded rows."""
+def write_case(case: str, model: hf.PreTrainedModel, **save_options) -> None:
+    """Saves a model, loads it, and writes its outputs for rows without and with padding."""
     folder = OUTPUT / case
-    model.save_pretrained(folder, **how_to_save)
+    model.save_pretrained(folder, **save_options)
     model_class = type(model)
     model, loading = model_class.from_pretrained(
         folder, attn_implementation="eager", output_loading_info=True
     )
     assert not any(loading.values()), loading
 
-    columns, lengths = torch.arange(max(LENGTHS)), torch.tensor(LENGTHS)[:, None]
+    columns = torch.arange(max(LENGTHS))
+    lengths = torch.tensor(LENGTHS)[:, None]
+    generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(
-        5, 40, (len(LENGTHS), max(LENGTHS)), generator=torch.Generator().manual_seed(1)
+        5, 40, (len(LENGTHS), max(LENGTHS)), generator=generator
     )  # no special ids
     alone = torch.cat(
         [states(model, row[None, :length])[0] for row, length in zip(tokens, LENGTHS, strict=True)]
@@ -188,16 +211,19 @@ def write_case(case: str, model: hf.PreTrainedModel, **how_to_save) -> None:
 
 
 def small_tokenizer(folder: pathlib.Path) -> hf.GemmaTokenizer:
-    """A Gemma tokenizer of a few hundred pieces, whose `tokenizer.model` is written into the folder. It adds bos and eos, as EmbeddingGemma's."""
+    """Makes a Gemma tokenizer of a few hundred pieces and writes its `tokenizer.model`.
+
+    It adds bos and eos, as EmbeddingGemma's does.
+    """
     proto = sentencepiece_model_pb2.ModelProto.FromString(SMALL.read_bytes())
-    kept = [
+    selected = [
         piece
-        for i, piece in enumerate(proto.pieces)
-        if i < 360 or (len(piece.piece) == 1 and piece.piece < "\x7f") or piece.piece == "▁"
+        for index, piece in enumerate(proto.pieces)
+        if index < 360 or (len(piece.piece) == 1 and piece.piece < "\x7f") or piece.piece == "▁"
     ]
     del proto.pieces[:]
-    proto.pieces.extend(kept)
-    proto.trainer_spec.vocab_size = len(kept)
+    proto.pieces.extend(selected)
+    proto.trainer_spec.vocab_size = len(selected)
     (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
     tokenizer = hf.GemmaTokenizer.from_pretrained(
         folder, add_bos_token=True, add_eos_token=True, padding_side="right", model_max_length=64
@@ -205,16 +231,13 @@ def small_tokenizer(folder: pathlib.Path) -> hf.GemmaTokenizer:
     tokenizer.init_kwargs.pop("vocab_file")  # a path on this machine, which would be saved
     pieces = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     for text in [*TEXTS, *PROMPTS.values()]:
-        assert tokenizer(text)["input_ids"] == [
-            pieces.bos_id(),
-            *pieces.encode(text),
-            pieces.eos_id(),
-        ], text
+        expected = [pieces.bos_id(), *pieces.encode(text), pieces.eos_id()]
+        assert tokenizer(text)["input_ids"] == expected, text
     return tokenizer
 
 
 def write_embedding_gemma() -> None:
-    """Saves a sentence-transformers model with EmbeddingGemma's modules, loads it back, and writes what the modules give."""
+    """Saves a sentence-transformers model like EmbeddingGemma, loads it, and writes its outputs."""
     folder = OUTPUT / "embedding_gemma"
     with tempfile.TemporaryDirectory() as name:
         made = pathlib.Path(name)
@@ -222,7 +245,7 @@ def write_embedding_gemma() -> None:
         config = hf.Gemma3TextConfig(
             **{**PERIOD_3, "vocab_size": 448, "use_bidirectional_attention": True}
         )
-        randomised(hf.Gemma3TextModel(config)).save_pretrained(made)
+        randomized(hf.Gemma3TextModel(config)).save_pretrained(made)
         tokenizer.save_pretrained(made)
         wide, narrow = (
             Dense(*sizes, bias=False, activation_function=torch.nn.Identity())
@@ -231,8 +254,8 @@ def write_embedding_gemma() -> None:
         modules = [
             Transformer(name),
             Pooling(16, "mean"),
-            randomised(wide),
-            randomised(narrow),
+            randomized(wide),
+            randomized(narrow),
             Normalize(),
         ]
         SentenceTransformer(modules=modules, device="cpu", prompts=PROMPTS).save_pretrained(
@@ -270,51 +293,42 @@ def main() -> None:
     (OUTPUT / "versions.json").write_text(
         json.dumps({package: metadata.version(package) for package in packages}, indent=2) + "\n"
     )
+    write_gemma2()
+    write_gemma3()
+    write_t5gemma()
+    write_embedding_gemma()
 
-    gemma2 = randomised(hf.Gemma2ForCausalLM(hf.Gemma2Config(**GEMMA2)))
-    write_case("gemma2", gemma2, max_shard_size="20KB")  # several files and their index
+
+def write_gemma2() -> None:
+    causal = randomized(hf.Gemma2ForCausalLM(hf.Gemma2Config(**GEMMA2)))
+    write_case("gemma2", causal, max_shard_size="20KB")  # several files and their index
     bidirectional = hf.Gemma2Model(hf.Gemma2Config(**GEMMA2, is_causal=False))
-    bidirectional.load_state_dict(gemma2.model.state_dict())
+    bidirectional.load_state_dict(causal.model.state_dict())
     write_case("gemma2_bidirectional", bidirectional)
 
-    write_case(
-        "gemma3_text",
-        randomised(
-            hf.Gemma3ForCausalLM(
-                hf.Gemma3TextConfig(**GEMMA3, num_hidden_layers=8, rope_parameters=ROPE)
-            )
-        ),
-    )
-    write_case(
-        "gemma3_bidirectional",
-        randomised(
-            hf.Gemma3TextModel(hf.Gemma3TextConfig(**PERIOD_3, use_bidirectional_attention=True))
-        ),
-    )
-    assert (
-        json.loads((OUTPUT / "gemma3_bidirectional" / "config.json").read_text())["sliding_window"]
-        == GEMMA3["sliding_window"]
-    )
+
+def write_gemma3() -> None:
+    text = hf.Gemma3TextConfig(**GEMMA3, num_hidden_layers=8, rope_parameters=ROPE)
+    write_case("gemma3_text", randomized(hf.Gemma3ForCausalLM(text)))
+    bidirectional = hf.Gemma3TextConfig(**PERIOD_3, use_bidirectional_attention=True)
+    write_case("gemma3_bidirectional", randomized(hf.Gemma3TextModel(bidirectional)))
+    saved = json.loads((OUTPUT / "gemma3_bidirectional" / "config.json").read_text())
+    assert saved["sliding_window"] == GEMMA3["sliding_window"]
     vision = hf.Gemma3Config(
         text_config={**PERIOD_3, "query_pre_attn_scalar": 4},
         vision_config={**VISION, "vision_use_head": False},
         **IMAGE_TOKENS,
     )
-    write_case("gemma3_vision", randomised(hf.Gemma3ForConditionalGeneration(vision)))
+    write_case("gemma3_vision", randomized(hf.Gemma3ForConditionalGeneration(vision)))
 
-    sides = {
-        "encoder": {**GEMMA2, "query_pre_attn_scalar": 8},
-        "decoder": {**GEMMA2, "num_hidden_layers": 1},
-    }
-    write_case(
-        "t5gemma",
-        randomised(
-            hf.T5GemmaForConditionalGeneration(
-                hf.T5GemmaConfig(**sides, vocab_size=TINY["vocab_size"])
-            )
-        ),
+
+def write_t5gemma() -> None:
+    config = hf.T5GemmaConfig(
+        encoder={**GEMMA2, "query_pre_attn_scalar": 8},
+        decoder={**GEMMA2, "num_hidden_layers": 1},
+        vocab_size=TINY["vocab_size"],
     )
-    write_embedding_gemma()
+    write_case("t5gemma", randomized(hf.T5GemmaForConditionalGeneration(config)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The card of an export says what it is, what it was trained on, how good it was, and on what terms its weights are given."""
+"""Model cards: properties, training data, metrics and license of an export."""
 
 import dataclasses
 import json
@@ -52,12 +52,12 @@ def test_a_card_of_random_weights(spec):
 
 
 @pytest.mark.parametrize("start", [{"pretrained": "GEMMA3_270M_PT"}, {"warm_start": "runs/mnli"}])
-def test_gemmas_terms_hold_for_what_derives_from_it(spec, start):
+def test_weights_derived_from_gemma_have_its_license(spec, start):
     text = card.markdown(dataclasses.replace(spec, record=record(**start)))
     assert 'license: "gemma"' in text and card.TERMS in text and next(iter(start.values())) in text
 
 
-def test_what_is_not_recorded_is_said(spec):
+def test_a_card_names_what_is_not_recorded(spec):
     text = card.markdown(dataclasses.replace(spec, record={}, tasks=()))
     assert "is not recorded" in text and "if they derive from Gemma's" in text
 
@@ -78,16 +78,12 @@ def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
     exported = ge.export_huggingface(
         ge.Predictor(spec, predictor.parameters), tmp_path / "out", heads=False
     )
-    assert (
-        "toy"
-        not in (exported / "README.md")
-        .read_text()
-        .split("## Config")[0]
-        .split("\n# ")[1]
-        .splitlines()[0]
-    )
-    assert "# A Gemma encoder" in (exported / "README.md").read_text()
-    # A task of one text, which its template ends with, has a prompt; pairs and bare texts have none.
+    readme = (exported / "README.md").read_text()
+    title = readme.split("## Config")[0].split("\n# ")[1].splitlines()[0]
+    assert "toy" not in title
+    assert "# A Gemma encoder" in readme
+    # Only a task whose template ends with its single field has a prompt; pairs and bare texts have
+    # none.
     assert json.loads((exported / "config_sentence_transformers.json").read_text())["prompts"] == {
         "toy_sentiment": "review: "
     }

@@ -1,4 +1,4 @@
-"""Checkpoints of every format: the first one still loads, what a newer version wrote is refused."""
+"""Checkpoint format versions: earlier ones still load, newer ones are refused."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ FIRST = pathlib.Path(__file__).parent / "format_1"  # written by version 0.1 of 
 EXPECTED = json.loads((FIRST / "predictions.json").read_text())
 
 
-def test_a_checkpoint_of_the_first_format_predicts_what_it_did():
+def test_a_checkpoint_of_the_first_format_predicts_the_same():
     predictor = ge.Predictor.load(FIRST)
     assert predictor.spec.encoder.heads == {
         "toy_sentiment": HeadConfig(2, hidden_dims=(8,)),
@@ -50,7 +50,7 @@ def test_a_language_model_of_the_first_format_has_its_head():
     assert spec.encoder.heads == {"text": HeadConfig(2, "language_model")}
 
 
-def test_a_description_is_read_back_and_rises_in_version():
+def test_a_description_is_read_back_and_upgraded():
     spec = ge.Predictor.load(FIRST).spec
     description = json.loads(json.dumps(spec.description()))
     assert description["format_version"] == native.FORMAT_VERSION == 3
@@ -60,7 +60,7 @@ def test_a_description_is_read_back_and_rises_in_version():
 
 @pytest.fixture
 def damaged(tmp_path):
-    """`damaged(change)`: a copy of the checkpoint whose description `change` has changed."""
+    """`damaged(change)`: copies the checkpoint and applies `change` to its description."""
 
     def make(change):
         copy = tmp_path / "copy"
@@ -94,7 +94,7 @@ def damaged(tmp_path):
         ),
     ],
 )
-def test_what_a_newer_version_wrote_is_one_line(damaged, change, message):
+def test_a_newer_description_is_refused_in_one_line(damaged, change, message):
     with pytest.raises(InputError, match=message) as error:
         ge.Predictor.load(damaged(change))
     assert "\n" not in str(error.value)
@@ -104,7 +104,7 @@ def test_what_a_newer_version_wrote_is_one_line(damaged, change, message):
     ("change", "message"),
     [
         (lambda d: [], "description of a checkpoint is list; it is damaged"),
-        (lambda d: d | {"tasks": "x"}, "tasks are no list"),
+        (lambda d: d | {"tasks": "x"}, "tasks are not a list"),
         (lambda d: d | {"tasks": ["x"]}, "description of a task is str"),
         (lambda d: {k: v for k, v in d.items() if k != "encoder"}, "lacks the field 'encoder'"),
         (
@@ -121,7 +121,7 @@ def test_what_a_newer_version_wrote_is_one_line(damaged, change, message):
         (lambda d: d | {"tasks": [d["tasks"][0] | {"kind": "ordnal"}]}, "did you mean 'ordinal'"),
     ],
 )
-def test_a_damaged_description_is_one_line_that_names_the_checkpoint(change, message):
+def test_a_damaged_description_is_refused_in_one_line(change, message):
     spec = ge.Predictor.load(FIRST).spec
     description = change(json.loads(json.dumps(spec.description())))
     with pytest.raises(InputError, match=message) as error:
@@ -150,7 +150,7 @@ class StopAtTwo(Hook):
 
 
 def test_a_run_of_the_second_format_resumes(micro, tmp_path, monkeypatch):
-    """Parameters and optimizer state of the remainder layers were stored under another name."""
+    """Format 2 stored the remainder layers' parameters and optimizer state as `rest`."""
     layers = {
         "num_layers": 3,
         "embed_dim": 32,
@@ -162,14 +162,14 @@ def test_a_run_of_the_second_format_resumes(micro, tmp_path, monkeypatch):
     whole = loop.train(config, tmp_path / "whole")
     save = checkpoint.Checkpoints.save
 
-    def save_as_before(self, state, *arguments):
+    def save_format_2(self, state, *arguments):
         former = native.rename_remainder(state, "remainder", "rest")
         assert "rest" in former.parameters["backbone"]
         save(self, former, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(native, "FORMAT_VERSION", 2)
-        patch.setattr(checkpoint.Checkpoints, "save", save_as_before)
+        patch.setattr(checkpoint.Checkpoints, "save", save_format_2)
         stopped = loop.train(config, tmp_path / "former", hooks=[StopAtTwo()])
         assert stopped.preempted and stopped.step == 2
     texts = ["a fine film", "a dull one"]

@@ -1,4 +1,4 @@
-"""The gemma package's checkpoints, against the gemma package itself: same random weights, same hidden states."""
+"""Checkpoints of the gemma package give the same hidden states here as in the gemma package."""
 
 import dataclasses
 
@@ -31,7 +31,8 @@ CONFIGS = {
         vocab_size=64,
         sliding_window=5,
     ),
-    # QK-norm, two rotary bases, positions scaled on global layers, a cut-short last group; gating stored (2, F, D).
+    # QK-norm, two rotary bases, scaled positions on global layers, an incomplete last group;
+    # gating stored (2, F, D).
     "gemma3": dataclasses.replace(
         GEMMA_CONFIGS["gemma3_tiny"],
         embed_dim=32,
@@ -48,7 +49,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def theirs(request):
-    """(our config, their model, their parameters drawn at random)."""
+    """Returns (our config, their model, their parameters at random values)."""
     from gemma import gm
     from gemma.gm.nn import _config
 
@@ -79,18 +80,15 @@ def theirs(request):
         lambda: model.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32))
     )["params"]
     rng = np.random.default_rng(0)
-    return (
-        ours,
-        model,
-        jax.tree.map(
-            lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32), shapes
-        ),
+    parameters = jax.tree.map(
+        lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32), shapes
     )
+    return ours, model, parameters
 
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
-    """`read(parameters, config, dtype)`: their parameters, saved by their code and loaded by ours."""
+    """`read(parameters, config, dtype)`: saves parameters by their code, loads them by ours."""
     from gemma import gm
 
     def load(parameters, config, dtype=jnp.float32):
@@ -117,14 +115,14 @@ def test_hidden_states_equal_the_gemma_packages(theirs, attention, read):
     )
 
 
-def assert_same(found: dict, expected: dict) -> None:
-    """Equal trees, to the bit."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_same(actual: dict, expected: dict) -> None:
+    """Asserts that two trees are equal to the bit."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def layouts(parameters: dict) -> dict[str, dict]:
-    """The same parameters as every layout of the gemma package has them, made by its own code."""
+    """Returns the parameters in every layout of the gemma package, made by its own code."""
     from gemma.gm.ckpts import _checkpoint, _compat
 
     flat = _checkpoint._nested_to_flat(parameters)
@@ -150,9 +148,7 @@ def test_every_layout_is_read_as_the_gemma_package_reads_it(theirs, tmp_path, la
     checkpoint = open_checkpoint(tmp_path / "checkpoint")
     assert f"({layout} layout)" in checkpoint.description
     backbone = load_backbone(tmp_path / "checkpoint", config)
-    again = {}
-    for name, value in dump(parameter_dict(nnx.state(backbone)), config, TABLE):
-        again[name] = value
+    again = dict(dump(parameter_dict(nnx.state(backbone)), config, TABLE))
     flat = {"/".join(keys): value for keys, value in flatten_dict(oracle).items()}
     for name, value in again.items():
         features_first = name.endswith("gating_einsum") and flat[name].shape != value.shape
@@ -165,13 +161,13 @@ def test_vision_weights_are_skipped_and_named(theirs, tmp_path, read):
     from gemma import gm
 
     config, _, parameters = theirs
-    eyes = {
+    projection = {
         "mm_input_projection": {"w": np.zeros((2, 2), np.float32)},
         "mm_soft_embedding_norm": {"scale": np.zeros(2, np.float32)},
     }
     parameters = {
         **parameters,
-        "embedder": {**parameters["embedder"], **eyes},
+        "embedder": {**parameters["embedder"], **projection},
         "vision_encoder": {"x": {"w": np.zeros(3, np.float32)}},
     }
     gm.ckpts.save_params(parameters, tmp_path / "checkpoint", wait_until_finished=True)
@@ -184,31 +180,30 @@ def test_vision_weights_are_skipped_and_named(theirs, tmp_path, read):
     checkpoint.check(config)
 
 
-def test_parameters_are_born_on_the_mesh(theirs, tmp_path, read):
-    """Every shard where the rules say, values as on one device; stacked layers and the embedding among them."""
+def test_parameters_are_loaded_onto_the_mesh(theirs, tmp_path, read):
+    """Shardings follow the rules, and values equal those on one device."""
     from gemma import gm
 
     config, _, parameters = theirs
     mesh = make_mesh((2, 2, 2))
+    on_one_device = parameter_dict(nnx.state(read(parameters, config)))
     for layout in ("nested", "stacked"):
         gm.ckpts.save_params(
             layouts(parameters)[layout], tmp_path / layout, wait_until_finished=True
         )
         spread = parameter_dict(nnx.state(load_backbone(tmp_path / layout, config, mesh)))
-        assert_same(
-            jax.device_get(spread),
-            jax.device_get(parameter_dict(nnx.state(read(parameters, config)))),
+        assert_same(jax.device_get(spread), jax.device_get(on_one_device))
+        expected = parameter_shardings({"backbone": spread}, mesh)["backbone"]
+        is_equivalent = jax.tree.map(
+            lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim),
+            spread,
+            expected,
         )
-        wanted = parameter_shardings({"backbone": spread}, mesh)["backbone"]
-        assert jax.tree.all(
-            jax.tree.map(
-                lambda leaf, place: leaf.sharding.is_equivalent_to(place, leaf.ndim), spread, wanted
-            )
-        )
+        assert jax.tree.all(is_equivalent)
         assert not spread["embedding"].sharding.is_fully_replicated
 
 
-def test_the_dtype_of_the_parameters_is_chosen(theirs, tmp_path, read):
+def test_parameters_have_the_requested_dtype(theirs, tmp_path, read):
     config, _, parameters = theirs
     backbone = read(parameters, config, jnp.bfloat16)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(nnx.state(backbone)))
@@ -218,8 +213,8 @@ def test_the_dtype_of_the_parameters_is_chosen(theirs, tmp_path, read):
     )
 
 
-def test_what_is_saved_is_read_by_the_gemma_package_and_by_us(theirs, tmp_path, read):
-    """Load, save, load: the same bits. No config is needed the second time: it lies beside the tensors."""
+def test_a_saved_checkpoint_loads_here_and_in_gemma(theirs, tmp_path, read):
+    """Loading, saving and loading give the same bits; the saved folder has the config."""
     from gemma import gm
 
     config, model, parameters = theirs
@@ -232,16 +227,14 @@ def test_what_is_saved_is_read_by_the_gemma_package_and_by_us(theirs, tmp_path, 
         jax.device_get(parameter_dict(nnx.state(backbone))),
     )
     oracle = jax.device_get(gm.ckpts.load_params(tmp_path / "saved"))
-    if (
-        model.config.transpose_gating_einsum
-    ):  # what a Gemma 2 2B alone is stored with is told by its size
+    if model.config.transpose_gating_einsum:  # only the size of Gemma 2 2B is saved without it
         assert_same(oracle, parameters)
     with pytest.raises(InputError, match="exists; name a new folder"):
         save_gemma(backbone, tmp_path / "saved")
 
 
-def test_as_many_key_value_heads_as_queries(tmp_path):
-    """The gemma package then keeps queries, keys and values in one tensor."""
+def test_fused_query_key_value_tensors_are_saved_and_loaded(tmp_path):
+    """The gemma package fuses them if there are as many key-value heads as query heads."""
     from gemma import gm
 
     config = dataclasses.replace(CONFIGS["gemma3"], num_kv_heads=4)
@@ -255,10 +248,11 @@ def test_as_many_key_value_heads_as_queries(tmp_path):
     )
 
 
-def test_published_sizes_are_told_by_their_shapes():
+def test_published_sizes_are_recognized_by_their_shapes():
     class Shapes(GemmaCheckpoint):
         def __init__(self, config):
-            self.folder, self.description = epath.Path("nowhere"), "shapes"
+            self.folder = epath.Path("nowhere")
+            self.description = "shapes"
             self.tensors = {
                 name: Tensor(shapes[0], np.dtype(np.float32))
                 for name, shapes in self.expected(config).items()
@@ -270,7 +264,8 @@ def test_published_sizes_are_told_by_their_shapes():
     assert Shapes(strange).config(hint=strange) == strange
     with pytest.raises(
         InputError,
-        match=r"the shapes of no published Gemma \(embedding \(262144, 1152\), 26 layers\); give its TransformerConfig",
+        match=r"matches no published Gemma \(embedding \(262144, 1152\), 26 layers\); pass its "
+        "TransformerConfig",
     ):
         Shapes(strange).config()
     with pytest.raises(
@@ -289,7 +284,7 @@ def test_every_published_name_has_its_address():
     assert published_path("runs/sst2") is None
 
 
-def test_every_tensor_that_does_not_fit_is_listed(theirs, tmp_path, read):
+def test_every_mismatched_tensor_is_listed(theirs, tmp_path, read):
     config, _, parameters = theirs
     broken = {
         **parameters,
@@ -299,19 +294,21 @@ def test_every_tensor_that_does_not_fit_is_listed(theirs, tmp_path, read):
     del broken["final_norm"]
     with pytest.raises(
         InputError,
-        match=r"final_norm/scale is missing; surplus/w is surplus; layer_0/pre_ffw_norm/scale has shape \(7,\), expected \(32,\)",
+        match=r"final_norm/scale is missing; surplus/w is unexpected; "
+        r"layer_0/pre_ffw_norm/scale has shape \(7,\), expected \(32,\)",
     ):
         read(broken, config)
 
 
-def test_folders_that_are_no_checkpoint_are_refused(tmp_path):
+def test_folders_without_a_checkpoint_are_refused(tmp_path):
     with pytest.raises(
         InputError,
-        match="does not exist; give a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT",
+        match="does not exist; give a checkpoint's folder, a workdir, or a published name such as "
+        "GEMMA2_2B_PT",
     ):
         load_backbone(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is no checkpoint: expected the gemma package's"):
+    with pytest.raises(InputError, match="is not a checkpoint: expected the gemma package's"):
         load_backbone(tmp_path)
     (tmp_path / "_METADATA").write_text("{")
-    with pytest.raises(InputError, match="no Orbax checkpoint that can be read"):
+    with pytest.raises(InputError, match="has no readable Orbax checkpoint"):
         load_backbone(tmp_path)

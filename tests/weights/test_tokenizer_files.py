@@ -1,4 +1,4 @@
-"""Exported tokenizer files: the `tokenizers` library gives SentencePiece's ids for any text, or the export is refused."""
+"""Exported tokenizer files give SentencePiece's ids for any text, or the export is refused."""
 
 import io
 import json
@@ -17,7 +17,11 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import SMALL, Tokenizer
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of piece
+# Types of pieces.
+NORMAL = 1
+CONTROL = 3
+USER_DEFINED = 4
+UNUSED = 5
 DEFINED = [
     "<mask>",
     "\n\n",
@@ -49,7 +53,8 @@ ODD = [
     "٣½",
 ]
 any_text = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-# A number stands for a piece of the tokenizer at hand, so that texts hold its pieces and what user-defined ones begin with.
+# An integer is the index of a piece of the tokenizer under test, so that texts contain its pieces
+# and prefixes of its user-defined ones.
 parts = (
     st.integers(0, 10_000)
     | st.sampled_from(SPECIAL + ODD + DEFINED)
@@ -59,29 +64,23 @@ parts = (
 
 
 def corpus() -> list[str]:
-    """Lines of made-up words, numbers, runs of spaces and tags, the same at every call."""
+    """Returns lines of made-up words, numbers, runs of spaces and tags, the same at every call."""
     rng = random.Random(0)
-    words = [
-        "".join(
-            rng.choices(
-                ["ba", "na", "na", "tor", "é", "ing", "aa", "文", "th", "e", "-"],
-                k=rng.randint(1, 4),
-            )
-        )
-        for _ in range(300)
-    ]
-    return [
-        rng.choice([" ", "  ", "\t"]).join(
-            rng.choices([*words, str(rng.randrange(3000)), "<td>", "((", "a\tb"], k=12)
-        )
-        for _ in range(400)
-    ]
+    syllables = ["ba", "na", "na", "tor", "é", "ing", "aa", "文", "th", "e", "-"]
+    words = ["".join(rng.choices(syllables, k=rng.randint(1, 4))) for _ in range(300)]
+
+    def line() -> str:
+        separator = rng.choice([" ", "  ", "\t"])
+        options = [*words, str(rng.randrange(3000)), "<td>", "((", "a\tb"]
+        return separator.join(rng.choices(options, k=12))
+
+    return [line() for _ in range(400)]
 
 
 def trained(**options) -> Tokenizer:
-    """A tiny tokenizer of Gemma's kind."""
+    """Returns a tiny tokenizer that is like Gemma's, except for the given options."""
     model = io.BytesIO()
-    gemmas = {
+    gemma_options = {
         "model_type": "bpe",
         "vocab_size": 600,
         "byte_fallback": True,
@@ -102,7 +101,7 @@ def trained(**options) -> Tokenizer:
         "minloglevel": 2,
     }
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=model, **(gemmas | options)
+        sentence_iterator=iter(corpus()), model_writer=model, **(gemma_options | options)
     )
     return Tokenizer(model.getvalue(), "tiny")
 
@@ -118,7 +117,7 @@ TOKENIZERS = {
 
 @pytest.fixture(scope="session", params=TOKENIZERS)
 def pair(request):
-    """A tokenizer of ours and what the `tokenizers` library makes of its files."""
+    """Returns one of our tokenizers, its pieces, and its files loaded by `tokenizers`."""
     ours = TOKENIZERS[request.param]()
     return SimpleNamespace(
         ours=ours, theirs=theirs(ours), pieces=ours.pieces(range(ours.vocab_size))
@@ -126,26 +125,28 @@ def pair(request):
 
 
 def theirs(ours: Tokenizer) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(
-        huggingface_files(ours, 128, "right")["tokenizer.json"].decode()
-    )
+    """Exports a tokenizer and loads it by the `tokenizers` library."""
+    files = huggingface_files(ours, 128, "right")
+    return tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
 
 
-def made_of(pieces, parts) -> str:
+def joined(pieces, parts) -> str:
+    """Joins parts to a text; an integer is the index of a piece."""
     return "".join(part if isinstance(part, str) else pieces[part % len(pieces)] for part in parts)
 
 
 @settings(max_examples=300)
 @given(st.lists(parts, max_size=20))
 def test_ids_are_sentencepieces_between_bos_and_eos(pair, parts):
-    for text in (made_of(pair.pieces, parts), made_of(pair.pieces, parts).replace("▁", " ")):
+    drawn = joined(pair.pieces, parts)
+    for text in (drawn, drawn.replace("▁", " ")):
         [ids] = pair.ours.encode([text])
         assert pair.theirs.encode(text).ids == [2, *ids, 1]
 
 
 @st.composite
 def odd_models(draw):
-    """Models that no training gives: any pieces over few characters, so that pieces overlap; any order of scores."""
+    """Draws models that no training yields: overlapping pieces over few characters, any scores."""
     alphabet = draw(st.sampled_from(["a", "ab", "ab▁", "aé\n"]))
     pieces = draw(
         st.lists(st.text(alphabet, min_size=2, max_size=7), unique=True, min_size=1, max_size=20)
@@ -165,7 +166,7 @@ def odd_models(draw):
 
 
 def model_of(pieces) -> Tokenizer:
-    """The small model's special and byte pieces, then these (piece, score, kind)."""
+    """Returns a model of the small one's special and byte pieces, and (piece, score, type)s."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(SMALL.read_bytes())
     del proto.pieces[261:]
     for piece, score, kind in pieces:
@@ -175,7 +176,7 @@ def model_of(pieces) -> Tokenizer:
 
 @settings(max_examples=150)
 @given(odd_models(), st.data())
-def test_merges_follow_the_scores_whatever_they_are(model, data):
+def test_merges_follow_any_scores(model, data):
     alphabet, pieces = model
     ours = model_of(pieces)
     exported = theirs(ours)
@@ -185,7 +186,7 @@ def test_merges_follow_the_scores_whatever_they_are(model, data):
 
 
 def test_a_piece_is_one_merge_in_the_order_of_scores():
-    # "aba" is always "ab" and "a": where "ba" is, it was not taken.
+    # "aba" is always made of "ab" and "a", since "ab" has a better score than "ba".
     exported = theirs(
         model_of(
             [
@@ -211,7 +212,8 @@ def test_a_user_defined_piece_within_a_text_is_that_piece():
     exported = theirs(trained())
     for name in DEFINED:
         assert exported.encode("a" + name.replace("▁", " ") + "b").tokens[2:-2] == [name]
-    # The longest that begins first: four spaces, then one; "<unused01", not "<unused0" + …
+    # The longest match at the leftmost position: four spaces, then one; "<unused01", not
+    # "<unused0".
     assert exported.encode(" " * 5 + "<unused01>").tokens == [
         "<bos>",
         "▁▁▁▁",
@@ -223,7 +225,8 @@ def test_a_user_defined_piece_within_a_text_is_that_piece():
 
 
 def test_ids_decode_to_the_text():
-    ours, text = trained(), "a  banana,\n\n 12 <td> <bos> 文👩"
+    ours = trained()
+    text = "a  banana,\n\n 12 <td> <bos> 文👩"
     assert theirs(ours).decode(ours.encode([text])[0]) == text
 
 
@@ -236,13 +239,13 @@ def test_truncation_keeps_bos_and_eos(pair):
         assert exported.encode(text).ids == [2, *ids[: length - 2], 1]
 
 
-def test_a_pair_is_one_text(pair):
-    [one], [other] = pair.ours.encode(["a ban"]), pair.ours.encode(["ana b"])
-    assert pair.theirs.encode("a ban", "ana b").ids == [2, *one, *other, 1]
+def test_a_pair_is_encoded_as_a_single_text(pair):
+    [first], [second] = (pair.ours.encode([text]) for text in ("a ban", "ana b"))
+    assert pair.theirs.encode("a ban", "ana b").ids == [2, *first, *second, 1]
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_the_files_say_what_transformers_needs(padding):
+def test_files_have_the_settings_that_transformers_needs(padding):
     tokenizer = trained()
     files = huggingface_files(tokenizer, 77, padding)
     assert list(files) == ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"]
@@ -259,18 +262,16 @@ def test_the_files_say_what_transformers_needs(padding):
         "<bos>",
         "<unk>",
     ]
-    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # reads tokenizer.json as it is
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # reads tokenizer.json unchanged
     assert config["split_special_tokens"]  # "<bos>" in a text is text there, too
     assert config["add_bos_token"]
     assert config["add_eos_token"]
-    assert config["model_input_names"] == [
-        "input_ids",
-        "attention_mask",
-    ]  # no token types, which the model does not take
+    # No token types, which the model does not accept.
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]
     assert not config["clean_up_tokenization_spaces"]
 
     exported = json.loads(files["tokenizer.json"])
-    assert exported["truncation"] is exported["padding"] is None  # whoever calls it decides
+    assert exported["truncation"] is exported["padding"] is None  # left to the caller
     assert exported["pre_tokenizer"] is None
     assert [token["content"] for token in exported["added_tokens"]] == DEFINED
     assert not any(token["special"] for token in exported["added_tokens"])
@@ -280,65 +281,67 @@ def test_the_files_say_what_transformers_needs(padding):
 
 
 def edited(change) -> Tokenizer:
-    """The tiny tokenizer with its model changed by hand."""
+    """Returns the tiny tokenizer with a modified model."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(trained().model)
     change(proto)
     return Tokenizer(proto.SerializeToString(), "tiny")
 
 
 def with_pieces(*pieces) -> Tokenizer:
-    return edited(
-        lambda proto: [
-            proto.pieces.add(piece=piece, score=score, type=kind) for piece, score, kind in pieces
-        ]
-    )
+    """Returns the tiny tokenizer with further (piece, score, type)s."""
+
+    def add(proto) -> None:
+        for piece, score, kind in pieces:
+            proto.pieces.add(piece=piece, score=score, type=kind)
+
+    return edited(add)
 
 
-OTHER_KINDS = {
+UNSUPPORTED = {
     "is a UNIGRAM model": lambda: trained(model_type="unigram", vocab_size=350),
-    "normalises text (rule 'nfkc')": lambda: trained(normalization_rule_name="nfkc"),
-    "puts a space before the text (add_dummy_prefix)": lambda: trained(add_dummy_prefix=True),
+    "normalizes text (rule 'nfkc')": lambda: trained(normalization_rule_name="nfkc"),
+    "prepends a space (add_dummy_prefix)": lambda: trained(add_dummy_prefix=True),
     "removes spaces (remove_extra_whitespaces)": lambda: trained(remove_extra_whitespaces=True),
-    "leaves spaces as they are (escape_whitespaces is off)": lambda: edited(
+    "does not escape spaces (escape_whitespaces is off)": lambda: edited(
         lambda proto: setattr(proto.normalizer_spec, "escape_whitespaces", False)
     ),
     "has unused pieces": lambda: edited(lambda proto: setattr(proto.pieces[-1], "type", UNUSED)),
 }
 
 
-@pytest.mark.parametrize("reason", OTHER_KINDS)
-def test_a_tokenizer_of_another_kind_is_refused(reason):
-    with pytest.raises(
-        InputError,
-        match=re.escape(
-            f"tiny: the tokenizer {reason}; only one of Gemma's kind (BPE, text taken as it is) can be written"
-        ),
-    ):
-        huggingface_files(OTHER_KINDS[reason](), 128, "right")
+@pytest.mark.parametrize("reason", UNSUPPORTED)
+def test_a_tokenizer_unlike_gemmas_is_refused(reason):
+    message = (
+        f"tiny: the tokenizer {reason}; only tokenizers like Gemma's (BPE without text "
+        "normalization) can be exported"
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        huggingface_files(UNSUPPORTED[reason](), 128, "right")
 
 
-def test_pieces_of_one_score_are_refused():
-    with pytest.raises(
-        InputError,
-        match=re.escape(
-            "tiny: the pieces '0-' and '-0' have one score; tokenizer.json needs to know which goes first"
-        ),
-    ):
-        huggingface_files(with_pieces(("0-", -5000, NORMAL), ("-0", -5000, NORMAL)), 128, "right")
+def test_pieces_of_equal_scores_are_refused():
+    tokenizer = with_pieces(("0-", -5000, NORMAL), ("-0", -5000, NORMAL))
+    message = (
+        "tiny: the pieces '0-' and '-0' have equal scores; tokenizer.json needs a strict order of "
+        "merges"
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        huggingface_files(tokenizer, 128, "right")
 
 
-def test_a_piece_made_from_a_character_that_is_no_piece_is_refused():
-    with pytest.raises(
-        InputError,
-        match=re.escape(
-            "tiny: the piece 'b☃' is made from '☃', which is no piece; tokenizer.json cannot say that"
-        ),
-    ):
-        huggingface_files(with_pieces(("b☃", -5000, NORMAL)), 128, "right")
+def test_a_piece_with_a_character_that_is_no_piece_is_refused():
+    tokenizer = with_pieces(("b☃", -5000, NORMAL))
+    message = (
+        "tiny: the piece 'b☃' contains '☃', which is not a piece; tokenizer.json cannot represent "
+        "this"
+    )
+    with pytest.raises(InputError, match=re.escape(message)):
+        huggingface_files(tokenizer, 128, "right")
 
 
-def test_a_piece_that_is_never_made_costs_nothing():
-    # "▁▁▁" is user-defined, and no text holds a space once it is normalised. So one score and a character that is no piece do no harm.
+def test_unreachable_pieces_do_not_prevent_an_export():
+    # "▁▁▁" is user-defined, and a normalized text has no spaces, so none of these pieces is ever
+    # made: equal scores and a character that is not a piece are harmless.
     ours = with_pieces(
         ("a▁▁▁", -5000, NORMAL),
         ("a b", -5001, NORMAL),
@@ -350,10 +353,12 @@ def test_a_piece_that_is_never_made_costs_nothing():
         assert exported.encode(text).ids[1:-1] == ours.encode([text])[0]
 
 
-def test_what_differs_for_a_reason_not_foreseen_is_refused():
-    # A control piece of one character: SentencePiece spells that character in bytes, tokenizer.json would give the piece.
-    with pytest.raises(
-        InputError,
-        match="tiny: tokenizer.json does not give SentencePiece's ids for '.*☃.*'; only one of Gemma's kind can be exported",
-    ):
+def test_unforeseen_differences_are_refused():
+    # A control piece of one character: SentencePiece encodes the character as bytes, tokenizer.json
+    # would give the piece.
+    message = (
+        "tiny: tokenizer.json and SentencePiece give different ids for '.*☃.*'; only tokenizers "
+        "like Gemma's can be exported"
+    )
+    with pytest.raises(InputError, match=message):
         huggingface_files(with_pieces(("☃", 0, CONTROL)), 128, "right")
