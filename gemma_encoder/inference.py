@@ -70,8 +70,8 @@ class Predictor:
         Args:
             path: local or `gs://`.
             mesh: (data, fsdp, tensor) sizes over all devices, -1 for the remaining ones: (-1, 1, 1)
-                spreads texts, (1, -1, 1) shards a model that is too large for one device. By
-                default the first device is used.
+                splits the texts between devices, (1, -1, 1) shards a model that is too large for
+                one device. By default the first device is used.
 
         Raises:
             InputError: there is no checkpoint, or the mesh does not fit the devices.
@@ -295,7 +295,7 @@ class Predictor:
         return rows @ columns.T
 
     def _unit_vectors(self, items: Texts | np.ndarray, task: str | None) -> np.ndarray:
-        """Returns embeddings, of texts or given ones, scaled to length 1."""
+        """Returns vectors of length 1, from embeddings or from texts."""
         is_array = isinstance(items, np.ndarray) and np.issubdtype(items.dtype, np.floating)
         vectors = items if is_array else self.embed(items, task)
         width = self.spec.encoder.pooled_dim
@@ -392,7 +392,7 @@ def _frame(columns: Mapping[str, Any]) -> "pandas.DataFrame":
 
 
 def _shows_progress(progress: bool | None) -> bool:
-    """Returns whether to show progress bars; by default on a terminal and in a notebook."""
+    """Returns True if progress bars are shown; by default on a terminal and in a notebook."""
     if progress is not None:
         return progress
     return "ipykernel" in sys.modules or sys.stderr.isatty()

@@ -197,7 +197,7 @@ def _predict_chunks(
 class _PartialOutput:
     """Predictions of an unfinished run, and the state from which it resumes.
 
-    The state holds the settings, the number of texts, a digest of them and the size of OUTPUT.part
+    The state has the settings, the number of texts, a digest of them and the size of OUTPUT.part
     at the last commit. Bytes after that size are discarded.
 
     Args:

@@ -303,7 +303,7 @@ def test_long_and_unusual_texts_are_predicted(predictor, caplog):
             ),
             "f.csv:3: .*got only 'sentense'",
         ),
-        (lambda p: p.rank("q " * 200, ["y"]), r"never cut \(query\) alone exceed max_length"),
+        (lambda p: p.rank("q " * 200, ["y"]), r"never truncated \(query\) alone exceed max_length"),
     ],
 )
 def test_misuse_is_refused_in_one_line(predictor, call, message):
@@ -326,7 +326,7 @@ def test_folders_without_a_valid_checkpoint_are_refused(trained, tmp_path):
         (checkpoint / "inference" / "tokenizer.model").read_bytes()
     )
     (copy / "inference.json").write_text(json.dumps(description | {"format_version": 0}))
-    with pytest.raises(InputError, match="format version 0, this library reads versions 1 to 2"):
+    with pytest.raises(InputError, match="format version 0, this library reads versions 1 to 3"):
         ge.Predictor.load(copy.parent)
     (copy / "inference.json").write_text("{")
     with pytest.raises(InputError, match="damaged or was only partly copied"):

@@ -71,7 +71,7 @@ def read(path):
     "source", ["a.txt", "a.txt.gz", "a.csv", "a.tsv", "a.jsonl", "a.jsonl.gz", "a.parquet"]
 )
 @pytest.mark.parametrize("target", ["o.jsonl", "o.csv", "o.parquet"])
-def test_every_format(predictor, task, tmp_path, source, target):
+def test_every_format_is_read_and_written(predictor, task, tmp_path, source, target):
     keep = () if ".txt" in source else ("id",)
     count = bulk.predict_file(
         predictor, task, write(tmp_path, source), tmp_path / target, keep=keep

@@ -1,1 +1,1 @@
-"""Weights in and out: the gemma package's checkpoints, Hugging Face's, and our own."""
+"""Reads and writes weights: checkpoints of the gemma package, of Hugging Face and our own."""

@@ -23,13 +23,13 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import merge_backbone_lora
 from gemma_encoder.weights import card, huggingface, tensors
-from gemma_encoder.weights.huggingface import LAYER_KINDS, SPEC_FILE
+from gemma_encoder.weights.huggingface import LAYER_TYPES, SPEC_FILE
 from gemma_encoder.weights.native import InferenceSpec, absolute
 from gemma_encoder.weights.sentence_modules import POOLING
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
 MAX_FILE = 4 * 2**30  # bytes of tensors per file, unless a single tensor is larger
-_LAYER_TYPES = {kind: layer_type for layer_type, kind in LAYER_KINDS.items()}
+_LAYER_TYPES = {kind: layer_type for layer_type, kind in LAYER_TYPES.items()}
 _MODULES = "sentence_transformers.models"
 
 Module = tuple[str, dict[str, Any], dict[str, np.ndarray]]  # type, config and tensors

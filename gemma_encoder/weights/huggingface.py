@@ -80,7 +80,7 @@ LENGTH_FIELDS = (
     ("tokenizer_config.json", "model_max_length"),
 )
 MAX_LENGTH = 2048  # EmbeddingGemma's; some files write "no limit" as a number of thirty digits
-LAYER_KINDS = {"sliding_attention": "local", "full_attention": "global"}
+LAYER_TYPES = {"sliding_attention": "local", "full_attention": "global"}
 
 
 def tensor_table(model_type: str, prefix: str = "") -> TensorTable:
@@ -122,7 +122,7 @@ def tensor_table(model_type: str, prefix: str = "") -> TensorTable:
 
 
 def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConfig:
-    """Returns the transformer that a `config.json` describes, with the reach it has there.
+    """Returns the transformer that a `config.json` describes; its reach is as in transformers.
 
     Args:
         values: the file's content, from any version of transformers since Gemma 2.
@@ -148,7 +148,7 @@ def transformer_config(values: Mapping[str, Any], where: str) -> TransformerConf
             num_heads=field["num_attention_heads"],
             num_kv_heads=field["num_key_value_heads"],
             head_dim=field["head_dim"],
-            pattern=_pattern([LAYER_KINDS[kind] for kind in _layer_types(field)]),
+            pattern=_pattern([LAYER_TYPES[kind] for kind in _layer_types(field)]),
             sliding_window=window,
             query_scale=float(field["query_pre_attn_scalar"]) ** -0.5,
             attention_soft_cap=field["attn_logit_softcapping"],

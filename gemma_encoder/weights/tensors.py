@@ -101,7 +101,7 @@ class Checkpoint(abc.ABC):
         """Reads one tensor in its stored dtype onto the devices of `sharding`."""
 
     def expected(self, config: TransformerConfig) -> dict[str, list[tuple[int, ...]]]:
-        """Returns the valid shapes of every tensor that a checkpoint of `config` holds."""
+        """Returns the valid shapes of every tensor in a checkpoint of `config`."""
         sizes = axis_sizes(config)
         result = {}
         for parameter, entry in self.table.items():

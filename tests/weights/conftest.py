@@ -4,7 +4,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="package")
 def fast_compilation():
-    """These models take longer to compile than to run."""
+    """Compiles without optimizations: these models take longer to compile than to run."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
