@@ -1,4 +1,5 @@
-# make quickstart | test | test-all | prepare-setup | test-prepare | lint | lock    (PYTHON=python3.12 chooses the interpreter)
+# make quickstart | test | test-all | docs | lint | lock | prepare-setup | test-prepare
+# (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= $(shell for python in python3.11 python3.12 python3; do $$python -c '' 2>/dev/null && echo $$python && break; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])')
 ifeq ($(filter lock clean,$(MAKECMDGOALS))$(wildcard requirements/py$(VERSION).txt),)
@@ -11,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed-py$(VERSION)
 LOCK := requirements/py$(VERSION)
 
-.PHONY: setup quickstart test-setup test test-all prepare-setup test-prepare lint lock clean
+.PHONY: setup quickstart test-setup test test-all docs prepare-setup test-prepare lint lock clean
 
 setup: $(STAMP)
 
@@ -37,6 +38,10 @@ test: $(STAMP)-test
 
 test-all: $(STAMP)-test
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+# The pages under docs/ and the API reference; every warning is an error. Open docs/_build/html/index.html.
+docs: $(STAMP)-test
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 # Apache Beam needs other versions of some packages than training: it has an environment and a lock of its own.
 prepare-setup: .venv-prepare/.installed-py$(VERSION)
@@ -67,4 +72,4 @@ lock:
 	done
 
 clean:
-	rm -rf $(VENV) .venv-prepare build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-prepare docs/_build docs/api build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -48,12 +48,16 @@ TFDS = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.9"]
 
 NOTEBOOK = ["ipykernel>=6.29", "matplotlib>=3.9", "pandas>=2.2"]
 
+# `make docs`: the pages under docs/ and the API reference.
+DOCS = ["furo>=2025.7", "myst-parser>=4.0", "sphinx>=8.2"]
+
 EXTRAS = {
     "train": TRAIN,
     "tfds": TFDS,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "notebook": ["jupyterlab>=4.2", *NOTEBOOK],
+    "docs": DOCS,
     "bench": [
         "accelerate>=1.0",
         "sentence-transformers>=5.0",
@@ -67,6 +71,7 @@ EXTRAS = {
     "test": [
         *TRAIN,
         *TFDS,
+        *DOCS,
         "gemma>=3.3",
         "hypothesis>=6.100",
         "jax[tpu]",
