@@ -1,4 +1,7 @@
-"""Every command of the READMEs, run in their order as a new user would, at smoke size; pods by --dry_run."""
+"""The commands and Python examples of every page, run in order as a user would, at smoke size.
+
+Pods are launched with --dry_run. Each page stands on what the fixture `home` holds, not on others.
+"""
 
 import json
 import os
@@ -12,14 +15,15 @@ import pytest
 
 from gemma_encoder import cli
 from gemma_encoder.evaluation import leaderboards
+from tests import pages
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+ROOT = pages.ROOT
 ELSEWHERE = {  # what a command begins with, and where it is tried, or why it is not
     "make ": "the Makefile's own targets: continuous integration runs `make test`",
     "export ": "the test sets the folders",
     ".venv-prepare/": "tests/test_prepare.py, in Beam's environment",
     "MSMARCO_DIR=DATA .venv-prepare/": "tests/test_prepare.py, in Beam's environment",
+    ".venv/bin/python -m pytest ": "a test",
     ".venv/bin/pip ": "needs a package index",
     ".venv/bin/jupyter ": "tests/test_notebooks.py",
     ".venv/bin/tensorboard ": "a server",
@@ -33,34 +37,15 @@ PROGRAM = ".venv/bin/gemma-encoder"
 SHORT = ["--config.train_for=2 steps", "--config.max_eval_examples=8"]
 
 
-def blocks(readme: str, language: str) -> list[str]:
-    return [body for found, body in BLOCK.findall((ROOT / readme).read_text()) if found == language]
+def ours(page: str) -> list[str]:
+    return [line for line in pages.commands(page) if line.startswith(f"{PROGRAM} ")]
 
 
-def commands(readme: str) -> list[str]:
-    """The lines of all blocks that hold commands, continued lines joined, comments dropped."""
-    lines = []
-    for body in blocks(readme, ""):
-        if body.startswith("gemma_encoder/\n"):
-            continue  # a tree of folders
-        joined = re.sub(r"\\\n\s*", "", body)
-        lines += [
-            line
-            for line in (re.sub(r"\s+#.*$", "", line).strip() for line in joined.splitlines())
-            if line
-        ]
-    return lines
-
-
-def ours(readme: str) -> list[str]:
-    return [line for line in commands(readme) if line.startswith(f"{PROGRAM} ")]
-
-
-@pytest.mark.parametrize("readme", ["README.md", "launch/README.md", "experiments/README.md"])
-def test_every_command_is_known(readme):
+@pytest.mark.parametrize("page", pages.PAGES)
+def test_every_command_is_known(page):
     strange = [
         line
-        for line in commands(readme)
+        for line in pages.commands(page)
         if not (line.startswith(f"{PROGRAM} ") and line.split()[1] in cli.COMMANDS)
         and not line.startswith(tuple(ELSEWHERE))
     ]
@@ -168,55 +153,59 @@ def enlarge(predictions: pathlib.Path) -> None:
         )
 
 
-@pytest.mark.slow
-def test_the_readmes_commands(home):
-    folder, variables = home
-    run(
-        home,
-        [PROGRAM, "train", "--config=quickstart:smoke", "--workdir=runs/quickstart"],
-    )  # make quickstart
-    tried = 0
-    scripts = blocks("README.md", "python")
-    for body in list(scripts):
-        if match := re.match(r"# (\w+\.py)\n", body):  # a module that a command names
-            (folder / match[1]).write_text(body)
-            scripts.remove(body)
-    for line in ours("README.md"):
-        words = shlex.split(line)
-        if "msmarco" in line and not pathlib.Path(variables["MSMARCO_DIR"]).is_dir():
-            continue
-        if "--config.prepared" in line:  # tests/test_prepare.py
-            continue
-        if "submit make" in line:  # one run that evaluated every task stands for a run of each
-            evaluate = small(
-                shlex.split(f"{PROGRAM} evaluate --config=multitask:glue --workdir=runs/glue")
-            )
-            run(home, [*evaluate, "--config.evaluate_split=test", "--config.max_eval_examples=0"])
-            enlarge(home[0] / "runs" / "glue" / "predictions")
-            words = [*words[: words.index("runs/cola")], "runs/glue"]
-        run(home, small(words))
-        tried += 1
-    assert tried > 10
-    for body in scripts:
-        if (
-            "sentence_transformers" in body
-        ):  # tests/weights/check_huggingface_export.py, where it is installed
-            continue
-        script = f"import numpy as np\ntokens = np.ones((1, 4), np.int32)\n{body}"
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            cwd=folder,
-            env=variables,
-            check=False,
+IN_THE_TREE = ("plan", "launch")  # pods get the project that they are launched from
+NOT_RUN = {
+    "--config.prepared=": "tests/test_prepare.py, in Beam's environment",
+    "modules=": "modules that a test makes: tests/test_contributing.py, or of the page itself",
+    "sentence_transformers": "tests/weights/check_huggingface_export.py, where it is installed",
+}
+
+
+def run_command(home, line: str, modules: set[str]) -> None:
+    """Runs a command of a page, at smoke size."""
+    words = shlex.split(line)
+    if any(mark in line for mark in NOT_RUN) and not any(name in line for name in modules):
+        return
+    if "msmarco" in line and not pathlib.Path(home[1]["MSMARCO_DIR"]).is_dir():
+        return
+    if "submit make" in line:  # one run that evaluated every task stands for a run of each
+        evaluate = small(
+            shlex.split(f"{PROGRAM} evaluate --config=multitask:glue --workdir=runs/glue")
         )
-        assert done.returncode == 0, f"{body}\n{done.stderr}"
+        run(home, [*evaluate, "--config.evaluate_split=test", "--config.max_eval_examples=0"])
+        enlarge(home[0] / "runs" / "glue" / "predictions")
+        words = [*words[: words.index("runs/cola")], "runs/glue"]
+    in_the_tree = words[1] in IN_THE_TREE and words[2] != "local"
+    if in_the_tree:
+        assert words[1] == "plan" or "--dry_run" in words
+    run(home, small(words), ROOT if in_the_tree else None)
+
+
+def run_script(home, body: str) -> None:
+    """Runs a Python example of a page."""
+    folder, variables = home
+    script = f"import numpy as np\ntokens = np.ones((1, 4), np.int32)\n{body}"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=variables, check=False
+    )
+    assert done.returncode == 0, f"{body}\n{done.stderr}"
 
 
 @pytest.mark.slow
-def test_the_launchers_commands(home):
-    for line in ours("launch/README.md"):
-        words = shlex.split(line)
-        assert words[1] == "plan" or "--dry_run" in words
-        assert run(home, small(words), ROOT).stdout  # pods get the project they are launched from
+@pytest.mark.parametrize("page", [page for page in pages.PAGES if page != "CONTRIBUTING.md"])
+def test_the_commands_and_examples_of_a_page(home, page):
+    folder, _ = home
+    if not (folder / "runs" / "quickstart").exists():  # make quickstart
+        run(home, [PROGRAM, "train", "--config=quickstart:smoke", "--workdir=runs/quickstart"])
+    scripts, modules = [], set()
+    for body in pages.blocks(page, "python"):
+        if match := re.match(r"# ((\w+)\.py)\n", body):  # a module that a command names
+            (folder / match[1]).write_text(body)
+            modules.add(match[2])
+        elif not any(mark in body for mark in NOT_RUN):
+            scripts.append(body)
+    for line in ours(page):
+        run_command(home, line, modules)
+    for body in scripts:
+        run_script(home, body)

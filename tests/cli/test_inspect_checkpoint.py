@@ -56,4 +56,4 @@ def test_the_readme_shows_the_table_of_sizes_that_the_configs_give(capsys):
     assert inspect.main(["--sizes"]) == 0
     table = capsys.readouterr().out
     assert "| `gemma2_2b` | 2,614,636,800 | 590,118,912 |" in table
-    assert table in (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    assert table in (pathlib.Path(__file__).parents[2] / "docs" / "weights.md").read_text()
