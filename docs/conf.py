@@ -24,6 +24,7 @@ extensions = [
     "markdown_links",
 ]
 exclude_patterns = ["_build"]
+smartquotes = False  # quotes in commands stay as they are typed
 default_role = "code"  # docstrings write `name`, as Markdown does
 
 html_theme = "furo"
