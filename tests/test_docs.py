@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from gemma_encoder.inputs import options
-from gemma_encoder.training.config import TrainConfig
+from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from tests import pages
 
 ROOT = pages.ROOT
@@ -117,6 +117,12 @@ def test_every_page_is_in_the_table_of_contents():
         line for table in tables for line in table.split("\n") if line and not line.startswith(":")
     }
     assert listed == {page[5:-3] for page in pages.PAGES if page.startswith("docs/")} - {"index"}
+
+
+def test_the_fields_that_may_change_are_named():
+    section = pages.text("docs/resume.md").split("## What may change between two starts")[1]
+    named = re.findall(r"`(\w+)`", section.split(" (the fields marked")[0])
+    assert sorted(named) == sorted([*MAY_CHANGE])
 
 
 def test_the_changelog_begins_with_the_format_that_is_written():

@@ -52,18 +52,26 @@ def test_every_command_is_known(page):
     assert not strange
 
 
+SMALLER = {  # what is replaced in a command, besides the smoke variant of its config
+    "size=gemma3_270m": "size=pretrained",
+    "size=gemma2_9b": "size=tiny",
+    "scale=gemma2_2b": "scale=mini",
+    "--topology=v5e:8x8": "--topology=v5e:2x2",
+    "--topology=v5e:4x4": "--topology=v5e:2x2",
+    "micro_batches=8": "micro_batches=2",
+}
+
+
 def small(words: list[str]) -> list[str]:
     """The same command at smoke size."""
     result = []
     for word in words:
+        for large, little in SMALLER.items():
+            word = word.replace(large, little)
         if match := re.fullmatch(r"--config=([\w/]+)(?::(.*))?", word):
-            argument = (
-                (match[2] or "")
-                .replace("size=gemma3_270m", "size=pretrained")
-                .replace("size=gemma2_9b", "size=tiny")
-            )
-            word = f"--config={match[1]}:{argument}{',' if argument else ''}smoke"
-        result.append(word.replace("--topology=v5e:8x8", "--topology=v5e:2x2"))
+            argument = f"{match[2]}," if match[2] else ""
+            word = f"--config={match[1]}:{argument}smoke"
+        result.append(word)
     if words[1] in ("train", "evaluate", "pretrain"):
         result += SHORT
     if any("ablations/" in word for word in words) or words[1] == "sweep":
