@@ -55,7 +55,7 @@ def test_every_command_is_known(page):
 SMALLER = {  # what is replaced in a command, besides the smoke variant of its config
     "size=gemma3_270m": "size=pretrained",
     "size=gemma2_9b": "size=tiny",
-    "scale=gemma2_2b": "scale=mini",
+    "scale=gemma2_2b": "scale=gemma3_270m",
     "--topology=v5e:8x8": "--topology=v5e:2x2",
     "--topology=v5e:4x4": "--topology=v5e:2x2",
     "micro_batches=8": "micro_batches=2",
@@ -163,7 +163,7 @@ def enlarge(predictions: pathlib.Path) -> None:
 
 IN_THE_TREE = ("plan", "launch")  # pods get the project that they are launched from
 NOT_RUN = {
-    "--config.prepared=": "tests/test_prepare.py, in Beam's environment",
+    "train --config=glue:sst2 --config.prepared=": "tests/test_prepare.py, in Beam's environment",
     "modules=": "modules that a test makes: tests/test_contributing.py, or of the page itself",
     "sentence_transformers": "tests/weights/check_huggingface_export.py, where it is installed",
 }
