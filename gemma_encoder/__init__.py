@@ -1,6 +1,6 @@
-"""gemma_encoder: Gemma 2 and Gemma 3 decoders as text encoders for classification, regression and ranking.
+"""Gemma 2 and Gemma 3 decoders as text encoders for classification, regression and ranking.
 
-Importing the package is light; each public name is loaded when it is first used.
+Importing the package is fast: each public name is loaded on first use.
 """
 
 import importlib

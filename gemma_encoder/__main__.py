@@ -1,4 +1,4 @@
-"""`python -m gemma_encoder` is the command `gemma-encoder`."""
+"""Entry point of `python -m gemma_encoder`, equivalent to the command `gemma-encoder`."""
 
 import sys
 

@@ -189,7 +189,7 @@ class Reader(grain.DatasetIterator):
     def get_state(self) -> dict[str, Any]:
         """Whole numbers that decide what comes next, and the counts of texts so far."""
         counts = {task: list(values.values()) for task, values in self.counts.items()}
-        waiting = np.array([unit.number for unit in self._packer.waiting], np.int64)
+        waiting = np.array([unit.record_index for unit in self._packer.waiting], np.int64)
         return {"drawn": self._drawn, "waiting": waiting, "counts": counts}
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from gemma_encoder.data.files.lines import COMPRESSED
 from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.kind import UNLABELLED
+from gemma_encoder.inputs.kind import UNLABELED
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
@@ -138,7 +138,7 @@ class RankingSource(Source):
             documents = [*self._positives(split, query), *self._negatives(split, query)]
         else:
             documents = files.candidates.of(query).tolist()
-        labels = [UNLABELLED] * len(documents)
+        labels = [UNLABELED] * len(documents)
         if files.qrels:
             grades = dict(zip(*files.qrels.of(query), strict=True))
             labels = [max(float(grades.get(document, 0)), 0.0) for document in documents]

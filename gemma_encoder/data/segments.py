@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gemma_encoder.data.source import Source
-from gemma_encoder.inputs.kind import NO_TARGETS, UNLABELLED
+from gemma_encoder.inputs.kind import NO_TARGETS, UNLABELED
 from gemma_encoder.inputs.packing import Segment
 from gemma_encoder.inputs.task import ROLES, Example, Task
 from gemma_encoder.inputs.template import EncodedText, encode
@@ -65,7 +65,7 @@ def make_segments(
     segments = []
     for example, text, name in zip(examples, encoded, where, strict=True):
         if unlabeled and task.is_unlabeled(example.label):
-            label, targets = UNLABELLED, NO_TARGETS
+            label, targets = UNLABELED, NO_TARGETS
         else:
             label, targets = task.target(example.label, name)
         role = ROLES.index(example.role)

@@ -35,7 +35,7 @@ from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups, Table
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, described, unknown
-from gemma_encoder.inputs.kind import UNLABELLED
+from gemma_encoder.inputs.kind import UNLABELED
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
@@ -247,7 +247,7 @@ class SeqioSource(Source):
 
     def _label(self, text: str, split: str, where: str) -> float:
         if split.startswith("test") and text in UNPUBLISHED:
-            return UNLABELLED
+            return UNLABELED
         if self.task.classes:
             if text not in self._indices:
                 raise InputError(f"{where}: {unknown('class', text, self.task.classes)}")

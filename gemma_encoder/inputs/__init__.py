@@ -1,1 +1,4 @@
-"""The ground floor: what a task, a text and a batch are. Needs only numpy and sentencepiece, so that training and inference share it."""
+"""Definitions of a task, a text and a batch, shared by training and inference.
+
+Requires only numpy and sentencepiece.
+"""

@@ -1,7 +1,8 @@
 """The Batch: the one contract between data, model, losses and evaluation.
 
-B rows, L tokens a row, S segments (texts) a row, G lists a batch. Without packing S = 1. Padding side, packing, mixtures, lists
-of documents and ragged last batches are all the same case.
+Shapes: B rows, L tokens per row, S segments (texts) per row, G lists per batch, K vector-label
+width. Without packing S = 1. The same layout covers either padding side, packing, mixtures, lists
+of documents and incomplete last batches.
 """
 
 import dataclasses
@@ -14,35 +15,48 @@ from gemma_encoder.inputs.errors import InputError
 
 
 class Batch(NamedTuple):
-    """A batch, or one reader's block of its rows. Fields are numpy arrays on the host and JAX arrays on devices."""
+    """A batch, or one reader's block of its rows.
 
-    tokens: np.ndarray  # [B, L] int32
-    segment_ids: np.ndarray  # [B, L] int32: 0 where padding, else 1 … S
-    positions: np.ndarray  # [B, L] int32: position inside its own segment, from 0
-    task_id: np.ndarray  # [B, S] int32
-    label: (
-        np.ndarray
-    )  # [B, S] float32: class index, regression target in [0, 1], or relevance grade
-    group_id: (
-        np.ndarray
-    )  # [B, S] int32: the list that a ranking segment belongs to, 0 … G - 1; -1 outside ranking
-    list_slot: np.ndarray  # [B, S] int32: its place in that list
-    example_id: np.ndarray  # [B, S] int32: index into the task's table of examples on the host
-    weight: np.ndarray  # [B, S] float32: 0 for an empty slot
-    role: np.ndarray  # [B, S] int32: index into `task.ROLES`, 0 for none
-    targets: np.ndarray  # [B, S, K] float32: vector labels (multi-hot); K is 0 where none is used
+    Fields are numpy arrays on the host and JAX arrays on devices.
+
+    Attributes:
+        tokens: [B, L] int32 token ids.
+        segment_ids: [B, L] int32; 0 for padding, else 1 … S.
+        positions: [B, L] int32 position within the segment, from 0.
+        task_id: [B, S] int32.
+        label: [B, S] float32 class index, regression target in [0, 1], or relevance grade.
+        group_id: [B, S] int32 list that a ranking segment belongs to, 0 … G - 1; -1 outside
+            ranking.
+        list_slot: [B, S] int32 index of the segment within that list.
+        example_id: [B, S] int32 index into the task's table of examples on the host.
+        weight: [B, S] float32; 0 for an empty slot.
+        role: [B, S] int32 index into `task.ROLES`, 0 for none.
+        targets: [B, S, K] float32 vector labels (multi-hot); K is 0 if no task has one.
+    """
+
+    tokens: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    task_id: np.ndarray
+    label: np.ndarray
+    group_id: np.ndarray
+    list_slot: np.ndarray
+    example_id: np.ndarray
+    weight: np.ndarray
+    role: np.ndarray
+    targets: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """The static shape of a batch, or of one reader's block.
+    """Static shape of a batch, or of one reader's block.
 
     Attributes:
         rows: B.
         row_length: L, in tokens.
-        segments: S, the most texts that share a row.
-        groups: G, the most lists in a batch.
-        list_size: the most documents in a list.
+        segments: S, the maximum number of texts per row.
+        groups: G, the maximum number of lists per batch.
+        list_size: maximum number of documents per list.
         targets: K, the widest vector label of the tasks; 0 for none.
     """
 
@@ -55,24 +69,25 @@ class BatchShape:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            least = 0 if field.name == "targets" else 1
-            if getattr(self, field.name) < least:
-                raise InputError(
-                    f"batch {field.name} must be at least {least}, got {getattr(self, field.name)}"
-                )
+            value = getattr(self, field.name)
+            minimum = 0 if field.name == "targets" else 1
+            if value < minimum:
+                raise InputError(f"batch {field.name} must be at least {minimum}, got {value}")
 
     def split(self, parts: int) -> "BatchShape":
-        """The shape of one of `parts` equal blocks that fill a batch: one for each reader and micro-batch."""
+        """Returns the shape of one of `parts` equal blocks: one per reader and micro-batch."""
         if self.rows % parts or self.groups % parts:
             raise InputError(
-                f"readers x micro-batches = {parts} cannot share {self.rows} rows and {self.groups} lists evenly; use multiples of {parts}"
+                f"readers x micro-batches = {parts} cannot share {self.rows} rows and "
+                f"{self.groups} lists evenly; use multiples of {parts}"
             )
         return dataclasses.replace(self, rows=self.rows // parts, groups=self.groups // parts)
 
 
 def empty_batch(shape: BatchShape) -> Batch:
-    """A batch of padding: every slot empty."""
-    tokens, slots = (shape.rows, shape.row_length), (shape.rows, shape.segments)
+    """Returns a batch of padding, with every slot empty."""
+    tokens = (shape.rows, shape.row_length)
+    slots = (shape.rows, shape.segments)
     return Batch(
         tokens=np.zeros(tokens, np.int32),
         segment_ids=np.zeros(tokens, np.int32),
@@ -89,19 +104,15 @@ def empty_batch(shape: BatchShape) -> Batch:
 
 
 def concatenate(blocks: Sequence[Batch], groups_per_block: int, first: int = 0) -> Batch:
-    """The rows of `blocks` in order, lists renumbered so that every block keeps its own.
+    """Concatenates blocks, with `group_id` shifted so that lists of different blocks differ.
 
     Args:
-        blocks: neighbouring blocks of one global batch.
-        groups_per_block: G of each.
-        first: the place of `blocks[0]` among all blocks of the global batch.
+        blocks: adjacent blocks of one global batch.
+        groups_per_block: G of each block.
+        first: index of `blocks[0]` among all blocks of the global batch.
     """
-    shifted = [
-        block._replace(
-            group_id=np.where(
-                block.group_id < 0, -1, block.group_id + number * groups_per_block
-            ).astype(np.int32)
-        )
-        for number, block in enumerate(blocks, first)
-    ]
+    shifted = []
+    for index, block in enumerate(blocks, first):
+        group_id = np.where(block.group_id < 0, -1, block.group_id + index * groups_per_block)
+        shifted.append(block._replace(group_id=group_id.astype(np.int32)))
     return Batch(*(np.concatenate(field) for field in zip(*shifted, strict=True)))

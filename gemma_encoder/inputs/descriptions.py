@@ -1,4 +1,4 @@
-"""JSON descriptions of dataclasses: read back, with fields of a newer version refused by name."""
+"""Dataclasses from their JSON descriptions; unknown fields, of a newer version, are errors."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ Described = TypeVar("Described")
 
 
 def tupled(value: Any) -> Any:
-    """JSON's lists as tuples, at any depth."""
+    """Converts lists to tuples, at any depth."""
     if isinstance(value, list | tuple):
         return tuple(tupled(item) for item in value)
     return value
 
 
 def check_mapping(values: Any, what: str, *needed: str) -> None:
-    """Raises InputError unless a description is a mapping with these fields."""
+    """Raises InputError unless a description is a mapping with the needed fields."""
     if not isinstance(values, Mapping):
         raise InputError(f"the description of {what} is {type(values).__name__}; it is damaged")
     for name in needed:
@@ -26,7 +26,7 @@ def check_mapping(values: Any, what: str, *needed: str) -> None:
 
 
 def former_names(cls: type) -> dict[str, str]:
-    """The fields of a dataclass that had another name, by that name: the metadata `former`."""
+    """Returns the current name of each renamed field by its former name (metadata `former`)."""
     return {
         field.metadata["former"]: field.name
         for field in dataclasses.fields(cls)
@@ -35,15 +35,15 @@ def former_names(cls: type) -> dict[str, str]:
 
 
 def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> Described:
-    """The dataclass with these fields, lists as tuples.
+    """Builds a dataclass from its description, with lists converted to tuples.
 
     Args:
         cls: the dataclass.
-        values: by field name; fields that are not named keep their defaults.
-        what: is described, for the message, e.g. "a task".
+        values: by field name; missing fields take their defaults.
+        what: names the description in error messages, e.g. "a task".
 
     Raises:
-        InputError: a field that this version does not have, or one that it cannot do without.
+        InputError: a field is unknown to this version, or a required field is missing.
     """
     check_mapping(values, what)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -53,7 +53,7 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> D
     if surplus:
         raise InputError(
             f"the description of {what} has the field {surplus[0]!r}, which this version of "
-            "gemma_encoder does not have: a newer one wrote it; install that one"
+            "gemma_encoder does not know: a newer version wrote it; install that version"
         )
     missing = [
         name

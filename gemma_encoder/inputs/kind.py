@@ -1,6 +1,6 @@
-"""The interface of a kind of task, and the registry of kinds. The kinds themselves: `kinds`.
+"""Interface and registry of task kinds. The kinds themselves are in `kinds`.
 
-N examples, K outputs of a head, C classes.
+Shapes: N examples, K outputs of a head, C classes.
 """
 
 import math
@@ -15,32 +15,32 @@ from gemma_encoder.inputs.errors import InputError, unknown
 if TYPE_CHECKING:
     from gemma_encoder.inputs.task import Task
 
-UNLABELLED = -1.0  # the label of test splits where none is published
+UNLABELED = -1.0  # label of test splits without published labels
 NO_TARGETS = np.zeros(0, np.float32)
 
 Label = float | tuple[int, ...]
 
 
 class Kind:
-    """Behavior of one kind of task. Subclass it and `register` an instance to add a kind.
+    """Behavior of one kind of task. To add a kind, subclass it and `register` an instance.
 
     Attributes:
-        name: of the kind, unique.
+        name: unique name of the kind.
         head: key of `gemma_encoder.model.heads.HEADS`.
         default_loss: key of `gemma_encoder.training.losses.LOSSES[name]`.
         default_metrics: names in `gemma_encoder.evaluation.metrics.METRICS[name]`.
         is_list: examples come in lists that are scored together.
-        ranks: a list is evaluated as a ranking of documents, by runs and judgments.
+        ranks: a list is evaluated as a ranking of documents, by runs and qrels.
         counts_tokens: the loss is a sum over tokens, averaged over tokens.
-        has_classes: a task of this kind names its classes.
-        has_range: a task of this kind has a range of targets.
-        one_class: an example has exactly one class, so that there is a confusion matrix.
-        label_column: how the label column of a table is read: "class" (a name), "classes" (several
-            names), "number", or "" where a table cannot hold the label.
-        label_word: what a number in that column is called.
-        least_label: the lowest number that a label column may hold.
-        hub_tag: the task's tag on the Hugging Face hub, "" for none.
-        mistake_measure: heading of how wrong a mistake is, "" where the kind has no mistakes.
+        has_classes: tasks of this kind name their classes.
+        has_range: tasks of this kind have a range of targets.
+        one_class: an example has exactly one class, so a confusion matrix is defined.
+        label_column: type of a table's label column: "class" (a name), "classes" (several names),
+            "number", or "" if a table cannot hold the label.
+        label_word: noun for a number in that column.
+        least_label: the lowest valid number in a label column.
+        hub_tag: the task's tag on the Hugging Face Hub, "" for none.
+        mistake_measure: heading of the severity of mistakes, "" if the kind has no mistakes.
     """
 
     name: str
@@ -65,10 +65,10 @@ class Kind:
     __repr__ = __str__
 
     def __reduce__(self) -> tuple:
-        return get, (self.name,)  # a copy, or what a pickle restores, is the registered object
+        return get, (self.name,)  # copies and unpickled objects are the registered instance
 
     def check_task(self, task: "Task") -> None:
-        """Raises InputError where a declaration lacks what the kind needs, or has too much."""
+        """Raises InputError if a declaration does not match the kind."""
         if self.has_classes and len(set(task.classes)) < max(len(task.classes), 2):
             raise InputError(
                 f"task {task.name!r}: a task of kind {self} names at least two classes, all "
@@ -78,90 +78,93 @@ class Kind:
             raise InputError(f"task {task.name!r}: kind {self} has no classes; got {task.classes}")
 
     def num_outputs(self, task: "Task") -> int:
-        """K, the width of the task's head."""
+        """Returns K, the width of the task's head."""
         return 1
 
     def target_width(self, task: "Task") -> int:
-        """Width of the vector that training sees beside the label, 0 for none."""
+        """Returns the width of the vector label, 0 for none."""
         return 0
 
     def is_unlabeled(self, task: "Task", label: Label) -> bool:
-        """Tells an unknown label (-1) from a real one."""
-        return label == UNLABELLED
+        """Returns True if the label is the placeholder -1 for an unknown one."""
+        return label == UNLABELED
 
     def check_label(self, task: "Task", label: Label, where: str) -> float:
-        """Returns the label as training sees it; raises InputError when it is out of range.
+        """Returns the label for training; raises InputError if it is out of range.
 
         Args:
-            task: whose label it is.
+            task: the task of the label.
             label: in the task's own units.
-            where: names the record in the message, e.g. "train record 17".
+            where: names the record in the error message, e.g. "train record 17".
         """
         raise NotImplementedError
 
     def target(self, task: "Task", label: Label, where: str) -> tuple[float, np.ndarray]:
-        """The label and the vector [target_width] that training sees."""
+        """Returns the checked label and the vector label [target_width] for training."""
         return self.check_label(task, label, where), NO_TARGETS
 
     def metric_labels(self, task: "Task", labels: Sequence[Label]) -> np.ndarray:
-        """Labels as the kind's metrics take them, [N] or [N, C]."""
+        """Returns labels in the form that the kind's metrics take, [N] or [N, C]."""
         return np.array(labels)
 
     def postprocess(self, task: "Task", scores: np.ndarray) -> np.ndarray:
-        """Scores [N, K] float32 as outputs: [N], or [N, C] probabilities."""
+        """Converts scores [N, K] float32 to outputs: [N], or [N, C] probabilities."""
         return scores[:, 0]
 
     def decide(self, task: "Task", outputs: np.ndarray) -> np.ndarray:
-        """Outputs as the kind's metrics compare them with labels."""
+        """Converts outputs to predictions that the kind's metrics compare with labels."""
         return outputs
 
     def baseline(self, task: "Task", labels: Sequence[Label]) -> np.ndarray | None:
-        """The best constant output for these labels; None where a constant means nothing."""
+        """Returns the best constant output for these labels; None if there is none."""
         return None
 
     def columns(self, task: "Task", outputs: np.ndarray) -> dict[str, Any]:
-        """Predictions for a user: "prediction" and what goes with it, each with N entries.
+        """Returns predictions for users: "prediction" and further columns, each with N entries.
 
-        A nested dict, such as "probabilities" by class, holds columns that belong together.
+        A nested dict, such as "probabilities" by class, groups related columns.
         """
         return {"prediction": outputs}
 
     def line(self, task: "Task", output: np.ndarray, label: Label) -> dict[str, Any]:
-        """One example of a prediction file, JSON-ready: label, prediction, and what goes along."""
+        """Returns one example of a prediction file, JSON-ready, with label and prediction."""
         return {"label": float(label), "prediction": float(output)}
 
     def read_line(self, line: Mapping[str, Any]) -> Any:
-        """What `decide` gave for the example that `line` wrote."""
+        """Returns the prediction (of `decide`) from a line that `line` wrote."""
         return line["prediction"]
 
     def read_label(self, line: Mapping[str, Any]) -> Label:
-        """The label of the example that `line` wrote."""
+        """Returns the label from a line that `line` wrote."""
         return line.get("label", 0.0)
 
     def show(self, task: "Task", output: np.ndarray) -> str:
-        """An output in a few words."""
+        """Formats an output for display."""
         return f"{output:.2f}"
 
     def show_label(self, task: "Task", label: Label) -> str:
-        """A label in a few words, "" where there is nothing to show."""
+        """Formats a label for display; "" if there is nothing to show."""
         return f"{label:g}"
 
     def describe(self, task: "Task") -> str:
-        """What the task predicts: its classes or its range, "" where there is nothing to name."""
+        """Describes the range of predictions: the classes or the target range, "" for neither."""
         return ", ".join(task.classes)
 
     def severity(
         self, task: "Task", outputs: np.ndarray, labels: Sequence[Label]
     ) -> np.ndarray | None:
-        """How bad each prediction is, [N]; -inf where it is right. None without mistakes."""
+        """Returns the severity of each mistake, [N]; -inf for a correct prediction.
+
+        None if the kind has no mistakes.
+        """
         return None
 
     def mistake(self, task: "Task", line: Mapping[str, Any]) -> tuple[str, str, str]:
-        """(label, prediction, how wrong) of a line of a prediction file, for a table."""
+        """Formats (label, prediction, severity) of a prediction file's line, for a table."""
         raise NotImplementedError
 
     def summarize_labels(self, task: "Task", labels: Sequence[Label]) -> tuple[str, str] | None:
-        """(heading, distribution) of labels in one line; None where there are none."""
+        """Returns (heading, one-line distribution) of labels; None if the kind has no labels."""
         values, counts = np.unique(np.array(labels), return_counts=True)
         word = "" if self.has_classes else f"{self.label_word} "
         parts = [
@@ -173,15 +176,18 @@ class Kind:
     def direction(
         self, task: "Task", output: np.ndarray, target: str | None
     ) -> tuple[np.ndarray, str, float]:
-        """What an attribution explains: (weights [K] on the scores, its name, its output).
+        """Returns the quantity that an attribution explains.
 
         Args:
             task: the task.
-            output: of the text, as `postprocess` gives it.
+            output: the text's output, from `postprocess`.
             target: a class, or None for the predicted one.
 
+        Returns:
+            (weights [K] on the scores, name of the quantity, its output).
+
         Raises:
-            InputError: the target is no class of the task.
+            InputError: the target is not a class of the task.
         """
         if target is not None:
             raise InputError(f"task {task.name!r} has no classes; leave the target out")
@@ -190,7 +196,7 @@ class Kind:
         return weights, task.name, float(np.ravel(output)[0])
 
     def order_classes(self, names: Iterable[str], path: str) -> tuple[str, ...]:
-        """Class names that were read off a file, in label order: sorted, as numbers if all are."""
+        """Sorts class names that were read from a file; numerically if all are whole numbers."""
         names = list(names)
         if all_whole(names):
             return tuple(sorted(names, key=int))
@@ -239,7 +245,7 @@ class ClassKind(Kind):
         return float(label)
 
     def baseline(self, task, labels):
-        """The frequency of each class, [C]."""
+        """Returns the frequency of each class, [C]."""
         counts = np.bincount(np.array(labels, int), minlength=len(task.classes))
         return (counts / max(counts.sum(), 1)).astype(np.float32)
 
@@ -252,7 +258,7 @@ class ClassKind(Kind):
         )
 
     def direction(self, task, output, target):
-        """For a class, how far its score lies above the mean of the others'."""
+        """Returns the class's score minus the mean score of the remaining classes."""
         index = class_index(task, output, target)
         weights = np.full(len(task.classes), -1 / (len(task.classes) - 1), np.float32)
         weights[index] = 1
@@ -260,19 +266,19 @@ class ClassKind(Kind):
 
 
 def all_whole(names: Sequence[str]) -> bool:
-    """Tells names that are all whole numbers."""
+    """Returns True if all names are whole numbers."""
     return all(re.fullmatch(r"\d{1,9}", name) for name in names)
 
 
 def cumulative_logits(scores: Any, xp: Any = np) -> Any:
-    """The logits of P(class > k) for k = 0 … C - 2, strictly falling in k.
+    """Returns the logits of P(class > k) for k = 0 … C - 2, strictly decreasing in k.
 
-    The first score moves all of them; the softplus of each other one is the gap to the logit
-    before it. The middle one is the first score itself, so that scores near zero favor no end.
+    The first score shifts all logits; the softplus of each further score is the gap to the previous
+    logit. The middle logit equals the first score, so that scores near zero favor neither end.
 
     Args:
-        scores: [..., C - 1], of a head.
-        xp: the array library, numpy or jax.numpy.
+        scores: [..., C - 1], the outputs of a head.
+        xp: array library, numpy or jax.numpy.
     """
     gaps = xp.logaddexp(xp.zeros_like(scores[..., 1:]), scores[..., 1:])
     below = xp.concatenate([xp.zeros_like(scores[..., :1]), xp.cumsum(gaps, axis=-1)], axis=-1)
@@ -281,7 +287,7 @@ def cumulative_logits(scores: Any, xp: Any = np) -> Any:
 
 
 def class_index(task: "Task", output: np.ndarray, target: str | None) -> int:
-    """The index of a class, by default that of the highest output."""
+    """Returns the index of the class `target`; if None, that of the highest output."""
     if target is None:
         return int(np.argmax(output))
     if target not in task.classes:
@@ -293,7 +299,7 @@ _KINDS: dict[str, Kind] = {}
 
 
 def register(kind: Kind) -> Kind:
-    """Adds a kind; a name is registered once."""
+    """Registers a kind; its name must be new."""
     if kind.name in _KINDS:
         raise InputError(f"kind {kind.name!r} is already registered")
     _KINDS[kind.name] = kind
@@ -301,12 +307,12 @@ def register(kind: Kind) -> Kind:
 
 
 def names() -> tuple[str, ...]:
-    """All registered kinds."""
+    """Returns the names of all registered kinds."""
     return tuple(_KINDS)
 
 
 def get(kind: "str | Kind") -> Kind:
-    """The kind of that name; raises InputError naming the nearest one."""
+    """Returns the kind of that name; raises InputError if it is not registered."""
     if isinstance(kind, Kind):
         return kind
     if kind not in _KINDS:

@@ -1,11 +1,12 @@
-"""Kinds of task: the one module that tells one kind from another.
+"""Kinds of task: the only module in which kinds differ.
 
-A kind defines the outputs of its head, how a label is checked and scaled, whether examples come in
-lists, how scores become predictions, what a mistake is, and the baseline of a model that has
-learned nothing. Losses and metrics are tables keyed by the kind's name, see `training.losses` and
-`evaluation.metrics`; everything else asks the object `task.kind`. Methods are documented in `Kind`.
+A kind defines the outputs of its head, the checking and scaling of labels, whether examples come in
+lists, the conversion of scores to predictions, the severity of mistakes, and the baseline of a
+model that has learned nothing. Losses and metrics are tables keyed by the kind's name, see
+`training.losses` and `evaluation.metrics`; all other code calls `task.kind`. Methods are documented
+in `Kind`.
 
-N examples, K outputs of a head, C classes.
+Shapes: N examples, K outputs of a head, C classes.
 """
 
 import math
@@ -14,7 +15,7 @@ import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import (
-    UNLABELLED,
+    UNLABELED,
     ClassKind,
     Kind,
     all_whole,
@@ -45,17 +46,17 @@ class Classification(ClassKind):
         return outputs.argmax(axis=-1)
 
     def severity(self, task, outputs, labels):
-        """The confidence in a wrong class."""
+        """Returns the confidence in a wrong class."""
         wrong = self.decide(task, outputs) != np.array(labels)
         return np.where(wrong, outputs.max(axis=-1), -np.inf)
 
 
 class Ordinal(ClassKind):
-    """One of several ordered classes, by cumulative logits whose thresholds always rise.
+    """One of several ordered classes, by cumulative logits with increasing thresholds.
 
     The head has C - 1 outputs, see `cumulative_logits`; P(class > k) is the logistic function of
-    the k-th cumulative logit, so that probabilities of all classes are never negative (the
-    cumulative link model of McCullagh, 1980, with gaps between thresholds that depend on the text).
+    the k-th cumulative logit, so class probabilities are never negative. This is the cumulative
+    link model of McCullagh (1980), with gaps between thresholds that depend on the text.
     """
 
     name = "ordinal"
@@ -68,17 +69,18 @@ class Ordinal(ClassKind):
         return len(task.classes) - 1
 
     def postprocess(self, task, scores):
-        """Class probabilities [N, C]."""
-        above = np.exp(-np.logaddexp(0, -cumulative_logits(scores)))  # P(class > k), falling in k
+        """Returns class probabilities [N, C]."""
+        # P(class > k), decreasing in k.
+        above = np.exp(-np.logaddexp(0, -cumulative_logits(scores)))
         ones = np.ones_like(above[:, :1])
         return -np.diff(np.concatenate([ones, above, 0 * ones], axis=-1), axis=-1)
 
     def decide(self, task, outputs):
-        """The median class, which has the least expected absolute error."""
+        """Returns the median class, which has the lowest expected absolute error."""
         return (np.cumsum(outputs, axis=-1)[..., :-1] < 0.5).sum(axis=-1)
 
     def severity(self, task, outputs, labels):
-        """The expected distance in classes, where the decision is wrong."""
+        """Returns the expected distance in classes of a wrong decision."""
         labels = np.array(labels, float)
         distances = np.abs(np.arange(len(task.classes)) - labels[:, None])
         wrong = self.decide(task, outputs) != labels
@@ -88,17 +90,16 @@ class Ordinal(ClassKind):
         names = list(names)
         if not all_whole(names):
             raise InputError(
-                f"{path}: the classes of an ordinal task have an order that their names "
-                f"({', '.join(sorted(names)[:6])}) do not tell; name them, lowest first, in "
-                "own.classes"
+                f"{path}: the order of an ordinal task's classes does not follow from their names "
+                f"({', '.join(sorted(names)[:6])}); list them, lowest first, in own.classes"
             )
         return tuple(sorted(names, key=int))
 
     def direction(self, task, output, target):
-        """The score that moves all cumulative logits: towards higher classes."""
+        """Returns the score that shifts all cumulative logits towards higher classes."""
         if target is not None:
             raise InputError(
-                f"task {task.name!r} has ordered classes: what is explained is the score that "
+                f"task {task.name!r} has ordered classes: an attribution explains the score that "
                 "moves all of them; leave the target out"
             )
         weights = np.zeros(self.num_outputs(task), np.float32)
@@ -109,7 +110,7 @@ class Ordinal(ClassKind):
 class MultiLabel(ClassKind):
     """Any number of classes at once: a logistic function of each of C scores.
 
-    A label is the tuple of its class indices; the empty one is a label like any other.
+    A label is a tuple of class indices; the empty tuple is a valid label.
     """
 
     name = "multi_label"
@@ -122,7 +123,7 @@ class MultiLabel(ClassKind):
         return len(task.classes)
 
     def check_label(self, task, label, where):
-        """Always 0: what training sees is the vector of `target`."""
+        """Returns 0: training uses the vector label of `target`."""
         indices = np.array(label if isinstance(label, tuple) else (label,), float)
         valid = (indices >= 0) & (indices < len(task.classes)) & (indices == indices.round())
         if not valid.all():
@@ -138,24 +139,25 @@ class MultiLabel(ClassKind):
         return checked, self.metric_labels(task, [label])[0]
 
     def metric_labels(self, task, labels):
-        """Multi-hot rows, [N, C] float32."""
+        """Returns multi-hot rows, [N, C] float32."""
         rows = np.zeros((len(labels), len(task.classes)), np.float32)
         for row, label in zip(rows, labels, strict=True):
-            row[list(map(int, label if isinstance(label, tuple) else (label,)))] = 1
+            indices = label if isinstance(label, tuple) else (label,)
+            row[[int(index) for index in indices]] = 1
         return rows
 
     def postprocess(self, task, scores):
-        """The probability of each class by itself, [N, C]."""
+        """Returns the probability of each class, [N, C]; rows need not sum to 1."""
         return np.exp(-np.logaddexp(0, -scores))
 
     def baseline(self, task, labels):
-        """The frequency of each class by itself, [C]."""
+        """Returns the frequency of each class, [C]."""
         return self.metric_labels(task, labels).mean(axis=0)
 
     def columns(self, task, outputs):
         probabilities = {name: outputs[:, index] for index, name in enumerate(task.classes)}
-        chosen = [[task.classes[i] for i in np.flatnonzero(row >= 0.5)] for row in outputs]
-        return {"prediction": chosen, "probabilities": probabilities}
+        predicted = [[task.classes[i] for i in np.flatnonzero(row >= 0.5)] for row in outputs]
+        return {"prediction": predicted, "probabilities": probabilities}
 
     def line(self, task, output, label):
         indices = label if isinstance(label, tuple) else (label,)
@@ -169,8 +171,8 @@ class MultiLabel(ClassKind):
         return line["probabilities"]
 
     def read_label(self, line):
-        label = line.get("label", [UNLABELLED])
-        return UNLABELLED if label == [UNLABELLED] else tuple(label)
+        label = line.get("label", [UNLABELED])
+        return UNLABELED if label == [UNLABELED] else tuple(label)
 
     def show(self, task, output):
         names = [f"{task.classes[i]} {output[i]:.2f}" for i in np.flatnonzero(output >= 0.5)]
@@ -182,15 +184,16 @@ class MultiLabel(ClassKind):
         return ", ".join(task.classes[index] for index in label) or "no class"
 
     def severity(self, task, outputs, labels):
-        """The sum over classes of |probability - label|, where any decision is wrong."""
+        """Returns the sum over classes of |probability - label| if any decision is wrong."""
         truth = self.metric_labels(task, labels)
         wrong = ((outputs >= 0.5) != truth).any(axis=-1)
         return np.where(wrong, np.abs(outputs - truth).sum(axis=-1), -np.inf)
 
     def mistake(self, task, line):
-        names = [", ".join(task.classes[i] for i in line[key]) for key in ("label", "prediction")]
+        label = ", ".join(task.classes[i] for i in line["label"])
+        prediction = ", ".join(task.classes[i] for i in line["prediction"])
         wrong = set(line["label"]) ^ set(line["prediction"])
-        return names[0] or "no class", names[1] or "no class", str(len(wrong))
+        return label or "no class", prediction or "no class", str(len(wrong))
 
     def summarize_labels(self, task, labels):
         rows = [label for label in labels if isinstance(label, tuple)]
@@ -199,7 +202,7 @@ class MultiLabel(ClassKind):
         return "labels", ", ".join(parts)
 
     def direction(self, task, output, target):
-        """The class's own score."""
+        """Returns the class's own score."""
         index = class_index(task, output, target)
         weights = np.zeros(len(task.classes), np.float32)
         weights[index] = 1
@@ -207,7 +210,7 @@ class MultiLabel(ClassKind):
 
 
 class Regression(Kind):
-    """A number in a range. Training sees it scaled to [0, 1], users in the task's own units."""
+    """A number in a range, scaled to [0, 1] for training and in the task's own units for users."""
 
     name = "regression"
     default_loss = "mean_squared_error"
@@ -217,8 +220,9 @@ class Regression(Kind):
     mistake_measure = "error"
 
     def is_unlabeled(self, task, label):
-        """-1, except where that is a target like any other."""
-        return label == UNLABELLED and not task.label_range[0] <= label <= task.label_range[1]
+        """Returns True for -1, unless the task's range contains it."""
+        low, high = task.label_range
+        return label == UNLABELED and not low <= label <= high
 
     def check_label(self, task, label, where):
         low, high = task.label_range
@@ -233,18 +237,19 @@ class Regression(Kind):
         return task.unscale(scores[:, 0])
 
     def baseline(self, task, labels):
-        """The mean."""
+        """Returns the mean label."""
         return np.float32(np.mean(labels))
 
     def describe(self, task):
         return "{:g} to {:g}".format(*task.label_range)
 
     def severity(self, task, outputs, labels):
-        """The absolute error."""
+        """Returns the absolute error."""
         return np.abs(outputs - np.array(labels))
 
     def mistake(self, task, line):
-        label, prediction = line["label"], line["prediction"]
+        label = line["label"]
+        prediction = line["prediction"]
         return f"{label:g}", f"{prediction:.3f}", f"{prediction - label:+.3f}"
 
     def summarize_labels(self, task, labels):
@@ -257,7 +262,7 @@ class Regression(Kind):
 
 
 class Ranking(Kind):
-    """Documents of a query, by relevance."""
+    """Documents of a query, ordered by relevance."""
 
     name = "ranking"
     default_loss = "softmax"
@@ -279,7 +284,7 @@ class Ranking(Kind):
 
 
 class Choice(Kind):
-    """Options of a question, one of which is chosen."""
+    """Multiple choice: options of a question, of which one is correct."""
 
     name = "choice"
     default_loss = "softmax"
@@ -296,9 +301,9 @@ class Choice(Kind):
 
 
 class LanguageModel(Kind):
-    """Each token of a text, predicted from those before it: a text is its own label.
+    """Next-token prediction: the targets are the text's own tokens.
 
-    The head gives each text's summed negative log-likelihood in nats and its number of predicted
+    The head returns each text's summed negative log-likelihood in nats and its number of predicted
     tokens.
     """
 
@@ -318,11 +323,11 @@ class LanguageModel(Kind):
         return 0.0
 
     def postprocess(self, task, scores):
-        """[N, 2]: sum and count."""
+        """Returns the scores unchanged: [N, 2], sum and count."""
         return scores
 
     def columns(self, task, outputs):
-        """The prediction is the text's perplexity; "nll" is a sum over "tokens", in nats."""
+        """Returns each text's perplexity, its "nll" summed over tokens in nats, and "tokens"."""
         perplexity = np.exp(outputs[:, 0] / outputs[:, 1])
         return {
             "prediction": perplexity.astype(float),

@@ -1,7 +1,7 @@
-"""Typed options: frozen dataclasses with a line of help on each field, read from nested mappings.
+"""Typed options: frozen dataclasses with one help line per field, read from nested mappings.
 
-An options class declares `rows: int = option(16, "rows of a global batch")`. From the declaration
-come its defaults, the check of a mapping's names and types, and the lines of a program's help.
+An options class declares `rows: int = option(16, "rows of a global batch")`. The declaration gives
+the default, the checks of names and types in a mapping, and the help text.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ NAMES = {
 
 
 class FieldHelp(NamedTuple):
-    """What a program's help says of a field; `name` is its path, such as "batch.rows"."""
+    """Help entry of a field; `name` is its path, such as "batch.rows"."""
 
     name: str
     type: str
@@ -41,12 +41,12 @@ class FieldHelp(NamedTuple):
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
-    """A dataclass field with its default and its line of help; a mapping is copied for each object.
+    """Declares a dataclass field with a help line; a mapping as default is copied per object.
 
     Args:
-        default: value of the field where none is given.
-        text: one line for a reader of `--help`.
-        **metadata: further facts about the field, e.g. `former`, the name that it had before.
+        default: default value of the field.
+        text: one line, shown by `--help`.
+        **metadata: further metadata of the field, e.g. `former`, its former name.
     """
     metadata = {"help": text, **metadata}
     if isinstance(default, Mapping):
@@ -55,27 +55,27 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
 
 
 def from_mapping(cls: type[Options], values: Mapping[str, Any], name: str = "") -> Options:
-    """Builds options from a nested mapping; fields that are left out have their defaults.
+    """Builds options from a nested mapping; missing fields take their defaults.
 
     Args:
         cls: a dataclass.
-        values: by field; lists are taken for tuples, whole numbers for floats.
-        name: path of the options themselves, for messages; "" for the outermost.
+        values: by field; lists are converted to tuples, integers to floats.
+        name: path of the options themselves, for error messages; "" for the outermost.
 
     Raises:
-        InputError: an unknown field, a value of another type, or whatever the class itself refuses.
+        InputError: a field is unknown, a value has the wrong type, or the class rejects a value.
     """
     return cls(**field_values(cls, values, name))
 
 
 def current_path(cls: type, path: str) -> str:
-    """The path of a field, such as "own.truncation", where `path` may hold former names."""
-    first, dot, rest = path.partition(".")
+    """Returns a field's path, such as "own.truncation", with former names replaced."""
+    first, dot, remainder = path.partition(".")
     first = former_names(cls).get(first, first)
     annotation = _annotations(cls).get(first)
-    if rest and dataclasses.is_dataclass(annotation):
-        rest = current_path(annotation, rest)
-    return f"{first}{dot}{rest}"
+    if remainder and dataclasses.is_dataclass(annotation):
+        remainder = current_path(annotation, remainder)
+    return f"{first}{dot}{remainder}"
 
 
 def with_current_names(
@@ -84,12 +84,12 @@ def with_current_names(
     warn: Callable[[str, str], None] = lambda former, current: None,
     name: str = "",
 ) -> dict[str, Any]:
-    """A nested mapping of options, such as an earlier version stored, with today's field names.
+    """Replaces former field names in a nested mapping of options, e.g. of an older checkpoint.
 
     Args:
         cls: the dataclass of the options.
         values: by field.
-        warn: called with the former and the current path of each field that was renamed.
+        warn: called with the former and the current path of each renamed field.
         name: path of the options themselves; "" for the outermost.
     """
     annotations = _annotations(cls)
@@ -105,9 +105,10 @@ def with_current_names(
 
 
 def field_values(cls: type, values: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """The given fields of a dataclass, each converted to its type; errors as in `from_mapping`."""
+    """Returns the given fields, each converted to its type; raises as `from_mapping` does."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    annotations, result = _annotations(cls), {}
+    annotations = _annotations(cls)
+    result = {}
     for key, value in values.items():
         path = _join(name, key)
         if key not in fields:
@@ -119,23 +120,26 @@ def field_values(cls: type, values: Mapping[str, Any], name: str = "") -> dict[s
 
 
 def check_path(cls: type, path: str, name: str = "") -> None:
-    """Raises InputError where a dataclass has no field at a path such as "batch.rows".
+    """Raises InputError if a dataclass has no field at a path such as "batch.rows".
 
     Entries of a mapping may have any name. `name` is the path of the dataclass itself.
     """
-    first, _, rest = path.partition(".")
-    annotations, field = _annotations(cls), _join(name, first)
+    first, _, remainder = path.partition(".")
+    field = _join(name, first)
+    annotations = _annotations(cls)
     if first not in annotations:
-        raise unknown("config field", field, [_join(name, each) for each in annotations])
+        raise unknown("config field", field, [_join(name, valid) for valid in annotations])
     annotation = annotations[first]
-    if rest and dataclasses.is_dataclass(annotation):
-        check_path(annotation, rest, field)
-    elif rest and typing.get_origin(annotation) is not Mapping:
-        raise InputError(f"config field {field} is {_words(annotation)}; it has no {rest!r}")
+    if remainder and dataclasses.is_dataclass(annotation):
+        check_path(annotation, remainder, field)
+    elif remainder and typing.get_origin(annotation) is not Mapping:
+        raise InputError(
+            f"config field {field} is {_description(annotation)}; it has no {remainder!r}"
+        )
 
 
 def convert(annotation: Any, value: Any, name: str) -> Any:
-    """A value as its annotation says, or InputError; `name` is the field's path."""
+    """Converts a value to its annotated type, or raises InputError; `name` is the field's path."""
     arguments = typing.get_args(annotation)
     kind = typing.get_origin(annotation) or annotation
     if kind in (types.UnionType, typing.Union):
@@ -149,7 +153,10 @@ def convert(annotation: Any, value: Any, name: str) -> Any:
         if repeated or len(value) == len(arguments):
             annotations = arguments[:1] * len(value) if repeated else arguments
             pairs = zip(annotations, value, strict=True)
-            return tuple(convert(one, item, f"{name}[{i}]") for i, (one, item) in enumerate(pairs))
+            return tuple(
+                convert(item_type, item, f"{name}[{i}]")
+                for i, (item_type, item) in enumerate(pairs)
+            )
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
@@ -157,24 +164,25 @@ def convert(annotation: Any, value: Any, name: str) -> Any:
     plain = kind in (str, bool, types.NoneType) or dataclasses.is_dataclass(kind)
     if kind is Any or (plain and isinstance(value, kind)):
         return value
-    raise InputError(f"{name} must be {_words(annotation)}, got {value!r}")
+    raise InputError(f"{name} must be {_description(annotation)}, got {value!r}")
 
 
 def to_mapping(options: Any) -> dict[str, Any]:
-    """The JSON-ready nested dict of options; `from_mapping` is its inverse."""
+    """Returns options as a JSON-ready nested dict; `from_mapping` is its inverse."""
     return json.loads(json.dumps(dataclasses.asdict(options)))
 
 
 def field_help(options: Any, name: str = "") -> Iterator[FieldHelp]:
-    """The help of every field, nested options included, in the order of declaration.
+    """Yields the help of every field, nested options included, in order of declaration.
 
     Args:
-        options: an object whose values are the defaults to show.
+        options: an instance; its values are shown as the defaults.
         name: path of the options themselves; "" for the outermost.
     """
     annotations = _annotations(type(options))
     for field in dataclasses.fields(options):
-        path, value = _join(name, field.name), getattr(options, field.name)
+        path = _join(name, field.name)
+        value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             yield from field_help(value, path)
         else:
@@ -188,7 +196,7 @@ def _first_fit(annotation: Any, value: Any, name: str) -> Any:
             return convert(alternative, value, name)
         except InputError:
             continue
-    raise InputError(f"{name} must be {_words(annotation)}, got {value!r}")
+    raise InputError(f"{name} must be {_description(annotation)}, got {value!r}")
 
 
 @functools.cache
@@ -200,15 +208,15 @@ def _join(name: str, field: str) -> str:
     return f"{name}.{field}" if name else str(field)
 
 
-def _words(annotation: Any) -> str:
-    """An annotation as a message has it, e.g. "2 values, each a whole number"."""
+def _description(annotation: Any) -> str:
+    """Describes an annotation for a message, e.g. "a list of 2 values, each a whole number"."""
     arguments = typing.get_args(annotation)
     kind = typing.get_origin(annotation) or annotation
     if kind in (types.UnionType, typing.Union):
-        return " or ".join(map(_words, arguments))
+        return " or ".join(map(_description, arguments))
     if kind is tuple:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
-        return f"a list of {count}values, each {_words(arguments[0])}"
+        return f"a list of {count}values, each {_description(arguments[0])}"
     return NAMES.get(kind, "a mapping from field to value")
 
 

@@ -1,8 +1,9 @@
 """Sequence packing: several texts share a row.
 
-Units wait in a pool, in the order in which they came. A block of rows is filled from it by best fit, the oldest unit first, so
-no unit waits for ever. A unit is one text, or the whole list of a ranking query: its texts may lie in several rows, but never in
-two blocks. The numbers of what still waits are part of a reader's state, so a stream resumes exactly where it stopped.
+A packing group is one text, or all texts of a ranking list: they may go to different rows, but
+never to different blocks. Groups wait in a pool in order of arrival. A block of rows is filled from
+the pool by best fit, the oldest group first, so that no group waits indefinitely. The record
+indices of waiting groups are part of a reader's state, so that a stream resumes exactly.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from gemma_encoder.inputs.kind import NO_TARGETS
 
 
 class Segment(NamedTuple):
-    """One text, ready to be laid into a row."""
+    """A tokenized text with its labels, ready to be packed."""
 
     tokens: np.ndarray  # [length] int32, bos and eos included
     task_id: int
@@ -27,26 +28,26 @@ class Segment(NamedTuple):
 
 
 class PackingGroup(NamedTuple):
-    """What must not be split between batches: one text, or all the texts of one list."""
+    """Segments that must not be split between batches: one text, or all texts of one list."""
 
     segments: tuple[Segment, ...]
     is_list: bool = False
-    number: int = -1  # of its record in a reader's order
+    record_index: int = -1  # in the reader's order
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all its texts."""
+        """Total number of tokens of the segments."""
         return sum(len(segment.tokens) for segment in self.segments)
 
 
 class Packer:
-    """Lays units into blocks of a fixed shape.
+    """Packs groups of segments into blocks of a fixed shape.
 
     Args:
-        shape: of a block. `segments=1` means no packing: every text has its own row.
-        padding: the side of a row that padding takes, "right" or "left".
-        lookahead: how many blocks' worth of tokens (or of segments) to gather before one is filled; more fills rows better and
-            mixes the order of texts more.
+        shape: shape of a block. `segments=1` means no packing: one text per row.
+        padding: side of the padding, "right" or "left".
+        lookahead: size of the pool, in blocks of tokens (or of segments), before a block is filled.
+            A larger pool fills rows better and reorders texts more.
     """
 
     LOOKAHEAD = 3.0
@@ -54,48 +55,58 @@ class Packer:
     def __init__(self, shape: BatchShape, padding: str = "right", lookahead: float = LOOKAHEAD):
         if padding not in ("left", "right"):
             raise InputError(f"padding must be 'left' or 'right', got {padding!r}")
-        self.shape, self.padding, self.lookahead = shape, padding, lookahead
+        self.shape = shape
+        self.padding = padding
+        self.lookahead = lookahead
         self._pool: list[PackingGroup] = []
-        self._pool_tokens = self._pool_segments = self._pool_lists = 0
+        self._pool_tokens = 0
+        self._pool_segments = 0
+        self._pool_lists = 0
 
-    def add(self, unit: PackingGroup) -> None:
-        """Puts a unit at the end of the pool. Raises InputError when no block of this shape could ever hold it."""
-        if not unit.segments or not all(len(segment.tokens) for segment in unit.segments):
-            raise InputError("a unit needs at least one text, and every text at least one token")
-        longest = max(len(segment.tokens) for segment in unit.segments)
-        if longest > self.shape.row_length:
+    def add(self, group: PackingGroup) -> None:
+        """Appends a group to the pool; raises InputError if it cannot fit in any block."""
+        self._check_fits(group)
+        self._pool.append(group)
+        self._count(group, 1)
+
+    def _check_fits(self, group: PackingGroup) -> None:
+        shape = self.shape
+        lengths = [len(segment.tokens) for segment in group.segments]
+        if not lengths or not all(lengths):
+            raise InputError("a group needs at least one text, and every text at least one token")
+        if max(lengths) > shape.row_length:
             raise InputError(
-                f"a text of {longest} tokens does not fit in a row of {self.shape.row_length}; raise batch.row_length or lower max_length"
+                f"a text of {max(lengths)} tokens does not fit in a row of {shape.row_length}; "
+                "raise batch.row_length or lower max_length"
             )
-        if unit.is_list and len(unit.segments) > self.shape.list_size:
+        if group.is_list and len(lengths) > shape.list_size:
             raise InputError(
-                f"a list of {len(unit.segments)} documents exceeds the batch's list_size={self.shape.list_size}"
+                f"a list of {len(lengths)} documents exceeds the batch's "
+                f"list_size={shape.list_size}"
             )
-        if len(unit.segments) > 1 and _best_fit(unit, *self._empty_rows()) is None:
-            shape = self.shape
+        if len(lengths) > 1 and _best_fit(group, *self._empty_rows()) is None:
             raise InputError(
-                f"{len(unit.segments)} texts of one list, {unit.num_tokens} tokens in all, do not fit in {shape.rows} rows of "
-                f"{shape.row_length} tokens and {shape.segments} segments; raise batch.rows or lower ranking.list_size"
+                f"{len(lengths)} texts of one list, {group.num_tokens} tokens in total, do not fit "
+                f"in {shape.rows} rows of {shape.row_length} tokens and {shape.segments} segments; "
+                "raise batch.rows or lower ranking.list_size"
             )
-        self._pool.append(unit)
-        self._count(unit, 1)
 
     def _empty_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.full(self.shape.rows, self.shape.row_length), np.full(
-            self.shape.rows, self.shape.segments
-        )
+        """Returns the free tokens and the free segment slots of each row of an empty block."""
+        shape = self.shape
+        return np.full(shape.rows, shape.row_length), np.full(shape.rows, shape.segments)
 
-    def _count(self, unit: PackingGroup, sign: int) -> None:
-        self._pool_tokens += sign * unit.num_tokens
-        self._pool_segments += sign * len(unit.segments)
-        self._pool_lists += sign * unit.is_list
+    def _count(self, group: PackingGroup, sign: int) -> None:
+        self._pool_tokens += sign * group.num_tokens
+        self._pool_segments += sign * len(group.segments)
+        self._pool_lists += sign * group.is_list
 
     def __len__(self) -> int:
         return len(self._pool)
 
     @property
     def ready(self) -> bool:
-        """Whether enough waits to fill a block well."""
+        """True if the pool is large enough to fill a block well."""
         shape = self.shape
         return (
             self._pool_tokens >= self.lookahead * shape.rows * shape.row_length
@@ -104,72 +115,85 @@ class Packer:
         )
 
     def emit(self) -> Batch:
-        """Fills one block from the pool; slots that nothing fits stay empty."""
+        """Fills one block from the pool; slots that no segment fits stay empty."""
         shape = self.shape
         free, slots = self._empty_rows()
-        rows: list[list[tuple[Segment, int, int]]] = [[] for _ in range(shape.rows)]
-        waiting, groups = [], 0
-        for number, unit in enumerate(self._pool):
+        contents: list[list[tuple[Segment, int, int]]] = [[] for _ in range(shape.rows)]
+        waiting: list[PackingGroup] = []
+        num_lists = 0
+        for index, group in enumerate(self._pool):
             if not slots.any() or not free.any():
-                waiting.extend(self._pool[number:])
+                waiting.extend(self._pool[index:])
                 break
-            if unit.is_list and groups == shape.groups:
-                waiting.append(unit)
+            if group.is_list and num_lists == shape.groups:
+                waiting.append(group)
                 continue
-            places = _best_fit(unit, free, slots)
-            if places is None:
-                waiting.append(unit)
+            rows = _best_fit(group, free, slots)
+            if rows is None:
+                waiting.append(group)
                 continue
-            for slot, (segment, row) in enumerate(zip(unit.segments, places, strict=True)):
-                rows[row].append((segment, groups if unit.is_list else -1, slot))
-            groups += unit.is_list
-            self._count(unit, -1)
+            group_id = num_lists if group.is_list else -1
+            for list_slot, (segment, row) in enumerate(zip(group.segments, rows, strict=True)):
+                contents[row].append((segment, group_id, list_slot))
+            num_lists += group.is_list
+            self._count(group, -1)
         self._pool = waiting
-        return _lay_out(rows, shape, self.padding)
+        return _to_batch(contents, shape, self.padding)
 
     @property
     def waiting(self) -> Sequence[PackingGroup]:
-        """The units of the pool, in order."""
+        """Groups in the pool, in order of arrival."""
         return self._pool
 
 
-def _best_fit(unit: PackingGroup, free: np.ndarray, slots: np.ndarray) -> list[int] | None:
-    """A row for every segment, the fullest that still holds it, or None with `free` and `slots` unchanged."""
-    places = [0] * len(unit.segments)
-    done = []
-    for number in sorted(range(len(unit.segments)), key=lambda i: -len(unit.segments[i].tokens)):
-        length = len(unit.segments[number].tokens)
+def _best_fit(group: PackingGroup, free: np.ndarray, slots: np.ndarray) -> list[int] | None:
+    """Assigns each segment, the longest first, to the fullest row that it fits in.
+
+    Args:
+        group: the segments to assign.
+        free: free tokens of each row, [rows]; updated.
+        slots: free segment slots of each row, [rows]; updated.
+
+    Returns:
+        The row of each segment, or None with `free` and `slots` unchanged if the group does not
+        fit.
+    """
+    lengths = [len(segment.tokens) for segment in group.segments]
+    rows = [0] * len(lengths)
+    assigned = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
         room = np.where((free >= length) & (slots > 0), free, np.iinfo(free.dtype).max)
         row = int(room.argmin())
         if free[row] < length or not slots[row]:
-            for undo_row, undo_length in done:
-                free[undo_row] += undo_length
-                slots[undo_row] += 1
+            for assigned_row, assigned_length in assigned:
+                free[assigned_row] += assigned_length
+                slots[assigned_row] += 1
             return None
         free[row] -= length
         slots[row] -= 1
-        done.append((row, length))
-        places[number] = row
-    return places
+        assigned.append((row, length))
+        rows[index] = row
+    return rows
 
 
-def _lay_out(
-    rows: Sequence[Sequence[tuple[Segment, int, int]]], shape: BatchShape, padding: str
+def _to_batch(
+    contents: Sequence[Sequence[tuple[Segment, int, int]]], shape: BatchShape, padding: str
 ) -> Batch:
-    """Writes (segment, group, list slot) triples into the arrays of a batch, row by row."""
+    """Builds a batch from the (segment, group id, list slot) triples of each row."""
     batch = empty_batch(shape)
-    for row, content in enumerate(rows):
+    for row, content in enumerate(contents):
         used = sum(len(segment.tokens) for segment, _, _ in content)
         start = shape.row_length - used if padding == "left" else 0
-        for slot, (segment, group, list_slot) in enumerate(content):
+        for slot, (segment, group_id, list_slot) in enumerate(content):
             end = start + len(segment.tokens)
             batch.tokens[row, start:end] = segment.tokens
             batch.segment_ids[row, start:end] = slot + 1
             batch.positions[row, start:end] = np.arange(end - start)
             batch.task_id[row, slot] = segment.task_id
             batch.label[row, slot] = segment.label
-            batch.group_id[row, slot] = group
-            batch.list_slot[row, slot] = list_slot if group >= 0 else 0
+            batch.group_id[row, slot] = group_id
+            batch.list_slot[row, slot] = list_slot if group_id >= 0 else 0
             batch.example_id[row, slot] = segment.example_id
             batch.weight[row, slot] = 1.0
             batch.role[row, slot] = segment.role

@@ -1,4 +1,4 @@
-"""Tasks: name, kind, templates, classes and metrics. Where records come from: `data`."""
+"""Tasks: name, kind, templates, classes and metrics. Their records come from `data`."""
 
 import dataclasses
 import re
@@ -18,21 +18,20 @@ ROLES = ("", "query", "document")  # of a segment; `Batch.role` holds the index
 
 
 class Example(NamedTuple):
-    """One text to score: the smallest unit that a model sees and that evaluation counts.
+    """One text to score: the unit that the model encodes and that evaluation counts.
 
     Attributes:
-        fields: the template's fields.
-        label: in the task's own units: a class index, a target, a relevance grade, 1 for an option
-            that is right, or the tuple of all class indices (several classes at once); 0 of a
-            language model's text, whose tokens are its targets.
-        query_id: what evaluation groups it by: the query of a list, the question of an option or an
-            answer, the pair that it is one half of. Empty where each example stands alone.
-        document_id: its document or option within that group.
-        info: what else metrics and submissions need of it, ready for JSON: `idx` (the benchmark's
-            own index of it), `option` (the text of an option), `answers` (all right texts).
-        encoded: the tokens of its text where they were made ahead; None where they are yet to be
-            made from the fields.
-        role: one of `ROLES`; the task's template for that role makes the text.
+        fields: values of the template's fields.
+        label: in the task's own units: a class index, a regression target, a relevance grade, 1 or
+            0 for a right or wrong option, or a tuple of class indices (multi-label). 0 for language
+            modeling, where the targets are the tokens themselves.
+        query_id: evaluation groups examples by it: the query of a list, the question of an option
+            or answer, the pair that a sentence belongs to. Empty for independent examples.
+        document_id: document or option within that group.
+        info: further JSON-ready values for metrics and submissions: `idx` (the benchmark's own
+            index), `option` (the option's text), `answers` (all correct texts).
+        encoded: tokens, if the text was tokenized ahead; None if they are to be made from `fields`.
+        role: one of `ROLES`; selects the task's template.
     """
 
     fields: dict[str, str]
@@ -46,12 +45,12 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass
 class ExampleTable:
-    """The examples of a split by `example_id`, on the host; filled while the split is read.
+    """Examples of a split by `example_id`, on the host; filled while the split is read.
 
     Attributes:
-        labels, query_ids, document_ids, infos: of each example.
-        fields: of the first `MAX_TEXTS` examples, to show a person.
-        counts: texts and truncated texts, by task.
+        labels, query_ids, document_ids, infos: one entry per example.
+        fields: of the first `MAX_TEXTS` examples, for display.
+        counts: number of texts and of truncated texts, by task.
     """
 
     labels: list[Label] = dataclasses.field(default_factory=list)
@@ -61,7 +60,7 @@ class ExampleTable:
     fields: list[dict[str, str]] = dataclasses.field(default_factory=list)
     counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
-    MAX_TEXTS = 50_000  # some 10 MB of sentences, some 30 MB of passages
+    MAX_TEXTS = 50_000  # about 10 MB of sentences, or 30 MB of passages
 
     def add(self, example: Example) -> None:
         """Appends an example; its id is its index."""
@@ -73,7 +72,7 @@ class ExampleTable:
             self.fields.append(example.fields)
 
     def groups(self) -> dict[str, list[int]]:
-        """The example ids of each query, question or pair, both in the order of the table."""
+        """Returns the example ids of each `query_id`, in table order."""
         members: dict[str, list[int]] = {}
         for index, query in enumerate(self.query_ids):
             members.setdefault(query, []).append(index)
@@ -82,22 +81,22 @@ class ExampleTable:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task, complete enough that a checkpoint which stores it can be used without its data.
+    """Declaration of a task. Stored in checkpoints, it suffices for inference without the data.
 
     Attributes:
         name: unique, e.g. "glue_sst2".
         kind: a `Kind`, or the name of one in `gemma_encoder.inputs.kinds`.
-        template: how an example's fields become one text.
+        template: renders an example's fields as one text.
         metrics: names in `gemma_encoder.evaluation.metrics`, the main one first; by default those
             of the kind.
-        classes: the class names in label order, for kinds that have classes.
-        label_range: lowest and highest regression target. Training sees the target scaled to
-            [0, 1]; metrics and predictions are in the task's own units.
-        head: the head that scores it; tasks that name the same head share it. By default the
-            task's own name.
-        chance: the main metric of a model that has learned nothing, printed beside results; None
-            where it is not a constant.
-        role_templates: (role, template) pairs for roles whose texts have a form of their own.
+        classes: class names in label order, for kinds that have classes.
+        label_range: lowest and highest regression target. Training uses targets scaled to [0, 1];
+            metrics and predictions are in the task's own units.
+        head: name of the head that scores the task, by default the task's name. Tasks with the same
+            head name share the head.
+        chance: main metric of an untrained model, printed beside results; None if it is not a
+            constant.
+        role_templates: (role, template) pairs, for roles whose texts use another template.
     """
 
     name: str
@@ -116,8 +115,8 @@ class Task:
             raise InputError("a task needs a name")
         if not re.fullmatch(r"[^/\\\0]+", self.name) or self.name.startswith("."):
             raise InputError(
-                f"task {self.name!r}: files are named after a task, so its name starts with no dot "
-                "and holds no slash"
+                f"task {self.name!r}: files are named after a task, so its name must not start "
+                "with a dot or contain a slash"
             )
         if not isinstance(self.template, Template):
             raise InputError(
@@ -139,7 +138,7 @@ class Task:
 
     @property
     def is_list(self) -> bool:
-        """Tells tasks whose examples come in lists that are scored together."""
+        """True if examples come in lists that are scored together."""
         return self.kind.is_list
 
     @property
@@ -149,37 +148,37 @@ class Task:
 
     @property
     def target_width(self) -> int:
-        """Width of the vector that training sees beside the label."""
+        """Width of the vector label, 0 for none."""
         return self.kind.target_width(self)
 
     def template_for(self, role: str) -> Template:
-        """The template that makes texts of a role."""
+        """Returns the template for texts of a role."""
         return dict(self.role_templates).get(role, self.template)
 
     def is_unlabeled(self, label: Label) -> bool:
-        """Tells an unknown label from a real one."""
+        """Returns True if the label is a placeholder for an unknown one."""
         return self.kind.is_unlabeled(self, label)
 
     def check_label(self, label: Label, where: str) -> float:
-        """Returns the label as training sees it; raises InputError when it is out of range."""
+        """Returns the label for training; raises InputError if it is out of range."""
         return self.kind.check_label(self, label, where)
 
     def target(self, label: Label, where: str) -> tuple[float, np.ndarray]:
-        """The label and the vector [target_width] that training sees, checked."""
+        """Returns the checked label and the vector label [target_width] for training."""
         return self.kind.target(self, label, where)
 
     def unscale(self, score):
-        """A regression score in the task's own units, from [0, 1]. Takes floats and arrays."""
+        """Maps regression scores (floats or arrays) from [0, 1] to the task's own units."""
         low, high = self.label_range
         return score * (high - low) + low
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; `from_dict` is its inverse."""
+        """Returns a JSON-ready description; `from_dict` is its inverse."""
         return dataclasses.asdict(self) | {"kind": self.kind.name}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
-        """The task that `to_dict` described; raises InputError where a newer version wrote it."""
+        """Builds the task from `to_dict`; raises InputError if a newer version wrote it."""
         check_mapping(values, "a task", "template")
         templates = {
             "template": _template(values["template"]),

@@ -1,7 +1,8 @@
-"""How the fields of an example become one text, and the text becomes tokens of a bounded length.
+"""Templates: fields of an example to one text, and the text to tokens of bounded length.
 
-The whole text is tokenised at once, so that it reads to the model as it would read to a person. When it is too long, tokens
-are removed from the end of one field after another, in the order that the template states, and from nowhere else.
+The rendered text is tokenized as a whole, so tokens may span the border between literal text and a
+field. If it is too long, tokens are removed from the ends of the fields that the template lists in
+`truncation`, in that order, and from nothing else.
 """
 
 import dataclasses
@@ -18,32 +19,22 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """A text with named fields, e.g. `Template("Query: {query} Document: {document}", truncation=("document",))`.
+    """A text with named fields.
+
+    Example: `Template("Query: {query} Document: {document}", truncation=("document",))`.
 
     Attributes:
-        text: literal text with `{field}` where a field's value goes; `{{` and `}}` stand for braces.
-        truncation: the fields that may be truncated, the first one first; a field that is not
+        text: literal text with `{field}` in place of a field's value; `{{` and `}}` are literal
+            braces.
+        truncation: fields that may be truncated, in the order of truncation; a field that is not
             listed is never truncated. By default all fields, the last one first.
-            By default every field, the last one first.
     """
 
     text: str
     truncation: tuple[str, ...] = dataclasses.field(default=(), metadata={"former": "cut"})
 
     def __post_init__(self):
-        try:
-            parsed = [
-                part[1:] for part in string.Formatter().parse(self.text) if part[1] is not None
-            ]
-        except ValueError as error:
-            raise InputError(
-                f"template {self.text!r} is malformed: {error}; write a field as {{name}} and a brace as {{{{ or }}}}"
-            ) from None
-        for field, form, conversion in parsed:
-            if not field.isidentifier() or form or conversion:
-                raise InputError(
-                    f"template {self.text!r}: a field is a plain name in braces, such as {{name}}; got {field!r}"
-                )
+        self._check_text()
         if not self.fields:
             raise InputError(f"template {self.text!r} names no field; write one as {{name}}")
         if len(set(self.fields)) < len(self.fields):
@@ -56,6 +47,24 @@ class Template:
         if not self.truncation:
             object.__setattr__(self, "truncation", tuple(reversed(self.fields)))
 
+    def _check_text(self) -> None:
+        """Raises InputError unless every replacement field is a plain name in braces."""
+        try:
+            parsed = list(string.Formatter().parse(self.text))
+        except ValueError as error:
+            raise InputError(
+                f"template {self.text!r} is malformed: {error}; write a field as {{name}} and a "
+                "brace as {{ or }}"
+            ) from None
+        for _, field, form, conversion in parsed:
+            if field is None:
+                continue
+            if not field.isidentifier() or form or conversion:
+                raise InputError(
+                    f"template {self.text!r}: a field is a plain name in braces, such as {{name}}; "
+                    f"got {field!r}"
+                )
+
     @functools.cached_property
     def parts(self) -> tuple[tuple[str, str | None], ...]:
         """(literal, field) pairs in order; the field is None after the last literal."""
@@ -65,53 +74,64 @@ class Template:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the fields, in the order in which they appear."""
+        """Names of the fields, in order of appearance."""
         return tuple(field for _, field in self.parts if field is not None)
 
     def render(
         self, values: Mapping[str, str], where: str = ""
     ) -> tuple[str, dict[str, tuple[int, int]]]:
-        """The text, and where each field's value stands in it, as (first, past the last) byte of its UTF-8.
+        """Returns the text and the byte span of each field's value.
 
-        Raises InputError when a field is missing, a value is no text, or every field is blank.
+        Spans are (begin, end) in the text's UTF-8 encoding, the end exclusive.
+
+        Raises:
+            InputError: a field is missing, a value is not text, or all fields are blank.
         """
-        text, spans, size = "", {}, 0
+        pieces: list[str] = []
+        spans: dict[str, tuple[int, int]] = {}
+        size = 0
         for literal, field in self.parts:
-            text, size = text + literal, size + len(literal.encode())
+            pieces.append(literal)
+            size += len(literal.encode())
             if field is None:
                 continue
-            value = values.get(field)
-            if not isinstance(value, str):
-                got = (
-                    f"got {type(value).__name__}"
-                    if field in values
-                    else f"got only {', '.join(map(repr, values)) or 'nothing'}"
-                )
-                raise InputError(
-                    f"{where}: the template {self.text!r} needs the field {field!r} as text; {got}".removeprefix(
-                        ": "
-                    )
-                )
-            try:
-                spans[field] = (size, size + len(value.encode()))
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"{where}: field {field!r} is no valid Unicode: {error.reason} at character {error.start}".removeprefix(
-                        ": "
-                    )
-                ) from None
-            text, size = text + value, spans[field][1]
+            value = self._field_value(values, field, where)
+            end = size + _num_bytes(value, field, where)
+            spans[field] = (size, end)
+            pieces.append(value)
+            size = end
         if not any(values[field].strip() for field in self.fields):
-            raise InputError(
-                f"{where}: the text is empty: nothing but blanks in {', '.join(map(repr, self.fields))}".removeprefix(
-                    ": "
-                )
-            )
-        return text, spans
+            fields = ", ".join(map(repr, self.fields))
+            raise _error(where, f"the text is empty: nothing but blanks in {fields}")
+        return "".join(pieces), spans
+
+    def _field_value(self, values: Mapping[str, str], field: str, where: str) -> str:
+        value = values.get(field)
+        if isinstance(value, str):
+            return value
+        if field in values:
+            got = f"got {type(value).__name__}"
+        else:
+            got = f"got only {', '.join(map(repr, values)) or 'nothing'}"
+        raise _error(where, f"the template {self.text!r} needs the field {field!r} as text; {got}")
+
+
+def _num_bytes(value: str, field: str, where: str) -> int:
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError as error:
+        raise _error(
+            where,
+            f"field {field!r} is not valid Unicode: {error.reason} at character {error.start}",
+        ) from None
+
+
+def _error(where: str, message: str) -> InputError:
+    return InputError(f"{where}: {message}" if where else message)
 
 
 class EncodedText(NamedTuple):
-    """Tokens of one text, bos and eos included, and how many tokens were truncated."""
+    """Tokens of one text, bos and eos included, and the number of tokens truncated."""
 
     tokens: np.ndarray
     num_truncated: int
@@ -127,39 +147,54 @@ def encode(
     """Tokenizes the fields of each example into at most `max_length` tokens, bos and eos included.
 
     Args:
-        tokenizer: text to ids.
-        template: makes a text of fields and says which may be truncated; one for all, or one per
+        tokenizer: encodes the texts.
+        template: renders the fields and limits truncation; one for all examples, or one per
             example.
-        examples: one mapping of field names to values per text.
+        examples: values by field name, one mapping per text.
         max_length: the limit, in tokens.
-        where: names the examples in messages: one string for all, or one per example.
+        where: names the examples in error messages; one string for all, or one per example.
 
     Raises:
-        InputError: a field is missing or empty, or the text is too long even with every field that
-            may be truncated gone.
+        InputError: a field is missing or empty, or the text is too long even without the fields
+            that may be truncated.
     """
     templates = [template] * len(examples) if isinstance(template, Template) else template
-    names = [where] * len(examples) if isinstance(where, str) else where
+    locations = [where] * len(examples) if isinstance(where, str) else where
     rendered = [
-        template.render(values, name)
-        for template, values, name in zip(templates, examples, names, strict=True)
+        template.render(values, location)
+        for template, values, location in zip(templates, examples, locations, strict=True)
     ]
     all_ids = tokenizer.encode([text for text, _ in rendered])
     encoded = []
-    for ids, (text, spans), template, name in zip(all_ids, rendered, templates, names, strict=True):
-        whole = len(ids)
-        if whole + 2 > max_length:
-            surplus = whole + 2 - max_length
-            ids = _truncate(tokenizer, template, text, spans, surplus, max_length, name)
+    for ids, (text, spans), template, location in zip(
+        all_ids, rendered, templates, locations, strict=True
+    ):
+        full_length = len(ids)
+        if full_length + 2 > max_length:
+            ids = _truncate(tokenizer, template, text, spans, max_length, location)
         tokens = np.empty(len(ids) + 2, np.int32)
-        tokens[0], tokens[1:-1], tokens[-1] = tokenizer.bos_id, ids, tokenizer.eos_id
-        encoded.append(EncodedText(tokens, whole - len(ids)))
+        tokens[0] = tokenizer.bos_id
+        tokens[1:-1] = ids
+        tokens[-1] = tokenizer.eos_id
+        encoded.append(EncodedText(tokens, full_length - len(ids)))
     return encoded
 
 
-def _truncate(tokenizer, template, text, spans, surplus, max_length, where) -> list[int]:
-    """The ids of `text` with `surplus` of them removed from the ends of the cuttable fields, in their order."""
+def _truncate(
+    tokenizer: Tokenizer,
+    template: Template,
+    text: str,
+    spans: Mapping[str, tuple[int, int]],
+    max_length: int,
+    where: str,
+) -> list[int]:
+    """Returns the ids of `text`, truncated to fit `max_length` with bos and eos.
+
+    Tokens are removed from the ends of the fields in `template.truncation`, in that order. Only
+    tokens that lie entirely inside a field are removed.
+    """
     pieces = tokenizer.encode_with_spans(text)
+    surplus = len(pieces) + 2 - max_length
     removed = np.zeros(len(pieces), bool)
     for field in template.truncation:
         first, last = spans[field]
@@ -167,21 +202,23 @@ def _truncate(tokenizer, template, text, spans, surplus, max_length, where) -> l
             i for i, (_, begin, end) in enumerate(pieces) if first <= begin < last and end <= last
         ]
         start = max(len(inside) - (surplus - int(removed.sum())), 0)
-        while (
-            0 < start < len(inside) and pieces[inside[start - 1]][1] == pieces[inside[start - 1]][2]
-        ):
-            start -= 1  # the byte tokens before belong to the character that is cut: never leave half a character
+        # An empty span precedes the last byte token of a character: remove whole characters only.
+        while 0 < start < len(inside) and _is_empty(pieces[inside[start - 1]]):
+            start -= 1
         removed[inside[start:]] = True
         if removed.sum() >= surplus:
             return [piece[0] for piece, gone in zip(pieces, removed, strict=True) if not gone]
     fixed = [field for field in template.fields if field not in template.truncation]
-    what = (
-        f"the fields that are never truncated ({', '.join(fixed)})"
-        if fixed
-        else "the template's own words"
+    too_long = "the template's own words"
+    if fixed:
+        too_long = f"the fields that are never truncated ({', '.join(fixed)})"
+    raise _error(
+        where,
+        f"{too_long} alone exceed max_length={max_length} tokens; raise max_length or shorten the "
+        "text",
     )
-    raise InputError(
-        f"{where}: {what} alone exceed max_length={max_length} tokens; raise max_length or shorten the text".removeprefix(
-            ": "
-        )
-    )
+
+
+def _is_empty(piece: tuple[int, int, int]) -> bool:
+    _, begin, end = piece
+    return begin == end

@@ -1,4 +1,4 @@
-"""How text becomes token ids: SentencePiece models with Gemma's special ids, by name or by path."""
+"""Tokenizers: SentencePiece models with Gemma's special ids, loaded by name or by path."""
 
 import pathlib
 from collections.abc import Iterable
@@ -7,16 +7,15 @@ import sentencepiece
 
 from gemma_encoder.inputs.errors import InputError
 
-PAD_ID, EOS_ID, BOS_ID, UNK_ID, MASK_ID = (
-    0,
-    1,
-    2,
-    3,
-    4,
-)  # Gemma's convention, shared by every tokenizer here
+# Gemma's special ids, required of every tokenizer.
+PAD_ID = 0
+EOS_ID = 1
+BOS_ID = 2
+UNK_ID = 3
+MASK_ID = 4
 
 SMALL = pathlib.Path(__file__).parent.parent / "assets" / "small.model"
-# The addresses that the gemma package's Gemma2Tokenizer and Gemma3Tokenizer read by default.
+# The default paths of the gemma package's Gemma2Tokenizer and Gemma3Tokenizer.
 PUBLISHED = {
     "gemma2": "gs://gemma-data/tokenizers/tokenizer_gemma2.model",
     "gemma3": "gs://gemma-data/tokenizers/tokenizer_gemma3.model",
@@ -27,15 +26,19 @@ class Tokenizer:
     """A SentencePiece model with Gemma's special ids.
 
     Args:
-        model: the serialised SentencePiece model.
-        name: what it is called in messages.
+        model: the serialized SentencePiece model.
+        name: name of the tokenizer in error messages.
 
     Raises:
-        InputError: `model` is no SentencePiece model, or its special ids are not Gemma's.
+        InputError: `model` is not a SentencePiece model, or its special ids are not Gemma's.
     """
 
+    bos_id = BOS_ID
+    eos_id = EOS_ID
+
     def __init__(self, model: bytes, name: str):
-        self.model, self.name = model, name
+        self.model = model
+        self.name = name
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
@@ -53,23 +56,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, name: str) -> "Tokenizer":
-        """A tokenizer by name ("small", "gemma2", "gemma3") or by the path of a SentencePiece model or its folder, local or `gs://`.
+        """Loads a tokenizer by name or by path.
 
-        "small" comes with the package: some 8,000 pieces for English, for tests and models trained from random weights.
+        Args:
+            name: "small", "gemma2", "gemma3", or the path of a SentencePiece model or of its
+                folder, local or `gs://`. "small" comes with the package: about 8,000 English
+                pieces, for tests and for models trained from scratch.
         """
         if name == "small":
             return cls(SMALL.read_bytes(), name)
-        from etils import epath  # only here: nothing else on this floor needs it
+        from etils import epath  # imported lazily: nothing else in `inputs` needs it
 
         path = epath.Path(PUBLISHED.get(name, name))
-        path = path / "tokenizer.model" if name not in PUBLISHED and path.is_dir() else path
+        if name not in PUBLISHED and path.is_dir():
+            path = path / "tokenizer.model"
         try:
             return cls(path.read_bytes(), name)
         except InputError:
             raise
         except Exception as error:  # each file system's library raises its own
             raise InputError(
-                f"tokenizer {name!r} cannot be read from {path} ({type(error).__name__}); give 'small', 'gemma2', 'gemma3' or the path of a tokenizer.model"
+                f"tokenizer {name!r} cannot be read from {path} ({type(error).__name__}); give "
+                "'small', 'gemma2', 'gemma3' or the path of a tokenizer.model"
             ) from error
 
     @property
@@ -77,17 +85,14 @@ class Tokenizer:
         """Number of pieces, special ones included."""
         return self._processor.vocab_size()
 
-    bos_id = BOS_ID
-    eos_id = EOS_ID
-
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without bos and eos."""
+        """Returns the token ids of each text, without bos and eos."""
         return self._processor.encode(texts)
 
     def encode_with_spans(self, text: str) -> list[tuple[int, int, int]]:
-        """(id, first byte, past the last byte) of each token of `text` in UTF-8.
+        """Returns (id, begin, end) of each token; the span is in UTF-8 bytes, the end exclusive.
 
-        Of the byte tokens that spell one character, all but the last have an empty span.
+        When several byte tokens encode one character, all but the last have an empty span.
         """
         return [
             (piece.id, piece.begin, piece.end)
@@ -95,9 +100,9 @@ class Tokenizer:
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids; special ones leave nothing."""
+        """Returns the text of token ids; special tokens are dropped."""
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self, ids) -> list[str]:
-        """The pieces that ids stand for, for people to read."""
+        """Returns the SentencePiece pieces of token ids, for display."""
         return [self._processor.id_to_piece(int(i)) for i in ids]

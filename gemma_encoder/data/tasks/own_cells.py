@@ -9,7 +9,7 @@ from typing import Any
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.kind import UNLABELLED
+from gemma_encoder.inputs.kind import UNLABELED
 
 JOIN = "\x1f"  # between the class names of one row, in the table
 
@@ -26,7 +26,7 @@ def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any
 
 def unlabeled(values: Mapping[str, Any], where: str) -> float:
     """The label of a row that has none."""
-    return UNLABELLED
+    return UNLABELED
 
 
 def split_names(value: str) -> list[str]:

@@ -12,7 +12,7 @@ from gemma_encoder.data.tasks import own_cells as cells
 from gemma_encoder.data.tasks import own_columns
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
-from gemma_encoder.inputs.kind import UNLABELLED
+from gemma_encoder.inputs.kind import UNLABELED
 
 MAX_VALUES = 100_000  # different labels that are listed in the summary of a table
 TEXT_LABELS = ("class", "classes")  # label columns that hold text in the table
@@ -63,7 +63,7 @@ def _unlabeled(arrays: Mapping[str, Any]) -> Any:
     import pyarrow as pa
 
     count = len(next(iter(arrays.values())))
-    return table.to_array(np.full(count, UNLABELLED), pa.float64())
+    return table.to_array(np.full(count, UNLABELED), pa.float64())
 
 
 def write_own_table(

@@ -11,7 +11,7 @@ from typing import Any
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.data.tfds import Row, declare_t5
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.kind import UNLABELLED
+from gemma_encoder.inputs.kind import UNLABELED
 from gemma_encoder.inputs.task import Example
 
 _NLI, _NLI_CLASSES = "hypothesis premise", "entailment not_entailment"
@@ -26,7 +26,7 @@ def _copa(row: Row) -> list[Example]:
     return [
         Example(
             {"choice": row[f"choice{number + 1}"], **shared},
-            UNLABELLED if row["label"] == UNLABELLED else float(row["label"] == number),
+            UNLABELED if row["label"] == UNLABELED else float(row["label"] == number),
             query_id=str(row["idx"]),
             document_id=str(number),
             info={"idx": row["idx"]},
@@ -58,7 +58,7 @@ def _record(row: Row) -> list[Example]:
     return [
         Example(
             {"query": row["query"].replace("@placeholder", entity), "passage": passage},
-            float(entity in row["answers"]) if row["answers"] else UNLABELLED,
+            float(entity in row["answers"]) if row["answers"] else UNLABELED,
             query_id=str(row["idx"]),
             document_id=str(number),
             info={"idx": row["idx"], "option": entity, "answers": row["answers"]},
