@@ -1,1 +1,1 @@
-"""Scores into predictions, predictions into metrics: every example counted exactly once."""
+"""Evaluation: predictions from scores, metrics from predictions; each example counts once."""

@@ -1,6 +1,6 @@
-"""How sure a metric is: percentile bootstrap over what is independent (examples, questions or queries).
+"""Bootstrap confidence intervals for metrics, over independent units.
 
-n units, R resamples.
+Shapes: n units (examples, questions or queries), R resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A value and the bounds between which 95 % of its resampled values lie."""
+    """A value with the bounds of its 95 % percentile interval."""
 
     value: float
     low: float
@@ -23,24 +23,29 @@ class Interval(NamedTuple):
 def resampled(
     statistic: Callable[[np.ndarray], float], units: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """A statistic of R resamples of n units, [R].
+    """Computes a statistic on R resamples of n units.
 
-    The same seed and number of units draw the same resamples, so that values of two models on the same units can be subtracted.
+    Resamples depend only on the seed and the number of units, so that values of two models on the
+    same units may be subtracted.
 
     Args:
-        statistic: of the units with these numbers, [n] int.
+        statistic: function of unit indices [n] int.
         units: n.
-        seed: of the draws.
+        seed: seed of the random draws.
         resamples: R.
+
+    Returns:
+        The statistic of each resample, [R].
     """
     rng = np.random.default_rng(seed)
     return np.array([statistic(rng.integers(0, units, units)) for _ in range(resamples)])
 
 
 def counts(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each of n units is drawn in each of R resamples, [R, n] float32; the resamples that `resampled` draws.
+    """Counts the draws of each of n units in each of R resamples, [R, n] float32.
 
-    What `weighted` computes from these counts is the statistic of every resample at once.
+    These are the resamples of `resampled`. From the counts, the functions of `resampled_metrics`
+    compute the metrics of all resamples at once.
     """
     rng = np.random.default_rng(seed)
     return np.stack(
@@ -49,14 +54,16 @@ def counts(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def percentile_interval(value: float, values: np.ndarray) -> Interval:
-    """The percentile interval of a statistic whose value is `value`, from its resampled values."""
+    """Returns the percentile interval of a statistic from its resampled values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(value), float(low), float(high))
 
 
-def draw_groups(groups: Sequence[np.ndarray], chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The members of the chosen groups, and for each member which draw it came with: a group that is drawn twice is two groups."""
-    members = [groups[i] for i in chosen]
-    return np.concatenate(members), np.repeat(
-        np.arange(len(members)), [len(group) for group in members]
-    )
+def draw_groups(groups: Sequence[np.ndarray], drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the members of drawn groups, and the draw index of each member.
+
+    A group that is drawn twice counts as two groups.
+    """
+    members = [groups[i] for i in drawn]
+    draw_index = np.repeat(np.arange(len(members)), [len(group) for group in members])
+    return np.concatenate(members), draw_index

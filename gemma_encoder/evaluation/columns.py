@@ -1,6 +1,6 @@
-"""Predictions as tables for a user: flat columns, or one record per text.
+"""Predictions for users: flat table columns, or one record per text.
 
-`Kind.columns` gives "prediction" and what goes with it; "probabilities" holds a column per class.
+`Kind.columns` returns "prediction" and further columns; "probabilities" has a column per class.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ PROBABILITIES = "probabilities"
 
 
 def flatten_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns with those of each class named "probability_CLASS"."""
+    """Replaces "probabilities" by one column per class, named "probability_CLASS"."""
     result: dict[str, Any] = {}
     for name, values in columns.items():
         if name == PROBABILITIES:
@@ -25,26 +25,27 @@ def flatten_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prediction_records(task: Task, outputs: np.ndarray) -> Iterator[dict[str, Any]]:
-    """One JSON-ready record per text: "prediction", and the probability of each class by name."""
+    """Yields a JSON-ready record per text: "prediction", and "probabilities" by class name."""
     columns = task.kind.columns(task, outputs)
     for index in range(len(outputs)):
-        yield {
-            name: {label: float(column[index]) for label, column in values.items()}
-            if name == PROBABILITIES
-            else _plain(values[index])
-            for name, values in columns.items()
-        }
+        record = {}
+        for name, values in columns.items():
+            if name == PROBABILITIES:
+                record[name] = {label: float(column[index]) for label, column in values.items()}
+            else:
+                record[name] = _plain(values[index])
+        yield record
 
 
 def prediction_columns(
     task: Task, fields: Sequence[Mapping[str, Any]], outputs: np.ndarray
 ) -> dict[str, Any]:
-    """The given fields and the flat prediction columns of some texts.
+    """Returns the fields of texts and their predictions as flat columns.
 
     Args:
-        task: what was predicted.
-        fields: of each text.
-        outputs: [N, …] as `Predictor.predict` gives them.
+        task: the predicted task.
+        fields: fields of each text.
+        outputs: [N, …], from `Predictor.predict`.
     """
     names = fields[0] if fields else ()
     columns = {name: [values[name] for values in fields] for name in names}

@@ -1,4 +1,4 @@
-"""Evaluation of a model over the mesh: metrics and predictions of every split of every task."""
+"""Evaluation of a model on the mesh: metrics and predictions of every split of every task."""
 
 import collections
 import dataclasses
@@ -25,16 +25,17 @@ WriteMetrics = Callable[[int, str, Mapping[str, Any], str], None]  # step, split
 
 
 class EvaluationInterrupted(Exception):
-    """Raised when the run is preempted while it evaluates."""
+    """Raised if the run is preempted during evaluation."""
 
 
 class Evaluation(NamedTuple):
-    """An evaluation of all tasks that have the split.
+    """Results of all tasks that have the split.
 
     Attributes:
-        step: updates that the model has seen.
-        metrics: by task; of several splits, each named after its split. None without labels.
-        predictions: one for each split, by task.
+        step: training step of the parameters.
+        metrics: values by task and metric name, suffixed with the part if the split has several
+            parts. Empty for a task without labels.
+        predictions: one `Predictions` per part of the split, by task.
     """
 
     step: int
@@ -42,27 +43,28 @@ class Evaluation(NamedTuple):
     predictions: dict[str, list[Predictions]]
 
     def line(self) -> str:
-        """All metrics on one line."""
-        return "  ".join(
-            f"{task} "
-            + (" ".join(f"{name} {value:.3f}" for name, value in values.items()) or "(no labels)")
-            for task, values in self.metrics.items()
-        )
+        """Formats all metrics on one line."""
+        tasks = []
+        for task, values in self.metrics.items():
+            metrics = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+            tasks.append(f"{task} {metrics or '(no labels)'}")
+        return "  ".join(tasks)
 
 
 class Evaluator:
     """Evaluates tasks on a split.
 
     Args:
-        sources: the tasks with their data; a task's index is its `task_id`.
-        split: the split by name; a task may have several parts of it, each a split of its own.
-        encoder: the model.
-        tokenizer: text to ids.
+        sources: tasks with their data; a task's index is its `task_id`.
+        split: name of the split; a task may have several parts of it, such as
+            validation_matched and validation_mismatched.
+        encoder: config of the model.
+        tokenizer: encodes the texts.
         stream: shapes of the batches.
-        mesh: the devices.
-        workdir: the folder under which predictions are written; None to write none.
-        stop: asked before every batch, on all processes alike; once it answers yes, the
-            evaluation ends with `Stopped`.
+        mesh: mesh of devices.
+        workdir: folder for the predictions; None to write none.
+        stop: called before every batch, with the same result on all processes; when it returns
+            True, evaluation raises `EvaluationInterrupted`.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Evaluator:
         self._workdir = workdir
         self._stop = stop
         self._forward = compile_forward(encoder, mesh)
-        # Candidates are scored one by one, so no list has to fit in a batch.
+        # Candidates are scored independently, so lists need not fit in a batch.
         self._stream = dataclasses.replace(
             stream,
             shape=dataclasses.replace(stream.shape, groups=stream.readers, list_size=1),
@@ -91,14 +93,16 @@ class Evaluator:
         )
 
     def run(self, parameters: Any, step: int, write: WriteMetrics | None = None) -> Evaluation:
-        """Evaluates; metrics go to the log, predictions to files.
+        """Evaluates all tasks; logs metrics and writes predictions to files.
 
         Args:
-            parameters: on the mesh.
-            step: updates that they have seen.
+            parameters: the model's parameters, on the mesh.
+            step: training step of the parameters.
             write: logs the metrics of a task, e.g. `MetricsLog.write`; None to log nothing.
         """
-        metrics, predictions, lines = {}, {}, []
+        metrics = {}
+        predictions = {}
+        lines = []
         for task_id, source in enumerate(self._sources):
             task = source.task
             values = {}
@@ -107,10 +111,8 @@ class Evaluator:
                 scored = self._predict(parameters, task_id, split)
                 if self._workdir is not None and distributed.is_main_process():
                     scored.write(self._workdir / "predictions")
-                values |= {
-                    f"{name}_{part}" if part else name: value
-                    for name, value in scored.metrics().items()
-                }
+                for name, value in scored.metrics().items():
+                    values[f"{name}_{part}" if part else name] = value
                 counts.update(scored.table.counts[task.name], examples=len(scored.table.labels))
                 predictions.setdefault(task.name, []).append(scored)
             if not counts:
@@ -121,13 +123,13 @@ class Evaluator:
                 "cut_share": counts["cut_texts"] / max(counts["texts"], 1),
             }
             lines.append((step, self._split, values | figures, task.name))
-        if write is not None:  # after all tasks: an interrupted evaluation leaves no line
+        if write is not None:  # after all tasks: an interrupted evaluation must log nothing
             for line in lines:
                 write(*line)
         return Evaluation(step, metrics, predictions)
 
     def _predict(self, parameters: Any, task_id: int, split: str) -> Predictions:
-        """Predictions for every example of a split of the task at index `task_id`."""
+        """Returns predictions for every example of a split of the task at index `task_id`."""
         source = self._sources[task_id]
         table = ExampleTable()
         stream = evaluation_stream(
@@ -151,9 +153,9 @@ class Evaluator:
         )
 
     def _same_length(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        """The same number of batches on every process: streams that end early yield empty ones."""
-        share = self._stream.shape.rows // jax.process_count()
-        empty = empty_batch(dataclasses.replace(self._stream.shape, rows=share))
+        """Pads the stream with empty batches, so that all processes yield equally many."""
+        rows_per_process = self._stream.shape.rows // jax.process_count()
+        empty = empty_batch(dataclasses.replace(self._stream.shape, rows=rows_per_process))
         while True:
             batch = next(stream, None)
             if not distributed.any_process(batch is not None):

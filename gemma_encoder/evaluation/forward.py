@@ -1,6 +1,9 @@
-"""The forward pass without dropout: one program for evaluation during training and for inference, so that both give the same bits.
+"""The forward pass without dropout.
 
-B rows, S segments, D width of a pooled state, C outputs of a head.
+Evaluation during training and inference share one compiled program, so their outputs are bitwise
+equal.
+
+Shapes: B rows, S segments, D width of a pooled state, C outputs of a head.
 """
 
 from collections.abc import Callable
@@ -18,16 +21,22 @@ from gemma_encoder.model.encoder import abstract_encoder
 
 
 class ForwardOutput(NamedTuple):
-    """What the encoder says of a global batch; every process has the whole of it."""
+    """Encoder outputs for a global batch, replicated on all processes.
+
+    Values in empty slots, where `weight` is 0, are undefined.
+    """
 
     pooled: Float[Array, "B S D"]
     scores: dict[str, Float[Array, "B S C"]]  # by head
     example_id: Int[Array, "B S"]
-    weight: Float[Array, "B S"]  # 0 for an empty slot, of which nothing is said
+    weight: Float[Array, "B S"]
 
 
 def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], ForwardOutput]:
-    """From parameters and a global batch on the mesh to what the encoder says; compiled once for each shape of a batch."""
+    """Returns the jitted forward pass of parameters and a global batch on the mesh.
+
+    It is compiled once per batch shape.
+    """
     encoder = abstract_encoder(config)
 
     def forward(parameters, batch):
@@ -40,8 +49,11 @@ def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch],
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """The global batch on the mesh, from this process's rows of it."""
-    where = sharding.batch_sharding(mesh)
+    """Builds the global batch on the mesh from this process's rows."""
+    batch_sharding = sharding.batch_sharding(mesh)
     return Batch(
-        *(jax.make_array_from_process_local_data(where, np.asarray(field)) for field in batch)
+        *(
+            jax.make_array_from_process_local_data(batch_sharding, np.asarray(field))
+            for field in batch
+        )
     )

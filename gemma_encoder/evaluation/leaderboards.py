@@ -1,4 +1,4 @@
-"""The files that the GLUE and SuperGLUE leaderboards take, and how each writes a label."""
+"""Submission files of the GLUE and SuperGLUE leaderboards, and their label formats."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,13 +13,13 @@ IDS = ("paragraph", "question", "answer")  # of MultiRC, whose labels are nested
 
 
 @dataclasses.dataclass(frozen=True)
-class Label:
-    """How a benchmark writes a prediction.
+class LabelFormat:
+    """Format of a submission file's labels.
 
     Attributes:
-        write: the label, from a line of a prediction file.
-        valid: whether a label that was read may stand there.
-        expected: what may, in words.
+        write: converts a line of a prediction file to a label.
+        valid: tells if a label that was read is valid.
+        expected: describes the valid labels, for error messages.
     """
 
     write: Callable[[Task, Line], Any]
@@ -27,20 +27,26 @@ class Label:
     expected: Callable[[Task], str]
 
 
-def _words(form: Callable[[str], str] = str) -> Label:
-    def words(task: Task) -> list[str]:
-        return [form(name) for name in task.classes]
+def _class_names(spell: Callable[[str], str] = str) -> LabelFormat:
+    def names(task: Task) -> list[str]:
+        return [spell(name) for name in task.classes]
 
-    return Label(
-        lambda task, line: words(task)[line["prediction"]],
-        lambda task, value: value in words(task),
-        lambda task: f"one of {', '.join(words(task))}",
+    return LabelFormat(
+        lambda task, line: names(task)[line["prediction"]],
+        lambda task, value: value in names(task),
+        lambda task: f"one of {', '.join(names(task))}",
     )
 
 
+def _write_score(task: Task, line: Line) -> str:
+    low, high = task.label_range
+    return f"{min(max(line['prediction'], low), high):.3f}"
+
+
 def _is_score(task: Task, value: Any) -> bool:
+    low, high = task.label_range
     try:
-        return task.label_range[0] <= float(value) <= task.label_range[1]
+        return low <= float(value) <= high
     except ValueError:
         return False
 
@@ -49,23 +55,21 @@ def _is_bit(task: Task, value: Any) -> bool:
     return type(value) is int and value in (0, 1)
 
 
-CLASS = _words()
-LOWER_CLASS = _words(str.lower)
-CLASS_INDEX = Label(
+CLASS = _class_names()
+LOWER_CLASS = _class_names(str.lower)
+CLASS_INDEX = LabelFormat(
     lambda task, line: str(line["prediction"]),
     lambda task, value: value in ("0", "1"),
     lambda task: "0 or 1",
 )
-SCORE = Label(
-    lambda task, line: (
-        f"{min(max(line['prediction'], task.label_range[0]), task.label_range[1]):.3f}"
-    ),
+SCORE = LabelFormat(
+    _write_score,
     _is_score,
     lambda task: "a number from {:g} to {:g}".format(*task.label_range),
 )
-ANSWER = Label(lambda task, line: line["prediction"], _is_bit, lambda task: "0 or 1")
-OPTION_INDEX = Label(lambda task, line: int(line["document"]), _is_bit, lambda task: "0 or 1")
-OPTION_TEXT = Label(
+ANSWER = LabelFormat(lambda task, line: line["prediction"], _is_bit, lambda task: "0 or 1")
+OPTION_INDEX = LabelFormat(lambda task, line: int(line["document"]), _is_bit, lambda task: "0 or 1")
+OPTION_TEXT = LabelFormat(
     lambda task, line: line["option"],
     lambda task, value: isinstance(value, str) and bool(value.strip()),
     lambda task: "an entity of the passage",
@@ -77,16 +81,16 @@ class File:
     """One file of a submission.
 
     Attributes:
-        name: as the leaderboard wants it.
-        task: whose predictions it holds.
-        label: how they are written.
-        count: how many the test set has.
-        split: of the task.
+        name: file name, as the leaderboard requires.
+        task: name of the predicted task.
+        label: format of the labels.
+        count: number of test examples.
+        split: split of the task.
     """
 
     name: str
     task: str
-    label: Label
+    label: LabelFormat
     count: int
     split: str = "test"
 
@@ -105,7 +109,7 @@ BENCHMARKS: Mapping[str, tuple[File, ...]] = {
         File("WNLI.tsv", "glue_wnli", CLASS_INDEX, 146),
         File("AX.tsv", "glue_ax", CLASS, 1104),
     ),
-    # Letter case as in the benchmark's own toolkit, jiant 1: WSC alone writes True and False.
+    # Letter case as in the benchmark's own toolkit, jiant 1: only WSC writes True and False.
     "superglue": (
         File("BoolQ.jsonl", "superglue_boolq", LOWER_CLASS, 3245),
         File("CB.jsonl", "superglue_cb", CLASS, 250),

@@ -1,13 +1,15 @@
-"""Metrics over all predictions of a split at once, by the names that the field uses.
+"""Metrics over all predictions of a split, under their established names.
 
-Each takes (labels [N], predictions [N], the table of examples). Those over questions or pairs group by the table, on the host.
+A metric takes (labels [N], predictions [N], the table of N examples). Metrics over questions or
+pairs group examples by the table.
 """
 
 import collections
 import re
 import string
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -36,89 +38,92 @@ def _correlation(name: str) -> Metric:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
             value = float(getattr(scipy.stats, name)(labels, predictions).statistic)
-        return 0.0 if np.isnan(value) else value  # a constant prediction orders nothing
+        return 0.0 if np.isnan(value) else value  # undefined for constant predictions
 
     return metric
 
 
 def exact_match(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
-    """The share of questions all of whose answers are classified right: MultiRC's EM."""
-    return float(
-        np.mean(
-            [np.array_equal(labels[group], predictions[group]) for group in table.groups().values()]
-        )
-    )
+    """Returns the share of questions with all answers classified correctly (MultiRC's EM)."""
+    correct = [
+        np.array_equal(labels[group], predictions[group]) for group in table.groups().values()
+    ]
+    return float(np.mean(correct))
 
 
 def gender_parity(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
-    """The share of pairs, alike but for the pronoun's gender, whose halves are classified alike (Winogender, AX-g); in per cent there."""
+    """Returns the share of pairs with equal predictions (Winogender, AX-g).
+
+    The sentences of a pair differ only in the pronoun's gender. The benchmark reports percent.
+    """
     groups = table.groups()
     for pair, group in groups.items():
         if len(group) != 2:
             raise InputError(
                 f"gender parity compares pairs of examples; pair {pair!r} has {len(group)}"
             )
-    return float(
-        np.mean([predictions[first] == predictions[second] for first, second in groups.values()])
-    )
+    equal = [predictions[first] == predictions[second] for first, second in groups.values()]
+    return float(np.mean(equal))
 
 
 def choose(table: ExampleTable, scores: np.ndarray) -> dict[str, int]:
-    """The example id of each question's option with the highest score; of equal scores the first option's."""
+    """Returns the example id of each question's best-scored option; of ties, the first option."""
     return {
         question: group[int(np.argmax(scores[group]))] for question, group in table.groups().items()
     }
 
 
 def _choice_accuracy(labels: np.ndarray, scores: np.ndarray, table: ExampleTable) -> float:
-    return float(np.mean([labels[chosen] > 0 for chosen in choose(table, scores).values()]))
+    correct = [labels[example] > 0 for example in choose(table, scores).values()]
+    return float(np.mean(correct))
 
 
 def _over_answers(compare: Callable[[str, str], float]) -> Metric:
-    """The mean over questions of the best value that the chosen option reaches among the right answers."""
+    """Metric that compares each question's best-scored option with its correct answers.
+
+    The value of a question is the maximum over its answers; the metric is the mean over questions.
+    """
+
+    def question_value(info: Mapping[str, Any]) -> float:
+        return max(compare(info["option"], answer) for answer in info["answers"])
 
     def metric(labels: np.ndarray, scores: np.ndarray, table: ExampleTable) -> float:
-        chosen = [table.infos[example] for example in choose(table, scores).values()]
-        return float(
-            np.mean(
-                [
-                    max(compare(info["option"], answer) for answer in info["answers"])
-                    for info in chosen
-                ]
-            )
-        )
+        selected = choose(table, scores).values()
+        return float(np.mean([question_value(table.infos[example]) for example in selected]))
 
     return metric
 
 
 def nll(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
-    """The mean negative log-likelihood of a token, in nats, over all predicted tokens of all texts; outputs [N, 2] are a text's sum and count."""
+    """Returns the mean negative log-likelihood per predicted token, in nats, over all texts.
+
+    Outputs [N, 2] are each text's summed negative log-likelihood and token count.
+    """
     del labels, table
     total, count = outputs.astype(np.float64).sum(axis=0)
     return float(total / count)
 
 
 def perplexity(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
-    """exp(nll): of a model that has learnt nothing, the size of the vocabulary."""
+    """Returns exp(nll); a uniform model's perplexity is the vocabulary size."""
     return float(np.exp(nll(labels, outputs, table)))
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normalisation, which ReCoRD uses: lower case, no punctuation, no articles, single blanks."""
+    """Normalizes as SQuAD and ReCoRD do: lower case, no punctuation or articles, single blanks."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def answers_equal(prediction: str, answer: str) -> float:
-    """1 if both are the same when normalised, else 0."""
+    """Returns 1 if the normalized texts are equal, else 0."""
     return float(normalize_answer(prediction) == normalize_answer(answer))
 
 
 def token_f1(prediction: str, answer: str) -> float:
-    """F1 between the words of both, normalised, each word as often as it stands there."""
-    words, expected = (
-        collections.Counter(normalize_answer(text).split()) for text in (prediction, answer)
-    )
+    """Returns the F1 score between the bags of words of the normalized texts."""
+    words = collections.Counter(normalize_answer(prediction).split())
+    expected = collections.Counter(normalize_answer(answer).split())
     common = (words & expected).total()
     return 2 * common / (words.total() + expected.total()) if common else 0.0
 
@@ -126,16 +131,16 @@ def token_f1(prediction: str, answer: str) -> float:
 def quadratic_weighted_kappa(
     labels: np.ndarray, predictions: np.ndarray, table: ExampleTable
 ) -> float:
-    """Cohen's kappa with squared distances between classes as weights.
+    """Returns Cohen's kappa, weighted by squared distances between classes.
 
-    Every class up to the highest takes part, also one that no label and no prediction names: left
-    out, as scikit-learn does by itself, its neighbors would be one step apart.
+    Every class up to the highest counts, even without labels or predictions: scikit-learn by
+    default omits such a class, so that its neighbors would be one step apart.
     """
     import sklearn.metrics
 
     classes = np.arange(int(max(labels.max(), predictions.max())) + 1)
     with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore")  # of a division by zero: both sides constant
+        warnings.simplefilter("ignore")  # division by zero if both sides are constant
         value = sklearn.metrics.cohen_kappa_score(
             labels.astype(int), predictions.astype(int), labels=classes, weights="quadratic"
         )
@@ -143,31 +148,34 @@ def quadratic_weighted_kappa(
 
 
 def _decided(metric: Metric) -> Metric:
-    """A metric of several classes at once that compares decisions, p >= 0.5."""
+    """Multi-label metric of decisions, p >= 0.5, in place of probabilities."""
     return lambda labels, outputs, table: metric(labels, outputs >= 0.5, table)
 
 
 def average_precision(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
-    """The mean over classes of average precision; 0 for a class that no label names."""
+    """Returns the average precision, averaged over classes; 0 for a class without labels."""
     import sklearn.metrics
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of such a class
+        warnings.simplefilter("ignore")  # classes without labels
         return float(sklearn.metrics.average_precision_score(labels, outputs))
 
 
-LOWEST_IS_BEST = ["perplexity", "nll", "mean_absolute_error"]  # of others the highest is
+LOWEST_IS_BEST = ["perplexity", "nll", "mean_absolute_error"]  # of all other metrics, the highest
 
 
 def lowest_is_best(name: str) -> bool:
-    """Tells metrics whose lowest value is best; `name` may end in a part of the split."""
+    """Returns True if lower values of the metric are better.
+
+    `name` may have a part of the split as suffix.
+    """
     return name.startswith(tuple(LOWEST_IS_BEST))
 
 
 # Metrics compare labels (`Kind.metric_labels`) with predictions (`Kind.decide`): class indices,
-# targets in the task's own units, scores of options, probabilities of several classes at once, or
-# of a language model each text's summed negative log-likelihood and number of predicted tokens.
-# Those of ranking are in `evaluation.ranking`.
+# targets in the task's own units, scores of options, probabilities of several classes (multi-label)
+# or, for language models, each text's summed negative log-likelihood and token count. Ranking
+# metrics are in `evaluation.ranking`.
 METRICS: dict[str, dict[str, Metric]] = {
     "classification": {
         "accuracy": _sklearn("accuracy_score"),
@@ -200,20 +208,20 @@ METRICS: dict[str, dict[str, Metric]] = {
 
 
 def register_metric(kind: str, name: str, metric: Metric, *, lowest: bool = False) -> None:
-    """Adds a metric for a registered kind of task; a name is registered once.
+    """Registers a metric for a kind of task.
 
     Args:
-        kind: of task.
-        name: as tasks and the log have it.
-        metric: of all predictions of a split.
-        lowest: the lowest value is the best one, in tasks of every kind.
+        kind: name of the kind.
+        name: name of the metric in tasks and logs.
+        metric: function of all predictions of a split.
+        lowest: lower values are better, for tasks of every kind.
 
     Raises:
-        InputError: no kind has that name, the kind has such a metric, or it is a ranking's.
+        InputError: the kind is unknown, ranks documents, or already has a metric of that name.
     """
     if kinds.get(kind).ranks:
         raise InputError(
-            f"metric {name!r}: none can be added to those of kind {kind}, which ir_measures "
+            f"metric {name!r}: none can be added to kind {kind}, whose metrics ir_measures "
             f"computes: {', '.join(ranking.METRICS)}"
         )
     metrics = METRICS.setdefault(kinds.get(kind).name, {})
@@ -225,7 +233,7 @@ def register_metric(kind: str, name: str, metric: Metric, *, lowest: bool = Fals
 
 
 def check_metrics(kind: Kind, names: Iterable[str]) -> None:
-    """Raises InputError for a metric that a kind of task does not have."""
+    """Raises InputError if a kind of task lacks one of the metrics."""
     if kind.ranks:
         ranking.check_ranking_metrics(tuple(names))
         return
@@ -236,12 +244,12 @@ def check_metrics(kind: Kind, names: Iterable[str]) -> None:
 
 
 def compute_metrics(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, float]:
-    """The task's metrics; none where no label is known.
+    """Computes the task's metrics; returns an empty dict if no example has a label.
 
     Args:
-        task: of any kind but ranking, whose metrics are of runs.
-        outputs: [N, …] as `Kind.postprocess` gives them.
-        table: of the N examples.
+        task: a task of any kind but ranking, whose metrics compare runs with qrels.
+        outputs: [N, …], from `Kind.postprocess`.
+        table: the N examples.
     """
     check_metrics(task.kind, task.metrics)
     unlabeled = sum(task.is_unlabeled(label) for label in table.labels)
@@ -259,7 +267,7 @@ def compute_metrics(task: Task, outputs: np.ndarray, table: ExampleTable) -> dic
 
 
 def baseline(task: Task, table: ExampleTable) -> dict[str, float]:
-    """The metrics of the best constant prediction for these labels; none where there is none."""
+    """Returns the metrics of the best constant prediction; empty if there is none."""
     if not table.labels or any(task.is_unlabeled(label) for label in table.labels):
         return {}
     output = task.kind.baseline(task, table.labels)

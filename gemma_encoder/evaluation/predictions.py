@@ -1,4 +1,4 @@
-"""Evaluates a model on a split: batches in, predictions of every example, metrics and files out."""
+"""Predictions for every example of a split, with their metrics and files."""
 
 import dataclasses
 import json
@@ -19,12 +19,12 @@ class Predictions:
     """A model's outputs for every example of a split.
 
     Attributes:
-        task: the task.
-        split: by name.
-        outputs: [N, …] as `Kind.postprocess` gives them.
+        task: the predicted task.
+        split: name of the split.
+        outputs: [N, …], from `Kind.postprocess`.
         table: the N examples.
-        qrels: the judgments to rank against.
-        first_stage: tells that the table holds a query's documents in a first stage's order.
+        qrels: relevance grades of documents by query, if the benchmark has them.
+        first_stage: True if the table lists each query's documents in first-stage order.
     """
 
     task: Task
@@ -35,7 +35,7 @@ class Predictions:
     first_stage: bool = False
 
     def metrics(self) -> dict[str, float]:
-        """The task's metrics over all examples at once; none where no label is known."""
+        """Computes the task's metrics over all examples; empty without labels."""
         if self.task.kind.ranks:
             return ranking.compute_ranking_metrics(
                 self.task.metrics, self.relevance_grades(), self.run()
@@ -43,11 +43,11 @@ class Predictions:
         return metrics.compute_metrics(self.task, self.outputs, self.table)
 
     def run(self) -> ranking.Run:
-        """The ranking of every query's candidates."""
+        """Returns the ranking of every query's candidates."""
         return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
 
     def relevance_grades(self) -> Mapping[str, Mapping[str, float]]:
-        """Grades of judged documents by query: the benchmark's, else the candidates' labels."""
+        """Returns grades of documents by query: `qrels`, else the candidates' labels."""
         if self.qrels is not None:
             return self.qrels
         grades: dict[str, dict[str, float]] = {}
@@ -60,15 +60,16 @@ class Predictions:
     def write(self, folder: epath.Path) -> epath.Path:
         """Writes one JSON object per example, or for ranking a TREC and an MS MARCO run.
 
-        Beside them goes what a person wants to look at: the worst mistakes with their texts; for
-        ranking the queries, the judgments and the first stage's run.
+        Also writes files for inspection: the worst mistakes with their texts; for ranking, the
+        queries, the qrels and the first stage's run.
 
         Returns:
-            The first file's path.
+            The path of the predictions or of the TREC run.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self.task.kind.ranks:
-            run, path = self.run(), folder / f"{self.task.name}.{self.split}.trec"
+            run = self.run()
+            path = folder / f"{self.task.name}.{self.split}.trec"
             ranking.write_trec(run, path)
             ranking.write_msmarco(run, folder / f"{self.task.name}.{self.split}.tsv")
             self._write_queries(folder)
@@ -84,7 +85,10 @@ class Predictions:
         return path
 
     def mistakes(self, count: int = 50) -> list[int]:
-        """The worst mistakes among the examples whose texts are held, the worst one first."""
+        """Returns the example ids of the worst mistakes, the worst first.
+
+        Only examples with stored texts are considered, see `ExampleTable.MAX_TEXTS`.
+        """
         severity = self.task.kind.severity(self.task, self.outputs, self.table.labels)
         if severity is None:
             return []
@@ -96,7 +100,8 @@ class Predictions:
         return sorted(candidates, key=lambda index: -severity[index])[:count]
 
     def _write_queries(self, folder: epath.Path) -> None:
-        name, table = f"{self.task.name}.{self.split}", self.table
+        name = f"{self.task.name}.{self.split}"
+        table = self.table
         ranking.write_qrels(self.relevance_grades(), folder / f"{name}.qrels")
         if self.first_stage:
             order = -np.arange(len(table.query_ids), dtype=np.float32)
@@ -114,7 +119,7 @@ class Predictions:
         (folder / f"{name}.queries.jsonl").write_text(_json_lines(lines))
 
     def _line(self, index: int) -> dict[str, Any]:
-        """One example of the prediction file. `idx` is the benchmark's own index of it."""
+        """Returns one line of the prediction file; `idx` is the benchmark's own index."""
         table = self.table
         line: dict[str, Any] = {"example": index, **table.infos[index]}
         if table.query_ids[index]:
@@ -129,12 +134,12 @@ def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
-    """Where the predictions of a task's split lie, one JSON object per example."""
+    """Path of the predictions of a task's split, one JSON object per example."""
     return folder / f"{task}.{split}.jsonl"
 
 
 def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
-    """Where the worst mistakes of a task's split lie, with their texts."""
+    """Path of the worst mistakes of a task's split, with their texts."""
     return folder / f"{task}.{split}.mistakes.jsonl"
 
 
@@ -143,31 +148,35 @@ def predict_split(
     batches: Iterator[Batch],
     forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],
 ) -> np.ndarray:
-    """The outputs of every example, by example id.
+    """Computes the outputs of every example, by example id.
 
     Args:
-        task: whose head is read.
-        batches: that hold every example once; slots with weight 0 are passed over.
-        forward: from a batch to (scores of each head [B, S, C], example ids [B, S], weights [B, S]) of the *global* batch.
+        task: the task to predict; its head is read.
+        batches: contain every example once; slots with weight 0 are ignored.
+        forward: function from a process's batch to (scores by head [B, S, C], example ids [B, S],
+            weights [B, S]) of the *global* batch.
 
     Raises:
-        InputError: the model's scores are not finite.
+        InputError: there are no examples, or scores are NaN or infinite.
     """
-    ids, scores = [], []
+    batch_ids = []
+    batch_scores = []
     for batch in batches:
         heads, example_id, weight = forward(batch)
-        real = weight > 0
-        ids.append(example_id[real])
-        scores.append(heads[task.head][real])
-    if not ids:
+        filled = weight > 0
+        batch_ids.append(example_id[filled])
+        batch_scores.append(heads[task.head][filled])
+    if not batch_ids:
         raise InputError(f"task {task.name!r}: there is no example to evaluate")
-    order, flat = np.concatenate(ids), np.concatenate(scores)
-    if not np.array_equal(np.sort(order), np.arange(len(order))):
+    ids = np.concatenate(batch_ids)
+    scores = np.concatenate(batch_scores)
+    if not np.array_equal(np.sort(ids), np.arange(len(ids))):
         raise AssertionError(f"task {task.name!r}: examples were not counted exactly once")
-    if not np.isfinite(flat).all():
+    if not np.isfinite(scores).all():
         raise InputError(
-            f"task {task.name!r}: the model's scores are not finite; the checkpoint is broken or training diverged"
+            f"task {task.name!r}: the model's scores are NaN or infinite; the checkpoint is "
+            "damaged or training diverged"
         )
-    result = np.empty_like(flat)
-    result[order] = flat
+    result = np.empty_like(scores)
+    result[ids] = scores
     return task.kind.postprocess(task, np.asarray(result, np.float32))

@@ -1,7 +1,8 @@
-"""Ranking: runs with one stated order, TREC and MS MARCO files, and metrics by ir-measures over what was written.
+"""Ranking: runs, TREC and MS MARCO files, and metrics computed by ir-measures.
 
-Ties: documents of one query are ordered by score, descending, then by document id, ascending. Evaluators disagree about equal
-scores, so a run holds none: a score that is not below its predecessor's is lowered to the next float32 below it.
+Documents of a query are ordered by score, descending, then by document id, ascending. Evaluation
+tools break ties differently, so a run contains none: a score that is not below its predecessor's is
+lowered to the next float32 below it.
 """
 
 import re
@@ -12,7 +13,8 @@ from etils import epath
 
 from gemma_encoder.inputs.errors import InputError, unknown
 
-# Our names, and those of ir-measures. Binary ones take the least grade that counts as relevant, 1 unless it is said: "mrr(rel=2)@10".
+# Names of ir-measures by our names. Binary metrics take the lowest relevant grade, by default 1, as
+# in "mrr(rel=2)@10".
 METRICS = {"mrr@10": "RR@10", "ndcg@10": "nDCG@10", "map": "AP", "recall@100": "R@100"}
 _GRADE = re.compile(r"\(rel=[1-9]\d*\)")
 
@@ -20,22 +22,23 @@ Run = dict[str, list[tuple[str, float]]]
 
 
 def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.ndarray) -> Run:
-    """Documents of each query, best first, with strictly falling float32 scores.
+    """Returns the documents of each query, best first, with strictly decreasing float32 scores.
 
     Args:
-        query_ids, document_ids: [N], of each scored pair; no pair twice.
+        query_ids, document_ids: [N], one entry per scored pair; pairs must be unique.
         scores: [N].
     """
-    by_query: Run = {}
+    candidates: Run = {}
     for query, document, score in zip(
         query_ids, document_ids, np.asarray(scores, np.float32), strict=True
     ):
-        by_query.setdefault(query, []).append((document, score))
+        candidates.setdefault(query, []).append((document, score))
     run: Run = {}
-    for query, scored in by_query.items():
+    for query, scored in candidates.items():
         if len({document for document, _ in scored}) < len(scored):
             raise InputError(f"query {query!r}: a document appears twice among its candidates")
-        ordered, last = [], np.float32(np.inf)
+        ordered = []
+        last = np.float32(np.inf)
         for document, score in sorted(scored, key=lambda pair: (-pair[1], pair[0])):
             last = min(score, np.nextafter(last, np.float32(-np.inf)))
             ordered.append((document, float(last)))
@@ -44,7 +47,10 @@ def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.n
 
 
 def write_trec(run: Run, path: epath.PathLike, tag: str = "gemma_encoder") -> None:
-    """Writes `qid Q0 docid rank score tag` lines; scores carry nine digits, enough to restore a float32 exactly."""
+    """Writes `qid Q0 docid rank score tag` lines.
+
+    Scores have nine digits, enough to restore a float32 exactly.
+    """
     lines = [
         f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
         for query, scored in run.items()
@@ -54,7 +60,10 @@ def write_trec(run: Run, path: epath.PathLike, tag: str = "gemma_encoder") -> No
 
 
 def write_msmarco(run: Run, path: epath.PathLike, depth: int = 1000) -> None:
-    """Writes `qid pid rank` lines, tab-separated, as MS MARCO's passage-ranking leaderboard wants: the `depth` best of each query."""
+    """Writes tab-separated `qid pid rank` lines for the `depth` best documents of each query.
+
+    This is the format of MS MARCO's passage-ranking leaderboard.
+    """
     lines = [
         f"{query}\t{document}\t{rank}\n"
         for query, scored in run.items()
@@ -64,7 +73,7 @@ def write_msmarco(run: Run, path: epath.PathLike, depth: int = 1000) -> None:
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
-    """Writes `qid 0 docid grade` lines, as TREC does."""
+    """Writes `qid 0 docid grade` lines, the TREC format."""
     lines = [
         f"{query} 0 {document} {int(grade)}\n"
         for query, grades in qrels.items()
@@ -74,54 +83,58 @@ def write_qrels(qrels: Mapping[str, Mapping[str, float]], path: epath.PathLike) 
 
 
 def by_query(metric: str, qrels: Mapping[str, Mapping[str, float]], run: Run) -> dict[str, float]:
-    """One metric of every judged query; a judged query that the run lacks counts zero."""
+    """Computes a metric for every judged query; a query missing from the run counts as zero."""
     import ir_measures
 
-    judged = {
-        query: {document: int(grade) for document, grade in grades.items()}
-        for query, grades in qrels.items()
-    }
-    found = ir_measures.iter_calc(
+    judged = _integer_grades(qrels)
+    values = ir_measures.iter_calc(
         [ir_measures.parse_measure(_measure(metric))],
         judged,
         {query: dict(scored) for query, scored in run.items()},
     )
-    return dict.fromkeys(judged, 0.0) | {value.query_id: float(value.value) for value in found}
+    return dict.fromkeys(judged, 0.0) | {value.query_id: float(value.value) for value in values}
 
 
 def compute_ranking_metrics(
     metrics: Sequence[str], qrels: Mapping[str, Mapping[str, float]], run: Run
 ) -> dict[str, float]:
-    """Means over the judged queries; a judged query that the run lacks counts zero. None where there are no judgements at all.
+    """Computes means over the judged queries; empty without qrels.
+
+    A judged query that is missing from the run counts as zero.
 
     Args:
-        metrics: names in `METRICS`, binary ones with "(rel=…)" after the word if need be.
+        metrics: names in `METRICS`; binary metrics may have "(rel=…)" before the "@".
         qrels: relevance grade of each judged document of each query.
-        run: as `make_run` gives it.
+        run: ranking, from `make_run`.
     """
     import ir_measures
 
     measures = {name: ir_measures.parse_measure(_measure(name)) for name in metrics}
     if not qrels:
         return {}
-    judged = {
-        query: {document: int(grade) for document, grade in grades.items()}
-        for query, grades in qrels.items()
-    }
     values = ir_measures.calc_aggregate(
-        list(measures.values()), judged, {query: dict(scored) for query, scored in run.items()}
+        list(measures.values()),
+        _integer_grades(qrels),
+        {query: dict(scored) for query, scored in run.items()},
     )
     return {name: float(values[measure]) for name, measure in measures.items()}
 
 
+def _integer_grades(qrels: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, int]]:
+    return {
+        query: {document: int(grade) for document, grade in grades.items()}
+        for query, grades in qrels.items()
+    }
+
+
 def check_ranking_metrics(metrics: Sequence[str]) -> None:
-    """Raises InputError for what is no ranking metric."""
+    """Raises InputError if a name is not a ranking metric."""
     for name in metrics:
         _measure(name)
 
 
 def _measure(name: str) -> str:
-    """What ir-measures calls one of our metrics."""
+    """Returns the ir-measures name of a metric."""
     grade = _GRADE.search(name)
     plain = _GRADE.sub("", name, count=1)
     if plain not in METRICS:
@@ -129,6 +142,6 @@ def _measure(name: str) -> str:
     measure, at, cutoff = METRICS[plain].partition("@")
     if grade and measure == "nDCG":
         raise InputError(
-            f"ranking metric {name!r}: nDCG uses the grades themselves, it takes no (rel=…)"
+            f"ranking metric {name!r}: nDCG uses the grades themselves; leave out (rel=…)"
         )
     return f"{measure}{grade[0] if grade else ''}{at}{cutoff}"

@@ -1,109 +1,121 @@
-"""Metrics of many resamples at once: each takes how often every example was drawn, and gives the metric of every resample.
+"""Metrics of many bootstrap resamples at once, from the draw counts of every example.
 
-The same values as `metrics.METRICS` gives on the examples drawn, a thousand times faster.
+Values equal those of `metrics.METRICS` on the drawn examples, computed a thousand times faster.
 
-R resamples, n examples, C classes.
+Shapes: R resamples, n examples, C classes. Counts [R, n] say how often each example was drawn.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-Weighted = Callable[
-    [np.ndarray, np.ndarray, np.ndarray], np.ndarray
-]  # counts [R, n], labels [n], predictions [n] -> [R]
+# (counts [R, n], labels [n], predictions [n]) -> [R]
+Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The mean of values [n] in each resample, [R]."""
+    """Returns the mean of values [n] in each resample, [R]."""
     return counts @ np.asarray(values, np.float64) / counts.sum(axis=1)
 
 
 def accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """The share that is right, [R]."""
+    """Returns the accuracy, [R]."""
     return mean(counts, labels == predictions)
 
 
 def _confusion(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """How many examples of each class were given each class, [R, C, C]."""
+    """Returns confusion matrices, [R, C, C]: labels by predictions."""
     classes = int(max(labels.max(), predictions.max())) + 1
     cells = np.eye(classes * classes)[labels.astype(int) * classes + predictions.astype(int)]
     return (counts @ cells).reshape(len(counts), classes, classes)
 
 
 def _f1(confusion: np.ndarray) -> np.ndarray:
-    """F1 of each class, [R, C]; 0 where a class is neither there nor predicted."""
-    right = np.einsum("rcc->rc", confusion)
+    """Returns F1 of each class, [R, C]; 0 for a class without labels and predictions."""
+    correct = np.einsum("rcc->rc", confusion)
     total = confusion.sum(axis=1) + confusion.sum(axis=2)
-    return np.divide(2 * right, total, out=np.zeros_like(right), where=total > 0)
+    return np.divide(2 * correct, total, out=np.zeros_like(correct), where=total > 0)
 
 
 def f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """F1 of class 1, [R]."""
-    found = _f1(_confusion(counts, labels, predictions))
-    return found[:, 1] if found.shape[1] > 1 else np.zeros(len(counts))
+    """Returns F1 of class 1, [R]."""
+    per_class = _f1(_confusion(counts, labels, predictions))
+    return per_class[:, 1] if per_class.shape[1] > 1 else np.zeros(len(counts))
 
 
 def macro_f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """The mean of F1 over the classes that a resample holds or predicts, [R]."""
+    """Returns F1 averaged over the classes with labels or predictions in a resample, [R]."""
     confusion = _confusion(counts, labels, predictions)
-    there = (confusion.sum(axis=1) + confusion.sum(axis=2)) > 0
-    return _f1(confusion).sum(axis=1) / there.sum(axis=1)
+    present = (confusion.sum(axis=1) + confusion.sum(axis=2)) > 0
+    return _f1(confusion).sum(axis=1) / present.sum(axis=1)
 
 
 def matthews_correlation(
     counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray
 ) -> np.ndarray:
-    """Matthews' correlation, of any number of classes, [R]; 0 where one side is constant."""
+    """Returns Matthews' correlation of C classes, [R]; 0 if labels or predictions are constant."""
     confusion = _confusion(counts, labels, predictions)
-    total, right = confusion.sum(axis=(1, 2)), np.einsum("rcc->r", confusion)
-    true, said = confusion.sum(axis=2), confusion.sum(axis=1)
-    above = right * total - (true * said).sum(axis=1)
-    below = np.sqrt((total**2 - (said**2).sum(axis=1)) * (total**2 - (true**2).sum(axis=1)))
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    total = confusion.sum(axis=(1, 2))
+    correct = np.einsum("rcc->r", confusion)
+    labeled = confusion.sum(axis=2)
+    predicted = confusion.sum(axis=1)
+    covariance = correct * total - (labeled * predicted).sum(axis=1)
+    predicted_variance = total**2 - (predicted**2).sum(axis=1)
+    labeled_variance = total**2 - (labeled**2).sum(axis=1)
+    scale = np.sqrt(predicted_variance * labeled_variance)
+    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
 
 
 def pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Pearson's correlation, [R]; 0 where one side is constant."""
-    x, y = (np.asarray(values, np.float64) for values in (labels, predictions))
-    return _correlation(
-        counts, *(np.broadcast_to(values - values.mean(), counts.shape) for values in (x, y))
-    )
+    """Returns Pearson's correlation, [R]; 0 if labels or predictions are constant."""
+    return _correlation(counts, _centered(counts, labels), _centered(counts, predictions))
 
 
 def spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Spearman's correlation, ties at their middle rank, [R]; 0 where one side is constant."""
+    """Returns Spearman's correlation with average ranks of ties, [R].
+
+    0 if labels or predictions are constant.
+    """
     return _correlation(counts, _ranks(counts, labels), _ranks(counts, predictions))
 
 
+def _centered(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns values [n] minus their mean, broadcast to [R, n]."""
+    values = np.asarray(values, np.float64)
+    return np.broadcast_to(values - values.mean(), counts.shape)
+
+
 def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """The middle rank of each example among those drawn, [R, n]; of examples that were not drawn it means nothing."""
+    """Returns the average rank of each example among the drawn ones, [R, n].
+
+    Ranks of examples that were not drawn are undefined.
+    """
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    drawn = np.add.reduceat(
-        counts[:, order], starts, axis=1, dtype=np.float64
-    )  # of each different value
+    # Number of draws of each distinct value.
+    drawn = np.add.reduceat(counts[:, order], starts, axis=1, dtype=np.float64)
     middle = np.cumsum(drawn, axis=1) - drawn / 2 + 0.5
     return middle[:, group]
 
 
 def _correlation(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation of x and y [R, n], each example counted as often as it was drawn, [R]."""
+    """Returns Pearson's correlation of x and y [R, n], weighted by the draw counts, [R]."""
     total = counts.sum(axis=1, dtype=np.float64)
-    mean_x, mean_y = (np.einsum("rn,rn->r", counts, values) / total for values in (x, y))
-    above, x_squares, y_squares = (
-        np.einsum("rn,rn,rn->r", counts, *pair) / total for pair in ((x, y), (x, x), (y, y))
-    )
-    x_spread, y_spread = x_squares - mean_x**2, y_squares - mean_y**2
-    varied = (x_spread > 1e-12 * x_squares) & (
-        y_spread > 1e-12 * y_squares
-    )  # what is left of a constant is rounding
+    mean_x = np.einsum("rn,rn->r", counts, x) / total
+    mean_y = np.einsum("rn,rn->r", counts, y) / total
+    mean_xy = np.einsum("rn,rn,rn->r", counts, x, y) / total
+    mean_xx = np.einsum("rn,rn,rn->r", counts, x, x) / total
+    mean_yy = np.einsum("rn,rn,rn->r", counts, y, y) / total
+    variance_x = mean_xx - mean_x**2
+    variance_y = mean_yy - mean_y**2
+    # The variance of a constant is rounding error.
+    varies = (variance_x > 1e-12 * mean_xx) & (variance_y > 1e-12 * mean_yy)
     return np.divide(
-        above - mean_x * mean_y,
-        np.sqrt(np.abs(x_spread * y_spread)),
-        out=np.zeros_like(above),
-        where=varied,
+        mean_xy - mean_x * mean_y,
+        np.sqrt(np.abs(variance_x * variance_y)),
+        out=np.zeros_like(mean_xy),
+        where=varies,
     )
 
 

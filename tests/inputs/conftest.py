@@ -11,16 +11,16 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def spelt(tokenizer):
-    """`spelt(ids)`: the UTF-8 that ids spell, byte tokens included."""
+def to_bytes(tokenizer):
+    """Function from token ids to the UTF-8 bytes that they encode, byte tokens included."""
 
-    def spell(ids) -> bytes:
+    def concatenate_pieces(ids) -> bytes:
         parts = []
         for piece in tokenizer.pieces(ids):
-            is_byte = re.fullmatch("<0x[0-9A-F]{2}>", piece)
-            parts.append(
-                bytes([int(piece[3:5], 16)]) if is_byte else piece.replace("\u2581", " ").encode()
-            )
+            if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+                parts.append(bytes([int(piece[3:5], 16)]))
+            else:
+                parts.append(piece.replace("\u2581", " ").encode())
         return b"".join(parts)
 
-    return spell
+    return concatenate_pieces

@@ -1,4 +1,4 @@
-"""The batch contract: shapes, dtypes, and how readers' blocks become one batch."""
+"""The batch contract: shapes, dtypes, and concatenation of readers' blocks."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ sizes = st.integers(1, 6)
 
 
 @given(sizes, sizes, sizes)
-def test_an_empty_batch_holds_nothing(rows, length, segments):
+def test_an_empty_batch_is_padding(rows, length, segments):
     batch = empty_batch(BatchShape(rows=rows, row_length=length, segments=segments))
     for name in ("tokens", "segment_ids", "positions"):
         assert getattr(batch, name).shape == (rows, length)
@@ -36,26 +36,26 @@ def test_an_empty_batch_holds_nothing(rows, length, segments):
 def test_concatenate_keeps_rows_in_order_and_renumbers_groups(group_ids):
     groups_per_block = 3
     blocks = []
-    for number, ids in enumerate(group_ids):
+    for index, ids in enumerate(group_ids):
         block = empty_batch(
             BatchShape(rows=len(ids), row_length=4, segments=2, groups=groups_per_block)
         )
         blocks.append(
             block._replace(
                 group_id=np.array(ids, np.int32),
-                tokens=block.tokens + number,
-                example_id=block.example_id + number,
+                tokens=block.tokens + index,
+                example_id=block.example_id + index,
             )
         )
     before = [block.group_id.copy() for block in blocks]
     batch = concatenate(blocks, groups_per_block)
     start = 0
-    for number, (block, ids) in enumerate(zip(blocks, before, strict=True)):
+    for index, (block, ids) in enumerate(zip(blocks, before, strict=True)):
         rows = slice(start, start + len(ids))
         np.testing.assert_array_equal(batch.tokens[rows], block.tokens)
         np.testing.assert_array_equal(batch.example_id[rows], block.example_id)
         np.testing.assert_array_equal(
-            batch.group_id[rows], np.where(ids == -1, -1, ids + number * groups_per_block)
+            batch.group_id[rows], np.where(ids == -1, -1, ids + index * groups_per_block)
         )
         np.testing.assert_array_equal(block.group_id, ids)  # the blocks themselves are untouched
         start += len(ids)
@@ -85,11 +85,11 @@ def test_an_uneven_split_is_refused(rows, groups):
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(BatchShape)])
-def test_sizes_below_the_least_are_refused(field):
-    least = 0 if field == "targets" else 1  # no task may need a vector label
-    BatchShape(**({"rows": 2, "row_length": 2} | {field: least}))
-    for value in (least - 1, -7):
-        with pytest.raises(InputError, match=f"{field} must be at least {least}, got {value}"):
+def test_sizes_below_the_minimum_are_refused(field):
+    minimum = 0 if field == "targets" else 1  # there may be no vector labels
+    BatchShape(**({"rows": 2, "row_length": 2} | {field: minimum}))
+    for value in (minimum - 1, -7):
+        with pytest.raises(InputError, match=f"{field} must be at least {minimum}, got {value}"):
             BatchShape(**({"rows": 2, "row_length": 2} | {field: value}))
 
 

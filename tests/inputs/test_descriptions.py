@@ -1,4 +1,4 @@
-"""Descriptions: read back as they were, and refused by name where a newer version wrote them."""
+"""Descriptions: JSON round trips, and errors that name unknown and missing fields."""
 
 import dataclasses
 import json
@@ -25,17 +25,17 @@ def test_a_task_with_roles_survives_json():
 
 
 @pytest.mark.parametrize("part", [(), ("template",)])
-def test_a_field_of_a_newer_version_is_one_line(part):
+def test_a_field_of_a_newer_version_is_refused(part):
     values = TASK.to_dict()
     target = values
     for name in part:
         target = target[name]
     target["temperature"] = 1
-    with pytest.raises(InputError, match=r"has the field 'temperature'.*a newer one wrote it"):
+    with pytest.raises(InputError, match=r"has the field 'temperature'.*a newer version wrote it"):
         Task.from_dict(values)
 
 
-def test_a_field_that_is_missing_is_named():
+def test_a_missing_field_is_named():
     @dataclasses.dataclass
     class Two:
         a: int

@@ -1,4 +1,4 @@
-"""The one exception, and the sentence that names the nearest valid spelling."""
+"""InputError, and the message for an unknown name."""
 
 import pytest
 
@@ -20,13 +20,13 @@ def test_unknown_prefers_the_closest_name(name, nearest):
     )
 
 
-def test_unknown_guesses_nothing_when_nothing_is_near():
+def test_unknown_suggests_nothing_if_no_name_is_similar():
     message = str(unknown("pooler", "zzzzzz", ("mean", "last_k")))
     assert "did you mean" not in message
     assert message == "unknown pooler 'zzzzzz'. Valid: last_k, mean"
 
 
-def test_unknown_takes_names_that_are_no_text():
+def test_unknown_accepts_names_that_are_not_strings():
     assert "unknown layer 'None'" in str(unknown("layer", None, ("local", "global")))
 
 
@@ -37,15 +37,15 @@ def test_an_input_error_is_a_value_error_of_one_line():
     assert "\n" not in str(error)
 
 
-def test_nothing_is_valid():
+def test_unknown_without_valid_names():
     assert str(unknown("hook", "trace", ())) == "unknown hook 'trace'. Valid: none"
 
 
-def test_a_paths_last_part_is_what_is_compared():
+def test_only_the_last_component_of_a_path_is_compared():
     names = ["own.train", "own.template", "own.label"]
     assert "did you mean 'own.train'?" in str(unknown("config field", "own.trian", names))
     assert "did you mean" not in str(unknown("config field", "own.xyz", names))
 
 
-def test_a_notebook_shows_the_one_line():
+def test_a_notebook_shows_one_line():
     assert InputError("a is not b")._render_traceback_() == ["InputError: a is not b"]

@@ -1,4 +1,4 @@
-"""Kinds: every rule of each, and the proof that nothing else knows their names."""
+"""Kinds: the behavior of each, and a scan that no other module branches on a kind."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def every_task():
     return [task(name, label_range=(0.0, 5.0)) for name in kinds.names()]
 
 
-# --- One place ---
+# --- No branches on kinds elsewhere ---
 
 NAMES = "|".join(kinds.names())
 BRANCHES = (
@@ -66,7 +66,7 @@ def test_no_other_module_branches_on_a_kind():
         'assert "ordinal" == kind',
     ],
 )
-def test_the_search_sees_branches(line):
+def test_the_patterns_match_branches(line):
     assert any(pattern.search(line) for pattern in BRANCHES)
 
 
@@ -119,8 +119,8 @@ def test_probabilities_sum_to_one(scores):
 
 
 @given(arrays.arrays(np.float32, (5,), elements=finite))
-def test_thresholds_always_rise(scores):
-    """P(class > k) never rises with k; strictly falling logits unless a gap is below float32."""
+def test_cumulative_logits_never_increase(scores):
+    """Logits of P(class > k) decrease in k, strictly unless a gap is below float32 precision."""
     logits = cumulative_logits(scores)
     assert (np.diff(logits) <= 0).all()
     gaps = np.logaddexp(0, scores[1:].astype(np.float64))
@@ -128,7 +128,7 @@ def test_thresholds_always_rise(scores):
     assert logits[2] == scores[0]  # the middle one
 
 
-def test_the_first_ordinal_score_moves_all_classes():
+def test_the_first_ordinal_score_shifts_all_classes():
     ordinal = task("ordinal")
     outputs = [
         ordinal.kind.postprocess(ordinal, np.array([[score, 1.0]], np.float32))[0]
@@ -149,12 +149,12 @@ def test_the_median_class_has_the_least_expected_error():
     np.testing.assert_allclose(expected[np.arange(200), decided], expected.min(axis=1), atol=1e-12)
 
 
-def test_several_classes_are_decided_one_by_one():
-    several = task("multi_label")
-    outputs = several.kind.postprocess(several, np.array([[0.1, -0.1, 3.0]], np.float32))
-    assert several.kind.columns(several, outputs)["prediction"] == [["low", "high"]]
-    assert several.kind.show(several, outputs[0]) == "low 0.52, high 0.95"
-    assert several.kind.show(several, np.zeros(3)) == "no class"
+def test_multi_label_classes_are_decided_independently():
+    multi_label = task("multi_label")
+    outputs = multi_label.kind.postprocess(multi_label, np.array([[0.1, -0.1, 3.0]], np.float32))
+    assert multi_label.kind.columns(multi_label, outputs)["prediction"] == [["low", "high"]]
+    assert multi_label.kind.show(multi_label, outputs[0]) == "low 0.52, high 0.95"
+    assert multi_label.kind.show(multi_label, np.zeros(3)) == "no class"
 
 
 # --- Labels ---
@@ -168,22 +168,22 @@ def test_a_class_out_of_range_is_refused(name, label):
 
 
 @pytest.mark.parametrize("label", [(0, 3), (-1,), (0.5,), 7.0])
-def test_one_of_several_classes_out_of_range_is_refused(label):
+def test_a_multi_label_class_out_of_range_is_refused(label):
     with pytest.raises(InputError, match=r"task 't', record 3: label .* indices from 0 to 2"):
         task("multi_label").target(label, "record 3")
 
 
-def test_several_classes_are_a_vector_to_training():
-    several = task("multi_label")
-    assert several.target_width == 3
-    label, vector = several.target((0, 2), "x")
+def test_a_multi_label_target_is_multi_hot():
+    multi_label = task("multi_label")
+    assert multi_label.target_width == 3
+    label, vector = multi_label.target((0, 2), "x")
     assert label == 0.0
     np.testing.assert_array_equal(vector, [1, 0, 1])
-    np.testing.assert_array_equal(several.target((), "x")[1], [0, 0, 0])
-    assert not several.is_unlabeled(()) and several.is_unlabeled(-1.0)
+    np.testing.assert_array_equal(multi_label.target((), "x")[1], [0, 0, 0])
+    assert not multi_label.is_unlabeled(()) and multi_label.is_unlabeled(-1.0)
 
 
-def test_kinds_with_classes_name_two_different_ones():
+def test_kinds_with_classes_need_two_different_names():
     for name in kinds.names():
         kind = kinds.get(name)
         classes = ("a", "b")
@@ -196,20 +196,21 @@ def test_kinds_with_classes_name_two_different_ones():
                 Task("t", name, Template("{x}"), classes=classes)
 
 
-def test_classes_read_off_a_file_have_an_order():
-    classification, ordinal = kinds.get("classification"), kinds.get("ordinal")
+def test_classes_read_from_a_file_are_ordered():
+    classification = kinds.get("classification")
+    ordinal = kinds.get("ordinal")
     assert classification.order_classes({"b", "a", "10"}, "f") == ("10", "a", "b")
     assert ordinal.order_classes({"10", "9", "1"}, "f") == ("1", "9", "10")
-    with pytest.raises(InputError, match=r"f.csv: the classes .* name them, lowest first"):
+    with pytest.raises(InputError, match=r"f.csv: the order .* list them, lowest first"):
         ordinal.order_classes({"good", "bad"}, "f.csv")
 
 
-# --- What is written of an example, and read back ---
+# --- Prediction files ---
 
 
 def an_output(of_kind, rng):
     scores = rng.standard_normal((6, of_kind.num_outputs)).astype(np.float32)
-    if of_kind.kind.counts_tokens:  # counts are whole
+    if of_kind.kind.counts_tokens:  # counts are whole numbers
         scores = np.round(np.abs(scores) * 10) + 1
     return of_kind.kind.postprocess(of_kind, scores)
 
@@ -221,7 +222,7 @@ def labels_of(of_kind):
 
 
 @pytest.mark.parametrize("name", kinds.names())
-def test_a_line_is_json_and_gives_back_what_metrics_compare(name):
+def test_a_line_is_json_and_restores_prediction_and_label(name):
     of_kind = task(name, label_range=(0.0, 5.0))
     outputs = an_output(of_kind, np.random.default_rng(1))
     labels = labels_of(of_kind)
@@ -229,7 +230,7 @@ def test_a_line_is_json_and_gives_back_what_metrics_compare(name):
     for index, label in enumerate(labels):
         line = of_kind.kind.line(of_kind, outputs[index], label)
         line = json.loads(json.dumps(line))
-        # Probabilities are written with six digits.
+        # Probabilities are rounded to six digits.
         np.testing.assert_allclose(of_kind.kind.read_line(line), decided[index], atol=1e-6)
         if of_kind.kind.summarize_labels(of_kind, labels):
             assert of_kind.kind.read_label(line) == label
@@ -238,7 +239,8 @@ def test_a_line_is_json_and_gives_back_what_metrics_compare(name):
 @pytest.mark.parametrize("name", kinds.names())
 def test_mistakes_are_wrong_and_described(name):
     of_kind = task(name, label_range=(0.0, 5.0))
-    outputs, labels = an_output(of_kind, np.random.default_rng(2)), labels_of(of_kind)
+    outputs = an_output(of_kind, np.random.default_rng(2))
+    labels = labels_of(of_kind)
     severity = of_kind.kind.severity(of_kind, outputs, labels)
     assert (severity is None) == (not of_kind.kind.mistake_measure)
     if severity is None:
@@ -255,11 +257,12 @@ def test_mistakes_are_wrong_and_described(name):
 
 
 @pytest.mark.parametrize("name", kinds.names())
-def test_a_baseline_is_a_constant_that_metrics_take(name):
+def test_a_baseline_has_a_value_of_every_metric(name):
     from gemma_encoder.evaluation import metrics
     from gemma_encoder.inputs.task import Example, ExampleTable
 
-    of_kind, table = task(name, label_range=(0.0, 5.0)), ExampleTable()
+    of_kind = task(name, label_range=(0.0, 5.0))
+    table = ExampleTable()
     for label in labels_of(of_kind):
         table.add(Example({"x": "y"}, label, "q", "d"))
     values = metrics.baseline(of_kind, table)
@@ -273,14 +276,15 @@ def test_a_baseline_is_a_constant_that_metrics_take(name):
 
 def test_attributions_name_their_target():
     scores = np.array([0.1, 0.7, 0.2], np.float32)
-    several, one = task("multi_label"), task("classification")
-    weights, target, value = one.kind.direction(one, scores, None)
+    multi_label = task("multi_label")
+    single_label = task("classification")
+    weights, target, value = single_label.kind.direction(single_label, scores, None)
     assert (target, value) == ("middle", pytest.approx(0.7))
     np.testing.assert_allclose(weights, [-0.5, 1, -0.5])
-    weights, target, _ = several.kind.direction(several, scores, "high")
+    weights, target, _ = multi_label.kind.direction(multi_label, scores, "high")
     assert target == "high" and weights.tolist() == [0, 0, 1]
     with pytest.raises(InputError, match="did you mean 'high'"):
-        one.kind.direction(one, scores, "hig")
+        single_label.kind.direction(single_label, scores, "hig")
     for name in ("regression", "ranking", "ordinal"):
         with pytest.raises(InputError, match="leave the target out"):
             task(name).kind.direction(task(name), scores, "high")

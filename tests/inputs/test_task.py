@@ -1,4 +1,4 @@
-"""Tasks: descriptions that survive JSON, labels that are checked, scores in the task's own units."""
+"""Tasks: JSON round trips, label checks, and scores in the task's own units."""
 
 import json
 
@@ -57,12 +57,12 @@ def test_a_task_survives_json(task):
 
 
 @given(st.floats(-1000, 1000), st.floats(0.01, 1000), st.floats(0, 1))
-def test_regression_is_scaled_to_the_unit_interval_and_back(low, width, fraction):
+def test_scaling_a_regression_target_is_invertible(low, width, fraction):
     task = Task("t", "regression", Template("{a}"), ("pearson",), label_range=(low, low + width))
     target = min(max(low + fraction * width, low), low + width)
     scaled = task.check_label(target, "here")
     assert 0 <= scaled <= 1
-    # Python floats: a few roundings of numbers up to 2,000.
+    # Python floats: a few rounding errors of values up to 2,000.
     assert abs(task.unscale(scaled) - target) <= 1e-12 * 2000
 
 
@@ -94,7 +94,8 @@ def test_class_indices_and_grades_pass_unchanged():
 def test_a_class_out_of_range_is_refused(label):
     with pytest.raises(
         InputError,
-        match=r"task 'mnli', train record 17: label .* a class index from 0 to 2 \(entailment, neutral, contradiction\)",
+        match=r"task 'mnli', train record 17: label .* a class index from 0 to 2 "
+        r"\(entailment, neutral, contradiction\)",
     ):
         NLI.check_label(label, "train record 17")
 
@@ -106,7 +107,7 @@ def test_a_target_out_of_range_is_refused(label):
 
 
 @pytest.mark.parametrize("grade", [-1, float("nan"), float("inf")])
-def test_a_grade_that_is_negative_or_no_number_is_refused(grade):
+def test_a_negative_or_infinite_or_nan_grade_is_refused(grade):
     with pytest.raises(InputError, match="task 'msmarco', qrels line 2: relevance grade"):
         RANKING.check_label(grade, "qrels line 2")
 
@@ -116,14 +117,15 @@ def test_an_option_is_right_or_wrong(label):
     assert (CHOICE.check_label(1, "x"), CHOICE.check_label(0, "x")) == (1.0, 0.0)
     with pytest.raises(
         InputError,
-        match=r"task 'copa', record 3: label .* of an option is out of range; expected 1 \(right\) or 0 \(wrong\)",
+        match=r"task 'copa', record 3: label .* of an option is out of range; "
+        r"expected 1 \(right\) or 0 \(wrong\)",
     ):
         CHOICE.check_label(label, "record 3")
 
 
 @given(tasks(), st.floats(-100, 200))
-def test_no_valid_label_means_unknown(task, label):
-    """What `check_label` accepts is never taken for a missing label, and -1 is one or the other."""
+def test_no_valid_label_counts_as_unlabeled(task, label):
+    """Labels that `check_label` accepts are not unlabeled; -1 is either valid or unlabeled."""
     for value in (label, round(label), -1.0):
         try:
             task.check_label(value, "x")
@@ -133,7 +135,7 @@ def test_no_valid_label_means_unknown(task, label):
             assert not task.is_unlabeled(value)
 
 
-def test_minus_one_is_a_target_where_the_range_holds_it():
+def test_minus_one_is_a_target_if_the_range_contains_it():
     signed = Task("signed", "regression", Template("{a}"), ("pearson",), label_range=(-1.0, 1.0))
     assert [task.is_unlabeled(-1) for task in (NLI, SIMILARITY, RANKING, CHOICE, signed)] == [
         True,
@@ -144,7 +146,7 @@ def test_minus_one_is_a_target_where_the_range_holds_it():
     ]
 
 
-def test_lists_are_of_documents_or_options():
+def test_ranking_and_choice_examples_come_in_lists():
     assert [task.is_list for task in (NLI, SIMILARITY, RANKING, CHOICE)] == [
         False,
         False,
@@ -154,17 +156,16 @@ def test_lists_are_of_documents_or_options():
 
 
 @given(st.lists(st.tuples(names, names, st.integers(0, 1)), max_size=8))
-def test_a_table_keeps_what_it_was_told_and_groups_it(rows):
+def test_a_table_stores_examples_and_groups_them(rows):
     table = ExampleTable()
-    for place, (query, document, label) in enumerate(rows):
-        table.add(Example({"x": "y"}, label, query, document, {"idx": place}))
+    for index, (query, document, label) in enumerate(rows):
+        table.add(Example({"x": "y"}, label, query, document, {"idx": index}))
     assert list(zip(table.query_ids, table.document_ids, table.labels, strict=True)) == rows
     assert [info["idx"] for info in table.infos] == list(range(len(rows)))
     groups = table.groups()
     assert sorted(i for group in groups.values() for i in group) == list(range(len(rows)))
-    assert all(rows[i][0] == query for query, group in groups.items() for i in group) and all(
-        group == sorted(group) for group in groups.values()
-    )
+    assert all(rows[i][0] == query for query, group in groups.items() for i in group)
+    assert all(group == sorted(group) for group in groups.values())
 
 
 def test_outputs_and_heads_have_defaults():
@@ -175,12 +176,10 @@ def test_outputs_and_heads_have_defaults():
         1,
     )
     assert NLI.head == "mnli"
-    assert (
-        Task(
-            "ax", "classification", NLI.template, ("accuracy",), classes=NLI.classes, head="mnli"
-        ).head
-        == "mnli"
+    diagnostic = Task(
+        "ax", "classification", NLI.template, ("accuracy",), classes=NLI.classes, head="mnli"
     )
+    assert diagnostic.head == "mnli"
 
 
 def test_an_unknown_kind_is_refused():
@@ -189,6 +188,6 @@ def test_an_unknown_kind_is_refused():
 
 
 @pytest.mark.parametrize("label_range", [(1.0, 1.0), (2.0, 1.0), (0.0, float("nan"))])
-def test_a_label_range_must_rise(label_range):
+def test_a_label_range_must_be_increasing(label_range):
     with pytest.raises(InputError, match="label_range must be"):
         Task("t", "regression", Template("{a}"), ("m",), label_range=label_range)

@@ -1,4 +1,4 @@
-"""Templates: what a text looks like, and that cutting takes from the stated fields only, in the stated order."""
+"""Templates: rendering, and truncation of the listed fields only, in the listed order."""
 
 import re
 
@@ -24,16 +24,20 @@ literals = st.sampled_from(["", " ", "文", "€ ", " Document: ", "; ", "é", "
 
 @st.composite
 def cases(draw):
-    """(template, values): up to three fields, any literals around them, any order of cutting."""
+    """(template, values): up to three fields, any literals around them, any truncation order."""
     fields = draw(st.sampled_from([("a",), ("a", "b"), ("a", "b", "c")]))
-    cut = tuple(draw(st.permutations(fields))[: draw(st.integers(1, len(fields)))])
+    truncation = tuple(draw(st.permutations(fields))[: draw(st.integers(1, len(fields)))])
     text = "".join(draw(literals) + f"{{{field}}}" for field in fields) + draw(literals)
-    return Template(text, cut), {field: draw(values | rarely_spaced) for field in fields}
+    return Template(text, truncation), {field: draw(values | rarely_spaced) for field in fields}
 
 
 def characters(tokenizer, text) -> list[tuple[list[int], int, int]]:
-    """(ids, first byte, past the last byte) of what can be removed as one: a piece, or all the byte tokens of a character."""
-    groups, ids = [], []
+    """Returns (ids, begin, end) of each removable unit, with its byte span.
+
+    A unit is a piece, or all byte tokens of a character.
+    """
+    groups = []
+    ids = []
     for identity, first, last in tokenizer.encode_with_spans(text):
         ids.append(identity)
         if last > first:
@@ -42,32 +46,37 @@ def characters(tokenizer, text) -> list[tuple[list[int], int, int]]:
     return groups
 
 
-def expected_cut(tokenizer, template, fields, max_length) -> list[int] | None:
-    """What cutting must give, by the definition: take the last removable piece of the first field that has any, until it fits."""
-    text, spans = "", {}
+def expected_truncation(tokenizer, template, fields, max_length) -> list[int] | None:
+    """Truncates by the definition; returns None if the text cannot be made to fit.
+
+    Removes the last removable unit of the first field that has one, until the text fits.
+    """
+    text = ""
+    spans = {}
     for part in re.split(r"(\{\w+\})", template.text):
         if part.startswith("{"):
-            spans[part[1:-1]] = (len(text.encode()), len((text + fields[part[1:-1]]).encode()))
-            part = fields[part[1:-1]]
+            field = part[1:-1]
+            part = fields[field]
+            spans[field] = (len(text.encode()), len((text + part).encode()))
         text += part
     groups = characters(tokenizer, text)
     for field in template.truncation:
         first, last = spans[field]
         while sum(len(ids) for ids, _, _ in groups) > max_length - 2:
             inside = [
-                number
-                for number, (_, begin, end) in enumerate(groups)
+                index
+                for index, (_, begin, end) in enumerate(groups)
                 if first <= begin and end <= last
             ]
             if not inside:
                 break
             del groups[inside[-1]]
-    kept = [identity for ids, _, _ in groups for identity in ids]
-    return kept if len(kept) <= max_length - 2 else None
+    remaining = [identity for ids, _, _ in groups for identity in ids]
+    return remaining if len(remaining) <= max_length - 2 else None
 
 
 @given(cases())
-def test_a_text_that_fits_is_the_tokenizers_encoding_of_the_whole_text(tokenizer, case):
+def test_a_text_that_fits_is_tokenized_as_a_whole(tokenizer, case):
     template, fields = case
     text, spans = template.render(fields)
     assert text == template.text.format(**fields)
@@ -81,11 +90,11 @@ def test_a_text_that_fits_is_the_tokenizers_encoding_of_the_whole_text(tokenizer
 
 
 @given(cases(), st.integers(4, 40))
-def test_cutting_follows_its_definition(tokenizer, case, max_length):
+def test_truncation_follows_its_definition(tokenizer, case, max_length):
     template, fields = case
     [whole] = encode(tokenizer, template, [fields], 1000)
     assume(len(whole.tokens) > max_length)
-    expected = expected_cut(tokenizer, template, fields, max_length)
+    expected = expected_truncation(tokenizer, template, fields, max_length)
     if expected is None:
         with pytest.raises(InputError, match=f"max_length={max_length}"):
             encode(tokenizer, template, [fields], max_length)
@@ -93,36 +102,32 @@ def test_cutting_follows_its_definition(tokenizer, case, max_length):
     [encoded] = encode(tokenizer, template, [fields], max_length)
     assert encoded.tokens.tolist() == [tokenizer.bos_id, *expected, tokenizer.eos_id]
     assert encoded.num_truncated == len(whole.tokens) - len(encoded.tokens)
-    assert (
-        max_length - 3 <= len(encoded.tokens) <= max_length
-    )  # a character of four byte tokens may take three more with it
+    # Removing a character of four byte tokens may remove three more tokens than needed.
+    assert max_length - 3 <= len(encoded.tokens) <= max_length
 
 
 @given(values, values, st.integers(8, 40))
-def test_the_query_is_never_cut_and_no_character_is_left_half(
-    tokenizer, spelt, query, document, max_length
+def test_truncation_removes_whole_characters_of_the_document(
+    tokenizer, to_bytes, query, document, max_length
 ):
     fields = {"query": query, "document": document}
     whole = RANKING.text.format(**fields).encode()
     try:
         [encoded] = encode(tokenizer, RANKING, [fields], max_length)
     except InputError:
-        # Only when what may not be cut is too long by itself; the space before a document may join its first token.
-        assert (
-            len(tokenizer.encode([f"Query: {query} Document: {document.split()[0]}"])[0]) + 2
-            > max_length
-        )
+        # Only if the fixed part is too long; the space before a document may be part of the
+        # document's first token.
+        [ids] = tokenizer.encode([f"Query: {query} Document: {document.split()[0]}"])
+        assert len(ids) + 2 > max_length
         return
-    text = spelt(encoded.tokens[1:-1])
-    text.decode()  # raises where half a character is left
+    text = to_bytes(encoded.tokens[1:-1])
+    text.decode()  # raises if a character is incomplete
     assert text.startswith(f"Query: {query} Document:".encode())
-    assert whole.startswith(text)  # all that is missing is the end of the document
+    assert whole.startswith(text)  # only the end of the document is missing
 
 
 @given(values.filter(lambda text: text.isascii() and "{" not in text), st.integers(3, 30))
-def test_the_limit_is_reached_exactly_where_no_character_takes_several_tokens(
-    tokenizer, text, max_length
-):
+def test_truncated_ascii_texts_have_exactly_max_length_tokens(tokenizer, text, max_length):
     template = Template("{text}")
     [whole] = encode(tokenizer, template, [{"text": text}], 1000)
     [encoded] = encode(tokenizer, template, [{"text": text}], max_length)
@@ -131,7 +136,7 @@ def test_the_limit_is_reached_exactly_where_no_character_takes_several_tokens(
     assert encoded.tokens[-1] == tokenizer.eos_id
 
 
-def test_fields_are_cut_one_after_another(tokenizer, spelt):
+def test_fields_are_truncated_one_after_another(tokenizer, to_bytes):
     template = Template("A: {a} B: {b} C: {c}", truncation=("b", "a"))
     fields = {"a": "one two three four", "b": "five six seven eight", "c": "nine ten eleven twelve"}
     [whole] = encode(tokenizer, template, [fields], 1000)
@@ -142,12 +147,11 @@ def test_fields_are_cut_one_after_another(tokenizer, spelt):
         except InputError:
             break
         assert len(encoded.tokens) == max_length
-        seen.append(spelt(encoded.tokens[1:-1]).decode())
+        seen.append(to_bytes(encoded.tokens[1:-1]).decode())
     assert all(text.endswith(fields["c"]) for text in seen)
     a_whole = ["A: one two three four B:" in text for text in seen]
-    assert a_whole == sorted(
-        a_whole, reverse=True
-    )  # whole until b is used up, then cut, and never whole again
+    # `a` is complete until `b` is used up; then it is truncated and never complete again.
+    assert a_whole == sorted(a_whole, reverse=True)
     assert a_whole[0]
     assert not a_whole[-1]
     assert not any(
@@ -159,30 +163,29 @@ def test_fields_are_cut_one_after_another(tokenizer, spelt):
     assert "four" not in seen[-1]
 
 
-def test_by_default_every_field_may_be_cut_the_last_one_first():
+def test_by_default_fields_are_truncated_from_last_to_first():
     assert Template("{a} {b} {c}").truncation == ("c", "b", "a")
     assert Template("{a} {b} {c}", truncation=("a",)).truncation == ("a",)
 
 
-def test_a_character_of_several_byte_tokens_goes_whole(tokenizer, spelt):
-    template, fields = Template("{a}!"), {"a": "文文文"}
+def test_a_character_of_several_byte_tokens_is_removed_whole(tokenizer, to_bytes):
+    template = Template("{a}!")
+    fields = {"a": "文文文"}
     pieces = tokenizer.encode_with_spans(fields["a"])
-    assert len(pieces) == 9, (
-        "the tokenizer spells this character with bytes, or the test tests nothing"
-    )
-    for max_length, kept in [(12, 3), (11, 2), (10, 2), (9, 2), (8, 1), (5, 0)]:
+    assert len(pieces) == 9, "the test needs a character that is encoded as three byte tokens"
+    for max_length, count in [(12, 3), (11, 2), (10, 2), (9, 2), (8, 1), (5, 0)]:
         [encoded] = encode(tokenizer, template, [fields], max_length)
-        assert spelt(encoded.tokens[1:-1]).decode() == "文" * kept + "!"
-        assert encoded.num_truncated == 9 - 3 * kept
+        assert to_bytes(encoded.tokens[1:-1]).decode() == "文" * count + "!"
+        assert encoded.num_truncated == 9 - 3 * count
 
 
 @pytest.mark.parametrize("text", ["{a}文 {b}", "{a}文{b}", "{a}{b}", "文{a}文{b}文"])
-def test_byte_tokens_just_after_a_field_are_not_the_fields(tokenizer, spelt, text):
+def test_byte_tokens_just_after_a_field_are_not_removed(tokenizer, to_bytes, text):
     fields = {"a": "good good good", "b": "文 bad"}
     template = Template(text, truncation=("a",))
     [whole] = encode(tokenizer, template, [fields], 1000)
     [encoded] = encode(tokenizer, template, [fields], len(whole.tokens) - 1)
-    decoded = spelt(encoded.tokens[1:-1]).decode()
+    decoded = to_bytes(encoded.tokens[1:-1]).decode()
     before, after = text.split("{a}")
     assert decoded.startswith(before + "good")
     assert decoded.endswith(after.format(b=fields["b"]))
@@ -196,7 +199,7 @@ def test_braces_are_doubled(tokenizer):
     assert Template("{a}").render({"a": "{b} {} }{"})[0] == "{b} {} }{"
 
 
-def test_each_example_of_a_batch_is_encoded_by_itself(tokenizer):
+def test_examples_of_a_batch_are_encoded_independently(tokenizer):
     examples = [{"query": "a query", "document": "a document " * n} for n in (1, 30, 2)]
     together = encode(tokenizer, RANKING, examples, 16)
     for encoded, example in zip(together, examples, strict=True):
@@ -217,7 +220,8 @@ def test_one_field_may_be_blank():
 def test_a_missing_field_is_refused():
     with pytest.raises(
         InputError,
-        match=r"train record 3: the template .* needs the field 'document' as text; got only 'query', 'doc'",
+        match=r"train record 3: the template .* needs the field 'document' as text; "
+        "got only 'query', 'doc'",
     ):
         RANKING.render({"query": "a", "doc": "b"}, "train record 3")
 
@@ -225,7 +229,7 @@ def test_a_missing_field_is_refused():
 @pytest.mark.parametrize(
     ("value", "kind"), [(b"bytes", "bytes"), (None, "NoneType"), (3.0, "float"), (["a"], "list")]
 )
-def test_a_value_that_is_no_text_is_refused(value, kind):
+def test_a_value_that_is_not_text_is_refused(value, kind):
     with pytest.raises(
         InputError,
         match=f"record 1: the template .* needs the field 'document' as text; got {kind}",
@@ -247,14 +251,14 @@ def test_a_text_of_blanks_is_refused(tokenizer, blank):
         )
 
 
-def test_a_message_without_a_place_starts_with_the_matter():
+def test_a_message_without_location_starts_with_the_problem():
     with pytest.raises(InputError, match=r"^the text is empty"):
         Template("{a}").render({"a": " "})
     with pytest.raises(InputError, match=r"^the template"):
         Template("{a}").render({})
 
 
-def test_a_text_that_is_no_unicode_is_refused(tokenizer):
+def test_a_text_that_is_not_unicode_is_refused(tokenizer):
     with pytest.raises(InputError, match="record 2: "):
         encode(tokenizer, Template("{a}"), [{"a": "half a pair \ud83d"}], 16, "record 2")
 
@@ -262,7 +266,8 @@ def test_a_text_that_is_no_unicode_is_refused(tokenizer):
 def test_fixed_fields_that_are_too_long_are_refused(tokenizer):
     with pytest.raises(
         InputError,
-        match=r"record 5: the fields that are never truncated \(query\) alone exceed max_length=10 tokens; raise max_length",
+        match=r"record 5: the fields that are never truncated \(query\) alone exceed "
+        "max_length=10 tokens; raise max_length",
     ):
         encode(tokenizer, RANKING, [{"query": "very " * 20, "document": "short"}], 10, "record 5")
 
@@ -278,7 +283,7 @@ def test_a_template_without_fields_is_refused():
             Template(text)
 
 
-def test_cutting_a_field_that_is_not_there_is_refused():
+def test_truncating_an_unknown_field_is_refused():
     with pytest.raises(InputError, match="has no field 'documnt' to truncate"):
         Template("{query} {document}", truncation=("documnt",))
 

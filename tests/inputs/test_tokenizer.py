@@ -1,4 +1,4 @@
-"""Tokenizers: Gemma's special ids, spans that point into the text, and refusals that say what to give instead."""
+"""Tokenizers: Gemma's special ids, byte spans, and errors for unusable models."""
 
 import io
 import re
@@ -18,21 +18,22 @@ texts = st.text(st.sampled_from("abcdefg ABC 012.,!?{}<>\n\té文€👩ßñ"), 
 
 
 @given(texts)
-def test_tokens_spell_the_text(tokenizer, spelt, text):
+def test_tokens_encode_the_text(tokenizer, to_bytes, text):
     [ids] = tokenizer.encode([text])
-    assert spelt(ids) == text.encode()
+    assert to_bytes(ids) == text.encode()
     assert all(tokenizers.MASK_ID < i < tokenizer.vocab_size for i in ids)
 
 
 @given(texts)
-def test_spans_agree_with_the_ids_and_cover_the_text(tokenizer, spelt, text):
-    pieces, data = tokenizer.encode_with_spans(text), text.encode()
+def test_spans_agree_with_the_ids_and_cover_the_text(tokenizer, to_bytes, text):
+    pieces = tokenizer.encode_with_spans(text)
+    data = text.encode()
     assert [piece[0] for piece in pieces] == tokenizer.encode([text])[0]
     end = 0
-    waiting = b""  # byte tokens of a character that is not complete yet
+    waiting = b""  # byte tokens of an incomplete character
     for identity, first, last in pieces:
         assert first == end
-        waiting += spelt([identity])
+        waiting += to_bytes([identity])
         if last > first:
             assert waiting == data[first:last]
             waiting = b""
@@ -41,24 +42,24 @@ def test_spans_agree_with_the_ids_and_cover_the_text(tokenizer, spelt, text):
     assert not waiting
 
 
-def test_a_batch_of_texts_is_the_texts_one_by_one(tokenizer):
+def test_a_batch_is_encoded_like_single_texts(tokenizer):
     several = ["one", "", "the second text", "文"]
     assert tokenizer.encode(several) == [tokenizer.encode([text])[0] for text in several]
     assert tokenizer.encode([]) == []
 
 
-def test_the_small_tokenizer_is_gemmas_kind(tokenizer):
+def test_the_small_tokenizer_has_gemmas_special_ids(tokenizer):
     assert tokenizer.pieces(range(5)) == ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     assert (tokenizer.bos_id, tokenizer.eos_id) == (2, 1)
     assert 7_000 <= tokenizer.vocab_size <= 8_192  # fits the tiny models' embedding table
     assert tokenizer.name == "small"
 
 
-def test_the_small_tokenizer_knows_english(tokenizer, spelt):
+def test_the_small_tokenizer_knows_english(tokenizer, to_bytes):
     text = "The film is a quiet story about two brothers who never learned to talk to each other."
     [ids] = tokenizer.encode([text])
-    assert len(text) / len(ids) > 2.5  # characters a token: far from letter by letter
-    assert spelt(ids) == text.encode()
+    assert len(text) / len(ids) > 2.5  # characters per token
+    assert to_bytes(ids) == text.encode()
 
 
 def test_a_tokenizer_loads_from_a_path_and_by_published_name(tokenizer, tmp_path, monkeypatch):
@@ -75,12 +76,13 @@ def test_a_tokenizer_loads_from_a_path_and_by_published_name(tokenizer, tmp_path
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"cannot be read from .*absent.model .*give 'small', 'gemma2', 'gemma3' or the path of a tokenizer.model",
+        match=r"cannot be read from .*absent.model .*give 'small', 'gemma2', 'gemma3' or the path "
+        "of a tokenizer.model",
     ):
         Tokenizer.load(str(tmp_path / "absent.model"))
 
 
-def test_what_is_no_model_is_refused(tokenizer, tmp_path):
+def test_a_file_that_is_not_a_model_is_refused(tokenizer, tmp_path):
     for content in (b"some text", tokenizer.model[:1000], b""):
         path = tmp_path / "broken.model"
         path.write_bytes(content)
@@ -102,7 +104,8 @@ def test_special_ids_other_than_gemmas_are_refused():
     with pytest.raises(
         InputError,
         match=re.escape(
-            "llama: special ids (pad, eos, bos, unk) are (-1, 2, 1, 0); expected Gemma's (0, 1, 2, 3)"
+            "llama: special ids (pad, eos, bos, unk) are (-1, 2, 1, 0); "
+            "expected Gemma's (0, 1, 2, 3)"
         ),
     ):
         Tokenizer(model.getvalue(), "llama")
