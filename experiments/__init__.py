@@ -1,1 +1,1 @@
-"""Recipes, one file per benchmark, and the studies and benchmarks built on them."""
+"""Recipes, one file per benchmark, and the studies and benchmarks that use them."""

@@ -1,18 +1,20 @@
 """Fine-tunes a re-ranker on passage-ranking files in MS MARCO's layout.
 
     MSMARCO_DIR=DATA gemma-encoder train --config=msmarco --workdir=runs/msmarco
-    MSMARCO_DIR=DATA gemma-encoder train --config=msmarco:size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/msmarco
+    MSMARCO_DIR=DATA gemma-encoder train --config=msmarco:size=gemma2_2b \
+      --config.model.pretrained=GEMMA --workdir=runs/msmarco
 
-Argument: `size=…` (tiny by default: random weights, the small tokenizer, two CPU cores) and `smoke` (a slice of the real data, in seconds).
-Data: the folder that MSMARCO_DIR names holds collection.tsv, queries.{train,dev}.tsv, qrels.{train,dev}.tsv and run.{train,dev}.tsv.
-The run, re-ranked, goes to WORKDIR/predictions/msmarco.validation.trec.
+Argument: `size=…` (by default tiny: random weights, the small tokenizer, two CPU cores) and `smoke`
+(a slice of the real data, in seconds). Data: the folder MSMARCO_DIR with collection.tsv,
+queries.{train,dev}.tsv, qrels.{train,dev}.tsv and run.{train,dev}.tsv. The re-ranked run is written
+to WORKDIR/predictions/msmarco.validation.trec.
 """
 
 from gemma_encoder.training import recipe
 
 
 def get_config(arg: str = ""):
-    """The config."""
+    """Returns the config; `arg` may have "size=…" and "smoke"."""
     _, options, smoke = recipe.parse_arg(arg)
     size = options.get("size", "tiny")
     config = recipe.default_config()
@@ -22,15 +24,20 @@ def get_config(arg: str = ""):
     config.evaluate_every = "100 percent"
     if recipe.is_small(size):
         config.max_length = config.batch.row_length = 256
-        config.ranking.list_size, config.ranking.negative_ranks = 8, (1, 100)
-        config.batch.rows, config.batch.segments = 32, 4
+        config.ranking.list_size = 8
+        config.ranking.negative_ranks = (1, 100)
+        config.batch.rows = 32
+        config.batch.segments = 4
         config.optimizer.learning_rate = 5e-4
         config.train_for = "5 epochs"
     else:
-        # Listwise softmax wants some 20 to 30 documents or more (RankT5, arXiv 2210.10634); 36 is common: one positive, 35 negatives.
         config.max_length = config.batch.row_length = 512
-        config.ranking.list_size, config.ranking.negative_ranks = 36, (1, 1000)
-        config.batch.rows, config.batch.segments = 256, 8  # a power of two divides over any slice
+        # Listwise softmax needs lists of about 20 to 30 documents or more (RankT5, arXiv
+        # 2210.10634); 36 is common: one positive, 35 negatives.
+        config.ranking.list_size = 36
+        config.ranking.negative_ranks = (1, 1000)
+        config.batch.rows = 256  # a power of two is divisible over any slice
+        config.batch.segments = 8
         config.optimizer.learning_rate = 1e-5
         config.train_for = "100000 steps"
         config.checkpoint_every = "5000 steps"

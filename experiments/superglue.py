@@ -1,14 +1,17 @@
 """Fine-tunes one SuperGLUE task.
 
     TFDS_DATA_DIR=DATA gemma-encoder train --config=superglue:boolq --workdir=runs/boolq
-    TFDS_DATA_DIR=DATA gemma-encoder train --config=superglue:copa,size=gemma2_2b --config.model.pretrained=GEMMA --workdir=runs/copa
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=superglue:copa,size=gemma2_2b \
+      --config.model.pretrained=GEMMA --workdir=runs/copa
 
-Argument: a task (boolq, cb, copa, multirc, record, rte, wic, wsc), then `size=…` (tiny by default: random weights, the small
-tokenizer, two CPU cores) and `smoke` (a slice of the real data, in seconds). Data: prepared by TensorFlow Datasets in the folder that
-TFDS_DATA_DIR names, once by `tfds build super_glue/boolq --data_dir=DATA`; WSC is `super_glue/wsc.fixed`.
+Argument: a task (boolq, cb, copa, multirc, record, rte, wic, wsc), then `size=…` (by default tiny:
+random weights, the small tokenizer, two CPU cores) and `smoke` (a slice of the real data, in
+seconds). Data: prepared once with TensorFlow Datasets in the folder TFDS_DATA_DIR, for example by
+`tfds build super_glue/boolq --data_dir=DATA`; WSC is `super_glue/wsc.fixed`.
 
-COPA and ReCoRD are lists: each option is a text of its own, and the loss is the listwise softmax over a question's options.
-For the leaderboard, predict the test splits, of RTE's run the two diagnostic sets too, and gather them:
+COPA and ReCoRD are lists: each option is one text, and the loss is the listwise softmax over a
+question's options. For the leaderboard, predict the test splits (with RTE's run, the two diagnostic
+sets, too) and collect the predictions:
 
     gemma-encoder evaluate --config=superglue:rte --workdir=runs/rte --config.evaluate_split=test \
       "--config.tasks=('superglue_rte','superglue_axb','superglue_axg')"
@@ -17,7 +20,8 @@ For the leaderboard, predict the test splits, of RTE's run the two diagnostic se
 
 from gemma_encoder.training import recipe
 
-# For the tiny size from random weights: epochs and the length of a row. Passages are long; what is cut is counted in metrics.jsonl.
+# Duration and row length of the tiny size from random weights. Long passages are truncated;
+# metrics.jsonl has the share of truncated texts.
 TINY = {
     "boolq": ("3 epochs", 256),
     "cb": ("20 epochs", 128),
@@ -28,12 +32,12 @@ TINY = {
     "wic": ("5 epochs", 128),
     "wsc": ("10 epochs", 128),
 }
-# Options in a training list: COPA has two; of ReCoRD's entities, the one that is right and a sample of the others.
+# Options per training list: both of COPA; of ReCoRD, the correct entity and a sample of the others.
 LIST_SIZES = {"copa": 2, "record": 8}
 
 
 def get_config(arg: str = "boolq"):
-    """The config of one task."""
+    """Returns the config for a SuperGLUE task."""
     name, options, smoke = recipe.parse_arg(arg, tuple(TINY))
     name = name or "boolq"
     size = options.get("size", "tiny")
@@ -44,16 +48,17 @@ def get_config(arg: str = "boolq"):
     epochs, length = TINY[name]
     if recipe.is_small(size):
         config.max_length = config.batch.row_length = length
-        config.batch.rows, config.batch.segments = 16, 8
+        config.batch.rows = 16
+        config.batch.segments = 8
         config.optimizer.learning_rate = 1e-3
         config.train_for = epochs
         config.optimizer.weight_decay = 0.01
     else:
         config.max_length = config.batch.row_length = max(length, 512)
-        config.batch.rows, config.batch.segments = 32, 8
+        config.batch.rows = 32
+        config.batch.segments = 8
         config.optimizer.learning_rate = 1e-5
-        config.train_for = (
-            "10 epochs" if name in ("cb", "copa", "wsc") else "3 epochs"
-        )  # a few hundred training records
+        few_records = name in ("cb", "copa", "wsc")  # a few hundred
+        config.train_for = "10 epochs" if few_records else "3 epochs"
     config.evaluate_every = "50 percent"
     return recipe.smoke(config) if smoke else config

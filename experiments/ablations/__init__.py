@@ -1,4 +1,4 @@
-"""The paper's studies, one file each; `experiments/studies/study.py` says what a study is."""
+"""The paper's studies, one file each; `experiments/studies/study.py` defines a study."""
 
 import importlib
 from collections.abc import Iterable
@@ -19,15 +19,14 @@ NAMES = (
 
 
 def load_study(name: str) -> Study:
-    """A study by name."""
+    """Returns a study by name."""
     if name not in NAMES:
         raise unknown("study", name, NAMES)
     return importlib.import_module(f"gemma_encoder.experiments.ablations.{name}").STUDY
 
 
 def load_studies(names: Iterable[str] = NAMES) -> dict[str, Study]:
-    """Studies by name, in the order of `NAMES`, which is that of their importance."""
-    chosen = [load_study(name) for name in names]
-    return {
-        study.name: study for study in sorted(chosen, key=lambda study: NAMES.index(study.name))
-    }
+    """Returns studies by name, in the order of `NAMES`, the order of importance."""
+    studies = [load_study(name) for name in names]
+    studies.sort(key=lambda study: NAMES.index(study.name))
+    return {study.name: study for study in studies}

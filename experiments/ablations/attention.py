@@ -1,16 +1,19 @@
 """Study 1: does a decoder become a better encoder when its causal mask is opened for fine-tuning?
 
     gemma-encoder sweep --study=attention --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/attention:task=sst2,row=causal,seed=1 --workdir=runs/causal
+    TFDS_DATA_DIR=DATA gemma-encoder train \
+      --config=ablations/attention:task=sst2,row=causal,seed=1 --workdir=runs/causal
 
-The rows from random weights tell adaptation from architecture: what the open mask gives to weights that never knew another one.
+The rows from random weights separate adaptation from architecture: they show the effect of the
+bidirectional mask without causal pretraining.
 """
 
 from gemma_encoder.experiments.studies.study import Study, Variant, random_weights
 
 STUDY = Study(
     name="attention",
-    question="Does fine-tuning with a bidirectional mask beat fine-tuning with the causal one that the decoder was pretrained with?",
+    question="Does fine-tuning with a bidirectional mask beat fine-tuning with the causal one that "
+    "the decoder was pretrained with?",
     tasks=("sst2", "stsb", "msmarco"),
     baseline="bidirectional",
     rows=(

@@ -1,9 +1,11 @@
-"""Study 7: how much does the encoder need: 1 %, 10 % or all of the training set?
+"""Study 7: fine-tuning on 1 %, 10 % or all of the training set.
 
     gemma-encoder sweep --study=data_size --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA python -m gemma_encoder.main --config=experiments/ablations/data_size.py:task=sst2,row=10_percent --workdir=runs/tenth
+    TFDS_DATA_DIR=DATA gemma-encoder train \
+      --config=ablations/data_size:task=sst2,row=10_percent --workdir=runs/tenth
 
-The parts are the first records, of at least eight. Training is as long in examples for every row: fewer records are seen more often.
+A row trains on the first records, at least eight. All rows train on equally many examples: fewer
+records are repeated more often.
 """
 
 from ml_collections import ConfigDict
@@ -13,19 +15,15 @@ from gemma_encoder.training.durations import Duration
 
 
 def part(share: float):
-    """The change to a share of the records."""
+    """Returns the changes that train on a share of the records."""
 
     def changes(config: ConfigDict, task: str) -> Changes:
-        whole, length = (
-            num_training_records(config, task),
-            Duration.parse(config.train_for, "train_for"),
-        )
-        examples = (
-            {"train_for": f"{round(length.value * whole)} examples"}
-            if length.unit == "epochs"
-            else {}
-        )
-        return {"max_train_examples": max(round(share * whole), 8), **examples}
+        num_records = num_training_records(config, task)
+        duration = Duration.parse(config.train_for, "train_for")
+        result = {"max_train_examples": max(round(share * num_records), 8)}
+        if duration.unit == "epochs":
+            result["train_for"] = f"{round(duration.value * num_records)} examples"
+        return result
 
     return changes
 

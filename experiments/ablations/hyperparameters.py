@@ -1,9 +1,11 @@
-"""Study 6: learning rate × batch × epochs, as multiples of the recipe's.
+"""Study 6: learning rate × batch size × training duration, as multiples of the recipe's values.
 
     gemma-encoder sweep --study=hyperparameters --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/hyperparameters:task=sst2,row=rate_3_rows_2_length_1 --workdir=runs/rate
+    TFDS_DATA_DIR=DATA gemma-encoder train \
+      --config=ablations/hyperparameters:task=sst2,row=rate_3_rows_2_length_1 --workdir=runs/rate
 
-`rate_R_rows_B_length_E`: R times the learning rate, B times the rows of a batch, E times as long. The row 1, 1, 1 is the recipe.
+`rate_R_rows_B_length_E`: R times the learning rate, B times the rows of a batch, E times the
+duration. The row 1, 1, 1 is the recipe.
 """
 
 import re
@@ -14,7 +16,7 @@ from gemma_encoder.experiments.studies.study import Changes, Study, Variant
 
 
 def longer(train_for: str, times: float) -> str:
-    """A multiple of a duration, e.g. "3 epochs" twice is "6 epochs"."""
+    """Multiplies a duration: twice "3 epochs" is "6 epochs"."""
     value, unit = re.fullmatch(r"\s*([0-9.]+)\s*(\w+)\s*", train_for).groups()
     return f"{float(value) * times:g} {unit}"
 

@@ -1,10 +1,11 @@
-"""Study 8: the main tables: every GLUE and SuperGLUE task and MS MARCO at every size. Rows are sizes.
+"""Study 8: the main tables: every GLUE and SuperGLUE task and MS MARCO at every size.
 
-    gemma-encoder sweep --study=main_tables --results=RESULTS --scale=gemma2_2b --seeds=3 --config.model.pretrained=GEMMA
+    gemma-encoder sweep --study=main_tables --results=RESULTS --scale=gemma2_2b --seeds=3 \
+      --config.model.pretrained=GEMMA
     TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/main_tables:task=cola,row=gemma2_2b \
       --config.model.pretrained=GEMMA --workdir=runs/cola
 
-`PUBLISHED` is what others report; it stands beside the results, and none of it was measured here.
+Rows are sizes. `PUBLISHED` has values from the literature, printed beside the results.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from gemma_encoder.experiments.studies.study import SCALES, TASKS, Study, Varian
 
 
 class Published(NamedTuple):
-    """A figure of others: the benchmark, the split, the model, the value, and where it was published."""
+    """A value from the literature, with its source."""
 
     benchmark: str
     split: str

@@ -1,9 +1,11 @@
-"""Study 2: which pooler, with which mask?
+"""Study 2: poolers, with a bidirectional and a causal mask.
 
     gemma-encoder sweep --study=pooling --results=RESULTS --scale=mini --seeds=3
-    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/pooling:task=sst2,row=last_k_causal --workdir=runs/last_k_causal
+    TFDS_DATA_DIR=DATA gemma-encoder train --config=ablations/pooling:task=sst2,row=last_k_causal \
+      --workdir=runs/last_k_causal
 
-KV-probe pooling has 32 latents: with a single one the softmax has one term, and every text the same vector.
+KV-probe pooling has 32 latents: with a single latent, the softmax would have one term, and every
+text would have the same vector.
 """
 
 from gemma_encoder.experiments.studies.study import Study, Variant
@@ -20,14 +22,10 @@ POOLERS = {
 def _rows() -> list[Variant]:
     rows = []
     for attention in ("bidirectional", "causal"):
-        changes = {"model.attention": attention} if attention == "causal" else {}
-        rows += [
-            Variant(
-                f"{name}_{attention}",
-                changes | ({"model.pooling.name": name} if name != "mean" else {}) | more,
-            )
-            for name, more in POOLERS.items()
-        ]
+        mask = {"model.attention": attention} if attention == "causal" else {}
+        for name, options in POOLERS.items():
+            pooler = {"model.pooling.name": name} if name != "mean" else {}
+            rows.append(Variant(f"{name}_{attention}", mask | pooler | options))
     rows += [
         Variant(f"{name}_{k}", {"model.pooling.name": name, "model.pooling.k": k})
         for name in ("last_k", "first_k")

@@ -1,9 +1,11 @@
-"""Study 5: which ranking loss, at which length of list?
+"""Study 5: ranking losses, with lists of several lengths.
 
     gemma-encoder sweep --study=ranking_loss --results=RESULTS --scale=mini --seeds=3
-    MSMARCO_DIR=DATA gemma-encoder train --config=ablations/ranking_loss:row=point_ce_16 --workdir=runs/point_ce_16
+    MSMARCO_DIR=DATA gemma-encoder train --config=ablations/ranking_loss:row=point_ce_16 \
+      --workdir=runs/point_ce_16
 
-A longer list takes proportionally more rows, so that an update sees as many queries. Lists of 36, common on MS MARCO, are for real sizes.
+Rows of a batch are proportional to the list length, so that all updates use equally many queries.
+Lists of 36, common on MS MARCO, are for real sizes.
 """
 
 import math
@@ -19,9 +21,8 @@ SIZES = (4, 8, 16, 36)
 def _changes(loss: str, size: int):
     def changes(config: ConfigDict, task: str) -> Changes:
         del task
-        rows = 2 ** round(
-            math.log2(config.batch.rows * size / config.ranking.list_size)
-        )  # a power of two divides over any mesh
+        # A power of two is divisible over any mesh.
+        rows = 2 ** round(math.log2(config.batch.rows * size / config.ranking.list_size))
         return {"losses.ranking": loss, "ranking.list_size": size, "batch.rows": rows}
 
     return changes

@@ -1,4 +1,4 @@
-"""Metrics of many resamples at once are those of each resample, and the bootstrap's interval is the known one."""
+"""Metrics of many resamples equal those of each resample; the bootstrap interval is correct."""
 
 import numpy as np
 import pytest
@@ -16,44 +16,40 @@ KINDS = {
 
 @pytest.mark.parametrize("name", sorted(resampled_metrics.METRICS))
 @pytest.mark.parametrize("classes", [2, 3])
-def test_every_resample_has_the_metric_of_the_examples_drawn(name, classes):
+def test_resampled_metrics_equal_those_of_the_drawn_examples(name, classes):
     rng = np.random.default_rng(classes)
     if KINDS[name] == "classification":
         if name in ("f1", "f1a"):
             classes = 2
         labels = rng.integers(0, classes, 40)
-        said = np.where(rng.random(40) < 0.6, labels, rng.integers(0, classes, 40))
-    else:  # many ties on both sides
+        predictions = np.where(rng.random(40) < 0.6, labels, rng.integers(0, classes, 40))
+    else:  # many ties in labels and predictions
         labels = rng.integers(0, 6, 40) / 2
-        said = np.round(labels + rng.normal(0, 1, 40), 1)
-    found = resampled_metrics.METRICS[name](
-        bootstrap.counts(40, seed=3, resamples=20), labels, said
-    )
+        predictions = np.round(labels + rng.normal(0, 1, 40), 1)
+    metric = metrics.METRICS[KINDS[name]][name]
+    counts = bootstrap.counts(40, seed=3, resamples=20)
+    actual = resampled_metrics.METRICS[name](counts, labels, predictions)
     expected = bootstrap.resampled(
-        lambda chosen: metrics.METRICS[KINDS[name]][name](
-            labels[chosen], said[chosen], ExampleTable()
-        ),
+        lambda drawn: metric(labels[drawn], predictions[drawn], ExampleTable()),
         40,
         seed=3,
         resamples=20,
     )
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(actual, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["matthews_correlation", "pearson", "spearman", "f1"])
-def test_a_constant_answer_is_worth_nothing(name):
+def test_constant_predictions_score_zero(name):
     labels = np.array([0, 1, 0, 1, 1])
-    assert (
-        resampled_metrics.METRICS[name](bootstrap.counts(5, resamples=10), labels, np.zeros(5, int))
-        == 0
-    ).all()
+    counts = bootstrap.counts(5, resamples=10)
+    values = resampled_metrics.METRICS[name](counts, labels, np.zeros(5, int))
+    assert (values == 0).all()
 
 
-def test_the_interval_of_a_mean_is_the_normal_one():
+def test_the_interval_of_a_mean_is_the_normal_interval():
     values = np.random.default_rng(0).normal(2.0, 3.0, 400)
-    found = bootstrap.percentile_interval(
-        values.mean(), resampled_metrics.mean(bootstrap.counts(400, resamples=4000), values)
-    )
+    means = resampled_metrics.mean(bootstrap.counts(400, resamples=4000), values)
+    interval = bootstrap.percentile_interval(values.mean(), means)
     error = values.std() / np.sqrt(400)
-    assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
-    assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
+    assert interval.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
+    assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)

@@ -1,4 +1,4 @@
-"""The checker of submissions: what is complete passes, and each fault is named with its file and line."""
+"""Checks of submissions: complete ones pass, and every fault is named with file and line."""
 
 import io
 import json
@@ -41,19 +41,21 @@ def content(name, count):
         return "index\tprediction\n" + "".join(f"{i}\t{LABELS[name]}\n" for i in range(count))
     if name == "MultiRC.jsonl":
         answers = [{"idx": i, "label": i % 2} for i in range(count)]
-        return (
-            json.dumps({"idx": 0, "passage": {"questions": [{"idx": 0, "answers": answers}]}})
-            + "\n"
-        )
+        questions = [{"idx": 0, "answers": answers}]
+        return json.dumps({"idx": 0, "passage": {"questions": questions}}) + "\n"
     return "".join(json.dumps({"idx": i, "label": LABELS[name]}) + "\n" for i in range(count))
 
 
 def archive(benchmark, count=3, **changes):
-    """A submission with `count` predictions a file, None for the real number; changes replace a file's content, None takes it away."""
+    """Builds a submission with `count` predictions per file, or the real number if None.
+
+    Changes replace the contents of files; None removes the file.
+    """
     files = {
         file.name: content(file.name, count or file.count)
         for file in leaderboards.BENCHMARKS[benchmark]
-    } | {k.replace("__", "."): v for k, v in changes.items()}
+    }
+    files |= {name.replace("__", "."): text for name, text in changes.items()}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as zipped:
         for name, text in files.items():
@@ -68,10 +70,10 @@ def sizes(benchmark, count=3):
 
 @pytest.mark.parametrize("benchmark", leaderboards.BENCHMARKS)
 @pytest.mark.parametrize("count", [1, 5])
-def test_what_is_complete_passes(benchmark, count):
-    assert submission.check_submission(
-        archive(benchmark, count), benchmark, sizes(benchmark, count)
-    ) == sizes(benchmark, count)
+def test_a_complete_submission_passes(benchmark, count):
+    expected = sizes(benchmark, count)
+    counts = submission.check_submission(archive(benchmark, count), benchmark, expected)
+    assert counts == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_what_is_complete_passes(benchmark, count):
         (
             "glue",
             {"folder/CoLA__tsv": "x"},
-            "folder/CoLA.tsv does not belong there; files lie at the top",
+            "folder/CoLA.tsv is unexpected; expected top-level files named CoLA.tsv",
         ),
         (
             "glue",
@@ -194,19 +196,15 @@ def test_all_faulty_files_are_named_at_once():
     ),
     st.randoms(),
 )
-def test_nested_labels_read_back_as_they_were(ids, random):
+def test_nested_labels_survive_a_round_trip(ids, random):
     labels = {idx: random.randint(0, 1) for idx in ids}
     nested = submission._nest(
         [(dict(zip(leaderboards.IDS, idx, strict=True)), label) for idx, label in labels.items()]
     )
     lines = "".join(json.dumps(entry) + "\n" for entry in nested)
-    assert (
-        submission.read_submission(archive("superglue", MultiRC__jsonl=lines), "superglue")[
-            "MultiRC.jsonl"
-        ]
-        == labels
-    )
-    assert len(nested) == len({idx[0] for idx in ids})  # one line a paragraph
+    restored = submission.read_submission(archive("superglue", MultiRC__jsonl=lines), "superglue")
+    assert restored["MultiRC.jsonl"] == labels
+    assert len(nested) == len({idx[0] for idx in ids})  # one line per paragraph
 
 
 def test_the_program_checks_a_file(tmp_path, capsys):
@@ -214,22 +212,17 @@ def test_the_program_checks_a_file(tmp_path, capsys):
     path.write_bytes(archive("superglue"))
     assert program.main(["check", str(path)]) == 2
     error = capsys.readouterr().err
-    assert (
-        error.startswith("error: BoolQ.jsonl holds 3 predictions, expected 3245; ")
-        and error.count("\n") == 1
-    )
+    assert error.startswith("error: BoolQ.jsonl holds 3 predictions, expected 3245; ")
+    assert error.count("\n") == 1
     path.write_bytes(archive("superglue", None))
     assert program.main(["check", str(path)]) == 0
     assert "is a complete superglue submission" in capsys.readouterr().out
     path.write_bytes(b"")
-    assert program.main(["check", str(path)]) == 2 and "not a zip file" in capsys.readouterr().err
-    assert (
-        program.main(["check", str(tmp_path / "none.zip")]) == 2
-        and "none.zip does not exist" in capsys.readouterr().err
-    )
+    assert program.main(["check", str(path)]) == 2
+    assert "not a zip file" in capsys.readouterr().err
+    assert program.main(["check", str(tmp_path / "none.zip")]) == 2
+    assert "none.zip does not exist" in capsys.readouterr().err
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr("other.txt", "")
-    assert (
-        program.main(["check", str(path)]) == 2
-        and "holds no file of glue or superglue" in capsys.readouterr().err
-    )
+    assert program.main(["check", str(path)]) == 2
+    assert "holds no file of glue or superglue" in capsys.readouterr().err
