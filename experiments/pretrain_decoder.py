@@ -61,7 +61,7 @@ def get_config(arg: str = ""):
 def write_decoder(
     config: Any, workdir: str, outcome: "TrainingResult", output: str, command: str
 ) -> dict[str, Any]:
-    """Writes the decoder of a finished run to a folder.
+    """Writes the decoder of a finished run to a folder, and returns its record.json.
 
     Args:
         config: config of the run.
@@ -69,9 +69,6 @@ def write_decoder(
         outcome: result of the training loop.
         output: a folder that does not exist yet.
         command: command that started the run.
-
-    Returns:
-        The content of the folder's record.json.
     """
     import numpy as np
 

@@ -1,1 +1,1 @@
-"""What pretraining a small decoder needs: a trigram baseline and the tokenizer's training."""
+"""Pretraining of a small decoder: a trigram baseline and the training of its tokenizer."""

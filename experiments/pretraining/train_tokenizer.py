@@ -1,12 +1,12 @@
-"""Trains the SentencePiece model that comes with the package, `gemma_encoder/assets/small.model` ("small").
+"""Trains the tokenizer "small" of the package, `gemma_encoder/assets/small.model`.
 
     TFDS_DATA_DIR=DATA/tfds python -m gemma_encoder.experiments.pretraining.train_tokenizer \
         --text DATA/text/reviews.train.txt.gz DATA/cranfield_msmarco/collection.tsv \
         --tfds glue/sst2 glue/cola glue/mrpc glue/stsb
 
-It follows Gemma's conventions (special ids, byte fallback, digits split, text taken as it is), so that what works with it
-works with Gemma's own tokenizer. The toy tasks' texts come first: each of their words should be one piece.
-The same texts give the same model, byte for byte.
+The SentencePiece model follows Gemma's conventions (special ids, byte fallback, split digits, no
+normalization), so that it can replace Gemma's own tokenizer. The toy tasks' texts come first, so
+that their words become single pieces. The same texts give the same model, byte for byte.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from gemma_encoder.inputs.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, SMAL
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A serialised BPE model of `vocab_size` pieces with Gemma's conventions, trained on `texts`."""
+    """Trains a BPE model of `vocab_size` pieces; returns it serialized."""
     model = io.BytesIO()
-    # An iterator and a writer rather than file names, which the model would store.
+    # An iterator and a writer in place of file names, which the model would store.
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(text for text in texts if text.strip()),
         model_writer=model,
@@ -38,7 +38,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
-        max_sentence_length=1 << 16,  # in bytes; longer texts would be left out silently
+        max_sentence_length=1 << 16,  # in bytes; longer texts would be skipped silently
         pad_id=PAD_ID,
         eos_id=EOS_ID,
         bos_id=BOS_ID,
@@ -54,7 +54,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 def main() -> None:
-    """Trains, checks the special ids, writes the model and prints what it is."""
+    """Trains, checks, writes and describes the model."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,13 +63,13 @@ def main() -> None:
         nargs="*",
         type=pathlib.Path,
         default=[],
-        help="files of one text a line, .gz or not; of a .tsv, the last column",
+        help="files with one text per line, .gz or not; of a .tsv, the last column is read",
     )
     parser.add_argument(
         "--tfds",
         nargs="*",
         default=[],
-        help="TensorFlow datasets whose train splits to read; TFDS_DATA_DIR says where they lie",
+        help="TensorFlow datasets, whose train splits are read from TFDS_DATA_DIR",
     )
     parser.add_argument("--toy_size", type=int, default=4000, help="examples of each toy task")
     parser.add_argument(
@@ -87,7 +87,8 @@ def main() -> None:
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     flags.output.write_bytes(model)
     print(
-        f"{flags.output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, {len(model)} bytes, sha256 {hashlib.sha256(model).hexdigest()}"
+        f"{flags.output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, "
+        f"{len(model)} bytes, sha256 {hashlib.sha256(model).hexdigest()}"
     )
 
 

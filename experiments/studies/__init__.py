@@ -1,1 +1,1 @@
-"""The machinery of studies: runs, results, statistics, tables and plots."""
+"""Tools for studies: runs, results, statistics, tables and plots."""

@@ -1,4 +1,4 @@
-"""The paper's claims, and what the intervals say of them. Claims are those of arXiv 2503.02656, and one of RankT5 (arXiv 2210.10634)."""
+"""Claims of the paper (arXiv 2503.02656) and of RankT5 (arXiv 2210.10634), judged by intervals."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from gemma_encoder.evaluation.bootstrap import Interval
 from gemma_encoder.experiments.studies.statistics import Cell
 
-HOLDS, FAILS, UNKNOWN = "holds at this scale", "does not hold at this scale", "cannot be told"
-MARGIN = 0.02  # of the metric: what counts as no difference
+# Verdicts.
+HOLDS = "holds at this scale"
+FAILS = "does not hold at this scale"
+UNKNOWN = "cannot be told"
+
+MARGIN = 0.02  # differences of a metric within the margin count as equal
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """Some rows against others.
+    """Difference between the mean metrics of two groups of rows.
 
     Attributes:
-        above, below: rows whose mean metrics are compared.
-        note: of a contrast that is shown beside the claim and decides nothing: what it is.
+        above, below: rows of the two groups.
+        note: describes a contrast that is shown beside the claim but does not decide it; "" for
+            contrasts that decide.
     """
 
     above: tuple[str, ...]
@@ -24,24 +29,25 @@ class Contrast:
     note: str = ""
 
     def __str__(self) -> str:
-        return " − ".join(
-            rows[0] if len(rows) == 1 else f"mean of ({', '.join(rows)})"
-            for rows in (self.above, self.below)
-        )
+        return f"{_mean_of(self.above)} − {_mean_of(self.below)}"
+
+
+def _mean_of(rows: Sequence[str]) -> str:
+    return rows[0] if len(rows) == 1 else f"mean of ({', '.join(rows)})"
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One sentence that results can support or contradict.
+    """A sentence that results can support or contradict.
 
     Attributes:
         text: the claim.
-        study: whose rows decide.
-        rule: "beats" (each difference is positive), "equal" (no interval leaves out zero, and all lie within `MARGIN`) or "longer" (negative or nothing
-            at the first contrast, positive at the last one).
-        contrasts: what is compared.
-        kinds: of the tasks it is about.
-        caution: what the reader should know of the test.
+        study: study with the rows.
+        rule: "beats" (all differences are positive), "equal" (all intervals contain zero and lie
+            within `MARGIN`) or "longer" (the first contrast is not positive, the last one is).
+        contrasts: compared rows.
+        kinds: kinds of tasks that the claim is about.
+        caution: limitation of the test, for the reader.
     """
 
     text: str
@@ -52,10 +58,8 @@ class Claim:
     caution: str = ""
 
 
-SIMPLE, ATTENTION = (
-    ("mean_bidirectional", "last_k_bidirectional"),
-    ("attention_query_bidirectional", "attention_kv_bidirectional"),
-)
+SIMPLE = ("mean_bidirectional", "last_k_bidirectional")
+ATTENTION = ("attention_query_bidirectional", "attention_kv_bidirectional")
 CLAIMS = (
     Claim(
         "Fine-tuning with the bidirectional mask beats staying causal.",
@@ -72,7 +76,8 @@ CLAIMS = (
         ),
     ),
     Claim(
-        "Simple pooling (mean, last token) beats attention pooling on classification and regression.",
+        "Simple pooling (mean, last token) beats attention pooling on classification and "
+        "regression.",
         "pooling",
         "beats",
         (
@@ -90,7 +95,8 @@ CLAIMS = (
         "padding",
         "equal",
         (Contrast(("left",), ("right",)), Contrast(("packed",), ("right",), "packing")),
-        caution=f"It holds where the interval holds zero and lies within ±{MARGIN} of the metric; a wide interval that holds zero is no proof.",
+        caution=f"It holds where the interval holds zero and lies within ±{MARGIN} of the metric; "
+        "a wide interval that holds zero is no proof.",
     ),
     Claim(
         "Dropout helps fine-tuning.",
@@ -109,14 +115,15 @@ CLAIMS = (
         "longer",
         tuple(Contrast((f"softmax_{size}",), (f"point_ce_{size}",)) for size in (4, 8, 16, 36)),
         kinds=("ranking",),
-        caution="RankT5 saw the change at some 20 to 30 documents; the shortest and the longest lists that were run decide.",
+        caution="RankT5 saw the change at some 20 to 30 documents; the shortest and the longest "
+        "lists that were run decide.",
     ),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A contrast on one task: its interval and seeds, and what it says of the claim; no interval where runs are missing."""
+    """Verdict of a contrast on one task; `difference` is None if runs are missing."""
 
     cell: Cell
     contrast: Contrast
@@ -126,66 +133,71 @@ class Judged:
 
 
 def judge(claim: Claim, cells: Sequence[Cell]) -> list[Judged]:
-    """Every contrast of a claim on every task that it is about."""
-    found = []
+    """Judges every contrast of a claim on every task that the claim is about."""
+    rule = "equal" if claim.rule == "equal" else "beats"
+    judged = []
     for cell in cells:
-        if (
-            cell.study.name != claim.study
-            or not cell.runs
-            or cell.example["kind"] not in claim.kinds
-        ):
+        if cell.study.name != claim.study or not cell.runs:
+            continue
+        if cell.example["kind"] not in claim.kinds:
             continue
         for contrast in claim.contrasts:
             measured = cell.contrast(contrast.above, contrast.below)
             if measured is None:
-                found.append(Judged(cell, contrast, None, 0, UNKNOWN))
-            else:
-                rule = "equal" if claim.rule == "equal" else "beats"
-                found.append(Judged(cell, contrast, *measured, by_interval(rule, measured[0])))
-    return found
+                judged.append(Judged(cell, contrast, None, 0, UNKNOWN))
+                continue
+            difference, seeds = measured
+            verdict = by_interval(rule, difference)
+            judged.append(Judged(cell, contrast, difference, seeds, verdict))
+    return judged
 
 
 def by_interval(rule: str, difference: Interval) -> str:
-    """What one interval says: of "beats", which side of zero it is on; of "equal", whether it leaves out zero, or is within the margin."""
+    """Returns the verdict of one interval.
+
+    "beats" depends on the side of zero; "equal" fails if the interval excludes zero, and holds if
+    it lies within the margin.
+    """
     if rule == "equal":
         if difference.low > 0 or difference.high < 0:
             return FAILS
         return HOLDS if difference.low > -MARGIN and difference.high < MARGIN else UNKNOWN
-    return HOLDS if difference.low > 0 else FAILS if difference.high < 0 else UNKNOWN
+    if difference.low > 0:
+        return HOLDS
+    return FAILS if difference.high < 0 else UNKNOWN
 
 
 def overall(claim: Claim, judged: Sequence[Judged]) -> str:
-    """The claim's verdict: one word where all tasks were run and agree, else those that were run, by verdict."""
+    """Returns the claim's verdict; lists tasks by verdict unless all were run and agree."""
+    cells = {id(item.cell): item.cell for item in judged if item.difference is not None}
     by_task: dict[str, str] = {}
-    for cell in {
-        id(item.cell): item.cell for item in judged if item.difference is not None
-    }.values():
+    for cell in cells.values():
         name = cell.task if cell.scale == "mini" else f"{cell.task} at {cell.scale}"
-        by_task[name] = _on_one_task(
-            claim, [item for item in judged if item.cell is cell and not item.contrast.note]
-        )
+        deciding = [item for item in judged if item.cell is cell and not item.contrast.note]
+        by_task[name] = _on_one_task(claim, deciding)
     verdicts = set(by_task.values())
     if not verdicts:
         return f"{UNKNOWN}: not run"
     if len(verdicts) == 1 and len(by_task) == len({id(item.cell) for item in judged}):
         return verdicts.pop()
     return "; ".join(
-        f"{said} on {', '.join(task for task in by_task if by_task[task] == said)}"
-        for said in (HOLDS, FAILS, UNKNOWN)
-        if said in verdicts
+        f"{verdict} on {', '.join(task for task in by_task if by_task[task] == verdict)}"
+        for verdict in (HOLDS, FAILS, UNKNOWN)
+        if verdict in verdicts
     )
 
 
 def _on_one_task(claim: Claim, judged: Sequence[Judged]) -> str:
-    known = [item for item in judged if item.difference is not None]
-    if not known:
+    measured = [item for item in judged if item.difference is not None]
+    if not measured:
         return UNKNOWN
     if claim.rule != "longer":
         verdicts = {item.verdict for item in judged}
         return verdicts.pop() if len(verdicts) == 1 else UNKNOWN
-    short, long = known[0].verdict, known[-1].verdict
-    if len(known) < 2:
+    if len(measured) < 2:
         return UNKNOWN
+    short = measured[0].verdict
+    long = measured[-1].verdict
     if long == FAILS or short == HOLDS:
         return FAILS
     return HOLDS if long == HOLDS else UNKNOWN

@@ -1,4 +1,4 @@
-"""The plots of a report, as PNG files: each study's rows with their seeds and intervals, and the re-ranker query by query."""
+"""Plots of a report, as PNG files: rows of studies with intervals, and re-ranking by query."""
 
 import pathlib
 from collections.abc import Sequence
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from gemma_encoder.experiments.studies.reranking import WEIGHTS, Comparison
 from gemma_encoder.experiments.studies.statistics import Cell
 
-BASELINE, ROW, CHANCE = "#b3590a", "#2563a8", "#777777"
+# Colors.
+BASELINE = "#b3590a"
+ROW = "#2563a8"
+CHANCE = "#777777"
 
 
 def _figure(columns: int, height: float):
@@ -21,31 +24,21 @@ def _figure(columns: int, height: float):
 
 
 def plot_study(cells: Sequence[Cell], path: pathlib.Path) -> None:
-    """One panel a task: mean and 95 % interval of every row that was run, its seeds as small dots, chance as a line."""
+    """Plots the rows of a study, with one panel per task.
+
+    A panel has the mean and 95 % interval of every row that was run, its seeds as small dots, and
+    chance as a line.
+    """
     names = [
         row.name
         for row in cells[0].study.rows_at(cells[0].scale)
         if any(row.name in cell.runs for cell in cells)
     ]
     figure, axes = _figure(len(cells), 1.2 + 0.34 * len(names))
-    for number, (cell, axis) in enumerate(zip(cells, axes[0], strict=True)):
-        for place, row in enumerate(names):
-            if row not in cell.runs:
-                continue
-            found, color = cell.estimate(row), BASELINE if row == cell.study.baseline else ROW
-            axis.plot([found.low, found.high], [place, place], color=color, linewidth=2)
-            axis.plot(found.value, place, "o", color=color, markersize=7)
-            axis.plot(
-                cell.values(row),
-                [place + 0.22] * len(cell.values(row)),
-                ".",
-                color=color,
-                alpha=0.6,
-                markersize=5,
-            )
-        if (chance := cell.chance()) is not None:
-            axis.axvline(chance, color=CHANCE, linestyle="--", linewidth=1)
-        axis.set_yticks(range(len(names)), names if number == 0 else [""] * len(names))
+    for cell, axis in zip(cells, axes[0], strict=True):
+        _plot_cell(cell, axis, names)
+        labels = names if axis is axes[0][0] else [""] * len(names)
+        axis.set_yticks(range(len(names)), labels)
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.set_title(cell.task, fontsize=11)
         axis.set_xlabel(cell.metric)
@@ -53,17 +46,27 @@ def plot_study(cells: Sequence[Cell], path: pathlib.Path) -> None:
     _save(figure, path)
 
 
+def _plot_cell(cell: Cell, axis, names: Sequence[str]) -> None:
+    for y, row in enumerate(names):
+        if row not in cell.runs:
+            continue
+        interval = cell.estimate(row)
+        values = cell.values(row)
+        color = BASELINE if row == cell.study.baseline else ROW
+        axis.plot([interval.low, interval.high], [y, y], color=color, linewidth=2)
+        axis.plot(interval.value, y, "o", color=color, markersize=7)
+        axis.plot(values, [y + 0.22] * len(values), ".", color=color, alpha=0.6, markersize=5)
+    if (chance := cell.chance()) is not None:
+        axis.axvline(chance, color=CHANCE, linestyle="--", linewidth=1)
+
+
 def plot_reranking(comparison: Comparison, path: pathlib.Path) -> None:
-    """Queries won and lost against the first stage, sorted, and the interpolation's curve over its weight."""
+    """Plots the sorted differences of queries to the first stage, and MRR@10 by weight."""
     figure, axes = _figure(2, 3.4)
     left, right = axes[0]
     ordered = sorted(comparison.differences.values(), reverse=True)
-    left.bar(
-        range(len(ordered)),
-        ordered,
-        color=[ROW if value > 0 else BASELINE for value in ordered],
-        width=0.9,
-    )
+    colors = [ROW if value > 0 else BASELINE for value in ordered]
+    left.bar(range(len(ordered)), ordered, color=colors, width=0.9)
     left.axhline(0, color="black", linewidth=0.8)
     left.set_xlabel("queries, sorted")
     left.set_ylabel("MRR@10, re-ranker − first stage")

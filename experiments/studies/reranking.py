@@ -1,9 +1,10 @@
-"""A re-ranker beside its first stage: query by query, and both interpolated with a weight that no query chooses for itself.
+"""Comparison of a re-ranker with its first stage, by query and interpolated.
 
-The first stage gives ranks only. Each query's scores and −log of its ranks are standardised over its candidates, and documents are
-ordered by (1 − w) · score + w · (−log rank), ties in the first stage's order. w is chosen on the other four of five folds of queries.
+The first stage has ranks, but no scores. Each query's scores and −log ranks are standardized over
+its candidates, and documents are ordered by (1 − w) · score + w · (−log rank), with ties in
+first-stage order. The weight w of a fold of queries is selected on the other four of five folds.
 
-Q queries, C candidates.
+Shapes: S seeds, Q queries, C candidates, W weights.
 """
 
 import dataclasses
@@ -23,16 +24,16 @@ CUTOFF = 10
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A row against the first stage.
+    """Comparison of a row with the first stage.
 
     Attributes:
-        row: its name.
+        row: name of the row.
         first_stage, reranked, interpolated: MRR@10, means over queries and seeds.
         gain, interpolated_gain: differences to the first stage, with paired intervals.
-        wins, ties, losses: queries of all seeds that the re-ranker answers better, as well, worse.
-        weights: those that the folds chose, of all seeds.
-        differences: to the first stage, of each query, the mean over seeds.
-        curve: MRR@10 by weight when all queries share it, the mean over seeds; chosen by nobody.
+        wins, ties, losses: number of queries of all seeds with a better, equal or worse result.
+        weights: weights selected for the folds, of all seeds.
+        differences: difference to the first stage by query, mean over seeds.
+        curve: MRR@10 by weight, shared by all queries and without selection, mean over seeds.
     """
 
     row: str
@@ -50,14 +51,14 @@ class Comparison:
 
 
 def compare_to_first_stage(cell: Cell, row: str) -> Comparison:
-    """A row of a ranking cell against the first stage that its own results hold."""
+    """Compares a row of a ranking cell with the first stage in the row's own results."""
     results = list(cell.runs[row].values())
     outcomes = [result["outcomes"][cell.metric] for result in results]
     first = np.array(outcomes[0]["first_stage"][cell.metric])
     reranked = np.array([outcome["values"][cell.metric] for outcome in outcomes])
     tables = [by_weight(outcome) for outcome in outcomes]
-    chosen = [cross_validated(table) for table in tables]
-    interpolated = np.array([values for values, _ in chosen])
+    validated = [cross_validated(table) for table in tables]
+    interpolated = np.array([values for values, _ in validated])
     change = reranked - first
     return Comparison(
         row=row,
@@ -69,37 +70,37 @@ def compare_to_first_stage(cell: Cell, row: str) -> Comparison:
         wins=int((change > 1e-9).sum()),
         ties=int((abs(change) <= 1e-9).sum()),
         losses=int((change < -1e-9).sum()),
-        weights=tuple(weight for _, weights in chosen for weight in weights),
+        weights=tuple(weight for _, weights in validated for weight in weights),
         differences=dict(zip(outcomes[0]["queries"], change.mean(axis=0).tolist(), strict=True)),
         curve=tuple(np.mean([table.mean(axis=1) for table in tables], axis=0).tolist()),
     )
 
 
 def paired(differences: np.ndarray) -> Interval:
-    """The mean of differences [S, Q], with an interval that resamples seeds and queries jointly."""
+    """Returns the mean of differences [S, Q], with seeds and queries resampled jointly."""
     counts = bootstrap.counts(differences.shape[1])
     values = np.stack([resampled_metrics.mean(counts, row) for row in differences])
-    return bootstrap.percentile_interval(
-        differences.mean(),
-        np.take_along_axis(values, seed_draws(len(differences)), axis=0).mean(axis=0),
-    )
+    drawn = np.take_along_axis(values, seed_draws(len(differences)), axis=0)
+    return bootstrap.percentile_interval(differences.mean(), drawn.mean(axis=0))
 
 
 def by_weight(outcome: Mapping[str, Any]) -> np.ndarray:
-    """The reciprocal rank of each query at each weight, [W, Q]."""
+    """Returns the reciprocal rank of each query at each weight, [W, Q]."""
+    queries = zip(outcome["scores"], outcome["grades"], strict=True)
     return np.array(
-        [
-            _by_weight(np.array(scores), np.array(grades))
-            for scores, grades in zip(outcome["scores"], outcome["grades"], strict=True)
-        ]
+        [_by_weight(np.array(scores), np.array(grades)) for scores, grades in queries]
     ).T
 
 
 def _by_weight(scores: np.ndarray, grades: np.ndarray) -> list[float]:
     if not len(scores):
         return [0.0] * len(WEIGHTS)
-    ours, theirs = _standardized(scores), _standardized(-np.log(np.arange(1, len(scores) + 1)))
-    return [reciprocal_rank((1 - weight) * ours + weight * theirs, grades) for weight in WEIGHTS]
+    reranker = _standardized(scores)
+    first_stage = _standardized(-np.log(np.arange(1, len(scores) + 1)))
+    return [
+        reciprocal_rank((1 - weight) * reranker + weight * first_stage, grades)
+        for weight in WEIGHTS
+    ]
 
 
 def _standardized(values: np.ndarray) -> np.ndarray:
@@ -108,22 +109,31 @@ def _standardized(values: np.ndarray) -> np.ndarray:
 
 
 def reciprocal_rank(scores: np.ndarray, grades: np.ndarray) -> float:
-    """1 / the rank of the first relevant document within the cutoff, else 0; equal scores stay in the first stage's order."""
-    found = np.flatnonzero(grades[np.argsort(-scores, kind="stable")][:CUTOFF] > 0)
-    return 1 / (int(found[0]) + 1) if len(found) else 0.0
+    """Returns 1 / rank of the first relevant document within the cutoff, else 0.
+
+    Ties stay in first-stage order.
+    """
+    ranked = grades[np.argsort(-scores, kind="stable")][:CUTOFF]
+    relevant = np.flatnonzero(ranked > 0)
+    return 1 / (int(relevant[0]) + 1) if len(relevant) else 0.0
 
 
 def cross_validated(table: np.ndarray) -> tuple[np.ndarray, Sequence[float]]:
-    """The reciprocal rank of each query at the weight that is best for the other folds, [Q], and each fold's weight.
+    """Selects a weight for each fold of queries on the other folds.
 
     Args:
-        table: the reciprocal rank of each query at each weight, [W, Q].
+        table: reciprocal rank of each query at each weight, [W, Q].
+
+    Returns:
+        The reciprocal rank of each query at its fold's weight, [Q], and the weight of each fold.
     """
-    fold = np.arange(table.shape[1]) % FOLDS
-    values, weights = np.zeros(table.shape[1]), []
-    for number in range(min(FOLDS, table.shape[1])):
-        others = table[:, fold != number]
+    folds = np.arange(table.shape[1]) % FOLDS
+    values = np.zeros(table.shape[1])
+    weights = []
+    for fold in range(min(FOLDS, table.shape[1])):
+        inside = folds == fold
+        others = table[:, ~inside]
         best = int(others.mean(axis=1).argmax()) if others.size else 0
-        values[fold == number] = table[best, fold == number]
+        values[inside] = table[best, inside]
         weights.append(WEIGHTS[best])
     return values, weights

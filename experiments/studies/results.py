@@ -1,7 +1,8 @@
-"""A finished run as one compact file, `RESULTS/STUDY/ROW/TASK/seed_N.json`: all that tables need, so that workdirs may go.
+"""Result files of finished runs, `RESULTS/STUDY/ROW/TASK/seed_N.json`.
 
-Beside it may lie `seed_N.failed.json`: why a run failed, in one line. A run that is the same as another study's points to it (`same_as`).
-The scale `mini` lies there itself; other scales in a folder of their name: `RESULTS/gemma2_2b/STUDY/…`.
+A result has all that tables need, so that the run's workdir may be deleted. The reason of a failed
+run is in `seed_N.failed.json`. The result of a run that equals a run of another study refers to it
+(`same_as`). Scales other than `mini` have a folder of their own: `RESULTS/gemma2_2b/STUDY/…`.
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ from gemma_encoder.experiments.studies.study import MINI
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 
-CANDIDATES = 100  # of a query, whose scores are kept for interpolation: the first stage's best
-FIELDS = {  # what every result holds, and of which kind
+CANDIDATES = 100  # first-stage documents per query whose scores are stored for interpolation
+FIELDS = {  # fields of every result, with their types
     **dict.fromkeys(
         (
             "study",
@@ -43,11 +44,11 @@ FIELDS = {  # what every result holds, and of which kind
 
 @dataclasses.dataclass(frozen=True)
 class RunKey:
-    """Which run it is.
+    """Identifies a run.
 
     Attributes:
-        study, row, task, scale: by name.
-        seed: its seed.
+        study, row, task, scale: names.
+        seed: seed of the run.
     """
 
     study: str
@@ -57,24 +58,19 @@ class RunKey:
     seed: int
 
     def file(self, folder: pathlib.Path, failed: bool = False) -> pathlib.Path:
-        """Where its result lies, or what is said of its failure."""
-        above = folder if self.scale == MINI else folder / self.scale
-        return (
-            above
-            / self.study
-            / self.row
-            / self.task
-            / f"seed_{self.seed}{'.failed' if failed else ''}.json"
-        )
+        """Returns the path of the run's result or failure."""
+        parent = folder if self.scale == MINI else folder / self.scale
+        suffix = ".failed.json" if failed else ".json"
+        return parent / self.study / self.row / self.task / f"seed_{self.seed}{suffix}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All that a folder holds.
+    """Results of a folder.
 
     Attributes:
-        done: the results, those that were shared too.
-        failed: what failed, and why.
+        done: contents of results, shared ones included.
+        failed: reasons of failed runs.
     """
 
     done: Mapping[RunKey, Mapping[str, Any]]
@@ -82,92 +78,94 @@ class Results:
 
 
 def outcomes(predictions: Sequence[Predictions], main: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the paired bootstrap needs of each split that was evaluated, by the name of its main metric.
+    """Returns the data for the paired bootstrap of each evaluated split, by its main metric.
 
     Args:
-        predictions: of each split.
-        main: the name of the main metric on each, as it stands among a run's metrics.
+        predictions: predictions of each split.
+        main: name of each split's main metric among the run's metrics.
     """
-    return {name: _outcome(found) for name, found in zip(main, predictions, strict=True)}
+    return {name: _outcome(split) for name, split in zip(main, predictions, strict=True)}
 
 
-def _outcome(found: Predictions) -> dict[str, Any]:
-    task, table = found.task, found.table
+def _outcome(predictions: Predictions) -> dict[str, Any]:
+    task = predictions.task
+    table = predictions.table
     kind = task.kind
     if kind.ranks:
-        return _ranking(found)
+        return _ranking_outcome(predictions)
     if kind.is_list:
+        main = task.metrics[0]
+        metric = metrics.METRICS[kind.name][main]
         return {
-            "values": {
-                name: _each_question(metrics.METRICS[kind.name][name], found)
-                for name in task.metrics[:1]
-            },
-            "options": _sizes(table),
+            "values": {main: _values_by_question(metric, predictions)},
+            "options": [len(group) for group in table.groups().values()],
         }
     if kind.has_range:
         return {
             "labels": [round(float(label), 5) for label in table.labels],
-            "predictions": [round(float(value), 5) for value in found.outputs],
+            "predictions": [round(float(value), 5) for value in predictions.outputs],
         }
     result = {
         "labels": [int(label) for label in table.labels],
-        "predictions": kind.decide(task, found.outputs).tolist(),
+        "predictions": kind.decide(task, predictions.outputs).tolist(),
     }
-    if any(table.query_ids):  # answers to one question, halves of one pair: they are drawn together
-        numbers = {name: number for number, name in enumerate(table.groups())}
-        result["groups"] = [numbers[name] for name in table.query_ids]
+    if any(table.query_ids):  # answers of a question or sentences of a pair are resampled together
+        group_index = {name: index for index, name in enumerate(table.groups())}
+        result["groups"] = [group_index[name] for name in table.query_ids]
     return result
 
 
-def _sizes(table: ExampleTable) -> list[int]:
-    return [len(group) for group in table.groups().values()]
-
-
-def _each_question(metric: metrics.Metric, found: Predictions) -> list[float]:
-    """A metric of every question by itself."""
-    labels, values = np.array(found.table.labels), []
-    for group in found.table.groups().values():
-        part = ExampleTable(
-            query_ids=[found.table.query_ids[i] for i in group],
-            infos=[found.table.infos[i] for i in group],
+def _values_by_question(metric: metrics.Metric, predictions: Predictions) -> list[float]:
+    table = predictions.table
+    labels = np.array(table.labels)
+    values = []
+    for group in table.groups().values():
+        question = ExampleTable(
+            query_ids=[table.query_ids[i] for i in group],
+            infos=[table.infos[i] for i in group],
         )
-        values.append(round(metric(labels[group], found.outputs[group], part), 6))
+        values.append(round(metric(labels[group], predictions.outputs[group], question), 6))
     return values
 
 
-def _ranking(found: Predictions) -> dict[str, Any]:
-    """The metrics of every judged query, of the run and of the first stage; scores and grades of the first candidates, in its order."""
-    judged, table = found.relevance_grades(), found.table
+def _ranking_outcome(predictions: Predictions) -> dict[str, Any]:
+    """Returns metrics of every judged query, and scores and grades of its first candidates.
+
+    Metrics are those of the run and of the first stage; candidates are in first-stage order.
+    """
+    qrels = predictions.relevance_grades()
+    table = predictions.table
     groups = table.groups()
     result: dict[str, Any] = {
-        "queries": list(judged),
-        "values": _each_query(found, judged, found.run()),
+        "queries": list(qrels),
+        "values": _values_by_query(predictions, qrels, predictions.run()),
     }
-    order = -np.arange(len(table.query_ids), dtype=np.float32)
-    if found.first_stage:
-        result["first_stage"] = _each_query(
-            found, judged, ranking.make_run(table.query_ids, table.document_ids, order)
-        )
-    kept = [groups.get(query, [])[:CANDIDATES] for query in judged]
-    result["scores"] = [[round(float(found.outputs[i]), 5) for i in group] for group in kept]
+    if predictions.first_stage:
+        order = -np.arange(len(table.query_ids), dtype=np.float32)
+        first_stage = ranking.make_run(table.query_ids, table.document_ids, order)
+        result["first_stage"] = _values_by_query(predictions, qrels, first_stage)
+    candidates = [groups.get(query, [])[:CANDIDATES] for query in qrels]
+    result["scores"] = [
+        [round(float(predictions.outputs[i]), 5) for i in group] for group in candidates
+    ]
     result["grades"] = [
-        [int(judged[query].get(table.document_ids[i], 0)) for i in group]
-        for query, group in zip(judged, kept, strict=True)
+        [int(qrels[query].get(table.document_ids[i], 0)) for i in group]
+        for query, group in zip(qrels, candidates, strict=True)
     ]
     return result
 
 
-def _each_query(
-    found: Predictions, judged: Mapping[str, Mapping[str, float]], run: ranking.Run
+def _values_by_query(
+    predictions: Predictions, qrels: Mapping[str, Mapping[str, float]], run: ranking.Run
 ) -> dict[str, list[float]]:
-    values = {name: ranking.by_query(name, judged, run) for name in found.task.metrics}
+    values = {name: ranking.by_query(name, qrels, run) for name in predictions.task.metrics}
     return {
-        name: [round(by_query[query], 6) for query in judged] for name, by_query in values.items()
+        name: [round(by_query[query], 6) for query in qrels] for name, by_query in values.items()
     }
 
 
 def write_result(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a file at once or not at all."""
+    """Writes a result file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, separators=(",", ":")) + "\n")
@@ -175,67 +173,73 @@ def write_result(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 
 def read_results(folder: pathlib.Path) -> Results:
-    """Everything in a folder of results; raises InputError for a file that is none."""
+    """Reads all results of a folder; raises InputError for an invalid file."""
     if not folder.is_dir():
         raise InputError(
-            f"{folder} is no folder of results; make one with gemma-encoder sweep --results={folder}"
+            f"{folder} is not a folder of results; make one with gemma-encoder sweep "
+            f"--results={folder}"
         )
-    done, failed, shared = {}, {}, {}
+    done = {}
+    failed = {}
+    shared = {}
     for path in sorted(folder.rglob("seed_*.json")):
         content = _load(path)
-        place = _run_key(path, content)
-        if place.file(folder, failed="error" in content) != path:
-            raise InputError(f"{path} says it is {place}; it does not belong there")
+        key = _run_key(path, content)
+        expected = key.file(folder, failed="error" in content)
+        if path != expected:
+            raise InputError(f"{path} has the result of {key}, which belongs in {expected}")
         if "error" in content:
-            failed[place] = str(content["error"])
+            failed[key] = str(content["error"])
         elif "same_as" in content:
-            shared[place] = content
+            shared[key] = content
         else:
-            done[place] = _checked(path, content)
-    for place, content in shared.items():
+            done[key] = _checked(path, content)
+    by_path = {key.file(folder): content for key, content in done.items()}
+    for key, content in shared.items():
         source = folder / str(content["same_as"])
-        found = next(
-            (value for other, value in list(done.items()) if other.file(folder) == source), None
-        )
-        if found is None:
-            raise InputError(
-                f"{place.file(folder)} says it is the same as {source}, which is no result"
-            )
-        done[place] = {**found, **content}
-    return Results(done, {place: error for place, error in failed.items() if place not in done})
+        if source not in by_path:
+            raise InputError(f"{key.file(folder)} refers to {source}, which is not a result")
+        done[key] = {**by_path[source], **content}
+        by_path[key.file(folder)] = done[key]
+    return Results(done, {key: error for key, error in failed.items() if key not in done})
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no result: not JSON ({error})") from None
+        raise InputError(f"{path} is not a result: not JSON ({error})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path} is no result: not a JSON object")
+        raise InputError(f"{path} is not a result: not a JSON object")
     return content
 
 
 def _run_key(path: pathlib.Path, content: Mapping[str, Any]) -> RunKey:
     fields = {field.name: field.type for field in dataclasses.fields(RunKey)}
-    for name, kind in fields.items():
-        if not isinstance(content.get(name), kind):
-            raise InputError(f"{path} is no result: its field {name!r} is {content.get(name)!r}")
+    _check_fields(path, content, fields)
     return RunKey(**{name: content[name] for name in fields})
 
 
-def _checked(path: pathlib.Path, content: dict[str, Any]) -> dict[str, Any]:
-    for name, kind in FIELDS.items():
+def _check_fields(
+    path: pathlib.Path, content: Mapping[str, Any], fields: Mapping[str, Any]
+) -> None:
+    for name, kind in fields.items():
         if not isinstance(content.get(name), kind):
-            raise InputError(f"{path} is no result: its field {name!r} is {content.get(name)!r}")
+            raise InputError(f"{path} is not a result: its field {name!r} is {content.get(name)!r}")
+
+
+def _checked(path: pathlib.Path, content: dict[str, Any]) -> dict[str, Any]:
+    _check_fields(path, content, FIELDS)
     main = content["main_metric"]
     if main not in content["metrics"] or main not in content["outcomes"]:
-        raise InputError(f"{path} is no result: it lacks its main metric {main!r}")
+        raise InputError(f"{path} is not a result: it lacks its main metric {main!r}")
     for outcome in content["outcomes"].values():
         columns = [
             outcome.get(name) for name in ("labels", "predictions", "groups") if name in outcome
         ]
         if not (columns or "values" in outcome) or len({len(column) for column in columns}) > 1:
             raise InputError(
-                f"{path} is no result: its outcomes are not one label and one prediction of each example"
+                f"{path} is not a result: its outcomes are not one label and one prediction of "
+                "each example"
             )
     return content

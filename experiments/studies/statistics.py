@@ -1,7 +1,10 @@
-"""What the results of a study's runs say: values, differences and how sure they are. Seeds and examples are resampled jointly.
+"""Statistics of a study's runs: means and differences with bootstrap intervals.
 
-In each of 1,000 resamples the same examples and the same seeds are drawn, with replacement, for both sides of a difference. With three
-seeds the part that seeds have in an interval is coarse: there are only ten different draws of them.
+Seeds and examples are resampled jointly: each of 1,000 resamples draws the same examples and the
+same seeds, with replacement, for both sides of a difference. Three seeds have only ten different
+draws, so their contribution to an interval is coarse.
+
+Shapes: n units, R resamples, S seeds.
 """
 
 import dataclasses
@@ -18,27 +21,31 @@ from gemma_encoder.experiments.studies.study import Study
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 
-BETTER, WORSE, UNKNOWN = "better", "worse", "cannot be told"
-ROUNDING = 1e-6  # result files keep six digits
+# Verdicts.
+BETTER = "better"
+WORSE = "worse"
+UNKNOWN = "cannot be told"
+
+ROUNDING = 1e-6  # result files have six digits
 
 
 def verdict(difference: Interval) -> str:
-    """What an interval of a difference allows to say: better or worse only where it leaves out zero."""
-    return (
-        BETTER if difference.low > ROUNDING else WORSE if difference.high < -ROUNDING else UNKNOWN
-    )
+    """Returns the verdict of a difference: better or worse only if its interval excludes zero."""
+    if difference.low > ROUNDING:
+        return BETTER
+    return WORSE if difference.high < -ROUNDING else UNKNOWN
 
 
 @dataclasses.dataclass
 class Cell:
-    """The runs of a study on one task at one scale.
+    """Runs of a study on one task at one scale.
 
     Attributes:
         study: the study.
-        task, scale: by name.
-        runs: result by seed, of each row that has one.
-        failed: reason by seed, of each row that has one.
-        resampler: gives the resampled values of a run.
+        task, scale: names.
+        runs: results by row and seed.
+        failed: reasons of failures by row and seed.
+        resampler: computes the resampled values of a run.
     """
 
     study: Study
@@ -53,12 +60,13 @@ class Cell:
         for row, seeds in self.runs.items():
             for seed, result in seeds.items():
                 outcome = result["outcomes"][result["main_metric"]]
-                seen = (outcome.get("labels"), outcome.get("queries"), result["kind"])
-                if first is not None and first != seen:
+                examples = (outcome.get("labels"), outcome.get("queries"), result["kind"])
+                if first is not None and first != examples:
                     raise InputError(
-                        f"study {self.study.name!r}, {self.task}: row {row!r}, seed {seed}, was evaluated on other examples than the first run"
+                        f"study {self.study.name!r}, {self.task}: row {row!r}, seed {seed}, was "
+                        "evaluated on other examples than the first run"
                     )
-                first = seen
+                first = examples
 
     @property
     def example(self) -> Mapping[str, Any]:
@@ -67,71 +75,71 @@ class Cell:
 
     @property
     def metric(self) -> str:
-        """The main metric."""
+        """Name of the main metric."""
         return self.example["main_metric"]
 
     def values(self, row: str, metric: str = "") -> np.ndarray:
-        """A metric of each seed, [S]; by default the main one."""
-        return np.array(
-            [result["metrics"][metric or self.metric] for result in self.runs.get(row, {}).values()]
-        )
+        """Returns a metric of each seed, [S]; by default the main metric."""
+        name = metric or self.metric
+        return np.array([result["metrics"][name] for result in self.runs.get(row, {}).values()])
 
     def estimate(self, row: str) -> Interval:
-        """The mean over the seeds of a row, with its interval."""
+        """Returns the mean over a row's seeds, with its interval."""
         seeds = sorted(self.runs[row])
         return bootstrap.percentile_interval(self.values(row).mean(), self._arm(row, seeds))
 
     def contrast(self, above: Sequence[str], below: Sequence[str]) -> tuple[Interval, int] | None:
-        """The mean of some rows minus that of others, with its interval, over the seeds that all have; and how many those are.
+        """Returns the mean of rows `above` minus that of rows `below`, and the number of seeds.
 
-        None where a row or a common seed is missing.
+        Uses the seeds that all rows have. None if a row or a common seed is missing.
         """
-        if any(row not in self.runs for row in (*above, *below)):
+        rows = (*above, *below)
+        if any(row not in self.runs for row in rows):
             return None
-        seeds = sorted(set.intersection(*(set(self.runs[row]) for row in (*above, *below))))
+        seeds = sorted(set.intersection(*(set(self.runs[row]) for row in rows)))
         if not seeds:
             return None
-        sides = [
-            np.mean([self._arm(row, seeds) for row in rows], axis=0) for rows in (above, below)
-        ]
-        means = [
-            np.mean(
-                [self.runs[row][seed]["metrics"][self.metric] for row in rows for seed in seeds]
-            )
-            for rows in (above, below)
-        ]
-        return bootstrap.percentile_interval(means[0] - means[1], sides[0] - sides[1]), len(seeds)
+        difference = self._mean(above, seeds) - self._mean(below, seeds)
+        resampled = self._resampled_mean(above, seeds) - self._resampled_mean(below, seeds)
+        return bootstrap.percentile_interval(difference, resampled), len(seeds)
+
+    def _mean(self, rows: Sequence[str], seeds: Sequence[int]) -> float:
+        metrics = [self.runs[row][seed]["metrics"] for row in rows for seed in seeds]
+        return np.mean([values[self.metric] for values in metrics])
+
+    def _resampled_mean(self, rows: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        return np.mean([self._arm(row, seeds) for row in rows], axis=0)
 
     def _arm(self, row: str, seeds: Sequence[int]) -> np.ndarray:
-        """The mean over the seeds drawn of the metric on the examples drawn, in every resample, [R]."""
+        """Returns the metric on the drawn examples, averaged over the drawn seeds, [R]."""
         values = np.stack([self.resampler.values(self.runs[row][seed]) for seed in seeds])
         return np.take_along_axis(values, seed_draws(len(seeds)), axis=0).mean(axis=0)
 
     def chance(self) -> float | None:
-        """The main metric of whoever knows nothing of the texts; None where that is not known. See `chance`."""
+        """Returns the main metric of chance, see `chance`; None if unknown."""
         return chance(self.example)
 
 
 def seed_draws(count: int) -> np.ndarray:
-    """Which of S seeds each resample draws, [S, R]; the same for all rows."""
+    """Draws S = `count` of the S seeds for each resample, [S, R]; the same for all rows."""
     return np.random.default_rng(1).integers(0, count, (count, bootstrap.RESAMPLES))
 
 
 class Resampler:
-    """The main metric of runs in every resample of their examples; what is the same for many is made once."""
+    """Computes the main metric of runs in every resample, with caches shared by runs."""
 
     def __init__(self):
         self._counts: dict[int, np.ndarray] = {}
         self._values: dict[tuple[str, int], np.ndarray] = {}
 
     def counts(self, units: int) -> np.ndarray:
-        """How often each of n units is drawn in every resample, [R, n]."""
+        """Returns the number of draws of each unit in every resample, [R, n]."""
         if units not in self._counts:
             self._counts[units] = bootstrap.counts(units)
         return self._counts[units]
 
     def values(self, result: Mapping[str, Any]) -> np.ndarray:
-        """The main metric in every resample, [R]."""
+        """Returns the main metric in every resample, [R]."""
         key = (result["digest"], id(result["outcomes"]))
         if key not in self._values:
             self._values[key] = self._resampled(result)
@@ -143,29 +151,33 @@ class Resampler:
         if "values" in outcome:
             values = np.array(outcome["values"][main])
             return resampled_metrics.mean(self.counts(len(values)), values)
-        labels, predictions = np.array(outcome["labels"]), np.array(outcome["predictions"])
+        labels = np.array(outcome["labels"])
+        predictions = np.array(outcome["predictions"])
         groups = np.array(outcome.get("groups", np.arange(len(labels))))
         counts = self.counts(int(groups.max()) + 1)[:, groups]
         return resampled_metrics.METRICS[weighted_name(main)](counts, labels, predictions)
 
 
 def weighted_name(metric: str) -> str:
-    """The metric's own name, without the part of the split: "accuracy_matched" is "accuracy"."""
-    found = [
+    """Strips the part of the split from a metric's name: "accuracy_matched" is "accuracy"."""
+    matching = [
         name
         for name in resampled_metrics.METRICS
         if metric == name or metric.startswith(f"{name}_")
     ]
-    if not found:
-        raise InputError(f"no bootstrap is known for the metric {metric!r}")
-    return max(found, key=len)
+    if not matching:
+        raise InputError(
+            f"the metric {metric!r} has no bootstrap; add it to evaluation.resampled_metrics"
+        )
+    return max(matching, key=len)
 
 
 def chance(result: Mapping[str, Any]) -> float | None:
-    """The main metric of whoever knows nothing of the texts.
+    """Returns the main metric of a model that ignores the texts.
 
-    Classification: the best answer that is always the same. Regression: 0, no correlation. Ranking: the first stage's candidates in
-    random order. Choice: an option at random, for accuracy; None for other metrics.
+    Classification: the best constant prediction. Regression: 0, no correlation. Ranking (MRR@10):
+    the first stage's candidates in random order. Choice (accuracy): a random option. None for other
+    metrics of ranking and choice.
     """
     main = result["main_metric"]
     outcome = result["outcomes"][main]
@@ -173,28 +185,27 @@ def chance(result: Mapping[str, Any]) -> float | None:
     if kind.has_range:
         return 0.0
     if kind.ranks:
-        return (
-            float(np.mean([random_reciprocal_rank(grades) for grades in outcome["grades"]]))
-            if main == "mrr@10"
-            else None
-        )
+        if main != "mrr@10":
+            return None
+        return float(np.mean([random_reciprocal_rank(grades) for grades in outcome["grades"]]))
     if kind.is_list:
         return float(np.mean(1 / np.array(outcome["options"]))) if main == "accuracy" else None
     labels = np.array(outcome["labels"])
     once = np.ones((1, len(labels)), np.float32)
+    metric = resampled_metrics.METRICS[weighted_name(main)]
     return max(
-        float(
-            resampled_metrics.METRICS[weighted_name(main)](
-                once, labels, np.full_like(labels, answer)
-            )[0]
-        )
-        for answer in np.unique(labels)
+        float(metric(once, labels, np.full_like(labels, constant))[0])
+        for constant in np.unique(labels)
     )
 
 
 def random_reciprocal_rank(grades: Sequence[int], cutoff: int = 10) -> float:
-    """The expected reciprocal rank, cut off, of candidates in random order: Σ_k 1/k · P(the first relevant one comes at k)."""
-    total, relevant = len(grades), sum(grade > 0 for grade in grades)
+    """Returns the expected truncated reciprocal rank of candidates in random order.
+
+    Σ_k 1/k · P(the first relevant candidate has rank k), for k up to the cutoff.
+    """
+    total = len(grades)
+    relevant = sum(grade > 0 for grade in grades)
     if not relevant:
         return 0.0
     ways = math.comb(total, relevant)
@@ -204,34 +215,24 @@ def random_reciprocal_rank(grades: Sequence[int], cutoff: int = 10) -> float:
 
 
 def cells(results: Results, studies: Mapping[str, Study]) -> list[Cell]:
-    """A cell for each study, scale and task of which there is a result or a failure, in the studies' order."""
-    resampler, found = Resampler(), []
+    """Groups runs and failures by study, scale and task, in the order of the studies."""
+    resampler = Resampler()
+    result = []
     for study in studies.values():
-        mine = [place for place in (*results.done, *results.failed) if place.study == study.name]
-        for scale in sorted({place.scale for place in mine}):
-            for task in (
-                task
-                for task in study.tasks
-                if any(place.task == task and place.scale == scale for place in mine)
-            ):
-                here = [place for place in mine if place.task == task and place.scale == scale]
-                found.append(
-                    Cell(
-                        study,
-                        task,
-                        scale,
-                        _by_row(here, results.done),
-                        _by_row(here, results.failed),
-                        resampler,
-                    )
-                )
-    return found
+        keys = [key for key in (*results.done, *results.failed) if key.study == study.name]
+        for scale in sorted({key.scale for key in keys}):
+            for task in study.tasks:
+                matching = [key for key in keys if key.task == task and key.scale == scale]
+                if not matching:
+                    continue
+                runs = _by_row(matching, results.done)
+                failed = _by_row(matching, results.failed)
+                result.append(Cell(study, task, scale, runs, failed, resampler))
+    return result
 
 
-def _by_row(places: Sequence[RunKey], content: Mapping[RunKey, Any]) -> dict[str, dict[int, Any]]:
+def _by_row(keys: Sequence[RunKey], content: Mapping[RunKey, Any]) -> dict[str, dict[int, Any]]:
     rows: dict[str, dict[int, Any]] = {}
-    for place in sorted(
-        (place for place in places if place in content), key=lambda place: place.seed
-    ):
-        rows.setdefault(place.row, {})[place.seed] = content[place]
+    for key in sorted((key for key in keys if key in content), key=lambda key: key.seed):
+        rows.setdefault(key.row, {})[key.seed] = content[key]
     return rows

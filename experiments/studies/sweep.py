@@ -1,12 +1,13 @@
-"""Runs the rows of studies one after another, in one process that compiles each program once.
+"""Runs the rows of studies in one process, which compiles each program once.
 
-`gemma-encoder sweep` is the program.
+The command is `gemma-encoder sweep`.
 """
 
 import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import platform
@@ -40,11 +41,11 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-        place: which it is.
-        config: of the run.
-        command: repeats it.
-        digest: of the config; runs with the same one are the same.
-        changes: fields in which the config differs from the recipe of its task and scale.
+        key: identifies the run.
+        config: config of the run.
+        command: command that repeats the run.
+        digest: digest of the config; runs with equal digests are equal.
+        changes: fields that differ from the recipe of the task and scale.
     """
 
     key: RunKey
@@ -55,7 +56,7 @@ class SweepRun:
 
 
 def overriding(words: Sequence[str]) -> Callable[[ConfigDict], ConfigDict]:
-    """What `--config.FIELD=VALUE` words do to a config, read as the training program reads them."""
+    """Returns a function that applies `--config.FIELD=VALUE` words as the training program does."""
 
     def override(config: ConfigDict) -> ConfigDict:
         values = flags.FlagValues()
@@ -80,97 +81,96 @@ def plan(
     smoke: bool = False,
     override: Callable[[ConfigDict], ConfigDict] = lambda config: config,
 ) -> list[SweepRun]:
-    """The runs of some studies in the order in which they are to be run: study, seed, task, row, the baseline first.
+    """Returns the runs of studies in order of execution: by study, seed, task and row.
+
+    The baseline is the first row.
 
     Args:
-        names: of studies.
-        scale: of all runs.
-        seeds: how many.
-        tasks, rows: only these, where any are named; each must be in one of the studies.
+        names: names of studies.
+        scale: scale of all runs.
+        seeds: number of seeds.
+        tasks, rows: limit the runs, if given; each must be in one of the studies.
         smoke, override: as in `Study.config`.
     """
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
-    chosen = ablations.load_studies(names).values()
-    for kind, wanted, known in (
-        ("task", tasks, [task for study in chosen for task in study.tasks]),
-        ("row", rows, [row.name for study in chosen for row in study.rows_at(scale)]),
-    ):
-        for name in wanted:
-            if name not in known:
-                raise unknown(
-                    f"{kind} of {', '.join(study.name for study in chosen)} at {scale}", name, known
-                )
+    studies = ablations.load_studies(names).values()
+    context = f"{', '.join(study.name for study in studies)} at {scale}"
+    valid_tasks = [task for study in studies for task in study.tasks]
+    valid_rows = [row.name for study in studies for row in study.rows_at(scale)]
+    _check_names(f"task of {context}", tasks, valid_tasks)
+    _check_names(f"row of {context}", rows, valid_rows)
     runs = []
-    for study in chosen:
-        for seed in range(seeds):
-            for task in (name for name in study.tasks if not tasks or name in tasks):
-                for row in (
-                    row.name for row in study.rows_at(scale) if not rows or row.name in rows
-                ):
-                    config = study.config(task, row, seed, scale, smoke, override)
-                    repeated = rerun_command(study, task, row, scale, smoke, config)
-                    changes = changed_fields(base(task, scale), config)
-                    runs.append(
-                        SweepRun(
-                            RunKey(study.name, row, task, scale, seed),
-                            config,
-                            repeated,
-                            digest(config),
-                            changes,
-                        )
-                    )
+    for study in studies:
+        study_tasks = [task for task in study.tasks if not tasks or task in tasks]
+        study_rows = [row.name for row in study.rows_at(scale) if not rows or row.name in rows]
+        for seed, task, row in itertools.product(range(seeds), study_tasks, study_rows):
+            config = study.config(task, row, seed, scale, smoke, override)
+            run = SweepRun(
+                key=RunKey(study.name, row, task, scale, seed),
+                config=config,
+                command=rerun_command(study, task, row, scale, smoke, config),
+                digest=digest(config),
+                changes=changed_fields(base(task, scale), config),
+            )
+            runs.append(run)
     return runs
 
 
+def _check_names(kind: str, names: Sequence[str], valid: Sequence[str]) -> None:
+    for name in names:
+        if name not in valid:
+            raise unknown(kind, name, valid)
+
+
 def shard(runs: Sequence[SweepRun], part: str) -> list[SweepRun]:
-    """The I-th of N parts of a sweep, "I/N" counted from 1; runs that are the same are in the same part."""
-    number, slash, count = part.partition("/")
-    if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+    """Returns the I-th of N parts of a sweep, for "I/N" from 1; equal runs are in the same part."""
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
         raise InputError(f"--shard={part} must be I/N with 1 <= I <= N, e.g. 2/4")
-    keys: dict[str, int] = {}
+    digests: dict[str, int] = {}
     for run in runs:
-        keys.setdefault(run.digest, len(keys))
-    return [run for run in runs if keys[run.digest] % int(count) == int(number) - 1]
+        digests.setdefault(run.digest, len(digests))
+    return [run for run in runs if digests[run.digest] % int(count) == int(index) - 1]
 
 
 def default_workdirs(folder: pathlib.Path) -> pathlib.Path:
-    """A temporary folder that is the same for the same results, so that a run that was cut off is found again."""
-    return (
-        pathlib.Path(tempfile.gettempdir())
-        / f"gemma_encoder_sweep_{hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
-    )
+    """Returns a temporary folder that depends only on the results folder, so that runs resume."""
+    suffix = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:12]
+    return pathlib.Path(tempfile.gettempdir()) / f"gemma_encoder_sweep_{suffix}"
 
 
 def sweep(
     runs: Sequence[SweepRun], folder: pathlib.Path, workdirs: epath.Path, keep: bool = False
 ) -> int:
-    """Runs what has no result yet and returns the exit code.
+    """Executes all runs that have no result yet, and returns the exit code.
 
     Args:
-        runs: in their order.
-        folder: of results; of several processes the first one's counts.
-        workdirs: where runs work, local or `gs://`.
-        keep: keep workdirs once the result is written.
+        runs: runs, in order of execution.
+        folder: folder of results; with several processes, that of the first process.
+        workdirs: parent of the runs' workdirs, local or `gs://`.
+        keep: do not delete a workdir after its result is written.
     """
     from gemma_encoder import distributed
 
     distributed.initialize()
-    known = results.read_results(folder).done if folder.is_dir() else {}
+    done = results.read_results(folder).done if folder.is_dir() else {}
     by_digest = {
-        content["digest"]: key for key, content in known.items() if "same_as" not in content
+        content["digest"]: key for key, content in done.items() if "same_as" not in content
     }
-    needless = _agreed([run.key in known or run.digest in by_digest for run in runs])
+    finished = _broadcast([run.key in done or run.digest in by_digest for run in runs])
     failures = 0
-    for number, run in enumerate(runs, 1):
-        name = f"[{number}/{len(runs)}] {run.key.study} {run.key.row} {run.key.task} seed {run.key.seed}"
-        if run.key in known:
-            if known[run.key]["digest"] != run.digest:
+    for index, run in enumerate(runs):
+        key = run.key
+        name = f"[{index + 1}/{len(runs)}] {key.study} {key.row} {key.task} seed {key.seed}"
+        if key in done:
+            if done[key]["digest"] != run.digest:
                 raise InputError(
-                    f"{run.key.file(folder)} is the result of another config; choose another --results, or delete it"
+                    f"{key.file(folder)} is the result of another config; choose another "
+                    "--results, or delete it"
                 )
             continue
-        if needless[number - 1] or run.digest in by_digest:
+        if finished[index] or run.digest in by_digest:
             if distributed.is_main_process():
                 _share(run, by_digest[run.digest], folder)
             continue
@@ -179,56 +179,62 @@ def sweep(
             content = train_run(run, workdir)
         except (InputError, ArithmeticError, RuntimeError, ValueError) as error:
             failures += 1
-            reason = " ".join(
-                f"{type(error).__name__ * (not isinstance(error, InputError))} {error}".split()
-            )[:500]
             if distributed.is_main_process():
-                print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
-                results.write_result(
-                    run.key.file(folder, failed=True),
-                    {**dataclasses.asdict(run.key), "command": run.command, "error": reason},
-                )
+                _write_failure(name, run, error, folder)
             continue
         if content is None:
-            print(f"{name}: told to stop; the same command goes on", file=sys.stderr)
-            return processes.EXIT_PREEMPTED
-        by_digest[run.digest] = run.key
+            print(f"{name}: preempted; rerun the command to resume", file=sys.stderr)
+            return distributed.EXIT_PREEMPTED
+        by_digest[run.digest] = key
         if distributed.is_main_process():
-            results.write_result(run.key.file(folder), content)
-            run.key.file(folder, failed=True).unlink(missing_ok=True)
+            _write_success(name, run, content, folder)
             if not keep:
                 workdir.rmtree(missing_ok=True)
-            main_metric = content["main_metric"]
-            print(
-                f"{name}: {main_metric} {content['metrics'][main_metric]:.3f}, {content['seconds']:.0f} s",
-                flush=True,
-            )
     if failures:
         print(
-            f"{failures} of {len(runs)} runs failed; the same command tries them again",
+            f"{failures} of {len(runs)} runs failed; rerun the command to retry them",
             file=sys.stderr,
         )
     return 1 if failures else 0
 
 
-def _agreed(needless: Sequence[bool]) -> Sequence[bool]:
-    """What the first process knows of results, on every process: only there do they lie."""
+def _broadcast(finished: Sequence[bool]) -> Sequence[bool]:
+    """Returns the values of the first process, which alone has the results, on every process."""
     import jax
 
     if jax.process_count() == 1:
-        return needless
+        return finished
     import numpy as np
     from jax.experimental import multihost_utils
 
-    return multihost_utils.broadcast_one_to_all(np.array(needless, bool)).tolist()
+    return multihost_utils.broadcast_one_to_all(np.array(finished, bool)).tolist()
 
 
-def _share(run: SweepRun, other: RunKey, folder: pathlib.Path) -> None:
-    """Notes that a run is one that another study has."""
-    source = other.file(folder).relative_to(folder).as_posix()
+def _write_failure(name: str, run: SweepRun, error: Exception, folder: pathlib.Path) -> None:
+    kind = "" if isinstance(error, InputError) else type(error).__name__
+    reason = " ".join(f"{kind} {error}".split())[:500]
+    print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
+    results.write_result(
+        run.key.file(folder, failed=True),
+        {**dataclasses.asdict(run.key), "command": run.command, "error": reason},
+    )
+
+
+def _write_success(
+    name: str, run: SweepRun, content: Mapping[str, Any], folder: pathlib.Path
+) -> None:
+    results.write_result(run.key.file(folder), content)
+    run.key.file(folder, failed=True).unlink(missing_ok=True)
+    main_metric = content["main_metric"]
+    value = content["metrics"][main_metric]
+    print(f"{name}: {main_metric} {value:.3f}, {content['seconds']:.0f} s", flush=True)
+
+
+def _share(run: SweepRun, source: RunKey, folder: pathlib.Path) -> None:
+    """Writes a result that refers to that of an equal run."""
     content = {
         **dataclasses.asdict(run.key),
-        "same_as": source,
+        "same_as": source.file(folder).relative_to(folder).as_posix(),
         "digest": run.digest,
         "command": run.command,
     }
@@ -237,7 +243,7 @@ def _share(run: SweepRun, other: RunKey, folder: pathlib.Path) -> None:
 
 
 def train_run(run: SweepRun, workdir: epath.Path) -> dict[str, Any] | None:
-    """Trains and evaluates; returns what the result's file holds, None if the run was told to stop."""
+    """Trains and evaluates; returns the content of the result file, or None if preempted."""
     import math
 
     import jax
@@ -256,7 +262,10 @@ def train_run(run: SweepRun, workdir: epath.Path) -> dict[str, Any] | None:
         raise InputError(f"task {task!r}: the split that was evaluated has no labels")
     predictions = outcome.predictions[task]
     names = list(values)
-    main = names[:: len(predictions[0].task.metrics)]  # of each part of the split the first metric
+    # The first metric of each part of the split.
+    main = names[:: len(predictions[0].task.metrics)]
+    parameters = jax.tree.leaves(abstract_encoder(spec.encoder).shapes)
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         **dataclasses.asdict(run.key),
         "digest": run.digest,
@@ -268,20 +277,17 @@ def train_run(run: SweepRun, workdir: epath.Path) -> dict[str, Any] | None:
         "outcomes": results.outcomes(predictions, main),
         "steps": outcome.step,
         "train_records": sum(spec.record["examples"].values()),
-        "parameters": sum(
-            math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_encoder(spec.encoder).shapes)
-        ),
+        "parameters": sum(math.prod(parameter.shape) for parameter in parameters),
         "training_seconds": round(outcome.seconds, 1),
         "seconds": round(time.monotonic() - began, 1),
         "machine": describe_machine(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions | {"python": platform.python_version()},
         "date": datetime.date.today().isoformat(),
     }
 
 
 def describe_machine() -> str:
-    """The machine in one line."""
+    """Describes the machine in one line."""
     import jax
 
     cpuinfo = pathlib.Path("/proc/cpuinfo")
