@@ -1,4 +1,4 @@
-"""A tiny decoder, tiny data, one smoke sweep over every study that all tests read, and hand-made results."""
+"""A tiny decoder, tiny data, one smoke sweep over every study, and constructed results."""
 
 import contextlib
 import dataclasses
@@ -32,23 +32,24 @@ def write_marco(folder: pathlib.Path) -> None:
         "".join(f"{10 + i}\ta passage on {word}\n" for i, word in enumerate(words))
     )
     for split, first in (("train", 0), ("dev", 3)):
-        numbers = range(first, first + 3)
-        (folder / f"queries.{split}.tsv").write_text(
-            "".join(f"{i}\twhat is {words[i]}\n" for i in numbers)
-        )
-        (folder / f"qrels.{split}.tsv").write_text(
-            "".join(f"{i}\t0\t{10 + i}\t1\n" for i in numbers)
-        )
-        (folder / f"run.{split}.tsv").write_text(
-            "".join(
-                f"{i}\t{10 + (i + rank) % 6}\t{rank}\n" for i in numbers for rank in range(1, 7)
-            )
-        )
+        queries = range(first, first + 3)
+        files = {
+            "queries": [f"{i}\twhat is {words[i]}\n" for i in queries],
+            "qrels": [f"{i}\t0\t{10 + i}\t1\n" for i in queries],
+            "run": [
+                f"{i}\t{10 + (i + rank) % 6}\t{rank}\n" for i in queries for rank in range(1, 7)
+            ],
+        }
+        for name, lines in files.items():
+            (folder / f"{name}.{split}.tsv").write_text("".join(lines))
 
 
 @pytest.fixture(scope="session")
 def decoder(tmp_path_factory):
-    """(folder, fields): a decoder as small as can be, as the gemma package stores it, and how it differs from `gemma3_mini`."""
+    """(folder, fields): a tiny decoder in the gemma package's format, and its config changes.
+
+    The fields are those in which its config differs from `gemma3_mini`.
+    """
     from flax import nnx
 
     import gemma_encoder as ge
@@ -72,7 +73,7 @@ def decoder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def laboratory(decoder, prepared, tmp_path_factory):
-    """`laboratory(*arguments)`: the sweep's exit code and output at smoke size, on tiny data."""
+    """Function that runs a smoke sweep on tiny data; returns its exit code and output."""
     marco = tmp_path_factory.mktemp("marco")
     write_marco(marco)
     folder, small = decoder
@@ -99,12 +100,10 @@ def laboratory(decoder, prepared, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def swept(laboratory, tmp_path_factory):
-    """(folder of results, what the sweep printed): two rows of every study."""
-    folder, workdirs, said = (
-        tmp_path_factory.mktemp("results"),
-        tmp_path_factory.mktemp("workdirs"),
-        "",
-    )
+    """(results folder, workdirs folder, output) of a sweep over two rows of every study."""
+    folder = tmp_path_factory.mktemp("results")
+    workdirs = tmp_path_factory.mktemp("workdirs")
+    outputs = []
     for studies, tasks in (
         (tuple(name for name in ROWS if name != "ranking_loss"), "sst2"),
         (("ranking_loss",), "msmarco"),
@@ -118,43 +117,42 @@ def swept(laboratory, tmp_path_factory):
             f"--workdirs={workdirs}",
         )
         assert code == 0, output
-        said += output
-    return folder, workdirs, said
+        outputs.append(output)
+    return folder, workdirs, "".join(outputs)
 
 
 @pytest.fixture
 def made(tmp_path):
-    """`made("attention", "causal", "sst2", seed, right)`: writes a result whose examples are right where `right` is, and returns its path."""
+    """Function that writes a result whose predictions are correct where `right` is true.
+
+    `made("attention", "causal", "sst2", seed, right)` returns the path of the result.
+    """
     labels = np.arange(200) % 2
 
     def make(
         study: str, row: str, task: str, seed: int, right: np.ndarray, **changes
     ) -> pathlib.Path:
-        place = RunKey(study, row, task, "mini", seed)
-        said = np.where(right, labels, 1 - labels).tolist()
+        key = RunKey(study, row, task, "mini", seed)
+        predictions = np.where(right, labels, 1 - labels).tolist()
         content = {
-            **dataclasses.asdict(place),
-            **{
-                "digest": f"{study}{row}{task}{seed}",
-                "command": "python -m …",
-                "changes": {},
-                "kind": "classification",
-                "main_metric": "accuracy",
-            },
-            **{
-                "metrics": {"accuracy": float(np.mean(right))},
-                "outcomes": {"accuracy": {"labels": labels.tolist(), "predictions": said}},
-            },
-            **{
-                "steps": 1,
-                "train_records": 8,
-                "parameters": 1000,
-                "training_seconds": 1.0,
-                "seconds": 2.0,
-            },
-            **{"machine": "a machine", "versions": {"jax": "0"}, "date": "2000-01-01"},
+            **dataclasses.asdict(key),
+            "digest": f"{study}{row}{task}{seed}",
+            "command": "python -m …",
+            "changes": {},
+            "kind": "classification",
+            "main_metric": "accuracy",
+            "metrics": {"accuracy": float(np.mean(right))},
+            "outcomes": {"accuracy": {"labels": labels.tolist(), "predictions": predictions}},
+            "steps": 1,
+            "train_records": 8,
+            "parameters": 1000,
+            "training_seconds": 1.0,
+            "seconds": 2.0,
+            "machine": "a machine",
+            "versions": {"jax": "0"},
+            "date": "2000-01-01",
         } | changes
-        path = place.file(tmp_path)
+        path = key.file(tmp_path)
         results.write_result(path, content)
         return path
 

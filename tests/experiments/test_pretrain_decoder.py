@@ -1,4 +1,4 @@
-"""A decoder pretrained in small: it learns, resumes, says how good it is, and is fine-tuned as an encoder."""
+"""Pretraining of a small decoder: learning, resuming, its record, and fine-tuning as an encoder."""
 
 import json
 
@@ -25,8 +25,6 @@ FLAGS = [
     "--config.model.remat=none",
     "--config.mesh=(-1,1,1)",
     "--config.max_length=64",
-]
-FLAGS += [
     "--config.batch.row_length=64",
     "--config.batch.rows=8",
     "--config.max_train_examples=0",
@@ -35,7 +33,7 @@ FLAGS += [
 
 
 def main(*arguments: str) -> int:
-    """The exit code of the program."""
+    """Runs the program; returns its exit code."""
     return pretrain.main(arguments)
 
 
@@ -48,7 +46,7 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, micro, texts):
-    """(workdir, folder) of the program's run of the `micro` model on toy text."""
+    """(workdir, decoder folder) of a run of the program: the `micro` model on toy text."""
     transformer = micro().model.transformer.to_dict()
     folder = tmp_path_factory.mktemp("decoder")
     arguments = [
@@ -67,78 +65,68 @@ def pretrained(tmp_path_factory, micro, texts):
 
 
 def unigram_perplexity(tokenizer, train, validation):
-    """With one count more for every piece, bos apart, eos included."""
+    """Add-one unigram model: every piece counts once more; eos is predicted, bos is not."""
     counts = np.ones(tokenizer.vocab_size)
     for ids in tokenizer.encode(train):
         np.add.at(counts, [*ids, 1], 1)
-    said = np.concatenate([[*ids, 1] for ids in tokenizer.encode(validation)])
-    return float(np.exp(-np.log(counts / counts.sum())[said].mean()))
+    predicted = np.concatenate([[*ids, 1] for ids in tokenizer.encode(validation)])
+    return float(np.exp(-np.log(counts / counts.sum())[predicted].mean()))
 
 
-def test_it_learns_and_says_how_good_it_is(pretrained, texts):
+def test_training_beats_a_unigram_model_and_is_recorded(pretrained, texts):
     workdir, folder = pretrained
     record = json.loads((folder / "record.json").read_text())
-    found = registry.get("text", DataOptions(text={"train": (str(texts),)}, max_eval_examples=100))
+    source = registry.get("text", DataOptions(text={"train": (str(texts),)}, max_eval_examples=100))
     tokenizer = ge.Tokenizer.load("small")
-    unigram = unigram_perplexity(tokenizer, *map(list, map(found.pieces, ("train", "validation"))))
+    train = list(source.pieces("train"))
+    validation = list(source.pieces("validation"))
+    unigram = unigram_perplexity(tokenizer, train, validation)
     assert record["validation_perplexity"] < 0.5 * unigram
     assert 1 < record["trigram_perplexity"] < 0.5 * unigram
-    assert record["validation_tokens_predicted"] == sum(
-        len(ids) + 1 for ids in tokenizer.encode(list(found.pieces("validation")))
-    )
-    assert (record["steps"], record["seed"], record["train"], record["size"]) == (
-        60,
-        0,
-        ["toy.txt"],
-        "gemma2_tiny",
-    ) and record["training_seconds"] > 0
+    num_predicted = sum(len(ids) + 1 for ids in tokenizer.encode(validation))
+    assert record["validation_tokens_predicted"] == num_predicted
+    assert record["steps"] == 60
+    assert record["seed"] == 0
+    assert record["train"] == ["toy.txt"]
+    assert record["size"] == "gemma2_tiny"
+    assert record["training_seconds"] > 0
     curve = record["validation_perplexity_by_step"]
-    assert list(curve) == ["30", "60"] and curve["30"] > curve["60"] == round(
-        record["validation_perplexity"], 2
-    )
+    assert list(curve) == ["30", "60"]
+    assert curve["30"] > curve["60"] == round(record["validation_perplexity"], 2)
     assert f"{record['validation_perplexity']:.2f}" in (folder / "README.md").read_text()
+
+
+def test_losses_and_perplexity_are_logged_per_token(pretrained):
+    workdir, folder = pretrained
+    record = json.loads((folder / "record.json").read_text())
     lines = read_metrics(workdir)
     final = [line for line in lines if line["split"] == "validation"][-1]
-    assert (
-        final["perplexity"]
-        == record["validation_perplexity"]
-        == pytest.approx(np.exp(final["nll"]))
-    )
-    losses = [line["text/loss"] for line in lines if line["split"] == "train"]
-    assert losses[-1] < losses[0] - 1 and losses[0] > 5, "of a predicted token, in nats"
-    shares = [
-        line["loss"] / (line["text/loss"] * line["real_token_share"])
-        for line in lines
-        if line["split"] == "train"
-    ]
+    assert final["perplexity"] == record["validation_perplexity"]
+    assert final["perplexity"] == pytest.approx(np.exp(final["nll"]))
+    train = [line for line in lines if line["split"] == "train"]
+    losses = [line["text/loss"] for line in train]
+    assert losses[-1] < losses[0] - 1, "nats per predicted token"
+    assert losses[0] > 5, "nats per predicted token"
+    shares = [line["loss"] / (line["text/loss"] * line["real_token_share"]) for line in train]
     assert all(0.7 < share < 1 for share in shares), (
-        "the step's loss is that of the row's tokens: bos predicts, eos does not"
+        "the step's loss is over the row's tokens: bos predicts a token, eos does not"
     )
 
 
-def test_the_lowest_perplexity_is_the_best(pretrained, tmp_path):
+def test_the_lowest_perplexity_is_the_best(pretrained):
     workdir, _ = pretrained
     step, value = Checkpoints(workdir, lowest=True).best()
-    assert (
-        value
-        == min(
-            line["perplexity"] for line in read_metrics(workdir) if line["split"] == "validation"
-        )
-        > 1
-    )
-    assert (step, value) == min(
-        (
-            (line["step"], line["perplexity"])
-            for line in read_metrics(workdir)
-            if line["split"] == "validation"
-        ),
-        key=lambda pair: pair[1],
-    )
+    validation = [
+        (line["step"], line["perplexity"])
+        for line in read_metrics(workdir)
+        if line["split"] == "validation"
+    ]
+    assert (step, value) == min(validation, key=lambda pair: pair[1])
+    assert value > 1
 
 
-def test_the_folder_is_the_trained_backbone_to_the_bit_and_is_fine_tuned_as_an_encoder(
-    pretrained, micro, tmp_path
-):
+def test_the_decoder_is_the_trained_backbone_and_can_be_tuned(pretrained, micro, tmp_path):
+    """The backbone is equal to the bit, and is fine-tuned as a bidirectional encoder."""
     workdir, folder = pretrained
     trees = [
         jax.device_get(parameter_dict(nnx.state(ge.load_backbone(path))))
@@ -158,19 +146,19 @@ def test_the_folder_is_the_trained_backbone_to_the_bit_and_is_fine_tuned_as_an_e
     assert 0 <= outcome.metrics["toy_sentiment"]["accuracy"] <= 1
 
 
-def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
+def test_programs_read_a_pretraining_run(pretrained, texts, tmp_path):
+    """Predictor, export, report and inspection."""
     workdir, _ = pretrained
     predictor = ge.Predictor.load(workdir)
-    said = predictor.predict(["the acting was not dull .", "dull not was acting the ."])
-    perplexities = np.exp(said[:, 0] / said[:, 1])
-    assert said.shape == (2, 2) and perplexities[0] < perplexities[1]
+    outputs = predictor.predict(["the acting was not dull .", "dull not was acting the ."])
+    assert outputs.shape == (2, 2)
+    perplexities = np.exp(outputs[:, 0] / outputs[:, 1])
+    assert perplexities[0] < perplexities[1]
     frame = predictor.predict(["the acting was not dull ."], as_frame=True)
-    assert list(frame) == ["text", "prediction", "nll", "tokens"] and frame["prediction"][
-        0
-    ] == pytest.approx(perplexities[0], rel=1e-5)
-    assert (
-        predictor.embed(["a text"]).shape == (1, 32) and "language_model" in predictor._repr_html_()
-    )
+    assert list(frame) == ["text", "prediction", "nll", "tokens"]
+    assert frame["prediction"][0] == pytest.approx(perplexities[0], rel=1e-5)
+    assert predictor.embed(["a text"]).shape == (1, 32)
+    assert "language_model" in predictor._repr_html_()
     with pytest.raises(
         InputError,
         match="no module for the head 'text' of kind language_model; heads=False leaves it out",
@@ -189,12 +177,11 @@ def test_what_reads_a_run_reads_this_one(pretrained, texts, tmp_path):
         64,
         8,
     )
-    assert "text: language_model, train split" in "\n".join(
-        inspect_data.data_report(settings, "train", 1, 20, 0)
-    )
+    lines = inspect_data.data_report(settings, "train", 1, 20, 0)
+    assert "text: language_model, train split" in "\n".join(lines)
 
 
-def test_it_resumes_to_the_bit(micro, texts, tmp_path, monkeypatch):
+def test_resuming_is_exact(micro, texts, tmp_path, monkeypatch):
     fields = {
         "tasks": ("text",),
         "model__attention": "causal",
@@ -203,28 +190,32 @@ def test_it_resumes_to_the_bit(micro, texts, tmp_path, monkeypatch):
         "log_every": "1 steps",
     }
     config = micro(**fields, checkpoint_every="2 steps", evaluate_every="0")
-    straight = loop.train(config, tmp_path / "straight")
-    original, left = loop.TrainStream.__next__, [3]
+    uninterrupted = loop.train(config, tmp_path / "uninterrupted")
+    next_batch = loop.TrainStream.__next__
+    num_calls = 0
 
-    def counted(self):
-        left[0] -= 1
-        if left[0] < 0:
+    def interrupt_after_three(self):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls > 3:
             raise KeyboardInterrupt
-        return original(self)
+        return next_batch(self)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.TrainStream, "__next__", counted)
+        patch.setattr(loop.TrainStream, "__next__", interrupt_after_three)
         loop.train(config, tmp_path / "killed")
     resumed = loop.train(config, tmp_path / "killed")
-    losses = [
-        [line["loss"] for line in read_metrics(tmp_path / name) if line["split"] == "train"]
-        for name in ("straight", "killed")
-    ]
-    assert losses[0] == losses[1] and len(losses[0]) == 6
-    assert straight.metrics == resumed.metrics
+
+    def losses(name):
+        lines = read_metrics(tmp_path / name)
+        return [line["loss"] for line in lines if line["split"] == "train"]
+
+    assert losses("uninterrupted") == losses("killed")
+    assert len(losses("killed")) == 6
+    assert uninterrupted.metrics == resumed.metrics
 
 
-def test_it_trains_beside_other_kinds_under_one_causal_mask(micro, texts, tmp_path):
+def test_language_modeling_mixes_with_other_kinds(micro, texts, tmp_path):
     config = micro(
         tasks=("toy_sentiment", "text"),
         model__attention="causal",
@@ -233,39 +224,28 @@ def test_it_trains_beside_other_kinds_under_one_causal_mask(micro, texts, tmp_pa
         mixture__mixing="equal",
     )
     outcome = loop.train(config, tmp_path)
-    assert (
-        outcome.metrics["text"]["perplexity"] > 1 and "accuracy" in outcome.metrics["toy_sentiment"]
-    )
+    assert outcome.metrics["text"]["perplexity"] > 1
+    assert "accuracy" in outcome.metrics["toy_sentiment"]
     trained = next(line for line in read_metrics(tmp_path) if line["split"] == "train")
     assert {"text/loss", "toy_sentiment/loss"} <= trained.keys()
 
 
-def test_refusals(micro, texts, tmp_path, capsys):
+def test_errors(micro, texts, tmp_path, capsys):
     with pytest.raises(
         InputError,
         match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'",
     ):
         build(micro(tasks=("text",), text__train=(str(texts),)))
     (tmp_path / "there").mkdir()
+    workdir = f"--workdir={tmp_path / 'w'}"
+    output = f"--output={tmp_path / 'o'}"
+    tasks = "--config.tasks=('glue_sst2',)"
     for arguments, message in (
-        ([f"--workdir={tmp_path / 'w'}"], "--output is missing"),
-        (
-            [f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'there'}"],
-            "there exists; name a new folder",
-        ),
-        (
-            [
-                f"--workdir={tmp_path / 'w'}",
-                f"--output={tmp_path / 'o'}",
-                "--config.tasks=('glue_sst2',)",
-            ],
-            "pretrains on the task 'text' alone",
-        ),
-        (
-            [f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}", "--config.prepared=p"],
-            "leave out --config.prepared",
-        ),
-        ([f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'o'}"], "text.train is not set"),
+        ([workdir], "--output is missing"),
+        ([workdir, f"--output={tmp_path / 'there'}"], "there exists; name a new folder"),
+        ([workdir, output, tasks], "pretrains on the task 'text' alone"),
+        ([workdir, output, "--config.prepared=p"], "leave out --config.prepared"),
+        ([workdir, output], "text.train is not set"),
     ):
         assert main(*arguments) == 2
         assert message in capsys.readouterr().err

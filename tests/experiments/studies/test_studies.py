@@ -1,4 +1,4 @@
-"""What studies declare: every row is a plain run, one factor changed, and its command gives its config."""
+"""Declarations of studies: rows change one factor, and commands reproduce configs."""
 
 import itertools
 import pathlib
@@ -16,8 +16,8 @@ from gemma_encoder.inputs.errors import InputError
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
-def of_command(line: str):
-    """The config that a command's words give, read as the training program reads them."""
+def config_of_command(line: str):
+    """Parses the config of a command as the training program does."""
     words = shlex.split(line)
     assert words[:2] == ["gemma-encoder", "train"] and words[-1].startswith("--workdir=")
     flags = commandline.Flags("")
@@ -38,37 +38,30 @@ def of_command(line: str):
         ),
     ],
 )
-def test_every_command_gives_the_config_of_its_run(scale, words, monkeypatch):
+def test_every_command_reproduces_the_config_of_its_run(scale, words, monkeypatch):
     monkeypatch.chdir(ROOT)
     names = ("attention", "data_size", "hyperparameters") if words else ablations.NAMES
     runs = sweep.plan(names, scale, 1, override=sweep.overriding(words))
     assert len({run.key for run in runs}) == len(runs)
     for run in runs[::3]:
-        assert studies.flat_fields(of_command(run.command)) == studies.flat_fields(run.config), (
-            run.command
-        )
+        config = config_of_command(run.command)
+        assert studies.flat_fields(config) == studies.flat_fields(run.config), run.command
     if words:
         rates = {run.config.optimizer.learning_rate for run in runs if run.key.study == "attention"}
-        assert rates == {0.25} and max(run.config.optimizer.learning_rate for run in runs) == 0.75
+        assert rates == {0.25}
+        assert max(run.config.optimizer.learning_rate for run in runs) == 0.75
 
 
-def test_a_row_changes_its_factor_and_nothing_else():
+def test_a_row_changes_only_its_factor():
     def changed(study, row, task="sst2", scale="mini"):
-        return studies.changed_fields(
-            studies.base(task, scale), ablations.load_study(study).config(task, row, 3, scale)
-        )
+        config = ablations.load_study(study).config(task, row, 3, scale)
+        return studies.changed_fields(studies.base(task, scale), config)
 
-    assert (
-        changed("attention", "bidirectional")
-        == changed("pooling", "mean_bidirectional")
-        == changed("dropout", "feed_forward_0.1")
-        == {}
-    )
-    assert (
-        changed("attention", "causal")
-        == changed("pooling", "mean_causal")
-        == {"model.attention": "causal"}
-    )
+    assert changed("attention", "bidirectional") == {}
+    assert changed("pooling", "mean_bidirectional") == {}
+    assert changed("dropout", "feed_forward_0.1") == {}
+    assert changed("attention", "causal") == {"model.attention": "causal"}
+    assert changed("pooling", "mean_causal") == {"model.attention": "causal"}
     random = {"model.pretrained": "", "model.size": "gemma3_mini", "tokenizer": studies.DECODER}
     assert changed("attention", "causal_random") == {"model.attention": "causal", **random}
     assert changed("dropout", "both_0.2") == {
@@ -79,8 +72,10 @@ def test_a_row_changes_its_factor_and_nothing_else():
         "model.attention_dropout": 0.1,
         "model.feed_forward_dropout": 0.0,
     }
-    left, right = changed("padding", "left"), changed("padding", "right")
-    assert left == right | {"batch.padding": "left"} and right["batch.segments"] == 1
+    left = changed("padding", "left")
+    right = changed("padding", "right")
+    assert left == right | {"batch.padding": "left"}
+    assert right["batch.segments"] == 1
     assert changed("ranking_loss", "softmax_8", "msmarco") == {}
     assert changed("ranking_loss", "poly1_16", "msmarco") == {
         "losses.ranking": "poly1",
@@ -99,14 +94,14 @@ def test_a_row_changes_its_factor_and_nothing_else():
     assert changed("hyperparameters", "rate_3_rows_2_length_2")["train_for"] == "2 epochs"
 
 
-def test_the_main_tables_hold_every_task_at_every_size():
+def test_the_main_tables_have_every_task_at_every_size():
     study = ablations.load_study("main_tables")
     assert len(study.tasks) == 9 + 8 + 1
     for scale, task in itertools.product(studies.SCALES, study.tasks):
-        ((row,), config) = study.rows_at(scale), study.config(task, scale, 0, scale)
-        assert row.name == scale and config.model.size == (
-            "pretrained" if scale == "mini" else scale
-        )
+        (row,) = study.rows_at(scale)
+        config = study.config(task, scale, 0, scale)
+        assert row.name == scale
+        assert config.model.size == ("pretrained" if scale == "mini" else scale)
     assert study.get_config("task=rte,row=gemma2_9b").model.size == "gemma2_9b"
 
 
@@ -116,11 +111,11 @@ def test_the_main_tables_hold_every_task_at_every_size():
         ("task=sst3", "unknown task of study 'attention' 'sst3'; did you mean 'sst2'"),
         ("row=casual", "unknown row of study 'attention' 'casual'; did you mean 'causal'"),
         ("scale=gemma2_3b", "unknown scale 'gemma2_3b'; did you mean 'gemma2_"),
-        ("seed=x", "seed=x is no whole number"),
+        ("seed=x", "seed=x is not a whole number"),
         ("sead=1", "unknown config option 'sead'; did you mean 'seed'"),
     ],
 )
-def test_what_is_not_there_is_refused(argument, message):
+def test_unknown_names_are_refused(argument, message):
     with pytest.raises(InputError, match=message):
         ablations.load_study("attention").get_config(argument)
 
@@ -128,12 +123,11 @@ def test_what_is_not_there_is_refused(argument, message):
 def test_declarations_are_checked():
     with pytest.raises(InputError, match="unknown study 'atention'; did you mean 'attention'"):
         ablations.load_study("atention")
-    with pytest.raises(InputError, match="different names and hold the baseline 'b'"):
+    with pytest.raises(InputError, match="different names and include the baseline 'b'"):
         Study("s", "?", ("sst2",), "b", (Variant("a"), Variant("a")))
     with pytest.raises(InputError, match="unknown config field 'model.atention'"):
-        Study("s", "?", ("sst2",), "a", (Variant("a", {"model.atention": "causal"}),)).config(
-            "sst2", "a", 0, "mini"
-        )
+        study = Study("s", "?", ("sst2",), "a", (Variant("a", {"model.atention": "causal"}),))
+        study.config("sst2", "a", 0, "mini")
     with pytest.raises(
         InputError, match="row 'softmax_36' of study 'ranking_loss' is for the scale"
     ):

@@ -1,4 +1,4 @@
-"""The report: statistics against known cases, verdicts of claims, what is written of runs that are not there, and refusals."""
+"""The report: statistics of known cases, verdicts of claims, missing runs, and errors."""
 
 import json
 import time
@@ -23,7 +23,7 @@ CLAIM = {claim.study: claim for claim in CLAIMS}
 
 
 def share(rate: float, seed: int = 0, count: int = 200) -> np.ndarray:
-    """Which of the examples are right: exactly that share, the first ones turned by the seed."""
+    """Returns a mask of correct examples: exactly that share, rotated by the seed."""
     return np.roll(np.arange(count) < rate * count, seed)
 
 
@@ -37,33 +37,31 @@ def test_differences_are_paired_over_examples_and_seeds(made, tmp_path):
         made("attention", "causal", "sst2", seed, share(0.7))
         made("attention", "causal_random", "sst2", seed, share(0.8))
     (cell,) = read(tmp_path)
-    found, seeds = cell.contrast(("bidirectional",), ("causal",))
-    error = np.sqrt(
-        0.1 * 0.9 / 200
-    )  # one arm is right on 20 more of the 200 examples: a binomial, not two
-    assert seeds == 3 and found.value == pytest.approx(0.1)
-    assert found.low == pytest.approx(0.1 - 1.96 * error, abs=0.01) and found.high == pytest.approx(
-        0.1 + 1.96 * error, abs=0.01
-    )
+    interval, seeds = cell.contrast(("bidirectional",), ("causal",))
+    # One row is correct on 20 more of the 200 examples: one binomial, not two.
+    error = np.sqrt(0.1 * 0.9 / 200)
+    assert seeds == 3
+    assert interval.value == pytest.approx(0.1)
+    assert interval.low == pytest.approx(0.1 - 1.96 * error, abs=0.01)
+    assert interval.high == pytest.approx(0.1 + 1.96 * error, abs=0.01)
     same, _ = cell.contrast(("bidirectional",), ("causal_random",))
     assert same == (0, 0, 0)
     assert cell.contrast(("bidirectional",), ("bidirectional_random",)) is None
 
 
 def test_seeds_widen_the_interval(made, tmp_path):
-    """The arms differ by seed alone: on all examples by +0.3, 0 and −0.1, whatever examples are drawn."""
+    """Rows differ only by seed: with one seed on all examples, with the others on none."""
     for seed, rate in enumerate((1.0, 0.0, 0.0)):
         made("attention", "bidirectional", "sst2", seed, share(rate))
         made("attention", "causal", "sst2", seed, share(0.0))
     (cell,) = read(tmp_path)
-    found, _ = cell.contrast(("bidirectional",), ("causal",))
-    assert found.value == pytest.approx(1 / 3) and (found.low, found.high) == (
-        0,
-        1,
-    )  # 8 of 27 draws never take the first seed, 1 takes no other
+    interval, _ = cell.contrast(("bidirectional",), ("causal",))
+    assert interval.value == pytest.approx(1 / 3)
+    # Of 27 draws, 8 omit the first seed, and 1 has only the first seed.
+    assert (interval.low, interval.high) == (0, 1)
 
 
-def test_only_seeds_that_both_rows_have_are_compared(made, tmp_path):
+def test_only_common_seeds_are_compared(made, tmp_path):
     for seed in range(3):
         made("attention", "bidirectional", "sst2", seed, share(0.8))
     made("attention", "causal", "sst2", 2, share(0.7))
@@ -71,7 +69,7 @@ def test_only_seeds_that_both_rows_have_are_compared(made, tmp_path):
     assert cell.contrast(("bidirectional",), ("causal",))[1] == 1
 
 
-def test_chance_is_the_best_constant_answer_or_a_random_order(made, tmp_path):
+def test_chance_is_the_best_constant_or_a_random_order(made, tmp_path):
     made("attention", "bidirectional", "sst2", 0, share(0.8))
     assert read(tmp_path)[0].chance() == 0.5
     f1 = {
@@ -82,13 +80,14 @@ def test_chance_is_the_best_constant_answer_or_a_random_order(made, tmp_path):
     assert chance(f1) == pytest.approx(6 / 7)
     grades = [0] * 17 + [1, 2, 1]
     rng = np.random.default_rng(0)
-    seen = [reranking.reciprocal_rank(rng.random(20), np.array(grades)) for _ in range(20_000)]
-    assert random_reciprocal_rank(grades) == pytest.approx(np.mean(seen), abs=0.01)
-    assert random_reciprocal_rank([0, 0]) == 0 and random_reciprocal_rank([1]) == 1
+    sampled = [reranking.reciprocal_rank(rng.random(20), np.array(grades)) for _ in range(20_000)]
+    assert random_reciprocal_rank(grades) == pytest.approx(np.mean(sampled), abs=0.01)
+    assert random_reciprocal_rank([0, 0]) == 0
+    assert random_reciprocal_rank([1]) == 1
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "expected"),
     [
         (0.01, 0.1, "better"),
         (-0.1, -0.01, "worse"),
@@ -96,12 +95,12 @@ def test_chance_is_the_best_constant_answer_or_a_random_order(made, tmp_path):
         (1e-17, 1e-17, "cannot be told"),
     ],
 )
-def test_a_difference_is_told_where_its_interval_leaves_out_zero(low, high, said):
-    assert verdict(Interval((low + high) / 2, low, high)) == said
+def test_a_verdict_needs_an_interval_that_excludes_zero(low, high, expected):
+    assert verdict(Interval((low + high) / 2, low, high)) == expected
 
 
 @pytest.mark.parametrize(
-    ("above", "below", "said"),
+    ("above", "below", "expected"),
     [
         ((0.8, 0.8), (0.6, 0.6), HOLDS),
         ((0.6, 0.6), (0.8, 0.8), FAILS),
@@ -109,22 +108,20 @@ def test_a_difference_is_told_where_its_interval_leaves_out_zero(low, high, said
         ((0.8, 0.6), (0.6, 0.8), "both"),
     ],
 )
-def test_a_claim_that_something_is_better(made, tmp_path, above, below, said):
+def test_a_claim_that_rows_are_better(made, tmp_path, above, below, expected):
     for task, *rates in zip(("sst2", "stsb"), above, below, strict=True):
         for seed in range(3):
             for row, rate in zip(("bidirectional", "causal"), rates, strict=True):
                 made("attention", row, task, seed, share(rate))
     judged = claims.judge(CLAIM["attention"], read(tmp_path))
-    expected = f"{HOLDS} on sst2; {FAILS} on stsb" if said == "both" else said
+    if expected == "both":
+        expected = f"{HOLDS} on sst2; {FAILS} on stsb"
     assert claims.overall(CLAIM["attention"], judged) == expected
-    assert [item.difference is None for item in judged] == [
-        False,
-        True,
-        True,
-    ] * 2  # rows from random weights were not run
+    # Rows from random weights were not run.
+    assert [item.difference is None for item in judged] == [False, True, True] * 2
 
 
-def test_a_verdict_names_the_tasks_that_were_run_where_others_were_not(made, tmp_path):
+def test_a_verdict_names_its_tasks_if_others_were_not_run(made, tmp_path):
     for seed in range(3):
         made("attention", "bidirectional", "sst2", seed, share(0.8))
         made("attention", "bidirectional", "stsb", seed, share(0.8))
@@ -137,30 +134,30 @@ def test_a_verdict_names_the_tasks_that_were_run_where_others_were_not(made, tmp
 
 
 @pytest.mark.parametrize(
-    ("right", "said"),
+    ("right", "expected"),
     [(share(0.8), HOLDS), (share(0.5), FAILS), (np.roll(share(0.8), 100), UNKNOWN)],
 )
-def test_a_claim_that_nothing_changes_needs_a_narrow_interval(made, tmp_path, right, said):
+def test_a_claim_of_no_difference_needs_a_narrow_interval(made, tmp_path, right, expected):
     for seed in range(3):
         made("padding", "left", "sst2", seed, share(0.8))
         made("padding", "right", "sst2", seed, right)
-    assert claims.overall(CLAIM["padding"], claims.judge(CLAIM["padding"], read(tmp_path))) == said
+    claim = CLAIM["padding"]
+    assert claims.overall(claim, claims.judge(claim, read(tmp_path))) == expected
 
 
 @pytest.mark.parametrize(
-    ("short", "long", "said"),
+    ("short", "long", "expected"),
     [
         ((0.5, 0.5), (0.8, 0.6), HOLDS),
-        ((0.8, 0.6), (0.8, 0.6), FAILS),  # with short lists too
+        ((0.8, 0.6), (0.8, 0.6), FAILS),  # better with short lists, too
         ((0.5, 0.5), (0.6, 0.8), FAILS),
         ((0.5, 0.5), (0.5, 0.5), UNKNOWN),
     ],
 )
-def test_a_claim_about_longer_lists(made, tmp_path, short, long, said):
+def test_a_claim_about_longer_lists(made, tmp_path, short, long, expected):
     for size, rates in ((4, short), (16, long)):
         for loss, rate in zip(("softmax", "point_ce"), rates, strict=True):
             right = share(rate).astype(float)
-            ranked = {"kind": "ranking", "main_metric": "mrr@10", "metrics": {"mrr@10": rate}}
             outcome = {
                 "queries": [str(i) for i in range(200)],
                 "values": {"mrr@10": right.tolist()},
@@ -171,41 +168,41 @@ def test_a_claim_about_longer_lists(made, tmp_path, short, long, said):
                 "msmarco",
                 0,
                 right > 0,
+                kind="ranking",
+                main_metric="mrr@10",
+                metrics={"mrr@10": rate},
                 outcomes={"mrr@10": outcome},
-                **ranked,
             )
     claim = CLAIM["ranking_loss"]
-    assert claims.overall(claim, claims.judge(claim, read(tmp_path))) == said
+    assert claims.overall(claim, claims.judge(claim, read(tmp_path))) == expected
 
 
-def test_claims_without_runs_say_so():
-    assert [claims.overall(claim, claims.judge(claim, [])) for claim in CLAIMS] == [
-        f"{UNKNOWN}: not run"
-    ] * len(CLAIMS)
+def test_claims_without_runs_are_unknown():
+    for claim in CLAIMS:
+        assert claims.overall(claim, claims.judge(claim, [])) == f"{UNKNOWN}: not run"
 
 
-def test_no_query_chooses_its_own_weight():
-    """Weight 1 is best for the queries of fold 0 alone, which must not use it; of equal weights the first counts."""
+def test_a_query_does_not_select_its_own_weight():
+    """Weight 1 is best only for queries of fold 0, which must not use it; ties take the first."""
     table = np.zeros((len(reranking.WEIGHTS), 10))
     table[0] = 0.5
     table[-1, [0, 5]] = 1.0
     values, weights = reranking.cross_validated(table)
-    assert weights[0] == 0.0 and values[0] == values[5] == 0.5
+    assert weights[0] == 0.0
+    assert values[0] == values[5] == 0.5
     table[-1] = 1.0
     assert reranking.cross_validated(table)[1] == [1.0] * 5
 
 
-def test_interpolation_goes_from_the_scores_to_the_first_stage():
+def test_interpolation_ranges_from_scores_to_the_first_stage():
     outcome = {"scores": [[0.0, 1.0, 2.0, 3.0], []], "grades": [[1, 0, 0, 0], []]}
-    found = reranking.by_weight(outcome)
-    assert (
-        found[0].tolist() == [0.25, 0]
-        and found[-1].tolist() == [1, 0]
-        and (np.diff(found[:, 0]) >= 0).all()
-    )
+    values = reranking.by_weight(outcome)
+    assert values[0].tolist() == [0.25, 0]
+    assert values[-1].tolist() == [1, 0]
+    assert (np.diff(values[:, 0]) >= 0).all()
 
 
-def test_failures_stand_in_the_report(made, tmp_path):
+def test_failures_are_in_the_report(made, tmp_path):
     folder = tmp_path / "attention"
     made("attention", "bidirectional", "sst2", 0, share(0.8))
     failed = {
@@ -218,7 +215,8 @@ def test_failures_stand_in_the_report(made, tmp_path):
     }
     results.write_result(folder / "causal" / "sst2" / "seed_1.failed.json", failed)
     text = tables.studies_report(results.read_results(tmp_path), tmp_path / "out.md", "command")
-    assert "| causal | 0 | failed; seed 1 failed: out of luck |" in text and "Failed:" in text
+    assert "| causal | 0 | failed; seed 1 failed: out of luck |" in text
+    assert "Failed:" in text
 
 
 def test_a_report_over_many_runs_takes_seconds(made, tmp_path):
@@ -237,44 +235,42 @@ def test_a_report_over_many_runs_takes_seconds(made, tmp_path):
                 made("pooling", row.name, task, seed, share(0.5), **regression)
     began = time.process_time()
     tables.studies_report(results.read_results(tmp_path), tmp_path / "out.md", "command")
-    assert time.process_time() - began < 40  # of 108 runs
+    assert time.process_time() - began < 40  # for 108 runs
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no result: not JSON"),
-        ("[]", "is no result: not a JSON object"),
-        ({"seed": "1"}, "is no result: its field 'seed' is '1'"),
-        ({"row": "bidirectional"}, "does not belong there"),
-        ({"metrics": None}, "is no result: its field 'metrics' is None"),
-        ({"main_metric": "f1"}, "is no result: it lacks its main metric 'f1'"),
+        ("{", "is not a result: not JSON"),
+        ("[]", "is not a result: not a JSON object"),
+        ({"seed": "1"}, "is not a result: its field 'seed' is '1'"),
+        ({"row": "bidirectional"}, "which belongs in "),
+        ({"metrics": None}, "is not a result: its field 'metrics' is None"),
+        ({"main_metric": "f1"}, "is not a result: it lacks its main metric 'f1'"),
         (
             {"outcomes": {"accuracy": {"labels": [1], "predictions": [1, 0]}}},
             "not one label and one prediction of each example",
         ),
-        ({"same_as": "attention/gone/sst2/seed_0.json"}, "which is no result"),
+        ({"same_as": "attention/gone/sst2/seed_0.json"}, "which is not a result"),
     ],
 )
-def test_what_is_no_result_is_refused_in_one_line(made, tmp_path, content, message, capsys):
+def test_an_invalid_result_is_an_error_of_one_line(made, tmp_path, content, message, capsys):
     path = made("attention", "causal", "sst2", 0, share(0.5))
-    path.write_text(
-        content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content)
-    )
+    if not isinstance(content, str):
+        content = json.dumps(json.loads(path.read_text()) | content)
+    path.write_text(content)
     assert program.main([str(tmp_path), f"--output={tmp_path / 'out.md'}"]) == 2
     error = capsys.readouterr().err
-    assert message in error and str(tmp_path) in error and error.count("\n") == 1
+    assert message in error
+    assert str(tmp_path) in error
+    assert error.count("\n") == 1
 
 
-def test_other_refusals(made, tmp_path, capsys):
-    assert (
-        program.main([str(tmp_path / "none")]) == 2
-        and "is no folder of results" in capsys.readouterr().err
-    )
-    assert (
-        program.main([str(tmp_path)]) == 2
-        and "there is no result to report on" in capsys.readouterr().err
-    )
+def test_other_errors(made, tmp_path, capsys):
+    assert program.main([str(tmp_path / "none")]) == 2
+    assert "is not a folder of results" in capsys.readouterr().err
+    assert program.main([str(tmp_path)]) == 2
+    assert "there is no result to report on" in capsys.readouterr().err
     made("attention", "causal", "sst2", 0, share(0.5))
     made(
         "attention",
@@ -284,10 +280,8 @@ def test_other_refusals(made, tmp_path, capsys):
         share(0.5),
         outcomes={"accuracy": {"labels": [0, 1], "predictions": [0, 1]}},
     )
-    assert (
-        program.main([str(tmp_path)]) == 2
-        and "was evaluated on other examples" in capsys.readouterr().err
-    )
+    assert program.main([str(tmp_path)]) == 2
+    assert "was evaluated on other examples" in capsys.readouterr().err
     made("attentions", "causal", "sst2", 0, share(0.5))
     with pytest.raises(InputError, match="no study is called 'attentions'"):
         tables.studies_report(results.read_results(tmp_path), tmp_path / "out.md", "command")
