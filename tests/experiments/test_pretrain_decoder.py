@@ -74,7 +74,7 @@ def unigram_perplexity(tokenizer, train, validation):
 
 
 def test_training_beats_a_unigram_model_and_is_recorded(pretrained, texts):
-    workdir, folder = pretrained
+    _, folder = pretrained
     record = json.loads((folder / "record.json").read_text())
     source = registry.get("text", DataOptions(text={"train": (str(texts),)}, max_eval_examples=100))
     tokenizer = ge.Tokenizer.load("small")
