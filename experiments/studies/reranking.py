@@ -132,8 +132,8 @@ def cross_validated(table: np.ndarray) -> tuple[np.ndarray, Sequence[float]]:
     weights = []
     for fold in range(min(FOLDS, table.shape[1])):
         inside = folds == fold
-        others = table[:, ~inside]
-        best = int(others.mean(axis=1).argmax()) if others.size else 0
+        outside = table[:, ~inside]
+        best = int(outside.mean(axis=1).argmax()) if outside.size else 0
         values[inside] = table[best, inside]
         weights.append(WEIGHTS[best])
     return values, weights

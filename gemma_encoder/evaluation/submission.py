@@ -49,11 +49,11 @@ def make_submission(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes
         )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file, (path, *others) in paths.items():
-            if others:
+        for file, (path, *duplicates) in paths.items():
+            if duplicates:
                 raise InputError(
                     f"{file.task}.{file.split} was predicted in two workdirs: {path} and "
-                    f"{others[0]}; name one of them"
+                    f"{duplicates[0]}; name one of them"
                 )
             content = _write(file, _read_predictions(path))
             archive.writestr(zipfile.ZipInfo(file.name), content, zipfile.ZIP_DEFLATED)

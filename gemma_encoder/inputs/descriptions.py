@@ -16,13 +16,15 @@ def tupled(value: Any) -> Any:
     return value
 
 
-def check_mapping(values: Any, what: str, *needed: str) -> None:
+def check_mapping(values: Any, subject: str, *needed: str) -> None:
     """Raises InputError unless a description is a mapping with the needed fields."""
     if not isinstance(values, Mapping):
-        raise InputError(f"the description of {what} is {type(values).__name__}; it is damaged")
+        raise InputError(f"the description of {subject} is {type(values).__name__}; it is damaged")
     for name in needed:
         if name not in values:
-            raise InputError(f"the description of {what} lacks the field {name!r}; it is damaged")
+            raise InputError(
+                f"the description of {subject} lacks the field {name!r}; it is damaged"
+            )
 
 
 def former_names(cls: type) -> dict[str, str]:
@@ -34,25 +36,25 @@ def former_names(cls: type) -> dict[str, str]:
     }
 
 
-def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> Described:
+def from_fields(cls: type[Described], values: Mapping[str, Any], subject: str) -> Described:
     """Builds a dataclass from its description, with lists converted to tuples.
 
     Args:
         cls: the dataclass.
         values: by field name; missing fields take their defaults.
-        what: names the description in error messages, e.g. "a task".
+        subject: names the description in error messages, e.g. "a task".
 
     Raises:
         InputError: a field is unknown to this version, or a required field is missing.
     """
-    check_mapping(values, what)
+    check_mapping(values, subject)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     former = former_names(cls)
     values = {former.get(name, name): value for name, value in values.items()}
     surplus = sorted(values.keys() - fields.keys())
     if surplus:
         raise InputError(
-            f"the description of {what} has the field {surplus[0]!r}, which this version of "
+            f"the description of {subject} has the field {surplus[0]!r}, which this version of "
             "gemma_encoder does not know: a newer version wrote it; install that version"
         )
     missing = [
@@ -62,5 +64,5 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], what: str) -> D
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
     ]
-    check_mapping(values, what, *missing)
+    check_mapping(values, subject, *missing)
     return cls(**{name: tupled(value) for name, value in values.items()})

@@ -68,10 +68,10 @@ def test_concatenate_keeps_rows_in_order_and_renumbers_groups(group_ids):
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 def test_readers_share_rows_and_groups(readers, rows, groups):
-    whole = BatchShape(
+    shape = BatchShape(
         rows=rows * readers, row_length=16, segments=3, groups=groups * readers, list_size=5
     )
-    part = whole.split(readers)
+    part = shape.split(readers)
     assert part == BatchShape(rows=rows, row_length=16, segments=3, groups=groups, list_size=5)
 
 

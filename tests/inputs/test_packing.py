@@ -212,8 +212,8 @@ def test_one_segment_per_row_packs_texts_in_order(lengths, rows):
     blocks = drain(
         filled(shape, [make_group(index, [length]) for index, length in enumerate(lengths)])
     )
-    seen = [(row, example) for block in blocks for row, example, *_ in contents(block)]
-    assert seen == [(index % rows, 100 * index) for index in range(len(lengths))]
+    packed = [(row, example) for block in blocks for row, example, *_ in contents(block)]
+    assert packed == [(index % rows, 100 * index) for index in range(len(lengths))]
 
 
 @pytest.mark.parametrize(("rows", "row_length"), [(64, 128), (16, 512)])

@@ -92,8 +92,8 @@ def test_a_text_that_fits_is_tokenized_as_a_whole(tokenizer, case):
 @given(cases(), st.integers(4, 40))
 def test_truncation_follows_its_definition(tokenizer, case, max_length):
     template, fields = case
-    [whole] = encode(tokenizer, template, [fields], 1000)
-    assume(len(whole.tokens) > max_length)
+    [complete] = encode(tokenizer, template, [fields], 1000)
+    assume(len(complete.tokens) > max_length)
     expected = expected_truncation(tokenizer, template, fields, max_length)
     if expected is None:
         with pytest.raises(InputError, match=f"max_length={max_length}"):
@@ -101,7 +101,7 @@ def test_truncation_follows_its_definition(tokenizer, case, max_length):
         return
     [encoded] = encode(tokenizer, template, [fields], max_length)
     assert encoded.tokens.tolist() == [tokenizer.bos_id, *expected, tokenizer.eos_id]
-    assert encoded.num_truncated == len(whole.tokens) - len(encoded.tokens)
+    assert encoded.num_truncated == len(complete.tokens) - len(encoded.tokens)
     # Removing a character of four byte tokens may remove three more tokens than needed.
     assert max_length - 3 <= len(encoded.tokens) <= max_length
 
@@ -111,7 +111,7 @@ def test_truncation_removes_whole_characters_of_the_document(
     tokenizer, to_bytes, query, document, max_length
 ):
     fields = {"query": query, "document": document}
-    whole = RANKING.text.format(**fields).encode()
+    rendered = RANKING.text.format(**fields).encode()
     try:
         [encoded] = encode(tokenizer, RANKING, [fields], max_length)
     except InputError:
@@ -123,44 +123,44 @@ def test_truncation_removes_whole_characters_of_the_document(
     text = to_bytes(encoded.tokens[1:-1])
     text.decode()  # raises if a character is incomplete
     assert text.startswith(f"Query: {query} Document:".encode())
-    assert whole.startswith(text)  # only the end of the document is missing
+    assert rendered.startswith(text)  # only the end of the document is missing
 
 
 @given(values.filter(lambda text: text.isascii() and "{" not in text), st.integers(3, 30))
 def test_truncated_ascii_texts_have_exactly_max_length_tokens(tokenizer, text, max_length):
     template = Template("{text}")
-    [whole] = encode(tokenizer, template, [{"text": text}], 1000)
+    [complete] = encode(tokenizer, template, [{"text": text}], 1000)
     [encoded] = encode(tokenizer, template, [{"text": text}], max_length)
-    assert len(encoded.tokens) == min(len(whole.tokens), max_length)
-    np.testing.assert_array_equal(encoded.tokens[:-1], whole.tokens[: len(encoded.tokens) - 1])
+    assert len(encoded.tokens) == min(len(complete.tokens), max_length)
+    np.testing.assert_array_equal(encoded.tokens[:-1], complete.tokens[: len(encoded.tokens) - 1])
     assert encoded.tokens[-1] == tokenizer.eos_id
 
 
 def test_fields_are_truncated_one_after_another(tokenizer, to_bytes):
     template = Template("A: {a} B: {b} C: {c}", truncation=("b", "a"))
     fields = {"a": "one two three four", "b": "five six seven eight", "c": "nine ten eleven twelve"}
-    [whole] = encode(tokenizer, template, [fields], 1000)
-    seen = []
-    for max_length in range(len(whole.tokens), 0, -1):
+    [complete] = encode(tokenizer, template, [fields], 1000)
+    texts = []
+    for max_length in range(len(complete.tokens), 0, -1):
         try:
             [encoded] = encode(tokenizer, template, [fields], max_length)
         except InputError:
             break
         assert len(encoded.tokens) == max_length
-        seen.append(to_bytes(encoded.tokens[1:-1]).decode())
-    assert all(text.endswith(fields["c"]) for text in seen)
-    a_whole = ["A: one two three four B:" in text for text in seen]
+        texts.append(to_bytes(encoded.tokens[1:-1]).decode())
+    assert all(text.endswith(fields["c"]) for text in texts)
+    a_complete = ["A: one two three four B:" in text for text in texts]
     # `a` is complete until `b` is used up; then it is truncated and never complete again.
-    assert a_whole == sorted(a_whole, reverse=True)
-    assert a_whole[0]
-    assert not a_whole[-1]
+    assert a_complete == sorted(a_complete, reverse=True)
+    assert a_complete[0]
+    assert not a_complete[-1]
     assert not any(
         word in text
-        for text, whole in zip(seen, a_whole, strict=True)
-        if not whole
+        for text, has_all_of_a in zip(texts, a_complete, strict=True)
+        if not has_all_of_a
         for word in ("six", "seven", "eight")
     )
-    assert "four" not in seen[-1]
+    assert "four" not in texts[-1]
 
 
 def test_by_default_fields_are_truncated_from_last_to_first():
@@ -183,8 +183,8 @@ def test_a_character_of_several_byte_tokens_is_removed_whole(tokenizer, to_bytes
 def test_byte_tokens_just_after_a_field_are_not_removed(tokenizer, to_bytes, text):
     fields = {"a": "good good good", "b": "文 bad"}
     template = Template(text, truncation=("a",))
-    [whole] = encode(tokenizer, template, [fields], 1000)
-    [encoded] = encode(tokenizer, template, [fields], len(whole.tokens) - 1)
+    [complete] = encode(tokenizer, template, [fields], 1000)
+    [encoded] = encode(tokenizer, template, [fields], len(complete.tokens) - 1)
     decoded = to_bytes(encoded.tokens[1:-1]).decode()
     before, after = text.split("{a}")
     assert decoded.startswith(before + "good")
