@@ -43,9 +43,10 @@ def make_submission(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes
     paths = {file: _prediction_paths(file, workdirs) for file in BENCHMARKS[benchmark]}
     missing = [f"{file.task}.{file.split}" for file in paths if not paths[file]]
     if missing:
+        searched = ", ".join(map(str, workdirs))
         raise InputError(
-            f"no predictions of {', '.join(missing)} in {', '.join(map(str, workdirs))}; make them "
-            "with gemma-encoder evaluate, the run's config and --config.evaluate_split=test"
+            f"no predictions of {', '.join(missing)} in {searched}; make them with "
+            "gemma-encoder evaluate, the run's config and --config.evaluate_split=test"
         )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -89,9 +89,10 @@ class Ordinal(ClassKind):
     def order_classes(self, names, path):
         names = list(names)
         if not all_whole(names):
+            listed = ", ".join(sorted(names)[:6])
             raise InputError(
                 f"{path}: the order of an ordinal task's classes does not follow from their names "
-                f"({', '.join(sorted(names)[:6])}); list them, lowest first, in own.classes"
+                f"({listed}); list them, lowest first, in own.classes"
             )
         return tuple(sorted(names, key=int))
 

@@ -102,7 +102,7 @@ def test_ordered_classes_are_numbers_in_order_or_named(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "content", "options", "message"),
     [
-        ("ordinal", "a,good\nb,bad\n", {}, r"t.csv: the classes of an ordinal task have an order"),
+        ("ordinal", "a,good\nb,bad\n", {}, r"t.csv: the order of an ordinal task's classes"),
         (
             "ordinal",
             "a,good\nb,awful\n",
