@@ -202,7 +202,10 @@ def test_a_dry_run_prints_the_commands_and_runs_nothing(capsys, tmp_path):
         (["--study=attention", "--scale=huge"], "unknown scale 'huge'"),
         (["--study=attention", "--seeds=0"], "--seeds=0 must be at least 1"),
         (["--study=attention", "--shard=3/2"], "--shard=3/2 must be I/N"),
-        (["--study=attention", "--config.batch.row=3"], 'Did you mean "rows"'),
+        (
+            ["--study=attention", "--config.batch.row=3"],
+            "unknown config field 'batch.row'; did you mean 'batch.rows'",
+        ),
         (["--study=attention", "--sede=3"], "unexpected argument '--sede=3'"),
     ],
 )
