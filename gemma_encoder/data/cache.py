@@ -1,7 +1,7 @@
 """On-disk cache of files derived from user data: a table, an index, a compact run.
 
-It lies in the folder that `GEMMA_ENCODER_CACHE` names (`~/.cache/gemma_encoder` by default), never
-beside the data. What is made of small files is not cached: making it anew takes less than a second.
+The cache folder is `GEMMA_ENCODER_CACHE` (`~/.cache/gemma_encoder` by default), never the folder of
+the data. Files derived from small sources are not cached: rebuilding them takes less than a second.
 """
 
 import contextlib
@@ -27,61 +27,65 @@ from gemma_encoder.inputs.errors import InputError
 
 Result = TypeVar("Result")
 
-VERSION = 2  # of derived files; raised when the meaning of one changes
-KEEP_FROM = 4 << 20  # bytes of source files from which on derived files are cached
+VERSION = 2  # of derived files; incremented when the meaning of one changes
+KEEP_FROM = 4 << 20  # bytes; files derived from at least this much source data are cached
 CONTENTS = "contents.json"  # lists the other files of an entry, with their sizes
 
 File = epath.Path | pathlib.Path
 
-_as_read: dict[str, str] = {}  # by path, the fingerprint of the content that was read last
+_as_read: dict[str, str] = {}  # path -> fingerprint of the content that was last read
 
 
 def folder() -> pathlib.Path:
-    """Where results are kept."""
+    """Returns the cache folder."""
     return runtime.cache_folder()
 
 
 def derive(
     sources: Sequence[File],
-    what: str,
+    description: str,
     build: Callable[[pathlib.Path], None],
     load: Callable[[pathlib.Path], Result],
 ) -> Result:
-    """Loads the files that `build` makes of `sources`; they are cached if the sources are large.
+    """Builds files from `sources` and loads them; they are cached if the sources are large.
 
     Args:
-        sources: the files that the result depends on, the one that names it first.
-        what: says what is made, in names and messages, with every setting that decides the result.
-        build: writes files into the empty folder that it is given.
-        load: reads or maps them; a mapping outlives the files' names.
+        sources: the files that the result depends on. The first one names the cache entry.
+        description: of the result, for names and messages. It includes every setting that the
+            result depends on, after " with ".
+        build: writes files into the given empty folder.
+        load: reads or memory-maps those files, which may be deleted afterwards.
     """
     if sum(path.stat().st_size for path in sources) >= KEEP_FROM:
-        return load(keep(sources, what, build))
+        return load(keep(sources, description, build))
     fingerprints = _fingerprints(sources)
     try:
         with tempfile.TemporaryDirectory() as temporary:
             build(pathlib.Path(temporary))
-            _check_unchanged(sources, fingerprints, what)
+            _check_unchanged(sources, fingerprints, description)
             return load(pathlib.Path(temporary))
     except OSError as error:
         raise InputError(
-            f"the {_title(what)} of {sources[0]} cannot be made in {tempfile.gettempdir()} "
-            f"({error.strerror or error}); make room, or let TMPDIR name another folder"
+            f"cannot build the {_title(description)} of {sources[0]} in {tempfile.gettempdir()} "
+            f"({error.strerror or error}); free disk space or set TMPDIR to another folder"
         ) from error
 
 
-def keep(sources: Sequence[File], what: str, build: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """The cached folder of what `build` makes of `sources`, made unless it is there already.
+def keep(
+    sources: Sequence[File], description: str, build: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
+    """Returns the cache entry that `build` makes from `sources`, building it if necessary.
 
-    A folder gets its name when it is whole, so neither a crash nor a second process leaves or sees
-    half of one. Its name holds the fingerprints of the sources. One that has lost a file, or part
-    of one, is made anew.
+    An entry is renamed into the cache only when it is complete, so neither a crash nor a concurrent
+    process exposes a partial one. Its name includes the fingerprints of the sources, and entries of
+    former versions of the sources are removed. A damaged entry (a missing or truncated file) is
+    rebuilt.
     """
     fingerprints = _fingerprints(sources)
-    owner = _digest(what, *map(_absolute, sources))[:12]
-    prefix = f"{sources[0].name[:80]}-{what.split()[0]}-{owner}-"
+    owner = _digest(description, *map(_absolute, sources))[:12]
+    prefix = f"{sources[0].name[:80]}-{description.split()[0]}-{owner}-"
     target = folder() / f"{prefix}{_digest(str(VERSION), *fingerprints)[:16]}"
-    if _is_whole(target):
+    if _is_complete(target):
         return target
     began = time.monotonic()
     try:
@@ -90,41 +94,52 @@ def keep(sources: Sequence[File], what: str, build: Callable[[pathlib.Path], Non
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=".making-", dir=folder()))
         try:
             build(temporary)
-            _check_unchanged(sources, fingerprints, what)
-            (temporary / CONTENTS).write_text(json.dumps(_contents(temporary)))
-            _flush(temporary)
-            try:
-                temporary.rename(target)
-            except OSError:
-                if not _is_whole(target):  # another process was faster, or it is damaged
-                    shutil.rmtree(target, ignore_errors=True)
-                    temporary.rename(target)
+            _check_unchanged(sources, fingerprints, description)
+            _publish(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise InputError(
-            f"the {_title(what)} of {sources[0]} cannot be cached in {folder()} "
-            f"({error.strerror or error}); let GEMMA_ENCODER_CACHE name another folder"
+            f"cannot cache the {_title(description)} of {sources[0]} in {folder()} "
+            f"({error.strerror or error}); set GEMMA_ENCODER_CACHE to another folder"
         ) from error
-    for old in folder().glob(f"{glob.escape(prefix)}*"):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
-    seconds = time.monotonic() - began
-    logging.info("made the %s of %s in %.1f s: %s", _title(what), sources[0], seconds, target)
+    for former in folder().glob(f"{glob.escape(prefix)}*"):
+        if former != target:
+            shutil.rmtree(former, ignore_errors=True)
+    logging.info(
+        "built the %s of %s in %.1f s: %s",
+        _title(description),
+        sources[0],
+        time.monotonic() - began,
+        target,
+    )
     return target
 
 
-def _title(what: str) -> str:
-    return what.split(" with ")[0]
+def _publish(temporary: pathlib.Path, target: pathlib.Path) -> None:
+    """Flushes a complete folder to disk and renames it to its cache entry."""
+    (temporary / CONTENTS).write_text(json.dumps(_contents(temporary)))
+    _flush(temporary)
+    try:
+        temporary.rename(target)
+    except OSError:
+        if not _is_complete(target):  # damaged; otherwise another process was faster
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+
+
+def _title(description: str) -> str:
+    """The description without its settings."""
+    return description.split(" with ")[0]
 
 
 def _contents(entry: pathlib.Path) -> dict[str, int]:
-    """The files of a folder, and their sizes."""
+    """Sizes of the files of a folder, by relative path."""
     files = [path for path in entry.rglob("*") if path.is_file() and path.name != CONTENTS]
     return {path.relative_to(entry).as_posix(): path.stat().st_size for path in files}
 
 
-def _is_whole(entry: pathlib.Path) -> bool:
+def _is_complete(entry: pathlib.Path) -> bool:
     try:
         return json.loads((entry / CONTENTS).read_text()) == _contents(entry)
     except (OSError, ValueError):
@@ -137,36 +152,39 @@ def _fingerprints(sources: Sequence[File]) -> list[str]:
     return fingerprints
 
 
-def _check_unchanged(sources: Sequence[File], fingerprints: Sequence[str], what: str) -> None:
+def _check_unchanged(
+    sources: Sequence[File], fingerprints: Sequence[str], description: str
+) -> None:
     for path, before in zip(sources, fingerprints, strict=True):
         if fingerprint(path) != before:
             raise InputError(
-                f"{path}: changed while the {_title(what)} was made; start again when the file is "
-                "whole"
+                f"{path} changed while the {_title(description)} was being built; run again once "
+                "the file is complete"
             )
 
 
 def fingerprint_as_read(path: File) -> str:
-    """The fingerprint that a file had when this process last derived something from it."""
+    """Returns the fingerprint of a file when this process last derived something from it."""
     return _as_read.get(_absolute(path)) or fingerprint(path)
 
 
 def fingerprint(path: File) -> str:
-    """Fingerprint of a file: its size and the SHA-256 of its content, wherever it lies.
+    """Fingerprint of a file: its size and the SHA-256 of its content, independent of its path.
 
-    That of a large file is computed once, and again when its size or time of change differs.
+    Fingerprints of large files are cached until their size or modification time changes.
     """
     size, stamp = _size_and_stamp(path)
-    memo, is_large = folder() / "fingerprints" / _digest(_absolute(path))[:32], size >= KEEP_FROM
+    memo = folder() / "fingerprints" / _digest(_absolute(path))[:32]
+    is_large = size >= KEEP_FROM
     if is_large:
-        with contextlib.suppress(OSError, ValueError):  # absent, or damaged
+        with contextlib.suppress(OSError, ValueError):  # absent or damaged
             stored, _, result = memo.read_text().partition("\n")
             if stored == stamp and re.fullmatch(rf"{size} [0-9a-f]{{64}}\n", result):
                 return result.strip()
     with path.open("rb") as file:
         result = f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
     if is_large:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time alone
+        with contextlib.suppress(OSError):  # an unwritable cache only costs time
             memo.parent.mkdir(parents=True, exist_ok=True)
             runtime.write_whole(memo, f"{stamp}\n{result}\n")
     return result
@@ -177,7 +195,7 @@ def _absolute(path: File) -> str:
 
 
 def _size_and_stamp(path: File) -> tuple[int, str]:
-    """Bytes of a file, and what changes with its content at no cost."""
+    """Size of a file in bytes, and a cheap string that changes when the file is modified."""
     if isinstance(path, pathlib.Path):
         facts = path.stat()
         return facts.st_size, f"{facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
@@ -186,18 +204,18 @@ def _size_and_stamp(path: File) -> tuple[int, str]:
 
 
 def save_array(folder: pathlib.Path, name: str, values: np.ndarray) -> None:
-    """Appends values to the array `name` of a folder; `load_arrays` reads it."""
+    """Appends values to the array `name` in a folder, for `load_arrays`."""
     with (folder / f"{name}.{values.dtype.name}").open("ab") as file:
         values.tofile(file)
 
 
 def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a folder by name, mapped: only what is used comes into memory."""
+    """Returns the memory-mapped arrays of a folder by name; pages are loaded when accessed."""
     arrays = {}
     for path in folder.iterdir():
         if path.name == CONTENTS:
             continue
-        content = b""  # an empty file cannot be mapped
+        content = b""  # empty files cannot be mapped
         if path.stat().st_size:
             with path.open("rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -206,10 +224,7 @@ def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def release(arrays: Iterable[np.ndarray]) -> None:
-    """Gives back the memory of mapped arrays that a pass over them filled.
-
-    What is used again comes back from the file.
-    """
+    """Releases the resident pages of memory-mapped arrays; later accesses read the file again."""
     for array in arrays:
         mapped = getattr(array.base, "obj", None)  # numpy holds a memoryview of the mapping
         if isinstance(mapped, mmap.mmap):
@@ -228,9 +243,9 @@ def _flush(entry: pathlib.Path) -> None:
 
 
 def _remove_abandoned() -> None:
-    """Removes what a process that was killed a day ago or earlier had begun."""
+    """Removes partial entries of killed processes that were not modified for a day."""
     for path in folder().glob(".making-*"):
         with contextlib.suppress(OSError):
-            newest = max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+            newest = max(part.stat().st_mtime for part in (path, *path.rglob("*")))
             if time.time() - newest > 86_400:
                 shutil.rmtree(path, ignore_errors=True)

@@ -12,15 +12,25 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 
 
 def _batches(packers: Mapping[int, Packer], *, is_end: bool = False) -> Iterator[Batch]:
-    """Batches while every reader has a full block; at the end, until none has a text left.
+    """Yields batches while every reader can fill a block; at the end, until all texts are out.
 
-    The packers are those of consecutive readers, by number.
+    Args:
+        packers: of consecutive readers, by the reader's index.
+        is_end: no more texts will be added.
     """
-    mine, first = packers.values(), min(packers)
-    shape = packers[first].shape
-    while any(map(len, mine)) if is_end else all(packer.ready for packer in mine):
-        blocks = [packer.emit() if len(packer) else empty_batch(shape) for packer in mine]
-        yield concatenate(blocks, shape.groups, first)
+    first_reader = min(packers)
+    shape = packers[first_reader].shape
+
+    def has_next() -> bool:
+        if is_end:
+            return any(len(packer) for packer in packers.values())
+        return all(packer.ready for packer in packers.values())
+
+    while has_next():
+        blocks = [
+            packer.emit() if len(packer) else empty_batch(shape) for packer in packers.values()
+        ]
+        yield concatenate(blocks, shape.groups, first_reader)
 
 
 def evaluation_stream(
@@ -34,40 +44,40 @@ def evaluation_stream(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """This process's rows of the batches that hold every example of a split once, in order.
+    """Yields this process's rows of batches with every example of a split exactly once, in order.
 
-    Every process reads all records into its table; example i is tokenized and packed by reader
-    i mod `readers` alone. Processes may end after different numbers of batches; `empty_batch`
-    fills the difference.
+    Every process reads all records into its table, but example i is tokenized and packed only by
+    reader i mod `readers`. Processes may yield different numbers of batches; the caller pads with
+    `empty_batch`.
 
     Args:
         source, task_id: the task and its index in the mixture.
-        split: one of the source's; labels may be unknown where its name begins with "test".
+        split: of the source. If its name starts with "test", labels may be unknown.
         tokenizer, options: as for training; the seed is not used.
-        table: filled with the examples, complete when the stream has ended.
-        process, processes: which part of the readers runs here.
+        table: receives the examples; complete when the stream is exhausted.
+        process, processes: index and count of processes, which share the readers equally.
     """
-    share, shape = options.readers // processes, options.shape.split(options.readers)
-    readers = range(process * share, (process + 1) * share)
+    readers_per_process = options.readers // processes
+    readers = range(process * readers_per_process, (process + 1) * readers_per_process)
+    shape = options.shape.split(options.readers)
     packers = {reader: Packer(shape, options.padding) for reader in readers}
     table.counts = no_counts([source])
-    pending: dict[int, tuple[Example, str]] = {}  # by example id, with its name in messages
+    pending: dict[int, tuple[Example, str]] = {}  # example id -> example, location for messages
 
     def flush() -> None:
-        examples, where = zip(*pending.values(), strict=True) if pending else ((), ())
         segments = make_segments(
             source,
             task_id,
-            examples,
-            where,
+            [example for example, _ in pending.values()],
+            [where for _, where in pending.values()],
             tokenizer,
             options.max_length,
             table.counts,
             unlabeled=split.startswith("test"),
         )
         for example_id, segment in zip(pending, segments, strict=True):
-            unit = PackingGroup((segment._replace(example_id=example_id),))
-            packers[example_id % options.readers].add(unit)
+            group = PackingGroup((segment._replace(example_id=example_id),))
+            packers[example_id % options.readers].add(group)
         pending.clear()
 
     for index in range(source.size(split)):

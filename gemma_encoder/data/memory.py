@@ -8,13 +8,13 @@ from gemma_encoder.inputs.task import Example, Task
 
 
 class MemorySource(Source):
-    """A task whose examples a function makes or holds.
+    """A task whose examples come from a function.
 
     Args:
-        task: what is learnt.
-        options: the part of the config that concerns sources.
-        records: for a split, one list of examples per record: a single one, or the documents of a
-            query.
+        task: the task to learn.
+        options: the data options of the config.
+        records: maps a split to its records, each a list of examples: a single one, or the
+            documents of a query. Called once per split.
     """
 
     def __init__(
@@ -27,13 +27,13 @@ class MemorySource(Source):
         self._records = functools.cache(records)
 
     def records(self, split: str) -> Sequence[Sequence[Example]]:
-        """The examples of every record of a split."""
+        """Returns the examples of every record of a split."""
         return self._records(split)
 
     def count(self, split: str) -> int:
-        """Those that the function gave."""
+        """Returns the number of records of the split."""
         return len(self.records(split))
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """The examples at `index`."""
+        """Returns the examples of the record at `index`."""
         return Record.of(self.records(split)[index])

@@ -1,17 +1,17 @@
 """Streams of training batches.
 
-Step n's global batch is a function of the config and n alone, whatever the number of hosts. The
-stream is cut into `readers`, a constant of the config: reader r takes every `readers`-th record of
-each task from the r-th on, packs its own rows, and fills block r of each global batch. A process
-runs its share of the readers.
+The global batch of step n depends only on the config and n, not on the number of hosts. The stream
+is sharded into `readers`, a constant of the config: reader r takes records r, r + `readers`, … of
+each task, packs its own rows, and fills block r of every global batch. Each process runs an equal
+share of the readers.
 
-    records of a task, by number      a permutation seeded anew for each epoch
+    records of a task, by index       permuted with a new seed in each epoch
     records of a reader               every `readers`-th of them, tasks interleaved by their rates
-    rows of a reader                  texts tokenized and packed
-    batches of a process              blocks of its readers side by side, made ahead in a thread
+    rows of a reader                  texts, tokenized and packed
+    batches of a process              blocks of its readers concatenated, prefetched in a thread
 
-A reader's state is the number of records drawn and the numbers of those that wait to be packed:
-restoring it reads and tokenizes the latter again, nothing else.
+The state of a reader is the number of records drawn and the indices of those that are not packed
+yet. Restoring it reads and tokenizes only the latter.
 """
 
 import json
@@ -31,13 +31,13 @@ from gemma_encoder.inputs.errors import InputError, described
 from gemma_encoder.inputs.packing import Packer, PackingGroup
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
-PREFETCH = 4  # batches made ahead
-HOPELESS = 20  # epochs' worth of records in a row without one to learn from
-MEASURED = 16  # batches whose average says how many examples a batch holds
+PREFETCH = 4  # batches
+HOPELESS = 20  # epochs without a single trainable record after which training fails
+MEASURED = 16  # batches over which the number of examples per batch is averaged
 
 
 class Position(NamedTuple):
-    """A training record: the index of its task in the mixture, the epoch, its index in the split."""
+    """A training record: index of the task in the mixture, epoch, and index in the split."""
 
     task: int
     epoch: int
@@ -47,9 +47,9 @@ class Position(NamedTuple):
 def training_order(
     sources: Sequence[Source], rates: np.ndarray, options: StreamOptions, reader: int
 ) -> "grain.MapDataset[Position]":
-    """The endless records of one reader, by their number in its order.
+    """Returns the infinite sequence of one reader's records.
 
-    Every epoch of a task is complete: the readers together take each record once.
+    In every epoch of a task, the readers together draw each record exactly once.
     """
     trained = [task for task, rate in enumerate(rates) if rate]
     orders = [_task_order(sources[task], task, options, reader) for task in trained]
@@ -74,14 +74,14 @@ def _task_order(
 
 
 class Reader(grain.DatasetIterator):
-    """One reader: its rows of every global batch, as one block for each micro-batch.
+    """Yields one reader's rows of every global batch, as one block per micro-batch.
 
     Args:
-        sources: the tasks of the mixture; a segment's `task_id` is its task's index here.
-        rates: the share of each.
-        tokenizer: text to ids.
+        sources: the tasks of the mixture. The `task_id` of a segment is an index into them.
+        rates: the share of each task.
+        tokenizer: encodes the texts.
         options: shapes and seeds.
-        reader: its index.
+        reader: index of the reader.
     """
 
     def __init__(
@@ -93,11 +93,14 @@ class Reader(grain.DatasetIterator):
         reader: int,
     ):
         super().__init__()
-        self._sources, self._tokenizer, self._options = sources, tokenizer, options
+        self._sources = sources
+        self._tokenizer = tokenizer
+        self._options = options
+        self._reader = reader
         self._order = training_order(sources, rates, options, reader)
         self._packer = Packer(options.block, options.padding)
-        self._reader, self._drawn = reader, 0
-        self._skipped = [0] * len(sources)  # records in a row that no list could be drawn from
+        self._drawn = 0
+        self._skipped = [0] * len(sources)  # consecutive records without a training list, by task
         self._warned: set[str] = set()
         self.counts = no_counts(sources)
 
@@ -110,38 +113,39 @@ class Reader(grain.DatasetIterator):
         return self._packer.emit()
 
     def _draw(self) -> None:
-        """Gives the packer the next records, some texts at a time."""
-        first, texts, positions = self._drawn, 0, []
-        while texts < CHUNK:
+        """Draws records with about `CHUNK` texts and adds them to the packer."""
+        first = self._drawn
+        positions = []
+        num_texts = 0
+        while num_texts < CHUNK:
             positions.append(self._order[self._drawn])
             self._drawn += 1
             is_list = self._sources[positions[-1].task].task.is_list
-            texts += self._options.shape.list_size if is_list else 1
-        for unit in self._units(range(first, self._drawn), positions, self.counts):
-            self._packer.add(unit)
+            num_texts += self._options.shape.list_size if is_list else 1
+        for group in self._packing_groups(range(first, self._drawn), positions, self.counts):
+            self._packer.add(group)
 
-    def _units(
-        self, numbers: Sequence[int], positions: Sequence[Position], counts: Counts
+    def _packing_groups(
+        self, indices: Sequence[int], positions: Sequence[Position], counts: Counts
     ) -> Iterator[PackingGroup]:
-        """The units of some records, in order; none for a record that has no text to train on.
+        """Returns the packing groups of records, in order; records without any text have none.
 
-        The texts of a task are tokenized by one call, which is faster than record by record; units
-        then stand where their records did.
+        All texts of a task are tokenized in one call, which is faster than record by record.
 
         Args:
-            numbers: of the records in the reader's order.
-            positions: what those records are.
-            counts: added to.
+            indices: of the records in the reader's order.
+            positions: of the same records in their splits.
+            counts: updated with the texts of the records.
         """
         examples = [
             self._sources[task].training_examples(index, self._options.seed, epoch)
             for task, epoch, index in positions
         ]
-        units: list[PackingGroup | None] = [None] * len(positions)
+        groups: list[PackingGroup | None] = [None] * len(positions)
         for task, source in enumerate(self._sources):
-            mine = [i for i, position in enumerate(positions) if position.task == task]
-            self._count_skipped(task, [len(examples[i]) for i in mine])
-            flat = [(positions[i].index, example) for i in mine for example in examples[i]]
+            of_task = [i for i, position in enumerate(positions) if position.task == task]
+            self._count_skipped(task, [len(examples[i]) for i in of_task])
+            flat = [(positions[i].index, example) for i in of_task for example in examples[i]]
             segments = iter(
                 make_segments(
                     source,
@@ -153,20 +157,21 @@ class Reader(grain.DatasetIterator):
                     counts,
                 )
             )
-            for i in mine:
+            for i in of_task:
                 texts = tuple(next(segments) for _ in examples[i])
-                units[i] = PackingGroup(texts, source.task.is_list, numbers[i]) if texts else None
-        return (unit for unit in units if unit is not None)
+                if texts:
+                    groups[i] = PackingGroup(texts, source.task.is_list, indices[i])
+        return (group for group in groups if group is not None)
 
     def _count_skipped(self, task: int, lengths: Sequence[int]) -> None:
-        """Warns of the first record that no list can be drawn from.
+        """Warns about the first record of a task that no training list can be drawn from.
 
         Args:
-            task: its index.
-            lengths: examples of each of the next records.
+            task: index of the task.
+            lengths: number of examples of each of its next records.
 
         Raises:
-            InputError: there were so many in a row that the task most likely holds no other.
+            InputError: `HOPELESS` epochs of records were skipped in a row.
         """
         source = self._sources[task]
         for length in lengths:
@@ -176,48 +181,54 @@ class Reader(grain.DatasetIterator):
             if not (self._reader or source.task.name in self._warned):
                 self._warned.add(source.task.name)
                 logging.warning(
-                    "%s: train records without a right or without a wrong option are skipped",
+                    "%s: train records without a positive or without a negative are skipped",
                     source.task.name,
                 )
             self._skipped[task] += 1
             if self._skipped[task] > HOPELESS * source.size("train"):
                 raise InputError(
-                    f"task {source.task.name!r}: no train record has both a right and a wrong "
-                    "option; there is nothing to learn"
+                    f"task {source.task.name!r}: no train record has both a positive and a "
+                    "negative; there is nothing to learn"
                 )
 
     def get_state(self) -> dict[str, Any]:
-        """Whole numbers that decide what comes next, and the counts of texts so far."""
+        """Returns the records drawn, the indices of those not packed yet, and counts of texts."""
         counts = {task: list(values.values()) for task, values in self.counts.items()}
-        waiting = np.array([unit.record_index for unit in self._packer.waiting], np.int64)
+        waiting = np.array([group.record_index for group in self._packer.waiting], np.int64)
         return {"drawn": self._drawn, "waiting": waiting, "counts": counts}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Makes the reader go on where `get_state` was called."""
+        """Restores a state returned by `get_state`."""
         self._drawn = int(state["drawn"])
         self.counts = {
             task: dict(zip(values, state["counts"][task], strict=True))
             for task, values in self.counts.items()
         }
         self._packer = Packer(self._options.block, self._options.padding)
-        numbers = [int(number) for number in state["waiting"]]
-        positions = [self._order[number] for number in numbers]
-        for unit in self._units(numbers, positions, no_counts(self._sources)):
-            self._packer.add(unit)
+        waiting = [int(index) for index in state["waiting"]]
+        positions = [self._order[index] for index in waiting]
+        for group in self._packing_groups(waiting, positions, no_counts(self._sources)):
+            self._packer.add(group)
 
 
 class _Batches(grain.DatasetIterator):
-    """Batches of some readers, each with the counts of its time."""
+    """Yields the batches of consecutive readers, each with the counts up to that batch."""
 
     def __init__(self, readers: Sequence[Reader], first: int, options: StreamOptions):
         super().__init__()
-        self._readers, self._first, self._options = readers, first, options
+        self._readers = readers
+        self._first = first
+        self._options = options
 
     def __next__(self) -> tuple[Batch, Counts]:
         blocks = [next(reader) for reader in self._readers]
         groups = self._options.block.groups
-        micro = [concatenate(part, groups, self._first) for part in zip(*blocks, strict=True)]
-        return Batch(*(np.concatenate(field) for field in zip(*micro, strict=True))), self._counts()
+        micro_batches = [
+            concatenate(of_readers, groups, self._first) for of_readers in zip(*blocks, strict=True)
+        ]
+        fields = zip(*micro_batches, strict=True)
+        batch = Batch(*(np.concatenate(field) for field in fields))
+        return batch, self._counts()
 
     def _counts(self) -> Counts:
         total: Counts = {}
@@ -232,26 +243,26 @@ class _Batches(grain.DatasetIterator):
         return {"readers": [reader.get_state() for reader in self._readers]}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        for reader, one in zip(self._readers, state["readers"], strict=True):
-            reader.set_state(one)
+        for reader, reader_state in zip(self._readers, state["readers"], strict=True):
+            reader.set_state(reader_state)
 
 
 class TrainStream:
-    """Endless training batches: this process's rows of every global batch, made ahead in a thread.
+    """Infinite iterator over this process's rows of the global batches, prefetched in a thread.
 
-    Rows of one micro-batch stand together, and lists are numbered within it.
+    The rows of a micro-batch are contiguous, and `group_id` counts lists within a micro-batch.
 
     Args:
-        sources: the tasks of the mixture; a segment's `task_id` is its task's index here.
-        rates: the share of each.
-        tokenizer: text to ids.
+        sources: the tasks of the mixture. The `task_id` of a segment is an index into them.
+        rates: the share of each task.
+        tokenizer: encodes the texts.
         options: shapes and seeds.
-        process, processes: which part of the readers runs here.
-        prefetch: batches made ahead.
+        process, processes: index and count of processes, which share the readers equally.
+        prefetch: batches to prefetch.
 
     Attributes:
-        counts: by task of this process, texts tokenized for the batches drawn so far, how many of
-            them were truncated, and by how many tokens in all.
+        counts: by task, for the batches drawn so far in this process: texts, truncated texts, and
+            truncated tokens.
     """
 
     def __init__(
@@ -270,13 +281,13 @@ class TrainStream:
                 f"batch.readers={options.readers} must be a multiple of the number of processes, "
                 f"{processes}"
             )
-        share = options.readers // processes
-        numbers = range(process * share, (process + 1) * share)
-        readers = [Reader(sources, rates, tokenizer, options, number) for number in numbers]
+        readers_per_process = options.readers // processes
+        indices = range(process * readers_per_process, (process + 1) * readers_per_process)
+        readers = [Reader(sources, rates, tokenizer, options, index) for index in indices]
         self._batches = grain.experimental.ThreadPrefetchDatasetIterator(
-            _Batches(readers, numbers.start, options), prefetch
+            _Batches(readers, indices.start, options), prefetch
         )
-        self.names = [f"reader_{number:05d}" for number in numbers]
+        self.names = [f"reader_{index:05d}" for index in indices]
         self.counts = no_counts(sources)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -287,7 +298,7 @@ class TrainStream:
         return batch
 
     def state(self) -> dict[str, bytes]:
-        """The state of each reader of this process, as JSON; `restore` is its inverse."""
+        """Returns the state of each reader of this process as JSON, for `restore`."""
         states = self._batches.get_state()["readers"]
         return {
             name: json.dumps(state | {"waiting": state["waiting"].tolist()}).encode()
@@ -295,10 +306,10 @@ class TrainStream:
         }
 
     def restore(self, states: Mapping[str, bytes]) -> None:
-        """Makes the stream go on where `state` was called, on any number of processes.
+        """Resumes where `state` was called; the number of processes may differ.
 
         Raises:
-            InputError: a state is damaged, or of a former format.
+            InputError: a state is damaged or has an old format.
         """
         try:
             readers = [json.loads(states[name]) for name in self.names]
@@ -312,9 +323,9 @@ class TrainStream:
             ) from error
 
     def close(self) -> None:
-        """Ends the background thread; no batch can be drawn any more."""
+        """Stops the background thread and ends the iteration."""
         self._batches.close()
-        self._batches = iter(())  # freed now: at the interpreter's end Grain's own clean-up fails
+        self._batches = iter(())  # freed now: Grain's cleanup fails during interpreter shutdown
 
 
 def average_examples(
@@ -324,9 +335,9 @@ def average_examples(
     options: StreamOptions,
     blocks: int = MEASURED,
 ) -> float:
-    """Texts (a list counts once) in a global batch, averaged over the first blocks of reader 0.
+    """Returns the mean examples per global batch, estimated from the first blocks of reader 0.
 
-    The result depends only on the arguments.
+    A list counts as one example. The result depends only on the arguments.
     """
     reader = Reader(sources, rates, tokenizer, options, 0)
     counts = [

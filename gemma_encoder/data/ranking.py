@@ -1,8 +1,8 @@
-"""Sources over files of texts, judgments and first-stage runs: a record is a query.
+"""Ranking sources that read texts, qrels and first-stage runs from files: a record is a query.
 
-Training draws lists: one of a query's positives and `list_size - 1` negatives from a range of ranks
-of the run, anew each epoch; its other positives are never among them. Evaluation scores every
-candidate of the run.
+In each epoch, training draws a list per query: one of its positives, and `list_size - 1` negatives
+from a range of ranks of the run, which excludes all positives. Evaluation scores every candidate of
+the run.
 """
 
 import abc
@@ -29,13 +29,13 @@ TEMPLATE = Template("Query: {query} Document: {document}", truncation=("document
 
 @dataclasses.dataclass(frozen=True)
 class RankingFiles:
-    """What one split is made of.
+    """Files of one split.
 
     Attributes:
-        queries: their texts.
+        queries: texts of the queries.
         documents: the collection.
-        candidates: the first stage's run.
-        judgements: relevance grades; None where they are not published.
+        candidates: the first-stage run.
+        qrels: relevance grades; None if they are not published.
     """
 
     queries: Corpus
@@ -45,11 +45,14 @@ class RankingFiles:
 
 
 class RankingSource(Source):
-    """A ranking task over files; a benchmark says where they lie.
+    """A ranking task read from files; subclasses locate the files of a benchmark.
 
     Args:
-        task: what is learnt.
-        options: what the config says about sources.
+        task: the task to learn.
+        options: the data options of the config.
+
+    Raises:
+        InputError: `negative_ranks` or `list_size` is invalid.
     """
 
     first_stage = True
@@ -64,40 +67,48 @@ class RankingSource(Source):
             )
         if options.list_size < 2:
             raise InputError(f"ranking.list_size must be at least 2, got {options.list_size}")
-        self.opened = functools.cache(self._open)  # the files of a split
-        self.queries = functools.cache(self._choose_queries)  # the usable queries of a split
+        self.opened = functools.cache(self._open)  # split -> its files
+        self.queries = functools.cache(self._usable_queries)  # split -> its usable queries
 
     @abc.abstractmethod
     def _open(self, split: str) -> RankingFiles:
-        """The files of a split, checked."""
+        """Opens and checks the files of a split."""
 
-    def _choose_queries(self, split: str) -> np.ndarray:
-        """[n] int32, the queries that have candidates; of train, a positive and a negative."""
-        files, needed = self.opened(split), "candidates"
-        counts = files.candidates.counts()
-        is_usable = counts > 0
+    def _usable_queries(self, split: str) -> np.ndarray:
+        """Returns [n] int32, queries with candidates (train: with a positive and a negative)."""
+        files = self.opened(split)
         if split == "train":
-            if files.qrels is None:
-                raise InputError(f"task {self.task.name!r}: its {split} split has no judgements")
-            low, high = self.options.negative_ranks
-            in_range = np.clip(counts, low - 1, high) - (low - 1)
-            positives, needed = files.qrels.positives, "a positive and a negative"
-            is_usable = (positives > 0) & (in_range > positives)
-            # Few: so many positives that they may fill the range.
-            for query in np.flatnonzero((positives > 0) & (in_range > 0) & ~is_usable):
-                is_usable[query] = len(self._negatives(split, query)) > 0
-            if not is_usable.all():
-                logging.warning(
-                    "%s: %d of %d train queries have no positive or no negative and are skipped",
-                    self.task.name,
-                    (~is_usable).sum(),
-                    len(is_usable),
-                )
+            needed = "a positive and a negative"
+            is_usable = self._is_trainable(split)
+        else:
+            needed = "candidates"
+            is_usable = files.candidates.counts() > 0
         if not is_usable.any():
             raise InputError(
                 f"{files.candidates.path}: no query of {files.queries.path.name} has {needed}"
             )
         return np.flatnonzero(is_usable).astype(np.int32)
+
+    def _is_trainable(self, split: str) -> np.ndarray:
+        """Returns [Q] bool: True for queries with a positive and a negative."""
+        files = self.opened(split)
+        if files.qrels is None:
+            raise InputError(f"task {self.task.name!r}: its {split} split has no qrels")
+        low, high = self.options.negative_ranks
+        in_range = np.clip(files.candidates.counts(), low - 1, high) - (low - 1)
+        positives = files.qrels.positives
+        is_trainable = (positives > 0) & (in_range > positives)
+        # Only the few queries whose positives may fill the range need a look at their candidates.
+        for query in np.flatnonzero((positives > 0) & (in_range > 0) & ~is_trainable):
+            is_trainable[query] = len(self._negatives(split, query)) > 0
+        if not is_trainable.all():
+            logging.warning(
+                "%s: %d of %d train queries have no positive or no negative and are skipped",
+                self.task.name,
+                (~is_trainable).sum(),
+                len(is_trainable),
+            )
+        return is_trainable
 
     def _positives(self, split: str, query: int) -> np.ndarray:
         documents, grades = self.opened(split).qrels.of(query)
@@ -109,19 +120,19 @@ class RankingSource(Source):
         return candidates[~np.isin(candidates, self._positives(split, query))]
 
     def files(self, split: str) -> list[pathlib.Path]:
-        """Queries, collection, candidates and judgments."""
+        """Returns the files of queries, collection, candidates and qrels."""
         files = self.opened(split)
         paths = [files.queries.path, files.documents.path, files.candidates.path]
         return [*paths, *([files.qrels.path] if files.qrels else [])]
 
     def count(self, split: str) -> int:
-        """Usable queries."""
+        """Returns the number of usable queries."""
         return len(self.queries(split))
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]]:
-        """All judgments, documents that the first stage missed included.
+        """Returns all judgments, including documents that the first stage missed.
 
-        Where the options limit the queries, those of the used ones alone.
+        If the options limit the number of queries, only judgments of the used ones.
         """
         files = self.opened(split)
         if files.qrels is None:
@@ -132,8 +143,9 @@ class RankingSource(Source):
         return files.qrels.by_id(queries)
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """A query's candidates in the run's order; or what training lists are drawn from."""
-        query, files = int(self.queries(split)[index]), self.opened(split)
+        """Returns a query's candidates in run order, or the candidates for training lists."""
+        files = self.opened(split)
+        query = int(self.queries(split)[index])
         if training:
             documents = [*self._positives(split, query), *self._negatives(split, query)]
         else:
@@ -142,45 +154,64 @@ class RankingSource(Source):
         if files.qrels:
             grades = dict(zip(*files.qrels.of(query), strict=True))
             labels = [max(float(grades.get(document, 0)), 0.0) for document in documents]
-        name, text = files.queries.ids[query], files.queries.text(query)
+        query_id = files.queries.ids[query]
+        text = files.queries.text(query)
 
         def example(index: int) -> Example:
             document = int(documents[index])
             fields = {"query": text, "document": files.documents.text(document)}
-            return Example(fields, labels[index], name, files.documents.ids[document])
+            return Example(fields, labels[index], query_id, files.documents.ids[document])
 
         return Record(labels, example)
 
 
 def named_folder(variable: str, task: Task, content: str) -> pathlib.Path:
-    """The folder that an environment variable names; raises InputError where it is not set."""
+    """Returns the folder that an environment variable names.
+
+    Args:
+        variable: the environment variable.
+        task, content: the task that needs it, and the expected files, for the message.
+
+    Raises:
+        InputError: the variable is not set.
+    """
     if not os.environ.get(variable):
         raise InputError(
-            f"task {task.name!r}: {variable} is not set; it names a folder with {content}"
+            f"task {task.name!r}: {variable} is not set; set it to a folder with {content}"
         )
     return pathlib.Path(os.environ[variable]).expanduser()
 
 
-def find_file(folder: pathlib.Path, names: Sequence[str], what: str) -> pathlib.Path:
-    """The first of those files that a folder holds, plain or compressed.
+def find_file(folder: pathlib.Path, names: Sequence[str], hint: str) -> pathlib.Path:
+    """Returns the first existing file of a folder, plain or compressed.
 
     Args:
-        folder: where to look.
-        names: in the order of preference.
-        what: says what the folder should be, for the message.
+        folder: the folder to search.
+        names: file names in order of preference.
+        hint: expected content of the folder, for the message.
+
+    Raises:
+        InputError: the folder has none of the files.
     """
     for name in names:
-        for ending in ("", *COMPRESSED):
-            path = folder / f"{name}{ending}"
+        for suffix in ("", *COMPRESSED):
+            path = folder / f"{name}{suffix}"
             if path.is_file():
                 return path
-    raise InputError(f"{folder} holds no {' or '.join(names)} (or {', '.join(COMPRESSED)}); {what}")
+    suffixes = ", ".join(COMPRESSED)
+    raise InputError(f"{folder} has no {' or '.join(names)} (or {suffixes}); {hint}")
 
 
 def run_path(option: str, split: str, find: Callable[[], pathlib.Path]) -> pathlib.Path:
-    """The run that `ranking.run` names; else the one that `find` looks up.
+    """Returns the run that `ranking.run` names, or the result of `find` if it is empty.
 
-    In the option `{split}` stands for the files' name of the split.
+    Args:
+        option: the value of `ranking.run`, in which `{split}` is replaced.
+        split: the split's name in file names.
+        find: locates the default run.
+
+    Raises:
+        InputError: the option names no file.
     """
     if not option:
         return find()

@@ -1,4 +1,7 @@
-"""Every task by its name. Adding a task is adding one declaration to a benchmark's module, or calling `register`."""
+"""Registry of tasks by name.
+
+To add a task, add a declaration to the module of its benchmark, or call `register`.
+"""
 
 from collections.abc import Callable
 
@@ -19,19 +22,31 @@ _TASKS: dict[str, Callable[[DataOptions], Source]] = {
 
 
 def names(options: DataOptions | None = None) -> tuple[str, ...]:
-    """All registered tasks, sorted; that of the user's own files by the name that `options` give."""
+    """Returns the sorted names of all tasks; `own` goes by the name that `options` give it."""
     return tuple(sorted(_by_name(options or DataOptions())))
 
 
 def register(name: str, make: Callable[[DataOptions], Source]) -> None:
-    """Adds a task of one's own: `make` gives its source for the options of a config. A name is registered once."""
+    """Adds a custom task.
+
+    Args:
+        name: not registered yet.
+        make: returns the source of the task for the data options of a config.
+
+    Raises:
+        InputError: the name is taken.
+    """
     if name in _TASKS:
         raise InputError(f"task {name!r} is already registered")
     _TASKS[name] = make
 
 
 def get(name: str, options: DataOptions | None = None) -> Source:
-    """The source of a task; raises InputError for an unknown name (with the nearest valid one) or missing data."""
+    """Returns the source of a task.
+
+    Raises:
+        InputError: the name is unknown, or the options or the data of the task are invalid.
+    """
     options = options or DataOptions()
     if name.startswith(seqio_source.PREFIX):
         return seqio_source.SeqioSource(name, options)
@@ -46,5 +61,5 @@ def _by_name(options: DataOptions) -> dict[str, Callable[[DataOptions], Source]]
     if own == "own":
         return _TASKS
     if own in _TASKS:
-        raise InputError(f"own.name: {own!r} is the name of another task; choose one that is new")
+        raise InputError(f"own.name: {own!r} is the name of another task; choose a new name")
     return {own if name == "own" else name: make for name, make in _TASKS.items()}

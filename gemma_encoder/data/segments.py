@@ -1,4 +1,4 @@
-"""From examples to segments: texts tokenized, labels checked and scaled."""
+"""Conversion of examples to segments: tokenizes texts, checks and scales labels."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ from gemma_encoder.inputs.task import ROLES, Example, Task
 from gemma_encoder.inputs.template import EncodedText, encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
-CHUNK = 64  # texts that are tokenized at a time
+CHUNK = 64  # texts per call of the tokenizer
 
 Counts = dict[str, dict[str, int]]  # by task: texts, truncated texts, truncated tokens
 
 
 def no_counts(sources: Sequence[Source]) -> Counts:
-    """Counts of nothing."""
+    """Returns counts of zero for the tasks of `sources`."""
     return {source.task.name: {"texts": 0, "cut_texts": 0, "cut_tokens": 0} for source in sources}
 
 
 def count_texts(counts: dict[str, int], encoded: Sequence[EncodedText]) -> None:
-    """Adds texts to the counts of their task."""
+    """Adds encoded texts to the counts of their task."""
     counts["texts"] += len(encoded)
     counts["cut_texts"] += sum(text.num_truncated > 0 for text in encoded)
     counts["cut_tokens"] += sum(text.num_truncated for text in encoded)
@@ -29,10 +29,11 @@ def count_texts(counts: dict[str, int], encoded: Sequence[EncodedText]) -> None:
 def encode_examples(
     task: Task, examples: Sequence[Example], where: Sequence[str], tokenizer: Tokenizer, length: int
 ) -> list[EncodedText]:
-    """Tokens of each example by the template of its role; arguments are those of `encode`."""
+    """Tokenizes examples with the templates of their roles; arguments as for `encode`."""
     templates = [task.template_for(example.role) for example in examples]
-    where = [f"task {task.name!r}, {name}" for name in where]
-    return encode(tokenizer, templates, [example.fields for example in examples], length, where)
+    fields = [example.fields for example in examples]
+    where = [f"task {task.name!r}, {location}" for location in where]
+    return encode(tokenizer, templates, fields, length, where)
 
 
 def make_segments(
@@ -46,16 +47,16 @@ def make_segments(
     *,
     unlabeled: bool = False,
 ) -> list[Segment]:
-    """Tokenized examples of one task, their labels checked and scaled as training sees them.
+    """Tokenizes examples of one task, and checks and scales their labels for the loss.
 
     Args:
         source: the task.
         task_id: its index in the mixture.
-        examples: to tokenize, unless that was done ahead.
-        where: names each example in messages.
+        examples: the examples. They are not tokenized again if they are already encoded.
+        where: location of each example, for messages.
         tokenizer, max_length: as for `encode`.
-        counts: of the task; added to.
-        unlabeled: whether labels may be unknown (a test split); those that are stay as they are.
+        counts: updated with the texts.
+        unlabeled: allows unknown labels (test splits), which are passed through.
     """
     task = source.task
     encoded = [example.encoded for example in examples]
@@ -63,11 +64,12 @@ def make_segments(
         encoded = encode_examples(task, examples, where, tokenizer, max_length)
     count_texts(counts[task.name], encoded)
     segments = []
-    for example, text, name in zip(examples, encoded, where, strict=True):
+    for example, text, location in zip(examples, encoded, where, strict=True):
         if unlabeled and task.is_unlabeled(example.label):
-            label, targets = UNLABELED, NO_TARGETS
+            label = UNLABELED
+            targets = NO_TARGETS
         else:
-            label, targets = task.target(example.label, name)
+            label, targets = task.target(example.label, location)
         role = ROLES.index(example.role)
         segments.append(Segment(text.tokens, task_id, label, -1, role, targets))
     return segments

@@ -1,8 +1,8 @@
-"""The contract of a data source: a task, and its examples by number.
+"""Interface of data sources: a task and its examples by index.
 
-A source says which splits it has, how many records each holds, which examples a record stands for
-and which files they were read from. Records are read by number, so that an epoch is a permutation
-of whole numbers and a stream that stopped is resumed by knowing where it was.
+A source declares its splits, the number of records in each, the examples of a record, and the files
+they were read from. Records support random access by index, so an epoch is a permutation of
+indices, and the state of a stream is a few integers.
 """
 
 import abc
@@ -23,16 +23,16 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
-    """The part of a config that concerns sources.
+    """Data options of a config.
 
     Attributes:
         list_size: documents in a training list of a ranking task.
         negative_ranks: (first, last) ranks of the first-stage run from which negatives are sampled,
             counted from 1.
-        run: path of the first-stage run of ranking tasks that read files, `{split}` standing for
-            the files' name of the split; "" for the one that lies with them.
+        run: path of the first-stage run for ranking tasks that read files; `{split}` is replaced by
+            the split's name in file names. By default the run in the task's folder.
         own: fields of `own_options.OwnOptions`, for the task `own`.
-        max_train_examples, max_eval_examples: use only so many records of a split, the first ones; 0 for all.
+        max_train_examples, max_eval_examples: use only the first records of a split; 0 for all.
         text: fields of `text.TextOptions`, for the task `text`.
     """
 
@@ -46,7 +46,7 @@ class DataOptions:
 
     @classmethod
     def from_config(cls, config: Any) -> "DataOptions":
-        """The options of a whole config, a `training.config.TrainConfig`."""
+        """Extracts the data options of a `training.config.TrainConfig`."""
         ranking = config.ranking
         files = {"own": dataclasses.asdict(config.own), "text": dataclasses.asdict(config.text)}
         return cls(
@@ -59,16 +59,16 @@ class DataOptions:
         )
 
     def limit(self, split: str) -> int:
-        """The most records of `split` that are used, 0 for all."""
+        """Returns the maximum number of records of `split` to use, 0 for all."""
         return self.max_train_examples if split == "train" else self.max_eval_examples
 
 
 class Record(NamedTuple):
-    """The examples of a record; each is made when it is asked for.
+    """Lazy examples of a record.
 
     Attributes:
         labels: of every example.
-        example: makes the example of an index.
+        example: creates the example at an index.
     """
 
     labels: Sequence[Label]
@@ -76,7 +76,7 @@ class Record(NamedTuple):
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "Record":
-        """The record of examples that are there already."""
+        """Returns a record of existing examples."""
         return cls([example.label for example in examples], examples.__getitem__)
 
 
@@ -84,15 +84,15 @@ class Source(abc.ABC):
     """A task together with its data.
 
     Args:
-        task: what is learnt.
-        options: the part of the config that concerns sources.
+        task: the task to learn.
+        options: the data options of the config.
 
     Attributes:
         task, options: as given.
         splits: names of the splits.
-        first_stage: tells that evaluation meets a query's documents in a first stage's order.
-        mixture: name of the mixture of seqio that the task comes from, "" for none.
-        rate: how often that mixture draws the task, relative to its other tasks.
+        first_stage: True if evaluation reads a query's documents in the order of a first stage.
+        mixture: name of the seqio mixture that the task comes from, "" for none.
+        rate: sampling rate of the task in that mixture, relative to its other tasks.
     """
 
     splits: tuple[str, ...] = ("train", "validation", "test")
@@ -101,21 +101,22 @@ class Source(abc.ABC):
     rate = 1.0
 
     def __init__(self, task: Task, options: DataOptions):
-        self.task, self.options = task, options
+        self.task = task
+        self.options = options
 
     def check(self) -> None:  # noqa: B027, most sources have nothing to check
-        """Raises InputError where the data are missing, before anything slow is done."""
+        """Raises InputError if data are missing; called before any slow work."""
 
     def fit(self, tokenizer: Tokenizer, max_length: int) -> None:
-        """Called before records are counted or read, for sources that cut texts into records."""
+        """Called before records are counted or read, for sources that split texts into records."""
         del tokenizer, max_length
 
     @abc.abstractmethod
     def count(self, split: str) -> int:
-        """The number of records that a split has."""
+        """Returns the number of records of a split."""
 
     def size(self, split: str) -> int:
-        """The number of records of a split that are used: as many as the options allow.
+        """Returns the number of records of a split that are used, limited by the options.
 
         Raises:
             InputError: the task has no such split.
@@ -129,28 +130,28 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """The record at `index`: one example, the documents of a query, or a question's options.
+        """Returns the record at `index`: one example, the documents of a query, or the options.
 
         Args:
             split: one of `splits`.
             index: from 0 to size - 1.
-            training: a training list will be drawn from the examples; a source whose evaluation
-                has others (all that a first stage found) gives those that may be drawn.
+            training: return the candidates for a training list, if they differ from the examples
+                to evaluate (such as all documents that a first stage retrieved).
         """
 
     def examples(
         self, split: str, index: int, rng: np.random.Generator | None = None
     ) -> list[Example]:
-        """The examples of a record.
+        """Returns the examples of a record.
 
         Args:
             split: one of `splits`.
             index: from 0 to size - 1.
-            rng: draws a training list: a positive first, then different negatives. None for
-                evaluation, which gets every example.
+            rng: samples a training list: a positive first, then different negatives. With None (for
+                evaluation) all examples are returned.
 
         Returns:
-            The examples; none where no training list can be drawn.
+            The examples; an empty list if no training list can be drawn.
         """
         draws = rng is not None and self.task.is_list
         record = self.record(split, index, training=draws)
@@ -159,25 +160,28 @@ class Source(abc.ABC):
         return [record.example(i) for i in range(len(record.labels))]
 
     def training_examples(self, index: int, seed: int, epoch: int) -> list[Example]:
-        """The examples of a training record in an epoch, lists drawn by (seed, task, epoch, index)."""
+        """Returns the examples of a training record in an epoch.
+
+        Training lists depend only on (seed, task, epoch, index).
+        """
         rng = np.random.default_rng([seed, self.key, epoch, index]) if self.task.is_list else None
         return self.examples("train", index, rng)
 
     @property
     def key(self) -> int:
-        """A number for the task, the same in every mixture."""
+        """Integer id of the task, the same in every mixture."""
         return zlib.crc32(self.task.name.encode())
 
     def files(self, split: str) -> Sequence[pathlib.Path]:
-        """The files that a split is read from; none where a program makes it."""
+        """Returns the files that a split is read from; none if it is generated."""
         del split
         return ()
 
     def fingerprints(self, split: str) -> list[tuple[str, str]]:
-        """Name and fingerprint of each file that a split is read from, in the order of reading.
+        """Returns (name, fingerprint) of each file of a split, in reading order.
 
         Raises:
-            InputError: a file is gone.
+            InputError: a file no longer exists.
         """
         try:
             return [(path.name, cache.fingerprint_as_read(path)) for path in self.files(split)]
@@ -185,25 +189,25 @@ class Source(abc.ABC):
             raise InputError(f"task {self.task.name!r}: {one_line(error)}") from error
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
-        """Judged documents by query, for ranking; None where the labels are all there is."""
+        """Returns relevance grades by query and document; None if the labels are complete."""
         del split
         return None
 
     def where(self, split: str, index: int) -> str:
-        """Names a record in messages."""
+        """Returns the location of a record, for messages."""
         return f"{split} record {index + 1}"
 
     def raw(self, split: str, index: int) -> Mapping[str, Any]:
-        """Columns of a record that are no fields of its text, to show a person."""
+        """Returns columns of a record that are not fields of its text, for display."""
         del split, index
         return {}
 
     def evaluation_splits(self, name: str) -> dict[str, str]:
-        """The splits that evaluating on `name` means, by what tells their metrics apart.
+        """Returns the splits to evaluate for `name`, keyed by the suffix of their metrics.
 
-        That is the split of this name alone, by "", or all of its parts: of `validation`, MNLI has
-        `validation_matched` and `validation_mismatched`, by "matched" and "mismatched". Nothing
-        where the task has neither.
+        Either the split `name` itself, keyed by "", or all splits `name_SUFFIX`: for `validation`,
+        MNLI has `validation_matched` and `validation_mismatched`, keyed by "matched" and
+        "mismatched". Empty if the task has neither.
         """
         if name in self.splits:
             return {"": name}
@@ -215,15 +219,17 @@ class Source(abc.ABC):
 
 
 def draw(labels: Sequence[Label], list_size: int, rng: np.random.Generator) -> list[int]:
-    """Draws a training list: indices of one positive, then of at most `list_size - 1` negatives.
+    """Samples a training list: one positive, then at most `list_size - 1` different negatives.
 
     Returns:
-        The indices; none where there is no positive or no negative.
+        Indices into `labels`; empty if there is no positive or no negative.
     """
     is_positive = np.asarray(labels) > 0
-    positives, negatives = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
+    positives = np.flatnonzero(is_positive)
+    negatives = np.flatnonzero(~is_positive)
     if not len(positives) or not len(negatives):
         return []
     count = min(list_size - 1, len(negatives))
-    first = positives[rng.integers(len(positives))]
-    return [int(first), *negatives[rng.choice(len(negatives), count, replace=False)].tolist()]
+    positive = positives[rng.integers(len(positives))]
+    sampled = negatives[rng.choice(len(negatives), count, replace=False)]
+    return [int(positive), *sampled.tolist()]

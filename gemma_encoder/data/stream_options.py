@@ -8,15 +8,16 @@ from gemma_encoder.inputs.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class StreamOptions:
-    """What shapes a stream of batches.
+    """Options of a stream of batches.
 
     Attributes:
         shape: of a global batch.
-        max_length: tokens of a text, bos and eos included.
-        readers: how many independent readers fill a batch; a multiple of the number of processes.
+        max_length: maximum tokens of a text, bos and eos included.
+        readers: number of independent readers that fill a batch, a multiple of the process count.
         seed: of shuffling, mixing and sampling.
-        padding: the side of a row that padding takes.
-        micro_batches: into how many equal parts a global batch is cut, whose gradients are summed; no list lies in two of them.
+        padding: side of a row that is padded, "left" or "right".
+        micro_batches: equal parts of a global batch for gradient accumulation. A list is never
+            split between them.
     """
 
     shape: BatchShape
@@ -28,7 +29,7 @@ class StreamOptions:
 
     @property
     def block(self) -> BatchShape:
-        """What one reader adds to one micro-batch."""
+        """Shape of one reader's part of one micro-batch."""
         return self.shape.split(self.readers * self.micro_batches)
 
     def __post_init__(self):

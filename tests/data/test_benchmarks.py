@@ -431,7 +431,7 @@ def test_a_task_without_a_train_split_has_no_share_and_needs_its_head_trained(be
         )  # eight records each
     with pytest.raises(
         InputError,
-        match="'glue_ax' has no train split, and no task beside it trains its head 'glue_mnli'",
+        match="'glue_ax' has no train split, and no other task trains its head 'glue_mnli'",
     ):
         mixtures.rates(sources[1:], "equal")
     with pytest.raises(InputError, match="no task has a train split to learn from: glue_ax"):

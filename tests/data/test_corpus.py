@@ -307,7 +307,7 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "KEEP_FROM", 0)
     (tmp_path / "occupied").write_text("")
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "occupied"))
-    with pytest.raises(InputError, match="cannot be cached in .*occupied.*GEMMA_ENCODER_CACHE"):
+    with pytest.raises(InputError, match="cannot cache .* in .*occupied.*GEMMA_ENCODER_CACHE"):
         Corpus(write(tmp_path / "c.tsv", 5), LAYOUT)
 
 

@@ -162,7 +162,7 @@ def test_refusals(micro, benchmarks, changes, message):
 def test_a_diagnostic_alone_cannot_be_trained(micro, benchmarks, tmp_path):
     with pytest.raises(
         InputError,
-        match="'glue_ax' has no train split, and no task beside it trains its head 'glue_mnli'",
+        match="'glue_ax' has no train split, and no other task trains its head 'glue_mnli'",
     ):
         loop.train(micro(tasks=("glue_sst2", "glue_ax")), tmp_path)
 
