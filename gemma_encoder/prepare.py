@@ -1,10 +1,11 @@
 """Tokenizes the data of a config ahead of training: an Apache Beam pipeline.
 
-`gemma-encoder prepare` is the program.
+This is the library behind `gemma-encoder prepare`.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -20,69 +21,82 @@ from gemma_encoder.training.config import import_modules
 def prepare(recipe: Recipe, output: epath.PathLike, pipeline_options: Sequence[str]) -> None:
     """Writes the prepared folder of every task of a recipe under `output`.
 
+    Complete folders are skipped, and incomplete ones are continued.
+
     Args:
-        recipe: what will be trained, built for training.
-        output: where.
-        pipeline_options: Beam's flags.
+        recipe: the recipe that will be trained, built for training.
+        output: folder that receives one folder per task.
+        pipeline_options: command-line flags of Beam.
 
     Raises:
-        InputError: Beam is not installed, a folder holds something else, or the data cannot be used.
+        InputError: Beam is not installed, a folder was prepared for another config, or the data are
+            invalid.
     """
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise InputError(
-            f"preparing needs Apache Beam, which is not installed ({one_line(error)}); make prepare-setup makes an environment that has it"
+            f"preparing data needs Apache Beam, which is not installed ({one_line(error)}); run "
+            "make prepare-setup to create an environment with it"
         ) from error
-    jobs = _begun(recipe, output)
-    names = {name for name, _ in jobs}
+    jobs = _start_folders(recipe, output)
     if jobs:
         pipeline = beam.Pipeline(options=PipelineOptions(list(pipeline_options)))
         _ = (
             pipeline
             | "Parts" >> beam.Create(jobs)
             | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(_Writer(recipe, output))
+            | "Write" >> beam.Map(_PartWriter(recipe, output))
         )
-        try:
-            result = pipeline.run()
-            result.wait_until_finish()
-        except Exception as error:  # runners wrap what a worker raised, each in its own way
-            if message := _input_error(error):
-                raise InputError(message) from error
-            raise
-        totals = {
-            counter.key.metric.name: counter.committed
-            for counter in result.metrics().query()["counters"]
-            if counter.key.metric.namespace == __name__
-        }
-        print(", ".join(f"{totals.get(name, 0):,} {what}" for name, what in _TOTALS.items()))
-    for name in sorted(names):
+        _run_pipeline(pipeline)
+    for name in sorted({name for name, _ in jobs}):
         prepared.finish(epath.Path(output) / task_name(name))
     print(f"next, train: add --config.prepared={output} to the command")
 
 
-def _begun(recipe: Recipe, output: epath.PathLike) -> list[tuple[str, prepared.Part]]:
-    """The files that are yet to be written, as (task, part), in folders that are begun."""
+def _start_folders(recipe: Recipe, output: epath.PathLike) -> list[tuple[str, prepared.Part]]:
+    """Creates the incomplete folders, and returns their files to write as (task, part)."""
     jobs = []
-    for name, source in zip(
-        mixtures.expand_mixtures(recipe.config.tasks), recipe.sources, strict=True
-    ):
+    names = mixtures.expand_mixtures(recipe.config.tasks)
+    for name, source in zip(names, recipe.sources, strict=True):
         folder = epath.Path(output) / source.task.name
         description = prepared.describe_prepared(source, recipe.tokenizer, recipe.config.max_length)
         if prepared.begin(folder, description):
             jobs += [(name, part) for part in prepared.parts(source)]
         else:
-            print(f"{source.task.name}: {folder} is whole already")
+            print(f"{source.task.name}: {folder} is already complete")
     return jobs
 
 
-_TOTALS = {"records": "records", "texts": "texts", "tokens": "tokens", "cut_texts": "texts cut"}
+def _run_pipeline(pipeline: Any) -> None:
+    """Runs a Beam pipeline and prints its totals; raises the InputError of a worker."""
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except Exception as error:  # each runner wraps a worker's error in its own way
+        if message := _input_error_message(error):
+            raise InputError(message) from error
+        raise
+    totals = {
+        counter.key.metric.name: counter.committed
+        for counter in result.metrics().query()["counters"]
+        if counter.key.metric.namespace == __name__
+    }
+    print(", ".join(f"{totals.get(name, 0):,} {label}" for name, label in _TOTALS.items()))
 
 
-def _input_error(error: BaseException | None) -> str:
-    """The message of the InputError that lies under `error`, or under its cause; "" where there is none."""
+# Counters of `prepared.write_part`, and their names in the summary.
+_TOTALS = {
+    "records": "records",
+    "texts": "texts",
+    "tokens": "tokens",
+    "cut_texts": "truncated texts",
+}
+
+
+def _input_error_message(error: BaseException | None) -> str:
+    """Returns the message of an InputError in a chain of exceptions, "" if there is none."""
     while error is not None:
         if isinstance(error, InputError):
             return str(error).split(" [while running")[0]
@@ -93,11 +107,12 @@ def _input_error(error: BaseException | None) -> str:
     return ""
 
 
-class _Writer:
-    """Writes one file of one task; each worker opens the sources once."""
+class _PartWriter:
+    """Writes one file of one task. Each worker opens a source once."""
 
     def __init__(self, recipe: Recipe, output: epath.PathLike):
-        self._options, self._output = recipe.sources[0].options, str(output)
+        self._options = recipe.sources[0].options
+        self._output = str(output)
         self._max_length = recipe.config.max_length
         self._model = recipe.tokenizer.model, recipe.tokenizer.name
         self._modules = recipe.config.modules
@@ -122,5 +137,5 @@ class _Writer:
             self._max_length,
             epath.Path(self._output) / task_name(name),
         )
-        for what, value in counts.items():
-            Metrics.counter(__name__, what).inc(value)
+        for counter, value in counts.items():
+            Metrics.counter(__name__, counter).inc(value)

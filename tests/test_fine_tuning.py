@@ -176,15 +176,15 @@ PLAIN = ge.Template("{text}")
             "unknown kind or config 'clasification'; did you mean 'classification'",
         ),
         ((3, COLUMNS), "expected a kind, a Task or a config, got int"),
-        (("classification", 3), "train is int; give a path, a list of paths"),
+        (("classification", 3), "train is int; expected a path, a list of paths"),
         (("classification", ["it was good"]), "own.train: it was good is not a file"),
-        (("classification", []), "train holds no record"),
-        (("classification", {}), "train holds no record"),
+        (("classification", []), "train has no records"),
+        (("classification", {}), "train has no records"),
         (("classification", {"text": "a b", "label": "c"}), "column 'text' is str, not a list"),
         (("classification", {"text": ["a", "b"], "label": ["c"]}), "the columns differ in length"),
         (
             ("classification", [{"text": object(), "label": 1}]),
-            "record 0: column .text. holds object",
+            "record 0: column .text. has type object",
         ),
         (
             ("classification", [{"text": "a", "label": None}] * 3),
@@ -194,7 +194,7 @@ PLAIN = ge.Template("{text}")
             ("regression", {"text": ["a"] * 3, "label": [1.0, 2.0, float("nan")]}),
             "train.jsonl:3: column 'label' is null",
         ),
-        (("classification", {"text": ["a", "\udc80"], "label": [0, 1]}), "no valid Unicode"),
+        (("classification", {"text": ["a", "\udc80"], "label": [0, 1]}), "not valid Unicode"),
         (("classification",), "own.train is not set"),
         (("quickstart", COLUMNS), "the task 'own'; leave out train"),
         (
@@ -278,15 +278,15 @@ def test_rows_of_every_make():
     )
     for record, message in (
         ({1: "x", "1": "y"}, "record 0 has two columns named '1'"),
-        ({"a": float("inf")}, "column 'a' holds float"),
-        ({"a": 10**5000}, "column 'a' holds int"),
-        ({"a": pd.Timestamp("2020-01-01")}, "column 'a' holds Timestamp"),
+        ({"a": float("inf")}, "column 'a' has type float"),
+        ({"a": 10**5000}, "column 'a' has type int"),
+        ({"a": pd.Timestamp("2020-01-01")}, "column 'a' has type Timestamp"),
     ):
         with pytest.raises(ge.InputError, match=message):
             to_jsonl([record], "train")
     with pytest.raises(ge.InputError, match="train is ndarray"):
         to_jsonl(np.array(5), "train")
-    with pytest.raises(ge.InputError, match="two columns of one name: text, 1, 1"):
+    with pytest.raises(ge.InputError, match="duplicate column names: text, 1, 1"):
         to_jsonl(pd.DataFrame([["x", "y", "z"]], columns=["text", 1, 1]), "train")
 
 

@@ -69,9 +69,9 @@ def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
         for name in Batch._fields:
             np.testing.assert_array_equal(getattr(raw, name), getattr(ready, name), err_msg=name)
     assert run(flag, f"--output={tmp_path}", "--config.batch.readers=2") == 0
-    assert "is whole already" in capsys.readouterr().out
+    assert "is already complete" in capsys.readouterr().out
     assert run(flag, f"--output={tmp_path}", "--config.seed=1", "--config.batch.readers=1") == 0
-    assert "is whole already" in capsys.readouterr().out
+    assert "is already complete" in capsys.readouterr().out
     assert run(flag, f"--output={tmp_path}", "--config.max_length=64") == 2
     assert "was prepared differently (max_length: 128 -> 64)" in capsys.readouterr().err
 

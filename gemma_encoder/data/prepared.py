@@ -1,14 +1,14 @@
-"""Tasks whose texts were tokenized ahead, by record; training then reads tokens.
+"""Prepared tasks: records whose texts were tokenized ahead of training.
 
 A prepared task is a folder:
 
     info.json                     task, tokenizer, length, fingerprints of the raw data, sizes
     train/00003/rows.arrow        the records of the fourth part of a split, with their tokens
-    validation.qrels.json         the judgments of a ranking task
+    validation.qrels.json         the qrels of a ranking task
 
-A record holds every text that may be drawn from it, and the order of an epoch, the drawing of lists
-and the mixing of tasks are the same as for raw data. So one folder serves any seed, number of
-readers, number of epochs and list size, and training sees the same batches, to the bit.
+A record stores every text that may be drawn from it. Shuffling, the drawing of training lists and
+the mixing of tasks are the same as for raw data, so a folder is valid for any seed, number of
+readers, number of epochs and list size, and training batches are bitwise identical.
 """
 
 import bisect
@@ -42,15 +42,15 @@ FORMER_NAMES = {
     "max_train": "max_train_examples",
     "max_eval": "max_eval_examples",
 }
-VERSION = 2  # of the folder; raised when the meaning of its files changes
-INFO = "info.json"  # written last: a folder that has it is whole
+VERSION = 2  # of the folder; incremented when the meaning of its files changes
+INFO = "info.json"  # written last: marks a folder as complete
 BEGUN = "begun.json"  # the same content, written first
-PART = 10_000  # records of a part; a list counts as many as it has texts on average
-FREE = ("list_size",)  # options of the sources that prepared data do not depend on
+PART = 10_000  # records per part; lists have fewer, in proportion to their number of texts
+FREE = ("list_size",)  # data options that prepared data do not depend on
 
 
 class Part(NamedTuple):
-    """Consecutive records of a split, the content of one table."""
+    """Consecutive records of a split, stored in one table."""
 
     split: str
     index: int
@@ -59,13 +59,17 @@ class Part(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The table's folder in the task's."""
+        """Folder of the table, relative to the task's folder."""
         return f"{self.split}/{self.index:05d}"
 
 
 def parts(source: Source) -> list[Part]:
-    """All parts of a task; a split other than train whose data are absent is left out."""
-    step = max(PART // 100, 1) if source.task.is_list else PART  # a list holds some hundred texts
+    """Returns all parts of a task, without evaluation splits whose data are missing.
+
+    Raises:
+        InputError: the data of the train split are missing.
+    """
+    step = max(PART // 100, 1) if source.task.is_list else PART  # a list has some hundred texts
     result = []
     for split in source.splits:
         try:
@@ -73,7 +77,7 @@ def parts(source: Source) -> list[Part]:
         except InputError as error:
             if split == "train":
                 raise
-            logging.warning("%s: the split %s is left out: %s", source.task.name, split, error)
+            logging.warning("%s: skipping the split %s: %s", source.task.name, split, error)
             continue
         starts = enumerate(range(0, size, step))
         result += [Part(split, i, first, min(first + step, size)) for i, first in starts]
@@ -81,7 +85,7 @@ def parts(source: Source) -> list[Part]:
 
 
 def describe_prepared(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """The facts that the files of a task depend on, for JSON."""
+    """Returns all facts that the files of a prepared task depend on, for JSON."""
     spans: dict[str, list[tuple[int, int]]] = {}
     for part in parts(source):
         spans.setdefault(part.split, []).append((part.first, part.last))
@@ -97,7 +101,7 @@ def describe_prepared(source: Source, tokenizer: Tokenizer, max_length: int) -> 
 
 
 def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """The facts that must be the same where files are made and where they are read."""
+    """Returns the facts that must be equal when a folder is prepared and when it is read."""
     fields = dataclasses.asdict(options)
     digest = hashlib.sha256(tokenizer.model).hexdigest()
     return _as_json(
@@ -110,23 +114,25 @@ def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> di
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` as they come back from a file."""
+    """Returns `values` as they are after a round trip through JSON."""
     return json.loads(json.dumps(values, default=list))
 
 
 def write_part(
     source: Source, part: Part, tokenizer: Tokenizer, max_length: int, folder: epath.PathLike
 ) -> dict[str, int]:
-    """Writes one part of a task unless it is there; it has its name only when it is whole.
+    """Writes one part of a task unless its file exists.
+
+    The file is renamed only when it is complete, so several workers may write the same part.
 
     Args:
-        source: the task, read raw.
-        part: the records.
-        tokenizer, max_length: as training will have them.
-        folder: of the task.
+        source: the task with its raw data.
+        part: the records to write.
+        tokenizer, max_length: as for training.
+        folder: the folder of the task.
 
     Returns:
-        Records, texts, tokens, truncated texts and truncated tokens.
+        Counts of records, texts, tokens, truncated texts and truncated tokens.
     """
     import pyarrow as pa
 
@@ -145,9 +151,9 @@ def write_part(
 
     types = {
         "tokens": pa.large_list(pa.list_(pa.int32())),
-        "cut": pa.list_(pa.int32()),
+        "cut": pa.list_(pa.int32()),  # truncated tokens of each text
         "labels": pa.list_(pa.float64()),
-        "about": pa.large_string(),
+        "about": pa.large_string(),  # JSON: everything else
     }
     with tempfile.TemporaryDirectory() as temporary:
         table.write_table_rows(pathlib.Path(temporary), types, rows(), batch=1000)
@@ -155,7 +161,8 @@ def write_part(
         partial = path.with_name(f"{path.name}.{writer}.part")
         epath.Path(temporary, table.FILE).copy(partial, overwrite=True)
         partial.replace(path)
-    if part.split != "train" and (qrels := source.qrels(part.split)) is not None:
+    qrels = source.qrels(part.split) if part.split != "train" else None
+    if qrels is not None:
         _qrels_file(folder, part.split).write_text(json.dumps(qrels))
     return counts
 
@@ -163,35 +170,42 @@ def write_part(
 def _encoded(
     source: Source, part: Part, tokenizer: Tokenizer, max_length: int
 ) -> Iterator[list[Example]]:
-    """The examples of each record of a part, in order, with their tokens."""
+    """Yields the encoded examples of each record of a part, in order."""
     is_drawn = part.split == "train" and source.task.is_list
     for first in range(part.first, part.last, CHUNK):
         indices = range(first, min(first + CHUNK, part.last))
-        records = [source.record(part.split, index, training=is_drawn) for index in indices]
-        examples = [[record.example(i) for i in range(len(record.labels))] for record in records]
-        names = [source.where(part.split, index) for index in indices]
-        flat = [example for of_record in examples for example in of_record]
-        where = [name for name, some in zip(names, examples, strict=True) for _ in some]
-        tokens = iter(encode_examples(source.task, flat, where, tokenizer, max_length))
-        for of_record in examples:
-            yield [example._replace(encoded=next(tokens)) for example in of_record]
+        records: list[list[Example]] = []
+        where: list[str] = []
+        for index in indices:
+            record = source.record(part.split, index, training=is_drawn)
+            records.append([record.example(i) for i in range(len(record.labels))])
+            where += [source.where(part.split, index)] * len(record.labels)
+        flat = [example for examples in records for example in examples]
+        encoded = iter(encode_examples(source.task, flat, where, tokenizer, max_length))
+        for examples in records:
+            yield [example._replace(encoded=next(encoded)) for example in examples]
 
 
 def _row(examples: Sequence[Example], with_fields: bool) -> list[Any]:
-    about = [
-        {"query": e.query_id, "document": e.document_id, "info": dict(e.info), "role": e.role}
-        | ({"fields": e.fields} if with_fields else {})
-        | ({"classes": e.label} if isinstance(e.label, tuple) else {})
-        for e in examples
-    ]
+    """Returns the row of a record: tokens, truncated tokens, labels, and JSON of the rest."""
     labels = [0.0 if isinstance(e.label, tuple) else float(e.label) for e in examples]
-    tokens = [example.encoded.tokens for example in examples]
     return [
-        tokens,
+        [example.encoded.tokens for example in examples],
         [example.encoded.num_truncated for example in examples],
         labels,
-        json.dumps(about),
+        json.dumps([_about(example, with_fields) for example in examples]),
     ]
+
+
+def _about(example: Example, with_fields: bool) -> dict[str, Any]:
+    """Returns everything about an example that has no column of its own, for JSON."""
+    about = {"query": example.query_id, "document": example.document_id}
+    about |= {"info": dict(example.info), "role": example.role}
+    if with_fields:
+        about["fields"] = example.fields
+    if isinstance(example.label, tuple):
+        about["classes"] = example.label
+    return about
 
 
 def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
@@ -199,18 +213,19 @@ def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
 
 
 def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
-    """Makes a folder ready for a task's files; False where they are all there.
+    """Creates a folder for a task's files or continues one; returns False if it is complete.
 
-    A folder that was begun is continued. Raises InputError where it holds files of another kind.
+    Raises:
+        InputError: it was prepared for another description, or cannot be written.
     """
     folder = epath.Path(folder)
     for path in (folder / INFO, folder / BEGUN):
         if not path.exists():
             continue
-        if unequal := _differences(_read_info(path), description):
+        if differences := _differences(_read_info(path), description):
             raise InputError(
-                f"{folder} was prepared differently ({'; '.join(unequal)}); name another folder, "
-                "or delete it"
+                f"{folder} was prepared differently ({'; '.join(differences)}); choose another "
+                "folder or delete it"
             )
         if path.name == INFO:
             return False
@@ -223,12 +238,12 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
 
 
 def finish(folder: epath.PathLike) -> None:
-    """Declares a folder whole."""
+    """Marks a folder as complete."""
     (epath.Path(folder) / BEGUN).replace(epath.Path(folder) / INFO)
 
 
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with the fields that were renamed since it was written."""
+    """Renames fields of a JSON object to their current names."""
     return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
@@ -238,33 +253,32 @@ def _read_info(path: epath.Path) -> dict[str, Any]:
     except ValueError:
         info = None
     if not isinstance(info, dict):
-        raise InputError(f"{path} is damaged; delete the folder and prepare it anew")
+        raise InputError(f"{path} is damaged; delete the folder and prepare it again")
     return info
 
 
-def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The entries of `now` that are stored otherwise, as "name: stored -> now"."""
-    unequal = []
-    for name, value in now.items():
+def _differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Lists the entries of `current` with other stored values, as "name: stored -> current"."""
+    differences = []
+    for name, value in current.items():
         before = stored.get(name)
         if isinstance(value, dict) and isinstance(before, dict):
-            unequal += [f"{name}.{line}" for line in _differences(before, value)]
+            differences += [f"{name}.{line}" for line in _differences(before, value)]
         elif before != value:
-            unequal.append(f"{name}: {before!r} -> {value!r}")
-    return unequal
+            differences.append(f"{name}: {before!r} -> {value!r}")
+    return differences
 
 
 class PreparedSource(Source):
     """A task read from its prepared folder; the raw data are not needed.
 
     Args:
-        name: the task.
-        root: the folder that holds prepared tasks.
-        options: the part of the config that concerns sources; what the files depend on must be as
-            when they were made.
+        name: name of the task.
+        root: the folder of prepared tasks.
+        options: the data options of the config; see `check_prepared`.
 
     Raises:
-        InputError: the folder is not there, or not whole.
+        InputError: the folder does not exist, is incomplete or damaged, or has an old format.
     """
 
     def __init__(self, name: str, root: epath.PathLike, options: DataOptions):
@@ -272,7 +286,7 @@ class PreparedSource(Source):
         if not (self.folder / INFO).exists():
             state = "does not exist"
             if (self.folder / BEGUN).exists():
-                state = "is not whole: the program that prepares it did not end"
+                state = "is incomplete: the program that prepares it did not finish"
             raise InputError(
                 f"task {name!r}: the prepared folder {self.folder} {state}; "
                 "run gemma-encoder prepare with this config"
@@ -280,8 +294,8 @@ class PreparedSource(Source):
         self.info = _read_info(self.folder / INFO)
         if self.info.get("version") != VERSION:
             raise InputError(
-                f"{self.folder} is of version {self.info.get('version')}, this program reads "
-                f"{VERSION}; prepare it anew"
+                f"{self.folder} has version {self.info.get('version')}, this program reads version "
+                f"{VERSION}; prepare it again"
             )
         try:
             task = Task.from_dict(self.info["task"])
@@ -291,46 +305,51 @@ class PreparedSource(Source):
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / INFO} is damaged: {described(error)}") from error
         if task.name != task_name(name):
-            raise InputError(f"{self.folder} holds the task {task.name!r}, not {task_name(name)!r}")
+            raise InputError(
+                f"{self.folder} contains the task {task.name!r}, not {task_name(name)!r}"
+            )
         super().__init__(task, options)
         self._table = functools.cache(self._open)
 
     def count(self, split: str) -> int:
-        """As the raw data had it."""
+        """Returns the number of records of the raw data."""
         spans = self.info["parts"][split]
         return spans[-1][1] if spans else 0
 
     def fingerprints(self, split: str) -> list[tuple[str, str]]:
-        """Those of the raw data."""
+        """Returns the fingerprints of the raw data."""
         return [(name, value) for name, value in self.info["data"][split]]
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """The examples with their tokens; their fields are there for evaluation only."""
+        """Returns encoded examples; only those of evaluation splits have their fields."""
         if split == "train" and self.task.is_list and not training:
             raise InputError(
-                f"task {self.task.name!r}: prepared lists of the train split can be trained on, "
-                "not evaluated; use the raw data"
+                f"task {self.task.name!r}: prepared lists of the train split support training "
+                "only; use the raw data to evaluate"
             )
         spans = self.info["parts"][split]
         part = bisect.bisect_right(spans, index, key=lambda span: span[1])
-        rows, row = self._table(split, part), index - spans[part][0]
-        labels, about = rows.value("labels", row), json.loads(rows.value("about", row))
-        texts, cut = rows.arrow.column("tokens")[row].values, rows.value("cut", row)
+        rows = self._table(split, part)
+        row = index - spans[part][0]
+        about = json.loads(rows.value("about", row))
+        texts = rows.arrow.column("tokens")[row].values
+        num_truncated = rows.value("cut", row)
         labels = [
             tuple(facts["classes"]) if "classes" in facts else label
-            for facts, label in zip(about, labels, strict=True)
+            for facts, label in zip(about, rows.value("labels", row), strict=True)
         ]
 
         def example(i: int) -> Example:
-            facts, fields = about[i], about[i].get("fields", {})
-            encoded = EncodedText(table.numeric_values(texts[i].values), cut[i])
-            names = (facts["query"], facts["document"], facts["info"])
-            return Example(fields, labels[i], *names, encoded, facts["role"])
+            facts = about[i]
+            fields = facts.get("fields", {})
+            ids = (facts["query"], facts["document"])
+            encoded = EncodedText(table.numeric_values(texts[i].values), num_truncated[i])
+            return Example(fields, labels[i], *ids, facts["info"], encoded, facts["role"])
 
         return Record(labels, example)
 
     def _open(self, split: str, part: int) -> Table:
-        """The rows of a part; a remote one is copied to the cache folder."""
+        """Opens the table of a part; a remote one is first copied to the cache folder."""
         folder = self.folder / f"{split}/{part:05d}"
         if "://" in str(folder):
             file = folder / table.FILE
@@ -342,16 +361,16 @@ class PreparedSource(Source):
             rows = Table(pathlib.Path(folder))
         except (OSError, ValueError) as error:
             raise InputError(
-                f"{folder} is damaged or absent ({one_line(error)}); prepare it anew"
+                f"{folder} is damaged or missing ({one_line(error)}); prepare it again"
             ) from error
         if len(rows) != last - first:
             raise InputError(
-                f"{folder} holds {len(rows)} records instead of {last - first}; prepare it anew"
+                f"{folder} has {len(rows)} records instead of {last - first}; prepare it again"
             )
         return rows
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
-        """As the raw data had them."""
+        """Returns the qrels of the raw data."""
         file = _qrels_file(self.folder, split)
         return json.loads(file.read_text()) if file.exists() else None
 
@@ -359,7 +378,7 @@ class PreparedSource(Source):
 def check_prepared(
     sources: Sequence[PreparedSource], tokenizer: Tokenizer, max_length: int
 ) -> None:
-    """Raises InputError where tasks were prepared with different tokenizers, or another config."""
+    """Raises InputError if tasks were prepared with different tokenizers or another config."""
     by_digest = {source.info["tokenizer"]["sha256"]: source for source in sources}
     if len(by_digest) > 1:
         names = [
@@ -367,13 +386,13 @@ def check_prepared(
             for digest, source in by_digest.items()
         ]
         raise InputError(
-            "the tasks of a mixture share one tokenizer; prepared were "
-            f"{' and '.join(names)}: prepare one of them anew"
+            "the tasks of a mixture must share one tokenizer, but were prepared as "
+            f"{' and '.join(names)}; prepare one of them again"
         )
     for source in sources:
         contract = _contract(source.options, tokenizer, max_length)
-        if unequal := _differences(source.info, contract):
+        if differences := _differences(source.info, contract):
             raise InputError(
-                f"{source.folder} was prepared for another config: {'; '.join(unequal)}; prepare "
-                "it anew in another folder, or undo"
+                f"{source.folder} was prepared for another config: {'; '.join(differences)}; "
+                "prepare it again in another folder, or revert the change"
             )

@@ -1,7 +1,7 @@
-"""Arrow tables on disk, read by row: whatever the rows came from, they are read once, then mapped.
+"""Memory-mapped Arrow tables with random access to rows.
 
-A table is a file of record batches. Rows are looked up by number without being copied, so that
-memory stays flat however many there are.
+A table is a file of record batches, written once from any kind of rows. Rows are looked up by index
+without copying, so memory use does not grow with the number of rows.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from gemma_encoder.inputs.errors import InputError
 
 Row = TypeVar("Row")
 
-BATCH = 10_000  # rows that are Python objects at a time
+BATCH = 10_000  # rows held as Python objects at a time
 FILE = "rows.arrow"
 
 
@@ -26,21 +26,22 @@ def write_table_rows(
     rows: Iterator[Sequence[Any]],
     batch: int = BATCH,
 ) -> None:
-    """Writes the table of a folder.
+    """Writes a table to a folder, row by row.
 
     Args:
-        folder: exists.
+        folder: an existing folder.
         types: Arrow type of each column, by name.
         rows: values in the order of the columns.
-        batch: rows that are held in memory.
+        batch: rows held in memory.
     """
-    write_table_batches(folder, types, (to_arrays(some, types) for some in chunks(rows, batch)))
+    batches = (to_arrays(chunk, types) for chunk in chunks(rows, batch))
+    write_table_batches(folder, types, batches)
 
 
 def write_table_batches(
     folder: pathlib.Path, types: Mapping[str, Any], batches: Iterable[Sequence[Any]]
 ) -> None:
-    """Writes a table as `write` does, of batches that are an Arrow array for each column."""
+    """Writes a table to a folder from batches, each with an Arrow array per column."""
     import pyarrow as pa
 
     schema = pa.schema(list(types.items()))
@@ -50,28 +51,29 @@ def write_table_batches(
 
 
 def chunks(rows: Iterable[Row], size: int = BATCH) -> Iterator[list[Row]]:
-    """The rows in lists of `size`, the last one shorter."""
+    """Yields the rows in lists of `size`; the last one may be shorter."""
     iterator = iter(rows)
-    while some := list(itertools.islice(iterator, size)):
-        yield some
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
 def to_arrays(rows: Sequence[Sequence[Any]], types: Mapping[str, Any]) -> list[Any]:
-    """The columns of some rows as Arrow arrays."""
+    """Converts rows to an Arrow array per column."""
     columns = zip(*rows, strict=True)
     return [to_array(values, kind) for values, kind in zip(columns, types.values(), strict=True)]
 
 
 def to_array(values: Sequence[Any] | np.ndarray, kind: Any) -> Any:
-    """The Arrow array of some values.
+    """Converts values to an Arrow array.
 
-    Text and numbers are laid out here, because `pyarrow.array` imports pandas (0.25 s).
+    The buffers of text and numbers are built here because `pyarrow.array` imports pandas (0.25 s).
     """
     import pyarrow as pa
 
     if kind == pa.large_string():
         texts = [value.encode() for value in values]
-        offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+        ends = np.cumsum([len(text) for text in texts])
+        offsets = np.concatenate([[0], ends]).astype(np.int64)
         buffers = [offsets, b"".join(texts)]
     elif kind in (pa.int32(), pa.int64(), pa.float64()):
         buffers = [np.asarray(values, str(kind))]
@@ -81,25 +83,25 @@ def to_array(values: Sequence[Any] | np.ndarray, kind: Any) -> Any:
 
 
 def numeric_values(array: Any) -> np.ndarray:
-    """The values of an Arrow array of numbers without nulls; `to_numpy` would import pandas."""
+    """Returns the values of a numeric Arrow array without nulls; `to_numpy` imports pandas."""
     values = np.frombuffer(array.buffers()[1], str(array.type))
     return values[array.offset : array.offset + len(array)]
 
 
 def write_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
-    """Stores facts about all rows beside the table."""
+    """Stores facts about all rows next to the table."""
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
 class Table:
-    """The rows of a written table by index. Reading is safe in threads.
+    """Random access to the rows of a written table. Thread-safe.
 
     Args:
-        folder: that `write` filled; what is mapped outlives the folder's name.
+        folder: the folder of the table, which may be deleted once it is mapped.
 
     Attributes:
         arrow: the `pyarrow.Table`.
-        summary: as `write_summary` stored it.
+        summary: the facts that `write_summary` stored.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -114,30 +116,32 @@ class Table:
         return len(self.arrow)
 
     def value(self, column: str, index: int) -> Any:
-        """One value."""
+        """Returns one value."""
         return self._columns[column][int(index)].as_py()
 
     def row(self, index: int) -> dict[str, Any]:
-        """All values of a row, by column."""
+        """Returns all values of a row, by column."""
         return {name: column[int(index)].as_py() for name, column in self._columns.items()}
 
     def codes(self, column: str) -> tuple[list[str], np.ndarray]:
-        """Different values of a text column in their order, and which of them each row has."""
+        """Dictionary-encodes a text column: its distinct values, and [N] indices into them."""
         chunks = self._columns[column].dictionary_encode().unify_dictionaries().chunks
         codes = np.concatenate([numeric_values(chunk.indices) for chunk in chunks])
         return chunks[0].dictionary.to_pylist(), codes
 
 
 class Groups:
-    """The rows of each query, by the query's index.
+    """Rows grouped by query, by the query's index.
 
     Args:
-        names: of the queries.
-        codes: [N], which query each row has.
+        names: ids of the queries.
+        codes: [N], index of each row's query.
     """
 
     def __init__(self, names: Sequence[str], codes: np.ndarray):
-        self._names, self._codes, self._order = names, codes, np.argsort(codes, kind="stable")
+        self._names = names
+        self._codes = codes
+        self._order = np.argsort(codes, kind="stable")
         self._starts = np.searchsorted(codes[self._order], np.arange(len(names) + 1))
 
     def __len__(self) -> int:
@@ -148,13 +152,13 @@ class Groups:
         return self._names[index], rows.tolist()
 
     def has_both_labels(self, labels: np.ndarray) -> np.ndarray:
-        """[Q]: whether a query has a positive and a negative, by the labels of the rows."""
+        """Returns [Q] bool: True for queries with a positive and a negative row."""
         positives = np.bincount(self._codes[labels > 0], minlength=len(self))
         return (positives > 0) & (positives < np.diff(self._starts))
 
 
 def decode(value: bytes, column: str, where: str) -> str:
-    """Text of its UTF-8 bytes; raises InputError naming the column where they are none."""
+    """Decodes UTF-8 bytes; raises InputError naming the column if they are invalid."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:

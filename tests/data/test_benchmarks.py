@@ -390,7 +390,7 @@ def test_questions_without_a_right_option_are_skipped_and_said_once(tokenizer, b
         record.getMessage() for record in caplog.records if "are skipped" in record.getMessage()
     ]
     assert lines == [
-        "superglue_record: train records without a right or without a wrong option are skipped"
+        "superglue_record: train records without a positive or without a negative are skipped"
     ]
     again = Reader([source], np.ones(1), tokenizer, TRAINING, 0)
     again.set_state(reader.get_state())
@@ -409,7 +409,7 @@ def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
     )
     with pytest.raises(
         InputError,
-        match="task 'unanswerable': no train record has both a right and a wrong option",
+        match="task 'unanswerable': no train record has both a positive and a negative",
     ):
         next(Reader([source], np.ones(1), tokenizer, TRAINING, 0))
 

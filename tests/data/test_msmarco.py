@@ -166,7 +166,7 @@ def test_long_passages_are_read_whole(marco):
         ),
         (
             {"run__train__tsv": None},
-            r"holds no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz, .zst\); MSMARCO_DIR must name",
+            r"has no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz, .zst\); MSMARCO_DIR must name",
         ),
         (
             {"qrels__train__tsv": "3\t0\t12\t0\n"},
@@ -182,7 +182,7 @@ def test_bad_files_are_named_with_their_line(marco, changes, message):
 def test_missing_folder_says_what_it_should_hold(monkeypatch, tmp_path):
     monkeypatch.delenv("MSMARCO_DIR", raising=False)
     with pytest.raises(
-        InputError, match="MSMARCO_DIR is not set; it names a folder with collection.tsv"
+        InputError, match="MSMARCO_DIR is not set; set it to a folder with collection.tsv"
     ):
         registry.get("msmarco").check()
     monkeypatch.setenv("MSMARCO_DIR", str(tmp_path / "nowhere"))
@@ -594,12 +594,12 @@ def test_bad_beir_files_are_named_with_their_line(beir, changes, message):
 def test_missing_beir_folders(monkeypatch, tmp_path):
     monkeypatch.delenv("BEIR_DIR", raising=False)
     with pytest.raises(
-        InputError, match="BEIR_DIR is not set; it names a folder with trec-covid/corpus.jsonl"
+        InputError, match="BEIR_DIR is not set; set it to a folder with trec-covid/corpus.jsonl"
     ):
         registry.get("beir_trec_covid").check()
     monkeypatch.setenv("BEIR_DIR", str(tmp_path))
     with pytest.raises(InputError, match="holds no folder trec-covid"):
         registry.get("beir_trec_covid").check()
     (tmp_path / "trec-covid").mkdir()
-    with pytest.raises(InputError, match=r"trec-covid holds no corpus.jsonl \(or .gz, .zst\)"):
+    with pytest.raises(InputError, match=r"trec-covid has no corpus.jsonl \(or .gz, .zst\)"):
         registry.get("beir_trec_covid").check()

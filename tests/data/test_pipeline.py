@@ -410,5 +410,5 @@ def test_lists_without_a_right_or_a_wrong_text_are_skipped_unless_all_are(tokeni
     assert (batch.group_id >= 0).any(), "however few there are"
     batch = next(stream_of(MemorySource(LISTS, DataOptions(), mixed), tokenizer))
     assert (batch.group_id >= 0).any()
-    with pytest.raises(InputError, match="'lists': no train record has both a right and a wrong"):
+    with pytest.raises(InputError, match="'lists': no train record has both a positive and a negative"):
         next(stream_of(MemorySource(LISTS, DataOptions(), wrong), tokenizer))

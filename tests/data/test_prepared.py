@@ -230,7 +230,7 @@ def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
     assert prepared.write_part(source, second, tokenizer, 12, folder)["texts"] == 16
     (folder / first.path).mkdir()
     (folder / first.path / "rows.arrow.part").write_bytes(b"half a")
-    with pytest.raises(InputError, match="is not whole: the program that prepares it did not end"):
+    with pytest.raises(InputError, match="is incomplete: the program that prepares it did not finish"):
         PreparedSource("classes", tmp_path, DATA)
     before = (folder / second.path / "rows.arrow").stat().st_mtime_ns
     write(source, tokenizer, tmp_path)
@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
         prepared.begin(root / "classes", prepared.describe_prepared(raw("classes"), tokenizer, 13))
     with pytest.raises(InputError, match="has no dev split"):
         read(root)[0].size("dev")
-    with pytest.raises(InputError, match="can be trained on, not evaluated; use the raw data"):
+    with pytest.raises(InputError, match="support training only; use the raw data to evaluate"):
         read(root)[2].examples("train", 0)
     info = json.loads((root / "classes" / prepared.INFO).read_text())
     info["task"]["name"] = "../../elsewhere"
@@ -282,7 +282,7 @@ def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
         PreparedSource("classes", tmp_path, DATA)
     info["task"]["name"] = "targets"
     (tmp_path / "classes" / prepared.INFO).write_text(json.dumps(info))
-    with pytest.raises(InputError, match="holds the task 'targets', not 'classes'"):
+    with pytest.raises(InputError, match="contains the task 'targets', not 'classes'"):
         PreparedSource("classes", tmp_path, DATA)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
@@ -317,11 +317,11 @@ def test_a_mixture_whose_tasks_disagree_on_a_tokenizer_is_refused(root, tokenize
     sources = [read(root)[1], PreparedSource("classes", tmp_path, DATA)]
     with pytest.raises(
         InputError,
-        match="share one tokenizer; prepared were 'targets' with 'small' .* and 'classes' with 'other'",
+        match="must share one tokenizer, but were prepared as 'targets' with 'small' .* and 'classes' with 'other'",
     ):
         prepared.check_prepared(sources, tokenizer, 12)
     (tmp_path / "classes" / prepared.INFO).write_text(json.dumps(info | {"version": 0}))
-    with pytest.raises(InputError, match="is of version 0, this program reads 2; prepare it anew"):
+    with pytest.raises(InputError, match="has version 0, this program reads version 2; prepare it again"):
         PreparedSource("classes", tmp_path, DATA)
 
 
