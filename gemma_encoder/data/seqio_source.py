@@ -1,19 +1,20 @@
-"""Sources over tasks that others registered in seqio: `seqio:NAME` in `config.tasks`.
+"""Sources over tasks of seqio's registry: `seqio:NAME` in `config.tasks`.
 
-    gemma-encoder train --config=… --config.modules="('my_tasks',)" --config.tasks="('seqio:my_task',)"
+    gemma-encoder train --config=… --config.modules="('my_tasks',)"
+        --config.tasks="('seqio:my_task',)"
 
-A text-to-text task becomes one that an encoder can learn:
+The kind of a text-to-text task is inferred from its features, in this order:
 
 | features | kind |
 | --- | --- |
-| `inputs`, `targets` that are few different texts | classification; the texts are the classes |
-| `inputs`, `targets` that are numbers with a decimal point | regression |
-| `inputs`, `targets`, and a `query_id` for each element | ranking; targets are grades, or true and false |
+| a `query_id` in each element | ranking; targets are grades, or true and false |
+| `targets` are numbers with a decimal point | regression |
+| `targets` have few distinct values | classification; the values are the classes |
 
-A `query_id` comes first, then numbers, then classes. Texts are those before tokenization where the
-task copies them (`inputs_pretokenized`), else what its vocabulary makes of the tokens. In a split
-whose name begins with "test", the target "<unk>" or "-1" means that none is published. A task
-is read at each start, since its preprocessors are code whose changes nothing tells.
+Texts are read before tokenization if the task keeps them (`inputs_pretokenized`); otherwise the
+tokens are decoded with the task's vocabulary. In splits whose name starts with "test", the targets
+"<unk>" and "-1" mark unpublished labels. A task is read again at every start, because changes of
+its preprocessors cannot be detected.
 """
 
 import functools
@@ -40,9 +41,9 @@ from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
 PREFIX = "seqio:"
-MAX_CLASSES = 100  # different targets: beyond, they are most likely no classes
-UNPUBLISHED = ("<unk>", "-1", "-1.0")  # targets of a test split that has none
-UNLIMITED = 1 << 20  # tokens of a feature
+MAX_CLASSES = 100  # more distinct targets are unlikely to be classes
+UNPUBLISHED = ("<unk>", "-1", "-1.0")  # targets of test splits without published labels
+UNLIMITED = 1 << 20  # tokens of a feature: disables truncation
 GRADES = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 QUERY_ID = "query_id"
 
@@ -52,42 +53,45 @@ def _seqio() -> Any:
 
 
 def expand_seqio_mixture(name: str) -> tuple[str, ...]:
-    """A task as it is; of a mixture its tasks, as `seqio:MIXTURE/TASK`.
+    """Expands a seqio mixture to its tasks, as `seqio:MIXTURE/TASK`; returns tasks unchanged.
 
     Raises:
-        InputError: seqio has neither.
+        InputError: seqio has no such task or mixture.
     """
-    seqio, bare = _seqio(), name.removeprefix(PREFIX)
-    tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
-    if bare in mixtures:
-        subtasks = seqio.get_subtasks(seqio.MixtureRegistry.get(bare))
+    seqio = _seqio()
+    tasks = seqio.TaskRegistry.names()
+    mixtures = seqio.MixtureRegistry.names()
+    seqio_name = name.removeprefix(PREFIX)
+    if seqio_name in mixtures:
+        subtasks = seqio.get_subtasks(seqio.MixtureRegistry.get(seqio_name))
         return tuple(f"{name}/{task.name}" for task in subtasks)
-    mixture, _, task = bare.rpartition("/")
+    mixture, _, task = seqio_name.rpartition("/")
     if task in tasks and (not mixture or mixture in mixtures):
         return (name,)
     if not {*tasks, *mixtures}:
         raise InputError(
-            f"task {name}: seqio has no task; config.modules names the module that registers it"
+            f"task {name}: no task is registered in seqio; set config.modules to the module that "
+            "registers it"
         )
-    raise unknown("task or mixture of seqio", bare, {*tasks, *mixtures})
+    raise unknown("task or mixture of seqio", seqio_name, {*tasks, *mixtures})
 
 
 def task_name(name: str) -> str:
-    """The name of our task, for files and heads: of a task of seqio without what files forbid."""
+    """Returns the name of a task for files and heads, for seqio tasks in file-safe characters."""
     if not name.startswith(PREFIX):
         return name
     return re.sub(r"[^\w.-]", "_", name.removeprefix(PREFIX).rpartition("/")[2])
 
 
 class SeqioSource(Source):
-    """A task of seqio's registry, its kind and classes read off its targets.
+    """A task of seqio's registry, with its kind and classes inferred from its targets.
 
     Args:
         name: with the prefix.
-        options: the part of the config that concerns sources.
+        options: the data options of the config.
 
     Raises:
-        InputError: it cannot be read, or its targets are nothing that an encoder predicts.
+        InputError: the task cannot be read, or an encoder cannot predict its targets.
     """
 
     def __init__(self, name: str, options: DataOptions):
@@ -99,15 +103,15 @@ class SeqioSource(Source):
         self.splits = tuple(self._seqio_task.splits)
         if "train" not in self.splits:
             raise InputError(
-                f"task {name}: it has no train split to read its classes from, only "
+                f"task {name}: it has no train split to infer classes from, only "
                 f"{', '.join(self.splits)}"
             )
         self._name = name
-        self._table = functools.cache(self._read)  # of a split
-        self._queries = functools.cache(self._group)  # of a split
+        self._table = functools.cache(self._read)  # by split
+        self._queries = functools.cache(self._group)  # by split
         super().__init__(self._declare(), options)
         self._indices = {text: index for index, text in enumerate(self.task.classes)}
-        for split in self._labeled:  # all targets and queries, before training
+        for split in self._labeled:  # check all targets and queries before training
             if self.task.is_list:
                 self._queries(split)
             for target in self._table(split).summary["targets"]:
@@ -118,37 +122,39 @@ class SeqioSource(Source):
         return [split for split in self.splits if split.startswith(("train", "validation"))]
 
     def _declare(self) -> Task:
-        """The task that the targets suggest."""
-        name, template = task_name(self._name), Template("{inputs}")
+        """Infers the task from its targets."""
+        name = task_name(self._name)
+        template = Template("{inputs}")
         targets = self._table("train").summary["targets"]
         if UNPUBLISHED[0] in targets:
             raise InputError(
                 f"task {self._name}: its train split has the target {UNPUBLISHED[0]!r}, which "
-                "stands for none"
+                "marks an unpublished label"
             )
         ranges = [self._table(split).summary["numbers"] for split in self._labeled]
         if QUERY_ID in self._table("train").arrow.column_names:
             task = Task(name, "ranking", template)
         elif all(ranges) and ranges[0]["has_point"] and ranges[0]["low"] < ranges[0]["high"]:
-            low = min(numbers["low"] for numbers in ranges)
-            high = max(numbers["high"] for numbers in ranges)
+            low = min(limits["low"] for limits in ranges)
+            high = max(limits["high"] for limits in ranges)
             task = Task(name, "regression", template, label_range=(low, high))
         elif 1 < len(targets) <= MAX_CLASSES:
             classes = kinds.get("classification").order_classes(targets, self._name)
             task = Task(name, "classification", template, classes=classes)
         else:
             count = len(targets) if len(targets) <= MAX_CLASSES else f"more than {MAX_CLASSES}"
+            example = f", such as {targets[0][:40]!r}" if targets else ""
             raise InputError(
-                f"task {self._name}: its train split has {count} different targets"
-                + (f", such as {targets[0][:40]!r}" if targets else "")
-                + f"; an encoder predicts classes (2 to {MAX_CLASSES} texts), numbers with a "
-                f"decimal point, or grades of documents by their {QUERY_ID}"
+                f"task {self._name}: its train split has {count} distinct targets{example}; an "
+                f"encoder predicts classes (2 to {MAX_CLASSES} texts), numbers with a decimal "
+                f"point, or grades of documents with a {QUERY_ID}"
             )
-        facts = f"{task.kind} {task.kind.describe(task)}".strip()
-        logging.warning("%s: inferred from its features: %s", name, facts)
+        description = f"{task.kind} {task.kind.describe(task)}".strip()
+        logging.warning("%s: inferred from its features: %s", name, description)
         return task
 
     def _read(self, split: str) -> Table:
+        """Reads a split into a table."""
         with tempfile.TemporaryDirectory() as folder:
             self._write(pathlib.Path(folder), split)
             return Table(pathlib.Path(folder))
@@ -169,11 +175,11 @@ class SeqioSource(Source):
         )
         table.write_table_rows(folder, dict.fromkeys(columns, pa.large_string()), rows)
         digest = hashlib.sha256((folder / table.FILE).read_bytes()).hexdigest()
-        facts = _facts(Table(folder).arrow.column("targets").chunks)
-        table.write_summary(folder, {**facts, "digest": digest})
+        summary = _summarize_targets(Table(folder).arrow.column("targets").chunks)
+        table.write_summary(folder, {**summary, "digest": digest})
 
     def _elements(self, split: str) -> Iterator[dict[str, Any]]:
-        """The elements by feature; of tokenized ones, with the text under the feature's name."""
+        """Yields elements by feature, with pretokenized texts in place of tokens."""
         try:
             features = self._seqio_task.output_features.items()
             unlimited = {name: UNLIMITED for name, feature in features if feature.rank}
@@ -193,48 +199,54 @@ class SeqioSource(Source):
             ) from error
 
     def _text(self, element: Mapping[str, Any], feature: str) -> Callable[[Any], str]:
-        """The function that makes a feature text; raises InputError where none can."""
+        """Returns the function that converts a feature to text.
+
+        Raises:
+            InputError: the feature is missing, or there is no text and no vocabulary to decode it.
+        """
         if feature not in element:
             raise InputError(
                 f"task {self._name} has no feature {feature!r}; it has {', '.join(element)}"
             )
-        value, declared = element[feature], self._seqio_task.output_features
+        value = element[feature]
         if isinstance(value, bytes | str) or np.ndim(value) == 0:
             return _plain
-        passed = _seqio().PassThroughVocabulary
+        declared = self._seqio_task.output_features
         vocabulary = declared[feature].vocabulary if feature in declared else None
-        if np.ndim(value) != 1 or vocabulary is None or isinstance(vocabulary, passed):
+        pass_through = isinstance(vocabulary, _seqio().PassThroughVocabulary)
+        if np.ndim(value) != 1 or vocabulary is None or pass_through:
             raise InputError(
-                f"task {self._name}: the feature {feature!r} is no text and cannot be turned into "
-                f"one; let its preprocessor keep {feature}_pretokenized, as seqio's tokenize does"
+                f"task {self._name}: the feature {feature!r} is not text and cannot be decoded; "
+                f"make its preprocessor keep {feature}_pretokenized, as seqio's tokenize does"
             )
         return lambda tokens: vocabulary.decode([int(token) for token in tokens])
 
     def _rate(self, mixture: Any) -> float:
-        """The task's rate in its mixture."""
+        """Returns the rate of the task in its mixture."""
         try:
             return float(mixture.get_rate(self._seqio_task))
         except Exception as error:
             raise InputError(
-                f"task {self._name}: its mixture has no rate for it ({described(error)}); give the "
-                "task's source num_input_examples, or write the rates as numbers"
+                f"task {self._name}: its mixture has no rate for it ({described(error)}); pass "
+                "num_input_examples to the task's source, or give the rates as numbers"
             ) from error
 
     def _group(self, split: str) -> Groups:
+        """Groups the rows of a split by query."""
         if QUERY_ID not in self._table(split).arrow.column_names:
             raise InputError(f"task {self._name}: its {split} split lacks the feature {QUERY_ID}")
         return Groups(*self._table(split).codes(QUERY_ID))
 
     def fingerprints(self, split: str) -> list[tuple[str, str]]:
-        """The digest of what was read."""
+        """Returns the digest of the elements that were read."""
         return [(self._name, self._table(split).summary["digest"])]
 
     def count(self, split: str) -> int:
-        """Elements, or queries."""
+        """Returns the number of elements, or of queries for ranking."""
         return len(self._queries(split) if self.task.is_list else self._table(split))
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """The element, or those of a query."""
+        """Returns one element, or the elements of a query."""
         if not self.task.is_list:
             return Record.of([self._example(split, index)])
         query, rows = self._queries(split)[index]
@@ -252,33 +264,37 @@ class SeqioSource(Source):
             if text not in self._indices:
                 raise InputError(f"{where}: {unknown('class', text, self.task.classes)}")
             return float(self._indices[text])
-        label = _grade(text) if self.task.is_list else _parse_number(text)
+        label = _parse_grade(text) if self.task.is_list else _parse_number(text)
         if label is None and self.task.is_list:
             raise InputError(
-                f"{where}: it has a {QUERY_ID}, so that its targets are grades of documents; "
-                f"{text[:40]!r} is no number, and neither true nor false"
+                f"{where}: elements with a {QUERY_ID} need grades as targets; {text[:40]!r} is "
+                "neither a number nor true or false"
             )
         if label is None:
-            raise InputError(f"{where}: the target {text[:40]!r} is no number")
+            raise InputError(f"{where}: the target {text[:40]!r} is not a number")
         return label
 
 
-def _facts(chunks: Iterable[Any]) -> dict[str, Any]:
-    """The first different targets, and their range and form where all are numbers, for JSON."""
+def _summarize_targets(chunks: Iterable[Any]) -> dict[str, Any]:
+    """Summarizes targets for JSON: the first distinct ones, and their range if all are numbers."""
     targets: dict[str, None] = {}
-    low, high, has_point, are_numbers = math.inf, -math.inf, False, True
+    low = math.inf
+    high = -math.inf
+    has_point = False
+    are_numeric = True
     for chunk in chunks:
         texts = chunk.unique().to_pylist()
         targets |= dict.fromkeys(texts[: MAX_CLASSES + 1])
-        numbers = [_parse_number(text) for text in texts]
-        if None in numbers:
-            are_numbers = False
+        values = [_parse_number(text) for text in texts]
+        if None in values:
+            are_numeric = False
         elif texts:
-            low, high = min(low, *numbers), max(high, *numbers)
+            low = min(low, *values)
+            high = max(high, *values)
             has_point |= any("." in text for text in texts)
-    facts = {"low": low, "high": high, "has_point": has_point}
+    limits = {"low": low, "high": high, "has_point": has_point}
     first = list(itertools.islice(targets, MAX_CLASSES + 1))
-    return {"targets": first, "numbers": facts if first and are_numbers else None}
+    return {"targets": first, "numbers": limits if first and are_numeric else None}
 
 
 def _plain(value: Any) -> str:
@@ -286,12 +302,14 @@ def _plain(value: Any) -> str:
 
 
 def _parse_number(text: str) -> float | None:
+    """Parses a finite number; returns None for any other text."""
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return value if math.isfinite(value) else None
 
 
-def _grade(text: str) -> float | None:
+def _parse_grade(text: str) -> float | None:
+    """Parses a number or a truth value; returns None for any other text."""
     return GRADES.get(text.strip().lower(), _parse_number(text))

@@ -1,24 +1,24 @@
-"""Registers every task and mixture in seqio's registries; importing this module is enough.
+"""Registers every task and mixture in seqio's registries when imported.
 
     import gemma_encoder.data.seqio_tasks
     import seqio
 
     seqio.get_mixture_or_task("glue_sst2").get_dataset({"inputs": 128}, "validation")
 
-An element holds what training sees of a text:
+An element has the same inputs and targets as in training:
 
 | feature | type | meaning |
 | --- | --- | --- |
-| `inputs` | [length] int32 | token ids, bos and eos included, truncated as the template says |
-| `targets` | [1] or [K] float32 | the label as the loss sees it: class index, scaled target, grade |
+| `inputs` | [length] int32 | token ids, bos and eos included, truncated by the template |
+| `targets` | [1] or [K] float32 | label for the loss: class index, scaled target or grade |
 | `inputs_pretokenized`, `targets_pretokenized` | string | the text, and the label in words |
-| `example` | string | JSON: label, query, document and whatever metrics need besides |
+| `example` | string | JSON: label, query, document and other inputs of the metrics |
 
-Metric functions take targets as `postprocess_fn` makes them of an element, and predictions as
-`Kind.postprocess` makes them of scores: [N], or [N, C] probabilities.
+Metric functions take targets from `postprocess_fn`, and predictions from `Kind.postprocess`: [N],
+or [N, C] probabilities.
 
-The tokenizer is the small one until `use_tokenizer` names another. Sources read files when they are
-asked for a dataset, not before. `own` and `text` need options: `add_task` registers them.
+The default tokenizer is the small one; `use_tokenizer` selects another. Files are read only when a
+dataset is requested. `own` and `text` need options, so `add_task` has to register them.
 """
 
 import functools
@@ -38,7 +38,8 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
-seqio, tf = runtime.import_quietly("seqio"), runtime.import_quietly("tensorflow")
+seqio = runtime.import_quietly("seqio")
+tf = runtime.import_quietly("tensorflow")
 
 NEED_OPTIONS = ("own", "text")
 
@@ -46,38 +47,38 @@ _in_use: list[Tokenizer] = []
 
 
 def use_tokenizer(name: str) -> None:
-    """Chooses the tokenizer of every task, by a name or path as `config.tokenizer` has it."""
+    """Sets the tokenizer of all tasks to a name or path, as in `config.tokenizer`."""
     _in_use[:] = [Tokenizer.load(name)]
 
 
 def tokenizer() -> Tokenizer:
-    """The tokenizer in use."""
+    """Returns the tokenizer in use."""
     if not _in_use:
         use_tokenizer("small")
     return _in_use[0]
 
 
 class Vocabulary(seqio.Vocabulary):
-    """The tokenizer in use, as seqio has vocabularies."""
+    """The tokenizer in use as a seqio vocabulary."""
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary)  # tasks of a mixture must have one
+        return isinstance(other, Vocabulary)  # the tasks of a mixture must have equal vocabularies
 
     __hash__ = object.__hash__
 
     @property
     def bos_id(self) -> int:
-        """First token of every text."""
+        """Id of the first token of every text."""
         return tokenizer().bos_id
 
     @property
     def eos_id(self) -> int:
-        """Last token of every text."""
+        """Id of the last token of every text."""
         return tokenizer().eos_id
 
     @property
     def unk_id(self) -> int:
-        """Stands for what has no piece."""
+        """Id of the unknown token."""
         return 3
 
     @property
@@ -101,10 +102,10 @@ class Vocabulary(seqio.Vocabulary):
 
 
 class Records(seqio.DataSource):
-    """The records of a source by number.
+    """The records of a source by index.
 
     Args:
-        source: the task with its data; nothing is read before a dataset is asked for.
+        source: the task with its data, which are read only when a dataset is requested.
     """
 
     def __init__(self, source: Source):
@@ -113,15 +114,15 @@ class Records(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """Yes: records are read by number."""
+        """True, since records have random access."""
         return True
 
     def num_input_examples(self, split: str) -> int:
-        """Records of a split."""
+        """Returns the number of records of a split."""
         return self.source.size(split)
 
     def list_shards(self, split: str) -> Sequence[str]:
-        """One: it can be divided at will."""
+        """Returns one shard, which can be divided arbitrarily."""
         return [split]
 
     def get_dataset(
@@ -135,7 +136,7 @@ class Records(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """Elements {"split", "index"}, in a seeded permutation if `shuffle`."""
+        """Returns elements {"split", "index"}, in a seeded permutation if `shuffle`."""
         del sequence_length, use_cached, num_epochs
         self.source.check()
         order = np.arange(self.source.size(split))
@@ -150,7 +151,7 @@ class Records(seqio.DataSource):
 def apply_template(
     dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None = None, *, source: Source
 ) -> tf.data.Dataset:
-    """The preprocessor: from the numbers of records to texts in tokens.
+    """Preprocessor from record indices to tokenized texts.
 
     Lists of the train split are drawn as in the first epoch of a run with seed 0.
     """
@@ -161,9 +162,9 @@ def apply_template(
 
     def elements(row: Mapping[str, tf.Tensor]) -> tf.data.Dataset:
         types = [tf.int32, tf.int64, tf.float32, tf.string, tf.string, tf.string]
-        made = tf.numpy_function(expand, [row["split"], row["index"]], types)
+        expanded = tf.numpy_function(expand, [row["split"], row["index"]], types)
         shapes = ([None], [None], [None, None], [None], [None], [None])
-        tokens, lengths, targets, *texts = map(tf.ensure_shape, made, shapes)
+        tokens, lengths, targets, *texts = map(tf.ensure_shape, expanded, shapes)
         names = ("inputs_pretokenized", "targets_pretokenized", "example")
         return tf.data.Dataset.from_tensor_slices(
             {
@@ -173,28 +174,41 @@ def apply_template(
             }
         )
 
-    return dataset.batch(CHUNK).flat_map(elements)  # a call of Python costs more than its work
+    return dataset.batch(CHUNK).flat_map(elements)  # amortizes the overhead of calling Python
 
 
 def _elements(
     source: Source, split: str, indices: Sequence[int], max_length: int
 ) -> list[np.ndarray]:
-    """Tokens of all texts of some records, their lengths, targets, texts, labels in words, facts."""
-    examples, where, task = [], [], source.task
+    """Returns the columns of `apply_template` for all texts of some records.
+
+    These are the concatenated tokens, lengths, targets, texts, labels in words, and JSON.
+    """
+    task = source.task
+    examples: list[Example] = []
+    where: list[str] = []
     for index in indices:
-        is_drawn = split == "train"
-        made = source.training_examples(index, 0, 0) if is_drawn else source.examples(split, index)
-        examples += made
-        where += [source.where(split, index)] * len(made)
-    counts, unlabeled = no_counts([source]), split.startswith("test")
+        if split == "train":
+            of_record = source.training_examples(index, seed=0, epoch=0)
+        else:
+            of_record = source.examples(split, index)
+        examples += of_record
+        where += [source.where(split, index)] * len(of_record)
     segments = make_segments(
-        source, 0, examples, where, tokenizer(), max_length, counts, unlabeled=unlabeled
+        source,
+        0,
+        examples,
+        where,
+        tokenizer(),
+        max_length,
+        no_counts([source]),
+        unlabeled=split.startswith("test"),
     )
     targets = [segment.targets if len(segment.targets) else [segment.label] for segment in segments]
     texts = [
         [task.template_for(e.role).render(e.fields)[0] for e in examples],
         [task.kind.show_label(task, e.label) for e in examples],
-        [json.dumps({"split": split, **_facts(e)}) for e in examples],
+        [json.dumps({"split": split, **_metric_inputs(e)}) for e in examples],
     ]
     return [
         np.concatenate([np.zeros(0, np.int32), *(segment.tokens for segment in segments)]),
@@ -204,22 +218,25 @@ def _elements(
     ]
 
 
-def _facts(example: Example) -> dict[str, Any]:
+def _metric_inputs(example: Example) -> dict[str, Any]:
     ids = {"query_id": example.query_id, "document_id": example.document_id}
     return {"label": example.label, **ids, "info": dict(example.info)}
 
 
 def _postprocess(output: Any, example: Mapping[str, Any] | None = None, is_target=False) -> Any:
-    """The facts of an element for a target; a prediction as it is."""
+    """Replaces a target by the parsed JSON of its element; returns predictions unchanged."""
     return json.loads(example["example"]) if is_target else output
 
 
 def _metric_fn(source: Source) -> Callable[[Sequence[Any], Any], dict[str, float]]:
+    """Returns seqio's metric function for the metrics of a task."""
+
     def compute(targets, predictions):
         table = ExampleTable()
-        for facts in targets:
-            label = tuple(facts["label"]) if isinstance(facts["label"], list) else facts["label"]
-            table.add(Example({}, label, facts["query_id"], facts["document_id"], facts["info"]))
+        for target in targets:
+            label = target["label"]
+            label = tuple(label) if isinstance(label, list) else label
+            table.add(Example({}, label, target["query_id"], target["document_id"], target["info"]))
         split = targets[0]["split"]
         outputs = np.asarray(predictions, np.float32)
         return Predictions(source.task, split, outputs, table, source.qrels(split)).metrics()
@@ -228,27 +245,27 @@ def _metric_fn(source: Source) -> Callable[[Sequence[Any], Any], dict[str, float
 
 
 def add_task(name: str, options: DataOptions | None = None) -> None:
-    """Registers one of our tasks in seqio's `TaskRegistry`.
+    """Registers a task of this library in seqio's `TaskRegistry`.
 
     Args:
-        name: in our registry.
-        options: for the tasks that need some, and for limits and lists.
+        name: of the task in `registry`.
+        options: data options, required for some tasks.
 
     Raises:
-        InputError: there is no such task, or seqio has another one of that name.
+        InputError: the task does not exist, or its name is already registered in seqio.
     """
     source = registry.get(name, options)
     name = source.task.name
     if name in seqio.TaskRegistry.names():
-        raise InputError(f"seqio has a task {name!r} already")
-    passed = seqio.PassThroughVocabulary(0)
+        raise InputError(f"task {name!r} is already registered in seqio")
+    pass_through = seqio.PassThroughVocabulary(0)
     seqio.TaskRegistry.add(
         name,
         source=Records(source),
         preprocessors=[functools.partial(apply_template, source=source)],
         output_features={
             "inputs": seqio.Feature(Vocabulary(), add_eos=False, dtype=tf.int32),
-            "targets": seqio.Feature(passed, add_eos=False, dtype=tf.float32),
+            "targets": seqio.Feature(pass_through, add_eos=False, dtype=tf.float32),
         },
         postprocess_fn=_postprocess,
         metric_fns=[_metric_fn(source)],
@@ -256,7 +273,7 @@ def add_task(name: str, options: DataOptions | None = None) -> None:
 
 
 def _rate(task: Any) -> float:
-    """Proportional to the training records, as `mixture.mixing="proportional"`."""
+    """Returns the number of training records, as for `mixture.mixing="proportional"`."""
     return float(task.source.num_input_examples("train")) if "train" in task.splits else 0.0
 
 

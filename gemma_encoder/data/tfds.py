@@ -1,7 +1,7 @@
-"""Sources over prepared TensorFlow Datasets, whose splits become Arrow tables when first read.
+"""Sources over prepared TensorFlow Datasets (TFDS), converted to Arrow tables when first read.
 
-TensorFlow is imported for that first reading alone: a table in the cache folder serves every later
-start and every task of the same data.
+TensorFlow is imported only for the conversion: later starts, and other tasks with the same data,
+read the table from the cache folder.
 """
 
 import functools
@@ -22,21 +22,21 @@ from gemma_encoder.inputs.errors import InputError, described
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
-Row = Mapping[str, Any]  # of a table: texts, whole numbers, lists of texts
+Row = Mapping[str, Any]  # column -> text, integer or list of texts
 
 
 def data_folder() -> str:
-    """The folder of prepared datasets: `TFDS_DATA_DIR`, else TFDS's own default."""
+    """Returns the folder of prepared datasets: `TFDS_DATA_DIR`, or the default of TFDS."""
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 class Dataset:
-    """A prepared dataset: its splits as tables.
+    """A prepared dataset, with its splits as tables.
 
     Args:
-        name: as TFDS has it, with its version, e.g. "glue/sst2:2.0.0"; without one, the newest that
-            is prepared.
-        needed_by: begins the message where the data are missing.
+        name: TFDS name with a version, e.g. "glue/sst2:2.0.0"; without a version, the newest one
+            that is prepared.
+        needed_by: prefix of the message if the data are missing.
 
     Raises:
         InputError: the dataset is not prepared.
@@ -44,32 +44,34 @@ class Dataset:
 
     def __init__(self, name: str, needed_by: str):
         name, _, version = name.partition(":")
-        self.name, self._root = name, epath.Path(data_folder())
+        self.name = name
+        self._root = epath.Path(data_folder())
         descriptions = self._root.glob(f"{name}/{version or '*'}/dataset_info.json")
         folders = sorted(descriptions, key=lambda path: _version(path.parent.name))
         if not folders:
             raise InputError(
                 f"{needed_by}: no prepared data in {self._root / name / version}. Point "
-                f"TFDS_DATA_DIR at a folder that holds {name}, or prepare it once with: "
+                f"TFDS_DATA_DIR at a folder that contains {name}, or prepare it once with: "
                 f"tfds build {name} --data_dir={self._root}"
             )
         self.folder = folders[-1].parent
 
     def files(self, split: str) -> list[epath.Path | pathlib.Path]:
-        """The files of a split."""
-        names = sorted(self.folder.glob(f"*-{split}.*"))
-        if not names:
-            raise InputError(f"{self.folder} holds no files of the split {split}")
-        return [name if "://" in str(name) else pathlib.Path(name) for name in names]
+        """Returns the files of a split."""
+        paths = sorted(self.folder.glob(f"*-{split}.*"))
+        if not paths:
+            raise InputError(f"{self.folder} has no files of the split {split}")
+        return [path if "://" in str(path) else pathlib.Path(path) for path in paths]
 
     def table(self, split: str) -> Table:
-        """The split as a table: text as bytes, nested features as "outer/inner"."""
-        what = f"table of {self.name} {split}"
+        """Returns a split as a table: text as bytes, nested features as "outer/inner"."""
+        description = f"table of {self.name} {split}"
         try:
-            return Table(cache.keep(self.files(split), what, lambda to: self._write(to, split)))
+            folder = cache.keep(self.files(split), description, lambda to: self._write(to, split))
+            return Table(folder)
         except InputError:
             raise
-        except Exception as error:  # TensorFlow's own, of files that are damaged
+        except Exception as error:  # TensorFlow raises its own types for damaged files
             raise InputError(
                 f"the {split} split in {self.folder} cannot be read: {described(error)[:300]}"
             ) from error
@@ -77,7 +79,7 @@ class Dataset:
     def _write(self, folder: pathlib.Path, split: str) -> None:
         import pyarrow as pa
 
-        runtime.import_quietly("tensorflow")  # which the next one imports later, and loudly
+        runtime.import_quietly("tensorflow")  # tensorflow_datasets would import it with warnings
         tfds = runtime.import_quietly("tensorflow_datasets")
         builder = tfds.builder_from_directory(str(self.folder))
         in_order = tfds.ReadConfig(interleave_cycle_length=1)
@@ -89,7 +91,7 @@ class Dataset:
         values = ([row[name] for name in types] for row in itertools.chain(first, rows))
         table.write_table_rows(folder, types, values)
         features = builder.info.features.items()
-        classes = {name: one.names for name, one in features if hasattr(one, "names")}
+        classes = {name: feature.names for name, feature in features if hasattr(feature, "names")}
         table.write_summary(folder, {"classes": classes})
 
 
@@ -98,6 +100,7 @@ def _version(name: str) -> list[int]:
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the values of a nested record with names such as "outer/inner"."""
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
@@ -106,7 +109,7 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _wide(kind: Any) -> Any:
-    """The Arrow type with room for more than 2 GB of text."""
+    """Returns the Arrow type with 64-bit offsets, for columns of more than 2 GB."""
     import pyarrow as pa
 
     if pa.types.is_null(kind):
@@ -117,20 +120,19 @@ def _wide(kind: Any) -> Any:
 
 
 class TfdsSource(Source):
-    """A task of TensorFlow Datasets, read from where `TFDS_DATA_DIR` points; nothing is downloaded.
+    """A task of TensorFlow Datasets, read from `TFDS_DATA_DIR`; nothing is downloaded.
 
     Args:
-        task: what is learnt.
-        options: the part of the config that concerns sources.
-        tfds_name: with its version, e.g. "glue/sst2:2.0.0".
-        columns: for each name that `examples` uses, the column that holds it: a text, a whole
-            number, or a list of texts. By default the template's fields and `idx`, which
-            submissions need, from columns of the same names. "idx/question" is the column
-            "question" in "idx".
-        splits: the dataset's.
-        label: the column that holds the label; None where there is none.
-        examples: the examples of a row, which maps all those names (and "label") to values; by
-            default one, whose fields are those of the template and whose info is `idx`.
+        task: the task to learn.
+        options: the data options of the config.
+        tfds_name: TFDS name with a version, e.g. "glue/sst2:2.0.0".
+        columns: the names used by `examples`, mapped to columns of texts, integers or lists of
+            texts. "idx/question" is the column "question" nested in "idx". By default the fields of
+            the template and `idx`, which submissions need.
+        splits: splits of the dataset.
+        label: column of the label; None if there is none.
+        examples: converts a row (a mapping from the names in `columns`, and "label", to values) to
+            examples. By default to one example with the fields of the template and `idx` as info.
     """
 
     def __init__(
@@ -145,10 +147,12 @@ class TfdsSource(Source):
         examples: Callable[[Row], list[Example]] | None = None,
     ):
         super().__init__(task, options)
-        self.tfds_name, self.splits, self.label = tfds_name, splits, label
+        self.tfds_name = tfds_name
+        self.splits = splits
+        self.label = label
         self.columns = columns or {name: name for name in (*task.template.fields, "idx")}
         self._examples = examples or self._example
-        self.table = functools.cache(self._table)  # of a split
+        self.table = functools.cache(self._table)  # by split
 
     def _example(self, row: Row) -> list[Example]:
         fields = {field: row[field] for field in self.task.template.fields}
@@ -159,37 +163,41 @@ class TfdsSource(Source):
         return Dataset(self.tfds_name, f"task {self.task.name!r}")
 
     def check(self) -> None:
-        """Raises InputError where the dataset is not prepared."""
+        """Raises InputError if the dataset is not prepared."""
         _ = self._dataset
 
     def files(self, split: str) -> list[pathlib.Path]:
-        """The TFRecord files."""
+        """Returns the TFRecord files of a split."""
         return self._dataset.files(split)
 
     def _table(self, split: str) -> Table:
-        """The rows; raises InputError where they name the task's classes in another order."""
-        dataset, classes = self._dataset, self.task.classes
+        """Returns the rows of a split; raises InputError if their classes are not the task's."""
+        dataset = self._dataset
         rows = dataset.table(split)
-        names = tuple(rows.summary["classes"].get(self.label, ()))
-        if classes and names != classes:
+        expected = self.task.classes
+        actual = tuple(rows.summary["classes"].get(self.label, ()))
+        if expected and actual != expected:
             raise InputError(
-                f"task {self.task.name!r}: the data in {dataset.folder} name the classes "
-                f"{', '.join(names)}; expected {', '.join(classes)}; prepare them anew"
+                f"task {self.task.name!r}: the data in {dataset.folder} have the classes "
+                f"{', '.join(actual)}; expected {', '.join(expected)}; prepare them again"
             )
         return rows
 
     def count(self, split: str) -> int:
-        """Rows, by the dataset's description."""
+        """Returns the number of rows from the dataset's metadata."""
         path = self._dataset.folder / "dataset_info.json"
         try:
             info = json.loads(path.read_text())
-            counts = {one["name"]: sum(map(int, one["shardLengths"])) for one in info["splits"]}
+            counts = {
+                metadata["name"]: sum(map(int, metadata["shardLengths"]))
+                for metadata in info["splits"]
+            }
             return counts[split]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} does not describe {split}: {described(error)}") from error
 
     def row(self, split: str, index: int) -> dict[str, Any]:
-        """The row by the task's names for its columns; raises InputError for text that is none."""
+        """Returns a row by the names in `columns`; raises InputError if text is not valid UTF-8."""
         values = self.table(split).row(index)
         row = {name: values[column] for name, column in self.columns.items()}
         where = self._where_row(split, index, row)
@@ -201,7 +209,7 @@ class TfdsSource(Source):
         return row | ({"label": float(values[self.label])} if self.label else {})
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """The examples of a row."""
+        """Returns the examples of a row."""
         row = self.row(split, index)
         try:
             return Record.of(self._examples(row))
@@ -209,11 +217,12 @@ class TfdsSource(Source):
             raise InputError(f"{self._where_row(split, index, row)}: {error}") from error
 
     def _where_row(self, split: str, index: int, row: Row) -> str:
-        numbers = [f" {name}={value}" for name, value in row.items() if isinstance(value, int)]
-        return "".join([f"task {self.task.name!r}, {self.where(split, index)}", *numbers])
+        """Returns the location of a row for messages, with its integers such as `idx`."""
+        ids = [f" {name}={value}" for name, value in row.items() if isinstance(value, int)]
+        return "".join([f"task {self.task.name!r}, {self.where(split, index)}", *ids])
 
     def raw(self, split: str, index: int) -> Mapping[str, Any]:
-        """All columns but the label."""
+        """Returns all columns except the label."""
         return {name: value for name, value in self.row(split, index).items() if name != "label"}
 
 
@@ -232,15 +241,18 @@ def declare_t5(
     label_range: tuple[float, float] = (0.0, 1.0),
     **table: Any,
 ) -> tuple[str, Callable[[DataOptions], Source]]:
-    """The declaration of a task whose text is written as T5 does (arXiv 1910.10683, appendix D).
+    """Declares a task with the text format of T5 (arXiv 1910.10683, appendix D).
 
-    The text is the name of the task that trains the head, then every field behind its own name:
+    The text is the name of the task that trains the head, followed by all fields with their names:
     "rte sentence1: … sentence2: …".
 
     Args:
         name: with the suite, e.g. "glue_rte".
-        fields, metrics, classes, splits, truncation: names, separated by blanks.
-        tfds_name, table: as for TfdsSource; the other arguments are those of Task.
+        fields, metrics, classes, splits, truncation: names separated by spaces.
+        tfds_name, table: arguments of `TfdsSource`. All others are arguments of `Task`.
+
+    Returns:
+        The name, and the function that creates the source for given options.
     """
     text = (head or name).partition("_")[2]
     text += "".join(f" {field}: {{{field}}}" for field in fields.split())

@@ -553,7 +553,7 @@ def test_classes_that_the_data_name_otherwise_are_refused(benchmarks):
     other = dataclasses.replace(task, classes=("entailment", "neutral", "contradiction"))
     with pytest.raises(
         InputError,
-        match="the data in .*super_glue/cb/1.0.2 name the classes entailment, contradiction, neutral; expected entailment, neutral",
+        match="the data in .*super_glue/cb/1.0.2 have the classes entailment, contradiction, neutral; expected entailment, neutral",
     ):
         TfdsSource(other, DataOptions(), "super_glue/cb:1.0.2").examples("train", 0)
 

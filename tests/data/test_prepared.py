@@ -300,7 +300,7 @@ def test_a_damaged_part_is_one_line(tokenizer, tmp_path, content):
     ready = PreparedSource("classes", tmp_path, DATA)
     assert ready.examples("train", 0)
     with pytest.raises(
-        InputError, match="train/00001.*(damaged or absent|holds 8 records instead)"
+        InputError, match="train/00001.*(damaged or missing|has 8 records instead)"
     ):
         ready.examples("train", 20)
     for content in ("{", "3"):

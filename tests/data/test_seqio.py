@@ -135,7 +135,7 @@ def test_own_files_are_added_with_their_options(seqio, tmp_path):
     options = DataOptions(own={"train": str(tmp_path / "t.csv"), "name": "mine"})
     seqio_tasks.add_task("mine", options)
     assert {e["targets_pretokenized"] for e in elements(seqio, "mine", "train")} == {b"a", b"b"}
-    with pytest.raises(InputError, match="seqio has a task 'mine' already"):
+    with pytest.raises(InputError, match="task 'mine' is already registered in seqio"):
         seqio_tasks.add_task("mine", options)
 
 
@@ -324,17 +324,17 @@ def test_a_function_is_read_at_each_start_and_its_content_is_the_fingerprint(seq
     [
         (
             [{"inputs": f"text {i}", "targets": f"a summary of {i}"} for i in range(200)],
-            "more than 100 different targets, such as 'a summary of 0'; an encoder predicts classes",
+            "more than 100 distinct targets, such as 'a summary of 0'; an encoder predicts classes",
         ),
-        ([{"inputs": "a", "targets": "x"}] * 3, "has 1 different targets, such as 'x'"),
+        ([{"inputs": "a", "targets": "x"}] * 3, "has 1 distinct targets, such as 'x'"),
         (
             [{"inputs": "a", "targets": "maybe", "query_id": "q"}] * 3,
-            "its targets are grades of documents; 'maybe' is no number, and neither true nor false",
+            "need grades as targets; 'maybe' is neither a number nor true or false",
         ),
         ([{"text": "a", "label": 1}] * 3, "has no feature 'inputs'; it has"),
         (
             [{"inputs": [1, 2, 3], "targets": "x"}] * 3,
-            "'inputs' is no text and cannot be turned into one; let its preprocessor keep inputs_pre",
+            "'inputs' is not text and cannot be decoded; make its preprocessor keep inputs_pre",
         ),
     ],
 )
@@ -351,7 +351,7 @@ def test_what_seqio_lacks_is_refused(seqio, t5):
         mixtures.expand_mixtures(("seqio:t5_sst",))
     rows = [{"inputs": "a", "targets": "x"}]
     function_task(seqio, "their_test", rows, splits=("test",))
-    with pytest.raises(InputError, match="no train split to read its classes from, only test"):
+    with pytest.raises(InputError, match="no train split to infer classes from, only test"):
         registry.get("seqio:their_test")
     function_task(seqio, "their_broken", rows)
     seqio.TaskRegistry.get("their_broken").source._dataset_fn = (
@@ -473,7 +473,7 @@ def test_targets_that_stand_for_none(seqio):
         source = made(["a", "b"] * 5, [unpublished] * 3)
         assert {e.label for i in range(3) for e in source.examples("test", i)} == {-1.0}
     with pytest.raises(
-        InputError, match="train split has the target '<unk>', which stands for none"
+        InputError, match="train split has the target '<unk>', which marks an unpublished label"
     ):
         made(["a", "b", "<unk>"], ["a"])
 
