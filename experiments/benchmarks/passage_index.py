@@ -123,7 +123,7 @@ def measure_reads(folder: pathlib.Path, ids: str, passages: int, reads: int) -> 
     texts = open_passages(folder)
     texts[names[0]]
     result = {"cold_open_seconds": time.perf_counter() - began}
-    numbers = [texts.ids.number(name) for name in names]
+    numbers = [texts.ids.index(name) for name in names]
     for name in ("cold", "warm"):
         began = time.perf_counter()
         for number in numbers:

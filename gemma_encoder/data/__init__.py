@@ -1,1 +1,1 @@
-"""Sources whose records are read by number, the order of training, and packed batches."""
+"""Data sources with random access to records, training order, and packed batches."""

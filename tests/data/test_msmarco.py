@@ -145,7 +145,7 @@ def test_long_passages_are_read_whole(marco):
         ),
         (
             {"run__train__tsv": "1\t11\t1\n2\t12\t1\n1\t11\t2\n"},
-            r"run.train.tsv:3: pid '11' comes a second time for qid '1'",
+            r"run.train.tsv:3: pid '11' appears a second time for qid '1'",
         ),
         (
             {"run__train__tsv": "1\t11\tfirst\n"},
@@ -248,8 +248,8 @@ def test_judgements_of_unknown_queries_are_counted(marco, caplog):
     source = marco(qrels__dev__tsv="7\t0\t12\t1\n99\t0\t12\t1\n98\t0\t12\t1\n7\t0\t12\t1\n")
     assert source.qrels("validation") == {"7": {"12": 1}}
     assert (
-        "2 of 4 judgements are for queries that queries.dev.tsv lacks" in caplog.text
-        and "1 judgements stand there twice" in caplog.text
+        "skipping 2 of 4 judgments, whose queries are not in queries.dev.tsv" in caplog.text
+        and "1 judgments are duplicates" in caplog.text
     )
 
 
@@ -580,7 +580,7 @@ def test_beir_takes_a_run_by_path(beir, tmp_path):
         ({"run__test__tsv": "q1\td9\t1\n"}, r"run.test.tsv:1: _id 'd9' is not in corpus.jsonl"),
         (
             {"run__test__tsv": "q1\tq1\t1\nq1\td1\t1\nq1\td1\t1\n"},
-            r"run.test.tsv:3: _id 'd1' comes a second time for _id 'q1'",
+            r"run.test.tsv:3: _id 'd1' appears a second time for _id 'q1'",
         ),
         ({"run__test__tsv": "q1\tq1\t1\n"}, r"run.test.tsv is empty"),
         ({"corpus__jsonl": '{"_id": "d1"}\n'}, r"corpus.jsonl:1: expected _id and text"),

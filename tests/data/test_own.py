@@ -501,7 +501,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.jsonl",
             '{"text": "a\\ud800", "label": 1}\n',
             {},
-            r"t.jsonl:1: no valid Unicode: surrogates not allowed",
+            r"t.jsonl:1: not valid Unicode: surrogates not allowed",
         ),
         ("t.jsonl", "\n \n", {}, r"t.jsonl is empty"),
         ("t.parquet", "text,label\n", {}, r"t.parquet: not a Parquet file"),
@@ -545,7 +545,7 @@ def test_the_training_file_must_be_named():
     ("change", "message"),
     [
         ({"query": "another"}, r"t.csv:18: query 'q0' has another text than at .*t.csv:2"),
-        ({"document_id": "d1"}, r"t.csv:18: document 'd1' comes a second time for query 'q0'"),
+        ({"document_id": "d1"}, r"t.csv:18: document 'd1' appears a second time for query 'q0'"),
     ],
 )
 def test_ids_that_disagree_are_refused(tmp_path, change, message):

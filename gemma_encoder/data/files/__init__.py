@@ -1,1 +1,1 @@
-"""Files of users and benchmarks: rows of tables, indexed collections, runs and judgments."""
+"""Readers for the files of users and benchmarks: tables, collections, runs and qrels."""

@@ -1,7 +1,7 @@
-"""Texts by id, read from their file by offset: memory does not grow with the length of the texts.
+"""Text collections with lookup by id; texts are read from their file by byte offset.
 
-The index of a collection (where each line begins, and the ids unless they simply count) is built in
-one pass and kept, see `cache`.
+The index of a collection (byte offsets of the lines, and the ids unless they are consecutive
+integers) is built in one pass and cached. Memory use does not depend on the length of the texts.
 """
 
 import contextlib
@@ -27,64 +27,70 @@ from gemma_encoder.inputs.errors import InputError
 
 
 class Layout(Protocol):
-    """How a line holds an id and a text."""
+    """Format of the lines of a collection."""
 
-    what: str  # the file's word for an id
+    id_name: str  # name of the id column, for messages
 
     def ids(self, lines: Lines) -> Spans:
-        """The id of every line; raises InputError for a line that is malformed."""
+        """Returns the id of every line; raises InputError for a malformed line."""
 
     def parse(self, line: str) -> tuple[str, str]:
-        """Id and text of one line that `ids` has seen."""
+        """Returns id and text of a line that `ids` has checked."""
 
 
 class TsvLayout:
-    """Two columns, e.g. pid and passage.
+    """Two tab-separated columns, e.g. pid and passage.
 
     Args:
-        what: the file's word for the id.
-        text: its word for the text.
+        id_name, text_name: names of the columns, for messages.
     """
 
-    def __init__(self, what: str, text: str):
-        self.what, self._text = what, text
+    def __init__(self, id_name: str, text_name: str):
+        self.id_name = id_name
+        self._text_name = text_name
 
     def ids(self, lines: Lines) -> Spans:
-        """The first column."""
-        return columns(lines, (self.what, self._text))[0]
+        """Returns the first column."""
+        return columns(lines, (self.id_name, self._text_name))[0]
 
     def parse(self, line: str) -> tuple[str, str]:
-        """The two columns."""
-        name, _, text = line.partition("\t")
-        return name, text
+        """Splits the line into its two columns."""
+        text_id, _, text = line.partition("\t")
+        return text_id, text
 
 
 class Corpus:
-    """Texts of a file by number (its lines, from 0) and by id. Reading is safe in threads.
+    """Texts of a file by index (lines, from 0) and by id. Thread-safe.
 
     Args:
         path: the file, plain or compressed.
-        layout: of its lines.
-        in_memory: hold the file's bytes, which spares a small compressed file its plain copy in the
-            cache.
+        layout: format of its lines.
+        in_memory: keep the content of the file in memory. A small compressed file then needs no
+            decompressed copy in the cache.
 
     Raises:
-        InputError: a line is malformed, an id comes twice, or the file is empty.
+        InputError: a line is malformed, an id is repeated, or the file is empty.
     """
 
     def __init__(self, path: pathlib.Path, layout: Layout, *, in_memory: bool = False):
-        self.path, self.what, self._layout = path, layout.what, layout
-        what = f"index of every {layout.what}"
-        self._arrays = cache.derive([path], what, self._build, cache.load_arrays)
-        self.ids, self._offsets = Ids(self._arrays), self._arrays["offsets"]
+        self.path = path
+        self.id_name = layout.id_name
+        self._layout = layout
+        description = f"index of every {layout.id_name}"
+        self._arrays = cache.derive([path], description, self._build, cache.load_arrays)
+        self._offsets = self._arrays["offsets"]
+        self.ids = Ids(self._arrays)
+        self._content = b""
         if in_memory:
             with open_binary(path) as file:
                 self._content = file.read()
         else:
-            self._content, self._file = b"", _decompressed(path).open("rb")
+            self._file = _decompressed(path).open("rb")
 
     def _build(self, folder: pathlib.Path) -> None:
-        ids, end = IdWriter(folder, self.path, self._layout.what), 0
+        """Writes the arrays of the index."""
+        ids = IdWriter(folder, self.path, self._layout.id_name)
+        end = 0
         for lines in read_lines(self.path):
             ids.add(self._layout.ids(lines))
             cache.save_array(folder, "offsets", lines.offset + lines.starts)
@@ -95,42 +101,48 @@ class Corpus:
         ids.finish()
 
     def release(self) -> None:
-        """Gives back the memory that looking up many ids has filled."""
+        """Releases memory used by the index, after many lookups."""
         cache.release(self._arrays.values())
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __contains__(self, name: str) -> bool:
-        return self.ids.number(name) >= 0
+    def __contains__(self, text_id: str) -> bool:
+        return self.ids.index(text_id) >= 0
 
-    def __getitem__(self, name: str) -> str:
-        number = self.ids.number(name)
-        if number < 0:
-            raise KeyError(name)
-        return self.text(number)
+    def __getitem__(self, text_id: str) -> str:
+        index = self.ids.index(text_id)
+        if index < 0:
+            raise KeyError(text_id)
+        return self.text(index)
 
-    def text(self, number: int) -> str:
-        """The text of one number."""
-        start, end = int(self._offsets[number]), int(self._offsets[number + 1])
+    def text(self, index: int) -> str:
+        """Returns the text at an index.
+
+        Raises:
+            InputError: the file has changed since it was opened.
+        """
+        start = int(self._offsets[index])
+        end = int(self._offsets[index + 1])
         if self._content:
             line = self._content[start:end]
-        else:  # pread, not seek and read: threads share the file
+        else:  # threads share the file, so seek and read would race
             line = os.pread(self._file.fileno(), end - start, start)
-        name, text = "", ""
+        text_id = None
         if len(line) == end - start:
             with contextlib.suppress(ValueError):
-                name, text = self._layout.parse(line.decode().removesuffix("\n").removesuffix("\r"))
-        if name != self.ids[number]:
+                line = line.decode().removesuffix("\n").removesuffix("\r")
+                text_id, text = self._layout.parse(line)
+        if text_id != self.ids[index]:
             raise InputError(
-                f"{self.path} has changed since it was opened: line {number + 1} no longer begins "
-                "where it did; start again"
+                f"{self.path} has changed since it was opened (line {index + 1} has another "
+                "offset); run again"
             )
         return text
 
 
 def _decompressed(path: pathlib.Path) -> pathlib.Path:
-    """The file itself, or the plain copy of a compressed file in the cache."""
+    """Returns the path of a plain file, or of the decompressed copy in the cache."""
     if path.suffix not in COMPRESSED:
         return path
 
@@ -142,36 +154,41 @@ def _decompressed(path: pathlib.Path) -> pathlib.Path:
 
 
 class IdWriter:
-    """Takes the ids of a file in its order and writes the arrays that `Ids` reads.
+    """Writes the ids of a file, in order, as the arrays that `Ids` reads.
 
     Args:
-        folder: gets the arrays.
-        path: the file that the ids come from, one per line.
-        what: the file's word for an id, e.g. "pid".
+        folder: receives the arrays.
+        path: the file of the ids, one per line.
+        id_name: name of the id column for messages, e.g. "pid".
     """
 
-    def __init__(self, folder: pathlib.Path, path: pathlib.Path, what: str):
-        self._folder, self._path, self._what = folder, path, what
-        self._count, self._bytes, self._first = 0, 0, 0
-        self._counting = True
+    def __init__(self, folder: pathlib.Path, path: pathlib.Path, id_name: str):
+        self._folder = folder
+        self._path = path
+        self._id_name = id_name
+        self._count = 0
+        self._num_bytes = 0
+        self._first = 0
+        self._is_consecutive = True
         self._hashes: list[np.ndarray] = []
 
     def add(self, ids: Spans) -> None:
-        """The ids of the next lines."""
-        values, canonical = _canonical(ids)
+        """Writes the ids of the next lines."""
+        values, is_canonical = _canonical(ids)
         if not self._count and len(values):
             self._first = int(values[0])
         expected = self._first + np.arange(self._count, self._count + len(values))
-        self._counting &= bool(np.all(canonical & (values == expected)))
+        self._is_consecutive &= bool(np.all(is_canonical & (values == expected)))
         self._hashes.append(ids.hashes())
-        ends = self._bytes + np.cumsum(ids.lengths)
+        ends = self._num_bytes + np.cumsum(ids.lengths)
         cache.save_array(self._folder, "id_bytes", ids.joined())
         cache.save_array(self._folder, "id_ends", ends)
-        self._count, self._bytes = self._count + len(values), int(ends[-1])
+        self._count += len(values)
+        self._num_bytes = int(ends[-1])
 
     def finish(self) -> None:
-        """Completes the arrays; raises InputError for an id that came twice."""
-        if self._counting:
+        """Completes the arrays; raises InputError for a repeated id."""
+        if self._is_consecutive:
             for path in self._folder.glob("id_*"):
                 path.unlink()
             bounds = np.array([self._first, self._count], np.int64)
@@ -184,26 +201,28 @@ class IdWriter:
         cache.save_array(self._folder, "id_hashes", hashes)
         cache.save_array(self._folder, "id_order", order)
         ids = Ids(cache.load_arrays(self._folder))
-        again: list[int] = []
+        repeated: list[int] = []
+        # Equal ids have equal hashes, which are adjacent here, as are the rare collisions.
         for distance in itertools.count(1):
-            equal = np.flatnonzero(hashes[distance:] == hashes[:-distance])
-            if not len(equal):
+            candidates = np.flatnonzero(hashes[distance:] == hashes[:-distance])
+            if not len(candidates):
                 break
-            same = ids.spans(order[equal]).equal(ids.spans(order[equal + distance]))
-            again += order[equal + distance][same].tolist()
-        if again:
-            number = min(again)
+            later = order[candidates + distance]
+            is_equal = ids.spans(order[candidates]).equal(ids.spans(later))
+            repeated += later[is_equal].tolist()
+        if repeated:
+            index = min(repeated)
             raise InputError(
-                f"{self._path}:{number + 1}: {self._what} {ids[number]!r} appears a second time"
+                f"{self._path}:{index + 1}: {self._id_name} {ids[index]!r} appears a second time"
             )
 
 
 class Ids:
-    """Numbers 0 … N - 1 by id, and ids by number.
+    """Bidirectional mapping between ids and indices 0 … N - 1.
 
     Args:
-        arrays: as `IdWriter` wrote them: `id_range` where ids count, else the ids and their hashes
-            in order.
+        arrays: written by `IdWriter`: `id_range` if the ids are consecutive integers, otherwise the
+            ids and their sorted hashes.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
@@ -212,49 +231,54 @@ class Ids:
             first, count = map(int, arrays["id_range"])
             self._range = range(first, first + count)
         else:
-            self._hashes, self._order = arrays["id_hashes"], arrays["id_order"]
-            self._bytes, self._ends = arrays["id_bytes"], arrays["id_ends"]
+            self._hashes = arrays["id_hashes"]
+            self._order = arrays["id_order"]
+            self._bytes = arrays["id_bytes"]
+            self._ends = arrays["id_ends"]
 
     def __len__(self) -> int:
         return len(self._ends if self._range is None else self._range)
 
-    def __getitem__(self, number: int) -> str:
+    def __getitem__(self, index: int) -> str:
         if self._range is None:
-            return self.spans(np.array([number])).text(0)
-        return str(self._range[number])
+            return self.spans(np.array([index])).text(0)
+        return str(self._range[index])
 
-    def spans(self, numbers: np.ndarray) -> Spans:
-        """The ids of numbers, where they are stored."""
-        starts = np.where(numbers > 0, self._ends[numbers - 1], 0)
-        return Spans(self._bytes, starts, self._ends[numbers])
+    def spans(self, indices: np.ndarray) -> Spans:
+        """Returns the stored ids at the given indices."""
+        starts = np.where(indices > 0, self._ends[indices - 1], 0)
+        return Spans(self._bytes, starts, self._ends[indices])
 
     def find(self, ids: Spans) -> np.ndarray:
-        """[n] int32: the number of each id, -1 where there is none."""
+        """Returns [n] int32, the index of each id, -1 for unknown ids."""
         if self._range is not None:
-            values, canonical = _canonical(ids)
-            inside = canonical & (values >= self._range.start) & (values < self._range.stop)
-            return np.where(inside, values - self._range.start, -1).astype(np.int32)
+            values, is_canonical = _canonical(ids)
+            is_inside = is_canonical & (values >= self._range.start) & (values < self._range.stop)
+            return np.where(is_inside, values - self._range.start, -1).astype(np.int32)
         hashes = ids.hashes()
         result = np.full(len(hashes), -1, np.int32)
-        first, rest = np.searchsorted(self._hashes, hashes), np.arange(len(hashes))
-        for distance in itertools.count():
-            rest = rest[first[rest] + distance < len(self._hashes)]
-            rest = rest[self._hashes[first[rest] + distance] == hashes[rest]]
-            if not len(rest):
+        first = np.searchsorted(self._hashes, hashes)
+        pending = np.arange(len(hashes))  # ids that are not resolved yet
+        for distance in itertools.count():  # beyond 0 only after collisions of hashes
+            pending = pending[first[pending] + distance < len(self._hashes)]
+            pending = pending[self._hashes[first[pending] + distance] == hashes[pending]]
+            if not len(pending):
                 break
-            numbers = self._order[first[rest] + distance]
-            same = Spans(ids.data, ids.starts[rest], ids.ends[rest]).equal(self.spans(numbers))
-            result[rest[same]] = numbers[same]
-            rest = rest[~same]
+            indices = self._order[first[pending] + distance]
+            pending_ids = Spans(ids.data, ids.starts[pending], ids.ends[pending])
+            is_equal = pending_ids.equal(self.spans(indices))
+            result[pending[is_equal]] = indices[is_equal]
+            pending = pending[~is_equal]
         return result
 
-    def number(self, name: str) -> int:
-        """The number of one id, -1 where there is none."""
-        return int(self.find(Spans.of([name.encode()]))[0])
+    def index(self, text_id: str) -> int:
+        """Returns the index of one id, -1 if it is unknown."""
+        return int(self.find(Spans.of([text_id.encode()]))[0])
 
 
 def _canonical(ids: Spans) -> tuple[np.ndarray, np.ndarray]:
-    """Values of ids, and which ones are written as Python writes a whole number from 0."""
-    (values, valid), first = ids.integers(), ids.first()
-    leads_with_zero = (first == ord("0")) & (ids.lengths > 1)
-    return values, valid & (first != ord("-")) & ~leads_with_zero
+    """Returns integer values of ids, and True for ids that are str() of an integer from 0."""
+    values, is_integer = ids.integers()
+    first = ids.first()
+    has_leading_zero = (first == ord("0")) & (ids.lengths > 1)
+    return values, is_integer & (first != ord("-")) & ~has_leading_zero

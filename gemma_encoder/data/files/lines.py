@@ -1,8 +1,8 @@
-"""Lines of large text files, a block at a time: where they and their columns begin and end.
+"""Vectorized parsing of lines and columns in large text files, block by block.
 
-n lines, C columns, N bytes. Everything is an array: a Python object per line would take minutes and
-gigabytes where this takes seconds and megabytes. A line ends with \\n or \\r\\n, the last one also
-with the file.
+Shapes: n lines, C columns, N bytes. Lines are byte offsets in arrays instead of Python objects,
+which takes seconds and megabytes in place of minutes and gigabytes. Lines end with \\n or \\r\\n;
+the last one may end with the file.
 """
 
 import contextlib
@@ -18,23 +18,22 @@ import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
 
-BLOCK = 16 << 20  # bytes that are read at a time
+BLOCK = 16 << 20  # bytes read at a time
 
 _TAB, _NEWLINE, _RETURN, _SPACE = b"\t\n\r "
-# First bytes of the characters that str.strip() removes, in UTF-8.
+# First UTF-8 bytes of the characters that str.strip() removes.
 _BLANK = np.zeros(256, bool)
-_BLANK[[character.encode()[0] for character in map(chr, range(0x3001)) if character.isspace()]] = (
-    True
-)
+_WHITESPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]
+_BLANK[[character.encode()[0] for character in _WHITESPACE]] = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Pieces of text in an array of bytes that are valid UTF-8.
+    """Spans of text in an array of UTF-8 bytes.
 
     Attributes:
         data: [N] uint8.
-        starts, ends: [n] int64, into `data`; ends are past the last byte.
+        starts, ends: [n] int64, offsets into `data`; ends are exclusive.
     """
 
     data: np.ndarray
@@ -43,7 +42,7 @@ class Spans:
 
     @classmethod
     def of(cls, texts: list[bytes]) -> "Spans":
-        """Spans over texts of one's own."""
+        """Concatenates UTF-8 texts and returns their spans."""
         lengths = np.array([len(text) for text in texts], np.int64)
         ends = np.cumsum(lengths)
         return cls(np.frombuffer(b"".join(texts), np.uint8), ends - lengths, ends)
@@ -54,101 +53,101 @@ class Spans:
         return self.ends - self.starts
 
     def text(self, index: int) -> str:
-        """One piece."""
+        """Decodes one span."""
         return self.data[self.starts[index] : self.ends[index]].tobytes().decode()
 
     def joined(self) -> np.ndarray:
-        """The bytes of all pieces, one after the other."""
+        """Concatenates the bytes of all spans."""
         lengths = self.lengths
         shifts = np.repeat(self.ends - np.cumsum(lengths), lengths)
         return self.data[np.arange(len(shifts)) + shifts]
 
-    def equal(self, other: "Spans") -> np.ndarray:
-        """[n] bool: whether piece i of both is the same."""
+    def equal(self, spans: "Spans") -> np.ndarray:
+        """Compares spans elementwise; returns [n] bool."""
         lengths = self.lengths
-        same = lengths == other.lengths
-        for offset in range(int(lengths[same].max(initial=0))):
-            alive = np.flatnonzero(same & (lengths > offset))
-            mine, others = self.starts[alive] + offset, other.starts[alive] + offset
-            same[alive] = self.data[mine] == other.data[others]
-        return same
+        is_equal = lengths == spans.lengths
+        for offset in range(int(lengths[is_equal].max(initial=0))):
+            active = np.flatnonzero(is_equal & (lengths > offset))
+            byte = self.data[self.starts[active] + offset]
+            is_equal[active] = byte == spans.data[spans.starts[active] + offset]
+        return is_equal
 
     def first(self) -> np.ndarray:
-        """[n] uint8: the first byte of each piece, 0 of an empty one."""
+        """Returns [n] uint8, the first byte of each span, 0 for empty spans."""
         result = np.zeros(len(self.starts), np.uint8)
-        for filled, byte in self._bytes(1):
-            result[filled] = byte
+        for active, byte in self._bytes(1):
+            result[active] = byte
         return result
 
     def hashes(self) -> np.ndarray:
-        """[n] uint64, FNV-1a of each piece."""
+        """Returns [n] uint64, the FNV-1a hash of each span."""
         result = np.full(len(self.starts), 0xCBF29CE484222325, np.uint64)
-        for alive, byte in self._bytes():
-            result[alive] = (result[alive] ^ byte) * np.uint64(0x100000001B3)
+        for active, byte in self._bytes():
+            result[active] = (result[active] ^ byte) * np.uint64(0x100000001B3)
         return result
 
     def integers(self) -> tuple[np.ndarray, np.ndarray]:
-        """[n] int64 values of pieces that are whole numbers, and [n] bool: which ones are."""
-        negative = self.first() == ord("-")
-        digits = Spans(self.data, self.starts + negative, self.ends)
-        valid = (digits.lengths > 0) & (digits.lengths <= 18)
-        values = np.zeros(len(valid), np.int64)
-        for alive, byte in digits._bytes(18):
-            valid[alive] &= (byte >= ord("0")) & (byte <= ord("9"))
-            values[alive] = values[alive] * 10 + (byte.astype(np.int64) - ord("0"))
-        return np.where(negative, -values, values), valid
+        """Parses integers of up to 18 digits: [n] int64 values, and [n] bool, True if valid."""
+        is_negative = self.first() == ord("-")
+        digits = Spans(self.data, self.starts + is_negative, self.ends)
+        is_valid = (digits.lengths > 0) & (digits.lengths <= 18)
+        values = np.zeros(len(is_valid), np.int64)
+        for active, byte in digits._bytes(18):
+            is_valid[active] &= (byte >= ord("0")) & (byte <= ord("9"))
+            values[active] = values[active] * 10 + (byte.astype(np.int64) - ord("0"))
+        return np.where(is_negative, -values, values), is_valid
 
-    def _bytes(self, most: int | None = None) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
-        """For the first, second, … byte: which pieces are that long, and their bytes there."""
+    def _bytes(self, limit: int | None = None) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
+        """Yields, for each byte offset, the spans longer than it and their bytes at the offset."""
         lengths = self.lengths
         longest = int(lengths.max(initial=0))
-        for offset in range(min(longest, most or longest)):
-            longer = lengths > offset
-            alive = slice(None) if longer.all() else np.flatnonzero(longer)
-            yield alive, self.data[self.starts[alive] + offset]
+        for offset in range(min(longest, limit or longest)):
+            is_longer = lengths > offset
+            active = slice(None) if is_longer.all() else np.flatnonzero(is_longer)
+            yield active, self.data[self.starts[active] + offset]
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines(Spans):
-    """Whole lines of a file, without their breaks.
+    """Complete lines of a file, without line breaks.
 
     Attributes:
         path: the file.
-        offset: of `data` in the file (after decompression).
-        number: of the first line, from 1.
+        offset: byte offset of `data` in the (decompressed) file.
+        first_line: 1-based line of the first span in the file.
     """
 
     path: pathlib.Path
     offset: int
-    number: int
+    first_line: int
 
-    def where(self, line: int) -> str:
-        """Names one line in messages."""
-        return f"{self.path}:{self.number + int(line)}"
+    def where(self, index: int) -> str:
+        """Returns the location of a line, for messages."""
+        return f"{self.path}:{self.first_line + int(index)}"
 
     def without_first(self) -> "Lines":
-        """All lines but the first."""
+        """Returns all lines except the first."""
         start = int(self.starts[1]) if len(self.starts) > 1 else len(self.data)
         spans = self.data[start:], self.starts[1:] - start, self.ends[1:] - start
-        return Lines(*spans, self.path, self.offset + start, self.number + 1)
+        return Lines(*spans, self.path, self.offset + start, self.first_line + 1)
 
 
-COMPRESSED = (".gz", ".zst")  # endings of compressed files
+COMPRESSED = (".gz", ".zst")  # suffixes of compressed files
 
 
 def without_compression(name: str) -> str:
-    """A file's name without the ending of its compression."""
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
+    """Removes the suffix of a compressed file from its name."""
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
     return name
 
 
 @contextlib.contextmanager
 def open_binary(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """The file, decompressed if its name ends in .gz or .zst.
+    """Opens a file, decompressing it if its name ends in .gz or .zst.
 
     Raises:
-        InputError: while it is read, where it is compressed and not whole.
+        InputError: on reading, if a compressed file is truncated or damaged.
     """
     if path.suffix not in COMPRESSED:
         with path.open("rb") as file:
@@ -167,30 +166,39 @@ def open_binary(path: pathlib.Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno:
             raise
         kind = {".gz": "gzip", ".zst": "Zstandard"}[path.suffix]
-        raise InputError(f"{path}: not a whole {kind} file ({error})") from error
+        raise InputError(f"{path}: damaged or truncated {kind} file ({error})") from error
 
 
 def read_lines(path: pathlib.Path) -> Iterator[Lines]:
-    """All lines of a file, gz or plain, block by block; raises InputError where it is no text."""
-    rest, offset, number = b"", 0, 1
+    """Yields all lines of a plain or compressed file, block by block.
+
+    Raises:
+        InputError: the file is not valid UTF-8, or damaged.
+    """
+    remainder = b""  # the incomplete last line of the previous block
+    offset = 0
+    first_line = 1
     with open_binary(path) as file:
         while True:
             block = file.read(BLOCK)
-            content = rest + block
+            content = remainder + block
             size = content.rfind(b"\n") + 1 if block else len(content)
-            content, rest = content[:size], content[size:]
-            if content:
-                yield (lines := _split(path, content, offset, number))
-                offset, number = offset + size, number + len(lines.starts)
+            remainder = content[size:]
+            if size:
+                lines = _split(path, content[:size], offset, first_line)
+                yield lines
+                offset += size
+                first_line += len(lines.starts)
             if not block:
                 return
 
 
-def _split(path: pathlib.Path, content: bytes, offset: int, number: int) -> Lines:
+def _split(path: pathlib.Path, content: bytes, offset: int, first_line: int) -> Lines:
+    """Splits bytes into lines."""
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = number + content.count(b"\n", 0, error.start)
+        line = first_line + content.count(b"\n", 0, error.start)
         column = error.start - content.rfind(b"\n", 0, error.start) - 1
         raise InputError(
             f"{path}:{line}: not valid UTF-8 ({error.reason} at byte {column} of the line)"
@@ -201,58 +209,67 @@ def _split(path: pathlib.Path, content: bytes, offset: int, number: int) -> Line
         ends = np.append(ends, len(data))
     starts = np.concatenate([[0], ends[:-1] + 1])
     ends = ends - ((ends > starts) & (data[ends - 1] == _RETURN))
-    return Lines(data, starts, ends, path, offset, number)
+    return Lines(data, starts, ends, path, offset, first_line)
 
 
 def columns(lines: Lines, names: tuple[str, ...], *, whitespace: bool = False) -> list[Spans]:
-    """The columns of lines that all have the same ones, none blank.
+    """Splits lines into a fixed number of columns, none blank.
 
     Args:
-        lines: what to split.
-        names: of the columns, for the message.
-        whitespace: whether columns are separated by any run of tabs and spaces, and not by one tab.
+        lines: the lines to split.
+        names: names of the columns, for the message.
+        whitespace: separate columns by any run of tabs and spaces instead of a single tab.
 
     Raises:
-        InputError: names the first line that has other columns.
+        InputError: names the first line with other columns.
     """
-    separator = np.zeros(256, bool)
-    separator[[_TAB, _NEWLINE, *([_SPACE] if whitespace else [])]] = True
-    blank = np.ones(len(lines.data) + 2, bool)  # a separator before and after
-    blank[1:-1] = separator[lines.data]
-    blank[lines.ends + 1] = True  # the \r of a \r\n
-    edges = np.flatnonzero(blank[1:] != blank[:-1])
-    starts, ends = edges[0::2], edges[1::2]
+    starts, ends = _fields(lines, whitespace)
     counts = np.diff(np.searchsorted(starts, np.append(lines.starts, len(lines.data))))
-    first = _first(counts != len(names))
-    whole = slice(0, first * len(names))
-    starts, ends = starts[whole].reshape(-1, len(names)), ends[whole].reshape(-1, len(names))
-    if not whitespace:  # one tab between neighbours, none before or after
-        outer = (starts[:, 0] != lines.starts[:first]) | (ends[:, -1] != lines.ends[:first])
-        first = _first(outer | (starts[:, 1:] != ends[:, :-1] + 1).any(axis=1))
-    for suspect in np.flatnonzero(_BLANK[lines.data[starts[:first]]].any(axis=1)):
-        line = Spans(lines.data, starts[suspect], ends[suspect])
-        if not all(line.text(column).strip() for column in range(len(names))):
-            first = int(suspect)
+    num_valid = _first_true(counts != len(names))  # lines before the first malformed one
+    starts = starts[: num_valid * len(names)].reshape(-1, len(names))
+    ends = ends[: num_valid * len(names)].reshape(-1, len(names))
+    if not whitespace:  # exactly one tab between adjacent fields, none before or after
+        has_outer_tab = starts[:, 0] != lines.starts[:num_valid]
+        has_outer_tab |= ends[:, -1] != lines.ends[:num_valid]
+        has_empty_field = (starts[:, 1:] != ends[:, :-1] + 1).any(axis=1)
+        num_valid = _first_true(has_outer_tab | has_empty_field)
+    # Only fields that start with whitespace may be blank.
+    for index in np.flatnonzero(_BLANK[lines.data[starts[:num_valid]]].any(axis=1)):
+        fields = Spans(lines.data, starts[index], ends[index])
+        if not all(fields.text(column).strip() for column in range(len(names))):
+            num_valid = int(index)
             break
-    if first < len(lines.starts):
-        line = lines.text(first)
+    if num_valid < len(lines.starts):
+        line = lines.text(num_valid)
         got = len(line.split() if whitespace else line.split("\t"))
         kind = "columns" if whitespace else "tab-separated columns, none empty"
         raise InputError(
-            f"{lines.where(first)}: expected {len(names)} {kind} ({', '.join(names)}); "
+            f"{lines.where(num_valid)}: expected {len(names)} {kind} ({', '.join(names)}); "
             f"got {got}: {line[:80]!r}"
         )
     return [Spans(lines.data, starts[:, i], ends[:, i]) for i in range(len(names))]
 
 
-def _first(wrong: np.ndarray) -> int:
-    """The index of the first True, or past the end."""
-    return int(wrong.argmax()) if wrong.any() else len(wrong)
+def _fields(lines: Lines, whitespace: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns starts and ends of all runs of bytes that are not separators."""
+    is_separator = np.zeros(256, bool)
+    is_separator[[_TAB, _NEWLINE]] = True
+    is_separator[_SPACE] = whitespace
+    mask = np.ones(len(lines.data) + 2, bool)  # with a separator before and after
+    mask[1:-1] = is_separator[lines.data]
+    mask[lines.ends + 1] = True  # the \r of \r\n
+    edges = np.flatnonzero(mask[1:] != mask[:-1])
+    return edges[0::2], edges[1::2]
+
+
+def _first_true(mask: np.ndarray) -> int:
+    """Returns the index of the first True, or the length if there is none."""
+    return int(mask.argmax()) if mask.any() else len(mask)
 
 
 def numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """(line number, line with its break) one by one, without a byte order mark."""
+    """Yields (1-based line, text with its line break), without a byte order mark."""
     for lines in read_lines(path):
-        for number, line in enumerate(io.BytesIO(lines.data.tobytes()), lines.number):
-            text = line.decode()
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
+        for line, content in enumerate(io.BytesIO(lines.data.tobytes()), lines.first_line):
+            text = content.decode()
+            yield line, text.removeprefix("\ufeff") if line == 1 else text

@@ -1,14 +1,14 @@
-"""Rows of JSONL, JSON, CSV, TSV and Parquet files, one by one.
+"""Streaming readers for rows of JSONL, JSON, CSV, TSV and Parquet files.
 
-| suffix | what is expected |
+| suffix | format |
 | --- | --- |
-| .jsonl, .ndjson | one object a line |
-| .json | an array of objects, or one object after the other |
-| .csv | commas, a header, values in double quotes where they hold commas, quotes or line breaks |
-| .tsv | tabs, a header, quotes mean nothing |
+| .jsonl, .ndjson | one object per line |
+| .json | an array of objects, or concatenated objects |
+| .csv | commas, a header, values with commas, quotes or line breaks in double quotes |
+| .tsv | tabs, a header, no quoting |
 | .parquet | read by pyarrow |
 
-Text is UTF-8. Text files may be .gz or .zst. Blank lines are no rows.
+Text is UTF-8. Text files may be .gz or .zst. Blank lines are skipped.
 """
 
 import csv
@@ -23,68 +23,79 @@ from typing import Any, NamedTuple
 from gemma_encoder.data.files.lines import COMPRESSED, numbered, open_binary, without_compression
 from gemma_encoder.inputs.errors import InputError, one_line
 
-BATCH = 10_000  # rows of a Parquet file that are Python objects at a time
-BLOCK = 1 << 20  # characters of a JSON file that are read at a time
+BATCH = 10_000  # rows of a Parquet file held as Python objects at a time
+BLOCK = 1 << 20  # characters of a JSON file read at a time
 MAX_VALUE = 1 << 26  # characters of a JSON value
-_BLANKS, _DECODER = re.compile(r"[ \t\r\n]*"), json.JSONDecoder()
+_BLANKS = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
 
 
 class FileRow(NamedTuple):
-    """A row as the file has it."""
+    """A row of a file.
 
-    number: int  # of its first line, or (Parquet) its own; from 1
+    Attributes:
+        position: 1-based first line, or (Parquet, JSON) 1-based row.
+        values: by column.
+    """
+
+    position: int
     values: Mapping[str, Any]
 
 
-def read_rows(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
-    """The columns of a file (of JSONL, the fields of its first object), and its rows.
+Header = tuple[str, ...]
 
-    Raises InputError where it cannot be read.
+
+def read_rows(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
+    """Returns the columns of a file (for JSON, the keys of its first object), and its rows.
+
+    Raises:
+        InputError: the file does not exist or is malformed.
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file")
     suffix = _suffix(path)
     if suffix not in _READERS:
         raise InputError(
-            f"{path}: expected a file that ends in {', '.join(_READERS)}; text files may also end "
-            f"in {' or '.join(COMPRESSED)}"
+            f"{path}: expected a file that ends in {', '.join(_READERS)}, for text files "
+            f"optionally followed by {' or '.join(COMPRESSED)}"
         )
     return _READERS[suffix](path)
 
 
-def where(path: pathlib.Path, number: int) -> str:
-    """Names a row in messages."""
-    return f"{path}: row {number}" if _suffix(path) in (".parquet", ".json") else f"{path}:{number}"
+def where(path: pathlib.Path, position: int) -> str:
+    """Returns the location of a row, for messages."""
+    is_by_row = _suffix(path) in (".parquet", ".json")
+    return f"{path}: row {position}" if is_by_row else f"{path}:{position}"
 
 
 def _suffix(path: pathlib.Path) -> str:
     return pathlib.Path(without_compression(path.name)).suffix
 
 
-def check_unicode(values: Iterable[Any], path: pathlib.Path, number: int) -> None:
-    """Raises InputError where a text is no Unicode: JSON may spell half a character."""
+def check_unicode(values: Iterable[Any], path: pathlib.Path, position: int) -> None:
+    """Raises InputError for invalid Unicode, such as lone surrogates, which JSON can escape."""
     for value in values:
         if isinstance(value, str):
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                name = where(path, number)
-                raise InputError(f"{name}: no valid Unicode: {error.reason}") from None
+                location = where(path, position)
+                raise InputError(f"{location}: not valid Unicode: {error.reason}") from None
 
 
 def _objects(
     parse: Callable[[pathlib.Path], Iterator[tuple[int, Any]]],
-) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[FileRow]]]:
-    """The reader of a file whose numbered JSON values `parse` gives."""
+) -> Callable[[pathlib.Path], tuple[Header, Iterator[FileRow]]]:
+    """Returns the reader of JSON objects that `parse` yields as (position, value)."""
 
     def rows(path: pathlib.Path) -> Iterator[FileRow]:
-        for number, value in parse(path):
+        for position, value in parse(path):
             if not isinstance(value, dict):
                 got = json.dumps(value, ensure_ascii=False)[:80]
-                raise InputError(f"{where(path, number)}: expected a JSON object, got {got!r}")
-            yield FileRow(number, value)
+                raise InputError(f"{where(path, position)}: expected a JSON object, got {got!r}")
+            yield FileRow(position, value)
 
-    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
+    def read(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
         first = next(rows(path), None)
         if first is None:
             raise InputError(f"{path} is empty")
@@ -94,29 +105,32 @@ def _objects(
 
 
 def _jsonl_values(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    for number, line in numbered(path):
-        if line.strip():
+    for line, text in numbered(path):
+        if text.strip():
             try:
-                yield number, json.loads(line)
+                yield line, json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise _malformed(path, number, error, line) from None
+                raise _malformed(path, line, error, text) from None
 
 
-def _malformed(path: pathlib.Path, number: int, error: BaseException, text: str) -> InputError:
+def _malformed(path: pathlib.Path, position: int, error: BaseException, text: str) -> InputError:
     problem = getattr(error, "msg", "") or one_line(error)
     start = text[:80].rstrip()
-    return InputError(f"{where(path, number)}: not a JSON object ({problem}): {start!r}")
+    return InputError(f"{where(path, position)}: not a JSON object ({problem}): {start!r}")
 
 
 def _json_values(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    """The values of an array, or values that follow each other, parsed as the text comes."""
-    text = _Text(path)
-    is_array, count, error = text.next_mark() == "[", 0, None
-    text.at += is_array
-    while (mark := text.next_mark()) and (mark != "]" or not is_array):
-        if is_array and count and mark == ",":
-            text.at += 1
-            text.next_mark()
+    """Yields (position, value) of an array, or of concatenated values, while reading the file."""
+    text = _TextBuffer(path)
+    is_array = text.peek() == "["
+    if is_array:
+        text.offset += 1
+    count = 0
+    error = None
+    while (character := text.peek()) and (character != "]" or not is_array):
+        if is_array and count and character == ",":
+            text.offset += 1
+            text.peek()
         elif is_array and count:
             break
         value, error = text.next_value()
@@ -124,49 +138,52 @@ def _json_values(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
             break
         count += 1
         yield count, value
-    if is_array and error is None:
-        text.at += mark == "]"
-        is_whole = mark == "]" and not text.next_mark()
+    if is_array and error is None and character == "]":
+        text.offset += 1
+        is_complete = not text.peek()
     else:
-        is_whole = not mark
-    if not is_whole:
-        error = error or ValueError("expected , or ]" if mark != "]" else "text after the array")
-        raise _malformed(path, count + 1, error, text.rest())
+        is_complete = not is_array and not character
+    if not is_complete:
+        expected = "text after the array" if character == "]" else "expected , or ]"
+        raise _malformed(path, count + 1, error or ValueError(expected), text.preview())
 
 
-class _Text:
-    """The text of a file from a position on; what lies before it is forgotten."""
+class _TextBuffer:
+    """Buffered text of a file, from the current offset on."""
 
     def __init__(self, path: pathlib.Path):
-        self._blocks, self._text, self.at = _text_blocks(path), "", 0
+        self._blocks = _text_blocks(path)
+        self._text = ""
+        self.offset = 0
 
-    def _more(self) -> bool:
-        """Reads as much again as there is; False at the end of the file."""
-        rest = self._text[self.at :]
-        block = "".join(itertools.islice(self._blocks, 1 + len(rest) // BLOCK))
-        self._text, self.at = rest + block, 0
+    def _grow(self) -> bool:
+        """Drops consumed text and doubles the remaining text; returns False at the end."""
+        remaining = self._text[self.offset :]
+        block = "".join(itertools.islice(self._blocks, 1 + len(remaining) // BLOCK))
+        self._text = remaining + block
+        self.offset = 0
         return bool(block)
 
-    def next_mark(self) -> str:
-        """Goes to the next character that is not blank, and returns it; "" at the end."""
+    def peek(self) -> str:
+        """Skips blanks and returns the next character without consuming it, "" at the end."""
         while True:
-            self.at = _BLANKS.match(self._text, self.at).end()
-            if self.at < len(self._text) or not self._more():
-                return self._text[self.at : self.at + 1]
+            self.offset = _BLANKS.match(self._text, self.offset).end()
+            if self.offset < len(self._text) or not self._grow():
+                return self._text[self.offset : self.offset + 1]
 
     def next_value(self) -> tuple[Any, BaseException | None]:
-        """Parses a value, or says why there is none."""
+        """Parses a JSON value; returns (value, None) or (None, error)."""
         while True:
             try:
-                value, self.at = _DECODER.raw_decode(self._text, self.at)
+                value, self.offset = _DECODER.raw_decode(self._text, self.offset)
                 return value, None
             except (ValueError, RecursionError) as error:
-                if len(self._text) - self.at > MAX_VALUE or not self._more():
+                if len(self._text) - self.offset > MAX_VALUE or not self._grow():
                     return None, error
 
-    def rest(self) -> str:
-        """The start of what is left."""
-        return self._text[self.at : self.at + 80]
+    def preview(self) -> str:
+        """Returns the start of the remaining text."""
+        return self._text[self.offset : self.offset + 80]
 
 
 def _text_blocks(path: pathlib.Path) -> Iterator[str]:
@@ -178,39 +195,41 @@ def _text_blocks(path: pathlib.Path) -> Iterator[str]:
             raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from None
 
 
-def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Iterator[FileRow]]]:
+def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[Header, Iterator[FileRow]]]:
+    """Returns the reader of files in a dialect of the `csv` module."""
+
     def records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-        csv.field_size_limit(1 << 30)  # the library's own limit is shorter than a long document
-        reader = csv.reader((line for _, line in numbered(path)), strict=True, **dialect)
-        number = 1
+        csv.field_size_limit(1 << 30)  # the default limit is shorter than a long document
+        reader = csv.reader((text for _, text in numbered(path)), strict=True, **dialect)
+        line = 1
         try:
             for values in reader:
                 if values:
-                    yield number, values
-                number = reader.line_num + 1
+                    yield line, values
+                line = reader.line_num + 1
         except csv.Error as error:
-            raise InputError(f"{path}:{number}: malformed ({error})") from None
+            raise InputError(f"{path}:{line}: malformed ({error})") from None
 
-    def read(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
+    def read(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
         lines = records(path)
         _, names = next(lines, (0, None))
         if names is None:
             raise InputError(f"{path} is empty; its first line should name the columns")
         if len(set(names)) < len(names) or not all(name.strip() for name in names):
+            hint = "; in pandas, write it with index=False" if not names[0] else ""
             raise InputError(
                 f"{path}:1: the first line should name every column, and none twice; got "
-                f"{', '.join(map(repr, names))}"
-                + ("; pandas writes its index so, without index=False" if not names[0] else "")
+                f"{', '.join(map(repr, names))}{hint}"
             )
 
         def rows() -> Iterator[FileRow]:
-            for number, values in lines:
+            for line, values in lines:
                 if len(values) != len(names):
                     raise InputError(
-                        f"{path}:{number}: expected {len(names)} columns ({', '.join(names)}), "
+                        f"{path}:{line}: expected {len(names)} columns ({', '.join(names)}), "
                         f"got {len(values)}"
                     )
-                yield FileRow(number, dict(zip(names, values, strict=True)))
+                yield FileRow(line, dict(zip(names, values, strict=True)))
 
         return tuple(names), rows()
 
@@ -218,32 +237,33 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[tuple[str, ...], Ite
 
 
 def is_parquet(path: pathlib.Path) -> bool:
-    """Tells files that can be read by column."""
+    """Returns True for files that can be read by column."""
     return path.suffix == ".parquet"
 
 
 def parquet_batches(
     path: pathlib.Path, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Some rows at a time: the number of the first one, and the Arrow array of each column by name.
+    """Yields (1-based first row, Arrow arrays by column) of batches.
 
-    Raises InputError where the file is broken.
+    Raises:
+        InputError: the file is damaged.
     """
     import pyarrow as pa
 
-    number = 1
+    first = 1
     try:
         for batch in _parquet_file(path).iter_batches(BATCH, columns=columns):
-            yield number, dict(zip(batch.schema.names, batch.columns, strict=True))
-            number += len(batch)
+            yield first, dict(zip(batch.schema.names, batch.columns, strict=True))
+            first += len(batch)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(
-            f"{path}: broken after row {number - 1} ({str(error).splitlines()[0]})"
+            f"{path}: damaged after row {first - 1} ({str(error).splitlines()[0]})"
         ) from None
 
 
 def parquet_rows(path: pathlib.Path, first: int, arrays: Mapping[str, Any]) -> Iterator[FileRow]:
-    """The rows of a batch of `parquet_batches`."""
+    """Yields the rows of a batch of `parquet_batches`."""
     columns = {}
     for name, array in arrays.items():
         try:
@@ -252,12 +272,12 @@ def parquet_rows(path: pathlib.Path, first: int, arrays: Mapping[str, Any]) -> I
             raise InputError(
                 f"{path}: column {name!r} is not valid UTF-8 ({error.reason})"
             ) from None
-        except (ValueError, OverflowError) as error:  # such as a date that Python cannot hold
+        except (ValueError, OverflowError) as error:  # such as a date beyond Python's range
             raise InputError(
-                f"{path}: column {name!r} cannot be read behind row {first - 1} ({one_line(error)})"
+                f"{path}: column {name!r} cannot be read after row {first - 1} ({one_line(error)})"
             ) from None
-    for number, values in enumerate(zip(*columns.values(), strict=True), first):
-        yield FileRow(number, dict(zip(columns, values, strict=True)))
+    for row, values in enumerate(zip(*columns.values(), strict=True), first):
+        yield FileRow(row, dict(zip(columns, values, strict=True)))
 
 
 def _parquet_file(path: pathlib.Path) -> Any:
@@ -270,7 +290,7 @@ def _parquet_file(path: pathlib.Path) -> Any:
         raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _parquet(path: pathlib.Path) -> tuple[tuple[str, ...], Iterator[FileRow]]:
+def _parquet(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
     batches = (parquet_rows(path, *batch) for batch in parquet_batches(path))
     return tuple(_parquet_file(path).schema_arrow.names), itertools.chain.from_iterable(batches)
 

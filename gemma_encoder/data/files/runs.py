@@ -1,7 +1,7 @@
-"""Judgements and first-stage runs in compact arrays: queries and documents are line numbers.
+"""Qrels and first-stage runs as compact arrays of query and document indices.
 
-Q queries. A run may hold hundreds of millions of lines: it is read in one pass, sorted in parts on
-disk, and kept, see `cache`.
+Shapes: Q queries, n entries. Indices are those of `Corpus`. A run may have hundreds of millions of
+lines: it is read in one pass, sorted in parts on disk, and cached.
 """
 
 import contextlib
@@ -17,43 +17,50 @@ from gemma_encoder.data.files.corpus import Corpus
 from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans, columns, read_lines
 from gemma_encoder.inputs.errors import InputError
 
-PART = 64 << 20  # bytes of a run's text that are sorted at a time
-MOST_PARTS = 256  # files that may be open at a time
+PART = 64 << 20  # bytes of a run sorted at a time
+MOST_PARTS = 256  # files open at a time
 BEIR_HEADER = ("query-id", "corpus-id", "score")
 
 
 class Qrels:
     """Relevance grades of documents, by query.
 
+    Judgments of unknown queries affect no metric, so they are skipped, counted and logged.
+
     Args:
-        path: TREC qrels (qid, 0, pid, relevance), separated by tabs or spaces, or BEIR's (query-id,
-            corpus-id, score under a header).
-        queries, documents: the files whose ids it uses.
+        path: TREC qrels (qid, 0, pid, relevance) separated by tabs or spaces, or BEIR qrels
+            (query-id, corpus-id, score) with a header.
+        queries, documents: the collections of the ids.
 
     Attributes:
-        positives: [Q], how many relevant documents each query has.
+        positives: [Q], number of relevant documents of each query.
 
     Raises:
-        InputError: a line is malformed, a document is unknown or graded in two ways, or no query is
-            known. Judgements of single unknown queries have no effect on any metric, so they are
-            counted and logged.
+        InputError: a line is malformed, a document is unknown or has two grades, or all queries are
+            unknown.
     """
 
     def __init__(self, path: pathlib.Path, queries: Corpus, documents: Corpus):
-        self.path, self._queries, self._documents = path, queries, documents
+        self.path = path
+        self._queries = queries
+        self._documents = documents
         table = self._distinct(self._read())
-        table = table[:, np.lexsort((table[3], table[0]))]  # of one query in the file's order
+        table = table[:, np.lexsort((table[3], table[0]))]  # by query, then by line
         self._offsets = np.searchsorted(table[0], np.arange(len(queries) + 1))
-        self.documents, self.grades = table[1].astype(np.int32), table[2].astype(np.int32)
+        self.documents = table[1].astype(np.int32)
+        self.grades = table[2].astype(np.int32)
         self.positives = np.bincount(table[0][table[2] > 0], minlength=len(queries))
 
     def _read(self) -> np.ndarray:
-        """[4, n] int64: query, document, grade and line of the judgements of known queries."""
-        parts, total = [], 0
+        """Returns [4, n] int64: query, document, grade and line of judgments."""
+        parts = []
+        total = 0
         for lines, (query, document, grade) in _qrels_columns(self.path):
-            queries, grades = self._queries.ids.find(query), _integers(lines, grade, "relevance")
-            documents = _numbers(lines, document, self._documents)
-            entries = np.stack([queries, documents, grades, lines.number + np.arange(len(queries))])
+            queries = self._queries.ids.find(query)
+            grades = _integers(lines, grade, "relevance")
+            documents = _indices(lines, document, self._documents)
+            line = lines.first_line + np.arange(len(queries))
+            entries = np.stack([queries, documents, grades, line])
             parts.append(entries[:, queries >= 0])
             total += len(queries)
         if not total:
@@ -63,7 +70,7 @@ class Qrels:
             raise InputError(f"{self.path} judges no query of {self._queries.path.name}")
         if table.shape[1] < total:
             logging.warning(
-                "%s: %d of %d judgements are for queries that %s lacks, and are left out",
+                "%s: skipping %d of %d judgments, whose queries are not in %s",
                 self.path,
                 total - table.shape[1],
                 total,
@@ -72,86 +79,89 @@ class Qrels:
         return table
 
     def _distinct(self, table: np.ndarray) -> np.ndarray:
-        """The table without what stands there twice."""
+        """Removes duplicate judgments; raises InputError if their grades differ."""
         table = table[:, np.lexsort((table[3], table[1], table[0]))]
-        again = np.all(table[:2, 1:] == table[:2, :-1], axis=0)
-        for entry in np.flatnonzero(again & (table[2, 1:] != table[2, :-1]))[:1] + 1:
+        is_repeated = np.all(table[:2, 1:] == table[:2, :-1], axis=0)
+        for entry in np.flatnonzero(is_repeated & (table[2, 1:] != table[2, :-1]))[:1] + 1:
             query, document, _, line = table[:, entry]
             raise InputError(
-                f"{self.path}:{line}: {self._documents.what} {self._documents.ids[document]!r} is "
-                f"judged a second time for {self._queries.what} {self._queries.ids[query]!r}, with "
-                "another grade"
+                f"{self.path}:{line}: {_name(self._documents, document)} is judged a second time "
+                f"for {_name(self._queries, query)}, with another grade"
             )
-        if again.any():
-            logging.warning("%s: %d judgements stand there twice", self.path, again.sum())
-        return table[:, np.concatenate([[True], ~again])]
+        if is_repeated.any():
+            logging.warning("%s: %d judgments are duplicates", self.path, is_repeated.sum())
+        return table[:, np.concatenate([[True], ~is_repeated])]
 
     def of(self, query: int) -> tuple[np.ndarray, np.ndarray]:
-        """Judged documents of a query, and their grades."""
+        """Returns the judged documents of a query, and their grades."""
         span = slice(self._offsets[query], self._offsets[query + 1])
         return self.documents[span], self.grades[span]
 
     def by_id(self, queries: np.ndarray) -> dict[str, dict[str, int]]:
-        """Grades of those queries that have judgements, by ids."""
+        """Returns grades by query id and document id, for queries with judgments."""
         result = {}
         for query in queries:
             documents, grades = self.of(query)
             if len(documents):
-                names = [self._documents.ids[document] for document in documents]
-                result[self._queries.ids[query]] = dict(zip(names, grades.tolist(), strict=True))
+                ids = [self._documents.ids[document] for document in documents]
+                result[self._queries.ids[query]] = dict(zip(ids, grades.tolist(), strict=True))
         return result
 
 
 class Candidates:
-    """The first stage's documents of each query, best first.
+    """First-stage documents of each query, best first.
 
     Args:
-        path: a run of MS MARCO (qid, pid, rank), one of TREC (qid, Q0, docid, rank, score, tag), or
-            triples with their texts (qid, pid, query, passage), whose rank is their order in the
-            file. Queries need not stand together.
-        queries, documents: the files whose ids it uses.
-        drop_same_id: leave out a document that has its query's own id, as BEIR's evaluation does.
+        path: an MS MARCO run (qid, pid, rank), a TREC run (qid, Q0, docid, rank, score, tag), or a
+            top1000 file (qid, pid, query, passage), ranked by file order. The lines of a query need
+            not be contiguous.
+        queries, documents: the collections of the ids.
+        drop_same_id: drop documents with the id of their query, as BEIR's evaluation does.
 
     Raises:
-        InputError: a line is malformed, a query or a document is unknown, or a document comes twice
-            for one query.
+        InputError: a line is malformed, a query or a document is unknown, or a document is repeated
+            for a query.
     """
 
     def __init__(
         self, path: pathlib.Path, queries: Corpus, documents: Corpus, *, drop_same_id: bool = False
     ):
-        self.path, self._queries, self._documents = path, queries, documents
+        self.path = path
+        self._queries = queries
+        self._documents = documents
         self._drop_same_id = drop_same_id
-        what = f"run of {queries.path.name}{' without the query itself' if drop_same_id else ''}"
-        arrays = cache.derive(
-            [path, queries.path, documents.path], what, self._build, cache.load_arrays
-        )
-        self._offsets, self._ranked = arrays["offsets"], arrays["documents"]
+        sources = [path, queries.path, documents.path]
+        suffix = " without the query itself" if drop_same_id else ""
+        description = f"run of {queries.path.name}{suffix}"
+        arrays = cache.derive(sources, description, self._build, cache.load_arrays)
+        self._offsets = arrays["offsets"]
+        self._ranked = arrays["documents"]
         documents.release()
 
     def of(self, query: int) -> np.ndarray:
-        """Documents of a query, best first."""
+        """Returns the documents of a query, best first."""
         return self._ranked[self._offsets[query] : self._offsets[query + 1]]
 
     def counts(self) -> np.ndarray:
-        """[Q]: how many documents each query has."""
+        """Returns [Q], the number of documents of each query."""
         return np.diff(self._offsets)
 
     def _build(self, folder: pathlib.Path) -> None:
+        """Writes the sorted run: an external bucket sort by query."""
         size = self.path.stat().st_size * (8 if self.path.suffix in COMPRESSED else 1)
         parts = min(1 + size // PART, MOST_PARTS)
-        share = -(-len(self._queries) // parts)  # queries of one part
+        queries_per_part = -(-len(self._queries) // parts)
         counts = np.zeros(len(self._queries), np.int64)
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]
             for _, _, entries in self._entries():
-                mine = entries[:, 0] // share
-                for part in np.flatnonzero(np.bincount(mine, minlength=parts)):
-                    entries[mine == part].tofile(files[part])
+                part_of_entry = entries[:, 0] // queries_per_part
+                for part in np.flatnonzero(np.bincount(part_of_entry, minlength=parts)):
+                    entries[part_of_entry == part].tofile(files[part])
             for file in files:
                 file.seek(0)
                 entries = np.fromfile(file, np.int32).reshape(-1, 3)
-                key = _joined(entries[:, 0], entries[:, 2])
+                key = _sort_key(entries[:, 0], entries[:, 2])
                 if np.any(key[1:] < key[:-1]):
                     entries = entries[np.argsort(key, kind="stable")]
                 self._refuse_repeated(entries)
@@ -162,7 +172,7 @@ class Candidates:
         cache.save_array(folder, "offsets", np.concatenate([[0], np.cumsum(counts)]))
 
     def _entries(self) -> Iterator[tuple[Lines, np.ndarray, np.ndarray]]:
-        """Blocks of the file: its lines, those that are used, and their entries.
+        """Yields, for each block of the file, its lines, the indices of used lines, and entries.
 
         Entries are [n, 3] int32: query, document, rank.
         """
@@ -171,12 +181,12 @@ class Candidates:
             names = names or _run_columns(lines)
             spans = columns(lines, names, whitespace="query" not in names)
             by_name = dict(zip(names, spans, strict=True))
-            queries = _numbers(lines, by_name["qid"], self._queries)
-            documents = _numbers(lines, by_name["pid"], self._documents)
+            queries = _indices(lines, by_name["qid"], self._queries)
+            documents = _indices(lines, by_name["pid"], self._documents)
             if "rank" in by_name:
                 ranks = _integers(lines, by_name["rank"], "rank")
             else:
-                ranks = np.zeros(len(queries), np.int64)  # the sort is stable
+                ranks = np.zeros(len(queries), np.int64)  # file order, since the sort is stable
             entries = np.stack([queries, documents, ranks], axis=1).astype(np.int32)
             used = np.arange(len(entries))
             if self._drop_same_id:
@@ -184,36 +194,42 @@ class Candidates:
             yield lines, used, entries[used]
 
     def _refuse_repeated(self, entries: np.ndarray) -> None:
-        pairs = np.sort(_joined(entries[:, 0], entries[:, 1]))
-        again = np.flatnonzero(pairs[1:] == pairs[:-1])
-        if not len(again):
+        """Raises InputError at the second line of a repeated (query, document) pair."""
+        pairs = np.sort(_sort_key(entries[:, 0], entries[:, 1]))
+        repeated = np.flatnonzero(pairs[1:] == pairs[:-1])
+        if not len(repeated):
             return
-        query, document = divmod(int(pairs[again[0]]), 1 << 32)
-        where = [
+        query, document = divmod(int(pairs[repeated[0]]), 1 << 32)
+        locations = [
             lines.where(used[row])
             for lines, used, block in self._entries()
             for row in np.flatnonzero((block[:, 0] == query) & (block[:, 1] == document))
         ]
         raise InputError(
-            f"{where[1]}: {self._documents.what} {self._documents.ids[document]!r} comes a second "
-            f"time for {self._queries.what} {self._queries.ids[query]!r}"
+            f"{locations[1]}: {_name(self._documents, document)} appears a second time for "
+            f"{_name(self._queries, query)}"
         )
 
 
-def _joined(high: np.ndarray, low: np.ndarray) -> np.ndarray:
-    """Two int32 as one int64 that sorts by the first, then by the second."""
+def _name(texts: Corpus, index: int) -> str:
+    """Names a text in messages, e.g. "pid '7'"."""
+    return f"{texts.id_name} {texts.ids[index]!r}"
+
+
+def _sort_key(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Combines two int32 to an int64 that sorts by the first, then by the second."""
     return (high.astype(np.int64) << 32) + low
 
 
 def _run_columns(lines: Lines) -> tuple[str, ...]:
-    """The layout of a run, by its first line."""
+    """Infers the columns of a run from its first line."""
     line = lines.text(0)
-    by_tabs, by_blanks = len(line.split("\t")), len(line.split())
-    if by_tabs == 4:
+    if len(line.split("\t")) == 4:
         return ("qid", "pid", "query", "passage")
-    if by_blanks == 3:
+    num_columns = len(line.split())
+    if num_columns == 3:
         return ("qid", "pid", "rank")
-    if by_blanks == 6:
+    if num_columns == 6:
         return ("qid", "Q0", "pid", "rank", "score", "tag")
     raise InputError(
         f"{lines.where(0)}: not a line of a run; expected qid, pid, rank, or qid, Q0, docid, rank, "
@@ -222,31 +238,34 @@ def _run_columns(lines: Lines) -> tuple[str, ...]:
 
 
 def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]]:
-    """Blocks of a qrels file, a header left out: lines, and columns of query, document, grade."""
+    """Yields blocks of a qrels file: lines without the header, and their (query, document, grade)."""
     has_header = False
     for lines in read_lines(path):
-        if lines.number == 1 and tuple(lines.text(0).split("\t")) == BEIR_HEADER:
-            has_header, lines = True, lines.without_first()
+        if lines.first_line == 1 and tuple(lines.text(0).split("\t")) == BEIR_HEADER:
+            has_header = True
+            lines = lines.without_first()
         if has_header:
             yield lines, columns(lines, BEIR_HEADER)
         else:
-            query, _, *rest = columns(lines, ("qid", "0", "pid", "relevance"), whitespace=True)
-            yield lines, (query, *rest)
+            names = ("qid", "0", "pid", "relevance")
+            query, _, document, grade = columns(lines, names, whitespace=True)
+            yield lines, (query, document, grade)
 
 
-def _numbers(lines: Lines, ids: Spans, texts: Corpus) -> np.ndarray:
-    """[n] int32: the numbers of ids; raises InputError naming the first unknown one."""
-    numbers = texts.ids.find(ids)
-    for line in np.flatnonzero(numbers < 0)[:1]:
-        where, name = lines.where(line), ids.text(line)
-        raise InputError(f"{where}: {texts.what} {name!r} is not in {texts.path.name}")
-    return numbers
+def _indices(lines: Lines, ids: Spans, texts: Corpus) -> np.ndarray:
+    """Returns [n] int32, the indices of ids; raises InputError naming the first unknown id."""
+    indices = texts.ids.find(ids)
+    for line in np.flatnonzero(indices < 0)[:1]:
+        raise InputError(
+            f"{lines.where(line)}: {texts.id_name} {ids.text(line)!r} is not in {texts.path.name}"
+        )
+    return indices
 
 
-def _integers(lines: Lines, spans: Spans, what: str) -> np.ndarray:
-    """[n] int64; raises InputError naming the first that is no whole number of 32 bits."""
-    values, valid = spans.integers()
-    for line in np.flatnonzero(~valid | (np.abs(values) >= 2**31))[:1]:
-        where, text = lines.where(line), spans.text(line)
-        raise InputError(f"{where}: {what} must be a whole number, got {text!r}")
+def _integers(lines: Lines, spans: Spans, column: str) -> np.ndarray:
+    """Returns [n] int64; raises InputError naming the first that is not a 32-bit integer."""
+    values, is_valid = spans.integers()
+    for line in np.flatnonzero(~is_valid | (np.abs(values) >= 2**31))[:1]:
+        text = spans.text(line)
+        raise InputError(f"{lines.where(line)}: {column} must be a whole number, got {text!r}")
     return values

@@ -124,7 +124,7 @@ def _batches(
 
     if not rows.is_parquet(path):
         for some in table.chunks(rows.read_rows(path)[1]):
-            yield [row.number for row in some], by_cells(some)
+            yield [row.position for row in some], by_cells(some)
         return
     for first, batch in rows.parquet_batches(path, needed):
         arrays = [column.array(batch) for column in columns.values()]
@@ -134,9 +134,9 @@ def _batches(
 
 
 def _cells(path: pathlib.Path, row: rows.FileRow, columns: Mapping[str, Column]) -> list[Any]:
-    where = rows.where(path, row.number)
+    where = rows.where(path, row.position)
     result = [column.cell(row.values, where) for column in columns.values()]
-    rows.check_unicode(result, path, row.number)
+    rows.check_unicode(result, path, row.position)
     return result
 
 
