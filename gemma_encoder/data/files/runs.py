@@ -238,7 +238,7 @@ def _run_columns(lines: Lines) -> tuple[str, ...]:
 
 
 def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]]:
-    """Yields blocks of a qrels file: lines without the header, and their (query, document, grade)."""
+    """Yields lines of a qrels file without the header, and their (query, document, grade)."""
     has_header = False
     for lines in read_lines(path):
         if lines.first_line == 1 and tuple(lines.text(0).split("\t")) == BEIR_HEADER:

@@ -1,1 +1,1 @@
-"""Benchmarks and other tasks, a module each."""
+"""Benchmarks and other tasks, one module each."""

@@ -1,13 +1,15 @@
-"""BEIR's datasets (arXiv 2104.08663): task `beir_NAME` reads the folder NAME under the one that `BEIR_DIR` names.
+"""BEIR (arXiv 2104.08663): the task `beir_NAME` reads the folder NAME in `BEIR_DIR`.
 
     corpus.jsonl                    {"_id": …, "title": …, "text": …}
     queries.jsonl                   {"_id": …, "text": …}
-    qrels/{train,dev,test}.tsv      query-id, corpus-id, score, under a header
-    run.{train,dev,test}.tsv        the first stage's candidates, or the path that `--config.ranking.run` gives; `{split}` stands for the
-                                    split, and a TREC run (qid Q0 docid rank score tag) or MS MARCO's (qid, pid, rank) will do
+    qrels/{train,dev,test}.tsv      query-id, corpus-id, score, with a header
+    run.{train,dev,test}.tsv        first-stage candidates: a TREC run (qid Q0 docid rank score tag)
+                                    or an MS MARCO run (qid, pid, rank)
 
-Each may be .gz. A document's text is its title, then its text. As in BEIR's own evaluation, a query's candidates leave out a document with the
-query's own id. The head is MS MARCO's, so a model that was trained there is evaluated here without training (zero-shot):
+Files may be compressed (.gz). `--config.ranking.run=PATH` selects another run, with `{split}` for
+the split. The text of a document is its title followed by its text. As in BEIR's evaluation, a
+document with the id of the query is no candidate. The head is the one of MS MARCO, for zero-shot
+evaluation of a model trained on it:
 `gemma-encoder evaluate --config.tasks="('beir_scifact',)" --config.evaluate_split=test`.
 """
 
@@ -27,109 +29,117 @@ from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
-# The public ones that are one folder each.
+# The public datasets that consist of a single folder.
 DATASETS = (
     *("arguana", "climate-fever", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "nfcorpus", "nq"),
     *("quora", "scidocs", "scifact", "trec-covid", "webis-touche2020"),
 )
-SPLITS = {"train": "train", "validation": "dev", "test": "test"}  # our names, and the files'
+SPLITS = {"train": "train", "validation": "dev", "test": "test"}  # split -> name in file names
 _HINT = (
-    "BEIR's layout is corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; and a first stage's "
+    "expected BEIR's corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, and a first-stage "
     "run.SPLIT.tsv"
 )
 
 
 class JsonLayout:
-    """One JSON object a line, with `_id`, `text` and, in a corpus, `title`.
+    """One JSON object per line, with `_id`, `text` and, in a corpus, `title`.
 
     Args:
-        may_be_empty: whether a text may be blank; some documents are, as published.
+        may_be_empty: accept blank texts; some published documents are empty.
     """
 
-    what = "_id"
+    id_name = "_id"
 
     def __init__(self, may_be_empty: bool):
         self._may_be_empty = may_be_empty
 
     def ids(self, lines: Lines) -> Spans:
-        """The ids, each object checked."""
-        names = []
+        """Returns the ids and checks the objects."""
+        ids = []
         for line in range(len(lines.starts)):
             try:
-                names.append(self.parse(lines.text(line))[0].encode())
+                text_id, _ = self.parse(lines.text(line))
             except ValueError as error:
                 raise InputError(f"{lines.where(line)}: {error}") from None
-        return Spans.of(names)
+            ids.append(text_id.encode())
+        return Spans.of(ids)
 
     def parse(self, line: str) -> tuple[str, str]:
-        """Id, and title and text as one."""
+        """Returns the id, and title and text joined; raises ValueError for a malformed line."""
         try:
             record: Mapping[str, Any] = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"not a JSON object ({error.msg}): {line[:80]!r}") from None
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object with _id and text, got {line[:80]!r}")
-        name, title, text = record.get("_id"), record.get("title") or "", record.get("text")
-        are_texts = all(isinstance(value, str) for value in (name, title, text))
-        if not are_texts or not name.strip():
+        text_id = record.get("_id")
+        title = record.get("title") or ""
+        text = record.get("text")
+        are_texts = all(isinstance(value, str) for value in (text_id, title, text))
+        if not are_texts or not text_id.strip():
             raise ValueError(
                 f"expected _id and text, and title if there is one, as strings, got {line[:80]!r}"
             )
-        whole = f"{title} {text}".strip()
-        if not whole and not self._may_be_empty:
-            raise ValueError(f"the text of {name!r} is empty")
-        return name, whole
+        content = f"{title} {text}".strip()
+        if not content and not self._may_be_empty:
+            raise ValueError(f"the text of {text_id!r} is empty")
+        return text_id, content
 
 
 class BeirSource(RankingSource):
-    """One dataset.
+    """A dataset of BEIR.
 
     Args:
-        task: what is learnt.
-        options: what the config says about sources.
-        dataset: its folder.
+        task: the task to learn.
+        options: the data options of the config.
+        dataset: name of the dataset's folder.
     """
 
     def __init__(self, task: Task, options: DataOptions, dataset: str):
         super().__init__(task, options)
-        self._corpus = dataset
+        self._dataset = dataset
 
     def check(self) -> None:
-        """Raises InputError where BEIR_DIR names no folder that holds the dataset."""
+        """Raises InputError if BEIR_DIR does not contain the dataset."""
         if not self.folder.is_dir():
             raise InputError(
-                f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} holds no folder "
-                f"{self._corpus}"
+                f"task {self.task.name!r}: BEIR_DIR={os.environ['BEIR_DIR']} has no folder "
+                f"{self._dataset}"
             )
         self._find("corpus.jsonl")
         self._find("queries.jsonl")
 
     @property
     def folder(self) -> pathlib.Path:
-        """The dataset's."""
-        content = f"{self._corpus}/corpus.jsonl and so on, one folder a dataset"
-        return ranking.named_folder("BEIR_DIR", self.task, content) / self._corpus
+        """Folder of the dataset."""
+        content = f"{self._dataset}/corpus.jsonl and so on, one folder per dataset"
+        return ranking.named_folder("BEIR_DIR", self.task, content) / self._dataset
 
     def _find(self, *names: str) -> pathlib.Path:
         return ranking.find_file(self.folder, names, _HINT)
 
     @functools.cached_property
     def _texts(self) -> tuple[Corpus, Corpus]:
-        queries = Corpus(self._find("queries.jsonl"), JsonLayout(False), in_memory=True)
-        return queries, Corpus(self._find("corpus.jsonl"), JsonLayout(True))
+        """Queries and documents, shared by all splits."""
+        queries = Corpus(
+            self._find("queries.jsonl"), JsonLayout(may_be_empty=False), in_memory=True
+        )
+        return queries, Corpus(self._find("corpus.jsonl"), JsonLayout(may_be_empty=True))
 
     def _open(self, split: str) -> RankingFiles:
-        name, texts = SPLITS[split], self._texts
-        qrels = Qrels(self._find(f"qrels/{name}.tsv"), *texts)
+        queries, documents = self._texts
+        name = SPLITS[split]
+        qrels = Qrels(self._find(f"qrels/{name}.tsv"), queries, documents)
         run = ranking.run_path(
             self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec")
         )
-        candidates = Candidates(run, *texts, drop_same_id=True)
-        return RankingFiles(*texts, candidates, qrels)
+        candidates = Candidates(run, queries, documents, drop_same_id=True)
+        return RankingFiles(queries, documents, candidates, qrels)
 
 
 def _declare(dataset: str) -> tuple[str, Callable[[DataOptions], Source]]:
-    name, metrics = f"beir_{dataset.replace('-', '_')}", ("ndcg@10", "recall@100")
+    name = f"beir_{dataset.replace('-', '_')}"
+    metrics = ("ndcg@10", "recall@100")
     task = Task(name, "ranking", ranking.TEMPLATE, metrics, head="msmarco")
     return name, lambda options: BeirSource(task, options, dataset)
 

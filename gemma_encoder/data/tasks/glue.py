@@ -1,4 +1,4 @@
-"""GLUE through TensorFlow Datasets: each task is one declaration."""
+"""GLUE from TensorFlow Datasets, one declaration per task."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.data.tfds import declare_t5
 
-_SENTENCES, _NLI = "sentence1 sentence2", "hypothesis premise"
+_SENTENCES = "sentence1 sentence2"
+_NLI = "hypothesis premise"
 _NLI_CLASSES = "entailment neutral contradiction"
 _SIMILARITY = {"kind": "regression", "label_range": (0.0, 5.0)}
 _MNLI_SPLITS = "train validation_matched validation_mismatched test_matched test_mismatched"
 
 
 def _task(name: str, *names: Any, **more: Any) -> tuple[str, Callable[[DataOptions], Source]]:
-    """A task of fields, metrics, classes and chance; more arguments as for `declare_t5`."""
+    """Declares a task by fields, metrics, classes and chance; other arguments as `declare_t5`."""
     return declare_t5(f"glue_{name}", f"glue/{name}:2.0.0", *names, **more)
 
 
@@ -27,10 +28,10 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
         _task("mnli", _NLI, "accuracy", _NLI_CLASSES, 0.33, splits=_MNLI_SPLITS),
         _task("qnli", "question sentence", "accuracy", "entailment not_entailment", 0.5),
         _task("rte", _SENTENCES, "accuracy", "entailment not_entailment", 0.5),
-        # Its validation set is adversarial: a model that learns the training sentences by heart
-        # falls below chance there.
+        # The validation set is adversarial: a model that memorizes the training sentences falls
+        # below chance.
         _task("wnli", _SENTENCES, "accuracy", "not_entailment entailment", 0.5),
-        # Diagnostics: only a test split, without labels; scored by the head that MNLI trains.
+        # A diagnostic set: only an unlabeled test split, scored by the head of MNLI.
         _task(
             "ax", _NLI, "matthews_correlation", _NLI_CLASSES, 0.0, head="glue_mnli", splits="test"
         ),

@@ -1,17 +1,21 @@
-"""MS MARCO passage ranking and the TREC Deep Learning tracks, from the official files in the folder that `MSMARCO_DIR` names.
+"""MS MARCO passage ranking and the TREC Deep Learning tracks.
+
+Reads the official files in the folder `MSMARCO_DIR`:
 
     collection.tsv           pid, passage
     queries.SPLIT.tsv        qid, query
     qrels.SPLIT.tsv          qid, 0, pid, relevance
-    run.SPLIT.tsv            the first stage's candidates: qid, pid, rank; or a TREC run; or
+    run.SPLIT.tsv            first-stage candidates: qid, pid, rank; or a TREC run; or
     top1000.SPLIT.tsv        qid, pid, query, passage
 
-Each may be .gz. SPLIT is train, dev (dev.small where it is there: the 6,980 queries that results are reported on), eval, dl19, dl20; the
-tracks' own file names are known too. `--config.ranking.run=PATH` names another run, with `{split}` for SPLIT.
-top1000 files are sorted by pid: with them, `ranking.negative_ranks` chooses no ranks.
+Files may be compressed (.gz). SPLIT is train, dev, eval, dl19 or dl20. If dev.small exists (the
+6,980 queries of published results), it replaces dev. The tracks' official file names are also
+accepted. `--config.ranking.run=PATH` selects another run, with `{split}` for SPLIT. top1000 files
+are sorted by pid, so their ranks, and `ranking.negative_ranks`, have no meaning.
 
-The Deep Learning tracks have grades 0 to 3. nDCG uses them; a passage counts as relevant for the binary metrics from grade 2
-(arXiv 2003.07820), which the metrics' names say. All share one head, so a model that was trained on `msmarco` is evaluated by
+The Deep Learning tracks have grades 0 to 3, which nDCG uses. For binary metrics, passages are
+relevant from grade 2 (arXiv 2003.07820), as in the metrics' names. All tasks share one head, so a
+model trained on `msmarco` is evaluated by
 `gemma-encoder evaluate --config.tasks="('msmarco_dl19',)"`.
 """
 
@@ -29,10 +33,10 @@ from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
-# For each split of ours, the files' names for it, the preferred one first.
+# Split -> its names in file names, in order of preference.
 SPLITS = {"train": ("train",), "validation": ("dev.small", "dev"), "test": ("eval.small", "eval")}
 TRACKS = {"msmarco_dl19": "dl19", "msmarco_dl20": "dl20"}
-OFFICIAL = {  # names under which NIST publishes a track's files
+OFFICIAL = {  # names of a track's files as published by NIST
     "queries": "msmarco-test{year}-queries.tsv",
     "qrels": "{year}qrels-pass.txt",
     "top1000": "msmarco-passagetest{year}-top1000.tsv",
@@ -55,27 +59,28 @@ def _file_names(kind: str, split: str) -> list[str]:
 
 
 class MsMarcoSource(RankingSource):
-    """One set of queries over MS MARCO's passages.
+    """A set of queries over the passages of MS MARCO.
 
     Args:
-        task: what is learnt.
-        options: what the config says about sources.
-        names: for each split, the files' names for it, the preferred one first.
+        task: the task to learn.
+        options: the data options of the config.
+        names: for each split, its names in file names, in order of preference.
     """
 
     def __init__(self, task: Task, options: DataOptions, names: dict[str, tuple[str, ...]]):
         super().__init__(task, options)
-        self._names, self.splits = names, tuple(names)
+        self._names = names
+        self.splits = tuple(names)
 
     def check(self) -> None:
-        """Raises InputError where MSMARCO_DIR names no folder with a collection."""
+        """Raises InputError if MSMARCO_DIR does not contain a collection."""
         if not self.folder.is_dir():
             raise InputError(f"MSMARCO_DIR={os.environ['MSMARCO_DIR']} is not a folder")
         self._find("collection.tsv")
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder of the files."""
+        """Folder of the files."""
         return ranking.named_folder("MSMARCO_DIR", self.task, _CONTENT)
 
     def _find(self, *names: str) -> pathlib.Path:
@@ -83,7 +88,7 @@ class MsMarcoSource(RankingSource):
 
     @functools.cached_property
     def passages(self) -> Corpus:
-        """The collection."""
+        """The passage collection, shared by all splits."""
         return Corpus(self._find("collection.tsv"), TsvLayout("pid", "passage"))
 
     def _open(self, split: str) -> RankingFiles:

@@ -1,10 +1,10 @@
-"""The user's own files, by config alone: `config.own`, task `own`.
+"""Task `own`: the user's files, described by `config.own`.
 
     gemma-encoder train --config=own:classification --config.own.train=train.csv --workdir=DIR
 
-Files are JSONL, JSON, CSV, TSV or Parquet, see `files.rows`, and `part-*.csv` names several; each
-row is one text, one pair of texts, or one document of a query (ranking). Every row is checked
-before training starts. What the config leaves open is read off the training file, and logged.
+Files are JSONL, JSON, CSV, TSV or Parquet, see `files.rows`; a pattern such as `part-*.csv` selects
+several. A row is one text, one pair of texts, or one document of a query (ranking). All rows are
+checked before training. Options that are not set are inferred from the training file and logged.
 """
 
 import pathlib
@@ -28,20 +28,21 @@ from gemma_encoder.inputs.template import Template
 
 
 class OwnSource(Source):
-    """Rows, or the queries that rows belong to, as records.
+    """A task whose records are rows of files, or queries that group rows.
 
     Args:
-        task: what is learnt.
-        options: the part of the config that concerns sources.
-        files: the rows of each split; "validation" may be missing.
-        held_out: the share of training records that stands in for it.
+        task: the task to learn.
+        options: the data options of the config.
+        files: the rows of each split.
+        held_out: fraction of training records held out if there is no "validation" split.
     """
 
     def __init__(
         self, task: Task, options: DataOptions, files: Mapping[str, Rows], held_out: float
     ):
         super().__init__(task, options)
-        self._files, self._held_out = dict(files), 0
+        self._files = dict(files)
+        self._held_out = 0  # records of the training files that are the validation split
         for file in files.values():
             file.check_labels(task)
         self._indices = {
@@ -54,51 +55,58 @@ class OwnSource(Source):
         if "validation" not in files:
             self._hold_out(held_out)
         self.splits = tuple(split for split in Source.splits if split in self._files)
-        self._trainable = self._with_both_labels() if task.is_list else None
+        self._trainable = self._trainable_queries() if task.is_list else None
 
-    def _records(self, split: str) -> int:
-        """Records of the files of a split, whatever is held out of them."""
+    def _num_records(self, split: str) -> int:
+        """Returns the number of records in the files of a split, including held out ones."""
         return len(self._queries[split] if self.task.is_list else self._files[split])
 
-    def _hold_out(self, share: float) -> None:
-        train, count = self._files["train"], self._records("train")
-        held = round(count * share)
-        if not 0 < held < count:
+    def _hold_out(self, fraction: float) -> None:
+        """Creates the validation split from a fraction of the training records."""
+        train = self._files["train"]
+        count = self._num_records("train")
+        held_out = round(count * fraction)
+        if not 0 < held_out < count:
             raise InputError(
-                f"{train.name}: {count} records are too few to hold out {share:.0%} for "
-                "validation; name own.validation"
+                f"{train.name}: {count} records are too few to hold out {fraction:.0%} for "
+                "validation; set own.validation"
             )
-        self._held_out = held
-        for parts in (self._files, self._queries, self._indices):
-            if "train" in parts:
-                parts["validation"] = parts["train"]
+        self._held_out = held_out
+        for by_split in (self._files, self._queries, self._indices):
+            if "train" in by_split:
+                by_split["validation"] = by_split["train"]
         logging.warning(
-            "%s: %d of %d %s of %s are held out for validation, unless a validation file is named",
+            "%s: holding out %d of %d %s of %s for validation; set own.validation to use a file",
             self.task.name,
-            held,
+            held_out,
             count,
             "queries" if self.task.is_list else "records",
             train.name,
         )
 
     def _index(self, split: str, index: int) -> int:
-        """The record of the files; what is held out is the start of a seeded permutation."""
+        """Maps a record of a split to one of its files.
+
+        Held out records are the start of a seeded permutation.
+        """
         if not self._held_out or split == "test":
             return index
         position = index + (self._held_out if split == "train" else 0)
-        return shuffled(position, self._records(split), seed=0)
+        return shuffled(position, self._num_records(split), seed=0)
 
     def _available(self, split: str) -> int:
-        count = self._records(split)
+        """Returns the number of records of a split, before untrainable queries are skipped."""
+        count = self._num_records(split)
         if not self._held_out or split == "test":
             return count
         return self._held_out if split == "validation" else count - self._held_out
 
-    def _with_both_labels(self) -> np.ndarray:
-        """The training queries, by index, that have a positive and a negative."""
-        file, queries = self._files["train"], self._queries["train"]
+    def _trainable_queries(self) -> np.ndarray:
+        """Returns indices of the training queries with a positive and a negative."""
+        file = self._files["train"]
         count = self._available("train")
-        is_trainable = queries.has_both_labels(file.table.arrow.column("label").to_numpy())
+        labels = file.table.arrow.column("label").to_numpy()
+        is_trainable = self._queries["train"].has_both_labels(labels)
         result = np.array([i for i in range(count) if is_trainable[self._index("train", i)]], int)
         if len(result) < count:
             logging.warning(
@@ -112,31 +120,33 @@ class OwnSource(Source):
         return result
 
     def files(self, split: str) -> Sequence[pathlib.Path]:
-        """The user's."""
+        """Returns the files of a split."""
         return self._files[split].paths
 
     def count(self, split: str) -> int:
-        """Rows or queries, of training those that can be learned from."""
+        """Returns the number of rows or queries, without untrainable queries."""
         if split == "train" and self._trainable is not None:
             return len(self._trainable)
         return self._available(split)
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
-        """Nothing where grades are unknown; else the labels of the examples are all there is."""
+        """Returns no judgments if grades are unknown, otherwise None: the labels are complete."""
         return None if self._files[split].labeled else {}
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """The row; or a query's rows."""
-        file, indices = self._files[split], self._indices[split]
+        """Returns a row, or the rows of a query."""
+        file = self._files[split]
+        class_indices = self._indices[split]
         if not self.task.is_list:
             row = self._index(split, index)
-            return Record.of([Example(file.fields(row), file.label(row, indices))])
-        name, rows = self._queries[split][self._query(split, index)]
-        labels = [file.label(row, indices) for row in rows]
-        return Record(
-            labels,
-            lambda i: Example(file.fields(rows[i]), labels[i], name, file.document_id(rows[i])),
-        )
+            return Record.of([Example(file.fields(row), file.label(row, class_indices))])
+        query_id, rows = self._queries[split][self._query(split, index)]
+        labels = [file.label(row, class_indices) for row in rows]
+
+        def example(i: int) -> Example:
+            return Example(file.fields(rows[i]), labels[i], query_id, file.document_id(rows[i]))
+
+        return Record(labels, example)
 
     def _query(self, split: str, index: int) -> int:
         if split == "train" and self._trainable is not None:
@@ -144,7 +154,7 @@ class OwnSource(Source):
         return self._index(split, index)
 
     def where(self, split: str, index: int) -> str:
-        """The row in its file."""
+        """Returns the location of a row in its file."""
         if self.task.is_list:
             return f"{self._files[split].name}, {super().where(split, index)}"
         return self._files[split].where(self._index(split, index))
@@ -165,29 +175,33 @@ def _make(options: DataOptions) -> Source:
 
 
 def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
-    """The task, with what the options leave open read off the files, and logged."""
-    kind, path, inferred = kinds.get(own.kind), files["train"].name, []
+    """Returns the task; options that are not set are inferred from the files and logged."""
+    kind = kinds.get(own.kind)
+    path = files["train"].name
+    inferred = []
     template = _template(own, kind, tuple(columns.fields))
     if not own.template:
         inferred.append(f"template {template.text!r}")
-    classes, label_range = own.classes, own.label_range
+    classes = own.classes
     if kind.has_classes and not classes:
         classes = files["train"].class_names()
         inferred.append(f"classes {', '.join(classes)}")
         if len(classes) < 2:
+            only_class = classes[0] if classes else ""
             raise InputError(
-                f"{path}: all labels are {classes[0] if classes else ''!r}; a task of kind {kind} "
-                "needs at least two classes"
+                f"{path}: all labels are {only_class!r}; a task of kind {kind} needs at least two "
+                "classes"
             )
+    label_range = own.label_range
     if kind.has_range and not label_range:
         ranges = [file.label_range() for file in files.values() if file.labeled]
         label_range = (min(low for low, _ in ranges), max(high for _, high in ranges))
         inferred.append(f"label_range {label_range}")
         if label_range[0] == label_range[1]:
-            raise InputError(f"{path}: all targets are {label_range[0]:g}; name own.label_range")
+            raise InputError(f"{path}: all targets are {label_range[0]:g}; set own.label_range")
     if kind.label_column == "classes" and not files["train"].has_several_classes():
         logging.warning(
-            "%s: no row of %s has several classes; is own.separator=%r what separates them?",
+            "%s: no row of %s has several classes; check own.separator=%r",
             own.name,
             path,
             own.separator,
@@ -198,20 +212,23 @@ def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
 
 
 def _template(own: OwnOptions, kind: Kind, fields: Sequence[str]) -> Template:
-    """The template of the options, or one made of the columns; never the query is truncated."""
+    """Returns the template of the options, or a default for the fields.
+
+    By default, queries of rankings are never truncated.
+    """
     text = own.template
     if not text and len(fields) == 1:
         text = f"{{{fields[0]}}}"
     elif not text:
-        query_and_document = kind.is_list and len(fields) == 2
-        names = ("Query", "Document") if query_and_document else fields
+        is_query_and_document = kind.is_list and len(fields) == 2
+        names = ("Query", "Document") if is_query_and_document else fields
         text = " ".join(f"{name}: {{{field}}}" for name, field in zip(names, fields, strict=True))
     template = Template(text)
-    strange = [field for field in template.fields if field not in fields]
-    if strange:
+    unknown_fields = [field for field in template.fields if field not in fields]
+    if unknown_fields:
         raise InputError(
-            f"own.template {text!r} names {strange[0]!r}, which is not among the fields "
-            f"{', '.join(fields)}; own.fields says which columns those are"
+            f"own.template {text!r} names {unknown_fields[0]!r}, which is not among the fields "
+            f"{', '.join(fields)}; set own.fields to the columns of the text"
         )
     after_query = tuple(reversed(fields[1:])) if kind.is_list else ()
     truncation = tuple(identifier(name) for name in own.truncation) or after_query

@@ -1,4 +1,4 @@
-"""Values of one row of the user's own files: texts, names, classes and numbers, each checked."""
+"""Parsing and checking of single values in rows of the user's files."""
 
 import ast
 import json
@@ -11,11 +11,11 @@ from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import UNLABELED
 
-JOIN = "\x1f"  # between the class names of one row, in the table
+JOIN = "\x1f"  # separates the class names of a row in the table
 
 
 def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any], str], Any]:
-    """The function that reads the label of a row; its arguments are the values and their row."""
+    """Returns the function that reads the label from the values and the location of a row."""
     kind = kinds.get(options.kind)
     if kind.label_column == "class":
         return lambda values, where: read_name(values, column, where)
@@ -25,21 +25,21 @@ def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any
 
 
 def unlabeled(values: Mapping[str, Any], where: str) -> float:
-    """The label of a row that has none."""
+    """Returns the label of an unlabeled row."""
     return UNLABELED
 
 
 def split_names(value: str) -> list[str]:
-    """The class names of a label in the table."""
+    """Splits a label of the table into class names."""
     return value.split(JOIN)
 
 
 def read_text(values: Mapping[str, Any], column: str, where: str) -> str:
-    """A text that is not blank."""
+    """Returns a text; raises InputError if it is blank or not text."""
     value = _present(values, column, where)
     if not isinstance(value, str):
         raise InputError(
-            f"{where}: column {column!r} should hold text, got {type(value).__name__} "
+            f"{where}: column {column!r} should contain text, got {type(value).__name__} "
             f"{str(value)[:40]!r}"
         )
     if not value.strip():
@@ -48,7 +48,7 @@ def read_text(values: Mapping[str, Any], column: str, where: str) -> str:
 
 
 def read_name(values: Mapping[str, Any], column: str, where: str) -> str:
-    """A class or an id: text, a whole number, or true and false."""
+    """Returns a class or an id: text, an integer, or true and false."""
     return _as_name(_present(values, column, where), column, where)
 
 
@@ -57,7 +57,7 @@ def _as_name(value: Any, column: str, where: str) -> str:
         value = int(value)
     if not isinstance(value, str | int):
         raise InputError(
-            f"{where}: column {column!r} should hold text or a whole number, got "
+            f"{where}: column {column!r} should contain text or a whole number, got "
             f"{type(value).__name__} {str(value)[:40]!r}"
         )
     name = str(value).lower() if isinstance(value, bool) else str(value).strip()
@@ -67,7 +67,7 @@ def _as_name(value: Any, column: str, where: str) -> str:
 
 
 def _names(values: Mapping[str, Any], column: str, separator: str, where: str) -> list[str]:
-    """Several classes: a list, a list that is written as text, or text with separators.
+    """Returns several classes, from a list, a list literal, or text with separators.
 
     An empty list or text means that no class applies.
     """
@@ -85,7 +85,7 @@ def _names(values: Mapping[str, Any], column: str, separator: str, where: str) -
 
 
 def _parsed_list(text: str, column: str, where: str) -> list[Any]:
-    """A list as JSON writes it, or as Python does (pandas' `to_csv`)."""
+    """Parses a list in the syntax of JSON or of Python, which pandas' `to_csv` writes."""
     for parse, error in ((json.loads, json.JSONDecodeError), (ast.literal_eval, Exception)):
         try:
             value = parse(text)
@@ -93,26 +93,30 @@ def _parsed_list(text: str, column: str, where: str) -> list[Any]:
             continue
         if isinstance(value, list):
             return value
-    raise InputError(f"{where}: column {column!r} holds a malformed list: {text[:60]!r}")
+    raise InputError(f"{where}: column {column!r} contains a malformed list: {text[:60]!r}")
 
 
 def _parse_number(values: Mapping[str, Any], column: str, where: str, least: float) -> float:
+    """Returns a finite number of at least `least`."""
     value = _present(values, column, where)
     try:
-        number = float(value)
+        result = float(value)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number) or number < least or isinstance(value, bool):
+        result = math.nan
+    if not math.isfinite(result) or result < least or isinstance(value, bool):
         bound = f" of at least {least:g}" if least > -math.inf else ""
-        raise InputError(f"{where}: column {column!r} should hold a number{bound}, got {value!r}")
-    return number
+        raise InputError(
+            f"{where}: column {column!r} should contain a number{bound}, got {value!r}"
+        )
+    return result
 
 
 def _present(values: Mapping[str, Any], column: str, where: str) -> Any:
+    """Returns a value; raises InputError if it is missing or null."""
     if values.get(column) is not None:
         return values[column]
     if column in values:
         raise InputError(f"{where}: column {column!r} is null")
     raise InputError(
-        f"{where}: column {column!r} is missing; there are {', '.join(map(repr, values))}"
+        f"{where}: column {column!r} is missing; the row has {', '.join(map(repr, values))}"
     )

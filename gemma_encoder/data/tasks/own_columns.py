@@ -1,7 +1,7 @@
-"""Values of whole columns of the user's own Parquet files, checked at once.
+"""Vectorized checks of whole columns in the user's Parquet files.
 
-Each function returns None for a column whose values it cannot vouch for. `own_cells` then reads the
-rows one by one, and says what is wrong with the first one that cannot be used.
+A function returns None if a column needs a closer look. `own_cells` then reads it row by row, and
+reports the first invalid value.
 """
 
 import math
@@ -11,13 +11,13 @@ from typing import Any
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
 
-Check = Callable[[Any], Any]  # an Arrow array to the table's, or None
+Check = Callable[[Any], Any]  # Arrow array of the file -> Arrow array of the table, or None
 
-WHITESPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))  # as str.strip has it
+WHITESPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))  # as in str.strip
 
 
 def label_check(options: OwnOptions) -> Check:
-    """The function that reads the labels of a column."""
+    """Returns the function that checks the labels of a column."""
     kind = kinds.get(options.kind)
     if kind.label_column == "class":
         return class_or_id_names
@@ -27,7 +27,7 @@ def label_check(options: OwnOptions) -> Check:
 
 
 def nonblank_texts(column: Any) -> Any:
-    """Texts that are not blank."""
+    """Checks for texts, none blank."""
     import pyarrow.compute as pc
 
     column = _as_text(column)
@@ -38,15 +38,15 @@ def nonblank_texts(column: Any) -> Any:
 
 
 def class_or_id_names(column: Any) -> Any:
-    """Classes or ids: text, whole numbers, or true and false."""
+    """Checks for classes or ids (text, integers, or true and false) and converts them to text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    types, kind = pa.types, column.type
+    types = pa.types
     try:
-        if types.is_float32(kind) or types.is_float64(kind):
-            column = column.cast(pa.int64())  # refuses what is no whole number
-        if types.is_integer(column.type) or types.is_boolean(kind):
+        if types.is_float32(column.type) or types.is_float64(column.type):
+            column = column.cast(pa.int64())  # raises for fractions
+        if types.is_integer(column.type) or types.is_boolean(column.type):
             return None if column.null_count else column.cast(pa.large_string())
     except pa.ArrowException:
         return None
@@ -55,20 +55,20 @@ def class_or_id_names(column: Any) -> Any:
 
 
 def finite_numbers(column: Any, least: float = -math.inf) -> Any:
-    """Finite numbers of at least `least`."""
+    """Checks for finite numbers of at least `least` and converts them to float64."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     kind = column.type
     if column.null_count or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
-    column = column.cast(pa.float64(), safe=False)  # rounds as float() does
+    column = column.cast(pa.float64(), safe=False)  # rounds like float()
     in_range = pc.and_(pc.is_finite(column), pc.greater_equal(column, least))
     return column if pc.all(in_range).as_py() else None
 
 
 def _as_text(column: Any) -> Any:
-    """Valid Unicode as `large_string`."""
+    """Converts text to `large_string`; returns None if it is not valid UTF-8."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):

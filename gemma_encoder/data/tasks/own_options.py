@@ -1,4 +1,4 @@
-"""Options of the user's own files: `config.own`."""
+"""Options of the task `own`: `config.own`."""
 
 import ast
 import contextlib
@@ -13,7 +13,7 @@ from gemma_encoder.inputs.options import option
 
 
 def table_kinds() -> tuple[str, ...]:
-    """Kinds of task whose labels a table can hold."""
+    """Returns the kinds of task whose labels fit in a column of a table."""
     return tuple(name for name in kinds.names() if kinds.get(name).label_column)
 
 
@@ -22,90 +22,89 @@ Paths = str | tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class OwnOptions:
-    """`config.own`: the user's files, and what their columns mean."""
+    """`config.own`: the user's files, and the meaning of their columns."""
 
     train: Paths = option(
         "", "path of the training file; a pattern such as train-*.parquet, or a list, for several"
     )
     validation: Paths = option(
-        "", "of the validation file; without it, a share of the training file is held out"
+        "", "path of the validation file; by default a fraction of the training file is held out"
     )
-    test: Paths = option("", "of the test file")
-    name: str = option("own", "of the task, in metrics and in names of files")
-    kind: str = option("classification", "kind of task, one that a table's labels can hold")
+    test: Paths = option("", "path of the test file")
+    name: str = option("own", "name of the task in metrics and file names")
+    kind: str = option("classification", "kind of task, one whose labels fit in a column")
     fields: tuple[str, ...] = option(
-        (),
-        "columns that make the text, for ranking the query first; by default all but label and ids",
+        (), "columns of the text, for ranking the query first; by default all but label and ids"
     )
     label: str = option(
         "label", "column of the class, the target, or (ranking) the grade, 0 for not relevant"
     )
     separator: str = option(
-        ",", "between the classes of a row (multi_label) where the label is text; lists need none"
+        ",", "separator between the classes of a row (multi_label) in text labels; unused in lists"
     )
     classes: tuple[str, ...] = option(
         (),
-        "names in label order (ordinal: lowest first); by default the training file's, sorted. "
-        "Labels are names, or numbers counted from 0",
+        "class names in label order (ordinal: lowest first); by default those of the training "
+        "file, sorted. Labels are names, or indices from 0",
     )
     label_range: tuple[float, ...] = option(
         (), "lowest and highest target (regression); by default those of the files"
     )
     template: str = option(
         "",
-        "the text, with a column as {column}; "
-        "what is no letter, digit or _ in a column's name becomes _",
+        "the text, with columns as {column}; characters of column names other than letters, digits "
+        "and _ are replaced by _",
     )
     truncation: tuple[str, ...] = option(
         (),
-        "columns that may be truncated, the first one first; "
-        "by default all, the last one first; for ranking never the query",
+        "columns that may be truncated, in this order; by default all, the last one first; for "
+        "ranking never the query",
         former="cut",
     )
     query_id: str = option(
-        "", 'column (ranking); by default "query_id" where it exists, else the query itself'
+        "", 'column (ranking); by default "query_id" if it exists, else the text of the query'
     )
     document_id: str = option(
-        "", 'column (ranking); by default "document_id" where it exists, else the row'
+        "", 'column (ranking); by default "document_id" if it exists, else the row'
     )
-    metrics: tuple[str, ...] = option((), "by default those of the kind")
+    metrics: tuple[str, ...] = option((), "metrics; by default those of the kind")
     held_out: float = option(
         0.1,
-        "share of training records (queries, for ranking) that is validation where no file is "
-        "named; the same for every seed",
+        "fraction of training records (queries, for ranking) held out if there is no validation "
+        "file; the same records for every seed",
     )
 
     def check(self) -> None:
-        """Raises InputError where the options name no file, or contradict each other."""
+        """Raises InputError if no file is named, or options are invalid or inconsistent."""
         if not self.train:
             raise InputError(
-                "own.train is not set; it names .jsonl, .json, .csv, .tsv or .parquet files, "
+                "own.train is not set; set it to .jsonl, .json, .csv, .tsv or .parquet files, "
                 "e.g. --config.own.train=train.csv"
             )
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise InputError(
-                f"own.name is made of letters, digits, '_', '-' and '.', got {self.name!r}"
+                f"own.name must consist of letters, digits, '_', '-' and '.', got {self.name!r}"
             )
         if self.kind not in table_kinds():
             raise unknown("own.kind", self.kind, table_kinds())
         if not 0 < self.held_out < 1:
-            raise InputError(f"own.held_out must be a share between 0 and 1, got {self.held_out}")
+            raise InputError(f"own.held_out must be between 0 and 1, got {self.held_out}")
         kind = kinds.get(self.kind)
         if self.classes and (not kind.has_classes or len(set(self.classes)) < len(self.classes)):
             raise InputError(
-                "own.classes are the different class names of a task with classes, got "
+                "own.classes must be distinct names, for a kind of task with classes, got "
                 f"{self.classes} for {self.kind}"
             )
         if self.label_range and (not kind.has_range or len(self.label_range) != 2):
             raise InputError(
-                "own.label_range is (lowest, highest) of a task with a range, got "
+                "own.label_range must be (lowest, highest), for a kind of task with a range, got "
                 f"{self.label_range} for {self.kind}"
             )
         if not self.separator:
             raise InputError("own.separator must be at least one character, e.g. ','")
 
     def paths(self) -> dict[str, list[pathlib.Path]]:
-        """The named files by split; raises InputError where one is absent."""
+        """Returns the files by split; raises InputError if one is missing."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             split: named_files(_listed(paths), f"own.{split}")
@@ -115,10 +114,10 @@ class OwnOptions:
 
 
 def _listed(paths: Paths) -> Paths:
-    """A list that the command line gave as text, as a list."""
+    """Parses a list that was given as text on the command line."""
     if isinstance(paths, str) and paths.startswith(("(", "[")):
         with contextlib.suppress(ValueError, SyntaxError):
             listed = ast.literal_eval(paths)
-            if isinstance(listed, list | tuple) and all(isinstance(one, str) for one in listed):
+            if isinstance(listed, list | tuple) and all(isinstance(path, str) for path in listed):
                 return tuple(listed)
     return paths

@@ -1,4 +1,4 @@
-"""Rows of the user's own files as examples: which columns mean what, texts and labels checked."""
+"""Rows of the user's files as examples: meaning of columns, checks of texts and labels."""
 
 import dataclasses
 import pathlib
@@ -24,9 +24,10 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Label
 from gemma_encoder.inputs.task import Task
 
-NOT_FIELDS = ("id", "idx", "index")  # columns that are no text of the example, unless named
-MAX_CLASSES = 1000  # that are inferred: beyond, the label is most likely no class
-QUERY_ID, DOCUMENT_ID = "query_id", "document_id"
+NOT_FIELDS = ("id", "idx", "index")  # columns that are not part of the text by default
+MAX_CLASSES = 1000  # more distinct labels are unlikely to be classes
+QUERY_ID = "query_id"
+DOCUMENT_ID = "document_id"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Columns:
     """Meaning of the columns of the files.
 
     Attributes:
-        fields: by field of the template, the column.
-        label: the column of the label.
-        query_id, document_id: columns, "" where there is none.
+        fields: template field -> column.
+        label: column of the label.
+        query_id, document_id: columns of ids, "" if there is none.
     """
 
     fields: Mapping[str, str]
@@ -46,7 +47,13 @@ class Columns:
 
     @classmethod
     def of(cls, options: OwnOptions, path: pathlib.Path, present: Sequence[str]) -> "Columns":
-        """As the options say, or as the training file's columns suggest."""
+        """Resolves the options for the training file `path` with the columns `present`.
+
+        Options that are not set are inferred from the names of the columns.
+
+        Raises:
+            InputError: an option names a missing column, or there are too few columns.
+        """
         is_list = kinds.get(options.kind).is_list
 
         def existing(name: str, field: str) -> str:
@@ -60,8 +67,10 @@ class Columns:
         label = existing(options.label, "label")
         ids = {}
         for field in (QUERY_ID, DOCUMENT_ID) if is_list else ():
-            named = getattr(options, field)
-            ids[field] = existing(named, field) if named else field if field in present else ""
+            if column := getattr(options, field):
+                ids[field] = existing(column, field)
+            else:
+                ids[field] = field if field in present else ""
         if options.fields:
             names = [existing(name, "fields") for name in options.fields]
         elif is_list and {"query", "document"} <= set(present):
@@ -71,31 +80,31 @@ class Columns:
         if len(names) < 1 + is_list:
             needed = "a query and a document" if is_list else "a text"
             raise InputError(
-                f"{path} has the columns {', '.join(map(repr, present))}; own.fields should name "
-                f"{needed} among them"
+                f"{path} has the columns {', '.join(map(repr, present))}; set own.fields to those "
+                f"of {needed}"
             )
         fields = {identifier(name): name for name in names}
         if len(fields) < len(names):
             raise InputError(
-                f"own.fields: {', '.join(map(repr, names))} are too alike as names of a template, "
-                f"{', '.join(map(identifier, names))}"
+                f"own.fields: the columns {', '.join(map(repr, names))} have the same names in a "
+                f"template: {', '.join(map(identifier, names))}"
             )
         return cls(fields, label, **ids)
 
 
 class Rows:
-    """Rows of the files of one split as examples: texts, labels and the query each belongs to.
+    """Rows of the files of one split: texts, labels and queries.
 
     Args:
-        options: the config's.
-        columns: what they mean.
+        options: `config.own`.
+        columns: meaning of the columns.
         paths: the files.
-        labeled: tells that labels must be there; a test file need not have any.
+        labeled: require labels; they are optional in test files.
 
     Attributes:
         name: of the files, for messages.
-        labeled: whether there are labels.
-        table: the rows, as `own_table.write_table` writes them.
+        labeled: True if there are labels.
+        table: the rows, written by `own_table.write_own_table`.
     """
 
     def __init__(
@@ -114,70 +123,75 @@ class Rows:
             raise InputError(
                 f"{paths[0]} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}"
             )
-        self.paths, self.labeled = paths, columns.label in present
+        self.paths = paths
+        self.labeled = columns.label in present
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         self.has_query_id, self.has_document_id = map(bool, ids)
         self._kind = kinds.get(options.kind)
         self._as_text = self.labeled and self._kind.label_column in TEXT_LABELS
-        # Fields may have any name, so those of the ids and of the label are told apart by prefix.
+        # The prefix keeps fields of any name apart from the columns of ids and labels.
         self._fields = {field: f"field {field}" for field in columns.fields}
+        self.table = self._open_table(options, columns)
+        if not len(self.table):
+            raise InputError(f"{self.name} has no rows")
+
+    def _open_table(self, options: OwnOptions, columns: Columns) -> Table:
+        """Reads and checks the rows, or opens their cached table."""
         table_columns = {
-            **{self._fields[field]: text_column(name) for field, name in columns.fields.items()},
-            **{
-                to: name_column(name)
-                for to, name in zip((QUERY_ID, DOCUMENT_ID), ids, strict=True)
-                if name
-            },
-            "label": label_column(options, columns.label if self.labeled else ""),
+            self._fields[field]: text_column(name) for field, name in columns.fields.items()
         }
+        needed = list(columns.fields.values())
+        for id_name, column in ((QUERY_ID, columns.query_id), (DOCUMENT_ID, columns.document_id)):
+            if column:
+                table_columns[id_name] = name_column(column)
+                needed.append(column)
+        if self.labeled:
+            needed.append(columns.label)
+        table_columns["label"] = label_column(options, columns.label if self.labeled else "")
         settings = (
             self._kind.name,
             options.separator,
             dataclasses.astuple(columns),
             self.labeled,
         )
-        needed = [*columns.fields.values(), *filter(None, ids)]
-        needed += [columns.label] if self.labeled else []
 
         def write(folder: pathlib.Path) -> None:
-            write_own_table(folder, paths, needed, table_columns)
+            write_own_table(folder, self.paths, needed, table_columns)
 
-        self.table = cache.derive(paths, f"table with {settings!r}", write, Table)
-        if not len(self.table):
-            raise InputError(f"{self.name} holds no row")
+        return cache.derive(self.paths, f"table with {settings!r}", write, Table)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def fields(self, row: int) -> dict[str, str]:
-        """The text's fields."""
+        """Returns the fields of the text."""
         return {field: self.table.value(column, row) for field, column in self._fields.items()}
 
     def where(self, row: int) -> str:
-        """Names a row in messages."""
+        """Returns the location of a row, for messages."""
         path = self.paths[self.table.value("file", row)]
         return rows.where(path, self.table.value("row", row))
 
     def has_several_classes(self) -> bool:
-        """Whether a row names more than one class."""
+        """Returns True if any row has more than one class."""
         return self.table.summary["several"]
 
     def class_names(self) -> tuple[str, ...]:
-        """The classes that occur, in label order."""
+        """Returns the classes of the labels, in label order."""
         names = self.table.summary["values"]
         if len(names) > MAX_CLASSES:
             raise InputError(
-                f"{self.name} has more than {MAX_CLASSES} different labels; name own.classes, or "
-                "choose another own.kind or own.label"
+                f"{self.name} has more than {MAX_CLASSES} distinct labels; set own.classes, or "
+                "another own.kind or own.label"
             )
         return self._kind.order_classes(names, self.name)
 
     def label_range(self) -> tuple[float, float]:
-        """The lowest and the highest label."""
+        """Returns the lowest and the highest label."""
         return self.table.summary["low"][0], self.table.summary["high"][0]
 
     def check_labels(self, task: Task) -> None:
-        """Raises InputError naming the first row whose label the task does not have."""
+        """Raises InputError naming the first row with a label that is invalid for the task."""
         if not self.labeled:
             return
         summary = self.table.summary
@@ -191,14 +205,14 @@ class Rows:
                 task.check_label(value, self.where(row))
 
     def class_indices(self, task: Task) -> dict[str, int]:
-        """The index of each class by the name that the file has for it, which may be the index."""
+        """Returns class indices by the labels of the file, which are names or indices."""
         by_name = {name: index for index, name in enumerate(task.classes)}
         if by_name.keys() & self.table.summary["values"].keys():
             return by_name
         return {str(index): index for index in range(len(task.classes))}
 
     def label(self, row: int, indices: Mapping[str, int]) -> Label:
-        """The label of a row as `Example.label` has it; `indices` as from `class_indices`."""
+        """Returns the label of a row for `Example.label`; `indices` are from `class_indices`."""
         value = self.table.value("label", row)
         if not self._as_text:
             return value
@@ -206,43 +220,51 @@ class Rows:
         return tuple(sorted(labels)) if self._kind.label_column == "classes" else float(labels[0])
 
     def queries(self) -> tuple[list[str], np.ndarray]:
-        """Ids of the queries, and the index of each row's query.
+        """Returns the ids of the queries, and [N] indices into them.
 
         Raises:
-            InputError: a document comes twice for a query, or a query has two texts.
+            InputError: a document is repeated for a query, or a query has two texts.
         """
         texts, text_codes = self.table.codes(next(iter(self._fields.values())))
         if self.has_query_id:
-            names, codes = self.table.codes(QUERY_ID)
-            self._check_query_texts(names, codes, text_codes)
+            ids, codes = self.table.codes(QUERY_ID)
+            self._check_query_texts(ids, codes, text_codes)
         else:
-            names, codes = [f"query{index}" for index in range(1, len(texts) + 1)], text_codes
+            ids = [f"query{index}" for index in range(1, len(texts) + 1)]
+            codes = text_codes
         if self.has_document_id:
-            _, documents = self.table.codes(DOCUMENT_ID)
-            order = np.lexsort((documents, codes))
-            same_query = codes[order][1:] == codes[order][:-1]
-            same_document = documents[order][1:] == documents[order][:-1]
-            again = order[1:][same_query & same_document]
-            if len(again):
-                row = int(again.min())
-                raise InputError(
-                    f"{self.where(row)}: document {self.document_id(row)!r} comes a second time "
-                    f"for query {names[codes[row]]!r}"
-                )
-        return names, codes
+            self._check_documents(ids, codes)
+        return ids, codes
 
-    def _check_query_texts(self, names: list[str], codes: np.ndarray, texts: np.ndarray) -> None:
-        first = np.zeros(len(names), np.int64)
-        first[codes[::-1]] = np.arange(len(codes))[::-1]
-        for row in np.flatnonzero(texts != texts[first[codes]])[:1]:
-            earlier = self.where(int(first[codes[row]]))
+    def _check_documents(self, query_ids: list[str], codes: np.ndarray) -> None:
+        """Raises InputError if a document is repeated for a query."""
+        _, documents = self.table.codes(DOCUMENT_ID)
+        order = np.lexsort((documents, codes))
+        same_query = codes[order][1:] == codes[order][:-1]
+        same_document = documents[order][1:] == documents[order][:-1]
+        repeated = order[1:][same_query & same_document]
+        if len(repeated):
+            row = int(repeated.min())
             raise InputError(
-                f"{self.where(int(row))}: query {names[codes[row]]!r} has another text than "
-                f"at {earlier}"
+                f"{self.where(row)}: document {self.document_id(row)!r} appears a second time for "
+                f"query {query_ids[codes[row]]!r}"
+            )
+
+    def _check_query_texts(
+        self, query_ids: list[str], codes: np.ndarray, texts: np.ndarray
+    ) -> None:
+        """Raises InputError if rows of one query have different texts."""
+        first_row = np.zeros(len(query_ids), np.int64)
+        first_row[codes[::-1]] = np.arange(len(codes))[::-1]
+        for row in np.flatnonzero(texts != texts[first_row[codes]])[:1]:
+            earlier = self.where(int(first_row[codes[row]]))
+            raise InputError(
+                f"{self.where(int(row))}: the text of query {query_ids[codes[row]]!r} differs from "
+                f"the one at {earlier}"
             )
 
     def document_id(self, row: int) -> str:
-        """The name of a row's document."""
+        """Returns the id of a row's document."""
         if self.has_document_id:
             return self.table.value(DOCUMENT_ID, row)
         name = f"row{self.table.value('row', row)}"
@@ -250,19 +272,19 @@ class Rows:
 
 
 def _common_columns(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
-    """The columns of the first file; raises InputError where another one lacks some or has more."""
+    """Returns the columns of the files; raises InputError if they differ."""
     first = rows.read_rows(paths[0])[0]
     for path in paths[1:]:
         columns = rows.read_rows(path)[0]
         if differing := set(first) ^ set(columns):
             raise InputError(
-                f"{path} and {paths[0]} differ in the column {sorted(differing)[0]!r}; the files "
-                "of a split have the same columns"
+                f"{path} and {paths[0]} differ in the column {sorted(differing)[0]!r}; all files "
+                "of a split must have the same columns"
             )
     return first
 
 
 def identifier(column: str) -> str:
-    """A column's name as a template can hold it."""
+    """Returns a column's name as a valid field name of a template."""
     name = re.sub(r"\W", "_", column)
     return name if name.isidentifier() else f"_{name}"

@@ -1,4 +1,4 @@
-"""The Arrow table of the user's own files: every row read once and checked, Parquet by columns."""
+"""Conversion of the user's files to an Arrow table; checks every row, Parquet by columns."""
 
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,17 +14,17 @@ from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.kind import UNLABELED
 
-MAX_VALUES = 100_000  # different labels that are listed in the summary of a table
-TEXT_LABELS = ("class", "classes")  # label columns that hold text in the table
+MAX_VALUES = 100_000  # distinct labels listed in the summary of a table
+TEXT_LABELS = ("class", "classes")  # kinds of label columns stored as text in the table
 
 
 class Column(NamedTuple):
     """A column of the table.
 
     Attributes:
-        is_text: text, or numbers.
-        cell: its value, of the values of a row and the row's name in messages.
-        array: its values, of the Arrow arrays of a batch; None where `cell` has to read them.
+        is_text: True for text, False for numbers.
+        cell: reads a value from the values of a row and its location for messages.
+        array: reads the Arrow array from those of a batch, or returns None to fall back on `cell`.
     """
 
     is_text: bool
@@ -33,7 +33,7 @@ class Column(NamedTuple):
 
 
 def text_column(name: str) -> Column:
-    """The texts of a column."""
+    """Returns a column of texts."""
     return Column(
         True,
         lambda values, where: cells.read_text(values, name, where),
@@ -42,7 +42,7 @@ def text_column(name: str) -> Column:
 
 
 def name_column(name: str) -> Column:
-    """The ids of a column."""
+    """Returns a column of ids."""
     return Column(
         True,
         lambda values, where: cells.read_name(values, name, where),
@@ -51,7 +51,7 @@ def name_column(name: str) -> Column:
 
 
 def label_column(options: OwnOptions, name: str) -> Column:
-    """The labels of a column, or unknown ones where it has no name."""
+    """Returns a column of labels, or of unknown ones if `name` is empty."""
     is_text = bool(name) and kinds.get(options.kind).label_column in TEXT_LABELS
     if not name:
         return Column(is_text, cells.unlabeled, _unlabeled)
@@ -72,21 +72,21 @@ def write_own_table(
     needed: Sequence[str],
     columns: Mapping[str, Column],
 ) -> None:
-    """Writes the table of some files.
+    """Writes the rows of files to a table.
 
-    Beside `columns` it has `file`, an index, and `row`, the number in that file. Its summary holds,
-    over all rows: `values`, each class that occurs with the first row that names it; `several`,
-    whether a row names more than one; `low` and `high`, the extreme numbers, each with its first
-    row.
+    The table has two more columns: `file`, the index of the file, and `row`, the 1-based position
+    in that file. Its summary contains, for text labels, `values` (each class with its first row)
+    and `several` (True if a row has more than one class); for numeric labels, `low` and `high` (the
+    extreme labels with their first rows).
 
     Args:
-        folder: exists.
+        folder: an existing folder.
         paths: the files.
-        needed: the columns of the files that are read.
-        columns: by name, the label last and named so.
+        needed: columns of the files to read.
+        columns: columns of the table by name, the last one called "label".
 
     Raises:
-        InputError: a file is broken, or a value is none that its column can hold.
+        InputError: a file is malformed, or a value is invalid for its column.
     """
     import pyarrow as pa
 
@@ -98,13 +98,13 @@ def write_own_table(
 
     def batches() -> Iterator[list[Any]]:
         for index, path in enumerate(paths):
-            for numbers, arrays in _batches(path, needed, columns, types):
+            for positions, arrays in _batches(path, needed, columns, types):
                 summary.add(arrays[-1])
-                file = np.full(len(numbers), index, np.int32)
+                file = np.full(len(positions), index, np.int32)
                 yield [
                     *arrays,
                     table.to_array(file, pa.int32()),
-                    table.to_array(numbers, pa.int64()),
+                    table.to_array(positions, pa.int64()),
                 ]
 
     table.write_table_batches(folder, {**types, "file": pa.int32(), "row": pa.int64()}, batches())
@@ -117,23 +117,24 @@ def _batches(
     columns: Mapping[str, Column],
     types: Mapping[str, Any],
 ) -> Iterator[tuple[Sequence[int] | np.ndarray, list[Any]]]:
-    """Numbers of some rows of a file, and the Arrow array of each column."""
+    """Yields batches of a file: positions of the rows, and the Arrow array of each column."""
 
-    def by_cells(some: Iterable[rows.FileRow]) -> list[Any]:
-        return table.to_arrays([_cells(path, row, columns) for row in some], types)
+    def read_cells(chunk: Iterable[rows.FileRow]) -> list[Any]:
+        return table.to_arrays([_cells(path, row, columns) for row in chunk], types)
 
     if not rows.is_parquet(path):
-        for some in table.chunks(rows.read_rows(path)[1]):
-            yield [row.position for row in some], by_cells(some)
+        for chunk in table.chunks(rows.read_rows(path)[1]):
+            yield [row.position for row in chunk], read_cells(chunk)
         return
     for first, batch in rows.parquet_batches(path, needed):
         arrays = [column.array(batch) for column in columns.values()]
         if any(array is None for array in arrays):
-            arrays = by_cells(rows.parquet_rows(path, first, batch))
+            arrays = read_cells(rows.parquet_rows(path, first, batch))
         yield np.arange(first, first + len(arrays[0])), arrays
 
 
 def _cells(path: pathlib.Path, row: rows.FileRow, columns: Mapping[str, Column]) -> list[Any]:
+    """Returns the checked values of a row."""
     where = rows.where(path, row.position)
     result = [column.cell(row.values, where) for column in columns.values()]
     rows.check_unicode(result, path, row.position)
@@ -141,20 +142,21 @@ def _cells(path: pathlib.Path, row: rows.FileRow, columns: Mapping[str, Column])
 
 
 class _Summary:
-    """Facts about the labels of all rows, gathered while they are read."""
+    """Accumulates the summary of the labels while rows are read."""
 
     def __init__(self, is_text: bool):
-        self._is_text, self._row = is_text, 0
+        self._is_text = is_text
+        self._row = 0  # rows so far
         self._values: dict[str, int] = {}
         self._several = False
         self._extremes: dict[str, tuple[float, int]] = {}
 
     def add(self, labels: Any) -> None:
-        """Counts the labels of the next rows, an Arrow array."""
+        """Adds the labels of the next rows, an Arrow array."""
         if not self._is_text:
             values = table.numeric_values(labels)
             for name, row in (("low", int(values.argmin())), ("high", int(values.argmax()))):
-                self._add_extreme(name, float(values[row]), self._row + row)
+                self._add_extreme(name, float(values[row]), row)
         else:
             encoded = labels.dictionary_encode()
             _, first = np.unique(table.numeric_values(encoded.indices), return_index=True)
@@ -165,7 +167,7 @@ class _Summary:
     def _add_extreme(self, name: str, value: float, row: int) -> None:
         sign = 1 if name == "low" else -1
         if name not in self._extremes or sign * value < sign * self._extremes[name][0]:
-            self._extremes[name] = (value, row)
+            self._extremes[name] = (value, self._row + row)
 
     def _add_classes(self, names: Sequence[str], row: int) -> None:
         self._several |= len(names) > 1
@@ -174,7 +176,7 @@ class _Summary:
                 self._values[name] = self._row + row
 
     def facts(self) -> dict[str, Any]:
-        """As JSON holds them."""
+        """Returns the summary, for JSON."""
         if self._is_text:
             return {"values": self._values, "several": self._several}
         return dict(self._extremes)

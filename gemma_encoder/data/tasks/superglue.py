@@ -1,7 +1,7 @@
-"""SuperGLUE through TensorFlow Datasets: each task is one declaration.
+"""SuperGLUE from TensorFlow Datasets, one declaration per task.
 
-Where T5 writes a text to be answered in words, an encoder scores it: COPA and ReCoRD become one
-text per option, WSC names the noun that the marked pronoun may stand for.
+T5 generates answers, whereas an encoder scores texts: COPA and ReCoRD become one text per option,
+and the text of WSC includes the candidate noun for the marked pronoun.
 """
 
 import re
@@ -14,29 +14,30 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import UNLABELED
 from gemma_encoder.inputs.task import Example
 
-_NLI, _NLI_CLASSES = "hypothesis premise", "entailment not_entailment"
+_NLI = "hypothesis premise"
+_NLI_CLASSES = "entailment not_entailment"
 _NO_YES = "False True"
-# Diagnostics: only a test split, whose labels are published; scored by the head that RTE trains.
+# Diagnostic sets: only a test split with published labels, scored by the head of RTE.
 _DIAGNOSTIC = {"head": "superglue_rte", "splits": "test"}
 
 
 def _copa(row: Row) -> list[Example]:
-    """Two options; the label is the number of the one that is right."""
+    """Two options; the label is the index of the correct one."""
     shared = {"premise": row["premise"], "question": row["question"]}
     return [
         Example(
-            {"choice": row[f"choice{number + 1}"], **shared},
-            UNLABELED if row["label"] == UNLABELED else float(row["label"] == number),
+            {"choice": row[f"choice{option + 1}"], **shared},
+            UNLABELED if row["label"] == UNLABELED else float(row["label"] == option),
             query_id=str(row["idx"]),
-            document_id=str(number),
+            document_id=str(option),
             info={"idx": row["idx"]},
         )
-        for number in range(2)
+        for option in range(2)
     ]
 
 
 def _multirc(row: Row) -> list[Example]:
-    """An answer that may be right or wrong whatever the others of its question are."""
+    """One answer, correct or not independently of the other answers to its question."""
     paragraph = re.sub(r"</?[A-Za-z]+>", "", re.sub(r"<br */?>", " ", row["paragraph"]))
     fields = {name: row[name] for name in ("question", "answer")}
     fields["paragraph"] = " ".join(paragraph.split())
@@ -46,12 +47,12 @@ def _multirc(row: Row) -> list[Example]:
 
 
 def _record(row: Row) -> list[Example]:
-    """One option per entity of the passage, written where the query has its gap."""
+    """One option per entity of the passage, which replaces the placeholder of the query."""
     if "@placeholder" not in row["query"]:
-        raise InputError("the field 'query' holds no @placeholder for an entity")
+        raise InputError("the field 'query' has no @placeholder for an entity")
     if not row["entities"]:
         raise InputError("the field 'entities' is empty: there is nothing to choose from")
-    # The news text ends in highlights, each on a line of its own, often without a full stop.
+    # The article ends with highlights, one per line, often without a period.
     passage = re.sub(r"(?<=[.?!\"'])\n@highlight\n", " ", row["passage"]).replace(
         "\n@highlight\n", ". "
     )
@@ -60,25 +61,26 @@ def _record(row: Row) -> list[Example]:
             {"query": row["query"].replace("@placeholder", entity), "passage": passage},
             float(entity in row["answers"]) if row["answers"] else UNLABELED,
             query_id=str(row["idx"]),
-            document_id=str(number),
+            document_id=str(option),
             info={"idx": row["idx"], "option": entity, "answers": row["answers"]},
         )
-        for number, entity in enumerate(row["entities"])
+        for option, entity in enumerate(row["entities"])
     ]
 
 
 def _wsc(row: Row) -> list[Example]:
-    """The pronoun between asterisks: of several, the one nearest to its index.
+    """Marks the pronoun with asterisks: its occurrence nearest to the word index.
 
-    The index counts words, and a few records miscount.
+    The index is off by a few words in some records.
     """
-    text, pronoun = row["text"], row["pronoun"]
+    text = row["text"]
+    pronoun = row["pronoun"]
     as_word = rf"(?<!\w){re.escape(pronoun)}(?!\w)"
     for pattern in (as_word, re.escape(pronoun)):
         if matches := list(re.finditer(pattern, text, re.IGNORECASE)):
             break
     if not pronoun or not matches:
-        raise InputError(f"the field 'text' does not hold the pronoun {pronoun!r}")
+        raise InputError(f"the field 'text' does not contain the pronoun {pronoun!r}")
 
     def distance(match: re.Match) -> int:
         return abs(len(text[: match.start() + 1].split()) - 1 - row["pronoun_index"])
@@ -89,18 +91,18 @@ def _wsc(row: Row) -> list[Example]:
 
 
 def _axg(row: Row) -> list[Example]:
-    """Consecutive examples are a pair that differs in the pronoun's gender only."""
+    """One of a pair of consecutive examples that differ only in the gender of a pronoun."""
     fields = {"premise": row["premise"], "hypothesis": row["hypothesis"]}
     return [Example(fields, row["label"], query_id=str(row["idx"] // 2), info={"idx": row["idx"]})]
 
 
 def _same(names: str) -> dict[str, str]:
-    """Columns that the examples name as the data do."""
+    """Maps names to columns of the same names."""
     return {name: name for name in names.split()}
 
 
 def _task(name: str, *names: Any, **more: Any) -> tuple[str, Callable[[DataOptions], Source]]:
-    """A task of fields, metrics, classes and chance; more arguments as for `declare_t5`."""
+    """Declares a task by fields, metrics, classes and chance; other arguments as `declare_t5`."""
     builder = {"wsc": "wsc.fixed"}.get(name, name)
     return declare_t5(f"superglue_{name}", f"super_glue/{builder}:1.0.2", *names, **more)
 

@@ -1,10 +1,10 @@
-"""Unlabelled text, by config alone: `config.text`, task `text`, from which a decoder is pretrained.
+"""Task `text`: unlabeled text for pretraining a decoder, described by `config.text`.
 
     --config=pretrain_decoder --config.text.train="('reviews-*.txt.gz','tfds:glue/sst2')"
 
-A source is a file of one text a line, a pattern that names several, or the text features of a
-TensorFlow dataset's train split. Texts are read once, cut into pieces that fit the model, and held
-as tables in the cache folder.
+A source is a file with one text per line, a pattern for several files, or the text features in the
+train split of a TensorFlow dataset. Texts are read once, split into pieces that fit the model, and
+stored as tables in the cache folder.
 """
 
 import dataclasses
@@ -29,41 +29,41 @@ from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 TFDS = "tfds:"
-SLACK = 1.1  # parts of a long text are so much shorter than they might be: words differ in length
-CHUNK = 1000  # texts that are tokenized at a time
+SLACK = 1.1  # ratio of the maximum to the mean length of pieces, since words differ in length
+CHUNK = 1000  # texts per call of the tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class TextOptions:
-    """`config.text`: where unlabeled text comes from. A text that comes twice counts once."""
+    """`config.text`: sources of unlabeled text. Duplicate texts are used once."""
 
     train: tuple[str, ...] = option(
         (),
-        "sources: paths or patterns such as part-*.txt (plain, .gz or .zst; of a .tsv the last "
-        "column), or tfds:NAME, all text features of the train split of a dataset that lies where "
-        "TFDS_DATA_DIR points",
+        "sources: paths or patterns such as part-*.txt (plain, .gz or .zst; for .tsv the last "
+        "column), or tfds:NAME for all text features in the train split of a dataset in "
+        "TFDS_DATA_DIR",
     )
     validation: tuple[str, ...] = option(
-        (), "sources that are left out of train; by default a share of train is held out"
+        (), "sources to exclude from train; by default a fraction of train is held out"
     )
-    held_out: float = option(0.02, "that share; the same texts for every seed")
+    held_out: float = option(0.02, "the held out fraction; the same texts for every seed")
 
     def check(self) -> None:
-        """Raises InputError where no source is named, or the share is none."""
+        """Raises InputError if there is no source, or the fraction is invalid."""
         if not self.train:
             raise InputError(
-                "text.train is not set; it names files and datasets, "
+                "text.train is not set; set it to files and datasets, "
                 "e.g. --config.text.train=\"('reviews.txt.gz','tfds:glue/sst2')\""
             )
         if not 0 < self.held_out < 1:
-            raise InputError(f"text.held_out is a share between 0 and 1, got {self.held_out}")
+            raise InputError(f"text.held_out must be between 0 and 1, got {self.held_out}")
 
 
 class UnlabeledTexts:
-    """The texts that some sources hold, those that are blank left out.
+    """Iterable of the texts of sources, without blank ones.
 
     Args:
-        sources: files, patterns and datasets, as `TextOptions.train` names them.
+        sources: files, patterns and datasets, as in `TextOptions.train`.
 
     Raises:
         InputError: one of them is missing.
@@ -79,12 +79,11 @@ class UnlabeledTexts:
                 self._parts += named_files(source, "text")
 
     def files(self) -> list[pathlib.Path]:
-        """All files that texts are read from."""
-        return [
-            path
-            for part in self._parts
-            for path in (part.files("train") if isinstance(part, tfds.Dataset) else [part])
-        ]
+        """Returns all files of the sources."""
+        paths: list[pathlib.Path] = []
+        for part in self._parts:
+            paths += part.files("train") if isinstance(part, tfds.Dataset) else [part]
+        return paths
 
     def __iter__(self) -> Iterator[str]:
         for part in self._parts:
@@ -92,12 +91,12 @@ class UnlabeledTexts:
             yield from (text for text in read(part) if text.strip())
 
     def digests(self) -> np.ndarray:
-        """[N] uint64 of the texts."""
+        """Returns [N] uint64, a digest of each text."""
         return np.fromiter((_digest(text) for text in self), np.uint64)
 
 
 def _file_texts(path: pathlib.Path) -> Iterator[str]:
-    """One text a line; of a table (`.tsv`), the last column."""
+    """Yields one text per line, from tables (`.tsv`) the last column."""
     is_table = ".tsv" in path.suffixes
     for _, line in numbered(path):
         text = line.rstrip("\r\n")
@@ -105,7 +104,7 @@ def _file_texts(path: pathlib.Path) -> Iterator[str]:
 
 
 def _dataset_texts(dataset: tfds.Dataset) -> Iterator[str]:
-    """Every text feature of the train split."""
+    """Yields all text features of the train split."""
     rows = dataset.table("train")
     for index in range(len(rows)):
         for column, value in sorted(rows.row(index).items()):
@@ -114,10 +113,10 @@ def _dataset_texts(dataset: tfds.Dataset) -> Iterator[str]:
 
 
 def split_texts(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
-    """The texts, each of more than `most` tokens cut into several at blanks.
+    """Splits texts of more than `most` tokens at spaces into pieces of about equal length.
 
-    Joined by blanks the parts are the text again. They are about equal. A word that is too long by
-    itself is cut between characters.
+    Joining the pieces with spaces restores the text. A single word that is too long is split
+    between characters.
     """
     result: list[str] = []
     for text, ids in zip(texts, tokenizer.encode(list(texts)), strict=True):
@@ -130,33 +129,34 @@ def split_texts(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[s
 
 
 def _parts(text: str, count: int) -> list[str]:
-    """The text in at most `count` parts, cut at the first blanks behind even positions.
+    """Splits a text into at most `count` parts, at the first spaces after equidistant offsets.
 
-    There are at least two parts unless the text is one character.
+    Returns at least two parts unless the text is a single character.
     """
-    parts, start = [], 0
-    for number in range(1, count):
-        blank = text.find(" ", max(len(text) * number // count, start + 1))
-        if blank < 0 or not text[blank + 1 :].strip():
+    parts = []
+    start = 0
+    for index in range(1, count):
+        space = text.find(" ", max(len(text) * index // count, start + 1))
+        if space < 0 or not text[space + 1 :].strip():
             break
-        if text[start:blank].strip():
-            parts.append(text[start:blank])
-            start = blank + 1
+        if text[start:space].strip():
+            parts.append(text[start:space])
+            start = space + 1
     if parts:
         return [*parts, text[start:]]
-    last = text.rstrip().rfind(" ")  # the only blanks are early ones, or there is none
+    last = text.rstrip().rfind(" ")  # there are only early spaces, or none
     if text[: max(last, 0)].strip():
         return [text[:last], text[last + 1 :]]
     return [text[: len(text) // 2], text[len(text) // 2 :]]
 
 
 class TextSource(Source):
-    """Pieces of text as records, each short enough for `max_length`: nothing of a text is lost.
+    """A task whose records are pieces of text that fit `max_length`; no text is truncated.
 
     Args:
-        task: a language model's, of one field.
-        options: the part of the config that concerns sources.
-        text: the part that concerns this one.
+        task: a language model task with one field.
+        options: the data options of the config.
+        text: `config.text`.
     """
 
     splits = ("train", "validation")
@@ -168,22 +168,23 @@ class TextSource(Source):
         self._tables: dict[str, Table] | None = None
 
     def check(self) -> None:
-        """Raises InputError where a file or a dataset is missing."""
+        """Raises InputError if a file or a dataset is missing."""
         self._sources()
 
     def _sources(self) -> tuple[UnlabeledTexts, UnlabeledTexts]:
-        """Those of train and of validation; the latter may have none."""
+        """Returns the texts of train and of validation, which may be empty."""
         return UnlabeledTexts(self.text.train), UnlabeledTexts(self.text.validation)
 
     def files(self, split: str) -> list[pathlib.Path]:
-        """Files of the named sources; TFRecord files of datasets."""
+        """Returns the files of a split's sources."""
         train, validation = self._sources()
         is_named = split == "validation" and validation.sources
         return (validation if is_named else train).files()
 
     def fit(self, tokenizer: Tokenizer, max_length: int) -> None:
-        """Sets the tokenizer and the length, bos and eos included, that pieces are cut to."""
-        self._fitting, self._tables = (tokenizer, max_length), None
+        """Sets the tokenizer and the maximum length of pieces, bos and eos included."""
+        self._fitting = (tokenizer, max_length)
+        self._tables = None
 
     def _table(self, split: str) -> Table:
         if self._tables is None:
@@ -191,59 +192,64 @@ class TextSource(Source):
         return self._tables[split]
 
     def _read(self) -> dict[str, Table]:
-        import pyarrow as pa
-
+        """Returns the pieces of each split, from the cache if possible."""
         train, validation = self._sources()
         settings = [self.text.train, self.text.validation, self.text.held_out]
         if self._fitting is not None:
             tokenizer, length = self._fitting
             settings += [hashlib.sha256(tokenizer.model).hexdigest(), length]
-
-        def write(folder: pathlib.Path) -> None:
-            for split, (texts, used) in self._choose(train, validation).items():
-                (folder / split).mkdir()
-                pieces = self._pieces(itertools.compress(texts, used))
-                table.write_table_rows(
-                    folder / split, {"text": pa.large_string()}, ([p] for p in pieces)
-                )
-                table.write_summary(folder / split, {"texts": int(used.sum())})
-
         tables = cache.derive(
             [*train.files(), *validation.files()],
             f"pieces with {settings}",
-            write,
+            lambda folder: self._write(folder, train, validation),
             lambda folder: {split: Table(folder / split) for split in self.splits},
         )
         for split, rows in tables.items():
             if not len(rows):
                 sources = ", ".join(getattr(self.text, split) or self.text.train)
-                raise InputError(f"text.{split}: {sources} leave no text")
+                raise InputError(f"text.{split}: no text is left in {sources}")
         if not self.text.validation:
             logging.warning(
-                "text: %d of %d texts are held out for validation; text.validation names sources "
-                "of your own",
+                "text: holding out %d of %d texts for validation; set text.validation to use other "
+                "sources",
                 tables["validation"].summary["texts"],
                 sum(rows.summary["texts"] for rows in tables.values()),
             )
         return tables
 
-    def _choose(
+    def _write(
+        self, folder: pathlib.Path, train: UnlabeledTexts, validation: UnlabeledTexts
+    ) -> None:
+        """Writes one table of pieces per split."""
+        import pyarrow as pa
+
+        types = {"text": pa.large_string()}
+        for split, (texts, is_selected) in self._select(train, validation).items():
+            (folder / split).mkdir()
+            pieces = self._pieces(itertools.compress(texts, is_selected))
+            table.write_table_rows(folder / split, types, ([piece] for piece in pieces))
+            table.write_summary(folder / split, {"texts": int(is_selected.sum())})
+
+    def _select(
         self, train: UnlabeledTexts, validation: UnlabeledTexts
     ) -> dict[str, tuple[UnlabeledTexts, np.ndarray]]:
-        """For each split where its texts are, and which of them it has; 8 bytes a text in memory."""
+        """Returns, for each split, its source and a [N] mask of the source's texts.
+
+        Duplicates are found by digests, which take 8 bytes of memory per text.
+        """
         digests = train.digests()
-        is_train = _first_of_each(digests)
+        is_train = _is_first_occurrence(digests)
         if self.text.validation:
             reserved = validation.digests()
             is_train &= ~np.isin(digests, reserved)
             return {
                 "train": (train, is_train),
-                "validation": (validation, _first_of_each(reserved)),
+                "validation": (validation, _is_first_occurrence(reserved)),
             }
-        different = digests[is_train]
-        held_out = min(max(round(self.text.held_out * len(different)), 1), len(different))
-        last = np.partition(different, held_out - 1)[held_out - 1] if held_out else 0
-        is_held_out = digests <= last
+        distinct = digests[is_train]
+        held_out = min(max(round(self.text.held_out * len(distinct)), 1), len(distinct))
+        threshold = np.partition(distinct, held_out - 1)[held_out - 1] if held_out else 0
+        is_held_out = digests <= threshold
         return {
             "train": (train, is_train & ~is_held_out),
             "validation": (train, is_train & is_held_out),
@@ -258,15 +264,15 @@ class TextSource(Source):
             yield from split_texts(chunk, tokenizer, length - 2)
 
     def count(self, split: str) -> int:
-        """Pieces."""
+        """Returns the number of pieces."""
         return len(self._table(split))
 
     def pieces(self, split: str) -> Iterator[str]:
-        """The texts of a split; after `fit` those that are too long are cut."""
+        """Yields the texts of a split, split into pieces if `fit` was called."""
         return (self._table(split).value("text", index) for index in range(self.size(split)))
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
-        """The piece."""
+        """Returns the piece at `index`."""
         return Record.of([Example({"text": self._table(split).value("text", index)}, 0.0)])
 
 
@@ -274,8 +280,8 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _first_of_each(values: np.ndarray) -> np.ndarray:
-    """[N] bool: whether no earlier value is the same."""
+def _is_first_occurrence(values: np.ndarray) -> np.ndarray:
+    """Returns [N] bool, True for the first occurrence of each value."""
     result = np.zeros(len(values), bool)
     result[np.unique(values, return_index=True)[1]] = True
     return result

@@ -1,6 +1,6 @@
-"""Three embedded tasks, one of each kind, written by a seeded generator: no download needed.
+"""Three synthetic tasks from a seeded generator; no download needed.
 
-`toy_sentiment` (classification), `toy_similarity` (regression) and `toy_ranking` (ten documents a
+`toy_sentiment` (classification), `toy_similarity` (regression) and `toy_ranking` (ten documents per
 query, one relevant) can be learned from random weights in a minute.
 """
 
@@ -19,24 +19,24 @@ def _single(_: int, row: tuple[dict[str, str], float]) -> list[Example]:
     return [Example(*row)]
 
 
-def _documents(number: int, row: tuple[str, list[tuple[str, float]]]) -> list[Example]:
+def _documents(index: int, row: tuple[str, list[tuple[str, float]]]) -> list[Example]:
     query, documents = row
     return [
-        Example({"query": query, "document": text}, grade, f"q{number}", f"q{number}d{index}")
-        for index, (text, grade) in enumerate(documents)
+        Example({"query": query, "document": text}, grade, f"q{index}", f"q{index}d{rank}")
+        for rank, (text, grade) in enumerate(documents)
     ]
 
 
 def _declare(
-    task: Task, make: Callable[[str, int], list[Any]], train: int, others: int
+    task: Task, generate: Callable[[str, int], list[Any]], train_size: int, evaluation_size: int
 ) -> tuple[str, Callable[[DataOptions], Source]]:
-    """A task with so many records in its train split, and in each of the others."""
+    """Declares a task with `train_size` train records and `evaluation_size` in other splits."""
 
-    @functools.cache  # drawn once for all sources of the task
+    @functools.cache  # generated once for all sources of the task
     def records(split: str) -> list[list[Example]]:
-        rows = make(split, train if split == "train" else others)
+        rows = generate(split, train_size if split == "train" else evaluation_size)
         examples = _documents if task.is_list else _single
-        return [examples(number, row) for number, row in enumerate(rows)]
+        return [examples(index, row) for index, row in enumerate(rows)]
 
     return task.name, lambda options: MemorySource(task, options, records)
 

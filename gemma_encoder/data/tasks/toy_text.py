@@ -1,14 +1,15 @@
-"""Three seeded toy tasks in plain English, one of each kind, small enough to learn from random weights in a minute or two.
+"""Seeded generators of three synthetic tasks, learnable from random weights in a minute or two.
 
-| task | what has to be learnt | why counting words is not enough |
+| task | to learn | why a bag of words is not enough |
 | --- | --- | --- |
-| sentiment | which way an opinion goes, in the end | "not" turns a clause round; of two clauses, the main one decides |
-| similarity | how many of four slots mean the same in two sentences | a word counts only by its twin or synonym in the other one |
-| ranking | which document describes the thing that the query asks for | the same, with the attributes in another order and wording |
+| sentiment | polarity of an opinion | "not" flips a clause; the main clause decides |
+| similarity | in how many of four slots two sentences agree | words match only their synonyms |
+| ranking | the document that describes the item of a query | as above, in other order and wording |
 
-Every label follows from its text without exception. A split owns combinations of words (a noun with its adjective, or the
-four concepts of a description) that stand in no text of another split, so validation asks for what training never showed.
-Nothing depends on the machine: combinations are shared out by SHA-256, and random streams are seeded with strings.
+Labels are noise-free functions of the texts. A split owns combinations of words (a noun with its
+adjective, or the four concepts of a description) that occur in no text of another split, so
+validation measures generalization. The texts do not depend on the machine: combinations are
+assigned to splits by SHA-256, and random streams are seeded with strings.
 """
 
 import hashlib
@@ -26,12 +27,12 @@ SPLITS = ("train", "validation", "test")
 SENTIMENT_CLASSES = ("negative", "positive")
 
 Concept = tuple[str, ...]  # a word, and its synonym if there is one
-Slots = dict[str, tuple[Concept, ...]]  # concepts to choose from
-Description = dict[str, Concept]  # one of each slot
+Slots = dict[str, tuple[Concept, ...]]  # slot -> possible concepts
+Description = dict[str, Concept]  # slot -> concept
 
 
 def _slots(**words: str) -> Slots:
-    """The concepts of each slot, from "word/synonym word/synonym ..."."""
+    """Parses the concepts of each slot from "word/synonym word/synonym ..."."""
     return {
         slot: tuple(tuple(concept.split("/")) for concept in text.split())
         for slot, text in words.items()
@@ -42,7 +43,7 @@ NOUNS = (
     "acting animation cast dialogue direction editing ending finale hero humour lighting music "
     "narration pace photography plot premise romance scenery script sequel soundtrack story villain"
 )
-OPINIONS = (  # of each class
+OPINIONS = (  # by class
     _slots(
         noun=NOUNS,
         adjective="annoying awful bland boring clumsy confused dreadful dreary dull flat "
@@ -79,20 +80,21 @@ PLAIN = (
     "{main} , i thought .",
     "all in all , {main} .",
 )
-CONTRASTED = (  # mostly the last clause decides, which is easy to pick up, but not always
+CONTRASTED = (  # the last clause decides mostly, which is easy to learn, but not always
     "although {side} , {main} .",
     "{side} , but {main} .",
     "{side} , yet {main} .",
     "despite the {adjective} {noun} , {main} .",
     "{main} , although {side} .",
 )
-# Rare enough that an adjective alone says something: without that first hint, learning takes far longer to start.
-NEGATED_SHARE, CONTRASTED_SHARE = 0.2, 0.4
+# Rare enough that adjectives alone are informative: otherwise learning takes far longer to start.
+NEGATED_SHARE = 0.2
+CONTRASTED_SHARE = 0.4
 
 # --- The language of similarity and ranking ---
 
-# No word stands for two concepts, so a text has one reading. A verb's past tense is its participle,
-# for the passive. A material is an adjective and a noun.
+# No word belongs to two concepts, so texts are unambiguous. The past tense of each verb equals its
+# participle, for passives. A material is an adjective and a noun.
 OBJECTS = "chair/seat sofa/couch cup/mug bag/sack lamp/lantern box/crate"
 LANDMARKS = "shop/store forest/woods street/road lake/pond church/chapel hill/slope"
 EVENT = _slots(
@@ -129,17 +131,17 @@ LIST_SIZE = 10
 
 
 def sentiment(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str], float]]:
-    """Opinions of films: ({"sentence": text}, class index), half of them of each class.
+    """Generates opinions about films: ({"sentence": text}, class index), with balanced classes.
 
     A split owns pairs of a noun and an adjective.
 
     Args:
         split: "train", "validation" or "test".
-        size: number of examples, all different.
-        seed: another seed gives other examples of the same split.
+        size: number of distinct examples.
+        seed: selects other examples of the same split.
 
     Raises:
-        InputError: there is no such split, or it holds fewer than `size` different examples.
+        InputError: there is no such split, or it has fewer than `size` distinct examples.
     """
     rng = _stream("sentiment", split, seed)
     labels = [index % 2 for index in range(size)]
@@ -153,20 +155,21 @@ def sentiment(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str]
 
 
 def similarity(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str], float]]:
-    """Pairs of sentences about an event: ({"sentence1": text, "sentence2": text}, target 0 to 5).
+    """Generates pairs of sentences: ({"sentence1": text, "sentence2": text}, target 0 to 5).
 
-    The target is 5 × the share of slots (agent, action, object, place) in which both name the same
-    concept; each of the five grades is equally likely. A split owns combinations of the four
-    concepts. Arguments and errors are those of `sentiment`.
+    Both describe an event. The target is 5 × the fraction of slots (agent, action, object,
+    landmark) with the same concept in both; its five values are equally likely. A split owns
+    combinations of the four concepts. Arguments and errors as for `sentiment`.
     """
     rng = _stream("similarity", split, seed)
 
     def draw(index: int):
-        agreeing, second = rng.randrange(len(EVENT) + 1), None
+        agreeing = rng.randrange(len(EVENT) + 1)
+        second = None
         while second is None:
             first = _description(rng, split, EVENT)
             second = _altered(rng, split, EVENT, first, len(EVENT) - agreeing)
-        pair = _written(rng, SENTENCES, first), _written(rng, SENTENCES, second)
+        pair = (_written(rng, SENTENCES, first), _written(rng, SENTENCES, second))
         fields = dict(zip(("sentence1", "sentence2"), pair, strict=True))
         return pair, (fields, 5 * agreeing / len(EVENT))
 
@@ -174,24 +177,24 @@ def similarity(split: str, size: int, seed: int = 0) -> list[tuple[dict[str, str
 
 
 def ranking(split: str, size: int, seed: int = 0) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Searches for a thing: (query, [(document, grade), ...]), ten documents in random order.
+    """Generates searches: (query, [(document, grade), ...]), ten documents in random order.
 
-    One document describes the thing (grade 1). Each of the others (grade 0) describes another,
-    unlike it in one, two, three or all of colour, material, object and place. A split owns
-    combinations of the four. No two lists share their query and relevant document. Arguments and
-    errors are those of `sentiment`.
+    One document describes the item of the query (grade 1). Each of the others (grade 0) describes
+    an item that differs in one to four of color, material, object and landmark. A split owns
+    combinations of the four. No two lists share both query and relevant document. Arguments and
+    errors as for `sentiment`.
     """
     rng = _stream("ranking", split, seed)
 
     def draw(index: int):
-        things = [_description(rng, split, ITEM)]
-        while len(things) < LIST_SIZE:
-            other = _altered(rng, split, ITEM, things[0], rng.randint(1, len(ITEM)))
-            if other is not None and other not in things:
-                things.append(other)
-        query = _written(rng, QUERIES, things[0])
-        relevant, *others = [_written(rng, DOCUMENTS, thing) for thing in things]
-        documents = [(relevant, 1.0), *((document, 0.0) for document in others)]
+        items = [_description(rng, split, ITEM)]
+        while len(items) < LIST_SIZE:
+            item = _altered(rng, split, ITEM, items[0], rng.randint(1, len(ITEM)))
+            if item is not None and item not in items:
+                items.append(item)
+        query = _written(rng, QUERIES, items[0])
+        relevant, *irrelevant = [_written(rng, DOCUMENTS, item) for item in items]
+        documents = [(relevant, 1.0), *((document, 0.0) for document in irrelevant)]
         rng.shuffle(documents)
         return (query, relevant), (query, documents)
 
@@ -199,9 +202,9 @@ def ranking(split: str, size: int, seed: int = 0) -> list[tuple[str, list[tuple[
 
 
 def corpus(size_per_task: int, seed: int = 0) -> Iterator[str]:
-    """The texts of so many train examples of each task, one field at a time, for a tokenizer."""
-    for make in (sentiment, similarity):
-        for fields, _ in make("train", size_per_task, seed):
+    """Yields the fields of `size_per_task` train examples per task, for training a tokenizer."""
+    for generate in (sentiment, similarity):
+        for fields, _ in generate("train", size_per_task, seed):
             yield from fields.values()
     for query, documents in ranking("train", size_per_task, seed):
         yield query
@@ -215,25 +218,27 @@ def _stream(task: str, split: str, seed: int) -> random.Random:
 
 
 def _distinct(draw: Callable[[int], tuple[Hashable, Any]], size: int) -> list[Any]:
-    """`size` examples with different keys, from `draw(index) -> (key, example)`."""
-    examples, repeats = {}, 0
+    """Draws `size` examples with distinct keys from `draw(index) -> (key, example)`."""
+    examples = {}
+    repeats = 0
     while len(examples) < size:
         key, example = draw(len(examples))
         repeats = repeats + 1 if key in examples else 0
         if repeats > 1000:
             raise InputError(
-                f"the split holds hardly more than {len(examples)} different examples; ask for "
-                f"fewer than {size}"
+                f"the split has hardly more than {len(examples)} distinct examples; request fewer "
+                f"than {size}"
             )
         examples.setdefault(key, example)
     return list(examples.values())
 
 
 def _opinion(rng: random.Random, split: str, label: int) -> str:
-    """A sentence whose main clause speaks well (label 1) or ill (label 0) of something."""
-    main, opposite = _clause(rng, split, label), 1 - label
+    """Generates a sentence whose main clause is positive (label 1) or negative (label 0)."""
+    main = _clause(rng, split, label)
     if rng.random() >= CONTRASTED_SHARE:
         return rng.choice(PLAIN).format(main=main)
+    opposite = 1 - label
     words = _noun_and_adjective(rng, split, opposite)
     return rng.choice(CONTRASTED).format(main=main, side=_clause(rng, split, opposite), **words)
 
@@ -249,13 +254,13 @@ def _noun_and_adjective(rng: random.Random, split: str, label: int) -> dict[str,
 
 
 def _owns(split: str, description: Description) -> bool:
-    """Whether a combination of words belongs to a split, whatever the seed.
+    """Returns True if a combination of words belongs to a split, for any seed.
 
-    Train has three in five, the others one each.
+    Train owns three in five combinations, the other splits one each.
     """
     words = " ".join(word for word, *_ in description.values())
-    number = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % 5
-    return split == ("train", "train", "train", "validation", "test")[number]
+    bucket = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") % 5
+    return split == ("train", "train", "train", "validation", "test")[bucket]
 
 
 def _description(rng: random.Random, split: str, slots: Slots) -> Description:
@@ -268,22 +273,23 @@ def _description(rng: random.Random, split: str, slots: Slots) -> Description:
 def _altered(
     rng: random.Random, split: str, slots: Slots, original: Description, changes: int
 ) -> Description | None:
-    """`original` with other concepts in `changes` slots; None where that is another split's.
+    """Replaces the concepts in `changes` slots; returns None if another split owns the result.
 
-    The caller tries again with another draw: some originals have no neighbour in their own split.
+    The caller should then draw another original, since some have no neighbor in their own split.
     """
     altered = dict(original)
     for slot in rng.sample(list(slots), changes):
-        others = [concept for concept in slots[slot] if concept != original[slot]]
-        altered[slot] = rng.choice(others)
+        alternatives = [concept for concept in slots[slot] if concept != original[slot]]
+        altered[slot] = rng.choice(alternatives)
     return altered if _owns(split, altered) else None
 
 
 def _written(rng: random.Random, templates: tuple[str, ...], description: Description) -> str:
+    """Renders a description with a random template and random synonyms."""
     words = {
         slot: synonym if rng.random() < SYNONYM_SHARE else word
         for slot, (word, synonym) in description.items()
     }
-    if "material" in description:  # here grammar decides between the two words
+    if "material" in description:  # grammar decides between adjective and noun
         words["material"], words["material_noun"] = description["material"]
     return re.sub(r"\ba (?=[aeiou])", "an ", rng.choice(templates).format(**words))
