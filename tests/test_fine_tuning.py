@@ -204,7 +204,7 @@ PLAIN = ge.Template("{text}")
         ((ge.Task("a", "language_model", PLAIN), COLUMNS), "are none that a table holds"),
         (
             (ge.Task("a b", "classification", PLAIN, classes=("bad", "good")), COLUMNS),
-            "own.name is made of letters",
+            "own.name must consist of letters",
         ),
         (
             (ge.Task("glue_sst2", "classification", PLAIN, classes=("bad", "good")), COLUMNS),

@@ -492,11 +492,11 @@ class OneRow:
             "task 'superglue_wsc', train record 1 idx=7 pronoun_index=0: the field 'text' does not "
             "hold the pronoun 'she'",
         ),
-        ("superglue_wsc", {"span2_text": b""}, "does not hold the pronoun ''"),
+        ("superglue_wsc", {"span2_text": b""}, "does not contain the pronoun ''"),
         (
             "superglue_record",
             {"query": b"who"},
-            "task 'superglue_record', train record 1 idx=7: the field 'query' holds no @placeholder",
+            "task 'superglue_record', train record 1 idx=7: the field 'query' has no @placeholder",
         ),
         ("superglue_record", {"entities": []}, "the field 'entities' is empty"),
         (

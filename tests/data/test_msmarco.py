@@ -598,7 +598,7 @@ def test_missing_beir_folders(monkeypatch, tmp_path):
     ):
         registry.get("beir_trec_covid").check()
     monkeypatch.setenv("BEIR_DIR", str(tmp_path))
-    with pytest.raises(InputError, match="holds no folder trec-covid"):
+    with pytest.raises(InputError, match="has no folder trec-covid"):
         registry.get("beir_trec_covid").check()
     (tmp_path / "trec-covid").mkdir()
     with pytest.raises(InputError, match=r"trec-covid has no corpus.jsonl \(or .gz, .zst\)"):

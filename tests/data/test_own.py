@@ -235,7 +235,7 @@ def test_held_out_records_are_fixed_and_disjoint(tmp_path, caplog):
     )  # a query is on one side, whole
     with pytest.raises(
         InputError,
-        match=r"2 records are too few to hold out 10% for validation; name own.validation",
+        match=r"2 records are too few to hold out 10% for validation; set own.validation",
     ):
         source(
             write(tmp_path / "few.csv", [{"text": "a", "label": "a"}, {"text": "b", "label": "b"}])
@@ -334,7 +334,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
     ("name", "content", "options", "message"),
     [
         ("t.csv", "", {}, r"t.csv is empty; its first line should name the columns"),
-        ("t.csv", "text,label\n", {}, r"t.csv holds no row"),
+        ("t.csv", "text,label\n", {}, r"t.csv has no rows"),
         ("t.csv", "text,label\ngood\n", {}, r"t.csv:2: expected 2 columns \(text, label\), got 1"),
         (
             "t.csv",
@@ -373,8 +373,8 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             {"fields": ("txt",)},
             r"t.csv has no column 'txt', which own.fields names; it has 'text', 'label'",
         ),
-        ("t.csv", "label\npos\n", {}, r"own.fields should name a text among them"),
-        ("t.csv", "a b,a-b,label\n", {}, r"'a b', 'a-b' are too alike"),
+        ("t.csv", "label\npos\n", {}, r"set own.fields to those of a text"),
+        ("t.csv", "a b,a-b,label\n", {}, r"'a b', 'a-b' have the same names"),
         (
             "t.csv",
             CSV,
@@ -405,25 +405,25 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "text,label\n" + "".join(f"a,{i}\n" for i in range(1001)),
             {},
-            r"t.csv has more than 1000 different labels; name own.classes",
+            r"t.csv has more than 1000 distinct labels; set own.classes",
         ),
         (
             "t.csv",
             CSV,
             {"kind": "regression"},
-            r"t.csv:2: column 'label' should hold a number, got 'pos'",
+            r"t.csv:2: column 'label' should contain a number, got 'pos'",
         ),
         (
             "t.csv",
             "text,label\na,1\nb,nan\n",
             {"kind": "regression"},
-            r"t.csv:3: column 'label' should hold a number, got 'nan'",
+            r"t.csv:3: column 'label' should contain a number, got 'nan'",
         ),
         (
             "t.csv",
             "text,label\na,1\nb,1\n",
             {"kind": "regression"},
-            r"t.csv: all targets are 1; name own.label_range",
+            r"t.csv: all targets are 1; set own.label_range",
         ),
         (
             "t.csv",
@@ -435,13 +435,13 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "query,document,label\nq,a,1\nq,b,-1\n",
             {"kind": "ranking"},
-            r"t.csv:3: column 'label' should hold a number of at least 0, got '-1'",
+            r"t.csv:3: column 'label' should contain a number of at least 0, got '-1'",
         ),
         (
             "t.csv",
             "text,label\na,1\n",
             {"kind": "ranking"},
-            r"own.fields should name a query and a document among them",
+            r"set own.fields to those of a query and a document",
         ),
         (
             "t.csv",
@@ -471,7 +471,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.jsonl",
             '{"text": "a", "label": 1}\n{"text": "b"}\n',
             {},
-            r"t.jsonl:2: column 'label' is missing; there are 'text'",
+            r"t.jsonl:2: column 'label' is missing; the row has 'text'",
         ),
         (
             "t.jsonl",
@@ -483,19 +483,19 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.jsonl",
             '{"text": 3, "label": 1}\n',
             {},
-            r"t.jsonl:1: column 'text' should hold text, got int '3'",
+            r"t.jsonl:1: column 'text' should contain text, got int '3'",
         ),
         (
             "t.jsonl",
             '{"text": "a", "label": [1]}\n',
             {},
-            r"t.jsonl:1: column 'label' should hold text or a whole number, got list",
+            r"t.jsonl:1: column 'label' should contain text or a whole number, got list",
         ),
         (
             "t.jsonl",
             '{"text": "a", "label": true}\n',
             {"kind": "regression"},
-            r"t.jsonl:1: column 'label' should hold a number, got True",
+            r"t.jsonl:1: column 'label' should contain a number, got True",
         ),
         (
             "t.jsonl",
@@ -518,8 +518,8 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             {"kind": "clasification"},
             r"unknown own.kind 'clasification'; did you mean 'classification'",
         ),
-        ("t.csv", CSV, {"held_out": 1.0}, r"own.held_out must be a share between 0 and 1"),
-        ("t.csv", CSV, {"classes": ("a", "a")}, r"own.classes are the different class names"),
+        ("t.csv", CSV, {"held_out": 1.0}, r"own.held_out must be between 0 and 1"),
+        ("t.csv", CSV, {"classes": ("a", "a")}, r"own.classes must be distinct names"),
         (
             "t.csv",
             CSV,
@@ -544,7 +544,7 @@ def test_the_training_file_must_be_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"query": "another"}, r"t.csv:18: query 'q0' has another text than at .*t.csv:2"),
+        ({"query": "another"}, r"t.csv:18: the text of query 'q0' differs from the one at .*t.csv:2"),
         ({"document_id": "d1"}, r"t.csv:18: document 'd1' appears a second time for query 'q0'"),
     ],
 )
@@ -573,26 +573,26 @@ def test_files_that_lack_a_column_are_named(tmp_path):
             "text",
             [1, 2],
             "classification",
-            r"t.parquet: row 1: column 'text' should hold text, got int '1'",
+            r"t.parquet: row 1: column 'text' should contain text, got int '1'",
         ),
         (
             "text",
             [b"a", b"b"],
             "classification",
-            r"t.parquet: row 1: column 'text' should hold text, got bytes",
+            r"t.parquet: row 1: column 'text' should contain text, got bytes",
         ),
         ("text", ["a", None], "classification", r"t.parquet: row 2: column 'text' is null"),
         (
             "label",
             [0.5, 1.0],
             "classification",
-            r"t.parquet: row 1: column 'label' should hold text or a whole number, got float '0.5'",
+            r"t.parquet: row 1: column 'label' should contain text or a whole number, got float '0.5'",
         ),
         (
             "label",
             ["high", "low"],
             "regression",
-            r"t.parquet: row 1: column 'label' should hold a number, got 'high'",
+            r"t.parquet: row 1: column 'label' should contain a number, got 'high'",
         ),
     ],
 )

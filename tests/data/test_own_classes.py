@@ -111,7 +111,7 @@ def test_ordered_classes_are_numbers_in_order_or_named(tmp_path):
         ),
         ("multi_label", '"a","x,,y"\nb,x\n', {}, r"t.csv:2: column 'label' is empty"),
         ("multi_label", '"a","x,x"\nb,y\n', {}, r"t.csv:2: .* names a class twice: x, x"),
-        ("multi_label", 'a,"[""x"""\nb,y\n', {}, r"t.csv:2: .* holds a malformed list"),
+        ("multi_label", 'a,"[""x"""\nb,y\n', {}, r"t.csv:2: .* contains a malformed list"),
         (
             "multi_label",
             'a,"x,z"\nb,y\n',
@@ -132,5 +132,5 @@ def test_bad_labels_are_refused_by_file_and_line(tmp_path, kind, content, option
 def test_a_label_that_is_no_class_name_is_refused(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "a", "label": ["x", null]}\n{"text": "b", "label": "y"}\n')
-    with pytest.raises(InputError, match=r"t.jsonl:1: column 'label' should hold text or a whole"):
+    with pytest.raises(InputError, match=r"t.jsonl:1: column 'label' should contain text or a whole"):
         source(path, kind="multi_label", validation=str(path))

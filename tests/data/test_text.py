@@ -100,17 +100,17 @@ def test_a_share_is_held_out_the_same_whatever_else_is_asked(tmp_path, tokenizer
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ({}, "text.train is not set; it names files and datasets"),
-        ({"train": ("a",), "held_out": 1.0}, "text.held_out is a share between 0 and 1, got 1.0"),
+        ({}, "text.train is not set; set it to files and datasets"),
+        ({"train": ("a",), "held_out": 1.0}, "text.held_out must be between 0 and 1, got 1.0"),
         ({"train": ("nowhere.txt",)}, "text: nowhere.txt is not a file"),
         (
             {"train": ("tfds:glue/nothing",)},
             "text: no prepared data in .*glue/nothing.*tfds build glue/nothing",
         ),
-        ({"train": ("empty.txt",)}, "text.train: empty.txt leave no text"),
+        ({"train": ("empty.txt",)}, "text.train: no text is left in empty.txt"),
         (
             {"train": ("same.txt",), "validation": ("same.txt",)},
-            "text.train: same.txt leave no text",
+            "text.train: no text is left in same.txt",
         ),
         ({"train": ("latin.txt",)}, "latin.txt:1: not valid UTF-8"),
     ],
