@@ -230,7 +230,9 @@ def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
     assert prepared.write_part(source, second, tokenizer, 12, folder)["texts"] == 16
     (folder / first.path).mkdir()
     (folder / first.path / "rows.arrow.part").write_bytes(b"half a")
-    with pytest.raises(InputError, match="is incomplete: the program that prepares it did not finish"):
+    with pytest.raises(
+        InputError, match="is incomplete: the program that prepares it did not finish"
+    ):
         PreparedSource("classes", tmp_path, DATA)
     before = (folder / second.path / "rows.arrow").stat().st_mtime_ns
     write(source, tokenizer, tmp_path)
@@ -299,9 +301,7 @@ def test_a_damaged_part_is_one_line(tokenizer, tmp_path, content):
         path.write_bytes(content)
     ready = PreparedSource("classes", tmp_path, DATA)
     assert ready.examples("train", 0)
-    with pytest.raises(
-        InputError, match="train/00001.*(damaged or missing|has 8 records instead)"
-    ):
+    with pytest.raises(InputError, match="train/00001.*(damaged or missing|has 8 records instead)"):
         ready.examples("train", 20)
     for content in ("{", "3"):
         (folder / prepared.INFO).write_text(content)
@@ -321,7 +321,9 @@ def test_a_mixture_whose_tasks_disagree_on_a_tokenizer_is_refused(root, tokenize
     ):
         prepared.check_prepared(sources, tokenizer, 12)
     (tmp_path / "classes" / prepared.INFO).write_text(json.dumps(info | {"version": 0}))
-    with pytest.raises(InputError, match="has version 0, this program reads version 2; prepare it again"):
+    with pytest.raises(
+        InputError, match="has version 0, this program reads version 2; prepare it again"
+    ):
         PreparedSource("classes", tmp_path, DATA)
 
 

@@ -1,4 +1,4 @@
-"""Sources: GLUE through its real files, the toy tasks; and every refusal of theirs."""
+"""Sources: GLUE from its real files, the toy tasks, and errors."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from gemma_encoder.data import mixtures, registry, tfds
+from gemma_encoder.data import registry, tfds
 from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.data.pipeline import training_order
 from gemma_encoder.data.source import DataOptions
@@ -135,20 +135,6 @@ def memory(count):
         DataOptions(),
         lambda split: [[Example({"x": f"text {i}"}, i % 2)] for i in range(count)],
     )
-
-
-def test_rates():
-    sources = [memory(100), memory(300)]
-    np.testing.assert_allclose(mixtures.rates(sources, "equal"), [0.5, 0.5])
-    np.testing.assert_allclose(mixtures.rates(sources, "proportional"), [0.25, 0.75])
-    # T5's temperature 2: the square roots of the sizes, 10 : 17.32.
-    np.testing.assert_allclose(
-        mixtures.rates(sources, "temperature", 2.0), [0.3660254, 0.6339746], rtol=1e-6
-    )
-    with pytest.raises(InputError, match="did you mean 'proportional'"):
-        mixtures.rates(sources, "proportionl")
-    with pytest.raises(InputError, match="temperature"):
-        mixtures.rates(sources, "temperature", 0.0)
 
 
 def test_damaged_tfrecords_are_one_line(shared_data, tmp_path, monkeypatch):

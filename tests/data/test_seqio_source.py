@@ -1,145 +1,12 @@
-"""seqio both ways: our tasks in its registries, with our token ids and metrics; and tasks of others."""
-
-import itertools
+"""Tasks of seqio's registry as sources."""
 
 import numpy as np
 import pytest
 
 from gemma_encoder.data import mixtures, prepared, registry
-from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import DataOptions
-from gemma_encoder.data.stream_options import StreamOptions
-from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs import kinds
-from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.task import ExampleTable
-from gemma_encoder.inputs.template import encode
-from gemma_encoder.inputs.tokenizer import Tokenizer
-
-OPTIONS = StreamOptions(BatchShape(rows=8, row_length=128, segments=8), max_length=128)
-GLUE = ("glue_cola", "glue_sst2", "glue_mrpc", "glue_stsb")
-SMALL = ("glue_mnli", "glue_ax", "superglue_copa", "superglue_record", "superglue_multirc")
-
-
-@pytest.fixture(scope="module")
-def seqio():
-    import seqio
-
-    import gemma_encoder.data.seqio_tasks  # noqa: F401, registers
-
-    return seqio
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.load("small")
-
-
-def elements(seqio, name, split):
-    task = seqio.get_mixture_or_task(name)
-    dataset = task.get_dataset({"inputs": 128}, split, shuffle=False)
-    return list(dataset.as_numpy_iterator())
-
-
-def assert_same_tokens(seqio, tokenizer, name, split):
-    """Every text of a split, in order: the tokens and the label that evaluation sees."""
-    table, ours = ExampleTable(), {}
-    stream = evaluation_stream(registry.get(name), 0, split, tokenizer, OPTIONS, table)
-    for batch in stream:
-        for row, slot in zip(*np.nonzero(batch.weight), strict=True):
-            tokens = batch.tokens[row][batch.segment_ids[row] == slot + 1]
-            ours[int(batch.example_id[row, slot])] = (tokens, batch.label[row, slot])
-    theirs = elements(seqio, name, split)
-    assert len(theirs) == len(ours)
-    for index, element in enumerate(theirs):
-        tokens, label = ours[index]
-        np.testing.assert_array_equal(element["inputs"], tokens)
-        assert element["targets"] == np.float32(label)
-
-
-@pytest.mark.parametrize("name", GLUE)
-def test_token_ids_are_those_of_training(seqio, tokenizer, shared_data, monkeypatch, name):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
-    for split in ("validation", "test"):
-        assert_same_tokens(seqio, tokenizer, name, split)
-    source = registry.get(name)
-    examples = [source.examples("train", index)[0] for index in range(source.size("train"))]
-    fields = [example.fields for example in examples]
-    ours = encode(tokenizer, source.task.template, fields, OPTIONS.max_length)
-    theirs = elements(seqio, name, "train")
-    assert len(theirs) == len(ours)
-    for element, text in zip(theirs, ours, strict=True):
-        assert np.array_equal(element["inputs"], text.tokens)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_token_ids_of_options_answers_and_several_splits(seqio, tokenizer, benchmarks, name):
-    for split in registry.get(name).splits:
-        if split != "train":
-            assert_same_tokens(seqio, tokenizer, name, split)
-
-
-@pytest.mark.parametrize("name", ["toy_sentiment", "toy_similarity", "toy_ranking"])
-def test_metric_functions_give_our_metrics(seqio, name):
-    task, source = seqio.get_mixture_or_task(name), registry.get(name)
-    targets = [
-        task.postprocess_fn(element["targets_pretokenized"], example=element, is_target=True)
-        for element in elements(seqio, name, "validation")
-    ]
-    table = ExampleTable()
-    for index in range(source.size("validation")):
-        for example in source.examples("validation", index):
-            table.add(example)
-    shape = (len(targets), source.task.num_outputs)
-    scores = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    outputs = source.task.kind.postprocess(source.task, scores)
-    (metric_fn,) = task.metric_fns
-    assert (
-        metric_fn(targets, outputs)
-        == Predictions(source.task, "validation", outputs, table).metrics()
-    )
-
-
-def test_every_task_and_mixture_is_there_and_needs_no_data_to_be_named(
-    seqio, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.delenv("MSMARCO_DIR", raising=False)
-    for name in registry.names():
-        if name not in ("own", "text"):
-            assert set(seqio.get_mixture_or_task(name).splits) == set(registry.get(name).splits)
-    for name, tasks in mixtures.MIXTURES.items():
-        assert {task.name for task in seqio.MixtureRegistry.get(name).tasks} == set(tasks)
-    with pytest.raises(InputError, match="TFDS_DATA_DIR.*tfds build glue/qnli"):
-        elements(seqio, "glue_qnli", "validation")
-
-
-def test_a_mixture_draws_by_our_rates(seqio, benchmarks):
-    mixture = seqio.MixtureRegistry.get("superglue")
-    sources = [registry.get(name) for name in mixtures.MIXTURES["superglue"]]
-    ours = dict(
-        zip(mixtures.MIXTURES["superglue"], mixtures.rates(sources, "proportional"), strict=True)
-    )
-    theirs = {task.name: mixture.get_rate(task) for task in mixture.tasks}
-    for name, share in ours.items():
-        assert theirs[name] / sum(theirs.values()) == pytest.approx(share)
-    dataset = mixture.get_dataset({"inputs": 64}, "train", shuffle=True, seed=0)
-    assert all(len(e["inputs"]) <= 64 for e in itertools.islice(dataset.as_numpy_iterator(), 40))
-
-
-def test_own_files_are_added_with_their_options(seqio, tmp_path):
-    from gemma_encoder.data import seqio_tasks
-
-    (tmp_path / "t.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 20)
-    options = DataOptions(own={"train": str(tmp_path / "t.csv"), "name": "mine"})
-    seqio_tasks.add_task("mine", options)
-    assert {e["targets_pretokenized"] for e in elements(seqio, "mine", "train")} == {b"a", b"b"}
-    with pytest.raises(InputError, match="task 'mine' is already registered in seqio"):
-        seqio_tasks.add_task("mine", options)
-
-
-# Tasks of others
 
 
 @pytest.fixture(scope="module")
@@ -403,15 +270,6 @@ def test_what_only_validation_has_is_found_before_training(seqio):
         registry.get("seqio:their_split")
     with pytest.raises(InputError, match="unknown task or mixture of seqio 'nowhere/their_split'"):
         registry.get("seqio:nowhere/their_split")
-
-
-def test_the_vocabulary_reads_and_writes(seqio, tokenizer):
-    feature = seqio.get_mixture_or_task("toy_sentiment").output_features["inputs"]
-    ids = tokenizer.encode(["hello é"])[0]
-    assert feature.vocabulary.decode(ids) == "hello é"
-    assert feature.vocabulary.encode("hello é") == ids
-    assert feature.vocabulary.encode_tf("hello é").numpy().tolist() == ids
-    assert feature.vocabulary.decode_tf(np.array(ids)).numpy().decode() == "hello é"
 
 
 def test_prepared_tasks_of_a_mixture_keep_their_names_and_rates(t5, tokenizer, tmp_path):

@@ -256,7 +256,9 @@ def test_a_file_that_changes_while_its_index_is_made_is_refused(kept, tmp_path, 
     path = write(tmp_path / "c.tsv", 50)
     original = IdWriter.finish
     monkeypatch.setattr(IdWriter, "finish", lambda self: (write(path, 60), original(self)))
-    with pytest.raises(InputError, match="c.tsv changed while the index of every pid was being built"):
+    with pytest.raises(
+        InputError, match="c.tsv changed while the index of every pid was being built"
+    ):
         Corpus(path, LAYOUT)
     assert not folders(kept)
 

@@ -132,5 +132,7 @@ def test_bad_labels_are_refused_by_file_and_line(tmp_path, kind, content, option
 def test_a_label_that_is_no_class_name_is_refused(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "a", "label": ["x", null]}\n{"text": "b", "label": "y"}\n')
-    with pytest.raises(InputError, match=r"t.jsonl:1: column 'label' should contain text or a whole"):
+    with pytest.raises(
+        InputError, match=r"t.jsonl:1: column 'label' should contain text or a whole"
+    ):
         source(path, kind="multi_label", validation=str(path))

@@ -1,16 +1,12 @@
-"""MS MARCO, TREC DL and BEIR from their files: lists, candidates, judgements, and every refusal."""
+"""MS MARCO and the TREC Deep Learning tracks from their files: lists, candidates and errors."""
 
 import gzip
-import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from gemma_encoder.data import cache, registry
-from gemma_encoder.data.files import lines, runs
-from gemma_encoder.data.files.corpus import Corpus, TsvLayout
-from gemma_encoder.data.files.runs import Candidates, Qrels
+from gemma_encoder.data import registry
 from gemma_encoder.data.pipeline import training_order
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.data.stream_options import StreamOptions
@@ -285,9 +281,6 @@ def test_a_run_by_path(marco, tmp_path):
         source.size("train")
 
 
-# Lists, over epochs
-
-
 def epochs(source, count, seed=0):
     """The lists of whole epochs, as training draws them."""
     options = StreamOptions(BatchShape(1, 128), 128, seed=seed)
@@ -341,109 +334,6 @@ def test_every_epoch_draws_other_lists_and_a_seed_repeats_them(marco, tmp_path):
     assert len(positives_seen) > 30  # of at most 60: not always the same one of a query's three
 
 
-# Compact runs and judgements
-
-
-def texts(path, what, count, first=None):
-    """A file of texts with counting ids, or with words for ids."""
-    names = [
-        str(first + i) if first is not None else f"{what}-{i * 7919 % 1000003:x}"
-        for i in range(count)
-    ]
-    path.write_text("".join(f"{name}\ttext {name}\n" for name in names))
-    return names, Corpus(path, TsvLayout(what, "text"))
-
-
-@pytest.mark.parametrize("kind", ["marco", "trec", "top1000"])
-@pytest.mark.parametrize("grouped", [True, False])
-@pytest.mark.parametrize("first", [0, None])
-@pytest.mark.parametrize("kept", [True, False])
-def test_compact_candidates_equal_naive_ones(tmp_path, monkeypatch, kind, grouped, first, kept):
-    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "KEEP_FROM", 0 if kept else 1 << 30)
-    monkeypatch.setattr(runs, "PART", 500)  # many parts
-    monkeypatch.setattr(lines, "BLOCK", 333)
-    rng = np.random.default_rng(1)
-    queries, query_texts = texts(tmp_path / "queries.tsv", "qid", 17, first)
-    documents, document_texts = texts(tmp_path / "collection.tsv", "pid", 60, first)
-    entries = [
-        (q, d, rank)
-        for q in queries[:-2]
-        for rank, d in enumerate(rng.permutation(documents)[: rng.integers(1, 40)], 1)
-    ]  # two queries without candidates
-    entries = entries if grouped else [entries[i] for i in rng.permutation(len(entries))]
-    written = {
-        "marco": "{0}\t{1}\t{2}\n",
-        "trec": "{0} Q0 {1}  {2} {3:.3f} tag\n",
-        "top1000": "{0}\t{1}\ta query\ta passage of its own\r\n",
-    }[kind]
-    (tmp_path / "run").write_text(
-        "".join(written.format(q, d, rank, 1 / rank) for q, d, rank in entries), newline=""
-    )
-    naive = {q: [] for q in queries}
-    for place, (q, d, rank) in enumerate(entries):
-        naive[q].append((rank if kind != "top1000" else place, d))
-    for _ in range(2):  # the second time from what was kept
-        compact = Candidates(tmp_path / "run", query_texts, document_texts)
-        assert {q: [documents[d] for d in compact.of(i)] for i, q in enumerate(queries)} == {
-            q: [d for _, d in sorted(found)] for q, found in naive.items()
-        }
-        assert compact.counts().tolist() == [len(naive[q]) for q in queries]
-
-
-def test_candidates_follow_every_file_they_depend_on(tmp_path, monkeypatch):
-    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "KEEP_FROM", 0)
-    run, collection = tmp_path / "run", tmp_path / "c.tsv"
-    (tmp_path / "q.tsv").write_text("q\tquery\n")
-    collection.write_text("a\tx\nb\ty\n")
-
-    def read():
-        documents = Corpus(collection, TsvLayout("pid", "passage"))
-        return [
-            documents.ids[d]
-            for d in Candidates(
-                run, Corpus(tmp_path / "q.tsv", TsvLayout("qid", "query")), documents
-            ).of(0)
-        ]
-
-    run.write_text("q a 1\nq b 2\n")
-    assert read() == ["a", "b"]
-    run.write_text("q b 1\nq a 2\n")
-    assert read() == ["b", "a"]
-    collection.write_text("b\ty\na\tx\n")  # the numbers of both documents change
-    assert read() == ["b", "a"]
-
-
-def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "BLOCK", 100)
-    rng = np.random.default_rng(2)
-    queries, query_texts = texts(tmp_path / "queries.tsv", "qid", 20, 5)
-    documents, document_texts = texts(tmp_path / "collection.tsv", "pid", 30)
-    naive = {
-        q: {
-            d: int(rng.integers(-1, 4))
-            for d in rng.choice(documents, rng.integers(1, 9), replace=False)
-        }
-        for q in queries[::2]
-    }
-    written = [(q, d, grade) for q, grades in naive.items() for d, grade in grades.items()]
-    written = [written[i] for i in rng.permutation(len(written))]
-    (tmp_path / "trec").write_text("".join(f"{q} Q0 {d} {grade}\n" for q, d, grade in written))
-    (tmp_path / "beir.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in written)
-    )
-    for name in ("trec", "beir.tsv"):
-        judgements = Qrels(tmp_path / name, query_texts, document_texts)
-        assert judgements.by_id(np.arange(20)) == naive
-        assert judgements.positives.tolist() == [
-            sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries
-        ]
-
-
-# TREC Deep Learning
-
-
 @pytest.mark.parametrize("official", [False, True])
 def test_deep_learning_tracks_have_grades_and_a_threshold(marco, tmp_path, official):
     names = (
@@ -495,111 +385,3 @@ def test_a_threshold_is_part_of_a_metrics_name():
             ranking.compute_ranking_metrics((name,), qrels, run)
     with pytest.raises(InputError, match="nDCG uses the grades themselves"):
         ranking.compute_ranking_metrics(("ndcg(rel=2)@10",), qrels, run)
-
-
-# BEIR
-
-
-@pytest.fixture
-def beir(tmp_path, monkeypatch):
-    folder = tmp_path / "scifact"
-    (folder / "qrels").mkdir(parents=True)
-    corpus = [
-        ("d1", "Wings", "They lift."),
-        ("d2", "", "Heat flows."),
-        ("q1", "The query", "itself"),
-        ("é 4", "", ""),
-    ]
-    (folder / "corpus.jsonl").write_text(
-        "".join(
-            json.dumps({"_id": i, "title": title, "text": text, "metadata": {}}) + "\n"
-            for i, title, text in corpus
-        )
-    )
-    (folder / "queries.jsonl").write_text(
-        '{"_id": "q1", "text": "what lifts"}\n{"_id": "q2", "text": "what flows"}\n{"_id": "q3", "text": "of another split"}\n'
-    )
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq2\td2\t1\n")
-    (folder / "run.test.tsv").write_text(
-        "q1\td2\t1\nq1\tq1\t2\nq1\td1\t3\nq2\té 4\t1\n".replace("é 4", "d2")
-    )
-    monkeypatch.setenv("BEIR_DIR", str(tmp_path))
-
-    def make(options=None, **changes):
-        for name, content in changes.items():
-            (folder / name.replace("__", ".").replace("qrels.", "qrels/")).write_text(content)
-        source = registry.get("beir_scifact", options)
-        source.check()
-        return source
-
-    return make
-
-
-def test_beir_is_read_as_published(beir, tmp_path):
-    source = beir()
-    first = source.examples("test", 0)
-    # As in BEIR's own evaluation, the document with the query's id is no candidate.
-    assert [(e.document_id, e.label, e.fields["document"]) for e in first] == [
-        ("d2", 0, "Heat flows."),
-        ("d1", 2, "Wings They lift."),
-    ]
-    assert source.size("test") == 2 and source.qrels("test") == {"q1": {"d1": 2}, "q2": {"d2": 1}}
-    plain = [source.examples("test", i) for i in range(2)]
-    for path in (tmp_path / "scifact").rglob("*"):
-        if path.is_file():
-            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
-            path.unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
-        zipped = beir()
-        assert [zipped.examples("test", i) for i in range(2)] == plain
-
-
-def test_beir_takes_a_run_by_path(beir, tmp_path):
-    (tmp_path / "bm25.test.trec").write_text("q2 Q0 d1 1 3 bm25\nq2 Q0 d2 2 1 bm25\n")
-    source = beir(DataOptions(run=str(tmp_path / "bm25.{split}.trec")))
-    assert [e.document_id for e in source.examples("test", 0)] == ["d1", "d2"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td9\t1\n"},
-            r"qrels/test.tsv:2: _id 'd9' is not in corpus.jsonl",
-        ),
-        (
-            {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td1\thigh\n"},
-            r"qrels/test.tsv:2: relevance must be a whole number, got 'high'",
-        ),
-        (
-            {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td1\n"},
-            r"qrels/test.tsv:2: expected 3 tab-separated columns",
-        ),
-        ({"qrels__test__tsv": "query-id\tcorpus-id\tscore\n"}, r"qrels/test.tsv is empty"),
-        ({"run__test__tsv": "q1\td9\t1\n"}, r"run.test.tsv:1: _id 'd9' is not in corpus.jsonl"),
-        (
-            {"run__test__tsv": "q1\tq1\t1\nq1\td1\t1\nq1\td1\t1\n"},
-            r"run.test.tsv:3: _id 'd1' appears a second time for _id 'q1'",
-        ),
-        ({"run__test__tsv": "q1\tq1\t1\n"}, r"run.test.tsv is empty"),
-        ({"corpus__jsonl": '{"_id": "d1"}\n'}, r"corpus.jsonl:1: expected _id and text"),
-    ],
-)
-def test_bad_beir_files_are_named_with_their_line(beir, changes, message):
-    with pytest.raises(InputError, match=message):
-        beir(**changes).size("test")
-
-
-def test_missing_beir_folders(monkeypatch, tmp_path):
-    monkeypatch.delenv("BEIR_DIR", raising=False)
-    with pytest.raises(
-        InputError, match="BEIR_DIR is not set; set it to a folder with trec-covid/corpus.jsonl"
-    ):
-        registry.get("beir_trec_covid").check()
-    monkeypatch.setenv("BEIR_DIR", str(tmp_path))
-    with pytest.raises(InputError, match="has no folder trec-covid"):
-        registry.get("beir_trec_covid").check()
-    (tmp_path / "trec-covid").mkdir()
-    with pytest.raises(InputError, match=r"trec-covid has no corpus.jsonl \(or .gz, .zst\)"):
-        registry.get("beir_trec_covid").check()

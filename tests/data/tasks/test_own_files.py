@@ -145,8 +145,16 @@ def test_json_and_compressed_files_hold_the_same_rows(tmp_path, monkeypatch, nam
         ("t.json", b'{"text": "a", "label": "b"} nonsense', "t.json: row 2: not a JSON object"),
         ("t.json", '[{"text": "naïve"}]'.encode("latin-1"), "t.json: not valid UTF-8"),
         ("t.jsonl.zst", b"no such thing", "t.jsonl.zst: damaged or truncated Zstandard file"),
-        ("t.jsonl.zst", zstandard(jsonl(ROWS * 99).encode())[:-20], "damaged or truncated Zstandard file"),
-        ("t.jsonl.gz", gzip.compress(jsonl(ROWS * 99).encode())[:-20], "damaged or truncated gzip file"),
+        (
+            "t.jsonl.zst",
+            zstandard(jsonl(ROWS * 99).encode())[:-20],
+            "damaged or truncated Zstandard file",
+        ),
+        (
+            "t.jsonl.gz",
+            gzip.compress(jsonl(ROWS * 99).encode())[:-20],
+            "damaged or truncated gzip file",
+        ),
     ],
 )
 def test_what_is_damaged_is_one_line(tmp_path, name, content, message):

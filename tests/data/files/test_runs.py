@@ -1,0 +1,106 @@
+"""Compact runs and qrels."""
+
+import numpy as np
+import pytest
+
+from gemma_encoder.data import cache
+from gemma_encoder.data.files import lines, runs
+from gemma_encoder.data.files.corpus import Corpus, TsvLayout
+from gemma_encoder.data.files.runs import Candidates, Qrels
+
+
+def texts(path, what, count, first=None):
+    """A file of texts with counting ids, or with words for ids."""
+    names = [
+        str(first + i) if first is not None else f"{what}-{i * 7919 % 1000003:x}"
+        for i in range(count)
+    ]
+    path.write_text("".join(f"{name}\ttext {name}\n" for name in names))
+    return names, Corpus(path, TsvLayout(what, "text"))
+
+
+@pytest.mark.parametrize("kind", ["marco", "trec", "top1000"])
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("first", [0, None])
+@pytest.mark.parametrize("kept", [True, False])
+def test_compact_candidates_equal_naive_ones(tmp_path, monkeypatch, kind, grouped, first, kept):
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "KEEP_FROM", 0 if kept else 1 << 30)
+    monkeypatch.setattr(runs, "PART", 500)  # many parts
+    monkeypatch.setattr(lines, "BLOCK", 333)
+    rng = np.random.default_rng(1)
+    queries, query_texts = texts(tmp_path / "queries.tsv", "qid", 17, first)
+    documents, document_texts = texts(tmp_path / "collection.tsv", "pid", 60, first)
+    entries = [
+        (q, d, rank)
+        for q in queries[:-2]
+        for rank, d in enumerate(rng.permutation(documents)[: rng.integers(1, 40)], 1)
+    ]  # two queries without candidates
+    entries = entries if grouped else [entries[i] for i in rng.permutation(len(entries))]
+    written = {
+        "marco": "{0}\t{1}\t{2}\n",
+        "trec": "{0} Q0 {1}  {2} {3:.3f} tag\n",
+        "top1000": "{0}\t{1}\ta query\ta passage of its own\r\n",
+    }[kind]
+    (tmp_path / "run").write_text(
+        "".join(written.format(q, d, rank, 1 / rank) for q, d, rank in entries), newline=""
+    )
+    naive = {q: [] for q in queries}
+    for place, (q, d, rank) in enumerate(entries):
+        naive[q].append((rank if kind != "top1000" else place, d))
+    for _ in range(2):  # the second time from what was kept
+        compact = Candidates(tmp_path / "run", query_texts, document_texts)
+        assert {q: [documents[d] for d in compact.of(i)] for i, q in enumerate(queries)} == {
+            q: [d for _, d in sorted(found)] for q, found in naive.items()
+        }
+        assert compact.counts().tolist() == [len(naive[q]) for q in queries]
+
+
+def test_candidates_follow_every_file_they_depend_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "KEEP_FROM", 0)
+    run, collection = tmp_path / "run", tmp_path / "c.tsv"
+    (tmp_path / "q.tsv").write_text("q\tquery\n")
+    collection.write_text("a\tx\nb\ty\n")
+
+    def read():
+        documents = Corpus(collection, TsvLayout("pid", "passage"))
+        return [
+            documents.ids[d]
+            for d in Candidates(
+                run, Corpus(tmp_path / "q.tsv", TsvLayout("qid", "query")), documents
+            ).of(0)
+        ]
+
+    run.write_text("q a 1\nq b 2\n")
+    assert read() == ["a", "b"]
+    run.write_text("q b 1\nq a 2\n")
+    assert read() == ["b", "a"]
+    collection.write_text("b\ty\na\tx\n")  # the numbers of both documents change
+    assert read() == ["b", "a"]
+
+
+def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "BLOCK", 100)
+    rng = np.random.default_rng(2)
+    queries, query_texts = texts(tmp_path / "queries.tsv", "qid", 20, 5)
+    documents, document_texts = texts(tmp_path / "collection.tsv", "pid", 30)
+    naive = {
+        q: {
+            d: int(rng.integers(-1, 4))
+            for d in rng.choice(documents, rng.integers(1, 9), replace=False)
+        }
+        for q in queries[::2]
+    }
+    written = [(q, d, grade) for q, grades in naive.items() for d, grade in grades.items()]
+    written = [written[i] for i in rng.permutation(len(written))]
+    (tmp_path / "trec").write_text("".join(f"{q} Q0 {d} {grade}\n" for q, d, grade in written))
+    (tmp_path / "beir.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in written)
+    )
+    for name in ("trec", "beir.tsv"):
+        judgements = Qrels(tmp_path / name, query_texts, document_texts)
+        assert judgements.by_id(np.arange(20)) == naive
+        assert judgements.positives.tolist() == [
+            sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries
+        ]

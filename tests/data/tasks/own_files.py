@@ -1,0 +1,63 @@
+"""Small files in every format, and sources over them."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from gemma_encoder.data import registry
+from gemma_encoder.data.source import DataOptions
+
+
+def write(path, rows):
+    """Rows (dictionaries) in the format that the path's suffix names."""
+    names = list(rows[0])
+    kind = path.name.split(".")[1]
+    if kind == "parquet":
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+        return path
+    if kind == "jsonl":
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif kind == "tsv":
+        content = "".join(
+            "\t".join(str(value) for value in values) + "\n"
+            for values in [names, *(row.values() for row in rows)]
+        )
+    else:
+        content = "".join(
+            ",".join('"' + str(value).replace('"', '""') + '"' for value in values) + "\r\n"
+            for values in [names, *(row.values() for row in rows)]
+        )
+    path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+    return path
+
+
+def source(train, limits=None, **options):
+    return registry.get(
+        "own",
+        DataOptions(
+            own={
+                "train": str(train),
+                **{k: str(v) if k in ("validation", "test") else v for k, v in options.items()},
+            },
+            **(limits or {}),
+        ),
+    )
+
+
+def everything(made, split):
+    return [made.examples(split, number) for number in range(made.size(split))]
+
+
+RANKED = [
+    {
+        "query_id": f"q{q}",
+        "query": f"query {q}",
+        "document_id": f"d{d}",
+        "document": f"document {d} of {q}",
+        "label": (d == 0) * 2 + (d == 1),
+    }
+    for d in range(6)
+    for q in range(8)
+]  # the rows of a query do not stand together
