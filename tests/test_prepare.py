@@ -1,4 +1,4 @@
-"""The program that prepares data: what it refuses; and, where Apache Beam is installed, that training gives the same with what it makes."""
+"""The program that prepares data: its errors, and (with Apache Beam) equality to raw data."""
 
 import itertools
 import sys
@@ -35,19 +35,19 @@ def run():
         (("--config=experiments/nothing.py", "--output=x"), "nothing.py"),
     ],
 )
-def test_wrong_flags_are_refused_in_one_line(run, arguments, message, capsys):
+def test_invalid_flags_are_one_line_errors(run, arguments, message, capsys):
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
 
-def test_without_beam_it_says_how_to_get_it(run, monkeypatch, capsys, tmp_path):
+def test_missing_beam_names_the_command(run, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     assert run("--config=experiments/quickstart.py:smoke", f"--output={tmp_path}") == 2
     assert "make prepare-setup" in capsys.readouterr().err
 
 
-def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
+def test_training_with_prepared_data_equals_raw_data(run, tmp_path, changed, capsys):
     pytest.importorskip(
         "apache_beam", reason="Apache Beam has an environment of its own: make test-prepare"
     )
@@ -76,15 +76,13 @@ def test_beam_writes_what_training_would_read(run, tmp_path, changed, capsys):
     assert "was prepared differently (max_length: 128 -> 64)" in capsys.readouterr().err
 
 
-def test_what_a_worker_refuses_arrives_in_one_line(run, tmp_path, monkeypatch, capsys):
+def test_errors_of_workers_are_one_line(run, tmp_path, monkeypatch, capsys):
     pytest.importorskip(
         "apache_beam", reason="Apache Beam has an environment of its own: make test-prepare"
     )
     task = Task("broken", "classification", Template("{x}"), ("accuracy",), ("a", "b"))
-    good, bad = (
-        [[Example({"x": f"word {i}"}, i % 2)] for i in range(64)],
-        [[Example({"x": " "}, 0)]],
-    )
+    good = [[Example({"x": f"word {i}"}, i % 2)] for i in range(64)]
+    bad = [[Example({"x": " "}, 0)]]
     monkeypatch.setitem(
         registry._TASKS,
         "broken",

@@ -28,17 +28,17 @@ from tests.data.streams import (
 )
 
 
-def test_a_mixture_takes_each_task_at_its_rate_and_tasks_do_not_follow_each_other(tokenizer):
+def test_mixtures_interleave_tasks_at_their_rates(tokenizer):
     order = training_order(sources(), RATES, OPTIONS, 0)
-    tasks = np.array([order[number].task for number in range(4000)])
+    tasks = np.array([order[index].task for index in range(4000)])
     assert np.bincount(tasks) / 4000 == pytest.approx(RATES, abs=1e-3)
     window = np.array([np.bincount(part, minlength=3) for part in np.split(tasks, 100)]) / 40
     assert np.abs(window - RATES).max() <= 0.05, "in every forty records"
     rare = training_order(sources(), np.array([0.001, 0.0, 0.999]), OPTIONS, 0)
-    assert {rare[number].task for number in range(3000)} == {0, 2}
+    assert {rare[index].task for index in range(3000)} == {0, 2}
 
 
-def test_a_state_is_some_whole_numbers_and_takes_nothing_from_the_stream(tokenizer):
+def test_state_is_small_and_leaves_the_stream_unchanged(tokenizer):
     first = stream(tokenizer)
     assert_equal([], take(first, 0))
     for _ in range(3):
@@ -54,10 +54,11 @@ def test_a_state_is_some_whole_numbers_and_takes_nothing_from_the_stream(tokeniz
 
 
 @pytest.mark.parametrize("segments", [1, 4])
-def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one(
-    tokenizer, segments
-):
-    """What was given out and what waits are together the first draws of the epoch order; so no text counts more for where it lies."""
+def test_packing_does_not_change_the_examples_drawn(tokenizer, segments):
+    """Batches and waiting texts together are the first draws of the epoch order.
+
+    Hence the weight of a text does not depend on its row.
+    """
     drawn = []
     for reader_segments in (segments, 1):
         shape = BatchShape(rows=8, row_length=64, segments=reader_segments, groups=4, list_size=4)
@@ -81,9 +82,10 @@ def test_packed_and_unpacked_streams_draw_the_same_examples_each_with_weight_one
         ]
         drawn.append((out, waiting))
     (packed, packed_waiting), (plain, plain_waiting) = drawn
-    more, fewer = Counter(packed + packed_waiting), Counter(plain + plain_waiting)
+    longer = Counter(packed + packed_waiting)
+    shorter = Counter(plain + plain_waiting)
     assert len(packed) >= len(plain)
-    assert fewer <= more, "the longer stream begins with the shorter one"
+    assert shorter <= longer, "the longer stream begins with the shorter one"
 
 
 @pytest.mark.parametrize(("rows", "row_length"), [(16, 128), (16, 512)])
@@ -100,7 +102,7 @@ def test_at_least_95_percent_of_tokens_are_real_on_sst2(
     assert np.mean(real) >= 0.95 and np.min(real) >= 0.9
 
 
-def test_the_same_seed_gives_the_same_stream_and_another_seed_another(tokenizer):
+def test_streams_depend_on_the_seed_only(tokenizer):
     assert_equal(take(stream(tokenizer), 3), take(stream(tokenizer), 3))
     other = take(stream(tokenizer, StreamOptions(OPTIONS.shape, 48, 4, seed=6)), 3)
     assert any(
@@ -109,7 +111,7 @@ def test_the_same_seed_gives_the_same_stream_and_another_seed_another(tokenizer)
     )
 
 
-def test_every_epoch_holds_each_text_once_before_the_next_begins(tokenizer):
+def test_every_epoch_contains_each_text_once(tokenizer):
     options = StreamOptions(BatchShape(2, 64, 4), 48, readers=1)
     alone = TrainStream(sources()[:1], np.ones(1), tokenizer, options)
     seen = []
@@ -125,7 +127,7 @@ def test_every_epoch_holds_each_text_once_before_the_next_begins(tokenizer):
     assert len(counts) == 40 and max(counts.values()) - min(counts.values()) <= 2
 
 
-def test_lists_are_whole_and_labels_are_scaled(tokenizer):
+def test_lists_are_complete_and_labels_scaled(tokenizer):
     for batch in take(stream(tokenizer), 6):
         for group in range(OPTIONS.shape.groups):
             slots = batch.list_slot[batch.group_id == group]
@@ -143,10 +145,10 @@ def test_average_examples_counts_a_list_once(tokenizer):
         ((b.weight > 0) & (b.group_id < 0)).sum() + len(np.unique(b.group_id[b.group_id >= 0]))
         for b in batches
     ]
-    assert measured == pytest.approx(np.mean(counts), rel=0.25)  # reader 0 stands for all four
+    assert measured == pytest.approx(np.mean(counts), rel=0.25)  # measured on reader 0 of four
 
 
-def test_what_is_cut_is_counted(tokenizer):
+def test_truncated_texts_are_counted(tokenizer):
     table = ExampleTable()
     options = StreamOptions(BatchShape(4, 64, 4), max_length=8)
     list(evaluation_stream(sources()[0], 0, "validation", tokenizer, options, table))
@@ -172,7 +174,7 @@ def broken(example):
         (Example({"y": "good"}, 0), "needs the field 'x'"),
     ],
 )
-def test_a_bad_record_reaches_the_consumer_as_one_clear_error(tokenizer, example, message):
+def test_malformed_records_name_the_record(tokenizer, example, message):
     options = StreamOptions(BatchShape(2, 64, 4), 48)
     with pytest.raises(InputError, match=f"train record .*{message}"):
         next(TrainStream([broken(example)], np.ones(1), tokenizer, options))
@@ -182,7 +184,7 @@ def test_a_bad_record_reaches_the_consumer_as_one_clear_error(tokenizer, example
         )
 
 
-def test_stream_refusals(tokenizer):
+def test_invalid_stream_options_are_errors(tokenizer):
     with pytest.raises(InputError, match="multiple of the number of processes"):
         stream(tokenizer, process=0, processes=3)
     with pytest.raises(InputError, match="max_length=99 exceeds batch.row_length=64"):
@@ -201,13 +203,13 @@ def stream_of(source, tokenizer):
     return TrainStream([source], np.ones(1), tokenizer, options)
 
 
-def test_a_task_smaller_than_its_readers_is_drawn_again_and_again(tokenizer):
+def test_a_task_may_have_fewer_records_than_readers(tokenizer):
     one = MemorySource(CLASSES, DataOptions(), lambda split: [[Example({"x": "one"}, 0)]])
     batch = next(stream_of(one, tokenizer))
     assert (batch.weight > 0).all()
 
 
-def test_lists_without_a_right_or_a_wrong_text_are_skipped_unless_all_are(tokenizer):
+def test_lists_without_both_labels_are_skipped(tokenizer):
     def mixed(split):
         made = lists(split)
         return [
@@ -222,7 +224,7 @@ def test_lists_without_a_right_or_a_wrong_text_are_skipped_unless_all_are(tokeni
         return [lists(split)[0], *wrong(split)[1:]]
 
     batch = next(stream_of(MemorySource(LISTS, DataOptions(), one), tokenizer))
-    assert (batch.group_id >= 0).any(), "however few there are"
+    assert (batch.group_id >= 0).any(), "even if only one has both"
     batch = next(stream_of(MemorySource(LISTS, DataOptions(), mixed), tokenizer))
     assert (batch.group_id >= 0).any()
     with pytest.raises(

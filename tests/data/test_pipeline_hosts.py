@@ -28,8 +28,8 @@ from tests.data.streams import (
 
 @st.composite
 def streams(draw):
-    """(sources, rates, options) with eight readers, of any mixture, sizes, seed and packing."""
-    chosen = draw(
+    """Draws (sources, rates, options) with eight readers and any mixture, seed and packing."""
+    mixture = draw(
         st.lists(
             st.sampled_from([(CLASSES, texts), (TARGETS, targets), (LISTS, lists)]),
             min_size=1,
@@ -37,7 +37,7 @@ def streams(draw):
             unique_by=lambda pair: pair[0],
         )
     )
-    rates = np.array([draw(st.floats(0.1, 1)) for _ in chosen])
+    rates = np.array([draw(st.floats(0.1, 1)) for _ in mixture])
     segments = draw(st.sampled_from([1, 3]))
     shape = BatchShape(
         rows=8 * draw(st.sampled_from([4, 5])),
@@ -53,15 +53,16 @@ def streams(draw):
         seed=draw(st.integers(0, 99)),
         padding=draw(st.sampled_from(["left", "right"])),
     )
-    made = [
-        MemorySource(task, DataOptions(), lambda split, make=make: 8 * make(split))
-        for task, make in chosen
-    ]
+
+    def repeated(make):
+        return lambda split: 8 * make(split)
+
+    made = [MemorySource(task, DataOptions(), repeated(make)) for task, make in mixture]
     return made, rates / rates.sum(), options
 
 
 def joined(parts):
-    """The global batches from the processes' parts."""
+    """Concatenates the processes' parts to global batches."""
     return [
         Batch(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
         for blocks in zip(*parts, strict=True)
@@ -70,9 +71,7 @@ def joined(parts):
 
 @settings(max_examples=5, phases=[Phase.explicit, Phase.generate])
 @given(streams(), st.integers(0, 3), st.data())
-def test_any_stream_is_the_same_for_any_number_of_hosts_and_after_any_restart(
-    tokenizer, drawn, done, data
-):
+def test_streams_do_not_depend_on_hosts_or_restarts(tokenizer, drawn, done, data):
     mixture, rates, options = drawn
     straight = take(TrainStream(mixture, rates, tokenizer, options), 5)
     processes = data.draw(st.sampled_from([2, 4, 8]))
@@ -96,7 +95,7 @@ def test_any_stream_is_the_same_for_any_number_of_hosts_and_after_any_restart(
 
 @settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
 @given(streams(), st.data())
-def test_any_evaluation_holds_every_example_once_on_any_number_of_hosts(tokenizer, drawn, data):
+def test_evaluation_yields_each_example_once_on_any_hosts(tokenizer, drawn, data):
     (source, *_), _, options = drawn
     options = dataclasses.replace(
         options, shape=dataclasses.replace(options.shape, groups=8, list_size=1)
@@ -130,7 +129,7 @@ def test_any_evaluation_holds_every_example_once_on_any_number_of_hosts(tokenize
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3, 8, 40, 64])
-def test_readers_together_take_every_record_once_an_epoch_and_epochs_differ_in_order(readers):
+def test_readers_partition_each_permuted_epoch(readers):
     source = MemorySource(CLASSES, DataOptions(), texts)
     shape = BatchShape(rows=readers, row_length=64, groups=readers)
 

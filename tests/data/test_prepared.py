@@ -1,4 +1,4 @@
-"""Prepared tasks: what training and evaluation read is what they would read raw, to the bit; and what does not fit is refused."""
+"""Prepared tasks: batches are bitwise equal to those of raw data; incompatible data are errors."""
 
 import dataclasses
 import itertools
@@ -18,7 +18,6 @@ from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
-from gemma_encoder.inputs.tokenizer import Tokenizer
 
 TASKS = {
     "classes": Task("classes", "classification", Template("{x}"), ("accuracy",), ("a", "b")),
@@ -29,7 +28,7 @@ TASKS = {
         "lists", "ranking", Template("{query} {document}", truncation=("document",)), ("mrr@10",)
     ),
 }
-DATA = DataOptions(list_size=3)  # the lists hold five documents: three are sampled
+DATA = DataOptions(list_size=3)  # lists have five documents, three are sampled
 OPTIONS = StreamOptions(
     BatchShape(rows=8, row_length=64, segments=4, groups=4, list_size=3),
     max_length=12,
@@ -40,7 +39,7 @@ RATES = np.array([0.4, 0.3, 0.3])
 
 
 def records(split):
-    """Of each task: texts, of which some are cut; targets; lists, of which one in seven has nothing to learn from."""
+    """Records by task: some texts are truncated, and one in seven lists has no positive."""
     size = 40 if split == "train" else 21
     rng = np.random.default_rng(size)
     return {
@@ -71,7 +70,7 @@ def records(split):
 
 
 class Lists(MemorySource):
-    """With judgments."""
+    """A source with qrels."""
 
     def qrels(self, split):
         return {"q0": {"d0": 2.0, "unseen": 1.0}}
@@ -81,11 +80,6 @@ def raw(name, options=DATA):
     return (Lists if name == "lists" else MemorySource)(
         TASKS[name], options, lambda split: records(split)[name]
     )
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer.load("small")
 
 
 def write(source, tokenizer, root):
@@ -99,7 +93,7 @@ def write(source, tokenizer, root):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_parts():
-    """Parts of so few records that every task has several."""
+    """Makes parts small, so that every task has several."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared, "PART", 16)
         yield
@@ -133,7 +127,7 @@ def assert_equal(first, second):
 
 
 @pytest.mark.parametrize(("process", "processes"), [(0, 1), (1, 2)])
-def test_training_sees_the_same_batches(root, tokenizer, process, processes):
+def test_training_batches_equal_those_of_raw_data(root, tokenizer, process, processes):
     straight = take(
         [raw(name) for name in TASKS], tokenizer, 8, process=process, processes=processes
     )
@@ -146,7 +140,7 @@ def test_training_sees_the_same_batches(root, tokenizer, process, processes):
     [{"seed": 6}, {"readers": 2}, {"readers": 8}, {"padding": "left"}, {"micro_batches": 2}],
     ids=str,
 )
-def test_one_folder_serves_any_seed_readers_and_batch(root, tokenizer, change):
+def test_a_folder_is_valid_for_any_seed_readers_and_batch(root, tokenizer, change):
     shape = dataclasses.replace(OPTIONS.shape, rows=16, groups=16)
     options = dataclasses.replace(OPTIONS, shape=shape, **change)
     raw_batches = take([raw(name) for name in TASKS], tokenizer, 6, options)
@@ -155,7 +149,7 @@ def test_one_folder_serves_any_seed_readers_and_batch(root, tokenizer, change):
 
 
 @pytest.mark.parametrize("list_size", [2, 4, 5])
-def test_one_folder_serves_any_list_size(root, tokenizer, list_size):
+def test_a_folder_is_valid_for_any_list_size(root, tokenizer, list_size):
     data = dataclasses.replace(DATA, list_size=list_size)
     shape = dataclasses.replace(OPTIONS.shape, list_size=list_size)
     options = dataclasses.replace(OPTIONS, shape=shape)
@@ -165,7 +159,7 @@ def test_one_folder_serves_any_list_size(root, tokenizer, list_size):
     assert_equal(straight, take(ready, tokenizer, 6, options))
 
 
-def test_counts_and_the_measured_batch_are_the_same(root, tokenizer):
+def test_counts_and_average_examples_equal_those_of_raw_data(root, tokenizer):
     counts = []
     for sources in ([raw(name) for name in TASKS], read(root)):
         stream = TrainStream(sources, RATES, tokenizer, OPTIONS)
@@ -180,7 +174,7 @@ def test_counts_and_the_measured_batch_are_the_same(root, tokenizer):
     assert measured[0] == measured[1]
 
 
-def test_a_restored_stream_goes_on_exactly_and_reads_what_waited_alone(root, tokenizer):
+def test_restoring_reads_only_unpacked_records(root, tokenizer):
     straight = take(read(root), tokenizer, 8)
     first = TrainStream(read(root), RATES, tokenizer, OPTIONS)
     before = list(itertools.islice(first, 3))
@@ -188,29 +182,32 @@ def test_a_restored_stream_goes_on_exactly_and_reads_what_waited_alone(root, tok
     first.close()
     seen = []
     sources = read(root)
+
+    def spy(record):
+        return lambda *args, **options: seen.append(args) or record(*args, **options)
+
     for source in sources:
-        record = source.record
-        source.record = lambda *a, record=record, **k: seen.append(a) or record(*a, **k)
+        source.record = spy(source.record)
     second = TrainStream(sources, RATES, tokenizer, OPTIONS)
     second.restore(state)
-    assert len(seen) == sum(len(json.loads(one)["waiting"]) for one in state.values())
+    assert len(seen) == sum(len(json.loads(reader)["waiting"]) for reader in state.values())
     assert_equal(straight, before + list(itertools.islice(second, 5)))
     second.close()
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_evaluation_sees_the_same_batches_and_the_same_table(root, tokenizer, name):
-    found = []
+def test_evaluation_equals_that_of_raw_data(root, tokenizer, name):
+    results = []
     for source in (raw(name), PreparedSource(name, root, DATA)):
         table = ExampleTable()
-        found.append(
+        results.append(
             (
                 list(evaluation_stream(source, 0, "validation", tokenizer, OPTIONS, table)),
                 table,
                 source.qrels("validation"),
             )
         )
-    (batches, table, qrels), (again, table_again, qrels_again) = found
+    (batches, table, qrels), (again, table_again, qrels_again) = results
     assert_equal(batches, again)
     assert dataclasses.replace(table, infos=[dict(info) for info in table.infos]) == table_again
     assert qrels == qrels_again
@@ -222,9 +219,10 @@ def test_a_prepared_task_needs_no_raw_data(root):
         assert source.size("train") == 40
 
 
-def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
+def test_writing_resumes(tokenizer, tmp_path):
     source = raw("classes")
-    folder, description = tmp_path / "classes", prepared.describe_prepared(source, tokenizer, 12)
+    folder = tmp_path / "classes"
+    description = prepared.describe_prepared(source, tokenizer, 12)
     assert prepared.begin(folder, description)
     first, second, *_ = prepared.parts(source)
     assert prepared.write_part(source, second, tokenizer, 12, folder)["texts"] == 16
@@ -238,17 +236,17 @@ def test_writing_goes_on_where_it_stopped(tokenizer, tmp_path):
     write(source, tokenizer, tmp_path)
     assert (folder / second.path / "rows.arrow").stat().st_mtime_ns == before
     assert PreparedSource("classes", tmp_path, DATA).size("train") == 40
-    assert not prepared.begin(folder, description), "it is whole"
+    assert not prepared.begin(folder, description), "it is complete"
 
 
-def test_a_task_keeps_its_name_whatever_it_is(tokenizer, tmp_path):
+def test_task_names_may_have_spaces(tokenizer, tmp_path):
     task = dataclasses.replace(TASKS["classes"], name="two words", head="classes")
     source = MemorySource(task, DATA, lambda split: records(split)["classes"])
     write(source, tokenizer, tmp_path)
     assert PreparedSource("two words", tmp_path, DATA).task == task
 
 
-def test_fingerprints_of_the_raw_data_come_along(tmp_path, tokenizer):
+def test_fingerprints_are_those_of_the_raw_data(tmp_path, tokenizer):
     (tmp_path / "train.csv").write_text("text,label\n" + "one,a\ntwo,b\n" * 20)
     options = DataOptions(own={"train": str(tmp_path / "train.csv")})
     own = registry.get("own", options)
@@ -259,7 +257,7 @@ def test_fingerprints_of_the_raw_data_come_along(tmp_path, tokenizer):
         assert [(name, digest)] == own.fingerprints(split) and name == "train.csv"
 
 
-def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
+def test_incompatible_folders_are_errors(root, tokenizer, tmp_path):
     with pytest.raises(
         InputError,
         match="'nothing': the prepared folder .* does not exist; run gemma-encoder prepare",
@@ -292,7 +290,7 @@ def test_what_does_not_fit_is_refused(root, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no table", None])
-def test_a_damaged_part_is_one_line(tokenizer, tmp_path, content):
+def test_damaged_files_are_one_line_errors(tokenizer, tmp_path, content):
     folder = write(raw("classes"), tokenizer, tmp_path)
     path = folder / "train/00001/rows.arrow"
     if content is None:
@@ -309,7 +307,7 @@ def test_a_damaged_part_is_one_line(tokenizer, tmp_path, content):
             PreparedSource("classes", tmp_path, DATA)
 
 
-def test_a_mixture_whose_tasks_disagree_on_a_tokenizer_is_refused(root, tokenizer, tmp_path):
+def test_different_tokenizers_are_errors(root, tokenizer, tmp_path):
     info = json.loads((root / "classes" / prepared.INFO).read_text())
     info["tokenizer"] = {"name": "other", "sha256": "0" * 64}
     (tmp_path / "classes").mkdir()
@@ -317,7 +315,8 @@ def test_a_mixture_whose_tasks_disagree_on_a_tokenizer_is_refused(root, tokenize
     sources = [read(root)[1], PreparedSource("classes", tmp_path, DATA)]
     with pytest.raises(
         InputError,
-        match="must share one tokenizer, but were prepared as 'targets' with 'small' .* and 'classes' with 'other'",
+        match="must share one tokenizer, but were prepared as 'targets' with 'small' .* "
+        "and 'classes' with 'other'",
     ):
         prepared.check_prepared(sources, tokenizer, 12)
     (tmp_path / "classes" / prepared.INFO).write_text(json.dumps(info | {"version": 0}))
@@ -327,7 +326,7 @@ def test_a_mixture_whose_tasks_disagree_on_a_tokenizer_is_refused(root, tokenize
         PreparedSource("classes", tmp_path, DATA)
 
 
-def test_a_bad_record_is_named(tokenizer, tmp_path):
+def test_malformed_records_name_the_record(tokenizer, tmp_path):
     broken = MemorySource(
         TASKS["classes"],
         DATA,

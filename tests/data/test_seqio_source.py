@@ -11,7 +11,7 @@ from gemma_encoder.inputs.errors import InputError
 
 @pytest.fixture(scope="module")
 def others(seqio, tmp_path_factory):
-    """A module that registers tasks in T5's own naming, and some that an encoder cannot learn."""
+    """A folder, and the preprocessor of T5 for GLUE."""
     folder = tmp_path_factory.mktemp("others")
     (folder / "sentences.tsv").write_text("".join(f"sentence {i}\t{i % 2}\n" for i in range(40)))
     import tensorflow as tf
@@ -40,7 +40,7 @@ def others(seqio, tmp_path_factory):
 
 @pytest.fixture
 def t5(seqio, others, benchmarks):
-    """T5-style GLUE tasks and a mixture, with T5-like tokenized features."""
+    """seqio with T5-style GLUE tasks and a mixture, with tokenized features."""
     import functools
 
     from gemma_encoder.inputs.tokenizer import SMALL
@@ -73,13 +73,14 @@ def t5(seqio, others, benchmarks):
     return seqio
 
 
-def test_glue_in_t5s_naming_is_the_same_task(t5, benchmarks):
+def test_glue_in_the_format_of_t5_is_the_same_task(t5, benchmarks):
     for theirs, ours in (
         ("t5_sst2", "glue_sst2"),
         ("t5_cola", "glue_cola"),
         ("t5_stsb", "glue_stsb"),
     ):
-        made, official = registry.get(f"seqio:{theirs}"), registry.get(ours)
+        made = registry.get(f"seqio:{theirs}")
+        official = registry.get(ours)
         assert (made.task.name, made.task.kind) == (theirs, official.task.kind)
         assert set(made.task.classes) == set(official.task.classes)
         for split in ("train", "validation", "test"):
@@ -108,14 +109,14 @@ def test_glue_in_t5s_naming_is_the_same_task(t5, benchmarks):
     assert {e.label for i in range(4) for e in made.examples("test", i)} == {-1.0}
 
 
-def test_a_mixture_of_others_comes_with_its_rates(t5):
+def test_seqio_mixtures_keep_their_rates(t5):
     names = mixtures.expand_mixtures(("seqio:t5_glue", "toy_ranking"))
     assert names == ("seqio:t5_glue/t5_cola", "seqio:t5_glue/t5_sst2", "toy_ranking")
     sources = [registry.get(name) for name in names]
     np.testing.assert_allclose(mixtures.rates(sources[:2], "proportional"), [0.25, 0.75])
     np.testing.assert_allclose(mixtures.rates(sources[:2], "equal"), [0.5, 0.5])
     cola, sst2, ranking = (source.size("train") for source in sources)
-    share = (cola + sst2) / (cola + sst2 + ranking)  # which the mixture's rates then divide
+    share = (cola + sst2) / (cola + sst2 + ranking)  # divided by the rates of the mixture
     np.testing.assert_allclose(
         mixtures.rates(sources, "proportional"), [share / 4, share * 3 / 4, 1 - share]
     )
@@ -124,7 +125,7 @@ def test_a_mixture_of_others_comes_with_its_rates(t5):
 def function_task(
     seqio, name, rows, features=("inputs", "targets"), splits=("train", "validation")
 ):
-    """A task over a Python function, of untokenized features."""
+    """Registers a task over a Python function with untokenized features."""
     import tensorflow as tf
 
     def dataset(split, shuffle_files, seed=None):
@@ -173,7 +174,7 @@ def test_documents_of_a_query_are_ranked(seqio):
     assert [e.label for e in drawn] == [1.0, 0.0, 0.0]
 
 
-def test_a_function_is_read_at_each_start_and_its_content_is_the_fingerprint(seqio):
+def test_fingerprints_are_of_the_content(seqio):
     def rows(flipped):
         return [{"inputs": f"text {i}", "targets": str((i + flipped) % 2)} for i in range(20)]
 
@@ -205,13 +206,13 @@ def test_a_function_is_read_at_each_start_and_its_content_is_the_fingerprint(seq
         ),
     ],
 )
-def test_tasks_that_an_encoder_cannot_learn_are_refused_with_the_reason(seqio, rows, message):
+def test_unlearnable_tasks_are_errors(seqio, rows, message):
     function_task(seqio, "their_bad", rows, features=())
     with pytest.raises(InputError, match=message):
         registry.get("seqio:their_bad")
 
 
-def test_what_seqio_lacks_is_refused(seqio, t5):
+def test_missing_and_broken_tasks_are_errors(seqio, t5):
     with pytest.raises(
         InputError, match="unknown task or mixture of seqio 't5_sst'; did you mean 't5_sst2'"
     ):
@@ -221,15 +222,17 @@ def test_what_seqio_lacks_is_refused(seqio, t5):
     with pytest.raises(InputError, match="no train split to infer classes from, only test"):
         registry.get("seqio:their_test")
     function_task(seqio, "their_broken", rows)
-    seqio.TaskRegistry.get("their_broken").source._dataset_fn = (
-        lambda split, shuffle_files, seed=None: 1 / 0
-    )
+
+    def broken(split, shuffle_files, seed=None):
+        return 1 / 0
+
+    seqio.TaskRegistry.get("their_broken").source._dataset_fn = broken
     with pytest.raises(InputError, match="train split cannot be read: ZeroDivisionError"):
         registry.get("seqio:their_broken")
 
 
-def test_a_changed_preprocessor_is_seen(t5, benchmarks):
-    """Whatever code the elements depend on: a task of others is read at each start."""
+def test_a_changed_preprocessor_is_detected(t5, benchmarks):
+    """Tasks of seqio are read again at every start."""
     before = registry.get("seqio:t5_sst2").fingerprints("train")
     task = t5.TaskRegistry.get("t5_sst2")
     original = task._preprocessor_constructor_args
@@ -243,7 +246,7 @@ def test_a_changed_preprocessor_is_seen(t5, benchmarks):
     assert changed.fingerprints("train") != before
 
 
-def test_two_tasks_of_one_name_and_rates_that_are_none_are_refused(seqio, t5, micro):
+def test_duplicate_names_and_invalid_rates_are_errors(seqio, t5, micro):
     from gemma_encoder.training.build import build
 
     with pytest.raises(InputError, match="none twice"):
@@ -257,7 +260,7 @@ def test_two_tasks_of_one_name_and_rates_that_are_none_are_refused(seqio, t5, mi
             mixtures.rates(sources, "proportional")
 
 
-def test_what_only_validation_has_is_found_before_training(seqio):
+def test_validation_classes_are_checked_before_training(seqio):
     import tensorflow as tf
 
     def dataset(split, shuffle_files, seed=None):
@@ -272,7 +275,7 @@ def test_what_only_validation_has_is_found_before_training(seqio):
         registry.get("seqio:nowhere/their_split")
 
 
-def test_prepared_tasks_of_a_mixture_keep_their_names_and_rates(t5, tokenizer, tmp_path):
+def test_prepared_mixtures_keep_names_and_rates(t5, tokenizer, tmp_path):
     names = mixtures.expand_mixtures(("seqio:t5_glue",))
     for name in names:
         source = registry.get(name)
@@ -285,14 +288,14 @@ def test_prepared_tasks_of_a_mixture_keep_their_names_and_rates(t5, tokenizer, t
     np.testing.assert_allclose(mixtures.rates(ready, "proportional"), [0.25, 0.75])
 
 
-def test_preprocessors_may_draw_and_may_ask_for_lengths(seqio):
-    """What hangs on a seed is the same at each start; what trims to a length finds one."""
+def test_preprocessors_may_use_seeds_and_lengths(seqio):
+    """Seeded preprocessors are repeatable, and sequence lengths are defined."""
     import tensorflow as tf
 
     @seqio.map_over_dataset(num_seeds=1)
     def noisy(element, seed):
-        number = tf.random.stateless_uniform([], seed, 0, 1000, tf.int32)
-        return element | {"inputs": element["inputs"] + tf.as_string(number)}
+        noise = tf.random.stateless_uniform([], seed, 0, 1000, tf.int32)
+        return element | {"inputs": element["inputs"] + tf.as_string(noise)}
 
     def shortened(dataset, sequence_length):
         return dataset.map(
@@ -306,14 +309,14 @@ def test_preprocessors_may_draw_and_may_ask_for_lengths(seqio):
         task = seqio.TaskRegistry.get("their_noise")
         task._preprocessor_constructor_args = [noisy, shortened]
         for feature in task._output_features.values():
-            object.__setattr__(feature, "rank", 1)  # tokenized further on, in a real task
+            object.__setattr__(feature, "rank", 1)  # as for a tokenized feature
         task._validate_preprocessing = lambda dataset: dataset
         task._trim_output_features = lambda dataset, sequence_length: dataset
         prints.append(registry.get("seqio:their_noise").fingerprints("train"))
     assert prints[0] == prints[1]
 
 
-def test_targets_that_stand_for_none(seqio):
+def test_targets_may_mark_unpublished_labels(seqio):
     import tensorflow as tf
 
     def made(train, test):
@@ -336,7 +339,7 @@ def test_targets_that_stand_for_none(seqio):
         made(["a", "b", "<unk>"], ["a"])
 
 
-def test_the_range_of_a_regression_is_that_of_all_labelled_splits(seqio):
+def test_label_range_spans_all_labeled_splits(seqio):
     import tensorflow as tf
 
     def dataset(split, shuffle_files, seed=None):
@@ -348,7 +351,7 @@ def test_the_range_of_a_regression_is_that_of_all_labelled_splits(seqio):
     assert registry.get("seqio:their_scores").task.label_range == (0.0, 5.0)
 
 
-def test_a_split_without_its_queries_is_refused_before_training(seqio):
+def test_query_ids_are_checked_before_training(seqio):
     import tensorflow as tf
 
     def dataset(split, shuffle_files, seed=None):

@@ -31,8 +31,9 @@ def elements(seqio, name, split):
 
 
 def assert_same_tokens(seqio, tokenizer, name, split):
-    """Every text of a split, in order: the tokens and the label that evaluation sees."""
-    table, ours = ExampleTable(), {}
+    """Compares tokens and labels of every text of a split with those of evaluation."""
+    table = ExampleTable()
+    ours = {}
     stream = evaluation_stream(registry.get(name), 0, split, tokenizer, OPTIONS, table)
     for batch in stream:
         for row, slot in zip(*np.nonzero(batch.weight), strict=True):
@@ -47,7 +48,7 @@ def assert_same_tokens(seqio, tokenizer, name, split):
 
 
 @pytest.mark.parametrize("name", GLUE)
-def test_token_ids_are_those_of_training(seqio, tokenizer, shared_data, monkeypatch, name):
+def test_token_ids_equal_those_of_training(seqio, tokenizer, shared_data, monkeypatch, name):
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
     for split in ("validation", "test"):
         assert_same_tokens(seqio, tokenizer, name, split)
@@ -69,8 +70,9 @@ def test_token_ids_of_options_answers_and_several_splits(seqio, tokenizer, bench
 
 
 @pytest.mark.parametrize("name", ["toy_sentiment", "toy_similarity", "toy_ranking"])
-def test_metric_functions_give_our_metrics(seqio, name):
-    task, source = seqio.get_mixture_or_task(name), registry.get(name)
+def test_metric_functions_equal_our_metrics(seqio, name):
+    task = seqio.get_mixture_or_task(name)
+    source = registry.get(name)
     targets = [
         task.postprocess_fn(element["targets_pretokenized"], example=element, is_target=True)
         for element in elements(seqio, name, "validation")
@@ -89,9 +91,7 @@ def test_metric_functions_give_our_metrics(seqio, name):
     )
 
 
-def test_every_task_and_mixture_is_there_and_needs_no_data_to_be_named(
-    seqio, tmp_path, monkeypatch
-):
+def test_all_tasks_are_registered_without_data(seqio, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.delenv("MSMARCO_DIR", raising=False)
     for name in registry.names():
@@ -103,7 +103,7 @@ def test_every_task_and_mixture_is_there_and_needs_no_data_to_be_named(
         elements(seqio, "glue_qnli", "validation")
 
 
-def test_a_mixture_draws_by_our_rates(seqio, benchmarks):
+def test_mixtures_have_our_rates(seqio, benchmarks):
     mixture = seqio.MixtureRegistry.get("superglue")
     sources = [registry.get(name) for name in mixtures.MIXTURES["superglue"]]
     ours = dict(
@@ -116,7 +116,7 @@ def test_a_mixture_draws_by_our_rates(seqio, benchmarks):
     assert all(len(e["inputs"]) <= 64 for e in itertools.islice(dataset.as_numpy_iterator(), 40))
 
 
-def test_own_files_are_added_with_their_options(seqio, tmp_path):
+def test_add_task_registers_own_files(seqio, tmp_path):
     from gemma_encoder.data import seqio_tasks
 
     (tmp_path / "t.csv").write_text("text,label\n" + "good,a\nbad,b\n" * 20)
@@ -127,7 +127,7 @@ def test_own_files_are_added_with_their_options(seqio, tmp_path):
         seqio_tasks.add_task("mine", options)
 
 
-def test_the_vocabulary_reads_and_writes(seqio, tokenizer):
+def test_the_vocabulary_encodes_and_decodes(seqio, tokenizer):
     feature = seqio.get_mixture_or_task("toy_sentiment").output_features["inputs"]
     ids = tokenizer.encode(["hello é"])[0]
     assert feature.vocabulary.decode(ids) == "hello é"

@@ -41,7 +41,7 @@ def test_glue_sizes_fields_and_labels(name, shared_data, monkeypatch):
     assert unlabeled.label == -1
 
 
-def test_a_limit_takes_the_first_records(shared_data, monkeypatch):
+def test_a_limit_selects_the_first_records(shared_data, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
     limited = registry.get("glue_cola", DataOptions(max_train_examples=7, max_eval_examples=5))
     assert limited.size("train") == 7
@@ -51,13 +51,13 @@ def test_a_limit_takes_the_first_records(shared_data, monkeypatch):
         assert limited.examples("validation", index) == whole.examples("validation", index)
 
 
-def test_missing_tfds_data_says_how_to_get_them(tmp_path, monkeypatch):
+def test_missing_tfds_data_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(InputError, match=r"TFDS_DATA_DIR.*tfds build glue/sst2"):
         registry.get("glue_sst2").check()
 
 
-def test_unknown_task_names_the_nearest():
+def test_unknown_task_names_the_nearest_one():
     with pytest.raises(InputError, match="did you mean 'glue_sst2'"):
         registry.get("glue_sst3")
 
@@ -72,7 +72,8 @@ def test_a_task_is_registered_once(monkeypatch):
 @pytest.mark.parametrize("name", ["toy_sentiment", "toy_similarity", "toy_ranking"])
 def test_toy_tasks_are_valid_balanced_and_disjoint(name):
     source = registry.get(name)
-    texts, labels = {}, {}
+    texts = {}
+    labels = {}
     for split in ("train", "validation"):
         rows = [example for record in source.records(split) for example in record]
         texts[split] = {tuple(sorted(example.fields.items())) for example in rows}
@@ -92,11 +93,11 @@ def test_toy_tasks_are_valid_balanced_and_disjoint(name):
         )
 
 
-def test_the_order_of_an_epoch_does_not_follow_the_order_of_the_file():
-    """A file sorted by class must not give one class first."""
+def test_epoch_order_is_independent_of_file_order():
+    """A file that is sorted by class must not start with one class."""
     options = StreamOptions(BatchShape(1, 128), 128)
     positions = training_order([memory(30_000)], np.ones(1), options, 0)
-    order = np.array([positions[number].index for number in range(30_000)])
+    order = np.array([positions[i].index for i in range(30_000)])
     assert np.array_equal(np.sort(order), np.arange(30_000))
     assert abs(np.corrcoef(order, np.arange(30_000))[0, 1]) < 0.02
     assert abs(order[:1000].mean() / 30_000 - 0.5) < 0.05
@@ -107,7 +108,8 @@ def test_a_second_start_reads_the_table_without_tensorflow(name, shared_data, tm
     program = (
         "import sys; from gemma_encoder.data import registry; "
         f"source = registry.get({name!r}); "
-        "print(source.examples('validation', 3), 'tensorflow' in sys.modules, 'seqio' in sys.modules)"
+        "modules = [name in sys.modules for name in ('tensorflow', 'seqio')]; "
+        "print(source.examples('validation', 3), *modules)"
     )
     environment = os.environ | {
         "TFDS_DATA_DIR": str(shared_data / "tfds"),
@@ -137,7 +139,7 @@ def memory(count):
     )
 
 
-def test_damaged_tfrecords_are_one_line(shared_data, tmp_path, monkeypatch):
+def test_damaged_tfrecords_are_one_line_errors(shared_data, tmp_path, monkeypatch):
     shutil.copytree(shared_data / "tfds/glue/mrpc", tmp_path / "glue/mrpc")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
@@ -150,7 +152,7 @@ def test_damaged_tfrecords_are_one_line(shared_data, tmp_path, monkeypatch):
         registry.get("glue_mrpc").size("train")
 
 
-def test_the_newest_version_of_a_dataset_is_that_of_the_highest_number(tmp_path, monkeypatch):
+def test_the_newest_version_of_a_dataset_is_the_default(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for version in ("2.0.0", "10.0.0", "9.1.0"):
         (tmp_path / "a" / version).mkdir(parents=True)
@@ -159,7 +161,7 @@ def test_the_newest_version_of_a_dataset_is_that_of_the_highest_number(tmp_path,
     assert tfds.Dataset("a:9.1.0", "test").folder.name == "9.1.0"
 
 
-def test_naming_a_task_imports_neither_jax_nor_grain():
+def test_listing_tasks_imports_neither_jax_nor_grain():
     program = (
         "import sys; from gemma_encoder.data import mixtures, registry; registry.names(); "
         "print([name for name in ('jax', 'grain', 'tensorflow') if name in sys.modules])"

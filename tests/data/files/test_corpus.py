@@ -1,4 +1,4 @@
-"""The offset index: every text reads back as the file has it, and a kept index is never half, stale or another file's."""
+"""Text collections: texts round-trip, and a cached index is never partial or stale."""
 
 import concurrent.futures
 import gzip
@@ -36,7 +36,7 @@ names = st.one_of(
 
 @st.composite
 def collections(draw):
-    """Ids with texts, ids either arbitrary or counting."""
+    """Texts with arbitrary or consecutive ids."""
     texts = draw(
         st.lists(
             st.tuples(names, printable), min_size=1, max_size=25, unique_by=lambda pair: pair[0]
@@ -44,13 +44,13 @@ def collections(draw):
     )
     if draw(st.booleans()):
         first = draw(st.integers(0, 1000))
-        texts = [(str(first + number), text) for number, (_, text) in enumerate(texts)]
+        texts = [(str(first + index), text) for index, (_, text) in enumerate(texts)]
     return texts
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """Everything is kept, however small, in a folder of the test's own."""
+def cache_folder(tmp_path, monkeypatch):
+    """Caches files of any size in a temporary folder."""
     monkeypatch.setattr(cache, "KEEP_FROM", 0)
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
@@ -63,7 +63,7 @@ def kept(tmp_path, monkeypatch):
     st.sampled_from([1, 7, 64, 1 << 20]),
     st.sampled_from(["plain", "gz", "memory"]),
 )
-def test_every_text_reads_back(texts, end, last, block, how):
+def test_texts_round_trip(texts, end, last, block, how):
     content = (end.join("\t".join(pair) for pair in texts) + (end if last else "")).encode()
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK", block)
@@ -72,14 +72,14 @@ def test_every_text_reads_back(texts, end, last, block, how):
         path.write_bytes(gzip.compress(content) if how == "gz" else content)
         read = Corpus(path, LAYOUT, in_memory=how == "memory")
         assert len(read) == len(texts)
-        assert [(read.ids[number], read.text(number)) for number in range(len(read))] == texts
+        assert [(read.ids[index], read.text(index)) for index in range(len(read))] == texts
         assert all(
-            read.ids.index(name) == number and read[name] == text
-            for number, (name, text) in enumerate(texts)
+            read.ids.index(name) == index and read[name] == text
+            for index, (name, text) in enumerate(texts)
         )
-        known = {name for name, _ in texts}
+        valid_names = {name for name, _ in texts}
         assert all(
-            (name in read) == (name in known)
+            (name in read) == (name in valid_names)
             for name in ("0", "1", "007", "99999", "-1", "", "a", "10" * 12)
         )
 
@@ -92,7 +92,7 @@ def test_every_text_reads_back(texts, end, last, block, how):
         unique_by=lambda pair: pair[0],
     )
 )
-def test_json_lines_read_back(texts):
+def test_json_lines_round_trip(texts):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "corpus.jsonl")
         path.write_text(
@@ -105,31 +105,31 @@ def test_json_lines_read_back(texts):
             )
         )
         read = Corpus(path, JsonLayout(may_be_empty=True))
-        assert [(read.ids[number], read.text(number)) for number in range(len(read))] == [
+        assert [(read.ids[index], read.text(index)) for index in range(len(read))] == [
             (name, text.strip()) for name, text in texts
         ]
 
 
-def test_ids_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
+def test_ids_with_equal_hashes_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Spans, "hashes", lambda self: (self.ends - self.starts).astype(np.uint64) % np.uint64(2)
     )
     rng = np.random.default_rng(0)
-    known = list({f"d{n}" for n in rng.integers(0, 10**6, 60)})
+    stored = list({f"d{n}" for n in rng.integers(0, 10**6, 60)})
     writer = IdWriter(tmp_path, tmp_path / "f", "pid")
-    for start in range(0, len(known), 7):
-        writer.add(Spans.of([name.encode() for name in known[start : start + 7]]))
+    for start in range(0, len(stored), 7):
+        writer.add(Spans.of([name.encode() for name in stored[start : start + 7]]))
     writer.finish()
     ids = Ids(cache.load_arrays(tmp_path))
-    asked = [*known, "e1", "d", "", "d1000001"]
+    asked = [*stored, "e1", "d", "", "d1000001"]
     assert list(ids.find(Spans.of([name.encode() for name in asked]))) == [
-        *range(len(known)),
+        *range(len(stored)),
         -1,
         -1,
         -1,
         -1,
     ]
-    assert [ids[number] for number in range(len(known))] == known
+    assert [ids[index] for index in range(len(stored))] == stored
 
 
 @given(
@@ -139,7 +139,7 @@ def test_ids_that_share_a_hash_are_told_apart(tmp_path, monkeypatch):
         max_size=20,
     )
 )
-def test_whole_numbers_are_read_as_python_reads_them(texts):
+def test_integers_are_parsed_as_by_python(texts):
     values, valid = Spans.of([text.encode() for text in texts]).integers()
     for text, value, good in zip(texts, values, valid, strict=True):
         plain = text.removeprefix("-")
@@ -173,7 +173,7 @@ def test_whole_numbers_are_read_as_python_reads_them(texts):
     ],
 )
 @pytest.mark.parametrize("block", [3, 1 << 20])
-def test_bad_collections_are_refused_by_line(tmp_path, monkeypatch, content, message, block):
+def test_malformed_collections_name_the_line(tmp_path, monkeypatch, content, message, block):
     monkeypatch.setattr(lines, "BLOCK", block)
     (tmp_path / "c.tsv").write_bytes(content)
     with pytest.raises(
@@ -196,21 +196,21 @@ def test_bad_collections_are_refused_by_line(tmp_path, monkeypatch, content, mes
         ('{"_id": "1", "text": "b"}', ":2: _id '1' appears a second time"),
     ],
 )
-def test_bad_json_lines_are_refused_by_line(tmp_path, line, message):
+def test_malformed_json_lines_name_the_line(tmp_path, line, message):
     (tmp_path / "q.jsonl").write_text('{"_id": "1", "text": "a"}\n' + line + "\n")
     with pytest.raises(InputError, match=f"q.jsonl{message}"):
         Corpus(tmp_path / "q.jsonl", JsonLayout(may_be_empty=False))
 
 
-def test_a_broken_gz_file_is_refused(tmp_path, monkeypatch):
+def test_damaged_gz_files_are_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
     whole = gzip.compress(b"".join(b"%d\ttext %d\n" % (i, i * i) for i in range(1000)))
-    for number, content in enumerate(
+    for index, content in enumerate(
         (whole[: len(whole) // 2], b"plain text\n", whole[:500] + b"\0" * 500)
     ):
-        path = tmp_path / f"c{number}.tsv.gz"
+        path = tmp_path / f"c{index}.tsv.gz"
         path.write_bytes(content)
-        with pytest.raises(InputError, match=f"c{number}.tsv.gz: damaged or truncated gzip file"):
+        with pytest.raises(InputError, match=f"c{index}.tsv.gz: damaged or truncated gzip file"):
             Corpus(path, LAYOUT)
 
 
@@ -219,12 +219,12 @@ def write(path, count, word="text"):
     return path
 
 
-def folders(kept):
-    """What is cached, fingerprints apart."""
-    return [path for path in kept.iterdir() if path.name != "fingerprints"]
+def entries(cache_folder):
+    """Returns the entries of the cache, without fingerprints."""
+    return [path for path in cache_folder.iterdir() if path.name != "fingerprints"]
 
 
-def test_a_kept_index_is_used_again_and_follows_the_file(kept, tmp_path, monkeypatch):
+def test_a_cached_index_is_reused_and_follows_the_file(cache_folder, tmp_path, monkeypatch):
     path = write(tmp_path / "c.tsv", 50)
     built = []
     original = IdWriter.finish
@@ -237,10 +237,10 @@ def test_a_kept_index_is_used_again_and_follows_the_file(kept, tmp_path, monkeyp
     assert Corpus(path, LAYOUT)["147"] == "Text 49" and len(built) == 2
     write(path, 51)
     assert Corpus(path, LAYOUT)["150"] == "text 50" and len(built) == 3
-    assert len(folders(kept)) == 1  # what was kept for the file as it was is gone
+    assert len(entries(cache_folder)) == 1  # the entry of the former content is removed
 
 
-def test_a_file_that_changes_while_it_is_open_is_noticed(tmp_path):
+def test_changes_of_an_open_file_are_detected(tmp_path):
     path = write(tmp_path / "c.tsv", 50)
     texts = Corpus(path, LAYOUT)
     with path.open("r+") as file:
@@ -252,7 +252,7 @@ def test_a_file_that_changes_while_it_is_open_is_noticed(tmp_path):
         texts.text(49)
 
 
-def test_a_file_that_changes_while_its_index_is_made_is_refused(kept, tmp_path, monkeypatch):
+def test_changes_while_the_index_is_built_are_errors(cache_folder, tmp_path, monkeypatch):
     path = write(tmp_path / "c.tsv", 50)
     original = IdWriter.finish
     monkeypatch.setattr(IdWriter, "finish", lambda self: (write(path, 60), original(self)))
@@ -260,43 +260,42 @@ def test_a_file_that_changes_while_its_index_is_made_is_refused(kept, tmp_path, 
         InputError, match="c.tsv changed while the index of every pid was being built"
     ):
         Corpus(path, LAYOUT)
-    assert not folders(kept)
+    assert not entries(cache_folder)
 
 
-def test_a_crash_leaves_nothing_and_the_next_try_is_whole(kept, tmp_path, monkeypatch):
+def test_a_crash_leaves_no_partial_entry(cache_folder, tmp_path, monkeypatch):
     path = write(tmp_path / "c.tsv", 50)
     with monkeypatch.context() as patch:
         patch.setattr(IdWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Corpus(path, LAYOUT)
-    assert not folders(kept)
-    half = (
-        kept / ".making-killed"
-    )  # what a kill leaves is not taken for an index, and goes after a day
-    half.mkdir()
-    os.utime(half, (0, 0))
+    assert not entries(cache_folder)
+    # The partial entry of a killed process is not used, and is removed after a day.
+    partial = cache_folder / ".making-killed"
+    partial.mkdir()
+    os.utime(partial, (0, 0))
     assert Corpus(path, LAYOUT)["3"] == "text 1"
-    assert not half.exists()
+    assert not partial.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "empty"])
-def test_an_entry_that_lost_a_part_is_made_anew(kept, tmp_path, damage):
+def test_a_damaged_entry_is_rebuilt(cache_folder, tmp_path, damage):
     path = write(tmp_path / "c.tsv", 50)
     assert Corpus(path, LAYOUT)["3"] == "text 1"
-    (entry,) = folders(kept)
+    (entry,) = entries(cache_folder)
     for file in entry.iterdir():
         if damage == "truncated":
             os.truncate(file, file.stat().st_size // 2)
         elif damage == "empty" or file.name.startswith("offsets"):
             file.unlink()
-    assert Corpus(path, LAYOUT)["3"] == "text 1" and folders(kept) == [entry]
+    assert Corpus(path, LAYOUT)["3"] == "text 1" and entries(cache_folder) == [entry]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"stamp\nwrong\n", None])
-def test_a_damaged_fingerprint_is_computed_anew(kept, tmp_path, content):
+def test_a_damaged_fingerprint_is_recomputed(cache_folder, tmp_path, content):
     path = write(tmp_path / "c.tsv", 50)
     first = cache.fingerprint(path)
-    (memo,) = (kept / "fingerprints").iterdir()
+    (memo,) = (cache_folder / "fingerprints").iterdir()
     if content is None:
         memo.unlink()
         memo.mkdir()
@@ -305,7 +304,7 @@ def test_a_damaged_fingerprint_is_computed_anew(kept, tmp_path, content):
     assert cache.fingerprint(path) == first
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
+def test_an_unwritable_cache_names_the_variable(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "KEEP_FROM", 0)
     (tmp_path / "occupied").write_text("")
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "occupied"))
@@ -321,7 +320,7 @@ def open_and_read(path, folder, barrier):
     return [texts[str(i * 3)] for i in range(0, 5000, 617)]
 
 
-def test_processes_that_build_at_once_all_read_a_whole_index(kept, tmp_path):
+def test_concurrent_builders_all_read_a_complete_index(cache_folder, tmp_path):
     path = write(tmp_path / "c.tsv", 5000)
     context = multiprocessing.get_context("forkserver")
     with (
@@ -329,26 +328,27 @@ def test_processes_that_build_at_once_all_read_a_whole_index(kept, tmp_path):
         concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool,
     ):
         barrier = manager.Barrier(3)
-        results = list(pool.map(open_and_read, [str(path)] * 3, [str(kept)] * 3, [barrier] * 3))
+        arguments = ([str(path)] * 3, [str(cache_folder)] * 3, [barrier] * 3)
+        results = list(pool.map(open_and_read, *arguments))
     assert results == [[f"text {i}" for i in range(0, 5000, 617)]] * 3
-    assert len(folders(kept)) == 1
+    assert len(entries(cache_folder)) == 1
 
 
-def test_threads_read_at_once(tmp_path):
+def test_threads_read_concurrently(tmp_path):
     texts = Corpus(write(tmp_path / "c.tsv", 2000), LAYOUT)
     asked = np.random.default_rng(0).integers(0, 2000, 4000).tolist()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(texts.text, asked)) == [f"text {i}" for i in asked]
 
 
-def test_an_index_does_not_need_its_files_names(kept, tmp_path):
-    """A second process may replace what is kept while this one reads."""
+def test_an_open_index_survives_deletion(cache_folder, tmp_path):
+    """Another process may replace an entry while this one reads it."""
     texts = Corpus(write(tmp_path / "c.tsv", 100), LAYOUT)
-    shutil.rmtree(kept)
+    shutil.rmtree(cache_folder)
     assert [texts[str(i * 3)] for i in range(100)] == [f"text {i}" for i in range(100)]
 
 
-def test_released_memory_is_given_back_and_the_arrays_still_read(tmp_path):
+def test_release_frees_memory_of_readable_arrays(tmp_path):
     def resident():
         return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
 
@@ -361,7 +361,7 @@ def test_released_memory_is_given_back_and_the_arrays_still_read(tmp_path):
     assert many[3_999_999] == 3_999_999
 
 
-def test_a_line_longer_than_a_block_is_whole(tmp_path, monkeypatch):
+def test_a_line_may_be_longer_than_a_block(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "BLOCK", 100)
     long = "word " * 5000 + "end"
     (tmp_path / "c.tsv").write_text(f"a\tshort\nb\t{long}\nc\tlast")
@@ -376,7 +376,7 @@ def test_a_line_longer_than_a_block_is_whole(tmp_path, monkeypatch):
     ),
     st.integers(1, 30),
 )
-def test_numbered_lines_are_those_of_the_file(texts, block):
+def test_numbered_lines_match_the_file(texts, block):
     content = "\n".join(texts)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK", block)
@@ -386,8 +386,8 @@ def test_numbered_lines_are_those_of_the_file(texts, block):
             *(texts[-1:] if texts and texts[-1] else []),
         ]
         expected = [
-            text.removeprefix("\ufeff") if not place else text
-            for place, text in enumerate(expected)
+            text.removeprefix("\ufeff") if not index else text
+            for index, text in enumerate(expected)
         ]
         assert list(lines.numbered(Path(folder) / "f")) == list(
             zip(itertools.count(1), expected, strict=False)

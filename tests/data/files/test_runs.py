@@ -9,23 +9,23 @@ from gemma_encoder.data.files.corpus import Corpus, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Qrels
 
 
-def texts(path, what, count, first=None):
-    """A file of texts with counting ids, or with words for ids."""
+def texts(path, id_name, count, first=None):
+    """Writes a file of texts with consecutive integers or arbitrary words as ids."""
     names = [
-        str(first + i) if first is not None else f"{what}-{i * 7919 % 1000003:x}"
+        str(first + i) if first is not None else f"{id_name}-{i * 7919 % 1000003:x}"
         for i in range(count)
     ]
     path.write_text("".join(f"{name}\ttext {name}\n" for name in names))
-    return names, Corpus(path, TsvLayout(what, "text"))
+    return names, Corpus(path, TsvLayout(id_name, "text"))
 
 
 @pytest.mark.parametrize("kind", ["marco", "trec", "top1000"])
 @pytest.mark.parametrize("grouped", [True, False])
 @pytest.mark.parametrize("first", [0, None])
-@pytest.mark.parametrize("kept", [True, False])
-def test_compact_candidates_equal_naive_ones(tmp_path, monkeypatch, kind, grouped, first, kept):
+@pytest.mark.parametrize("cached", [True, False])
+def test_compact_candidates_match_a_reference(tmp_path, monkeypatch, kind, grouped, first, cached):
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "KEEP_FROM", 0 if kept else 1 << 30)
+    monkeypatch.setattr(cache, "KEEP_FROM", 0 if cached else 1 << 30)
     monkeypatch.setattr(runs, "PART", 500)  # many parts
     monkeypatch.setattr(lines, "BLOCK", 333)
     rng = np.random.default_rng(1)
@@ -46,20 +46,21 @@ def test_compact_candidates_equal_naive_ones(tmp_path, monkeypatch, kind, groupe
         "".join(written.format(q, d, rank, 1 / rank) for q, d, rank in entries), newline=""
     )
     naive = {q: [] for q in queries}
-    for place, (q, d, rank) in enumerate(entries):
-        naive[q].append((rank if kind != "top1000" else place, d))
-    for _ in range(2):  # the second time from what was kept
+    for line, (q, d, rank) in enumerate(entries):
+        naive[q].append((rank if kind != "top1000" else line, d))
+    for _ in range(2):  # the second time from the cache
         compact = Candidates(tmp_path / "run", query_texts, document_texts)
         assert {q: [documents[d] for d in compact.of(i)] for i, q in enumerate(queries)} == {
-            q: [d for _, d in sorted(found)] for q, found in naive.items()
+            q: [d for _, d in sorted(ranked)] for q, ranked in naive.items()
         }
         assert compact.counts().tolist() == [len(naive[q]) for q in queries]
 
 
-def test_candidates_follow_every_file_they_depend_on(tmp_path, monkeypatch):
+def test_cached_candidates_depend_on_every_file(tmp_path, monkeypatch):
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "KEEP_FROM", 0)
-    run, collection = tmp_path / "run", tmp_path / "c.tsv"
+    run = tmp_path / "run"
+    collection = tmp_path / "c.tsv"
     (tmp_path / "q.tsv").write_text("q\tquery\n")
     collection.write_text("a\tx\nb\ty\n")
 
@@ -76,11 +77,11 @@ def test_candidates_follow_every_file_they_depend_on(tmp_path, monkeypatch):
     assert read() == ["a", "b"]
     run.write_text("q b 1\nq a 2\n")
     assert read() == ["b", "a"]
-    collection.write_text("b\ty\na\tx\n")  # the numbers of both documents change
+    collection.write_text("b\ty\na\tx\n")  # the indices of both documents change
     assert read() == ["b", "a"]
 
 
-def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
+def test_compact_qrels_match_a_reference(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "BLOCK", 100)
     rng = np.random.default_rng(2)
     queries, query_texts = texts(tmp_path / "queries.tsv", "qid", 20, 5)
@@ -99,8 +100,8 @@ def test_judgements_equal_naive_ones(tmp_path, monkeypatch):
         "query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{grade}\n" for q, d, grade in written)
     )
     for name in ("trec", "beir.tsv"):
-        judgements = Qrels(tmp_path / name, query_texts, document_texts)
-        assert judgements.by_id(np.arange(20)) == naive
-        assert judgements.positives.tolist() == [
+        qrels = Qrels(tmp_path / name, query_texts, document_texts)
+        assert qrels.by_id(np.arange(20)) == naive
+        assert qrels.positives.tolist() == [
             sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries
         ]

@@ -15,7 +15,7 @@ OPTIONS = StreamOptions(
 
 @pytest.fixture(scope="module")
 def tables(prepared, tokenizer):
-    """`tables(name, split)`: the batches and the table of a split, read once."""
+    """`tables(name, split)` returns the batches and the table of a split, read once."""
     read = {}
 
     def get(name, split):
@@ -23,12 +23,9 @@ def tables(prepared, tokenizer):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("TFDS_DATA_DIR", str(prepared))
                 table = ExampleTable()
-                read[name, split] = (
-                    list(
-                        evaluation_stream(registry.get(name), 0, split, tokenizer, OPTIONS, table)
-                    ),
-                    table,
-                )
+                source = registry.get(name)
+                batches = evaluation_stream(source, 0, split, tokenizer, OPTIONS, table)
+                read[name, split] = list(batches), table
         return read[name, split]
 
     return get

@@ -11,7 +11,7 @@ from gemma_encoder.data.source import DataOptions
 
 
 def write(path, rows):
-    """Rows (dictionaries) in the format that the path's suffix names."""
+    """Writes rows (dictionaries) in the format of the path's suffix; returns the path."""
     names = list(rows[0])
     kind = path.name.split(".")[1]
     if kind == "parquet":
@@ -34,22 +34,18 @@ def write(path, rows):
 
 
 def source(train, limits=None, **options):
-    return registry.get(
-        "own",
-        DataOptions(
-            own={
-                "train": str(train),
-                **{k: str(v) if k in ("validation", "test") else v for k, v in options.items()},
-            },
-            **(limits or {}),
-        ),
-    )
+    """Returns the source of `config.own` with these options; limits are other data options."""
+    own = {"train": str(train)} | options
+    own |= {split: str(own[split]) for split in ("validation", "test") if split in own}
+    return registry.get("own", DataOptions(own=own, **(limits or {})))
 
 
 def everything(made, split):
-    return [made.examples(split, number) for number in range(made.size(split))]
+    """Returns the examples of every record of a split."""
+    return [made.examples(split, index) for index in range(made.size(split))]
 
 
+# The rows of a query are not contiguous.
 RANKED = [
     {
         "query_id": f"q{q}",
@@ -60,4 +56,4 @@ RANKED = [
     }
     for d in range(6)
     for q in range(8)
-]  # the rows of a query do not stand together
+]

@@ -27,7 +27,9 @@ def beir(tmp_path, monkeypatch):
         )
     )
     (folder / "queries.jsonl").write_text(
-        '{"_id": "q1", "text": "what lifts"}\n{"_id": "q2", "text": "what flows"}\n{"_id": "q3", "text": "of another split"}\n'
+        '{"_id": "q1", "text": "what lifts"}\n'
+        '{"_id": "q2", "text": "what flows"}\n'
+        '{"_id": "q3", "text": "of another split"}\n'
     )
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq2\td2\t1\n")
     (folder / "run.test.tsv").write_text(
@@ -45,7 +47,7 @@ def beir(tmp_path, monkeypatch):
     return make
 
 
-def test_beir_is_read_as_published(beir, tmp_path):
+def test_published_files_are_read(beir, tmp_path):
     source = beir()
     first = source.examples("test", 0)
     # As in BEIR's own evaluation, the document with the query's id is no candidate.
@@ -65,7 +67,7 @@ def test_beir_is_read_as_published(beir, tmp_path):
         assert [zipped.examples("test", i) for i in range(2)] == plain
 
 
-def test_beir_takes_a_run_by_path(beir, tmp_path):
+def test_run_option_selects_a_file(beir, tmp_path):
     (tmp_path / "bm25.test.trec").write_text("q2 Q0 d1 1 3 bm25\nq2 Q0 d2 2 1 bm25\n")
     source = beir(DataOptions(run=str(tmp_path / "bm25.{split}.trec")))
     assert [e.document_id for e in source.examples("test", 0)] == ["d1", "d2"]
@@ -96,12 +98,12 @@ def test_beir_takes_a_run_by_path(beir, tmp_path):
         ({"corpus__jsonl": '{"_id": "d1"}\n'}, r"corpus.jsonl:1: expected _id and text"),
     ],
 )
-def test_bad_beir_files_are_named_with_their_line(beir, changes, message):
+def test_malformed_files_name_the_line(beir, changes, message):
     with pytest.raises(InputError, match=message):
         beir(**changes).size("test")
 
 
-def test_missing_beir_folders(monkeypatch, tmp_path):
+def test_missing_folders_are_errors(monkeypatch, tmp_path):
     monkeypatch.delenv("BEIR_DIR", raising=False)
     with pytest.raises(
         InputError, match="BEIR_DIR is not set; set it to a folder with trec-covid/corpus.jsonl"

@@ -8,9 +8,11 @@ import pytest
 from gemma_encoder.data import registry
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.data.tasks import glue, superglue
 from gemma_encoder.data.tfds import TfdsSource
 from gemma_encoder.evaluation.predictions import Predictions
+from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.template import Template
@@ -21,7 +23,11 @@ NAMES = (*glue.TASKS, *superglue.TASKS)
 RECORD = "passage: Ann Lee met Bob in Rome. Bob, of Oslo, said no. They left"
 
 
-# One example of each task by its `idx`, as the model reads it, with its label. Test splits that have no labels say -1.
+OPTIONS = StreamOptions(
+    BatchShape(rows=4, row_length=128, segments=6, groups=2, list_size=4), max_length=64, readers=2
+)
+
+# One example per task: split, `idx`, text and label. Unlabeled test splits have the label -1.
 EXPECTED = {
     "glue_cola": ("validation", 3, "cola sentence: dev sentence 3 .", 1),
     "glue_sst2": ("test", 2, "sst2 sentence: test film 2", -1),
@@ -44,7 +50,8 @@ EXPECTED = {
     "superglue_multirc": (
         "validation",
         {"paragraph": 1, "question": 2, "answer": 7},
-        "multirc question: val question 0? answer: answer 2 paragraph: Sent 1: Ann bought a lamp. Sent 2: It was red &amp; old.",
+        "multirc question: val question 0? answer: answer 2 "
+        "paragraph: Sent 1: Ann bought a lamp. Sent 2: It was red &amp; old.",
         1,
     ),
     "superglue_record": ("validation", 1, f"record query: Oslo knows Ann Lee {RECORD}", 1),
@@ -80,12 +87,12 @@ def labeled_split(name):
     }.get(name, "validation")
 
 
-def test_every_task_is_expected_here():
+def test_every_task_has_an_expected_example():
     assert set(NAMES) == set(EXPECTED) and set(NAMES) < set(registry.names())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_declaration_fits_the_builder(name, benchmarks):
+def test_declarations_match_the_builders(name, benchmarks):
     source: TfdsSource = registry.get(name)
     source.check()
     import tensorflow_datasets as tfds
@@ -111,7 +118,7 @@ def test_the_declaration_fits_the_builder(name, benchmarks):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_raw_record_becomes_the_text_that_t5_names(name, tables, benchmarks):
+def test_texts_have_the_format_of_t5(name, tables, benchmarks):
     split, idx, text, label = EXPECTED[name]
     source = registry.get(name)
     _, table = tables(name, split)
@@ -122,8 +129,8 @@ def test_a_raw_record_becomes_the_text_that_t5_names(name, tables, benchmarks):
         if e.info["idx"] == idx
     ]
     assert (source.task.template.render(example.fields)[0], example.label) == (text, label)
-    place = next(i for i, info in enumerate(table.infos) if info["idx"] == idx)
-    assert (table.labels[place], table.query_ids[place], table.document_ids[place]) == (
+    row = next(i for i, info in enumerate(table.infos) if info["idx"] == idx)
+    assert (table.labels[row], table.query_ids[row], table.document_ids[row]) == (
         label,
         example.query_id,
         example.document_id,
@@ -131,7 +138,7 @@ def test_a_raw_record_becomes_the_text_that_t5_names(name, tables, benchmarks):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_batches_hold_every_example_of_every_split_once(name, tables, tokenizer, benchmarks):
+def test_batches_contain_every_example_once(name, tables, tokenizer, benchmarks):
     source = registry.get(name)
     for split in source.splits:
         batches, table = tables(name, split)
@@ -157,7 +164,7 @@ def test_batches_hold_every_example_of_every_split_once(name, tables, tokenizer,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_some_test_splits_are_unlabelled(name, tables):
+def test_only_some_test_splits_are_unlabeled(name, tables):
     task = registry.get(name).task
     for split in registry.get(name).splits:
         unknown = [task.is_unlabeled(label) for label in tables(name, split)[1].labels]
@@ -167,7 +174,7 @@ def test_only_some_test_splits_are_unlabelled(name, tables):
 
 
 def oracle(task, table, wrong=()):
-    """Outputs that are right but for the examples in `wrong`."""
+    """Returns correct outputs, except for the examples in `wrong`."""
     labels = np.array(table.labels)
     if task.kind.name != "classification":
         return np.where(np.isin(np.arange(len(labels)), wrong), -labels, labels)
@@ -178,16 +185,16 @@ def oracle(task, table, wrong=()):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_metrics_of_right_answers_are_one_and_of_unlabelled_splits_none(name, tables):
+def test_metrics_of_correct_answers_are_one(name, tables):
     task = registry.get(name).task
     _, table = tables(name, labeled_split(name))
-    found = Predictions(task, labeled_split(name), oracle(task, table), table).metrics()
-    # ReCoRD's question that no entity of the passage answers stays wrong: one of four.
+    metrics = Predictions(task, labeled_split(name), oracle(task, table), table).metrics()
+    # One of four questions of ReCoRD is unanswerable: no entity of the passage is correct.
     expected = {"glue_ax": {}, "superglue_record": {"token_f1": 0.75, "exact_match": 0.75}}.get(
         name, dict.fromkeys(task.metrics, 1.0)
     )
-    assert found == pytest.approx(expected)
-    assert list(found) == list(expected)  # the main metric first
+    assert metrics == pytest.approx(expected)
+    assert list(metrics) == list(expected)  # the main metric first
     for split in registry.get(name).splits:
         if split.startswith("test") and task.is_unlabeled(tables(name, split)[1].labels[0]):
             assert (
@@ -214,7 +221,8 @@ def test_diagnostics_share_head_classes_and_template():
         ("superglue_axb", "superglue_rte"),
         ("superglue_axg", "superglue_rte"),
     ):
-        first, second = registry.get(diagnostic).task, registry.get(task).task
+        first = registry.get(diagnostic).task
+        second = registry.get(task).task
         assert (first.head, first.classes, first.template) == (
             second.head,
             second.classes,
@@ -222,7 +230,7 @@ def test_diagnostics_share_head_classes_and_template():
         )
 
 
-def test_labels_out_of_range_and_empty_texts_are_named(tokenizer, benchmarks):
+def test_invalid_labels_and_empty_texts_name_the_record(tokenizer, benchmarks):
     def source(**changes):
         task = dataclasses.replace(
             registry.get("superglue_cb").task, template=Template("{premise}")
@@ -257,11 +265,12 @@ def test_labels_out_of_range_and_empty_texts_are_named(tokenizer, benchmarks):
         list(evaluation_stream(source(label=3.0), 0, "test", tokenizer, OPTIONS, ExampleTable()))
 
 
-def test_classes_that_the_data_name_otherwise_are_refused(benchmarks):
+def test_different_classes_of_the_data_are_errors(benchmarks):
     task = registry.get("superglue_cb").task
     other = dataclasses.replace(task, classes=("entailment", "neutral", "contradiction"))
     with pytest.raises(
         InputError,
-        match="the data in .*super_glue/cb/1.0.2 have the classes entailment, contradiction, neutral; expected entailment, neutral",
+        match="the data in .*super_glue/cb/1.0.2 have the classes entailment, contradiction, "
+        "neutral; expected entailment, neutral",
     ):
         TfdsSource(other, DataOptions(), "super_glue/cb:1.0.2").examples("train", 0)

@@ -16,7 +16,8 @@ from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
 
 FILES = {
-    "collection.tsv": "10\ta passage on wings\n11\ta passage on heat\n12\tone on flutter\n13\tone on shells\n",
+    "collection.tsv": "10\ta passage on wings\n11\ta passage on heat\n"
+    "12\tone on flutter\n13\tone on shells\n",
     "queries.train.tsv": "1\twhat are wings\n2\twhat is heat\n3\tno positive here\n",
     "qrels.train.tsv": "1\t0\t10\t1\n2\t0\t11\t2\n3\t0\t12\t0\n",
     "run.train.tsv": "1\t11\t1\n1\t10\t2\n1\t12\t3\n1\t13\t4\n2\t11\t1\n2\t12\t2\n3\t10\t1\n",
@@ -33,13 +34,13 @@ def query_ids(source, split):
 @pytest.fixture
 def marco(tmp_path, monkeypatch):
     def make(options=None, **changes) -> MsMarcoSource:
-        for name, content in (
-            FILES | {key.replace("__", "."): value for key, value in changes.items()}
-        ).items():
+        changes = {name.replace("__", "."): content for name, content in changes.items()}
+        for name, content in (FILES | changes).items():
             path = tmp_path / name
-            path.write_bytes(
-                content if isinstance(content, bytes) else content.encode()
-            ) if content is not None else path.unlink(missing_ok=True)
+            if content is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_bytes(content if isinstance(content, bytes) else content.encode())
         monkeypatch.setenv("MSMARCO_DIR", str(tmp_path))
         source = registry.get("msmarco", options or DataOptions(list_size=3))
         source.check()
@@ -48,7 +49,7 @@ def marco(tmp_path, monkeypatch):
     return make
 
 
-def test_training_lists_hold_a_positive_and_unjudged_negatives(marco):
+def test_training_lists_have_one_positive_and_negatives(marco):
     source = marco()
     assert query_ids(source, "train") == ["1", "2"]  # query 3 has no positive
     for draw in range(20):
@@ -67,7 +68,7 @@ def test_training_lists_hold_a_positive_and_unjudged_negatives(marco):
     ]  # a shorter list: one negative
 
 
-def test_negative_ranks_bound_the_sample(marco):
+def test_negative_ranks_limit_the_negatives(marco):
     source = marco(DataOptions(list_size=8, negative_ranks=(3, 4)))
     assert {e.document_id for e in source.examples("train", 0, np.random.default_rng(0))[1:]} == {
         "12",
@@ -75,25 +76,26 @@ def test_negative_ranks_bound_the_sample(marco):
     }
 
 
-def test_evaluation_scores_every_candidate_in_the_runs_order(marco):
+def test_evaluation_keeps_the_order_of_the_run(marco):
     source = marco()
     assert [e.document_id for e in source.examples("validation", 0)] == ["10", "12"]
     assert source.qrels("validation") == {
         "7": {"12": 1},
         "8": {"13": 1},
-    }  # the query without candidates counts, as zero
+    }  # a query without candidates counts as zero
     assert source.qrels("train").keys() == {"1", "2", "3"}
 
 
-def test_top1000_serves_where_there_is_no_run(marco):
+def test_top1000_replaces_a_missing_run(marco):
     source = marco(
         run__dev__tsv=None,
-        top1000__dev__tsv="7\t12\tflutter of wings\tone on flutter\n7\t10\tflutter of wings\ta passage on wings\n",
+        top1000__dev__tsv="7\t12\tflutter of wings\tone on flutter\n"
+        "7\t10\tflutter of wings\ta passage on wings\n",
     )
     assert [e.document_id for e in source.examples("validation", 0)] == ["12", "10"]
 
 
-def test_long_passages_are_read_whole(marco):
+def test_long_passages_are_read_completely(marco):
     long = "word " * 5000 + "end"
     source = marco(collection__tsv=f"10\tshort\n11\t{long}\n12\tlast without newline")
     assert source.passages["11"] == long
@@ -162,7 +164,8 @@ def test_long_passages_are_read_whole(marco):
         ),
         (
             {"run__train__tsv": None},
-            r"has no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz, .zst\); MSMARCO_DIR must name",
+            r"has no run.train.tsv or top1000.train.tsv or top100.train.tsv \(or .gz, .zst\); "
+            r"MSMARCO_DIR must name",
         ),
         (
             {"qrels__train__tsv": "3\t0\t12\t0\n"},
@@ -170,12 +173,12 @@ def test_long_passages_are_read_whole(marco):
         ),
     ],
 )
-def test_bad_files_are_named_with_their_line(marco, changes, message):
+def test_malformed_files_name_the_line(marco, changes, message):
     with pytest.raises(InputError, match=message):
         marco(**changes).size("train")
 
 
-def test_missing_folder_says_what_it_should_hold(monkeypatch, tmp_path):
+def test_missing_folder_names_its_content(monkeypatch, tmp_path):
     monkeypatch.delenv("MSMARCO_DIR", raising=False)
     with pytest.raises(
         InputError, match="MSMARCO_DIR is not set; set it to a folder with collection.tsv"
@@ -194,12 +197,12 @@ def test_missing_folder_says_what_it_should_hold(monkeypatch, tmp_path):
         DataOptions(list_size=1),
     ],
 )
-def test_bad_ranking_options(options):
+def test_invalid_ranking_options_are_errors(options):
     with pytest.raises(InputError, match="ranking"):
         registry.get("msmarco", options)
 
 
-def test_cranfield_reads_whole(shared_data, monkeypatch):
+def test_cranfield_is_read_completely(shared_data, monkeypatch):
     monkeypatch.setenv("MSMARCO_DIR", str(shared_data / "cranfield_msmarco"))
     source: MsMarcoSource = registry.get("msmarco")
     assert isinstance(source.folder, pathlib.Path)
@@ -214,7 +217,7 @@ def compress(folder):
 
 
 def everything(source):
-    """All that a source gives, training lists drawn from fixed seeds."""
+    """Returns all data of a source, with training lists drawn from fixed seeds."""
     lists = [
         source.examples("train", i, np.random.default_rng(i)) for i in range(source.size("train"))
     ]
@@ -222,7 +225,7 @@ def everything(source):
     return lists, candidates, source.qrels("train"), source.qrels("validation")
 
 
-def test_gz_equals_plain(marco, tmp_path, monkeypatch):
+def test_gz_files_equal_plain_files(marco, tmp_path, monkeypatch):
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
     plain = everything(marco())
     compress(tmp_path)
@@ -240,7 +243,7 @@ def test_the_small_dev_set_is_preferred(marco):
     assert [e.document_id for e in marco(**small).examples("validation", 0)] == ["13"]
 
 
-def test_judgements_of_unknown_queries_are_counted(marco, caplog):
+def test_judgments_of_unknown_queries_are_counted(marco, caplog):
     source = marco(qrels__dev__tsv="7\t0\t12\t1\n99\t0\t12\t1\n98\t0\t12\t1\n7\t0\t12\t1\n")
     assert source.qrels("validation") == {"7": {"12": 1}}
     assert (
@@ -249,8 +252,8 @@ def test_judgements_of_unknown_queries_are_counted(marco, caplog):
     )
 
 
-def test_queries_that_cannot_train_are_counted_and_still_evaluated(marco, caplog):
-    # Query 2's whole run is relevant; query 1's is but for its last document.
+def test_untrainable_queries_are_counted_and_evaluated(marco, caplog):
+    # All candidates of query 2 are relevant, and all but the last one of query 1.
     source = marco(
         qrels__train__tsv="1\t0\t10\t1\n1\t0\t11\t1\n1\t0\t12\t1\n2\t0\t11\t2\n2\t0\t12\t1\n"
     )
@@ -260,10 +263,10 @@ def test_queries_that_cannot_train_are_counted_and_still_evaluated(marco, caplog
         drawn = source.examples("train", 0, np.random.default_rng(draw))
         assert drawn[0].label == 1 and [e.document_id for e in drawn[1:]] == [
             "13"
-        ]  # the other positives are no negatives
+        ]  # other positives are not used as negatives
 
 
-def test_a_test_split_needs_no_judgements(marco):
+def test_a_test_split_needs_no_qrels(marco):
     source = marco(queries__eval__tsv="9\twhat now\n", run__eval__tsv="9\t12\t1\n9\t10\t2\n")
     assert [(e.document_id, e.label) for e in source.examples("test", 0)] == [
         ("12", -1),
@@ -272,7 +275,7 @@ def test_a_test_split_needs_no_judgements(marco):
     assert source.qrels("test") == {}
 
 
-def test_a_run_by_path(marco, tmp_path):
+def test_run_option_selects_a_file(marco, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "dev.trec").write_text("7 Q0 11 1 9.5 tag\n7 Q0 13 2 9.1 tag\n")
     source = marco(DataOptions(run=str(tmp_path / "mine" / "{split}.trec")))
@@ -282,10 +285,11 @@ def test_a_run_by_path(marco, tmp_path):
 
 
 def epochs(source, count, seed=0):
-    """The lists of whole epochs, as training draws them."""
+    """Returns the training lists of complete epochs."""
     options = StreamOptions(BatchShape(1, 128), 128, seed=seed)
-    order, queries = training_order([source], np.ones(1), options, 0), source.size("train")
-    positions = [order[number] for number in range(count * queries)]
+    order = training_order([source], np.ones(1), options, 0)
+    queries = source.size("train")
+    positions = [order[index] for index in range(count * queries)]
     lists = [
         tuple(e.document_id for e in source.training_examples(p.index, seed, p.epoch))
         for p in positions
@@ -293,9 +297,10 @@ def epochs(source, count, seed=0):
     return [lists[i : i + queries] for i in range(0, len(lists), queries)]
 
 
-def test_every_epoch_draws_other_lists_and_a_seed_repeats_them(marco, tmp_path):
+def test_epochs_draw_different_repeatable_lists(marco, tmp_path):
     rng = np.random.default_rng(0)
-    queries, documents = range(100, 120), range(1000, 1060)
+    queries = range(100, 120)
+    documents = range(1000, 1060)
     positive = {q: rng.choice(documents, 3, replace=False).tolist() for q in queries}
     changes = {
         "collection__tsv": "".join(f"{d}\tpassage {d}\n" for d in documents),
@@ -311,14 +316,14 @@ def test_every_epoch_draws_other_lists_and_a_seed_repeats_them(marco, tmp_path):
     source = marco(DataOptions(list_size=6, negative_ranks=(5, 30)), **changes)
     drawn = epochs(source, 4)
     assert drawn == epochs(source, 4) and drawn != epochs(source, 4, seed=1)
-    for number, epoch in enumerate(drawn):
-        assert sorted(epoch) != sorted(drawn[number - 1])
+    for index, epoch in enumerate(drawn):
+        assert sorted(epoch) != sorted(drawn[index - 1])
     ranked = {str(q): {} for q in queries}
     for line in changes["run__train__tsv"].splitlines():
         q, d, rank = line.split()
         ranked[q][d] = int(rank)
     positives_seen = set()
-    by_positives = {q: set(map(str, found)) for q, found in positive.items()}
+    by_positives = {q: set(map(str, ids)) for q, ids in positive.items()}
     for epoch in drawn:
         assert len(epoch) == len(queries)
         for first, *others in epoch:
@@ -331,7 +336,7 @@ def test_every_epoch_draws_other_lists_and_a_seed_repeats_them(marco, tmp_path):
             assert len(others) == len(set(others)) == 5
             assert any(not by_positives[q] & set(others) for q in owners)
             positives_seen.add(first)
-    assert len(positives_seen) > 30  # of at most 60: not always the same one of a query's three
+    assert len(positives_seen) > 30  # of at most 60: all three positives of a query are drawn
 
 
 @pytest.mark.parametrize("official", [False, True])
@@ -362,15 +367,17 @@ def test_deep_learning_tracks_have_grades_and_a_threshold(marco, tmp_path, offic
     assert [e.label for e in source.examples("validation", 0)] == [1, 3]
     run = ranking.make_run(["5", "5", "6"], ["10", "12", "10"], np.array([2.0, 1.0, 1.0]))
     values = ranking.compute_ranking_metrics(source.task.metrics, source.qrels("validation"), run)
-    # Grade 1 comes first: it is not relevant for MRR and MAP, and half the story for nDCG. Query 6 has no judgement and does not count.
+    # The first document has grade 1, which only nDCG counts. Query 6 has no judgment, so it is not
+    # evaluated.
     assert values["mrr(rel=2)@10"] == pytest.approx(1 / 2) and values[
         "map(rel=2)"
     ] == pytest.approx(1 / 2)
     assert values["ndcg@10"] == pytest.approx((1 + 3 / np.log2(3)) / (3 + 1 / np.log2(3)))
 
 
-def test_a_threshold_is_part_of_a_metrics_name():
-    qrels, run = {"q": {"a": 1, "b": 2}}, {"q": [("a", 3.0), ("c", 2.0), ("b", 1.0)]}
+def test_metric_names_include_the_threshold():
+    qrels = {"q": {"a": 1, "b": 2}}
+    run = {"q": [("a", 3.0), ("c", 2.0), ("b", 1.0)]}
     values = ranking.compute_ranking_metrics(
         ("mrr@10", "mrr(rel=2)@10", "recall(rel=3)@100", "map(rel=2)"), qrels, run
     )

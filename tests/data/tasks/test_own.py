@@ -57,9 +57,9 @@ def test_every_format_from_file_to_batch(tmp_path, tokenizer, kind):
                 batch.segment_ids[row] == slot + 1
             ]
             assert batch.label[row, slot] == table.labels[batch.example_id[row, slot]]
-    for number, row in enumerate(rows[:11]):
+    for index, row in enumerate(rows[:11]):
         np.testing.assert_array_equal(
-            tokens[number], encode(tokenizer, made.task.template, [row], 64)[0].tokens
+            tokens[index], encode(tokenizer, made.task.template, [row], 64)[0].tokens
         )
     assert (
         next(
@@ -81,7 +81,7 @@ def test_pairs_and_targets(tmp_path, kind):
     task = made.task
     assert (
         task.template.text == "Premise_text: {Premise_text} hypothesis: {hypothesis}"
-    )  # the id is no text
+    )  # the id is not part of the text
     assert task.label_range == (0.0, 5.5) and task.metrics == ("spearman", "pearson")
     assert made.size("train") == 9 and made.size("validation") == 3
     both = [
@@ -133,7 +133,7 @@ def test_ranking_rows_become_lists(tmp_path, tokenizer, kind, ids):
         drawn = made.examples("train", 3, np.random.default_rng(draw))
         assert (
             len(drawn) == 4 and drawn[0].label > 0 and all(e.label == 0 for e in drawn[1:])
-        )  # the other positive is no negative
+        )  # the other positive is not used as a negative
         firsts.add(drawn[0].fields["document"])
     assert firsts == {"document 0 of 3", "document 1 of 3"}
     _, table = batches(made, tokenizer)
@@ -148,13 +148,11 @@ def test_held_out_records_are_fixed_and_disjoint(tmp_path, caplog):
     path = write(
         tmp_path / "t.csv", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(50)]
     )
-    parts = [
-        {
-            split: {r[0].fields["text"] for r in everything(source(path), split)}
-            for split in ("train", "validation")
-        }
-        for _ in range(2)
-    ]
+
+    def texts(split):
+        return {record[0].fields["text"] for record in everything(source(path), split)}
+
+    parts = [{split: texts(split) for split in ("train", "validation")} for _ in range(2)]
     assert parts[0] == parts[1] and not parts[0]["train"] & parts[0]["validation"]
     assert len(parts[0]["train"]) == 45 and len(parts[0]["validation"]) == 5
     assert (
@@ -169,7 +167,7 @@ def test_held_out_records_are_fixed_and_disjoint(tmp_path, caplog):
     ]
     assert (
         len(queries[0]) == len(queries[1]) == 4 and not queries[0] & queries[1]
-    )  # a query is on one side, whole
+    )  # queries are not split
     with pytest.raises(
         InputError,
         match=r"2 records are too few to hold out 10% for validation; set own.validation",
@@ -179,7 +177,7 @@ def test_held_out_records_are_fixed_and_disjoint(tmp_path, caplog):
         )
 
 
-def test_what_is_read_off_may_be_said(tmp_path):
+def test_options_override_inferred_values(tmp_path):
     rows = [{"a": f"x {i}", "b": f"y {i}", "note": "n", "gold": i % 2} for i in range(20)]
     path = write(tmp_path / "t.jsonl", rows)
     made = source(
@@ -201,7 +199,7 @@ def test_what_is_read_off_may_be_said(tmp_path):
     inferred = source(path, fields=("a",), label="gold")
     assert inferred.task.classes == ("0", "1")
     many = write(tmp_path / "many.csv", [{"text": "t", "label": i} for i in (10, 9, 2)] * 8)
-    assert source(many).task.classes == ("2", "9", "10")  # numbers are sorted as numbers
+    assert source(many).task.classes == ("2", "9", "10")  # sorted numerically
 
 
 def test_a_test_file_needs_no_labels(tmp_path):
@@ -226,22 +224,16 @@ def test_a_test_file_of_queries_needs_no_grades(tmp_path):
     assert made.qrels("test") == {} and made.qrels("validation") is None
 
 
-def test_queries_that_cannot_train_are_counted_and_still_evaluated(tmp_path, caplog):
-    rows = [
-        row | {"label": 0}
-        if row["query_id"] == "q2"
-        else row | {"label": 1}
-        if row["query_id"] == "q5"
-        else row
-        for row in RANKED
-    ]
+def test_untrainable_queries_are_counted_and_evaluated(tmp_path, caplog):
+    same_label = {"q2": 0, "q5": 1}
+    rows = [row | {"label": same_label.get(row["query_id"], row["label"])} for row in RANKED]
     path = write(tmp_path / "t.csv", rows)
     made = source(path, kind="ranking", validation=path)
     assert made.size("train") == 6 and made.size("validation") == 8
     assert "2 of 8 train queries have no positive or no negative and are skipped" in caplog.text
 
 
-def test_a_limit_takes_the_first_records(tmp_path):
+def test_a_limit_selects_the_first_records(tmp_path):
     path = write(
         tmp_path / "t.csv", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)]
     )
@@ -251,7 +243,7 @@ def test_a_limit_takes_the_first_records(tmp_path):
     ] and made.size("validation") == 2
 
 
-def test_a_large_file_is_kept_as_a_table_that_follows_it(tmp_path, monkeypatch):
+def test_the_cached_table_of_a_large_file_follows_it(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "KEEP_FROM", 0)
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
     rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(30)]
@@ -269,7 +261,7 @@ def test_a_byte_order_mark_is_not_part_of_a_name(tmp_path):
     assert source(tmp_path / "t.csv").task.template.text == "{text}"
 
 
-def test_small_tables_need_no_pandas(tmp_path):
+def test_small_tables_do_not_import_pandas(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\n" + "good,1\nbad,0\n" * 20)
     code = (
         "import sys\nfrom gemma_encoder.data import registry\n"

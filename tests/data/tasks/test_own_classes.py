@@ -1,4 +1,4 @@
-"""Own files with several classes a row, and with ordered ones: from every format to the batch."""
+"""Files of users with several classes per row, or ordinal classes, from file to batch."""
 
 import json
 
@@ -14,7 +14,6 @@ from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
-from gemma_encoder.inputs.tokenizer import Tokenizer
 
 TOPICS = [["sport"], [], ["news", "sport"], ["art, music", "news"]]
 STARS = ["1", "10", "2", "3"]
@@ -30,8 +29,9 @@ def labels(made, split="train"):
 
 
 def write_topics(folder, form):
-    """The same rows as each way of writing a list; "art, music" holds the default separator."""
-    texts, names = [f"text {i}" for i in range(8)], TOPICS * 2
+    """Writes the same rows with lists in various forms; "art, music" has the default separator."""
+    texts = [f"text {i}" for i in range(8)]
+    names = TOPICS * 2
     if form == "jsonl":
         path = folder / "t.jsonl"
         rows = [{"text": text, "label": label} for text, label in zip(texts, names, strict=True)]
@@ -64,13 +64,13 @@ def test_several_classes_from_every_format(tmp_path, form):
     assert labels(made) == [(2,), (), (1, 2), (0, 1)] * 2
 
 
-def test_several_classes_are_targets_of_the_batch(tmp_path):
+def test_several_classes_are_targets_of_the_batch(tmp_path, tokenizer):
     path, _ = write_topics(tmp_path, "jsonl")
     made = source(
         path, kind="multi_label", validation=str(path), classes=("sport", "news", "art, music")
     )
     options = StreamOptions(BatchShape(2, 32, 4, targets=4), 32)
-    tokenizer, table = Tokenizer.load("small"), ExampleTable()
+    table = ExampleTable()
     batches = list(evaluation_stream(made, 0, "validation", tokenizer, options, table))
     assert table.labels == [(0,), (), (0, 1), (1, 2)] * 2
     seen = {}
@@ -86,7 +86,7 @@ def test_several_classes_are_targets_of_the_batch(tmp_path):
     assert batch.targets[batch.weight > 0].sum() > 0
 
 
-def test_ordered_classes_are_numbers_in_order_or_named(tmp_path):
+def test_ordinal_classes_are_sorted_or_named(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text,label\n" + "".join(f"text {i},{STARS[i % 4]}\n" for i in range(8)))
     made = source(path, kind="ordinal", validation=str(path))
@@ -122,14 +122,14 @@ def test_ordered_classes_are_numbers_in_order_or_named(tmp_path):
         ("multi_label", "a,x\nb,y\n", {"separator": ""}, "own.separator must be at least one"),
     ],
 )
-def test_bad_labels_are_refused_by_file_and_line(tmp_path, kind, content, options, message):
+def test_invalid_labels_name_file_and_line(tmp_path, kind, content, options, message):
     path = tmp_path / "t.csv"
     path.write_text(f"text,label\n{content}")
     with pytest.raises(InputError, match=message):
         source(path, kind=kind, validation=str(path), **options)
 
 
-def test_a_label_that_is_no_class_name_is_refused(tmp_path):
+def test_a_null_class_is_an_error(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "a", "label": ["x", null]}\n{"text": "b", "label": "y"}\n')
     with pytest.raises(

@@ -79,7 +79,8 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "text,label\na,pos\nb,pos\n",
             {},
-            r"t.csv: all labels are 'pos'; a task of kind classification needs at least two classes",
+            r"t.csv: all labels are 'pos'; a task of kind classification needs at least two "
+            r"classes",
         ),
         (
             "t.csv",
@@ -204,11 +205,11 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             CSV,
             {"label_range": (0.0, 1.0)},
-            r"own.label_range is \(lowest, highest\) of a task with a range",
+            r"own.label_range must be \(lowest, highest\), for a kind of task with a range",
         ),
     ],
 )
-def test_bad_input_is_one_clear_line(tmp_path, name, content, options, message):
+def test_malformed_input_is_a_one_line_error(tmp_path, name, content, options, message):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as error:
@@ -216,7 +217,7 @@ def test_bad_input_is_one_clear_line(tmp_path, name, content, options, message):
     assert "\n" not in str(error.value)
 
 
-def test_the_training_file_must_be_named():
+def test_the_training_file_is_required():
     with pytest.raises(InputError, match="own.train is not set"):
         registry.get("own", DataOptions(own={}))
 
@@ -231,7 +232,7 @@ def test_the_training_file_must_be_named():
         ({"document_id": "d1"}, r"t.csv:18: document 'd1' appears a second time for query 'q0'"),
     ],
 )
-def test_ids_that_disagree_are_refused(tmp_path, change, message):
+def test_inconsistent_ids_are_errors(tmp_path, change, message):
     rows = [dict(row) for row in RANKED]
     rows[16].update(change)
     path = write(tmp_path / "t.csv", rows)
@@ -239,7 +240,7 @@ def test_ids_that_disagree_are_refused(tmp_path, change, message):
         source(path, kind="ranking", validation=path)
 
 
-def test_files_that_lack_a_column_are_named(tmp_path):
+def test_missing_columns_name_the_file(tmp_path):
     train = write(tmp_path / "t.csv", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     with pytest.raises(InputError, match=r"v.csv has no column 'text'; it has 'txt', 'label'"):
         source(train, validation=write(tmp_path / "v.csv", [{"txt": "a", "label": "x"}]))

@@ -1,4 +1,4 @@
-"""Several files of a split, and the formats beside the plain ones."""
+"""Splits of several files; JSON, Zstandard and other less common formats."""
 
 import gzip
 import json
@@ -43,15 +43,15 @@ def contents(source):
 @pytest.fixture
 def parts(tmp_path):
     """Three files, of ten rows each."""
-    for number in range(3):
-        (tmp_path / f"part-{number}.jsonl").write_text(jsonl(ROWS[10 * number : 10 * number + 10]))
+    for index in range(3):
+        (tmp_path / f"part-{index}.jsonl").write_text(jsonl(ROWS[10 * index : 10 * index + 10]))
     return tmp_path
 
 
 def test_a_pattern_and_a_list_read_like_one_file(parts):
     (parts / "whole.jsonl").write_text(jsonl(ROWS))
     whole = contents(own(str(parts / "whole.jsonl")))
-    names = [str(parts / f"part-{number}.jsonl") for number in range(3)]
+    names = [str(parts / f"part-{index}.jsonl") for index in range(3)]
     for train in (str(parts / "part-*.jsonl"), tuple(names), repr(tuple(names)), json.dumps(names)):
         assert contents(own(train)) == whole
     pair = own(tuple(names[:2]), validation=(names[2],))
@@ -60,7 +60,7 @@ def test_a_pattern_and_a_list_read_like_one_file(parts):
     assert names == ["part-0.jsonl", "part-1.jsonl"]
 
 
-def test_a_bad_row_is_named_in_its_own_file(parts):
+def test_errors_name_the_file_of_the_row(parts):
     (parts / "part-1.jsonl").write_text(jsonl(ROWS[:4]) + '{"text": " ", "label": "a"}\n')
     with pytest.raises(InputError, match="part-1.jsonl:5: column 'text' is empty"):
         own(str(parts / "part-*.jsonl"))
@@ -88,14 +88,14 @@ def test_a_bad_row_is_named_in_its_own_file(parts):
         ),
     ],
 )
-def test_files_that_do_not_fit_are_refused(parts, monkeypatch, train, message):
+def test_invalid_file_options_are_errors(parts, monkeypatch, train, message):
     monkeypatch.chdir(parts)
     (parts / "other.csv").write_text("text,label,extra\na,b,c\n")
     with pytest.raises(InputError, match=message):
         own(train)
 
 
-def test_a_name_with_brackets_is_a_name_first(tmp_path):
+def test_an_existing_name_with_brackets_is_no_pattern(tmp_path):
     (tmp_path / "rows[1].csv").write_text("text,label\na,b\n")
     assert named_files(str(tmp_path / "rows[1].csv"), "own.train") == [tmp_path / "rows[1].csv"]
 
@@ -124,7 +124,7 @@ NESTED = json.dumps([{**row, "more": {"a": [1, {"b": "]"}]}} for row in ROWS], i
     ],
 )
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
-def test_json_and_compressed_files_hold_the_same_rows(tmp_path, monkeypatch, name, content, block):
+def test_json_and_compressed_files_have_the_same_rows(tmp_path, monkeypatch, name, content, block):
     monkeypatch.setattr(rows, "BLOCK", block)
     path = tmp_path / name
     path.write_bytes(content)
@@ -157,7 +157,7 @@ def test_json_and_compressed_files_hold_the_same_rows(tmp_path, monkeypatch, nam
         ),
     ],
 )
-def test_what_is_damaged_is_one_line(tmp_path, name, content, message):
+def test_damaged_files_are_one_line_errors(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -166,7 +166,7 @@ def test_what_is_damaged_is_one_line(tmp_path, name, content, message):
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 @pytest.mark.parametrize("value", ["[" * 100_000, "1" * 5000], ids=["deep", "long number"])
-def test_values_that_python_cannot_hold_are_one_line(tmp_path, ending, value):
+def test_values_beyond_python_limits_are_one_line_errors(tmp_path, ending, value):
     path = tmp_path / f"t.{ending}"
     path.write_text('{"text": "a", "label": "b", "more": ' + value + "}\n")
     with pytest.raises(InputError, match=r"(:1|row 1): not a JSON object"):
@@ -174,18 +174,19 @@ def test_values_that_python_cannot_hold_are_one_line(tmp_path, ending, value):
 
 
 def test_json_is_strict_about_commas(tmp_path):
-    path, row = tmp_path / "t.json", json.dumps(ROWS[0])
+    path = tmp_path / "t.json"
+    row = json.dumps(ROWS[0])
     for content in (f"[{row},]", f"[{row},,{row}]", f"[,{row}]", f"[{row} {row}]", f"[{row}]]"):
         path.write_text(content)
         with pytest.raises(InputError, match="t.json: row [12]: not a JSON object"):
             own(str(path))
 
 
-def test_documents_of_a_query_may_lie_in_several_files(tmp_path):
-    for number in range(2):
-        (tmp_path / f"r-{number}.jsonl").write_text(
+def test_documents_of_a_query_may_span_files(tmp_path):
+    for index in range(2):
+        (tmp_path / f"r-{index}.jsonl").write_text(
             "".join(
-                json.dumps({"query": f"q {q}", "document": f"d {number}", "label": number}) + "\n"
+                json.dumps({"query": f"q {q}", "document": f"d {index}", "label": index}) + "\n"
                 for q in range(8)
             )
         )
@@ -196,9 +197,9 @@ def test_documents_of_a_query_may_lie_in_several_files(tmp_path):
 
 
 def test_parquet_parts_of_many_row_groups(tmp_path):
-    for number in range(3):
-        part = pa.Table.from_pylist(ROWS[10 * number : 10 * number + 10])
-        pa.parquet.write_table(part, tmp_path / f"p{number}.parquet", row_group_size=3)
+    for index in range(3):
+        part = pa.Table.from_pylist(ROWS[10 * index : 10 * index + 10])
+        pa.parquet.write_table(part, tmp_path / f"p{index}.parquet", row_group_size=3)
     source = own(str(tmp_path / "p*.parquet"))
     together = contents(source)
     assert sorted(text for part in together.values() for text, _ in part) == sorted(
@@ -206,7 +207,7 @@ def test_parquet_parts_of_many_row_groups(tmp_path):
     )
 
 
-def test_what_is_held_out_is_the_same_for_every_seed_and_complete(parts):
+def test_held_out_rows_are_repeatable_and_complete(parts):
     first, second = (own(str(parts / "part-*.jsonl"), held_out=0.3) for _ in range(2))
     assert contents(first) == contents(second)
     together = [text for part in contents(first).values() for text, _ in part]
@@ -215,7 +216,7 @@ def test_what_is_held_out_is_the_same_for_every_seed_and_complete(parts):
     assert not np.array_equal(np.diff(held_out), np.ones(8)), "not the end of the file"
 
 
-def test_the_fingerprint_is_that_of_the_content_that_was_read(parts):
+def test_fingerprints_are_of_the_content_that_was_read(parts):
     source = own(str(parts / "part-0.jsonl"))
     before = source.fingerprints("train")
     (parts / "part-0.jsonl").write_text(jsonl(ROWS[10:20]))

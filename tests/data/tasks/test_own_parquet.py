@@ -32,7 +32,8 @@ from tests.data.tasks.own_files import source
             "label",
             [0.5, 1.0],
             "classification",
-            r"t.parquet: row 1: column 'label' should contain text or a whole number, got float '0.5'",
+            r"t.parquet: row 1: column 'label' should contain text or a whole number, "
+            r"got float '0.5'",
         ),
         (
             "label",
@@ -42,14 +43,14 @@ from tests.data.tasks.own_files import source
         ),
     ],
 )
-def test_a_parquet_column_of_the_wrong_type(tmp_path, column, values, kind, message):
+def test_parquet_columns_of_the_wrong_type_are_errors(tmp_path, column, values, kind, message):
     table = pa.table({"text": ["a", "b"], "label": [0, 1]} | {column: values})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(InputError, match=message):
         source(tmp_path / "t.parquet", kind=kind)
 
 
-def test_invalid_unicode_in_parquet(tmp_path):
+def test_invalid_unicode_in_parquet_is_an_error(tmp_path):
     bad = pa.array([b"fine", b"\xff\xfe"]).view(pa.string())
     pa.parquet.write_table(pa.table({"text": bad, "label": [0, 1]}), tmp_path / "t.parquet")
     with pytest.raises(InputError, match=r"t.parquet: .*'text' is not valid UTF-8"):
@@ -77,7 +78,7 @@ def test_invalid_unicode_in_parquet(tmp_path):
         ("multi_label", pa.array([["x", "y"], [], ["y"]])),
     ],
 )
-def test_parquet_columns_are_read_as_rows_are(tmp_path, monkeypatch, kind, labels):
+def test_parquet_columns_equal_parquet_rows(tmp_path, monkeypatch, kind, labels):
     monkeypatch.setattr(row_files, "BATCH", 2)
     table = pa.table({"text": ["漢字", " b ", "c"], "label": labels})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
@@ -92,7 +93,7 @@ def test_parquet_columns_are_read_as_rows_are(tmp_path, monkeypatch, kind, label
 
 
 @pytest.mark.parametrize("bad", ["\u2003\x1c", None])
-def test_a_parquet_row_of_a_later_batch_is_named(tmp_path, monkeypatch, bad):
+def test_errors_name_rows_of_later_batches(tmp_path, monkeypatch, bad):
     monkeypatch.setattr(row_files, "BATCH", 2)
     table = pa.table({"text": ["a", "b", "c", bad, "d"], "label": [0, 1, 0, 1, 0]})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
@@ -100,7 +101,7 @@ def test_a_parquet_row_of_a_later_batch_is_named(tmp_path, monkeypatch, bad):
         source(tmp_path / "t.parquet")
 
 
-def test_plain_parquet_columns_are_not_read_by_row(tmp_path, monkeypatch):
+def test_valid_parquet_columns_are_not_read_by_row(tmp_path, monkeypatch):
     table = pa.table({"text": ["漢字", " b ", "c"] * 10, "label": [0, 1, 2] * 10})
     pa.parquet.write_table(table, tmp_path / "t.parquet")
     monkeypatch.setattr(own_cells, "read_text", None)
@@ -109,5 +110,5 @@ def test_plain_parquet_columns_are_not_read_by_row(tmp_path, monkeypatch):
     assert made.where("train", 29).endswith("t.parquet: row 30")
 
 
-def test_whitespace_is_what_python_strips():
+def test_whitespace_matches_str_strip():
     assert "".join(filter(str.isspace, map(chr, range(0x110000)))) == own_columns.WHITESPACE

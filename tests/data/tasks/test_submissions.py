@@ -20,14 +20,18 @@ NAMES = (*glue.TASKS, *superglue.TASKS)
 
 @pytest.fixture(scope="module")
 def predicted(tables, tmp_path_factory):
-    """A workdir with the predictions of a stand-in model for all test splits, and what it said: by task and split, (idx, output)."""
-    workdir, said = tmp_path_factory.mktemp("predicted"), {}
+    """A workdir with random predictions for all test splits, and these predictions.
+
+    They are (info, query id, output) by task and split.
+    """
+    workdir = tmp_path_factory.mktemp("predicted")
+    predictions = {}
     for name in NAMES:
         task = registry.get(name).task
         for split in [split for split in registry.get(name).splits if split.startswith("test")]:
             batches, table = tables(name, split)
             scores = (
-                np.random.default_rng(len(said))
+                np.random.default_rng(len(predictions))
                 .standard_normal((len(table.labels), task.num_outputs))
                 .astype(np.float32)
                 * 2
@@ -38,10 +42,10 @@ def predicted(tables, tmp_path_factory):
 
             outputs = predict_split(task, iter(batches), forward)
             Predictions(task, split, outputs, table).write(workdir / "predictions")
-            said[name, split] = [
+            predictions[name, split] = [
                 (info, table.query_ids[i], outputs[i]) for i, info in enumerate(table.infos)
             ]
-    return workdir, said
+    return workdir, predictions
 
 
 SIZES = {
@@ -52,8 +56,8 @@ SIZES = {
 
 
 @pytest.mark.parametrize("benchmark", ["glue", "superglue"])
-def test_a_submission_says_what_the_model_said(benchmark, predicted):
-    workdir, said = predicted
+def test_submissions_contain_the_predictions(benchmark, predicted):
+    workdir, predictions = predicted
     content = submission.make_submission(benchmark, [workdir])
     assert submission.check_submission(content, benchmark, SIZES[benchmark]) == SIZES[benchmark]
     read = submission.read_submission(content, benchmark)
@@ -78,20 +82,18 @@ def test_a_submission_says_what_the_model_said(benchmark, predicted):
         "MultiRC.jsonl": (0, 1),
     }
     for file in leaderboards.BENCHMARKS[benchmark]:
-        lines = said[file.task, file.split]
+        lines = predictions[file.task, file.split]
         if file.name == "STS-B.tsv":
             expected = {info["idx"]: f"{min(max(output, 0), 5):.3f}" for info, _, output in lines}
         elif file.name in ("COPA.jsonl", "ReCoRD.jsonl"):
             expected = {}
             for question in {query for _, query, _ in lines}:
+                of_question = [line for line in lines if line[1] == question]
                 options = [
-                    (output, -place, info)
-                    for place, (info, query, output) in enumerate(
-                        i for i in lines if i[1] == question
-                    )
+                    (output, -index, info) for index, (info, _, output) in enumerate(of_question)
                 ]
-                _, place, info = max(options, key=lambda option: option[:2])
-                expected[info["idx"]] = -place if file.name == "COPA.jsonl" else info["option"]
+                _, index, info = max(options, key=lambda option: option[:2])
+                expected[info["idx"]] = -index if file.name == "COPA.jsonl" else info["option"]
         else:
             expected = {
                 tuple(info["idx"].values())
@@ -102,7 +104,7 @@ def test_a_submission_says_what_the_model_said(benchmark, predicted):
         assert read[file.name] == expected, file.name
 
 
-def test_the_files_look_as_the_leaderboards_want_them(predicted):
+def test_files_have_the_format_of_the_leaderboards(predicted):
     workdir, _ = predicted
     with zipfile.ZipFile(io.BytesIO(submission.make_submission("glue", [workdir]))) as archive:
         assert set(archive.namelist()) == {
@@ -155,20 +157,21 @@ def test_the_files_look_as_the_leaderboards_want_them(predicted):
         )
 
 
-def test_missing_and_ambiguous_predictions_are_named(predicted, tmp_path):
+def test_missing_and_ambiguous_predictions_are_errors(predicted, tmp_path):
     workdir, _ = predicted
     with pytest.raises(InputError, match="two workdirs"):
         submission.make_submission("glue", [workdir, workdir])
     with pytest.raises(
         InputError,
-        match=r"no predictions of glue_cola.test, .*glue_mnli.test_matched.*--config.evaluate_split=test",
+        match=r"no predictions of glue_cola.test, .*glue_mnli.test_matched.*"
+        r"--config.evaluate_split=test",
     ):
         submission.make_submission("glue", [tmp_path])
     with pytest.raises(InputError, match="did you mean 'superglue'"):
         submission.make_submission("superglu", [workdir])
 
 
-def test_the_real_sizes_are_asked_of_a_submission(predicted, tmp_path, capsys):
+def test_submissions_must_have_the_official_sizes(predicted, tmp_path, capsys):
     workdir, _ = predicted
     assert (
         submit.main(["make", "--benchmark=superglue", f"--output={tmp_path}/s.zip", str(workdir)])

@@ -33,14 +33,14 @@ TRAINING = StreamOptions(
         strict=True,
     ),
 )
-def test_the_pronoun_that_is_meant_is_marked(record, marked):
-    text, (_, noun), (place, pronoun), right = record
+def test_the_intended_pronoun_is_marked(record, marked):
+    text, (_, noun), (pronoun_index, pronoun), right = record
     (example,) = superglue._wsc(
         {
             "text": text,
             "noun": noun,
             "pronoun": pronoun,
-            "pronoun_index": place,
+            "pronoun_index": pronoun_index,
             "label": float(right),
             "idx": 0,
         }
@@ -49,7 +49,7 @@ def test_the_pronoun_that_is_meant_is_marked(record, marked):
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_the_table_knows_questions_options_answers_and_pairs(split, benchmarks):
+def test_examples_identify_questions_options_and_pairs(split, benchmarks):
     def examples(name):
         source = registry.get(name)
         return [
@@ -61,7 +61,8 @@ def test_the_table_knows_questions_options_answers_and_pairs(split, benchmarks):
     gaps = {0: "{} met someone", 1: "Oslo knows {}", 2: "nobody fits {}"}
     answers = {0: ["Ann Lee"], 1: ["Ann Lee", "Bob"], 2: ["Zed"]}
     for example in examples("superglue_record"):
-        info, kind = example.info, int(example.query_id) % 3
+        info = example.info
+        kind = int(example.query_id) % 3
         assert (
             example.fields["query"] == gaps[kind].format(info["option"])
             and info["option"] == ["Ann Lee", "Bob", "Oslo", "Rome"][int(example.document_id)]
@@ -88,9 +89,10 @@ def test_the_table_knows_questions_options_answers_and_pairs(split, benchmarks):
 
 
 def train_lists(name, tokenizer, options=TRAINING, batches=6, **data):
-    """The lists of the first training batches: for each, the (label, text) of its options in order."""
+    """Returns the lists of the first training batches, as (label, text) of their options."""
     source = registry.get(name, DataOptions(list_size=options.shape.list_size, **data))
-    stream, lists = TrainStream([source], np.ones(1), tokenizer, options), []
+    stream = TrainStream([source], np.ones(1), tokenizer, options)
+    lists = []
     try:
         for _ in range(batches):
             batch = next(stream)
@@ -111,7 +113,7 @@ def train_lists(name, tokenizer, options=TRAINING, batches=6, **data):
     return lists
 
 
-def test_training_lists_hold_one_right_option_and_a_sample_of_wrong_ones(tokenizer, benchmarks):
+def test_training_lists_have_one_correct_option_first(tokenizer, benchmarks):
     copa = train_lists("superglue_copa", tokenizer)
     assert copa and all([label for label, _ in options] == [1, 0] for options in copa)
     shape = dataclasses.replace(TRAINING.shape, list_size=3)
@@ -122,14 +124,14 @@ def test_training_lists_hold_one_right_option_and_a_sample_of_wrong_ones(tokeniz
         assert [label for label, _ in options] in (
             [1, 0, 0],
             [1, 0],
-        )  # four entities, one or two of them right
+        )  # of four entities, one or two are correct
         assert len({text for _, text in options}) == len(options)
-        assert not any("nobody" in text for _, text in options)  # no entity answers that one
+        assert not any("nobody" in text for _, text in options)  # unanswerable
     two_right = [options for options in record if "Oslo▁knows" in options[0][1]]
     assert {"Bob" in options[0][1].partition("passage")[0] for options in two_right} == {
         True,
         False,
-    }  # sampled, never called wrong
+    }  # both are sampled, neither is a negative
     assert all(
         "Ann▁Lee▁" not in text.partition("passage")[0] and "Bob" not in text.partition("passage")[0]
         for options in two_right
@@ -137,7 +139,7 @@ def test_training_lists_hold_one_right_option_and_a_sample_of_wrong_ones(tokeniz
     )
 
 
-def test_questions_without_a_right_option_are_skipped_and_said_once(tokenizer, benchmarks, caplog):
+def test_unanswerable_questions_are_skipped_with_a_warning(tokenizer, benchmarks, caplog):
     source = registry.get("superglue_record")
     reader = Reader([source], np.ones(1), tokenizer, TRAINING, 0)
     for _ in range(12):
@@ -153,7 +155,7 @@ def test_questions_without_a_right_option_are_skipped_and_said_once(tokenizer, b
     np.testing.assert_array_equal(next(again)[0].tokens, next(reader)[0].tokens)
 
 
-def test_nothing_to_learn_from_is_an_error(tokenizer, benchmarks):
+def test_only_unanswerable_questions_are_an_error(tokenizer, benchmarks):
     source = TfdsSource(
         dataclasses.replace(registry.get("superglue_record").task, name="unanswerable"),
         DataOptions(),
@@ -201,7 +203,7 @@ class OneRow:
             "superglue_wsc",
             {"span2_text": b"she"},
             "task 'superglue_wsc', train record 1 idx=7 pronoun_index=0: the field 'text' does not "
-            "hold the pronoun 'she'",
+            "contain the pronoun 'she'",
         ),
         ("superglue_wsc", {"span2_text": b""}, "does not contain the pronoun ''"),
         (
@@ -217,7 +219,7 @@ class OneRow:
         ),
     ],
 )
-def test_bad_records_are_named(name, changes, message, monkeypatch):
+def test_malformed_records_are_named(name, changes, message, monkeypatch):
     source = registry.get(name)
     monkeypatch.setattr(source, "table", lambda split: OneRow(**changes))
     with pytest.raises(InputError, match=message):
