@@ -108,8 +108,8 @@ def test_a_second_start_reads_the_table_without_tensorflow(name, shared_data, tm
     program = (
         "import sys; from gemma_encoder.data import registry; "
         f"source = registry.get({name!r}); "
-        "modules = [name in sys.modules for name in ('tensorflow', 'seqio')]; "
-        "print(source.examples('validation', 3), *modules)"
+        "examples = source.examples('validation', 3); "
+        "print(examples, 'tensorflow' in sys.modules, 'seqio' in sys.modules)"
     )
     environment = os.environ | {
         "TFDS_DATA_DIR": str(shared_data / "tfds"),
