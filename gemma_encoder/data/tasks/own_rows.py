@@ -78,10 +78,10 @@ class Columns:
         else:
             names = [name for name in present if name not in (label, *ids.values(), *NOT_FIELDS)]
         if len(names) < 1 + is_list:
-            needed = "a query and a document" if is_list else "a text"
+            needed = "the query and the document" if is_list else "the text"
             raise InputError(
-                f"{path} has the columns {', '.join(map(repr, present))}; set own.fields to those "
-                f"of {needed}"
+                f"{path} has the columns {', '.join(map(repr, present))}; set own.fields to the "
+                f"columns of {needed}"
             )
         fields = {identifier(name): name for name in names}
         if len(fields) < len(names):

@@ -53,7 +53,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             {"fields": ("txt",)},
             r"t.csv has no column 'txt', which own.fields names; it has 'text', 'label'",
         ),
-        ("t.csv", "label\npos\n", {}, r"set own.fields to those of a text"),
+        ("t.csv", "label\npos\n", {}, r"set own.fields to the columns of the text"),
         ("t.csv", "a b,a-b,label\n", {}, r"'a b', 'a-b' have the same names"),
         (
             "t.csv",
@@ -122,7 +122,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "text,label\na,1\n",
             {"kind": "ranking"},
-            r"set own.fields to those of a query and a document",
+            r"set own.fields to the columns of the query and the document",
         ),
         (
             "t.csv",
