@@ -187,7 +187,7 @@ def _encoded(
 
 
 def _row(examples: Sequence[Example], with_fields: bool) -> list[Any]:
-    """Returns the row of a record: tokens, truncated tokens, labels, and JSON of everything else."""
+    """Returns the row of a record: tokens, truncated tokens, labels, and JSON."""
     labels = [0.0 if isinstance(e.label, tuple) else float(e.label) for e in examples]
     return [
         [example.encoded.tokens for example in examples],

@@ -13,8 +13,6 @@ from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
 CLASSES = Task("classes", "classification", Template("{x}"), ("accuracy",), ("a", "b"))
-
-
 TARGETS = Task("targets", "regression", Template("{x}"), ("spearman",), label_range=(0.0, 10.0))
 
 
@@ -63,8 +61,6 @@ OPTIONS = StreamOptions(
     readers=4,
     seed=5,
 )
-
-
 RATES = np.array([0.4, 0.3, 0.3])
 
 

@@ -17,8 +17,6 @@ from gemma_encoder.inputs.template import Template
 TRAINING = StreamOptions(
     BatchShape(rows=2, row_length=128, segments=4, groups=2, list_size=4), max_length=64
 )
-
-
 TASK = Task("t", "classification", Template("{x}"), ("accuracy",), ("a", "b"))
 
 

@@ -16,8 +16,6 @@ from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.template import encode
 
 OPTIONS = StreamOptions(BatchShape(rows=8, row_length=128, segments=8), max_length=128)
-
-
 GLUE = ("glue_cola", "glue_sst2", "glue_mrpc", "glue_stsb")
 
 

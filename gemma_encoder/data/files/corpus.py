@@ -135,8 +135,8 @@ class Corpus:
                 text_id, text = self._layout.parse(line)
         if text_id != self.ids[index]:
             raise InputError(
-                f"{self.path} has changed since it was opened: line {index + 1} is no longer at its "
-                "byte offset; run again"
+                f"{self.path} has changed since it was opened: line {index + 1} has moved; run "
+                "again"
             )
         return text
 

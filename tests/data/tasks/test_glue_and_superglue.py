@@ -18,8 +18,6 @@ from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.template import Template
 
 NAMES = (*glue.TASKS, *superglue.TASKS)
-
-
 RECORD = "passage: Ann Lee met Bob in Rome. Bob, of Oslo, said no. They left"
 
 

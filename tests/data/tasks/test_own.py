@@ -18,8 +18,6 @@ from gemma_encoder.inputs.template import encode
 from tests.data.tasks.own_files import RANKED, everything, source, write
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz", "tsv.gz")
-
-
 AWKWARD = ['she said "no", twice', "a\u2028b — naïve 漢字", " padded ", "it's, fine", "\u00a0x"]
 
 
