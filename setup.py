@@ -1,7 +1,8 @@
-"""Package metadata: the one place that names dependencies and extras. Locks are made from it by `make lock`.
+"""Package metadata: the single source of dependencies and extras; `make lock` derives the locks.
 
-The package holds links to the folders `experiments` and `launch`, which stand at the top of the
-repository; a wheel holds their files as `gemma_encoder.experiments` and `gemma_encoder.launch`.
+`gemma_encoder/experiments` and `gemma_encoder/launch` are symbolic links to the folders at the top
+of the repository. A wheel contains their files as `gemma_encoder.experiments` and
+`gemma_encoder.launch`.
 """
 
 import pathlib
@@ -10,19 +11,20 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 
-# To embed, predict and export. Lower bounds are versions that were tried, upper bounds announced breaks.
+# For embedding, prediction and export. Lower bounds are tested versions; upper bounds are announced
+# breaking changes.
 DEPENDENCIES = [
     "absl-py>=2.1",
     "einops>=0.8",
     "etils[epath]>=1.9",
-    "filelock>=3.12",  # JAX bounds the size of its cache with it, without declaring it
+    "filelock>=3.12",  # JAX limits its cache size with it but does not declare it
     "flax>=0.12.8",
-    "importlib_resources>=6",  # etils.epath imports it without declaring it
+    "importlib_resources>=6",  # imported by etils.epath, which does not declare it
     "jax>=0.10",
     "jaxtyping>=0.3",
     "ml-collections>=1.0",
     "numpy>=2.1",
-    "orbax-checkpoint>=0.12,<1",  # version 1 has another interface
+    "orbax-checkpoint>=0.12,<1",  # version 1 changes the interface
     "pyarrow>=18",
     "qwix>=0.1.8",
     "safetensors>=0.5",
@@ -39,11 +41,11 @@ TRAIN = [
     "rax>=0.4",
     "scikit-learn>=1.6",
     "scipy>=1.14",
-    "tensorboard>=2.20",  # clu imports it without declaring it
-    "tensorboardX>=2.6",  # writes TensorBoard's files without TensorFlow
+    "tensorboard>=2.20",  # imported by clu, which does not declare it
+    "tensorboardX>=2.6",  # writes TensorBoard event files without TensorFlow
 ]
 
-# To read prepared TensorFlow Datasets for the first time, and tasks of seqio.
+# For reading prepared TensorFlow Datasets for the first time, and for seqio tasks.
 TFDS = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.9"]
 
 NOTEBOOK = ["ipykernel>=6.29", "matplotlib>=3.9", "pandas>=2.2"]
@@ -63,11 +65,11 @@ EXTRAS = {
         "sentence-transformers>=5.0",
         "torch>=2.5",
         "transformers>=4.57",
-    ],  # what benchmarks compare with; used nowhere else
-    # Beam needs protobuf 6: its environment is one of its own, with its own lock (`make prepare-setup`).
+    ],  # baselines of the benchmarks; used nowhere else
+    # Beam needs protobuf 6, hence a separate environment with its own lock (`make prepare-setup`).
     "prepare": [*TRAIN, *TFDS, "apache-beam>=2.60", "protobuf<7", "sentencepiece<0.2.1"],
-    # The tests run the notebooks. The gemma package is what weights and hidden states are compared with.
-    # With jax[tpu], programs are compiled for a TPU that is not there.
+    # The tests run the notebooks, compare weights and hidden states with the gemma package, and
+    # compile programs for TPUs without one attached (jax[tpu]).
     "test": [
         *TRAIN,
         *TFDS,
@@ -87,7 +89,10 @@ EXTRAS = {
 setuptools.setup(
     name="gemma_encoder",
     version="0.1.0",
-    description="Gemma 2 and Gemma 3 decoders as text encoders for classification, regression and ranking, in Flax NNX",
+    description=(
+        "Gemma 2 and Gemma 3 decoders as text encoders for classification, regression and ranking, "
+        "in Flax NNX"
+    ),
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -95,7 +100,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["gemma_encoder", "gemma_encoder.*"]),
     package_data={
         "gemma_encoder": ["py.typed", "assets/*"],
-        # What configs of the scale `mini` start from.
+        # Pretrained decoders for configs of scale `mini`.
         "gemma_encoder.experiments": ["decoders/**/*"],
     },
     include_package_data=False,

@@ -1,1 +1,1 @@
-"""Launchers and the planner."""
+"""Launchers for training jobs, and the planner of their memory and time."""

@@ -1,4 +1,7 @@
-"""TPU chips: what a chip holds and how fast it is, as Google publishes it for each generation (cloud.google.com/tpu/docs/system-architecture-tpu-vm)."""
+"""TPU chip specifications: memory, bandwidth and peak FLOPs of each generation.
+
+Source: cloud.google.com/tpu/docs/system-architecture-tpu-vm.
+"""
 
 import dataclasses
 
@@ -7,14 +10,16 @@ from gemma_encoder.training.devices import PEAK_FLOPS
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip.
+    """Specification of one TPU chip.
 
     Attributes:
-        kind: what JAX calls it.
+        kind: JAX's device kind.
         memory: bytes of high-bandwidth memory.
-        memory_bandwidth: bytes a second to and from it.
-        link_bandwidth: bytes a second that it can send to its neighbours in the slice, over all links, in one direction.
-        network_bandwidth: bytes a second of its share of its host's network, which joins slices.
+        memory_bandwidth: bytes per second to and from that memory.
+        link_bandwidth: bytes per second that the chip can send to its neighbors in the slice, in
+            one direction, summed over all links.
+        network_bandwidth: bytes per second of the chip's share of its host's network, which
+            connects slices.
     """
 
     kind: str
@@ -25,12 +30,12 @@ class Chip:
 
     @property
     def peak_flops(self) -> float:
-        """Dense bfloat16 operations a second."""
+        """Dense bfloat16 FLOPs per second."""
         return PEAK_FLOPS[self.kind]
 
 
-# Link bandwidth: half of the published bidirectional inter-chip figure (v5e 400 GB/s, v5p 1,200 GB/s, v6e 800 GB/s). Network: 25 GB/s a host
-# of four chips is assumed.
+# Link bandwidth is half of the published bidirectional inter-chip bandwidth (v5e 400 GB/s,
+# v5p 1,200 GB/s, v6e 800 GB/s). Network bandwidth assumes 25 GB/s per host of four chips.
 CHIPS = {
     "v5e": Chip("TPU v5 lite", 16 * 2**30, 819e9, 200e9, 6.25e9),
     "v5p": Chip("TPU v5", 95 * 2**30, 2765e9, 600e9, 6.25e9),

@@ -1,4 +1,4 @@
-"""What is launched: the flags that both launchers share, and every check that can be made before something costs money."""
+"""Training jobs of the TPU launchers: shared flags, and the checks that run before any cost."""
 
 import dataclasses
 import os
@@ -13,17 +13,17 @@ import ml_collections
 from gemma_encoder import configs
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.launch import command
+from gemma_encoder.launch import command, formats
 from gemma_encoder.launch.topology import Topology
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent  # the git repository whose HEAD is launched
+ROOT = pathlib.Path(__file__).resolve().parent.parent  # the Git repository whose HEAD is launched
 
 # Exit codes of the training program, and of the launchers themselves.
 EXIT_DONE = 0
 EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2  # what the user handed over cannot be used: trying again cannot help
+EXIT_BAD_INPUT = 2  # invalid user input: a retry cannot succeed
 
-# Fields of a config that may name files; a path on this machine means nothing to a worker.
+# Config fields that may name files. Workers cannot read paths of the local machine.
 PATH_FIELDS = (
     "prepared",
     "tokenizer",
@@ -34,53 +34,26 @@ PATH_FIELDS = (
     "own.test",
 )
 
-_NAME = r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?"  # of runs: what Cloud TPU, GKE and xpk all take, with room for a slice's number behind it
-_PATTERNS = {
-    "name": (
-        _NAME,
-        "lowercase letters, digits and hyphens, at most 40, the first a letter, the last no hyphen",
-    ),
-    "cluster": (
-        _NAME,
-        "lowercase letters, digits and hyphens, at most 40, the first a letter, the last no hyphen",
-    ),
-    "project": (
-        r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]",
-        "a project's id, e.g. my-project-123",
-    ),
-    "zone": (r"[a-z]+-[a-z]+[0-9]+-[a-z]", "a zone, e.g. us-west4-a"),
-    "workdir": (
-        r"gs://[a-z0-9][-_.a-z0-9]+[a-z0-9](/[^\s/]+)+/?",
-        "a folder in a bucket, e.g. gs://bucket/runs/first",
-    ),
-    "service_account": (
-        r"[-a-z0-9]+@[-a-z0-9.]+",
-        "an e-mail address, e.g. trainer@my-project-123.iam.gserviceaccount.com",
-    ),
-    "runtime_version": (r"[a-z0-9][-.a-z0-9]*", "a TPU software version, e.g. v2-alpha-tpuv6e"),
-    "image": (
-        r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+((:[\w][-.\w]*)|(@sha256:[0-9a-f]{64}))?",
-        "an image, e.g. us-docker.pkg.dev/project/repository/image:tag",
-    ),
-    "registry": (
-        r"[a-z0-9][-.a-z0-9]*(:[0-9]+)?(/[-_.a-z0-9]+)+",
-        "a repository of images, e.g. us-docker.pkg.dev/project/repository",
-    ),
-}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run, checked.
+    """A validated training job.
 
     Attributes:
-        name: of the run and of everything made for it; a run that goes on keeps it.
-        config: FILE[:ARG], the file's path relative to the repository.
-        overrides: --config.FIELD=VALUE, as given.
+        name: name of the run and of every resource created for it; a resumed run keeps it.
+        project: Google Cloud project ID.
+        zone: Google Cloud zone.
+        topology: topology of one slice.
+        slices: number of slices.
+        config: FILE[:ARG], with the file's path relative to the repository.
+        overrides: --config.FIELD=VALUE arguments, as given.
         workdir: gs://BUCKET/FOLDER.
-        environment: variables of the training program.
-        hosts: machines of all slices.
+        environment: environment variables of the training program.
+        hosts: number of machines, over all slices.
+        max_retries: number of restarts after preemption.
+        poll_seconds: seconds between two polls of a state.
     """
 
     name: str
@@ -97,7 +70,7 @@ class Job:
     poll_seconds: float
 
     def program(self, python: str) -> list[str]:
-        """The training program's argument list, for an interpreter."""
+        """Returns the argument list of the training program, for a Python interpreter."""
         arguments = [
             python,
             "-m",
@@ -111,7 +84,7 @@ class Job:
         return ["env", *variables, *arguments] if variables else arguments
 
     def plan(self) -> list[str]:
-        """The planner's argument list."""
+        """Returns the argument list of the planner."""
         slices = [f"--slices={self.slices}"] if self.slices > 1 else []
         topology = f"--topology={self.topology.generation}:{self.topology.shape}"
         return [
@@ -127,7 +100,10 @@ class Job:
         ]
 
     def archive(self) -> list[str]:
-        """The argument list that packs the code: what is committed, nothing else, so that a run can be told by its commit."""
+        """Returns the argument list that archives the code.
+
+        Only committed files are archived, so that a run is identified by its commit.
+        """
         return [
             "git",
             "-C",
@@ -139,85 +115,67 @@ class Job:
         ]
 
     def file(self, suffix: str) -> pathlib.Path:
-        """A file of this run on this machine."""
+        """Returns the path of one of the run's local files."""
         return ROOT / "runs" / "launch" / f"{self.name}{suffix}"
 
 
 class LaunchFlags(commandline.Flags):
-    """The flags that both launchers have; those of one launcher are added."""
+    """Flags shared by both launchers; each launcher adds its own."""
 
     def __init__(self, description: str):
         super().__init__(description)
         self.config()
         self.text(
             "workdir",
-            "Folder of the run: gs://BUCKET/FOLDER. The same folder goes on with the same run.",
+            "Folder of the run: gs://BUCKET/FOLDER. Reuse it to resume the run.",
         )
-        self.text("name", "Name of the run, and of what is made for it.")
+        self.text("name", "Name of the run and of the resources created for it.")
         self.text("project", "Google Cloud project.")
         self.text("zone", "Zone with this kind of TPU, e.g. us-west4-a.")
         self.text("topology", "Generation and shape of a slice, e.g. v5e:8x8.")
-        self.whole("slices", "Slices that train together.", default=1, least=1)
-        self.repeated("env", "NAME=VALUE: a variable for the training program; may be repeated.")
+        self.whole("slices", "Number of slices that train together.", default=1, least=1)
+        self.repeated(
+            "env", "NAME=VALUE: an environment variable of the training program; may be repeated."
+        )
         self.whole(
             "max_retries",
-            "Times that a run which was preempted is started again.",
+            "Number of restarts of a preempted run.",
             default=10,
             least=0,
         )
         self.real(
-            "poll_seconds", "Seconds between two looks at the state.", default=30.0, least=0.0
+            "poll_seconds", "Seconds between two polls of the state.", default=30.0, least=0.0
         )
-        self.switch("spot", "Use spot capacity: cheaper, and may be taken away.")
+        self.switch("spot", "Use spot capacity: cheaper, but may be preempted.")
         self.switch("keep", "Delete nothing at the end.")
-        self.switch("skip_plan", "Do not check first whether the step fits the chips' memory.")
+        self.switch("skip_plan", "Skip the check that the step fits the chips' memory.")
         self.switch(
-            "dry_run", "Print every command, one a line, quoted for a shell, and start nothing."
+            "dry_run",
+            "Print every command, one per line, quoted for a shell, and start nothing.",
         )
 
     def checked(self, name: str, *, required: bool = True) -> str | None:
-        """A flag's text, if it is what its kind allows."""
-        pattern, meaning = _PATTERNS[name]
-        value = self[name]
-        if value is None and not required:
+        """Returns a flag's text; raises InputError if it is missing or has a wrong format."""
+        if self[name] is None and not required:
             return None
-        if value is None:
-            raise InputError(f"--{name} is missing; expected {meaning}")
-        if not re.fullmatch(pattern, value):
-            raise InputError(f"--{name}={value!r} cannot be used; expected {meaning}")
-        return value
+        return formats.check_format(name, self[name])
 
     def job(self, argv: Sequence[str], largest_host: int) -> Job:
-        """Reads the flags, loads the config, and checks both.
+        """Parses the flags, loads the config, and validates both.
 
         Args:
             argv: the arguments.
-            largest_host: the most chips that a machine may have.
+            largest_host: the most chips that the platform offers on one machine.
 
         Raises:
-            InputError: whatever cannot be launched.
+            InputError: the job cannot be launched.
         """
         if commandline.HELP & set(argv):
             self.parse(argv)
         _check_checkout()
-        for argument in argv:
-            if _CONTROL.search(argument):
-                raise InputError(f"{argument!r} holds a line break or another control character")
-            if re.match(r"--?(no)?config\b", argument) and not re.match(
-                r"--config[.\w]*=", argument
-            ):
-                raise InputError(
-                    f"{argument!r}: write --config=FILE and --config.FIELD=VALUE, as one argument with two hyphens, so that it can be passed on"
-                )
-        given = [
-            argument.removeprefix("--config=")
-            for argument in argv
-            if argument.startswith("--config=")
-        ]
-        if len(given) != 1:
-            raise InputError("name one experiment, e.g. --config=msmarco:size=gemma2_9b")
-        file, colon, argument = configs.resolve(given[0]).partition(":")
-        path = _inside(file)
+        _check_arguments(argv)
+        file, colon, argument = configs.resolve(_config_argument(argv)).partition(":")
+        path = _relative_to_repository(file)
         config = self.parse(argv)
         _check_paths(config)
         topology = Topology.parse(self["topology"] or "")
@@ -240,21 +198,22 @@ class LaunchFlags(commandline.Flags):
 
 
 def check_job(job: Job, *, skip_plan: bool) -> None:
-    """The checks that take longer: that the config is committed, and that its step fits.
+    """Runs the slower checks: the code is committed, and the training step fits in memory.
 
     Raises:
-        InputError: it is not, or does not.
+        InputError: files are not committed, or the step does not fit.
     """
     file = job.config.partition(":")[0]
-    if command.run_command(["git", "-C", str(ROOT), "cat-file", "-e", f"HEAD:{file}"]).code:
+    if _git("cat-file", "-e", f"HEAD:{file}").code:
         raise InputError(
-            f"{file} is not committed; workers get what is committed, so commit it first"
+            f"{file} is not committed; workers get only committed files, so commit it first"
         )
-    if changed := command.run_command(
-        ["git", "-C", str(ROOT), "status", "--porcelain"]
-    ).output.splitlines():
+    changed = _git("status", "--porcelain").output.splitlines()
+    if changed:
+        example = changed[0][3:]
         raise InputError(
-            f"{len(changed)} files differ from HEAD, {changed[0][3:]} among them; workers get what is committed, so commit or stash them"
+            f"{len(changed)} files differ from HEAD, e.g. {example}; "
+            "workers get only committed files, so commit or stash the changes"
         )
     job.file("").parent.mkdir(parents=True, exist_ok=True)
     if skip_plan:
@@ -262,16 +221,17 @@ def check_job(job: Job, *, skip_plan: bool) -> None:
     code = subprocess.run(job.plan(), cwd=ROOT, stdin=subprocess.DEVNULL, check=False).returncode
     if code:
         raise InputError(
-            f"gemma-encoder plan exited with {code}, see above; choose a larger --topology or a smaller batch, or leave the check out by --skip_plan"
+            f"gemma-encoder plan exited with {code}, see above; choose a larger --topology or a "
+            "smaller batch, or skip the check with --skip_plan"
         )
 
 
 class NotDeleted(Exception):
-    """Something is left that someone pays for."""
+    """Resources that cost money could not be deleted."""
 
 
 def run_launcher(launcher: Callable[[], int]) -> int:
-    """Runs a launcher; whatever stops it becomes one line and an exit code."""
+    """Runs a launcher; turns its expected exceptions into a one-line message and an exit code."""
     try:
         return launcher()
     except InputError as error:
@@ -286,48 +246,84 @@ def run_launcher(launcher: Callable[[], int]) -> int:
 
 
 def say(text: str) -> None:
-    """One line of the launcher's own, apart from the log that it streams."""
+    """Prints a status line of the launcher to stderr, marked off from the log that it streams."""
     print(f"launch: {text}", file=sys.stderr, flush=True)
 
 
 def pack(job: Job) -> None:
-    """Packs the committed code; raises InputError where git cannot."""
+    """Archives the committed code; raises InputError if git fails."""
     if (packed := command.run_command(job.archive())).code:
-        raise InputError(f"the code could not be packed: {packed.errors.strip()}")
+        raise InputError(f"git archive failed: {packed.errors.strip()}")
 
 
-def explain(job: Job, what: str) -> None:
-    """Shows the log's last lines, and says where to look."""
+def explain(job: Job, step: str) -> None:
+    """Prints the last lines of the log and where to find more.
+
+    Args:
+        job: the failed job.
+        step: the step that failed, e.g. "copying the code".
+    """
     lines = job.file(".log").read_text(errors="replace").splitlines()[-command.TAIL :]
     print("\n".join(["", *lines, ""]), file=sys.stderr)
     say(
-        f"failed while {what}; above are the last lines. Look at {job.file('.log')} and {job.workdir}/metrics.jsonl, and at the table in launch/README.md"
+        f"failed while {step}; the last lines are above. "
+        f"See {job.file('.log')}, {job.workdir}/metrics.jsonl and the table in launch/README.md"
     )
 
 
 def print_dry_run(steps: Sequence[Sequence[str]]) -> None:
-    """Prints argument lists, one a line, quoted for a shell."""
+    """Prints argument lists, one per line, quoted for a shell."""
     for step in steps:
         print(command.line(step))
 
 
+def _git(*arguments: str) -> command.Result:
+    return command.run_command(["git", "-C", str(ROOT), *arguments])
+
+
 def _check_checkout() -> None:
-    """Raises InputError where the package was installed without its repository."""
+    """Raises InputError if the package was installed without its repository."""
     if not (ROOT / ".git").exists():
         raise InputError(
-            f"{ROOT} is no git repository, and workers get what is committed; "
-            "launch from a clone of the repository, installed by pip install --editable ."
+            f"{ROOT} is not a Git repository, and workers get only committed files; "
+            "launch from a clone of the repository, installed with pip install --editable ."
         )
 
 
-def _inside(path: str) -> str:
-    """A config file's path relative to the repository; links into it, as of the package, are followed."""
+def _check_arguments(argv: Sequence[str]) -> None:
+    """Raises InputError for arguments that cannot be passed on to workers one by one."""
+    for argument in argv:
+        if _CONTROL.search(argument):
+            raise InputError(f"{argument!r} contains a line break or another control character")
+        names_config = re.match(r"--?(no)?config\b", argument)
+        if names_config and not re.match(r"--config[.\w]*=", argument):
+            raise InputError(
+                f"{argument!r}: write --config=FILE and --config.FIELD=VALUE as one argument with "
+                "two hyphens, so that it can be passed on to the workers"
+            )
+
+
+def _config_argument(argv: Sequence[str]) -> str:
+    """Returns the value of the only --config; raises InputError if there is none or several."""
+    prefix = "--config="
+    values = [argument.removeprefix(prefix) for argument in argv if argument.startswith(prefix)]
+    if len(values) != 1:
+        raise InputError("name exactly one experiment, e.g. --config=msmarco:size=gemma2_9b")
+    return values[0]
+
+
+def _relative_to_repository(path: str) -> str:
+    """Returns a config file's path relative to the repository.
+
+    Symbolic links into the repository, such as those of the package, are followed.
+    """
     full = pathlib.Path(os.path.abspath(path))
     if not full.is_relative_to(ROOT) or full.is_relative_to(ROOT / "gemma_encoder"):
         full = full.resolve()
     if not full.is_relative_to(ROOT):
         raise InputError(
-            f"--config={path} lies outside {ROOT}; workers get the repository, so put it there, e.g. under experiments/"
+            f"--config={path} is outside {ROOT}; workers get only the repository, "
+            "so move the file into it, e.g. to experiments/"
         )
     if not full.is_file():
         raise InputError(f"--config={path} does not exist")
@@ -335,36 +331,43 @@ def _inside(path: str) -> str:
 
 
 def _environment(texts: Sequence[str]) -> dict[str, str]:
-    found = {}
+    """Parses the NAME=VALUE arguments of --env."""
+    variables = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise InputError(
-                f"--env={text!r} cannot be used; expected NAME=VALUE, e.g. --env=TFDS_DATA_DIR=gs://bucket/tfds"
+                f"--env={text!r} is invalid; expected NAME=VALUE, "
+                "e.g. --env=TFDS_DATA_DIR=gs://bucket/tfds"
             )
-        found[name] = value
-    return found
+        variables[name] = value
+    return variables
 
 
 def _check_paths(config: ml_collections.ConfigDict) -> None:
-    """Refuses fields that name files of this machine."""
+    """Raises InputError if a field names a local file."""
     for field in PATH_FIELDS:
         value = config
         for part in field.split("."):
             value = value.get(part, "")
         if value and os.path.exists(value):
             raise InputError(
-                f"{field}={value} lies on this machine, where workers cannot read it; copy it to a bucket and write gs://BUCKET/…"
+                f"{field}={value} is on this machine, where workers cannot read it; "
+                "copy it to a bucket and write gs://BUCKET/…"
             )
 
 
 def _check_readers(config: ml_collections.ConfigDict, hosts: int) -> None:
-    """Every host takes as many readers; a run on too few would stop at its first step, on machines that are paid for."""
-    if config.batch.readers % hosts:
+    """Raises InputError unless readers divide evenly among hosts, and rows among readers.
+
+    Otherwise the run would fail at its first step, on machines that are already being paid for.
+    """
+    readers = config.batch.readers
+    rows = config.batch.rows
+    if readers % hosts:
         raise InputError(
-            f"batch.readers={config.batch.readers} is not a multiple of the {hosts} hosts; write e.g. --config.batch.readers={hosts}"
+            f"batch.readers={readers} is not a multiple of the {hosts} hosts; "
+            f"write e.g. --config.batch.readers={hosts}"
         )
-    if config.batch.rows % config.batch.readers:
-        raise InputError(
-            f"batch.rows={config.batch.rows} is not a multiple of batch.readers={config.batch.readers}"
-        )
+    if rows % readers:
+        raise InputError(f"batch.rows={rows} is not a multiple of batch.readers={readers}")

@@ -1,4 +1,4 @@
-"""Running commands of this machine: argument lists only, never a shell; and what happens when someone stops the launcher."""
+"""Runs local commands from argument lists, never through a shell, and handles interruption."""
 
 import collections
 import contextlib
@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 from gemma_encoder.inputs.errors import InputError
 
-TAIL = 30  # lines that are shown again where something failed
-PATIENCE = 10.0  # seconds between asking a command to end and ending it
+TAIL = 30  # lines of output that are repeated after a failure
+PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Result(NamedTuple):
-    """How a command ended.
+    """Exit code and output of a finished command.
 
     Attributes:
-        code: its exit code.
-        output: what it printed; of `stream`, the last lines.
-        errors: what it printed as errors; of `stream`, part of the output.
+        code: exit code.
+        output: standard output; from `stream`, only the last TAIL lines.
+        errors: standard error; from `stream`, it is part of `output`.
     """
 
     code: int
@@ -33,7 +33,7 @@ class Result(NamedTuple):
     errors: str = ""
 
     def json(self) -> dict | None:
-        """The JSON object that it printed; None where it failed or printed something else."""
+        """Returns the printed JSON object; None if the command failed or printed anything else."""
         try:
             answer = json.loads(self.output) if self.code == 0 else None
         except json.JSONDecodeError:
@@ -42,7 +42,10 @@ class Result(NamedTuple):
 
 
 class Interrupted(BaseException):
-    """Someone asked the launcher to stop; like KeyboardInterrupt, no `except Exception` catches it."""
+    """The launcher received a termination signal.
+
+    Like KeyboardInterrupt, it is not caught by `except Exception`.
+    """
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -50,15 +53,15 @@ class Interrupted(BaseException):
 
 
 def line(arguments: Sequence[str]) -> str:
-    """An argument list as one line that a shell reads back as the same list."""
+    """Quotes an argument list as one line that a shell parses back into the same list."""
     return shlex.join(arguments)
 
 
 def run_command(arguments: Sequence[str]) -> Result:
-    """Runs a short command and keeps what it prints.
+    """Runs a short command and captures its output.
 
     Raises:
-        InputError: there is no such program.
+        InputError: the program is not on the PATH.
     """
     with _started(arguments, stderr=subprocess.PIPE) as process:
         output, errors = process.communicate()
@@ -71,16 +74,16 @@ def stream(
     see: Callable[[str], None] = lambda text: None,
     stdin: pathlib.Path | None = None,
 ) -> Result:
-    """Runs a command while its lines go to the terminal and to a file.
+    """Runs a command and copies its output, line by line, to the terminal and to a log file.
 
     Args:
         arguments: the command.
-        log: the file, which grows.
+        log: the file to append to.
         see: called with each line.
-        stdin: the file that the command reads; none by default.
+        stdin: file to read standard input from; empty input by default.
 
     Raises:
-        InputError: there is no such program.
+        InputError: the program is not on the PATH.
     """
     tail = collections.deque(maxlen=TAIL)
     with (
@@ -102,10 +105,10 @@ def stream(
 def _started(
     arguments: Sequence[str], stderr: int, stdin: pathlib.Path | None = None
 ) -> Iterator[subprocess.Popen]:
-    """A running command; it ends with the block, however the block ends."""
+    """Starts a command and terminates it on exit from the block if it is still running."""
     source = stdin.open("rb") if stdin else subprocess.DEVNULL
     try:
-        # A session of its own: what the terminal sends on Ctrl-C goes to the launcher, which knows what must be ended first.
+        # In a new session, Ctrl-C reaches only the launcher, which decides what to end first.
         process = subprocess.Popen(
             list(arguments),
             stdin=source,
@@ -117,7 +120,7 @@ def _started(
         )
     except FileNotFoundError as error:
         raise InputError(
-            f"{arguments[0]} is not on the PATH; launch/README.md says what to install"
+            f"{arguments[0]} is not on the PATH; see launch/README.md for what to install"
         ) from error
     finally:
         if stdin:
@@ -126,23 +129,32 @@ def _started(
         yield process
     finally:
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _terminate(process)
         process.stdout.close()
         if process.stderr:
             process.stderr.close()
 
 
+def _terminate(process: subprocess.Popen) -> None:
+    """Sends SIGTERM to the command's process group, and SIGKILL after PATIENCE seconds."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 class Signals:
-    """While it is entered, SIGINT, SIGTERM and SIGHUP raise Interrupted, within `held` only at its end."""
+    """Context manager in which SIGINT, SIGTERM and SIGHUP raise Interrupted.
+
+    Inside `held`, a signal is deferred until the end of that block.
+    """
 
     def __init__(self):
-        self._holding, self._pending = False, None
+        self._holding = False
+        self._pending = None
 
     def __enter__(self) -> "Signals":
         self._before = {signum: signal.signal(signum, self._handle) for signum in _SIGNALS}
@@ -160,7 +172,7 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """For what must not be left half done: asking for machines, and giving them back."""
+        """Defers signals during steps that must complete: requesting and deleting machines."""
         self._holding = True
         try:
             yield
@@ -172,5 +184,5 @@ class Signals:
 
 
 def sleep(seconds: float) -> None:
-    """Waits between two looks at a state."""
+    """Waits between two polls of a state."""
     time.sleep(seconds)

@@ -1,12 +1,15 @@
-"""What a compiled program does between chips, read off its text: collectives by kind, each as often as it runs."""
+"""Reads the collectives of a compiled program from its HLO text, with their loop trip counts."""
 
 import collections
 import dataclasses
 import functools
 import math
 import re
+from collections.abc import Iterable
+from typing import NamedTuple
 
-SCATTERED = "all-reduce-scatter"  # the computations in which each chip keeps a part of a sum: how TPUs write a reduce-scatter
+# On TPUs, a reduce-scatter is a computation of this name that keeps a part of an all-reduce.
+SCATTERED = "all-reduce-scatter"
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
     "pred": 1,
@@ -26,18 +29,22 @@ _BYTES = {
 _SHAPE = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][\w-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
+_CALLEE = re.compile(r"(?:calls|to_apply|body|called_computation|async_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective operation.
+    """A collective operation.
 
     Attributes:
         kind: one of KINDS.
-        shape: of the largest array that it makes, e.g. "bf16[2304,9216]".
-        size: bytes of all that it makes, on one chip.
-        group: chips that take part in it together.
-        times: how often a step runs it.
+        shape: dtype and shape of its largest output, e.g. "bf16[2304,9216]".
+        size: bytes of its outputs on one chip.
+        group: number of chips that participate together.
+        times: number of executions per step.
     """
 
     kind: str
@@ -48,130 +55,155 @@ class Collective:
 
     @property
     def traffic(self) -> float:
-        """Bytes that a chip sends in a step, by the ring algorithms."""
+        """Bytes that a chip sends per step with the ring algorithms."""
         share = (self.group - 1) / self.group
-        whole = {
+        sent_per_byte = {
             "all-gather": share,
             "all-reduce": 2 * share,
             "reduce-scatter": self.group - 1,
             "all-to-all": share,
             "collective-permute": 1,
         }
-        return whole[self.kind] * self.size * self.times
+        return sent_per_byte[self.kind] * self.size * self.times
+
+
+class _Instruction(NamedTuple):
+    """An HLO instruction: `name = type operation(operands), attributes`."""
+
+    name: str
+    type: str
+    operation: str
+    arguments: str  # operands and attributes: the remainder of the line
+
+
+_Computations = dict[str, list[_Instruction]]
 
 
 def array_sizes(text: str) -> list[tuple[int, str]]:
-    """(bytes, shape) of every array named in a type."""
-    found = []
+    """Returns (bytes, shape) of every array in an HLO type."""
+    sizes = []
     for dtype, dimensions in _SHAPE.findall(text):
         if dtype in _BYTES:
-            found.append(
-                (
-                    _BYTES[dtype] * math.prod(int(d) for d in dimensions.split(",") if d),
-                    f"{dtype}[{dimensions}]",
-                )
-            )
-    return found
+            elements = math.prod(int(size) for size in dimensions.split(",") if size)
+            sizes.append((_BYTES[dtype] * elements, f"{dtype}[{dimensions}]"))
+    return sizes
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """Every collective of a program, loops taken as often as they run, the largest traffic first.
+    """Returns every collective of a program with its trip count, the largest traffic first.
 
-    The parts into which the compiler cuts one collective, to overlap it with other work, share its channel and count once.
+    The compiler may split one collective into parts to overlap it with compute. The parts share a
+    channel and count once.
 
     Args:
         text: `compiled.as_text()`.
-        devices: of the mesh: what takes part in a collective that names no groups.
+        devices: size of the mesh: the group of a collective that lists no replica groups.
     """
-    computations, entry = _computations(text)
+    computations, entry = _parse_computations(text)
 
     @functools.cache
-    def within(name: str) -> dict[str, Collective]:
-        """By channel."""
-        found: dict[str, Collective] = {}
+    def by_channel(name: str) -> dict[str, Collective]:
+        """Returns the collectives of a computation and of all that it calls, by channel."""
+        channels: dict[str, Collective] = {}
 
-        def add(channel: str, one: Collective) -> None:
-            if channel not in found or found[channel].times < one.times:
-                found[channel] = one
+        def add(channel: str, collective: Collective) -> None:
+            if channel not in channels or channels[channel].times < collective.times:
+                channels[channel] = collective
 
-        for label, made, operation, rest in computations.get(name, ()):
-            if operation.removesuffix("-start") in KINDS:
-                # Reductions that are scattered at once all have the same channel, and are never cut.
-                channel = (
-                    None if name.startswith(SCATTERED) else re.search(r"channel_id=(\d+)", rest)
-                )
-                add(
-                    channel[1] if channel else f"{name}/{label}",
-                    _collective(name, made, operation, rest, devices),
-                )
-            trips = 1
-            for loop in re.findall(r"condition=%?([\w.-]+)", rest):
-                inside = [
-                    rest.partition(")")[0]
-                    for _, _, kind, rest in computations.get(loop, ())
-                    if kind == "constant"
-                ]
-                bounds = [int(value) for value in inside if value.isdigit()]
-                trips = max(bounds, default=1)  # a scan counts up to a constant
-            for inner in re.findall(
-                r"(?:calls|to_apply|body|called_computation|async_computation)=%?([\w.-]+)", rest
-            ):
-                for channel, one in within(inner).items():
-                    add(channel, dataclasses.replace(one, times=one.times * trips))
-            for branches in re.findall(r"branch_computations=\{([^}]*)\}", rest):
-                costliest = max(
-                    (within(branch.strip(" %")) for branch in branches.split(",")),
-                    key=lambda part: sum(one.traffic for one in part.values()),
-                )
-                for channel, one in costliest.items():
-                    add(channel, one)
-        return found
+        for instruction in computations.get(name, ()):
+            if instruction.operation.removesuffix("-start") in KINDS:
+                add(_channel(name, instruction), _collective(name, instruction, devices))
+            trips = _trip_count(instruction, computations)
+            for callee in _CALLEE.findall(instruction.arguments):
+                for channel, collective in by_channel(callee).items():
+                    times = collective.times * trips
+                    add(channel, dataclasses.replace(collective, times=times))
+            for branches in _BRANCHES.findall(instruction.arguments):
+                branch_names = [branch.strip(" %") for branch in branches.split(",")]
+                most_expensive = max(map(by_channel, branch_names), key=_total_traffic)
+                for channel, collective in most_expensive.items():
+                    add(channel, collective)
+        return channels
 
-    counted: collections.Counter = collections.Counter()
-    for one in within(entry).values():
-        counted[dataclasses.replace(one, times=1)] += one.times
-    return sorted(
-        (dataclasses.replace(one, times=times) for one, times in counted.items()),
-        key=lambda one: -one.traffic,
-    )
+    executions: collections.Counter = collections.Counter()
+    for collective in by_channel(entry).values():
+        executions[dataclasses.replace(collective, times=1)] += collective.times
+    merged = [dataclasses.replace(single, times=total) for single, total in executions.items()]
+    return sorted(merged, key=lambda collective: -collective.traffic)
 
 
-def _collective(computation: str, made: str, operation: str, rest: str, devices: int) -> Collective:
-    kind, group = operation.removesuffix("-start"), _group(rest, devices)
-    parts = array_sizes(made)
-    # A started operation's type also holds what it was given; what it makes stands behind.
-    parts = (
-        parts[len(parts) // 2 :]
-        if operation.endswith("-start") and made.startswith("(") and len(parts) > 1
-        else parts
-    )
-    size = sum(size for size, _ in parts)
+def _total_traffic(channels: dict[str, Collective]) -> float:
+    return sum(collective.traffic for collective in channels.values())
+
+
+def _channel(computation: str, instruction: _Instruction) -> str:
+    """Returns the key under which parts of one collective are merged."""
+    # Reductions that are scattered immediately all have the same channel and are never split.
+    if not computation.startswith(SCATTERED):
+        channel = _CHANNEL.search(instruction.arguments)
+        if channel:
+            return channel[1]
+    return f"{computation}/{instruction.name}"
+
+
+def _trip_count(instruction: _Instruction, computations: _Computations) -> int:
+    """Returns the trip count of a while loop, 1 for anything else.
+
+    A scan counts up to a constant, which is in the loop's condition.
+    """
+    trips = 1
+    for condition in _CONDITION.findall(instruction.arguments):
+        bounds = _integer_constants(computations.get(condition, ()))
+        trips = max(bounds, default=1)
+    return trips
+
+
+def _integer_constants(instructions: Iterable[_Instruction]) -> list[int]:
+    constants = [
+        instruction.arguments.partition(")")[0]
+        for instruction in instructions
+        if instruction.operation == "constant"
+    ]
+    return [int(value) for value in constants if value.isdigit()]
+
+
+def _collective(computation: str, instruction: _Instruction, devices: int) -> Collective:
+    kind = instruction.operation.removesuffix("-start")
+    group = _group_size(instruction.arguments, devices)
+    outputs = array_sizes(instruction.type)
+    is_started_tuple = instruction.operation.endswith("-start") and instruction.type.startswith("(")
+    if is_started_tuple and len(outputs) > 1:
+        # The type of an asynchronous start lists its operands first, then its outputs.
+        outputs = outputs[len(outputs) // 2 :]
+    size = sum(size for size, _ in outputs)
     if kind == "all-reduce" and computation.startswith(SCATTERED):
-        kind, size = "reduce-scatter", size // group
-    return Collective(kind, max(parts)[1], size, group, 1)
+        kind = "reduce-scatter"
+        size //= group
+    _, largest_shape = max(outputs)
+    return Collective(kind, largest_shape, size, group, 1)
 
 
-def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str, str]]], str]:
-    """The instructions of each computation as (name, type, operation, rest of the line), and the entry's name."""
-    found: dict[str, list[tuple[str, str, str, str]]] = {}
+def _parse_computations(text: str) -> tuple[_Computations, str]:
+    """Returns the instructions of each computation, and the name of the entry computation."""
+    computations: _Computations = {}
     entry = current = ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             current = header[2]
-            found[current] = []
+            computations[current] = []
             entry = current if header[1] else entry
         elif instruction := _INSTRUCTION.match(line):
-            found.setdefault(current, []).append(instruction.groups())
-    return found, entry
+            computations.setdefault(current, []).append(_Instruction(*instruction.groups()))
+    return computations, entry
 
 
-def _group(rest: str, devices: int) -> int:
-    """How many chips work together: groups are written as a list, as [groups,size], or as axes of a mesh."""
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+def _group_size(arguments: str, devices: int) -> int:
+    """Returns the group size from a list of groups, from [groups,size], or from mesh axes."""
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]", arguments):
         return int(iota[2])
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", arguments):
         return listed[1].count(",") + 1
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", arguments):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         return math.prod(axes[name] for name in re.findall(r"'(\w+)'", mesh[2]))
     return devices

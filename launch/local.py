@@ -1,11 +1,12 @@
-"""Starts a command as several processes on this machine: real multi-process JAX, on CPUs.
+"""Runs a command as several processes on this machine: real multi-process JAX, on CPUs.
 
-    gemma-encoder launch local --processes=2 --devices_per_process=4 -- train --config=quickstart --workdir=runs/two
+    gemma-encoder launch local --processes=2 --devices_per_process=4 -- \\
+      train --config=quickstart --workdir=runs/two
 
-What follows `--` is a command of `gemma-encoder` with its arguments. Lines of process 0 appear as
-they are, those of the others with their number before them. When one process fails, the others are
-stopped, and its exit code is this program's; `--restarts=N` starts all of them again, up to N times,
-when one was killed or the run was told to stop. SIGTERM and Ctrl-C are passed on to all.
+Everything after `--` is a `gemma-encoder` command with its arguments. The output of process 0 is
+passed through; lines of the other processes are prefixed with their process index. When a process
+fails, the others are stopped and its exit code is returned. `--restarts=N` restarts all processes
+up to N times after a kill or a preemption. SIGTERM and Ctrl-C are forwarded to all processes.
 """
 
 import argparse
@@ -22,72 +23,80 @@ from typing import IO
 
 from gemma_encoder.runtime import COORDINATOR_ADDRESS, EXIT_PREEMPTED, NUM_PROCESSES, PROCESS_ID
 
-GRACE = 60.0  # seconds between asking a process to stop and killing it
+GRACE = 60.0  # seconds between SIGTERM and SIGKILL
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit code."""
+    args = _parser().parse_args(argv)
+    command = [sys.executable, "-m", "gemma_encoder", *args.arguments]
+    if args.dry_run:
+        for environment in environments(args.processes, args.devices_per_process, "127.0.0.1:PORT"):
+            variables = [f"{name}={value}" for name, value in environment.items()]
+            print(shlex.join(["env", *variables, *command]))
+        return 0
+    for restarts_left in reversed(range(args.restarts + 1)):
+        coordinator = f"127.0.0.1:{_free_port()}"
+        job = LocalJob(command, environments(args.processes, args.devices_per_process, coordinator))
+        code = job.run()
+        can_resume = code < 0 or code == EXIT_PREEMPTED
+        if not restarts_left or not can_resume:
+            break
+        print(
+            f"launch local: exit code {code}; restarting, {restarts_left - 1} restarts left",
+            file=sys.stderr,
+            flush=True,
+        )
+    return 128 - code if code < 0 else code  # the way shells report a signal
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gemma-encoder launch local",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--processes", type=_count, default=2, help="how many (default 2)")
     parser.add_argument(
-        "--devices_per_process", type=_count, default=1, help="CPU devices of each (default 1)"
+        "--processes", type=_count, default=2, help="number of processes (default 2)"
+    )
+    parser.add_argument(
+        "--devices_per_process", type=_count, default=1, help="CPU devices per process (default 1)"
     )
     parser.add_argument(
         "--restarts",
         type=int,
         default=0,
-        help="how often to start again after a kill or a notice to stop (default 0)",
+        help="number of restarts after a kill or a preemption (default 0)",
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="print what would be started, and start nothing"
+        "--dry_run", action="store_true", help="print the commands and start nothing"
     )
     parser.add_argument("arguments", nargs="*", help="after --: a command of gemma-encoder")
-    args = parser.parse_args(argv)
-    command = [sys.executable, "-m", "gemma_encoder", *args.arguments]
-    if args.dry_run:
-        for environment in environments(args.processes, args.devices_per_process, "127.0.0.1:PORT"):
-            print(
-                shlex.join(
-                    ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
-                )
-            )
-        return 0
-    for left in reversed(range(args.restarts + 1)):
-        code = LocalJob(
-            command,
-            environments(args.processes, args.devices_per_process, f"127.0.0.1:{_free_port()}"),
-        ).run()
-        if left and (code < 0 or code == EXIT_PREEMPTED):
-            print(
-                f"launch local: exit code {code}; starting again, {left - 1} restarts left",
-                file=sys.stderr,
-                flush=True,
-            )
-            continue
-        break
-    return 128 - code if code < 0 else code  # as a shell reports a signal
+    return parser
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    value = int(text)
+    if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
+    return value
 
 
 def environments(processes: int, devices: int, coordinator: str) -> list[dict[str, str]]:
-    """The variables that each process gets besides those of this one."""
+    """Returns the environment variables to add for each process.
+
+    Args:
+        processes: number of processes.
+        devices: number of CPU devices per process.
+        coordinator: HOST:PORT of the coordinator.
+    """
     shared = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         COORDINATOR_ADDRESS: coordinator,
         NUM_PROCESSES: str(processes),
     }
-    return [{**shared, PROCESS_ID: str(number)} for number in range(processes)]
+    return [{**shared, PROCESS_ID: str(index)} for index in range(processes)]
 
 
 def _free_port() -> int:
@@ -97,57 +106,61 @@ def _free_port() -> int:
 
 
 class LocalJob:
-    """One start of all processes.
+    """A group of processes that start and stop together.
 
     Args:
-        command: what each runs.
-        environments: what each gets besides this process's environment.
+        command: the argument list that every process runs.
+        environments: environment variables of each process, added to the current environment.
     """
 
     def __init__(self, command: Sequence[str], environments: Sequence[dict[str, str]]):
         self._processes = []
-        for number, environment in enumerate(environments):
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if number else {}
+        for index, environment in enumerate(environments):
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if index else {}
             self._processes.append(
                 subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
             )
         self._printers = [
-            threading.Thread(target=_print, args=(number, process.stdout))
-            for number, process in enumerate(self._processes)
-            if number
+            threading.Thread(target=_print_lines, args=(index, process.stdout))
+            for index, process in enumerate(self._processes)
+            if index
         ]
 
     def run(self) -> int:
-        """Waits for all; returns the exit code of the first that failed, negative for a signal, or 0."""
+        """Waits for all processes and returns an exit code.
+
+        The code is that of the first process that failed, negative for a signal, or 0.
+        """
         for printer in self._printers:
             printer.start()
-        before = {
-            number: signal.signal(number, lambda *_: self._stop())
-            for number in (signal.SIGTERM, signal.SIGINT)
+        handlers = {
+            signum: signal.signal(signum, lambda *_: self._stop())
+            for signum in (signal.SIGTERM, signal.SIGINT)
         }
-        failed = 0
+        failure = 0
         while self._running():
-            failed = failed or next(
-                (process.returncode for process in self._processes if process.returncode), 0
-            )
-            if failed:
-                # A process that waits for one that is gone would wait for long.
-                self._stop(GRACE if failed == EXIT_PREEMPTED else 0.0)
+            failure = failure or self._first_failure()
+            if failure:
+                # The remaining processes would wait a long time for one that is gone.
+                self._stop(GRACE if failure == EXIT_PREEMPTED else 0.0)
             time.sleep(0.1)
         for printer in self._printers:
             printer.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        return failed or next(
-            (process.returncode for process in self._processes if process.returncode), 0
-        )
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        return failure or self._first_failure()
+
+    def _first_failure(self) -> int:
+        """Returns the first nonzero exit code in process order, 0 if there is none."""
+        return next((process.returncode for process in self._processes if process.returncode), 0)
 
     def _running(self) -> bool:
-        """Whether any process still runs; each is asked, so that each has its return code."""
+        """Returns True if any process is running."""
+        # Poll every process, so that each has its return code set.
         return None in [process.poll() for process in self._processes]
 
     def _stop(self, grace: float = GRACE) -> None:
-        """Asks all to stop, and kills them after `grace` seconds."""
+        """Sends SIGTERM to all processes, and SIGKILL after `grace` seconds."""
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM) if grace else process.kill()
@@ -159,7 +172,7 @@ class LocalJob:
                 process.kill()
 
 
-def _print(number: int, stream: IO[bytes]) -> None:
+def _print_lines(index: int, stream: IO[bytes]) -> None:
     for line in stream:
-        sys.stderr.write(f"[{number}] {line.decode(errors='replace')}")
+        sys.stderr.write(f"[{index}] {line.decode(errors='replace')}")
         sys.stderr.flush()

@@ -1,6 +1,6 @@
-"""Plans a run on TPUs without one: compiles the step that training runs for a topology.
+"""Plans a run on TPUs without having one: compiles the training step for a TPU topology.
 
-`gemma-encoder plan` is the program. A process that plans should set JAX_PLATFORMS=cpu before it
+The program is `gemma-encoder plan`. A process that plans should set JAX_PLATFORMS=cpu before it
 imports JAX, as the program does.
 """
 
@@ -20,148 +20,37 @@ from jax.sharding import Mesh
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.launch import flops, hlo
 from gemma_encoder.launch.chips import CHIPS, Chip
+from gemma_encoder.launch.figures import GIB, Plan
 from gemma_encoder.model import sharding
 from gemma_encoder.training.build import build
 from gemma_encoder.training.step import make_program
 
 REMAT = ("none", "dots", "full")
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a step needs of each chip, and how long it takes at least.
-
-    Attributes:
-        size, topology, slices, mesh, rows, row_length, micro_batches, remat: what was planned.
-        chips: of all slices.
-        parameters, optimizer, other_arguments, temporaries, peak, memory: bytes of a chip; `peak` is what is in use at most, `memory`
-            what there is.
-        model_flops: of forward and backward passes over all tokens of a step, all chips together.
-        program_flops: of all the program's matrix products: with what remat computes again, and attention over whole rows.
-        collectives: kind, shape, bytes, chips, and how often.
-        seconds_compute, seconds_memory, seconds_links: what each takes alone, see `roofline`.
-        compile_seconds: on this machine.
-    """
-
-    size: str
-    topology: str
-    slices: int
-    mesh: tuple[int, ...]
-    rows: int
-    row_length: int
-    micro_batches: int
-    remat: str
-    chips: int
-    parameters: int
-    optimizer: int
-    other_arguments: int
-    temporaries: int
-    peak: int
-    memory: float
-    model_flops: float
-    program_flops: float
-    collectives: list[dict[str, Any]]
-    seconds_compute: float
-    seconds_memory: float
-    seconds_links: float
-    compile_seconds: float
-
-    @property
-    def fits(self) -> bool:
-        """Whether the step's peak stays within the chip."""
-        return self.peak <= self.memory
-
-    @property
-    def seconds(self) -> float:
-        """The roofline: compute, memory and links at their published peaks and wholly overlapped, so the longest of the three."""
-        return max(self.seconds_compute, self.seconds_memory, self.seconds_links)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of all chips, at that time."""
-        return self.rows * self.row_length / self.seconds
-
-    @property
-    def utilization(self) -> float:
-        """Model FLOPs against the chips' peak, at that time."""
-        return self.model_flops / self.program_flops * self.seconds_compute / self.seconds
-
-    def figures(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        derived = {
-            "fits": self.fits,
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "utilization": self.utilization,
-        }
-        return {**dataclasses.asdict(self), **derived}
-
-    def lines(self) -> Iterator[str]:
-        """The figures, for a person."""
-        data, fsdp, tensor = self.mesh
-        cut = f" in {self.micro_batches} micro-batches" if self.micro_batches > 1 else ""
-        slices = f" x {self.slices} slices" if self.slices > 1 else ""
-        yield f"{self.size} on {self.topology}{slices}: {self.chips} chips, data {data} x fsdp {fsdp} x tensor {tensor}"
-        yield f"{self.rows} x {self.row_length} tokens a step{cut}, remat {self.remat}; compiled in {self.compile_seconds:.0f} s"
-        yield ""
-        yield "memory of a chip"
-        for name, value in (
-            ("parameters", self.parameters),
-            ("optimiser state", self.optimizer),
-            ("batch and the rest", self.other_arguments),
-        ):
-            yield f"  {name:<34}{value / GIB:>8.2f} GiB"
-        yield f"  {'activations and other temporaries':<34}{self.temporaries / GIB:>8.2f} GiB"
-        left = (self.memory - self.peak) / GIB
-        verdict = (
-            f"fits, {left:.2f} GiB to spare"
-            if self.fits
-            else f"does NOT fit, {-left:.2f} GiB too much"
-        )
-        yield f"  {'peak':<34}{self.peak / GIB:>8.2f} GiB of {self.memory / GIB:.0f}: {verdict}"
-        yield ""
-        yield "work of a step, all chips"
-        yield f"  model FLOPs {self.model_flops:.3g}; the program's, with recomputation and attention over whole rows, {self.program_flops:.3g}"
-        yield ""
-        yield "between chips, a step and chip"
-        for kind in hlo.KINDS:
-            mine = [one for one in self.collectives if one["kind"] == kind]
-            if mine:
-                times, traffic = (
-                    sum(one["times"] for one in mine),
-                    sum(one["traffic"] for one in mine),
-                )
-                yield f"  {kind:<20}{times:>6} times {traffic / GIB:>9.2f} GiB sent; most: {mine[0]['shape']} {mine[0]['times']} times"
-        yield ""
-        parts = f"compute {self.seconds_compute:.3f} s, memory {self.seconds_memory:.3f} s, links {self.seconds_links:.3f} s"
-        yield f"at least {self.seconds:.3f} s a step ({parts}, at published peaks and wholly overlapped)"
-        yield f"at most {self.tokens_per_second:,.0f} tokens a second, model FLOP utilization {self.utilization:.0%}"
 
 
 def describe_topology(text: str, slices: int) -> tuple[Chip, list[jax.Device]]:
-    """The chips that "v5e:8x8" stands for, as devices to compile for."""
+    """Returns the chip and the abstract devices of a topology such as "v5e:8x8"."""
     generation, _, shape = text.partition(":")
     if generation not in CHIPS or not shape:
         raise InputError(
-            f"--topology={text}: plans are made for {', '.join(CHIPS)}; write e.g. v5e:8x8"
+            f"--topology={text}: plans are available for {', '.join(CHIPS)}; write e.g. v5e:8x8"
         )
+    options = {"num_slices": slices} if slices > 1 else {}
     try:
-        found = topologies.get_topology_desc(
-            text, platform="tpu", **({"num_slices": slices} if slices > 1 else {})
-        )
-    except Exception as error:  # libtpu raises its own kinds
+        description = topologies.get_topology_desc(text, platform="tpu", **options)
+    except Exception as error:  # libtpu raises its own exception types
         raise InputError(
-            f"--topology={text}: {one_line(error)[:200]}; compiling for TPUs needs libtpu: pip install 'jax[tpu]'"
+            f"--topology={text}: {one_line(error)[:200]}; "
+            "compiling for TPUs needs libtpu: pip install 'jax[tpu]'"
         ) from error
-    return CHIPS[generation], list(found.devices)
+    return CHIPS[generation], list(description.devices)
 
 
 @contextlib.contextmanager
 def with_fields(
     config: ml_collections.ConfigDict, **fields: Any
 ) -> Iterator[ml_collections.ConfigDict]:
-    """A copy of a config with some fields set, "batch__rows" being `batch.rows`."""
+    """Yields a copy of a config with some fields set; `batch__rows` sets `batch.rows`."""
     copy = config.copy_and_resolve_references()
     with copy.ignore_type():
         for path, value in fields.items():
@@ -174,10 +63,10 @@ def with_fields(
 
 
 def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1) -> Plan:
-    """Compiles a config's step for a topology and reads off what it needs.
+    """Compiles the training step of a config for a topology and analyzes it.
 
     Raises:
-        InputError: the config, the topology or the mesh cannot be used.
+        InputError: the config, the topology or the mesh is invalid.
     """
     recipe = build(config, dry=True)
     chip, devices = describe_topology(topology, slices)
@@ -186,85 +75,104 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
     program = make_program(recipe, mesh, 1000, 100)
     began = time.monotonic()
     traced = program.step.trace(program.abstract, program.batch)
-    try:
-        compiled = traced.lower(lowering_platforms=("tpu",)).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise InputError(
-            f"the compiler found no way to fit the step into the chips: {one_line(error)[:300]}"
-        ) from error
-    seconds = time.monotonic() - began
-    memory, chips = compiled.memory_analysis(), len(devices)
+    compiled = _compile(traced)
+    compile_seconds = time.monotonic() - began
+
+    chips = len(devices)
     collectives = hlo.collectives(compiled.as_text(), chips)
     program_flops = flops.count(traced.jaxpr.jaxpr, chips)
-    tokens = recipe.stream.shape.rows * recipe.stream.shape.row_length
-    model_flops = 3 * recipe.encoder.transformer.forward_flops(tokens, recipe.stream.max_length)
-    parameters, optimizer = _bytes(program.abstract.parameters), _bytes(program.abstract.optimizer)
-    moved = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes + 2 * memory.temp_size_in_bytes
-    )
+    stream = recipe.stream
+    tokens = stream.shape.rows * stream.shape.row_length
+    forward_flops = recipe.encoder.transformer.forward_flops(tokens, stream.max_length)
+    parameters = _bytes(program.abstract.parameters)
+    optimizer = _bytes(program.abstract.optimizer)
+    memory = compiled.memory_analysis()
+    inputs_and_outputs = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    # A lower bound: the state is read and written once, temporaries are written and read once.
+    moved_bytes = inputs_and_outputs + 2 * memory.temp_size_in_bytes
     return Plan(
         size=config.model.size,
         topology=topology,
         slices=slices,
         mesh=tuple(mesh.shape.values()),
-        rows=recipe.stream.shape.rows,
-        row_length=recipe.stream.shape.row_length,
-        micro_batches=recipe.stream.micro_batches,
+        rows=stream.shape.rows,
+        row_length=stream.shape.row_length,
+        micro_batches=stream.micro_batches,
         remat=recipe.encoder.remat,
         chips=chips,
         parameters=parameters,
         optimizer=optimizer,
         other_arguments=memory.argument_size_in_bytes - parameters - optimizer,
         temporaries=memory.temp_size_in_bytes,
-        peak=memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes,
+        peak=inputs_and_outputs + memory.temp_size_in_bytes - memory.alias_size_in_bytes,
         memory=chip.memory,
-        model_flops=model_flops,
+        model_flops=3 * forward_flops,  # the backward pass takes twice the forward pass
         program_flops=program_flops,
-        collectives=[{**dataclasses.asdict(one), "traffic": one.traffic} for one in collectives],
+        collectives=[{**dataclasses.asdict(item), "traffic": item.traffic} for item in collectives],
         seconds_compute=program_flops / chips / chip.peak_flops,
-        # At least: the state is read and written once, and temporaries are written and read once.
-        seconds_memory=moved / chip.memory_bandwidth,
-        seconds_links=_seconds(collectives, mesh, slices, chip),
-        compile_seconds=seconds,
+        seconds_memory=moved_bytes / chip.memory_bandwidth,
+        seconds_links=_link_seconds(collectives, mesh, slices, chip),
+        compile_seconds=compile_seconds,
     )
 
 
+def _compile(traced: jax.stages.Traced) -> jax.stages.Compiled:
+    try:
+        return traced.lower(lowering_platforms=("tpu",)).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"the compiler cannot fit the step into the chips' memory: {one_line(error)[:300]}"
+        ) from error
+
+
 def _bytes(tree: Any) -> int:
-    """Bytes of a tree of abstract arrays on one chip."""
+    """Returns the bytes of a tree of abstract arrays on one chip."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def _seconds(collectives: Sequence[hlo.Collective], mesh: Mesh, slices: int, chip: Chip) -> float:
-    """Of all collectives one after another; one over more chips than a slice has goes at the speed of the network between slices."""
-    within = mesh.size // slices
+def _link_seconds(
+    collectives: Sequence[hlo.Collective], mesh: Mesh, slices: int, chip: Chip
+) -> float:
+    """Returns the time of all collectives, executed one after another.
+
+    A collective that crosses slices runs at the speed of the network between them.
+    """
+    slice_chips = mesh.size // slices
     return sum(
-        one.traffic
-        / (
-            chip.link_bandwidth
-            if one.group <= within and slices == 1
-            else _slowest(one, slices, within, chip)
-        )
-        for one in collectives
+        collective.traffic / _bandwidth(collective, slices, slice_chips, chip)
+        for collective in collectives
     )
 
 
-def _slowest(one: hlo.Collective, slices: int, within: int, chip: Chip) -> float:
-    crosses = one.group > within or one.group in (slices, slices * within)
-    return chip.network_bandwidth if crosses else chip.link_bandwidth
+def _bandwidth(collective: hlo.Collective, slices: int, slice_chips: int, chip: Chip) -> float:
+    """Returns the bandwidth of the slowest connection that a collective uses."""
+    exceeds_slice = collective.group > slice_chips
+    if slices == 1:
+        crosses_slices = exceeds_slice
+    else:
+        crosses_slices = exceeds_slice or collective.group in (slices, slices * slice_chips)
+    return chip.network_bandwidth if crosses_slices else chip.link_bandwidth
 
 
 def candidates(
     config: ml_collections.ConfigDict, chips: int, slices: int, memory: float
 ) -> Iterator[dict[str, Any]]:
-    """What is worth trying: batches of one to eight rows a chip, remat policies, and meshes over which the state fits."""
+    """Yields config fields worth trying.
+
+    They combine batches of one to eight rows per chip, remat policies, and those meshes over which
+    parameters and optimizer state fit in memory.
+
+    Args:
+        config: the config that the fields modify.
+        chips: number of chips, over all slices.
+        slices: number of slices.
+        memory: bytes of memory per chip.
+    """
     transformer = build(config, dry=True).encoder.transformer
     for tensor, replicas, remat, rows in itertools.product(
         (1, 2, 4), (1, 2, 4, 8), REMAT, (1, 2, 4, 8)
@@ -273,10 +181,9 @@ def candidates(
         if chips % (data * tensor):
             continue
         fsdp = chips // (data * tensor)
-        state = (
-            12 * transformer.num_parameters / (fsdp * tensor)
-        )  # parameters and two moments in float32
-        if state < memory:
+        # Parameters and AdamW's two moments, in float32.
+        state_bytes = 12 * transformer.num_parameters / (fsdp * tensor)
+        if state_bytes < memory:
             yield {
                 "mesh": (data, fsdp, tensor),
                 "batch__rows": rows * data * fsdp * config.batch.micro_batches,
@@ -287,46 +194,73 @@ def candidates(
 def search(
     config: ml_collections.ConfigDict, topology: str, slices: int, seconds: float
 ) -> Plan | None:
-    """Tries what is worth trying, printing each; the fastest that fits, None where none does."""
+    """Plans all candidates, printing a line for each.
+
+    Args:
+        config: the config.
+        topology: topology of one slice, e.g. "v5e:8x8".
+        slices: number of slices.
+        seconds: time after which no further candidate is tried.
+
+    Returns:
+        The plan with the highest throughput that fits, None if none fits.
+    """
     chip, devices = describe_topology(topology, slices)
-    began, best = time.monotonic(), None
-    too_big: set[tuple] = set()
-    tried = list(candidates(config, len(devices), slices, chip.memory))
-    # The simplest meshes first; of a mesh, what saves most memory first: where that does not fit, nothing else will.
-    tried.sort(
-        key=lambda fields: (
-            fields["mesh"][2],
-            fields["mesh"][0],
-            fields["batch__rows"],
-            -REMAT.index(fields["model__remat"]),
-        )
-    )
-    for place, fields in enumerate(tried):
-        mesh, rows, remat = fields.values()
-        if any(
-            mesh == other and rows >= least and REMAT.index(remat) <= REMAT.index(policy)
-            for other, least, policy in too_big
-        ):
+    began = time.monotonic()
+    best = None
+    too_big: list[dict[str, Any]] = []
+    all_fields = sorted(candidates(config, len(devices), slices, chip.memory), key=_search_order)
+    for index, fields in enumerate(all_fields):
+        if any(_needs_at_least(fields, failed) for failed in too_big):
             continue
         if time.monotonic() - began > seconds:
-            print(
-                f"time is up; {len(tried) - place} of {len(tried)} were not looked at", flush=True
-            )
+            remaining = len(all_fields) - index
+            print(f"time is up; {remaining} of {len(all_fields)} were not tried", flush=True)
             break
-        try:
-            with with_fields(config, **fields) as one:
-                plan = make_plan(one, topology, slices)
-        except InputError as error:
-            print(
-                f"mesh {mesh} rows {rows:>5} remat {remat:<5} not possible: {error}"[:160],
-                flush=True,
-            )
-            too_big.add((mesh, rows, remat))
-            continue
-        verdict = f"{plan.peak / GIB:>6.1f} GiB {'fits' if plan.fits else 'too much'}, at most {plan.tokens_per_second:>12,.0f} tokens/s"
-        print(f"mesh {mesh} rows {rows:>5} remat {remat:<5} {verdict}", flush=True)
-        if not plan.fits:
-            too_big.add((mesh, rows, remat))
+        plan = _try_candidate(config, fields, topology, slices)
+        if plan is None or not plan.fits:
+            too_big.append(fields)
         elif best is None or plan.tokens_per_second > best.tokens_per_second:
             best = plan
     return best
+
+
+def _search_order(fields: dict[str, Any]) -> tuple[int, ...]:
+    """Sort key of `search`: simple meshes first, then the candidates that need least memory.
+
+    Candidates that need more memory than one that does not fit are skipped.
+    """
+    data, _, tensor = fields["mesh"]
+    return tensor, data, fields["batch__rows"], -REMAT.index(fields["model__remat"])
+
+
+def _needs_at_least(fields: dict[str, Any], failed: dict[str, Any]) -> bool:
+    """Returns True if a candidate needs at least as much memory as one that failed."""
+    remat = REMAT.index(fields["model__remat"])
+    failed_remat = REMAT.index(failed["model__remat"])
+    return (
+        fields["mesh"] == failed["mesh"]
+        and fields["batch__rows"] >= failed["batch__rows"]
+        and remat <= failed_remat
+    )
+
+
+def _try_candidate(
+    config: ml_collections.ConfigDict, fields: dict[str, Any], topology: str, slices: int
+) -> Plan | None:
+    """Plans a candidate and prints the result; None if it cannot be planned."""
+    mesh, rows, remat = fields.values()
+    label = f"mesh {mesh} rows {rows:>5} remat {remat:<5}"
+    try:
+        with with_fields(config, **fields) as candidate:
+            plan = make_plan(candidate, topology, slices)
+    except InputError as error:
+        print(f"{label} not possible: {error}"[:160], flush=True)
+        return None
+    verdict = "fits" if plan.fits else "too much"
+    print(
+        f"{label} {plan.peak / GIB:>6.1f} GiB {verdict}, "
+        f"at most {plan.tokens_per_second:>12,.0f} tokens/s",
+        flush=True,
+    )
+    return plan

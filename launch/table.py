@@ -1,8 +1,8 @@
-"""Writes launch/PLANS.md: what the planner says of the sizes that people ask for.
+"""Writes launch/PLANS.md: a table of plans for the common model sizes.
 
     python -m gemma_encoder.launch.table
 
-Each plan is made anew, in a process of its own; some take minutes.
+Each plan is computed in a separate process; some take minutes.
 """
 
 import datetime
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 import jax
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-GIB = 2**30
+from gemma_encoder.launch.figures import GIB
 
-# Size, topology, and rows of 512 tokens in a step.
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Model size, topology, and rows of 512 tokens per step.
 PLANS = (
     ("gemma3_270m", "v5e:2x2", 64),
     ("gemma3_1b", "v5e:2x4", 64),
@@ -30,18 +31,33 @@ PLANS = (
 HEADER = """\
 # Plans
 
-Written by `python -m gemma_encoder.launch.table` from the planner's own figures, {date}, jax {jax}, two cores. No TPU was attached: memory is what the
-compiler says; the step's time is a lower bound (published peaks of arithmetic, memory and links, wholly overlapped), not a measurement.
+Written by `python -m gemma_encoder.launch.table` from the planner's figures on {date}, with
+jax {jax}, on two cores. No TPU was attached: memory is the compiler's estimate, and the step time
+is a lower bound (published peaks of compute, memory and links, fully overlapped), not a
+measurement.
 
-Full fine-tuning with AdamW, bfloat16 compute, float32 parameters and moments, remat `full`, parameters cut up over all chips. GiB are
-of one chip.
+Full fine-tuning with AdamW, bfloat16 compute, float32 parameters and moments, remat `full`, and
+parameters sharded over all chips. GiB are per chip.
 
-| size | topology | tokens a step | parameters, GiB | optimiser, GiB | temporaries, GiB | peak of a chip | | step, s | tokens/s, at most | compiled, s |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| {columns} |
+| {rule} |
 """
+COLUMNS = (
+    "size",
+    "topology",
+    "tokens per step",
+    "parameters, GiB",
+    "optimizer, GiB",
+    "temporaries, GiB",
+    "peak per chip",
+    "",
+    "step, s",
+    "tokens/s, at most",
+    "compiled, s",
+)
 FOOTER = """
 
-The last line is
+The last row is
 
 ```
 gemma-encoder plan {example}
@@ -50,36 +66,31 @@ gemma-encoder plan {example}
 
 
 def plan_command(size: str, topology: str, rows: int) -> list[str]:
-    """The planner's arguments."""
+    """Returns the planner's arguments for a table row."""
     return [
-        *(
-            f"--config=msmarco:size={size}",
-            f"--topology={topology}",
-            "--config.mesh=(1,-1,1)",
-        ),
-        *(
-            f"--config.batch.rows={rows}",
-            "--config.batch.row_length=512",
-            "--config.max_length=512",
-        ),
+        f"--config=msmarco:size={size}",
+        f"--topology={topology}",
+        "--config.mesh=(1,-1,1)",
+        f"--config.batch.rows={rows}",
+        "--config.batch.row_length=512",
+        "--config.max_length=512",
     ]
 
 
 def row(figures: dict) -> str:
-    """A plan as a line of the table."""
-    fits = (
-        f"fits, {(figures['memory'] - figures['peak']) / GIB:.1f} GiB to spare"
-        if figures["fits"]
-        else "does not fit"
-    )
-    memory = f"{figures['peak'] / GIB:.2f} of {figures['memory'] / GIB:.0f} GiB"
+    """Formats the figures of a plan as a Markdown table row."""
+    if figures["fits"]:
+        spare = (figures["memory"] - figures["peak"]) / GIB
+        verdict = f"fits, {spare:.1f} GiB to spare"
+    else:
+        verdict = "does not fit"
     cells = [
         figures["size"],
         figures["topology"],
         f"{figures['rows']} x {figures['row_length']}",
         *(f"{figures[name] / GIB:.2f}" for name in ("parameters", "optimizer", "temporaries")),
-        memory,
-        fits,
+        f"{figures['peak'] / GIB:.2f} of {figures['memory'] / GIB:.0f} GiB",
+        verdict,
         f"{figures['seconds']:.3f}",
         f"{figures['tokens_per_second']:,.0f}",
         f"{figures['compile_seconds']:.0f}",
@@ -88,32 +99,31 @@ def row(figures: dict) -> str:
 
 
 def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
-    """Makes the plans and writes the file."""
-    lines = []
-    for plan in plans:
-        with tempfile.NamedTemporaryFile(suffix=".json") as file:
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "gemma_encoder",
-                    "plan",
-                    *plan_command(*plan),
-                    f"--json={file.name}",
-                ],
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-            )
-            lines.append(row(json.loads(pathlib.Path(file.name).read_text())))
-        print(lines[-1], flush=True)
-    example = " ".join(plan_command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
-    text = (
-        HEADER.format(date=datetime.date.today(), jax=jax.__version__)
-        + "\n".join(lines)
-        + FOOTER.format(example=example)
+    """Computes the plans and writes the file."""
+    rows = []
+    for size, topology, batch_rows in plans:
+        rows.append(row(_run_planner(plan_command(size, topology, batch_rows))))
+        print(rows[-1], flush=True)
+    header = HEADER.format(
+        date=datetime.date.today(),
+        jax=jax.__version__,
+        columns=" | ".join(COLUMNS),
+        rule=" | ".join("---" for _ in COLUMNS),
     )
+    example = " ".join(plan_command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
+    text = header + "\n".join(rows) + FOOTER.format(example=example)
     (ROOT / "launch" / "PLANS.md").write_text(text)
     return 0
+
+
+def _run_planner(arguments: Sequence[str]) -> dict:
+    """Returns the figures of a plan, computed in a separate process."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        program = [sys.executable, "-m", "gemma_encoder", "plan"]
+        subprocess.run(
+            [*program, *arguments, f"--json={file.name}"], cwd=ROOT, stdout=subprocess.DEVNULL
+        )
+        return json.loads(pathlib.Path(file.name).read_text())
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Trains on Cloud TPU VMs: requests, installs, runs, watches, restarts after preemption, deletes.
+"""Trains on Cloud TPU VMs: requests machines, installs, runs, resumes after preemption, deletes.
 
     gemma-encoder launch tpu_vm --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN \\
       --name=NAME --project=PROJECT --zone=ZONE --topology=v5e:8x8 [--slices=N] \\
       [--spot | --reserved] [--env=NAME=VALUE …] [--config.FIELD=VALUE …] [--dry_run]
 
-Exits 0 when training is done, 2 where something handed over cannot be used, 75 where it was
-preempted more often than --max_retries says (rerun the command to resume), 1 for any other failure,
-128 + N when stopped by signal N. The machines are deleted in each of these cases, unless --keep is
-given. launch/README.md leads there step by step.
+Exits with 0 when training is done, 2 for invalid input, 75 after more preemptions than
+--max_retries (rerun the command to resume), 1 for any other failure, and 128 + N when stopped by
+signal N. The machines are deleted in each of these cases, unless --keep is given.
+launch/README.md is a step-by-step guide.
 """
 
 import enum
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import cluster, command
@@ -23,18 +23,18 @@ from gemma_encoder.runtime import EXIT_PREEMPTED
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
 LARGEST_HOST = 8  # chips of one TPU VM
 WAITING = {"", "CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES", "STATE_UNSPECIFIED"}
-CHECKS = 3  # looks at the machines after a failure: that they were taken away shows late
-UNSEEN = 5  # looks that may fail in a row
+CHECKS = 3  # polls of the machines after a failure: a preemption becomes visible with a delay
+UNSEEN = 5  # consecutive polls that may fail
 _REPORT = re.compile(r"worker-report: (\S+) (\w+) ended with (\d+)\.")
 
 
 class AttemptOutcome(enum.Enum):
-    """How one try ended."""
+    """Outcome of one attempt to run the job."""
 
     DONE = "done"
     BAD_INPUT = "bad input"
-    PREEMPTED = "preempted; its state is saved"
-    LOST = "the machines were taken away"
+    PREEMPTED = "preempted; a checkpoint is saved"
+    LOST = "the machines were preempted"
     DISCONNECTED = "the connection broke"
     FAILED = "failed"
 
@@ -48,7 +48,7 @@ EXIT_CODES = {
 
 
 class Machines:
-    """The queued resource of a job: every command that concerns it."""
+    """Queued resource of a job: builds the argument list of every gcloud command on it."""
 
     def __init__(
         self,
@@ -57,27 +57,21 @@ class Machines:
         options: Sequence[str],
         runtime_version: str,
     ):
-        self.job, self._capacity, self._options, self._runtime_version = (
-            job,
-            capacity,
-            options,
-            runtime_version,
-        )
-        self._place = [f"--project={job.project}", f"--zone={job.zone}"]
-        self._all = [
-            "--node=all",
-            "--worker=all",
-            "--batch-size=all",
-        ]  # at once: a worker waits for the others
+        self.job = job
+        self._capacity = capacity
+        self._options = options
+        self._runtime_version = runtime_version
+        self._zone = [f"--project={job.project}", f"--zone={job.zone}"]
+        # All workers at once, since each waits for the others.
+        self._all_workers = ["--node=all", "--worker=all", "--batch-size=all"]
 
     def create(self) -> list[str]:
-        """Asks for the slices, under one name."""
+        """Requests all slices as one queued resource."""
         job = self.job
-        nodes = (
-            [f"--node-count={job.slices}", f"--node-prefix={job.name}"]
-            if job.slices > 1
-            else [f"--node-id={job.name}"]
-        )
+        if job.slices > 1:
+            nodes = [f"--node-count={job.slices}", f"--node-prefix={job.name}"]
+        else:
+            nodes = [f"--node-id={job.name}"]
         kind = [
             f"--accelerator-type={job.topology.accelerator_type}",
             f"--runtime-version={self._runtime_version}",
@@ -86,7 +80,7 @@ class Machines:
             *QUEUED_RESOURCES,
             "create",
             job.name,
-            *self._place,
+            *self._zone,
             *kind,
             *nodes,
             *self._capacity,
@@ -96,11 +90,11 @@ class Machines:
         ]
 
     def describe(self) -> list[str]:
-        """Asks for the state of the request."""
-        return [*QUEUED_RESOURCES, "describe", self.job.name, *self._place, "--format=json"]
+        """Queries the state of the queued resource."""
+        return [*QUEUED_RESOURCES, "describe", self.job.name, *self._zone, "--format=json"]
 
     def describe_node(self, node: str) -> list[str]:
-        """Asks for the state of one slice."""
+        """Queries the state of one slice."""
         return [
             "gcloud",
             "compute",
@@ -108,33 +102,33 @@ class Machines:
             "tpu-vm",
             "describe",
             node,
-            *self._place,
+            *self._zone,
             "--format=json",
         ]
 
     def copy(self) -> list[str]:
-        """Copies the code, and the program that installs and runs it, to every home folder."""
+        """Copies the code, and worker.py to install and run it, to every home folder."""
         files = [str(self.job.file(".tar.gz")), str(cluster.ROOT / "launch" / "worker.py")]
         return [
             *QUEUED_RESOURCES,
             "scp",
             *files,
             f"{self.job.name}:",
-            *self._place,
-            *self._all,
+            *self._zone,
+            *self._all_workers,
             "--quiet",
         ]
 
     def on_all(self, arguments: Sequence[str]) -> list[str]:
         """Runs an argument list on every worker."""
-        # A machine that vanished says nothing: without these, ssh would wait for it for hours.
+        # Without these, ssh would wait for hours for a machine that has disappeared.
         alive = ["--ssh-flag=-o ServerAliveInterval=30", "--ssh-flag=-o ServerAliveCountMax=10"]
         return [
             *QUEUED_RESOURCES,
             "ssh",
             self.job.name,
-            *self._place,
-            *self._all,
+            *self._zone,
+            *self._all_workers,
             *alive,
             "--quiet",
             f"--command={command.line(arguments)}",
@@ -145,17 +139,16 @@ class Machines:
         return self.on_all(["python3", "worker.py", "install", self.job.name])
 
     def run(self) -> list[str]:
-        """Runs the training program on every worker, or follows it where it runs already."""
-        return self.on_all(
-            ["python3", "worker.py", "run", self.job.name, *self.job.program("../env/bin/python")]
-        )
+        """Runs the training program on every worker, or follows it if it is already running."""
+        program = self.job.program("../env/bin/python")
+        return self.on_all(["python3", "worker.py", "run", self.job.name, *program])
 
     def delete(self) -> list[str]:
-        """Gives everything back, whatever its state."""
-        return [*QUEUED_RESOURCES, "delete", self.job.name, *self._place, "--force", "--quiet"]
+        """Deletes the queued resource and its machines in any state."""
+        return [*QUEUED_RESOURCES, "delete", self.job.name, *self._zone, "--force", "--quiet"]
 
     def steps(self) -> list[list[str]]:
-        """Every command of a run that nothing disturbs."""
+        """Returns every command of an undisturbed run, in order."""
         return [
             self.job.archive(),
             self.create(),
@@ -168,29 +161,38 @@ class Machines:
 
 
 class TpuVmLauncher:
-    """One life of a job, from its first request to its last deletion."""
+    """Runs a job from its first request for machines to their final deletion.
+
+    Args:
+        machines: the queued resource.
+        signals: defers signals while machines are requested or deleted.
+        keep: whether to leave the machines running at the end.
+    """
 
     def __init__(self, machines: Machines, signals: command.Signals, *, keep: bool):
-        self._machines, self._job, self._signals, self._keep = machines, machines.job, signals, keep
+        self._machines = machines
+        self._job = machines.job
+        self._signals = signals
+        self._keep = keep
         self._log = self._job.file(".log")
-        self._held = False  # whether machines are asked for or held
-        self._ready = False  # whether they are installed
+        self._held = False  # whether machines are requested or allocated
+        self._ready = False  # whether the code is installed on them
 
     def go(self) -> int:
         """Runs the job to its end and returns the launcher's exit code."""
+        max_retries = self._job.max_retries
         try:
-            for retry in range(self._job.max_retries + 1):
+            for retry in range(max_retries + 1):
                 outcome = self._attempt()
                 if outcome not in RETRIED:
                     return EXIT_CODES[outcome]
-                cluster.say(
-                    f"{outcome.value}; {f'retry {retry + 1} of' if retry < self._job.max_retries else 'no retry is left of'} {self._job.max_retries}"
-                )
-                if outcome is not AttemptOutcome.DISCONNECTED and retry < self._job.max_retries:
+                if retry == max_retries:
+                    cluster.say(f"{outcome.value}; no retry is left of {max_retries}")
+                    break
+                cluster.say(f"{outcome.value}; retry {retry + 1} of {max_retries}")
+                if outcome is not AttemptOutcome.DISCONNECTED:
                     self._delete()
-            cluster.say(
-                "gave up; give the same command again and the run goes on from its last checkpoint"
-            )
+            cluster.say("giving up; rerun the command to resume from the last checkpoint")
             return EXIT_PREEMPTED
         finally:
             self._leave()
@@ -205,30 +207,33 @@ class TpuVmLauncher:
         return self._train()
 
     def _request(self) -> AttemptOutcome:
-        with (
-            self._signals.held()
-        ):  # a request that is under way must be known as made, so that it is deleted
+        # An interrupted request may still have been created; defer signals to know that it was,
+        # so that it is deleted.
+        with self._signals.held():
             result = command.stream(self._machines.create(), self._log)
             self._held = result.code == 0
         if not self._held:
             cluster.say(
-                f"the request was refused, see above; launch/README.md has the causes. If {self._job.name!r} exists already, it may be someone's run"
+                "the request was refused, see above; launch/README.md lists the causes. "
+                f"If {self._job.name!r} already exists, it may be another user's run"
             )
             return AttemptOutcome.FAILED
         return AttemptOutcome.DONE
 
     def _wait(self) -> AttemptOutcome:
-        """Waits until the machines are there, however long that takes."""
-        shown, unseen = None, 0
+        """Polls until the machines are allocated, without a time limit."""
+        last_state = None
+        failed_polls = 0
         while True:
             state, detail = self._state()
-            unseen = unseen + 1 if state is None else 0
-            if state is not None and state != shown:
-                cluster.say(f"{self._job.name}: {state}{f': {detail}' if detail else ''}")
-                shown = state
+            failed_polls = failed_polls + 1 if state is None else 0
+            if state is not None and state != last_state:
+                suffix = f": {detail}" if detail else ""
+                cluster.say(f"{self._job.name}: {state}{suffix}")
+                last_state = state
             if state == "ACTIVE":
                 return AttemptOutcome.DONE
-            if unseen >= UNSEEN:
+            if failed_polls >= UNSEEN:
                 cluster.say(f"the state cannot be read: {detail}")
                 return AttemptOutcome.FAILED
             if state == "FAILED":
@@ -241,25 +246,25 @@ class TpuVmLauncher:
         copied = command.stream(self._machines.copy(), self._log)
         if copied.code == 0:
             result, codes = self._on_all(self._machines.install())
-            if result.code == 0 and len(codes) == self._job.hosts and not any(codes.values()):
+            if result.code == 0 and self._all_succeeded(codes):
                 return AttemptOutcome.DONE
-            cluster.say(
-                f"installed on {list(codes.values()).count(0)} of {self._job.hosts} workers"
-            )
-        return (
-            AttemptOutcome.LOST if self._lost() else self._failed("copying and installing the code")
-        )
+            installed = list(codes.values()).count(0)
+            cluster.say(f"installed on {installed} of {self._job.hosts} workers")
+        if self._lost():
+            return AttemptOutcome.LOST
+        return self._failed("copying and installing the code")
 
     def _train(self) -> AttemptOutcome:
         started = time.strftime("%H:%M:%S")
         cluster.say(
-            f"training on {self._job.hosts} hosts since {started}; the log goes to {self._log} too"
+            f"training on {self._job.hosts} hosts since {started}; "
+            f"the log is also written to {self._log}"
         )
         _, codes = self._on_all(self._machines.run())
         if cluster.EXIT_BAD_INPUT in codes.values():
-            self._failed("training: something handed over cannot be used")
+            self._failed("training: invalid input")
             return AttemptOutcome.BAD_INPUT
-        if len(codes) == self._job.hosts and not any(codes.values()):
+        if self._all_succeeded(codes):
             cluster.say(f"done; {self._job.workdir} holds checkpoints, metrics and predictions")
             return AttemptOutcome.DONE
         if EXIT_PREEMPTED in codes.values():
@@ -270,8 +275,14 @@ class TpuVmLauncher:
             return AttemptOutcome.DISCONNECTED
         return self._failed(f"training: exit codes {sorted(set(codes.values()))}")
 
+    def _all_succeeded(self, codes: Mapping[str, int]) -> bool:
+        return len(codes) == self._job.hosts and not any(codes.values())
+
     def _on_all(self, arguments: Sequence[str]) -> tuple[command.Result, dict[str, int]]:
-        """Runs a command on all workers; also returns the exit code that each one reported."""
+        """Runs a command on all workers and returns its result and the exit codes by host.
+
+        Hosts that reported no exit code are absent.
+        """
         codes = {}
 
         def see(text: str) -> None:
@@ -281,24 +292,24 @@ class TpuVmLauncher:
         return command.stream(arguments, self._log, see), codes
 
     def _state(self) -> tuple[str | None, str]:
-        """The state of the request, and its error; None and why where it cannot be read."""
+        """Returns the state of the request and its error message.
+
+        If the state cannot be read, returns None and the reason.
+        """
         result = command.run_command(self._machines.describe())
-        if (answer := result.json()) is None:
+        answer = result.json()
+        if answer is None:
             return None, result.errors.strip() or result.output.strip()
+        node_specs = answer.get("tpu", {}).get("nodeSpec", [])
+        self._nodes = [spec["nodeId"] for spec in node_specs if spec.get("nodeId")]
         state = answer.get("state", {})
-        self._nodes = [
-            spec["nodeId"]
-            for spec in answer.get("tpu", {}).get("nodeSpec", [])
-            if spec.get("nodeId")
-        ]
-        return state.get("state", ""), state.get("failedData", {}).get("error", {}).get(
-            "message", ""
-        )
+        error = state.get("failedData", {}).get("error", {})
+        return state.get("state", ""), error.get("message", "")
 
     def _lost(self) -> bool:
-        """Whether machines were taken away, which shows late."""
-        for look in range(CHECKS):
-            if look:
+        """Returns True if machines were preempted; polls, since this shows with a delay."""
+        for check in range(CHECKS):
+            if check:
                 command.sleep(self._job.poll_seconds)
             state, _ = self._state()
             if state is None:
@@ -313,27 +324,30 @@ class TpuVmLauncher:
                     return True
         return False
 
-    def _failed(self, what: str) -> AttemptOutcome:
-        cluster.explain(self._job, what)
+    def _failed(self, step: str) -> AttemptOutcome:
+        cluster.explain(self._job, step)
         return AttemptOutcome.FAILED
 
     def _leave(self) -> None:
-        if self._held and self._keep:
-            cluster.say(
-                f"kept, and charged for, until you run: {command.line(self._machines.delete())}"
-            )
-        elif self._held:
+        if not self._held:
+            return
+        if self._keep:
+            delete = command.line(self._machines.delete())
+            cluster.say(f"machines left running and charged for; to delete them, run: {delete}")
+        else:
             self._delete()
 
     def _delete(self) -> None:
+        delete = self._machines.delete()
         with self._signals.held():
             for _ in range(CHECKS):
-                if command.stream(self._machines.delete(), self._log).code == 0:
-                    self._held = self._ready = False
+                if command.stream(delete, self._log).code == 0:
+                    self._held = False
+                    self._ready = False
                     return
                 command.sleep(self._job.poll_seconds)
         raise cluster.NotDeleted(
-            f"{self._job.name} could not be deleted and may cost money; run: {command.line(self._machines.delete())}"
+            f"{self._job.name} could not be deleted and may cost money; run: {command.line(delete)}"
         )
 
 
@@ -347,7 +361,8 @@ def _main(argv: Sequence[str]) -> int:
     job = flags.job(argv, LARGEST_HOST)
     machines = _machines(job, flags)
     if flags["dry_run"]:
-        cluster.print_dry_run([*([] if flags["skip_plan"] else [job.plan()]), *machines.steps()])
+        plan = [] if flags["skip_plan"] else [job.plan()]
+        cluster.print_dry_run([*plan, *machines.steps()])
         return cluster.EXIT_DONE
     cluster.check_job(job, skip_plan=flags["skip_plan"])
     with command.Signals() as signals:
@@ -357,26 +372,24 @@ def _main(argv: Sequence[str]) -> int:
 
 def _flags() -> cluster.LaunchFlags:
     flags = cluster.LaunchFlags(__doc__)
-    flags.switch("reserved", "Use reserved capacity of the project.")
+    flags.switch("reserved", "Use the project's reserved capacity.")
     flags.text(
         "service_account",
-        "Whom the machines act as; by default Compute Engine's default service account.",
+        "Service account of the machines; default: Compute Engine's default service account.",
     )
     flags.text(
         "runtime_version",
-        "TPU software version; by default the one for plain JAX on that generation.",
+        "TPU software version; default: the one for plain JAX on the TPU generation.",
     )
     return flags
 
 
 def _machines(job: cluster.Job, flags: cluster.LaunchFlags) -> Machines:
     if flags["spot"] and flags["reserved"]:
-        raise InputError("--spot and --reserved exclude each other")
+        raise InputError("--spot and --reserved are mutually exclusive; give at most one of them")
     capacity = [f"--{name}" for name in ("spot", "reserved") if flags[name]]
     account = flags.checked("service_account", required=False)
     options = [f"--service-account={account}"] if account else []
-    runtime_version = (
-        flags.checked("runtime_version", required=False)
-        or GENERATIONS[job.topology.generation].runtime_version
-    )
+    default_version = GENERATIONS[job.topology.generation].runtime_version
+    runtime_version = flags.checked("runtime_version", required=False) or default_version
     return Machines(job, capacity, options, runtime_version)

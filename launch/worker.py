@@ -1,11 +1,14 @@
-"""What runs on each TPU VM: installs the code once, runs a program once, and says how it ended. Standard library only, Python 3.8 or later.
+"""Program on each TPU VM: installs the code once, runs a command once, reports the exit code.
 
-    python3 worker.py install NAME       # from ~/NAME.tar.gz: the code to ~/NAME/code, its environment to ~/NAME/env
-    python3 worker.py run NAME COMMAND…  # in ~/NAME/code; its output goes to ~/NAME/log too
+Uses only the standard library and supports Python 3.8 or later.
 
-gcloud connects anew where a connection breaks, and then gives the command again. So `run` starts the command apart from the
-connection, and a second `run` follows the one that is there. gcloud's own exit code says little: it is 0 where no machine could be
-reached at all. So the last line of both is a report, which the launcher counts.
+    python3 worker.py install NAME       # unpacks ~/NAME.tar.gz to ~/NAME/code, makes ~/NAME/env
+    python3 worker.py run NAME COMMAND…  # runs in ~/NAME/code, logs to ~/NAME/log
+
+When a connection breaks, gcloud reconnects and repeats the command. Therefore `run` starts the
+command detached from the connection, and a second `run` follows the command that is already
+running. gcloud's own exit code is unreliable: it is 0 even if no machine could be reached.
+Therefore both steps end with a report line, which the launcher counts.
 """
 
 import os
@@ -19,20 +22,20 @@ import tarfile
 import time
 
 REPORT = "worker-report: {host} {step} ended with {code}."
-LOST = 255  # the command is gone and left no exit code: the machine was started anew
+LOST = 255  # the command is gone and left no exit code: the machine restarted
 POLL = 0.2  # seconds
 
 
 def install(folder: pathlib.Path) -> int:
-    """Unpacks the code and makes its environment, at the locked versions.
+    """Unpacks the code and creates its environment from the locked versions.
 
-    libtpu is the one that jax[tpu] asks for; the lock that names it is that of the tests.
+    libtpu is the one that jax[tpu] requires; only the lock of the tests pins it.
     """
     shutil.rmtree(folder, ignore_errors=True)
     with tarfile.open(f"{folder}.tar.gz") as archive:
         archive.extractall(folder / "code")
     uv = [sys.executable, "-m", "uv"]
-    # The system's Python is older than 3.11; uv brings one along.
+    # The system's Python is older than 3.11; uv downloads that version.
     for command in (
         [sys.executable, "-m", "pip", "install", "--user", "--quiet", "uv"],
         [*uv, "venv", "--quiet", "--python=3.11", str(folder / "env")],
@@ -54,47 +57,51 @@ def install(folder: pathlib.Path) -> int:
 
 
 def run_once(folder: pathlib.Path, command: list) -> int:
-    """Starts a command, or finds the one that was started before, and follows it to its end."""
-    first = _claim(folder / "started")
-    if first:
-        supervise = [sys.executable, os.path.abspath(__file__), "supervise", str(folder), *command]
-        with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                supervise, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        (folder / "pid").write_text(str(process.pid))
-    ended, log = folder / "exit_code", folder / "log"
+    """Starts a command, or finds the one that is already running, and follows it to its end."""
+    process = _start(folder, command) if _claim(folder / "started") else None
+    exit_code = folder / "exit_code"
+    log = folder / "log"
     with log.open("rb") as file:
-        if not first:
+        if process is None:
             file.seek(max(log.stat().st_size - 2000, 0))
         while True:
-            over = (
-                ended.exists()
-                or (not first and not _alive(folder / "pid"))
-                or (first and process.poll() is not None)
-            )
+            if process is None:
+                over = exit_code.exists() or not _alive(folder / "pid")
+            else:
+                over = exit_code.exists() or process.poll() is not None
             for text in file:
-                _say(text)
+                _write_line(text)
             if over:
                 break
             time.sleep(POLL)
-    return int(ended.read_text()) if ended.exists() else LOST
+    return int(exit_code.read_text()) if exit_code.exists() else LOST
+
+
+def _start(folder: pathlib.Path, command: list) -> subprocess.Popen:
+    """Starts this file's `supervise` step in a new session, which outlives the connection."""
+    supervisor = [sys.executable, os.path.abspath(__file__), "supervise", str(folder), *command]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            supervisor, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    (folder / "pid").write_text(str(process.pid))
+    return process
 
 
 def supervise(folder: pathlib.Path, command: list) -> int:
-    """Runs a command, apart from any connection, and writes down its exit code."""
-    # A machine that shuts down sends SIGTERM to all; the command saves its state, and this waits for it. A handler, since what is
-    # ignored would be ignored by the command too.
+    """Runs a command, detached from any connection, and writes its exit code to a file."""
+    # A machine that shuts down sends SIGTERM to all processes. The command saves its state, and the
+    # supervisor waits for it. It installs a handler because the command would inherit SIG_IGN.
     signal.signal(signal.SIGTERM, lambda *_: None)
     code = subprocess.run(command, cwd=folder / "code").returncode
     partial = folder / "exit_code.partial"
-    partial.write_text(str(code if code >= 0 else 128 - code))  # as a shell says it
+    partial.write_text(str(code if code >= 0 else 128 - code))  # the way shells report a signal
     partial.replace(folder / "exit_code")
     return 0
 
 
 def _claim(path: pathlib.Path) -> bool:
-    """Whether this is the first to ask."""
+    """Creates a file and returns True if it did not exist."""
     try:
         path.open("x").close()
     except FileExistsError:
@@ -103,6 +110,7 @@ def _claim(path: pathlib.Path) -> bool:
 
 
 def _alive(path: pathlib.Path) -> bool:
+    """Returns True if the process whose ID is in a file exists."""
     try:
         os.kill(int(path.read_text()), 0)
     except (FileNotFoundError, ProcessLookupError, ValueError):
@@ -110,18 +118,20 @@ def _alive(path: pathlib.Path) -> bool:
     return True
 
 
-def _say(text: bytes) -> None:
-    """One line at once, named by its machine: the lines of all machines share one terminal."""
+def _write_line(text: bytes) -> None:
+    """Writes a line in a single call, prefixed by the host, since all hosts share one terminal."""
     os.write(1, f"{socket.gethostname()}: ".encode() + text.rstrip(b"\n") + b"\n")
 
 
 def main(argv: list) -> int:
-    """Runs a step; its exit code is the step's."""
-    step, folder = argv[1], pathlib.Path.home() / argv[2]
+    """Runs a step and returns its exit code."""
+    step = argv[1]
+    folder = pathlib.Path.home() / argv[2]
     if step == "supervise":
         return supervise(folder, argv[3:])
     code = install(folder) if step == "install" else run_once(folder, argv[3:])
-    os.write(1, (REPORT.format(host=socket.gethostname(), step=step, code=code) + "\n").encode())
+    report = REPORT.format(host=socket.gethostname(), step=step, code=code)
+    os.write(1, (report + "\n").encode())
     return code
 
 
