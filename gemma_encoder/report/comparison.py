@@ -1,4 +1,4 @@
-"""The section about metrics, with bootstrap intervals; runs are compared with the first one."""
+"""Metrics section: values with bootstrap intervals, and paired differences to the first run."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,15 @@ from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.report.scoring import Scored
 from gemma_encoder.weights.card import COUNTS
 
-NONE = "—"  # stands for an interval that predictions on disk do not give
+NONE = "—"  # shown if the predictions on disk do not allow an interval
+_INTERVAL_COLUMN = 5
 NOTE = (
-    "Intervals: percentile bootstrap, 1,000 resamples of units, which are examples, or questions, "
-    "pairs or queries where metrics are over these. They say how much the test set's choice "
-    "matters, not how much the seed does. Differences are paired: both runs on the same resamples."
+    "Intervals: percentile bootstrap with 1,000 resamples of units. Units are examples, or the "
+    "questions, pairs or queries that a metric groups them by. Intervals reflect the sampling of "
+    "the test set, not the variance between seeds. Differences are paired: both runs use the same "
+    "resamples."
 )
-NO_PREDICTIONS = " Predictions that go with the values were not found: run gemma-encoder evaluate."
+NO_PREDICTIONS = " No predictions match these values; run gemma-encoder evaluate to write them."
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +33,8 @@ class _Estimate:
 
     @classmethod
     def of(cls, scored: Scored, metric: str) -> "_Estimate":
-        statistic, count = scored.metrics[metric], len(scored.units)
+        statistic = scored.metrics[metric]
+        count = len(scored.units)
         return cls(scored.units, statistic(np.arange(count)), bootstrap.resampled(statistic, count))
 
     def interval(self) -> str:
@@ -39,7 +42,7 @@ class _Estimate:
         return f"{interval.low:.3f} to {interval.high:.3f}"
 
     def difference_to(self, base: "_Estimate | None") -> str:
-        """The paired difference; none where the base has other units or is missing."""
+        """Returns the paired difference; NONE if the base is missing or has other units."""
         if base is None or base.units != self.units:
             return NONE
         change = bootstrap.percentile_interval(
@@ -49,25 +52,33 @@ class _Estimate:
 
 
 def metrics_section(runs: Sequence[RunFiles], scored: Mapping[str, Sequence[Scored]]) -> str:
-    """A row for each metric and run: value, interval, and difference to the first run."""
+    """Returns a table with a row per metric and run: value, interval, difference to the first run.
+
+    Args:
+        runs: the runs of the report.
+        scored: the predictions of each run that metrics can be recomputed from, by run name.
+    """
     compared = len(runs) > 1
-    rows = [
-        row
-        for key in dict.fromkeys(
-            (task, split, metric)
-            for run in runs
-            for (task, split), line in run.latest().items()
-            for metric in line
-            if metric not in COUNTS
-        )
-        for row in _rows(key, runs, scored, compared)
-    ]
+    rows = [row for key in _metric_keys(runs) for row in _rows(key, runs, scored, compared)]
     if not rows:
         return '<p class="muted">Nothing was evaluated yet.</p>'
     difference = [f"difference to {runs[0].name}"] if compared else []
     head = ["task", "split", "metric", "run", "value", "95 % interval", *difference, "units"]
-    missing = NO_PREDICTIONS if all(row[5] == NONE for row in rows) else ""
-    return html_table(head, rows) + f'<p class="muted">{NOTE}{missing}</p>'
+    has_intervals = any(row[_INTERVAL_COLUMN] != NONE for row in rows)
+    note = NOTE if has_intervals else NOTE + NO_PREDICTIONS
+    return html_table(head, rows) + f'<p class="muted">{note}</p>'
+
+
+def _metric_keys(runs: Sequence[RunFiles]) -> list[tuple[str, str, str]]:
+    """Returns each (task, split, metric) of any run once, in the order of the logs."""
+    keys = [
+        (task, split, metric)
+        for run in runs
+        for (task, split), line in run.latest().items()
+        for metric in line
+        if metric not in COUNTS
+    ]
+    return list(dict.fromkeys(keys))
 
 
 def _rows(
@@ -76,17 +87,21 @@ def _rows(
     scored: Mapping[str, Sequence[Scored]],
     compared: bool,
 ) -> list[list[Any]]:
-    """The rows of one metric of one task and split, one for each run that has it."""
+    """Returns the rows of one metric, one for each run that logged it."""
     task, split, metric = key
-    rows, base = [], None
+    rows = []
+    base = None
     for run in runs:
         line = run.latest().get((task, split), {})
         if metric not in line:
             continue
-        item = _item(scored[run.name], task, split, metric)
-        interval, difference, units = NONE, NONE, line.get("examples", "")
+        item = _matching_predictions(scored[run.name], task, split, metric)
+        interval = NONE
+        difference = NONE
+        units = line.get("examples", "")
         if item is not None:
-            estimate, units = _Estimate.of(item, metric), len(item.units)
+            estimate = _Estimate.of(item, metric)
+            units = len(item.units)
             interval = estimate.interval()
             if run is runs[0]:
                 base = estimate
@@ -98,14 +113,13 @@ def _rows(
     return rows
 
 
-def _item(scored: Sequence[Scored], task: str, split: str, metric: str) -> Scored | None:
-    """The predictions from which a metric of a split can be measured again."""
+def _matching_predictions(
+    scored: Sequence[Scored], task: str, split: str, metric: str
+) -> Scored | None:
+    """Returns the predictions from which a metric of a split can be recomputed."""
+    # By task and split: a later entry replaces an earlier one.
     by_split = {(item.task, item.split): item for item in scored}
-    return next(
-        (
-            item
-            for (name, whole), item in by_split.items()
-            if name == task and metric in item.metrics and whole.startswith(split)
-        ),
-        None,
-    )
+    for (name, full_split), item in by_split.items():
+        if name == task and metric in item.metrics and full_split.startswith(split):
+            return item
+    return None

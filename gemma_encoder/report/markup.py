@@ -1,4 +1,4 @@
-"""HTML of a report: escaped text, titles and tables."""
+"""HTML helpers of the report: escaped text, titles and tables."""
 
 import html
 from collections.abc import Sequence
@@ -8,31 +8,37 @@ from gemma_encoder.report.runs import RunFiles
 
 
 def escape(value: Any) -> str:
-    """A value as text of a page."""
+    """Returns a value as escaped HTML text."""
     return html.escape(str(value))
 
 
 def titled(run: RunFiles, several: bool, task: str, split: str) -> str:
-    """The title of a task's part of a section; it names the run where there are several."""
+    """Returns the title of a task's part of a section, with the run's name if there are several."""
     return f"{run.name}: {task}, {split}" if several else f"{task}, {split}"
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool = False) -> str:
-    """A table that scrolls in its own frame; numbers stand right unless it is plain."""
+    """Returns a table that scrolls in its own frame.
 
-    def cell(value: Any, name: str) -> str:
-        text = str(value)
-        number = text[:1] in tuple("+-0123456789") and name != "query" and not plain
-        kind = "text" if name == "text" else "number" if number else ""
-        return (
-            f'<td class="{kind}">{html.escape(text)}</td>'
-            if kind
-            else f"<td>{html.escape(text)}</td>"
-        )
-
+    Args:
+        head: column names. Columns named "text" are wide; "query" is never right-aligned.
+        rows: one value per column.
+        plain: whether to left-align all values; by default, numeric values are right-aligned.
+    """
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    lines = "".join(
-        f"<tr>{''.join(cell(value, name) for value, name in zip(row, head, strict=True))}</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><tr>{names}</tr>{lines}</table></div>'
+    lines = []
+    for row in rows:
+        cells = [_cell(value, name, plain) for value, name in zip(row, head, strict=True)]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table><tr>{names}</tr>{"".join(lines)}</table></div>'
+
+
+def _cell(value: Any, column: str, plain: bool) -> str:
+    text = str(value)
+    is_numeric = text[:1] in tuple("+-0123456789")
+    content = html.escape(text)
+    if column == "text":
+        return f'<td class="text">{content}</td>'
+    if is_numeric and column != "query" and not plain:
+        return f'<td class="number">{content}</td>'
+    return f"<td>{content}</td>"

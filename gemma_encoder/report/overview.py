@@ -1,4 +1,4 @@
-"""Sections about the runs as such: commands, configs, curves and throughput."""
+"""Sections about whole runs: commands, configs, curves and throughput."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,49 +11,50 @@ from gemma_encoder.report.markup import escape, html_table
 from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.weights.card import COUNTS
 
-RATES = {  # columns of the table of throughput
+RATES = {  # columns of the throughput table, by log key
     "texts_per_second": "texts/s",
     "real_tokens_per_second": "real tokens/s",
     "tokens_per_second": "tokens/s, padding included",
     "waiting_for_data_share": "waiting for data",
     "model_flop_utilization": "model FLOP utilization",
 }
+_SHARES = ("waiting_for_data_share", "model_flop_utilization")  # shown as percentages
 
 
 def runs_section(runs: Sequence[RunFiles]) -> str:
-    """Each run's steps, workdir, command and config."""
+    """Returns the steps, workdir, command and config of each run."""
     parts = []
     for run in runs:
         steps = max(line["step"] for line in run.lines)
-        command = (
-            f"<pre>{escape(run.command)}</pre>"
-            if run.command
-            else '<p class="muted">The command was not recorded.</p>'
-        )
+        if run.command:
+            command = f"<pre>{escape(run.command)}</pre>"
+        else:
+            command = '<p class="muted">The command was not recorded.</p>'
         config = escape(json.dumps(run.config, indent=1))
-        parts.append(
-            f"<h3>{escape(run.name)}</h3><p>{steps} steps. {escape(run.workdir)}</p>{command}<details><summary>config</summary><pre>{config}</pre></details>"
-        )
+        parts += [
+            f"<h3>{escape(run.name)}</h3>",
+            f"<p>{steps} steps. {escape(run.workdir)}</p>",
+            command,
+            f"<details><summary>config</summary><pre>{config}</pre></details>",
+        ]
     return "".join(parts)
 
 
 def differences_section(runs: Sequence[RunFiles]) -> str:
-    """The fields in which the configs differ."""
-    flat = [dict(_flatten(run.config)) for run in runs]
-    fields = sorted(set().union(*flat))
-    rows = [
-        [field, *(values.get(field, "") for values in flat)]
-        for field in fields
-        if len({values.get(field, "") for values in flat}) > 1
-    ]
-    return (
-        html_table(["field", *(run.name for run in runs)], rows, plain=True)
-        if rows
-        else "<p>The configs are the same.</p>"
-    )
+    """Returns a table of the config fields that differ between runs."""
+    configs = [dict(_flatten(run.config)) for run in runs]
+    rows = []
+    for field in sorted(set().union(*configs)):
+        values = [config.get(field, "") for config in configs]
+        if len(set(values)) > 1:
+            rows.append([field, *values])
+    if not rows:
+        return "<p>The configs are the same.</p>"
+    return html_table(["field", *(run.name for run in runs)], rows, plain=True)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Yields (dotted name, JSON value) of every leaf of a nested config."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{name}.")
@@ -62,34 +63,29 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 
 
 def curves_section(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> str:
-    """Training losses, learning rate and gradient norm, then every metric, over steps."""
+    """Returns plots of losses, learning rate, gradient norm and every metric over steps."""
     figures = [*_training_curves(runs, colors), *_evaluation_curves(runs, colors)]
     return plots.legend(colors) + f'<div class="plots">{"".join(figures)}</div>'
 
 
 def _training_curves(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> Iterable[str]:
-    train = {run.name: [line for line in run.lines if line["split"] == "train"] for run in runs}
-    by_task = sorted(
-        {
-            name
-            for lines in train.values()
-            for line in lines
-            for name in line
-            if name.endswith("/loss")
-        }
-    )
-    names = ["loss", *(by_task if len(by_task) > 1 else ()), "learning_rate", "gradient_norm"]
-    for name in names:
+    train = {run.name: _training_lines(run) for run in runs}
+    task_losses = {
+        name
+        for lines in train.values()
+        for line in lines
+        for name in line
+        if name.endswith("/loss")
+    }
+    by_task = sorted(task_losses) if len(task_losses) > 1 else []
+    for name in ["loss", *by_task, "learning_rate", "gradient_norm"]:
         series = {
             run: [(line["step"], line[name]) for line in lines if name in line]
             for run, lines in train.items()
         }
-        yield plots.line_plot(
-            f"train: {name if '/' in name else name.replace('_', ' ')}",
-            {run: line for run, line in series.items() if line},
-            "loss" if name.endswith("loss") else name.replace("_", " "),
-            colors,
-        )
+        title = name if "/" in name else name.replace("_", " ")
+        y_label = "loss" if name.endswith("loss") else name.replace("_", " ")
+        yield plots.line_plot(f"train: {title}", _nonempty(series), y_label, colors)
 
 
 def _evaluation_curves(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> Iterable[str]:
@@ -102,46 +98,46 @@ def _evaluation_curves(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> I
         if name not in COUNTS
     )
     for task, split, name in keys:
-        series = {
-            run.name: sorted(
-                {
-                    line["step"]: line[name]
-                    for line in run.lines
-                    if (line.get("task"), line["split"]) == (task, split) and name in line
-                }.items()
-            )
-            for run in runs
-        }
-        yield plots.line_plot(
-            f"{task}: {name}",
-            {run: line for run, line in series.items() if line},
-            f"{name}, {split}",
-            colors,
-        )
+        series = {run.name: _metric_points(run, task, split, name) for run in runs}
+        yield plots.line_plot(f"{task}: {name}", _nonempty(series), f"{name}, {split}", colors)
+
+
+def _training_lines(run: RunFiles) -> list[dict[str, Any]]:
+    return [line for line in run.lines if line["split"] == "train"]
+
+
+def _metric_points(run: RunFiles, task: str, split: str, name: str) -> plots.Points:
+    """Returns the (step, value) points of a metric, the last value of each step."""
+    values = {
+        line["step"]: line[name]
+        for line in run.lines
+        if (line.get("task"), line["split"]) == (task, split) and name in line
+    }
+    return sorted(values.items())
+
+
+def _nonempty(series: Mapping[str, plots.Points]) -> dict[str, plots.Points]:
+    return {run: points for run, points in series.items() if points}
 
 
 def throughput_section(runs: Sequence[RunFiles]) -> str:
-    """Texts and tokens a second, and the shares of waiting and of the device's peak."""
+    """Returns a table of texts and tokens per second, data stalls and FLOP utilization."""
     columns = [name for name in RATES if any(name in line for run in runs for line in run.lines)]
+    if not columns:
+        return ""
     rows = []
     for run in runs:
-        lines = [line for line in run.lines if line["split"] == "train"]
-        lines = lines[1:] or lines  # the first one holds the time of compiling
-        row = [run.name]
-        for name in columns:
-            found = [line[name] for line in lines if name in line]
-            value = float(np.median(found)) if found else None
-            row.append(
-                ""
-                if value is None
-                else f"{value:.2%}"
-                if name in ("waiting_for_data_share", "model_flop_utilization")
-                else f"{value:,.0f}"
-            )
-        rows.append(row)
-    return (
-        html_table(["run", *(RATES[name] for name in columns)], rows)
-        + '<p class="muted">Medians over the lines of the log, the first apart.</p>'
-        if columns
-        else ""
-    )
+        lines = _training_lines(run)
+        lines = lines[1:] or lines  # the first line includes compile time
+        rows.append([run.name, *(_median(lines, name) for name in columns)])
+    table = html_table(["run", *(RATES[name] for name in columns)], rows)
+    return table + '<p class="muted">Medians over the lines of the log except the first.</p>'
+
+
+def _median(lines: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Formats the median of a rate over log lines; returns "" if it was not logged."""
+    values = [line[name] for line in lines if name in line]
+    if not values:
+        return ""
+    median = float(np.median(values))
+    return f"{median:.2%}" if name in _SHARES else f"{median:,.0f}"

@@ -1,4 +1,4 @@
-"""Reads what runs leave in their workdirs."""
+"""Reads the files that training leaves in a workdir."""
 
 import dataclasses
 import json
@@ -16,15 +16,15 @@ from gemma_encoder.training.metrics_log import read_metrics
 
 @dataclasses.dataclass
 class RunFiles:
-    """What a workdir holds.
+    """Contents of a workdir.
 
     Attributes:
-        name: unique among the runs of the report.
-        workdir: where it lies.
-        config: nested.
-        lines: of `metrics.jsonl`.
-        tasks: those that it was trained on, by name; none where it has no checkpoint yet.
-        command: how it was started, if that was recorded.
+        name: name of the run, unique within the report.
+        workdir: path of the workdir.
+        config: nested fields of the config.
+        lines: lines of `metrics.jsonl`.
+        tasks: training tasks by name; empty if there is no checkpoint yet.
+        command: command line of the run; empty if it was not recorded.
     """
 
     name: str
@@ -35,47 +35,53 @@ class RunFiles:
     command: str
 
     @classmethod
-    def load(cls, workdir: pathlib.Path, name: str) -> "Run":
-        """Reads a workdir; raises InputError where it is none."""
+    def load(cls, workdir: pathlib.Path, name: str) -> "RunFiles":
+        """Reads a workdir; raises InputError if it is not the workdir of a run."""
         if not (workdir / "config.json").is_file():
-            what = "holds no config.json" if workdir.is_dir() else "does not exist"
-            raise InputError(f"{workdir} {what}; give the workdir of a run")
+            reason = "has no config.json" if workdir.is_dir() else "does not exist"
+            raise InputError(f"{workdir} {reason}; give the workdir of a run")
         config = read_json_object(workdir / "config.json")
         config = options.with_current_names(TrainConfig, config)
-        found = sorted(
-            workdir.glob("checkpoints/*/inference/inference.json"),
-            key=lambda path: int(path.parts[-3]) if path.parts[-3].isdigit() else -1,
-        )
-        description = read_json_object(found[-1]) if found else {}
+        specs = sorted(workdir.glob("checkpoints/*/inference/inference.json"), key=_step)
+        description = read_json_object(specs[-1]) if specs else {}
         tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
+        command = description.get("record", {}).get("command", "")
         lines = read_metrics(workdir)
         if not lines:
             raise InputError(f"{workdir} has no line in metrics.jsonl yet; train first")
-        return cls(
-            name, workdir, config, lines, tasks, description.get("record", {}).get("command", "")
-        )
+        return cls(name, workdir, config, lines, tasks, command)
 
     def latest(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """The newest line of each task and split."""
+        """Returns the newest line of `metrics.jsonl` for each (task, split)."""
         return {(line["task"], line["split"]): line for line in self.lines if "task" in line}
 
     def parts(self, task: str, split: str) -> dict[str, str]:
-        """The splits that were predicted of what a line calls `split`, by what tells their metrics apart; as in `Source.evaluation_splits`."""
-        folder, found = self.workdir / "predictions", {}
-        for path in sorted(
-            [*folder.glob(f"{task}.{split}*.jsonl"), *folder.glob(f"{task}.{split}*.trec")]
-        ):
+        """Returns the full names of the predicted parts of a split, by the suffix of their metrics.
+
+        A split without parts is its own only part, with the suffix "". The suffixes are those of
+        `Source.evaluation_splits`: "validation_matched" is the part "matched" of "validation".
+        """
+        folder = self.workdir / "predictions"
+        files = [*folder.glob(f"{task}.{split}*.jsonl"), *folder.glob(f"{task}.{split}*.trec")]
+        parts = {}
+        for path in sorted(files):
             name = path.name.removeprefix(f"{task}.").rsplit(".", 1)[0]
             if name == split or (name.startswith(f"{split}_") and "." not in name):
-                found[name.removeprefix(split).removeprefix("_")] = name
-        return found
+                parts[name.removeprefix(split).removeprefix("_")] = name
+        return parts
+
+
+def _step(path: pathlib.Path) -> int:
+    """Returns the step of the checkpoint that holds an inference.json; -1 if it has none."""
+    step = path.parts[-3]
+    return int(step) if step.isdigit() else -1
 
 
 def unique_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
-    """The folders' own names, with as much of the path before them as tells them apart."""
+    """Returns the folder name of each workdir, with as many parent folders as make it unique."""
     paths = [pathlib.Path(workdir).resolve() for workdir in workdirs]
     if len(set(paths)) < len(paths):
-        raise InputError("a workdir is named twice")
+        raise InputError("a workdir is given twice; name each workdir once")
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
@@ -84,30 +90,32 @@ def unique_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
 
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-    """The object of a JSON file; raises InputError where it cannot be read."""
+    """Reads a JSON file; raises InputError if it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
-            f"{path} cannot be read ({error}); it is damaged or was copied in part"
+            f"{path} cannot be read ({error}); it is damaged or incompletely copied"
         ) from None
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; none where it is not there."""
+    """Reads the objects of a JSONL file; returns an empty list if the file does not exist."""
+    if not path.exists():
+        return []
     lines = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+    for line_number, text in enumerate(path.read_text().splitlines(), 1):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
             raise InputError(
-                f"{path}:{number}: not a JSON object; run gemma-encoder evaluate again"
+                f"{path}:{line_number}: not a JSON object; run gemma-encoder evaluate again"
             ) from None
     return lines
 
 
 def read_trec_run(path: pathlib.Path) -> ranking.Run:
-    """A run in TREC's format."""
+    """Reads a run in TREC format: (document, score) pairs by query."""
     run: ranking.Run = {}
     for line in path.read_text().splitlines():
         query, _, document, _, score, _ = line.split(" ")
@@ -116,7 +124,7 @@ def read_trec_run(path: pathlib.Path) -> ranking.Run:
 
 
 def read_trec_qrels(path: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Relevance judgments in TREC's format: grades by query and document."""
+    """Reads relevance judgments in TREC format: grades by query and document."""
     qrels: dict[str, dict[str, float]] = {}
     for line in path.read_text().splitlines():
         query, _, document, grade = line.split(" ")

@@ -1,9 +1,9 @@
-"""Measures a run's predictions again, so that metrics can be resampled."""
+"""Recomputes a run's metrics from its prediction files, so that they can be resampled."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,49 +16,63 @@ from gemma_encoder.weights.card import COUNTS
 
 @dataclasses.dataclass
 class Scored:
-    """What a run said of a split, ready to be resampled: metrics are functions of which units (examples, questions, queries) count."""
+    """Predictions of a run on a split, in a form that can be resampled.
+
+    Attributes:
+        task: name of the task.
+        split: full name of the split.
+        units: names of the independent units: examples, questions, pairs or queries.
+        metrics: by name, a function from the indices [n] of the units that count, with
+            repetitions, to the metric's value.
+    """
 
     task: str
     split: str
     units: list[str]
-    metrics: dict[str, Any]  # from [n] numbers of units to a value
+    metrics: dict[str, Callable[[np.ndarray], float]]
 
 
 def score(run: RunFiles) -> list[Scored]:
-    """Everything that the run predicted and that can be measured again from its files."""
-    found = []
+    """Returns all predictions of a run from whose files its metrics can be recomputed."""
+    scored = []
     for (name, split), line in run.latest().items():
-        for part, whole in run.parts(name, split).items():
-            wanted = [
-                metric
-                for metric in line
-                if metric not in COUNTS and (not part or metric.endswith(f"_{part}"))
-            ]
-            plain = {
-                metric: metric.removesuffix(f"_{part}") if part else metric for metric in wanted
-            }
-            if (run.workdir / "predictions" / f"{name}.{whole}.trec").exists():
-                found += _scored_run(run, name, whole, plain)
+        for part, full_split in run.parts(name, split).items():
+            plain_names = _plain_names(line, part)
+            if (run.workdir / "predictions" / f"{name}.{full_split}.trec").exists():
+                scored += _scored_ranking(run, name, full_split, plain_names)
             elif name in run.tasks and not run.tasks[name].kind.ranks:
-                found.append(_scored_examples(run, run.tasks[name], whole, plain))
-    return found
+                task = run.tasks[name]
+                scored.append(_scored_examples(run, task, full_split, plain_names))
+    return scored
 
 
-def _scored_run(run: RunFiles, task: str, split: str, names: Mapping[str, str]) -> list[Scored]:
+def _plain_names(line: Mapping[str, object], part: str) -> dict[str, str]:
+    """Returns a part's metrics in a log line: their names without the part, by logged name."""
+    logged = [name for name in line if name not in COUNTS]
+    if not part:
+        return {name: name for name in logged}
+    suffix = f"_{part}"
+    return {name: name.removesuffix(suffix) for name in logged if name.endswith(suffix)}
+
+
+def _scored_ranking(run: RunFiles, task: str, split: str, names: Mapping[str, str]) -> list[Scored]:
     folder = run.workdir / "predictions"
-    if not (folder / f"{task}.{split}.qrels").exists():
+    qrels_file = folder / f"{task}.{split}.qrels"
+    if not qrels_file.exists():
         return []
-    qrels, documents = (
-        read_trec_qrels(folder / f"{task}.{split}.qrels"),
-        read_trec_run(folder / f"{task}.{split}.trec"),
-    )
+    qrels = read_trec_qrels(qrels_file)
+    documents = read_trec_run(folder / f"{task}.{split}.trec")
     queries = list(qrels)
     functions = {}
-    for shown, metric in names.items():
-        values = ranking.by_query(metric, qrels, documents)
-        array = np.array([values[query] for query in queries])
-        functions[shown] = lambda chosen, array=array: float(array[chosen].mean())
+    for logged_name, metric in names.items():
+        by_query = ranking.by_query(metric, qrels, documents)
+        values = np.array([by_query[query] for query in queries])
+        functions[logged_name] = functools.partial(_mean_of, values)
     return [Scored(task, split, queries, functions)]
+
+
+def _mean_of(values: np.ndarray, indices: np.ndarray) -> float:
+    return float(values[indices].mean())
 
 
 def _scored_examples(run: RunFiles, task: Task, split: str, names: Mapping[str, str]) -> Scored:
@@ -73,22 +87,25 @@ def _scored_examples(run: RunFiles, task: Task, split: str, names: Mapping[str, 
     labels = kind.metric_labels(task, table.labels)
     predictions = np.array([kind.read_line(line) for line in lines])
     grouped = any(table.query_ids)
-    # Labels are part of a unit's name, so that runs on different data are never paired.
-    units = (
-        table.groups() if grouped else {f"{i} {label}": [i] for i, label in enumerate(table.labels)}
-    )
+    if grouped:
+        units = table.groups()
+    else:
+        # Unit names contain the label, so that runs on different data are never paired.
+        units = {f"{i} {label}": [i] for i, label in enumerate(table.labels)}
     groups = [np.array(members) for members in units.values()]
 
-    def measure(chosen: np.ndarray, metric: str) -> float:
-        members, draws = bootstrap.draw_groups(groups, chosen) if grouped else (chosen, chosen)
+    def measure(metric: str, indices: np.ndarray) -> float:
+        if grouped:
+            members, draws = bootstrap.draw_groups(groups, indices)
+            query_ids = [str(draw) for draw in draws]
+        else:
+            members = indices
+            query_ids = []
         infos = [lines[i] for i in members] if kind.is_list else []
-        drawn = ExampleTable(
-            query_ids=[str(draw) for draw in draws] if grouped else [], infos=infos
-        )
+        drawn = ExampleTable(query_ids=query_ids, infos=infos)
         return metrics.METRICS[kind.name][metric](labels[members], predictions[members], drawn)
 
     functions = {
-        shown: lambda chosen, metric=metric: measure(chosen, metric)
-        for shown, metric in names.items()
+        logged_name: functools.partial(measure, metric) for logged_name, metric in names.items()
     }
     return Scored(task.name, split, list(units), functions)
