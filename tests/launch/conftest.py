@@ -1,4 +1,4 @@
-"""A repository to launch from, and stand-ins for the cloud's programs that record their arguments and answer as told."""
+"""Fixtures: a repository to launch from, and fake cloud programs that record their arguments."""
 
 import json
 import os
@@ -6,12 +6,13 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
 from gemma_encoder.launch import cluster
 
-STAND_IN = """#!{python} -IS
+FAKE_PROGRAM = """#!{python} -IS
 import json, os, pathlib, sys, time
 folder = pathlib.Path({folder!r})
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
@@ -33,7 +34,7 @@ for rule in rules:
 sys.exit("no rule for " + " ".join(call))
 """
 
-PLAN = """import json, pathlib, sys
+FAKE_PLANNER = """import json, pathlib, sys
 with (pathlib.Path({folder!r}) / "calls").open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 sys.exit(int((pathlib.Path({folder!r}) / "plan_code").read_text()))
@@ -49,35 +50,44 @@ def get_config(arg=""):
 
 
 class Cloud:
-    """The stand-ins: `rule` says how they answer, `calls` what they were asked."""
+    """Fake cloud programs: `rule` sets their answers, `calls` returns how they were called."""
 
     def __init__(self, folder: pathlib.Path):
-        self._folder, self._rules = folder, []
+        self._folder = folder
+        self._rules = []
         (folder / "calls").touch()
         (folder / "plan_code").write_text("0")
         for program in ("gcloud", "xpk", "docker", "kubectl"):
             path = folder / "bin" / program
             path.parent.mkdir(exist_ok=True)
-            path.write_text(STAND_IN.format(python=sys.executable, folder=str(folder)))
+            path.write_text(FAKE_PROGRAM.format(python=sys.executable, folder=str(folder)))
             path.chmod(0o755)
 
     def rule(self, words: str, *answers: dict) -> None:
-        """To a call that holds `words`: one answer after the other, the last one for ever. Later rules come first."""
+        """Sets the answers to calls that contain `words`.
+
+        The answers are given one after another, the last one forever. Later rules take precedence.
+        """
         self._rules.insert(0, {"words": words, "answers": list(answers) or [{}]})
         (self._folder / "rules").write_text(json.dumps(self._rules))
 
     def plan_fails(self, code: int) -> None:
+        """Makes the planner exit with a code."""
         (self._folder / "plan_code").write_text(str(code))
 
     def calls(self, *words: str) -> list[list[str]]:
-        """The calls, in order; with `words`, those that hold all of them as whole words."""
+        """Returns the calls in order; with `words`, only those that contain all as whole words."""
         calls = [json.loads(line) for line in (self._folder / "calls").read_text().splitlines()]
-        return [
-            call for call in calls if all(f" {word} " in f" {' '.join(call)} " for word in words)
-        ]
+        return [call for call in calls if _contains(call, words)]
 
     def context(self) -> bytes:
+        """Returns the build context that `docker build` read."""
         return (self._folder / "context").read_bytes()
+
+
+def _contains(call: Sequence[str], words: Sequence[str]) -> bool:
+    text = f" {' '.join(call)} "
+    return all(f" {word} " in text for word in words)
 
 
 @pytest.fixture
@@ -89,12 +99,12 @@ def cloud(tmp_path, monkeypatch) -> Cloud:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch, cloud) -> pathlib.Path:
-    """A committed repository with one config and a planner that says yes."""
+    """A committed repository with one config, and a planner that finds that the step fits."""
     folder = tmp_path / "repository"
     for name, text in {
         "experiments/tiny.py": CONFIG,
         "gemma_encoder/__init__.py": "",
-        "gemma_encoder/__main__.py": PLAN.format(folder=str(tmp_path / "cloud")),
+        "gemma_encoder/__main__.py": FAKE_PLANNER.format(folder=str(tmp_path / "cloud")),
         "launch/worker.py": "",
         "launch/Dockerfile": "FROM scratch\n",
         ".gitignore": "runs/\n__pycache__/\n",
@@ -111,10 +121,10 @@ def repository(tmp_path, monkeypatch, cloud) -> pathlib.Path:
 
 @pytest.fixture
 def launch():
-    """`launch(program, argv)`: the exit code of a launcher."""
+    """`launch(program, argv)` runs a launcher and returns its exit code."""
     return lambda program, argv: program.main(argv)
 
 
 def lists(text: str) -> list[list[str]]:
-    """What a dry run prints, as argument lists."""
+    """Parses the output of a dry run into argument lists."""
     return [shlex.split(line) for line in text.splitlines()]

@@ -1,4 +1,4 @@
-"""Topologies, and the Dockerfile beside the lock."""
+"""Topologies, and the code that workers and images install."""
 
 import io
 import subprocess
@@ -23,26 +23,24 @@ from gemma_encoder.launch.topology import Topology
         ("v4:2x2x2", "v4-16", 8, 2, 2),
     ],
 )
-def test_topologies(text, accelerator_type, chips, tpu_vms, pods):
-    """v4 and v5p are named by cores and have four chips a machine; only v5e and v6e have machines of eight."""
+def test_topology_has_accelerator_type_and_hosts(text, accelerator_type, chips, tpu_vms, pods):
+    """v4 and v5p count cores and have four chips per host; only v5e and v6e have hosts of eight."""
     topology = Topology.parse(text)
     assert (topology.accelerator_type, topology.chips) == (accelerator_type, chips)
-    assert (topology.hosts(tpu_vm.LARGEST_HOST), topology.hosts(xpk.LARGEST_HOST)) == (
-        tpu_vms,
-        pods,
-    )
+    assert topology.hosts(tpu_vm.LARGEST_HOST) == tpu_vms
+    assert topology.hosts(xpk.LARGEST_HOST) == pods
 
 
 @pytest.mark.parametrize(
     "text", ["", "v5e", "8x8", "v5e:64", "v5p:8x8", "v5p:2x4x8", "v5e:8x8x1", "V5E:8x8"]
 )
-def test_a_shape_that_no_accelerator_type_stands_for_is_refused(text):
-    """v5p-128 is 4x4x4: asked for 2x4x8, another slice would come than was planned for."""
+def test_shape_without_accelerator_type_is_rejected(text):
+    """v5p-128 is 4x4x4, so a request for 2x4x8 would yield another slice than the planned one."""
     with pytest.raises(InputError, match="topology"):
         Topology.parse(text)
 
 
-def test_workers_and_images_get_the_locked_libtpu():
+def test_workers_and_images_install_the_locked_libtpu():
     lock = (cluster.ROOT / "requirements" / "py311-test.txt").read_text()
     assert "\nlibtpu==" in lock and "\njax==" in lock
     for file in ("Dockerfile", "worker.py"):
@@ -50,8 +48,8 @@ def test_workers_and_images_get_the_locked_libtpu():
         assert "requirements/py311-test.txt" in text and ".[train,tpu]" in text
 
 
-def test_the_links_of_the_package_survive_the_archive(tmp_path):
-    """Workers and images unpack `git archive HEAD`; a checkout's package links to two folders."""
+def test_archive_preserves_the_symbolic_links_of_the_package(tmp_path):
+    """Workers and images unpack `git archive HEAD`; the package contains links to two folders."""
     pack = ["git", "-C", str(cluster.ROOT), "archive", "HEAD", "gemma_encoder", "launch"]
     archive = subprocess.run(pack, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as file:

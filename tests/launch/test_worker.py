@@ -1,4 +1,4 @@
-"""What runs on a worker: once, apart from the connection, with an exit code that can be asked for again."""
+"""The worker program runs a command once, detached, and reports its exit code on every request."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def until(condition) -> None:
         ("import os; os.kill(os.getpid(), 9)", 137),
     ],
 )
-def test_the_exit_code_is_reported(home, program, code):
+def test_exit_code_is_reported(home, program, code):
     process = start("run", "first", sys.executable, "-c", program)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == code
@@ -50,8 +50,11 @@ def test_the_exit_code_is_reported(home, program, code):
     assert ("hello" in output) == (code == 0)
 
 
-def test_a_second_connection_follows_the_command_that_runs(home):
-    """The first breaks; the command goes on, is not started twice, and its end is told to the second, and to a third."""
+def test_second_connection_follows_the_running_command(home):
+    """After the first connection breaks, the command continues and is not started twice.
+
+    The second and third connections report its exit code.
+    """
     program = (
         "import pathlib, time\nopen('starts', 'a').write('x')\nprint('up', flush=True)\n"
         "while not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('end')"
@@ -71,17 +74,21 @@ def test_a_second_connection_follows_the_command_that_runs(home):
     assert (home / "first" / "code" / "starts").read_text() == "x"
 
 
-def test_a_machine_that_shuts_down_lets_the_command_save(home):
-    """SIGTERM reaches all processes; what starts the command waits for its exit code."""
-    program = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint('up', flush=True)\ntime.sleep(60)"
+def test_machine_shutdown_lets_the_command_save(home):
+    """SIGTERM reaches all processes, and the supervisor waits for the command's exit code."""
+    program = (
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('up', flush=True)\ntime.sleep(60)"
+    )
     process = start("run", "first", sys.executable, "-c", program)
     assert process.stdout.readline().endswith(": up\n")
-    until(lambda: (home / "first" / "pid").exists() and (home / "first" / "pid").read_text())
-    os.killpg(int((home / "first" / "pid").read_text()), signal.SIGTERM)
+    pid_file = home / "first" / "pid"
+    until(lambda: pid_file.exists() and pid_file.read_text())
+    os.killpg(int(pid_file.read_text()), signal.SIGTERM)
     assert "ended with 75." in process.communicate(timeout=30)[0]
 
 
-def test_a_command_that_is_gone_without_a_word_is_lost(home):
+def test_command_without_exit_code_is_lost(home):
     (home / "first" / "started").touch()
     (home / "first" / "log").write_text("step 7\n")
     (home / "first" / "pid").write_text("999999999")
@@ -92,28 +99,33 @@ def test_a_command_that_is_gone_without_a_word_is_lost(home):
 
 @pytest.mark.parametrize("fails", ["", "pip", "uv"])
 def test_install(home, tmp_path, monkeypatch, fails):
-    """The code is unpacked, and the locked versions are asked for; pip and uv are stand-ins."""
+    """The code is unpacked and the locked versions are requested from fake pip and uv modules."""
+    code = home / "first" / "code"
     with tarfile.open(home / "first.tar.gz", "w:gz") as archive:
         archive.add(WORKER, "launch/worker.py")
-    (home / "first" / "code" / "old.py").touch()
+    (code / "old.py").touch()
+    (tmp_path / "modules").mkdir()
     for name in ("pip", "uv"):
-        (tmp_path / "modules").mkdir(exist_ok=True)
-        text = f"import sys; open({str(tmp_path / 'calls')!r}, 'a').write(' '.join(['{name}', *sys.argv[1:]]) + '\\n'); sys.exit({3 * (name == fails)})"
-        (tmp_path / "modules" / f"{name}.py").write_text(text)
+        module = (
+            "import sys\n"
+            f"call = ' '.join(['{name}', *sys.argv[1:]])\n"
+            f"open({str(tmp_path / 'calls')!r}, 'a').write(call + '\\n')\n"
+            f"sys.exit({3 if name == fails else 0})"
+        )
+        (tmp_path / "modules" / f"{name}.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     process = start("install", "first")
     output, _ = process.communicate(timeout=30)
-    assert (
-        process.returncode == (3 if fails else 0)
-        and f"install ended with {process.returncode}." in output
-    )
-    assert (home / "first" / "code" / "launch" / "worker.py").exists() and not (
-        home / "first" / "code" / "old.py"
-    ).exists()
+    assert process.returncode == (3 if fails else 0)
+    assert f"install ended with {process.returncode}." in output
+    assert (code / "launch" / "worker.py").exists()
+    assert not (code / "old.py").exists()
+    environment = home / "first" / "env"
     calls = [
         "pip install --user --quiet uv",
-        f"uv venv --quiet --python=3.11 {home / 'first' / 'env'}",
-        f"uv pip install --quiet --python={home / 'first' / 'env'} --constraint=requirements/py311-test.txt .[train,tpu]",
+        f"uv venv --quiet --python=3.11 {environment}",
+        f"uv pip install --quiet --python={environment} "
+        "--constraint=requirements/py311-test.txt .[train,tpu]",
     ]
-    made = {"": 3, "pip": 1, "uv": 2}[fails]
-    assert (tmp_path / "calls").read_text().splitlines() == calls[:made]
+    call_count = {"": 3, "pip": 1, "uv": 2}[fails]
+    assert (tmp_path / "calls").read_text().splitlines() == calls[:call_count]
