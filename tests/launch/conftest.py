@@ -128,3 +128,53 @@ def launch():
 def lists(text: str) -> list[list[str]]:
     """Parses the output of a dry run into argument lists."""
     return [shlex.split(line) for line in text.splitlines()]
+
+
+def launcher_arguments(*more: str, **changes: str) -> list[str]:
+    """Returns a valid command line of a launcher, with some flags changed and more arguments."""
+    values = {
+        "config": "experiments/tiny.py",
+        "workdir": "gs://bucket/runs/first",
+        "name": "first",
+        "project": "my-project",
+        "zone": "us-west4-a",
+        "topology": "v5e:4x4",
+    } | changes
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    return [*flags, "--poll_seconds=0", *more]
+
+
+def request_state(name: str, message: str = "", nodes: tuple[str, ...] = ("first",)) -> dict:
+    """Returns gcloud's answer to `queued-resources describe`."""
+    failed = {"failedData": {"error": {"message": message}}} if message else {}
+    answer = {
+        "state": {"state": name, **failed},
+        "tpu": {"nodeSpec": [{"nodeId": node} for node in nodes]},
+    }
+    return {"out": json.dumps(answer)}
+
+
+def worker_reports(step: str, *codes: int, text: str = "") -> dict:
+    """Returns the answer of one worker per code; gcloud exits with the first nonzero code."""
+    lines = [f"host-{host}: {text}\n" for host in range(len(codes)) if text]
+    lines += [
+        f"worker-report: host-{host} {step} ended with {code}.\n" for host, code in enumerate(codes)
+    ]
+    return {"out": "".join(lines), "code": next(filter(None, codes), 0)}
+
+
+@pytest.fixture
+def healthy_vms(cloud, repository) -> Cloud:
+    """A cloud in which everything works, with four hosts."""
+    for words in ("queued-resources create", "queued-resources scp", "queued-resources delete"):
+        cloud.rule(words)
+    cloud.rule(
+        "queued-resources describe",
+        request_state("WAITING_FOR_RESOURCES"),
+        request_state("PROVISIONING"),
+        request_state("ACTIVE"),
+    )
+    cloud.rule("tpu-vm describe", {"out": '{"state": "READY"}'})
+    cloud.rule("worker.py install", worker_reports("install", 0, 0, 0, 0))
+    cloud.rule("worker.py run", worker_reports("run", 0, 0, 0, 0, text="step 1"))
+    return cloud
