@@ -12,16 +12,19 @@ import ml_collections
 
 from gemma_encoder import configs
 from gemma_encoder.cli import commandline
+from gemma_encoder.cli.commandline import EXIT_BAD_INPUT
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import command, formats
 from gemma_encoder.launch.topology import Topology
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent  # the Git repository whose HEAD is launched
 
-# Exit codes of the training program, and of the launchers themselves.
+# Exit codes of the training program and of the launchers, beside EXIT_BAD_INPUT (invalid input,
+# never retried) and EXIT_PREEMPTED.
 EXIT_DONE = 0
 EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2  # invalid user input: a retry cannot succeed
+
+MAX_FAILED_POLLS = 5  # consecutive polls of a state that may fail
 
 # Config fields that may name files. Workers cannot read paths of the local machine.
 PATH_FIELDS = (
@@ -277,7 +280,7 @@ def print_dry_run(steps: Sequence[Sequence[str]]) -> None:
         print(command.line(step))
 
 
-def _git(*arguments: str) -> command.Result:
+def _git(*arguments: str) -> command.CommandResult:
     return command.run_command(["git", "-C", str(ROOT), *arguments])
 
 

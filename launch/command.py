@@ -15,11 +15,11 @@ from typing import NamedTuple
 from gemma_encoder.inputs.errors import InputError
 
 TAIL = 30  # lines of output that are repeated after a failure
-PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
+TERMINATION_SECONDS = 10.0  # seconds between SIGTERM and SIGKILL
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Result(NamedTuple):
+class CommandResult(NamedTuple):
     """Exit code and output of a finished command.
 
     Attributes:
@@ -57,7 +57,7 @@ def line(arguments: Sequence[str]) -> str:
     return shlex.join(arguments)
 
 
-def run_command(arguments: Sequence[str]) -> Result:
+def run_command(arguments: Sequence[str]) -> CommandResult:
     """Runs a short command and captures its output.
 
     Raises:
@@ -65,7 +65,7 @@ def run_command(arguments: Sequence[str]) -> Result:
     """
     with _started(arguments, stderr=subprocess.PIPE) as process:
         output, errors = process.communicate()
-    return Result(process.returncode, output, errors)
+    return CommandResult(process.returncode, output, errors)
 
 
 def stream(
@@ -73,7 +73,7 @@ def stream(
     log: pathlib.Path,
     see: Callable[[str], None] = lambda text: None,
     stdin: pathlib.Path | None = None,
-) -> Result:
+) -> CommandResult:
     """Runs a command and copies its output, line by line, to the terminal and to a log file.
 
     Args:
@@ -98,7 +98,7 @@ def stream(
             tail.append(text)
             see(text)
         process.wait()
-    return Result(process.returncode, "".join(tail))
+    return CommandResult(process.returncode, "".join(tail))
 
 
 @contextlib.contextmanager
@@ -136,11 +136,11 @@ def _started(
 
 
 def _terminate(process: subprocess.Popen) -> None:
-    """Sends SIGTERM to the command's process group, and SIGKILL after PATIENCE seconds."""
+    """Sends SIGTERM to the command's process group, then SIGKILL if it does not end in time."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(PATIENCE)
+        process.wait(TERMINATION_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -133,7 +133,7 @@ class Plan:
         yield f"  {'peak':<34}{self.peak / GIB:>8.2f} GiB of {self.memory / GIB:.0f}: {verdict}"
 
     def _collective_lines(self) -> Iterator[str]:
-        for kind in hlo.KINDS:
+        for kind in hlo.COLLECTIVE_KINDS:
             same_kind = [item for item in self.collectives if item["kind"] == kind]
             if not same_kind:
                 continue

@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 # On TPUs, a reduce-scatter is a computation of this name that keeps a part of an all-reduce.
 SCATTERED = "all-reduce-scatter"
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVE_KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
 _BYTES = {
     "pred": 1,
     "s8": 1,
@@ -40,7 +46,7 @@ class Collective:
     """A collective operation.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of COLLECTIVE_KINDS.
         shape: dtype and shape of its largest output, e.g. "bf16[2304,9216]".
         size: bytes of its outputs on one chip.
         group: number of chips that participate together.
@@ -111,7 +117,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
                 channels[channel] = collective
 
         for instruction in computations.get(name, ()):
-            if instruction.operation.removesuffix("-start") in KINDS:
+            if instruction.operation.removesuffix("-start") in COLLECTIVE_KINDS:
                 add(_channel(name, instruction), _collective(name, instruction, devices))
             trips = _trip_count(instruction, computations)
             for callee in _CALLEE.findall(instruction.arguments):

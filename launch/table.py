@@ -17,7 +17,7 @@ import jax
 
 from gemma_encoder.launch.figures import GIB
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Model size, topology, and rows of 512 tokens per step.
 PLANS = (
@@ -28,7 +28,7 @@ PLANS = (
     ("gemma2_27b", "v5p:4x4x4", 128),
 )
 
-HEADER = """\
+PLANS_HEADER = """\
 # Plans
 
 Written by `python -m gemma_encoder.launch.table` from the planner's figures on {date}, with
@@ -42,7 +42,7 @@ parameters sharded over all chips. GiB are per chip.
 | {columns} |
 | {rule} |
 """
-COLUMNS = (
+PLANS_COLUMNS = (
     "size",
     "topology",
     "tokens per step",
@@ -55,7 +55,7 @@ COLUMNS = (
     "tokens/s, at most",
     "compiled, s",
 )
-FOOTER = """
+PLANS_FOOTER = """
 
 The last row is
 
@@ -104,15 +104,15 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
     for size, topology, batch_rows in plans:
         rows.append(row(_run_planner(plan_command(size, topology, batch_rows))))
         print(rows[-1], flush=True)
-    header = HEADER.format(
+    header = PLANS_HEADER.format(
         date=datetime.date.today(),
         jax=jax.__version__,
-        columns=" | ".join(COLUMNS),
-        rule=" | ".join("---" for _ in COLUMNS),
+        columns=" | ".join(PLANS_COLUMNS),
+        rule=" | ".join("---" for _ in PLANS_COLUMNS),
     )
     example = " ".join(plan_command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
-    text = header + "\n".join(rows) + FOOTER.format(example=example)
-    (ROOT / "launch" / "PLANS.md").write_text(text)
+    text = header + "\n".join(rows) + PLANS_FOOTER.format(example=example)
+    (_ROOT / "launch" / "PLANS.md").write_text(text)
     return 0
 
 
@@ -121,7 +121,7 @@ def _run_planner(arguments: Sequence[str]) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         program = [sys.executable, "-m", "gemma_encoder", "plan"]
         subprocess.run(
-            [*program, *arguments, f"--json={file.name}"], cwd=ROOT, stdout=subprocess.DEVNULL
+            [*program, *arguments, f"--json={file.name}"], cwd=_ROOT, stdout=subprocess.DEVNULL
         )
         return json.loads(pathlib.Path(file.name).read_text())
 

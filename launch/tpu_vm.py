@@ -21,10 +21,9 @@ from gemma_encoder.launch.topology import GENERATIONS
 from gemma_encoder.runtime import EXIT_PREEMPTED
 
 QUEUED_RESOURCES = ["gcloud", "compute", "tpus", "queued-resources"]
-LARGEST_HOST = 8  # chips of one TPU VM
+MAX_CHIPS_PER_VM = 8
 WAITING = {"", "CREATING", "ACCEPTED", "PROVISIONING", "WAITING_FOR_RESOURCES", "STATE_UNSPECIFIED"}
 CHECKS = 3  # polls of the machines after a failure: a preemption becomes visible with a delay
-UNSEEN = 5  # consecutive polls that may fail
 _REPORT = re.compile(r"worker-report: (\S+) (\w+) ended with (\d+)\.")
 
 
@@ -233,7 +232,7 @@ class TpuVmLauncher:
                 last_state = state
             if state == "ACTIVE":
                 return AttemptOutcome.DONE
-            if failed_polls >= UNSEEN:
+            if failed_polls >= cluster.MAX_FAILED_POLLS:
                 cluster.say(f"the state cannot be read: {detail}")
                 return AttemptOutcome.FAILED
             if state == "FAILED":
@@ -278,7 +277,7 @@ class TpuVmLauncher:
     def _all_succeeded(self, codes: Mapping[str, int]) -> bool:
         return len(codes) == self._job.hosts and not any(codes.values())
 
-    def _on_all(self, arguments: Sequence[str]) -> tuple[command.Result, dict[str, int]]:
+    def _on_all(self, arguments: Sequence[str]) -> tuple[command.CommandResult, dict[str, int]]:
         """Runs a command on all workers and returns its result and the exit codes by host.
 
         Hosts that reported no exit code are absent.
@@ -358,7 +357,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     flags = _flags()
-    job = flags.job(argv, LARGEST_HOST)
+    job = flags.job(argv, MAX_CHIPS_PER_VM)
     machines = _machines(job, flags)
     if flags["dry_run"]:
         plan = [] if flags["skip_plan"] else [job.plan()]

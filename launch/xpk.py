@@ -18,9 +18,8 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import cluster, command
 from gemma_encoder.runtime import EXIT_PREEMPTED
 
-LARGEST_HOST = 4  # chips per machine: xpk creates node pools of machines with one or four
+MAX_CHIPS_PER_NODE = 4  # xpk creates node pools of machines with one or four
 GRACE_SECONDS = 120  # from SIGTERM to SIGKILL: time to save a checkpoint
-UNSEEN = 5  # consecutive polls that may fail
 _KUBECTL = ["kubectl", "--namespace=default"]
 
 
@@ -166,7 +165,7 @@ class XpkLauncher:
             result = command.run_command(self._workload.status())
             status = (result.json() or {}).get("status")
             failed_polls = failed_polls + 1 if status is None else 0
-            if failed_polls >= UNSEEN:
+            if failed_polls >= cluster.MAX_FAILED_POLLS:
                 cluster.say(f"the state cannot be read: {result.errors.strip()}")
                 return None
             status = status or {}
@@ -236,7 +235,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     flags = _flags()
-    job = flags.job(argv, LARGEST_HOST)
+    job = flags.job(argv, MAX_CHIPS_PER_NODE)
     workload = _workload(job, flags)
     if flags["dry_run"]:
         plan = [] if flags["skip_plan"] else [job.plan()]

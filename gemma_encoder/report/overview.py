@@ -11,7 +11,7 @@ from gemma_encoder.report.markup import escape, html_table
 from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.weights.card import COUNTS
 
-RATES = {  # columns of the throughput table, by log key
+THROUGHPUT_COLUMNS = {  # by log key
     "texts_per_second": "texts/s",
     "real_tokens_per_second": "real tokens/s",
     "tokens_per_second": "tokens/s, padding included",
@@ -122,7 +122,11 @@ def _nonempty(series: Mapping[str, plots.Points]) -> dict[str, plots.Points]:
 
 def throughput_section(runs: Sequence[RunFiles]) -> str:
     """Returns a table of texts and tokens per second, data stalls and FLOP utilization."""
-    columns = [name for name in RATES if any(name in line for run in runs for line in run.lines)]
+    columns = [
+        name
+        for name in THROUGHPUT_COLUMNS
+        if any(name in line for run in runs for line in run.lines)
+    ]
     if not columns:
         return ""
     rows = []
@@ -130,7 +134,7 @@ def throughput_section(runs: Sequence[RunFiles]) -> str:
         lines = _training_lines(run)
         lines = lines[1:] or lines  # the first line includes compile time
         rows.append([run.name, *(_median(lines, name) for name in columns)])
-    table = html_table(["run", *(RATES[name] for name in columns)], rows)
+    table = html_table(["run", *(THROUGHPUT_COLUMNS[name] for name in columns)], rows)
     return table + '<p class="muted">Medians over the lines of the log except the first.</p>'
 
 

@@ -20,13 +20,13 @@ COLORS = (
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "4 4", "1 4")
 
 # Size and margins of a plot, in pixels.
-WIDTH = 460
-HEIGHT = 240
-LEFT = 58
-RIGHT = 12
-TOP = 28
-BOTTOM = 40
-_MIDDLE_X = f"{(LEFT + WIDTH - RIGHT) / 2:.0f}"
+_WIDTH = 460
+_HEIGHT = 240
+_LEFT = 58
+_RIGHT = 12
+_TOP = 28
+_BOTTOM = 40
+_MIDDLE_X = f"{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}"
 
 Points = Sequence[tuple[float, float]]
 
@@ -72,8 +72,8 @@ def line_plot(
 
     def to_pixels(x: float, y: float) -> tuple[float, float]:
         return (
-            LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM),
+            _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT),
+            _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM),
         )
 
     parts = [_title(title)]
@@ -82,14 +82,14 @@ def line_plot(
         parts += _grid_line(y, short(value))
     for value in ticks(x_low, x_high):
         x, _ = to_pixels(value, y_low)
-        parts.append(_text(f"{x:.1f}", HEIGHT - BOTTOM + 16, "tick middle", f"{value:g}"))
-    parts.append(_text(_MIDDLE_X, HEIGHT - 6, "tick middle", "step"))
-    middle = f"{(TOP + HEIGHT - BOTTOM) / 2:.0f}"
+        parts.append(_text(f"{x:.1f}", _HEIGHT - _BOTTOM + 16, "tick middle", f"{value:g}"))
+    parts.append(_text(_MIDDLE_X, _HEIGHT - 6, "tick middle", "step"))
+    middle = f"{(_TOP + _HEIGHT - _BOTTOM) / 2:.0f}"
     rotation = f' transform="rotate(-90 12 {middle})"'
     parts.append(_text(12, middle, "tick middle", html.escape(y_label), rotation))
     for name, line in series.items():
         parts += _line(line, colors[name] % len(COLORS), to_pixels)
-    return _figure(parts, WIDTH, HEIGHT, title)
+    return _figure(parts, _WIDTH, _HEIGHT, title)
 
 
 def _with_margin(values: Sequence[float]) -> tuple[float, float]:
@@ -135,15 +135,15 @@ def difference_plot(title: str, values: Sequence[float], label: str) -> str:
         return ""
     ordered = sorted(values, reverse=True)
     largest = max(abs(value) for value in ordered) or 1.0
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    half = (HEIGHT - TOP - BOTTOM) / 2
-    spacing = (WIDTH - LEFT - RIGHT) / len(ordered)
+    middle = (_TOP + _HEIGHT - _BOTTOM) / 2
+    half = (_HEIGHT - _TOP - _BOTTOM) / 2
+    spacing = (_WIDTH - _LEFT - _RIGHT) / len(ordered)
     width = max(spacing * 0.9, 0.3)
     parts = [_title(title)]
     for value in (largest, 0.0, -largest):
         parts += _grid_line(middle - value / largest * half, f"{value:+.2g}")
     for index, value in enumerate(ordered):
-        left = LEFT + index * spacing
+        left = _LEFT + index * spacing
         height = abs(value) / largest * half
         top = middle - height if value > 0 else middle
         color = COLORS[0] if value > 0 else COLORS[1]
@@ -151,8 +151,8 @@ def difference_plot(title: str, values: Sequence[float], label: str) -> str:
             f'<rect x="{left:.2f}" y="{top:.1f}" width="{width:.2f}" height="{height:.1f}" '
             f'fill="{color}"/>'
         )
-    parts.append(_text(_MIDDLE_X, HEIGHT - 12, "tick middle", html.escape(label)))
-    return _figure(parts, WIDTH, HEIGHT, title)
+    parts.append(_text(_MIDDLE_X, _HEIGHT - 12, "tick middle", html.escape(label)))
+    return _figure(parts, _WIDTH, _HEIGHT, title)
 
 
 def _text(x: int | str, y: int | str, css_class: str, content: str, attributes: str = "") -> str:
@@ -160,14 +160,14 @@ def _text(x: int | str, y: int | str, css_class: str, content: str, attributes: 
 
 
 def _title(title: str) -> str:
-    return _text(LEFT, 16, "title", html.escape(title))
+    return _text(_LEFT, 16, "title", html.escape(title))
 
 
 def _grid_line(y: float, label: str) -> list[str]:
     """Returns a horizontal line across the plot and its label on the left."""
     return [
-        f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>',
-        _text(LEFT - 6, f"{y + 4:.1f}", "tick end", label),
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>',
+        _text(_LEFT - 6, f"{y + 4:.1f}", "tick end", label),
     ]
 
 

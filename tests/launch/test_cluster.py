@@ -27,8 +27,8 @@ def test_topology_has_accelerator_type_and_hosts(text, accelerator_type, chips, 
     """v4 and v5p count cores and have four chips per host; only v5e and v6e have hosts of eight."""
     topology = Topology.parse(text)
     assert (topology.accelerator_type, topology.chips) == (accelerator_type, chips)
-    assert topology.hosts(tpu_vm.LARGEST_HOST) == tpu_vms
-    assert topology.hosts(xpk.LARGEST_HOST) == pods
+    assert topology.hosts(tpu_vm.MAX_CHIPS_PER_VM) == tpu_vms
+    assert topology.hosts(xpk.MAX_CHIPS_PER_NODE) == pods
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_abandoned_command_is_terminated(repository, tmp_path, monkeypatch):
         seen.append(text)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "PATIENCE", 0.1)
+    monkeypatch.setattr(command, "TERMINATION_SECONDS", 0.1)
     with pytest.raises(KeyboardInterrupt):
         command.stream([sys.executable, "-IS", "-c", stubborn], tmp_path / "log", stop)
     assert seen == ["up\n"]
