@@ -87,7 +87,7 @@ def test_its_programs(run, installed, tmp_path):
     [
         (("train", "--config=owm", "--workdir=W"), "did you mean 'own'?"),
         (("train", "--config=own", "--workdir=W"), "own.train is not set"),
-        (("launch", "tpu_vm", "--config=quickstart"), "is no git repository"),
+        (("launch", "tpu_vm", "--config=quickstart"), "is not a Git repository"),
     ],
 )
 def test_its_refusals(run, arguments, message):
