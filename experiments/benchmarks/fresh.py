@@ -1,6 +1,10 @@
-"""A new Python process for every turn, timed from before it is started: for whatever happens once in a process.
+"""Runs a function in a new Python process and times it from before the process starts.
 
-python -m gemma_encoder.experiments.benchmarks.fresh MODULE:FUNCTION SETTINGS     (what `run` starts; SETTINGS is JSON, the result goes to stdout's last line)
+For costs that occur once per process. `run` starts this module as a program:
+
+    python -m gemma_encoder.experiments.benchmarks.fresh MODULE:FUNCTION SETTINGS
+
+SETTINGS is JSON; the result is the last line of stdout.
 """
 
 import importlib
@@ -21,15 +25,18 @@ MARK = "fresh-result: "
 def run(
     function: str, settings: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """What a function says in a process of its own, the seconds from before the process was started to the function's return, and its peak memory.
+    """Calls a function in a process of its own and returns its figures, time and peak memory.
+
+    "seconds" are from before the process started to the function's return; "gib" is the process's
+    peak memory in GiB.
 
     Args:
-        function: "module:function"; it is called with the settings and gives figures by name.
-        settings: JSON-ready.
-        environment: variables to set besides this process's own.
+        function: "module:function"; called with the settings, returns figures by name.
+        settings: keyword arguments, JSON-serializable.
+        environment: variables to set in addition to this process's own.
 
     Raises:
-        RuntimeError: the process failed; with the end of what it wrote.
+        RuntimeError: the process failed; with the end of its output.
     """
     command = [sys.executable, "-m", __name__, function, json.dumps(dict(settings))]
     began = time.time()
@@ -51,19 +58,22 @@ def turns(
     environment: Mapping[str, str] | None = None,
     turn_as: str | None = None,
 ) -> harness.Turn:
-    """An arm whose every turn is a process of its own.
+    """Returns an arm that starts a process for each turn.
 
     Args:
-        function, settings, environment: as `run` takes them.
-        turn_as: the setting under which the function gets the turn's number; None where it needs none.
+        function, settings, environment: see `run`.
+        turn_as: keyword under which the function receives the index of the turn; None to omit it.
     """
-    return lambda turn: run(
-        function, {**settings, **({turn_as: turn} if turn_as else {})}, environment
-    )
+
+    def run_turn(turn: int) -> dict[str, float]:
+        index = {turn_as: turn} if turn_as else {}
+        return run(function, {**settings, **index}, environment)
+
+    return run_turn
 
 
 def main(function: str, settings: str) -> None:
-    """Calls the function, and says what it gave."""
+    """Calls the function and prints its result with the time and the peak memory."""
     module, _, name = function.partition(":")
     result = dict(getattr(importlib.import_module(module), name)(**json.loads(settings)))
     result |= {

@@ -1,6 +1,7 @@
-"""What every comparison does the same way: arms in processes of their own that take turns, warm-up apart, medians, a table, JSON.
+"""Shared by all comparisons: arms that take turns in separate processes, medians, tables, JSON.
 
-An arm waits in a pipe while another one works: two frameworks in one process would disturb each other's threads and memory.
+An arm waits on a pipe while another arm works. Two frameworks in one process would disturb each
+other's threads and memory. Warm-up turns are not counted.
 """
 
 import argparse
@@ -22,9 +23,10 @@ from typing import Any
 
 from gemma_encoder import runtime
 
-Turn = Callable[
-    [int], dict[str, float]
-]  # does the work of turn n (inputs differ from turn to turn) and says what it saw
+# Does the work of turn n, with inputs that differ from turn to turn, and returns its figures.
+Turn = Callable[[int], dict[str, float]]
+# The figures of each counted turn, by arm.
+Results = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +34,12 @@ class Arm:
     """One way of doing the work.
 
     Attributes:
-        name: as the table shows it.
-        setup: "module:function", called once in the arm's process with the settings; gives its `Turn`.
-        settings: picklable.
-        huge_pages: start its process as our programs start themselves on a CPU, see `gemma_encoder.runtime.use_huge_pages`.
+        name: as shown in the table.
+        setup: "module:function", called once in the arm's process with the settings; returns the
+            arm's `Turn`.
+        settings: keyword arguments of the function; picklable.
+        huge_pages: whether to start the process with huge pages, as our programs start on a CPU;
+            see `gemma_encoder.runtime.use_huge_pages`.
     """
 
     name: str
@@ -47,44 +51,57 @@ class Arm:
 def take_turns(
     arms: Sequence[Arm], repeats: int, warmup: int = 1
 ) -> dict[str, list[dict[str, float]]]:
-    """What each arm saw in each turn after warm-up, its own time ("seconds") and peak memory ("gib") included.
+    """Runs the arms round by round and returns the figures of each counted turn, by arm.
+
+    The figures include the turn's time in seconds ("seconds") and its process's peak memory in GiB
+    ("gib").
 
     Args:
-        arms: worked on in this order, one after another, in every round.
-        repeats: rounds that count.
-        warmup: rounds before them.
+        arms: run one after another, in this order, in every round.
+        repeats: rounds that are counted.
+        warmup: rounds before them that are not.
+
+    Raises:
+        RuntimeError: an arm failed, with its traceback, or its process died.
     """
     context = multiprocessing.get_context("spawn")
     workers = []
     try:
         for arm in arms:
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, arm), daemon=True)
-            with _environment({"GLIBC_TUNABLES": runtime.HUGE_PAGES} if arm.huge_pages else {}):
-                process.start()
-            there.close()  # the process has its own: when that is gone, so is the process
-            workers.append((arm, here, process))
-            _receive(
-                arm, here
-            )  # one is set up after another: the memory of both setups never adds up
-        seen: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
+            connection, process = _start(context, arm)
+            workers.append((arm, connection, process))
+            # Setups follow each other, so that their memory never adds up.
+            _receive(arm, connection)
+        results: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
         for turn in range(warmup + repeats):
-            for arm, here, _ in workers:
-                here.send(turn)
-                result = _receive(arm, here)
+            for arm, connection, _ in workers:
+                connection.send(turn)
+                result = _receive(arm, connection)
                 if turn >= warmup:
-                    seen[arm.name].append(result)
-        return seen
+                    results[arm.name].append(result)
+        return results
     finally:
-        for _, here, process in workers:
-            here.close()
+        for _, connection, process in workers:
+            connection.close()
             process.join(10)
             process.kill()
 
 
+def _start(context, arm: Arm) -> tuple[Any, Any]:
+    """Starts the process of an arm; returns our end of its pipe, and the process."""
+    connection, worker_connection = context.Pipe()
+    process = context.Process(target=_serve, args=(worker_connection, arm), daemon=True)
+    variables = {"GLIBC_TUNABLES": runtime.HUGE_PAGES} if arm.huge_pages else {}
+    with _environment(variables):
+        process.start()
+    # The process has its own copy: closing ours makes the pipe end when the process dies.
+    worker_connection.close()
+    return connection, process
+
+
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """What a process that is started meanwhile finds in its environment besides ours."""
+    """Sets environment variables for processes that are started inside the context."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -105,6 +122,7 @@ def _receive(arm: Arm, pipe) -> dict[str, float]:
 
 
 def _serve(pipe, arm: Arm) -> None:
+    """Sets an arm up and answers each turn that is received with its figures."""
     try:
         module, _, function = arm.setup.partition(":")
         run = getattr(importlib.import_module(module), function)(**arm.settings)
@@ -121,56 +139,73 @@ def _serve(pipe, arm: Arm) -> None:
         pipe.send(traceback.format_exc())
 
 
-def medians(seen: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """The median of each figure over an arm's turns, and the spread of its seconds: (largest - smallest) / median."""
-    found = {}
-    for name, turns in seen.items():
-        found[name] = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+def medians(results: Results) -> dict[str, dict[str, float]]:
+    """Returns the median of each figure over an arm's turns, by arm.
+
+    Adds "spread": (largest - smallest) / median of the arm's seconds.
+    """
+    by_arm = {}
+    for name, turns in results.items():
+        figures = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
         seconds = [turn["seconds"] for turn in turns]
-        found[name]["spread"] = (max(seconds) - min(seconds)) / found[name]["seconds"]
-    return found
+        figures["spread"] = (max(seconds) - min(seconds)) / figures["seconds"]
+        by_arm[name] = figures
+    return by_arm
 
 
-def ratio(
-    seen: Mapping[str, Sequence[Mapping[str, float]]], ours: str, peer: str, figure: str = "seconds"
-) -> float:
-    """How many times as fast as the peer: the median over rounds of the peer's figure by ours, both of the same round."""
+def ratio(results: Results, ours: str, peer: str, figure: str = "seconds") -> float:
+    """Returns the median over rounds of the peer's figure / ours, both from the same round.
+
+    For seconds this is the speedup over the peer.
+    """
     return statistics.median(
-        theirs[figure] / mine[figure] for mine, theirs in zip(seen[ours], seen[peer], strict=True)
+        theirs[figure] / mine[figure]
+        for mine, theirs in zip(results[ours], results[peer], strict=True)
     )
 
 
-def same(
-    what: str, seen: Mapping[str, Sequence[Mapping[str, float]]], figure: str, tolerance: float
-) -> float:
-    """The largest difference of a figure between arms in the same round, relative to its size where that is above 1.
+def same(subject: str, results: Results, figure: str, tolerance: float) -> float:
+    """Returns the largest difference of a figure between arms in the same round.
+
+    Differences are relative to the figure's size where that is above 1.
 
     Raises:
-        SystemExit: it is above the tolerance, so that times would compare different work.
+        SystemExit: the difference exceeds the tolerance, so times would compare different work.
     """
     largest = 0.0
-    for turns in zip(*seen.values(), strict=True):
+    for turns in zip(*results.values(), strict=True):
         values = [turn[figure] for turn in turns]
         difference = (max(values) - min(values)) / max(1.0, *map(abs, values))
-        if not difference <= tolerance:  # nor is one that is no number
-            raise SystemExit(
-                f"{what}: the arms do not compute the same: {figure} is {dict(zip(seen, values, strict=True))}"
-            )
+        if not difference <= tolerance:  # also true for NaN
+            by_arm = dict(zip(results, values, strict=True))
+            raise SystemExit(f"{subject}: the arms do not compute the same: {figure} is {by_arm}")
         largest = max(largest, difference)
     return largest
 
 
+def fastest(figures: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str | None:
+    """Returns the arm among `names` with the least median seconds; None if there are no names."""
+    return min(names, key=lambda name: figures[name]["seconds"], default=None)
+
+
 def missing(*names: str) -> str | None:
-    """Why the peers' arms cannot run here: which distribution is not installed; None where all are."""
+    """Returns the reason why the peers' arms cannot run here; None if all `names` are installed."""
     absent = [name for name in names if not _installed(name)]
     return f"{', '.join(absent)} not installed: pip install -e .[bench]" if absent else None
 
 
 def machine() -> str:
-    """The machine and the versions that decide, in one line."""
+    """Returns the machine, the versions that matter and the date, in one line."""
     names = ("jax", "torch", "transformers", "sentence-transformers")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in names if _installed(name)]
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {', '.join(versions)}, {time.strftime('%Y-%m-%d')}"
+    parts = [
+        f"{os.cpu_count()} cores",
+        platform.machine(),
+        f"Python {platform.python_version()}",
+        ", ".join(versions),
+        time.strftime("%Y-%m-%d"),
+    ]
+    return ", ".join(parts)
 
 
 def _installed(name: str) -> bool:
@@ -180,16 +215,40 @@ def _installed(name: str) -> bool:
         return False
 
 
+def process_memory(field: str) -> int:
+    """Returns a memory field of /proc/self/status in bytes, e.g. VmRSS, VmHWM or RssAnon."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split()[0]) * 1024
+
+
 def parser(doc: str, repeats: int = 5) -> argparse.ArgumentParser:
-    """The flags that all subjects have."""
+    """Returns a parser with the flags that all comparisons have."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument(
-        "--repeats", type=int, default=repeats, help="rounds that count; one more warms up"
+        "--repeats", type=int, default=repeats, help="counted rounds, after one that warms up"
     )
-    made.add_argument("--json", type=pathlib.Path, help="file for the figures")
+    made.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
     return made
+
+
+def add_device(made: argparse.ArgumentParser) -> None:
+    """Adds the flags of comparisons that also run on a GPU: dtype, and the peer's device."""
+    made.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of activations"
+    )
+    made.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="device of the peer; ours runs on JAX's default device",
+    )
+
+
+def integers(text: str) -> list[int]:
+    """Parses the value of a flag: whole numbers separated by commas."""
+    return [int(part) for part in text.split(",")]
 
 
 def publish(
@@ -199,48 +258,30 @@ def publish(
     notes: Sequence[str] = (),
     file: pathlib.Path | None = None,
 ) -> None:
-    """Prints a markdown table under the machine's line, and writes the same to a JSON file if one is named."""
+    """Prints a Markdown table below the machine's line, and writes it to a JSON file, if given."""
     line = machine()
     print(f"{title}\n{line}\n")
-    print(
-        "\n".join(
-            f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)
-        )
-    )
+    for row in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(map(str, row))} |")
     print("".join(f"\n{note}" for note in notes))
     if file:
-        file.write_text(
-            json.dumps(
-                {
-                    "title": title,
-                    "machine": line,
-                    "rows": [dict(zip(columns, row, strict=True)) for row in rows],
-                    "notes": list(notes),
-                },
-                indent=1,
-            )
-        )
-
-
-def add_device(made: argparse.ArgumentParser) -> None:
-    """The flags of subjects that also run on a GPU: what both arms compute in, and where the peer's does."""
-    made.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the activations"
-    )
-    made.add_argument(
-        "--device",
-        default="cpu",
-        choices=("cpu", "cuda"),
-        help="of the peer; ours takes what JAX finds",
-    )
+        table = {
+            "title": title,
+            "machine": line,
+            "rows": [dict(zip(columns, row, strict=True)) for row in rows],
+            "notes": list(notes),
+        }
+        file.write_text(json.dumps(table, indent=1))
 
 
 def data_file(variable: str, name: str) -> pathlib.Path:
-    """A file in the folder that an environment variable names; SystemExit with one line where it is not there."""
+    """Returns a file in the folder that an environment variable names.
+
+    Raises:
+        SystemExit: the variable is not set, or the folder has no such file.
+    """
     folder = os.environ.get(variable)
     if not folder or not (pathlib.Path(folder) / name).exists():
-        raise SystemExit(
-            f"{variable} must name a folder with {name}"
-            + (f"; {folder} has none" if folder else "; it is not set")
-        )
+        problem = f"{folder} has none" if folder else "it is not set"
+        raise SystemExit(f"{variable} must name a folder with {name}; {problem}")
     return pathlib.Path(folder) / name

@@ -1,14 +1,16 @@
-"""How fast texts become packed batches, how long a training step waits for them, and what a checkpoint of the readers costs.
+"""Input pipeline: its throughput, a training step's wait for data, and the cost of checkpoints.
 
     TFDS_DATA_DIR=… python -m gemma_encoder.experiments.benchmarks.input_pipeline [--json=FILE]
 
-Texts a second and core are texts over seconds of processor time, of all threads of the process: what one core does, however many work.
-Arms take turns, each with a new seed; the median of the repeats is printed. The peer is seqio as its users have it, reading TensorFlow
-Datasets' records. Ours raw makes tokens while it reads the Arrow table in the cache folder, which is what every start but the first one
-on some data does; the first reading, which makes that table, is timed apart. Prepared data hold the tokens.
+Throughput is in texts per second, and in texts per second and core: texts / processor time of all
+threads of the process. Arms take turns, each with a new seed; the median of the repeats is printed.
+The peer is seqio as its users have it, reading TensorFlow Datasets' records. "Ours, raw" tokenizes
+while it reads the Arrow table in the cache folder, as every start does except the first on a data
+set. The first reading, which makes that table, is timed separately. Prepared data hold tokens.
 
-The stall of a checkpoint is the time that the training thread spends on the state of four readers (`TrainStream.state`). The waiting share
-is what `experiments/glue.py:sst2` itself logs with the tiny model, after the first window, which holds compilation.
+The stall of a checkpoint is the time that the training thread spends on the state of four readers
+(`TrainStream.state`). The waiting share is the one that `experiments/glue.py:sst2` logs with the
+tiny model, after the first window, which contains compilation.
 """
 
 import argparse
@@ -39,24 +41,27 @@ from gemma_encoder.training import loop
 
 TASK = "glue_sst2"
 ROW = 128
-READERS = 4  # whose states are read
+READERS = 4  # of the run whose checkpoint is measured
+
+# Draws at least the given number of texts; returns how many, and the share of real tokens.
+Draw = Callable[[int], tuple[int, float]]
 
 
 def stream_options(seed: int, readers: int = 1) -> StreamOptions:
-    """As the recipe `experiments/glue.py:sst2` has them."""
+    """Returns the options of the recipe `experiments/glue.py:sst2`."""
     config = glue.get_config("sst2")
     shape = BatchShape(config.batch.rows, ROW, config.batch.segments, groups=readers)
     return StreamOptions(shape, ROW, readers, seed)
 
 
-def ours(
-    source: Source, tokenizer: Tokenizer, options: StreamOptions
-) -> Callable[[int], tuple[int, float]]:
-    """Draws batches until they hold so many texts; gives their number and the share of tokens that are real."""
+def ours(source: Source, tokenizer: Tokenizer, options: StreamOptions) -> Draw:
+    """Returns a function that draws texts as packed batches of ours."""
 
-    def run(wanted: int) -> tuple[int, float]:
-        stream, texts, real = TrainStream([source], np.ones(1), tokenizer, options), 0, []
-        while texts < wanted:
+    def run(minimum: int) -> tuple[int, float]:
+        stream = TrainStream([source], np.ones(1), tokenizer, options)
+        texts = 0
+        real = []
+        while texts < minimum:
             batch = next(stream)
             texts += int((batch.weight > 0).sum())
             real.append(np.mean(batch.segment_ids > 0))
@@ -66,13 +71,14 @@ def ours(
     return run
 
 
-def seqios_own(source: Source, seed: int) -> Callable[[int], tuple[int, float]]:
-    """The same texts through seqio's reading, tokenizer and packing, in tf.data."""
-    seqio, tf = runtime.import_quietly("seqio"), runtime.import_quietly("tensorflow")
+def seqios_own(source: Source, seed: int) -> Draw:
+    """Returns a function that draws the same texts with seqio's reader, tokenizer and packing."""
+    seqio = runtime.import_quietly("seqio")
+    tf = runtime.import_quietly("tensorflow")
     vocabulary = seqio.SentencePieceVocabulary(str(SMALL))
     data = seqio.TfdsDataSource(source.tfds_name, tfds_data_dir=tfds.data_folder())
 
-    def run(wanted: int) -> tuple[int, float]:
+    def run(minimum: int) -> tuple[int, float]:
         records = data.get_dataset("train", shuffle=True, seed=seed)
         texts = records.map(
             lambda r: {"targets": tf.strings.join(["sst2 sentence: ", r["sentence"]])}
@@ -84,11 +90,12 @@ def seqios_own(source: Source, seed: int) -> Callable[[int], tuple[int, float]]:
             with_eos=True,
         )
         packed = seqio.utils.trim_and_pack_dataset(tokens, {"targets": ROW}, use_custom_ops=False)
-        count, real = 0, []
+        count = 0
+        real = []
         for row in packed.as_numpy_iterator():
             count += int(row["targets_segment_ids"].max())
             real.append(np.mean(row["targets_segment_ids"] > 0))
-            if count >= wanted:
+            if count >= minimum:
                 break
         return count, float(np.mean(real))
 
@@ -96,7 +103,10 @@ def seqios_own(source: Source, seed: int) -> Callable[[int], tuple[int, float]]:
 
 
 def first_reading(folder: pathlib.Path) -> float:
-    """Seconds in which the train split becomes a table, TensorFlow's import included; the table stays in the folder."""
+    """Makes the table of the train split in a cache folder; returns the seconds it takes.
+
+    The time includes TensorFlow's import.
+    """
     os.environ["GEMMA_ENCODER_CACHE"] = str(folder)
     began = time.monotonic()
     registry.get(TASK).table("train")
@@ -104,7 +114,7 @@ def first_reading(folder: pathlib.Path) -> float:
 
 
 def prepare(raw: Source, tokenizer: Tokenizer, folder: pathlib.Path) -> Source:
-    """The task from tokens that are made ahead, as `gemma-encoder prepare` makes them."""
+    """Tokenizes the task ahead of time, as `gemma-encoder prepare` does; returns its source."""
     target = folder / TASK
     prepared.begin(target, prepared.describe_prepared(raw, tokenizer, ROW))
     for part in prepared.parts(raw):
@@ -116,8 +126,8 @@ def prepare(raw: Source, tokenizer: Tokenizer, folder: pathlib.Path) -> Source:
 def throughput(
     texts: int, repeats: int, raw: Source, ready: Source, tokenizer: Tokenizer
 ) -> list[dict]:
-    """One row for each arm."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    """Measures the throughput of each arm; returns a row for each."""
+    results: dict[str, list[dict[str, float]]] = {}
     for repeat in range(repeats + 1):
         options = stream_options(seed=repeat)
         arms = {
@@ -125,26 +135,30 @@ def throughput(
             "ours, raw, from the cached table": ours(raw, tokenizer, options),
             "ours, prepared": ours(ready, tokenizer, options),
         }
-        for name, run in arms.items():
-            wall, processor = time.monotonic(), time.process_time()
-            count, real = run(texts if repeat else 200)
-            wall, processor = time.monotonic() - wall, time.process_time() - processor
+        for name, draw in arms.items():
+            wall_began = time.monotonic()
+            processor_began = time.process_time()
+            count, real = draw(texts if repeat else 200)
+            wall = time.monotonic() - wall_began
+            processor = time.process_time() - processor_began
+            figures = {
+                "texts_per_second": count / wall,
+                "texts_per_second_and_core": count / processor,
+                "real_tokens": real,
+            }
             if repeat:  # the first round warms up
-                found.setdefault(name, []).append((count / wall, count / processor, real))
-    columns = ("texts_per_second", "texts_per_second_and_core", "real_tokens")
-    return [
-        {"arm": name}
-        | {
-            column: statistics.median(figures)
-            for column, figures in zip(columns, zip(*values, strict=True), strict=True)
-        }
-        for name, values in found.items()
-    ]
+                results.setdefault(name, []).append(figures)
+    rows = []
+    for name, turns in results.items():
+        medians = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+        rows.append({"arm": name, **medians})
+    return rows
 
 
 def states(name: str, source: Source, tokenizer: Tokenizer, repeats: int) -> dict[str, float | str]:
-    """Seconds that reading the readers' states takes between batches, their bytes, and seconds of restoring them."""
-    options, seconds = stream_options(0, READERS), []
+    """Measures the readers' states: seconds of reading and of restoring them, and their bytes."""
+    options = stream_options(0, READERS)
+    seconds = []
     stream = TrainStream([source], np.ones(1), tokenizer, options)
     for _ in range(10 * repeats):
         next(stream)
@@ -167,26 +181,23 @@ def states(name: str, source: Source, tokenizer: Tokenizer, repeats: int) -> dic
 
 
 def waiting(steps: int, folder: pathlib.Path) -> list[dict]:
-    """The share of training that waits for data, as the program logs it, window by window."""
+    """Trains, and returns the share of time waiting for data that is logged in each window."""
     config = glue.get_config("sst2")
-    config.max_eval_examples, config.train_for, config.log_every = (
-        24,
-        f"{steps} steps",
-        f"{steps // 4} steps",
-    )
+    config.max_eval_examples = 24
+    config.train_for = f"{steps} steps"
+    config.log_every = f"{steps // 4} steps"
     loop.train(config, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {key: line[key] for key in ("step", "waiting_for_data_share", "texts_per_second")}
-        for line in lines
-        if line["split"] == "train"
-    ][1:]
+    windows = [line for line in lines if line["split"] == "train"]
+    keys = ("step", "waiting_for_data_share", "texts_per_second")
+    return [{key: line[key] for key in keys} for line in windows[1:]]
 
 
 def measure(folder: pathlib.Path, texts: int, repeats: int, steps: int) -> dict:
-    """All figures."""
+    """Returns all figures."""
     result: dict = {"first_reading": first_reading(folder / "cache")}
-    raw, tokenizer = registry.get(TASK), Tokenizer.load("small")
+    raw = registry.get(TASK)
+    tokenizer = Tokenizer.load("small")
     ready = prepare(raw, tokenizer, folder / "prepared")
     result["throughput"] = throughput(texts, repeats, raw, ready, tokenizer)
     result["states"] = [
@@ -196,28 +207,18 @@ def measure(folder: pathlib.Path, texts: int, repeats: int, steps: int) -> dict:
     return result | {"waiting": waiting(steps, folder / "run")}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measures, prints, and writes what `--json` asks for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=int, default=20_000, help="that each arm makes in a repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=80, help="of training, for the waiting share")
-    parser.add_argument("--json", help="file for the figures")
-    args = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)
-    with tempfile.TemporaryDirectory() as temporary:
-        result = measure(pathlib.Path(temporary), args.texts, args.repeats, args.steps)
+def print_tables(result: dict) -> None:
+    """Prints the figures of `measure` as Markdown tables."""
     print(f"first reading of the records: {result['first_reading']:.1f} s\n")
-    print(
-        "| SST-2, rows of 128 | texts/s | texts/s and core | real tokens |\n| --- | --- | --- | --- |"
-    )
+    print("| SST-2, rows of 128 | texts/s | texts/s and core | real tokens |")
+    print("| --- | --- | --- | --- |")
     for row in result["throughput"]:
         print(
-            f"| {row['arm']} | {row['texts_per_second']:,.0f} | {row['texts_per_second_and_core']:,.0f} | {row['real_tokens']:.1%} |"
+            f"| {row['arm']} | {row['texts_per_second']:,.0f} "
+            f"| {row['texts_per_second_and_core']:,.0f} | {row['real_tokens']:.1%} |"
         )
-    print(
-        f"\n| state of {READERS} readers | stall, median | longest | size | restoring |\n| --- | --- | --- | --- | --- |"
-    )
+    print(f"\n| state of {READERS} readers | stall, median | longest | size | restoring |")
+    print("| --- | --- | --- | --- | --- |")
     for row in result["states"]:
         names = ("median_seconds", "longest_seconds", "restoring_seconds")
         median, longest, restoring = (f"{row[name] * 1e3:.2f} ms" for name in names)
@@ -225,8 +226,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     print()
     for row in result["waiting"]:
         print(
-            f"step {row['step']}: waiting for data {row['waiting_for_data_share']:.2%} of the time, {row['texts_per_second']:.0f} texts/s trained on"
+            f"step {row['step']}: waiting for data {row['waiting_for_data_share']:.2%} of the time,"
+            f" training on {row['texts_per_second']:.0f} texts/s"
         )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints, and writes the figures to the file that `--json` names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=int, default=20_000, help="texts of each arm in a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--steps", type=int, default=80, help="training steps that measure the waiting share"
+    )
+    parser.add_argument("--json", help="file to write the figures to")
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
+    with tempfile.TemporaryDirectory() as temporary:
+        result = measure(pathlib.Path(temporary), args.texts, args.repeats, args.steps)
+    print_tables(result)
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
 

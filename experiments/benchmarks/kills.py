@@ -1,10 +1,11 @@
-"""Kills a training run at random moments, again and again, and compares what it leaves with a run that nothing happened to.
+"""Kills a training run at random moments and compares its result with that of an undisturbed run.
 
     python -m gemma_encoder.experiments.benchmarks.kills --kills=30 --folder=/tmp/kills
 
-The run trains a mixture with packing and dropout and saves every few steps, so that kills also fall into saves. Each kill is SIGKILL, at
-a moment drawn between the first step of a start and the time in which all steps would be done; what counts is that every start of the
-same command finds a whole checkpoint, or begins anew, and that in the end losses and parameters are equal to the bit.
+The run trains a mixture with packing and dropout and saves every few steps, so that some kills hit
+saves. Each kill is a SIGKILL at a random moment between the first step of a start and the time in
+which all steps would be done. Every rerun must restore a complete checkpoint or start
+from scratch, and in the end losses and parameters must be equal to the bit.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -31,8 +33,23 @@ FIELDS = {
 }
 
 
+class Start(NamedTuple):
+    """The outcome of one start of the run.
+
+    Attributes:
+        was_killed: False if the run finished before it could be killed.
+        first, last: the first and the last step that it logged.
+        in_save: whether it was killed while a checkpoint was being written.
+    """
+
+    was_killed: bool
+    first: int
+    last: int
+    in_save: bool = False
+
+
 def command(workdir: pathlib.Path) -> list[str]:
-    """The run."""
+    """Returns the command line of the run."""
     fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
     return [
         sys.executable,
@@ -46,14 +63,18 @@ def command(workdir: pathlib.Path) -> list[str]:
 
 
 def losses(workdir: pathlib.Path) -> list[tuple[int, float]]:
-    """Step and loss of every training line."""
+    """Returns the step and the loss of every training line in the log."""
     return [
         (line["step"], line["loss"]) for line in read_metrics(workdir) if line["split"] == "train"
     ]
 
 
-def killed(workdir: pathlib.Path, seconds: float, log) -> tuple[bool, int, int, bool]:
-    """Starts the run and kills it `seconds` after its first new step: whether it was killed, first and last step, and whether a save was under way."""
+def killed(workdir: pathlib.Path, seconds: float, log: IO[str]) -> Start:
+    """Starts the run and kills it `seconds` after its first new step.
+
+    Raises:
+        SystemExit: the run failed by itself.
+    """
     before = len(losses(workdir))
     process = subprocess.Popen(command(workdir), stdout=log, stderr=log)
     while process.poll() is None and len(losses(workdir)) <= before:
@@ -65,61 +86,75 @@ def killed(workdir: pathlib.Path, seconds: float, log) -> tuple[bool, int, int, 
         time.sleep(0.005)
     if process.poll() is not None:
         if process.returncode:
-            raise SystemExit(f"a start failed with exit code {process.returncode}; see the log")
-        return False, first, losses(workdir)[-1][0], False
+            raise SystemExit(f"the run failed with exit code {process.returncode}; see the log")
+        return Start(False, first, losses(workdir)[-1][0])
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    saving = any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
-    return True, first, losses(workdir)[-1][0], saving
+    in_save = any("tmp" in path.name for path in (workdir / "checkpoints").glob("*"))
+    return Start(True, first, losses(workdir)[-1][0], in_save)
+
+
+def kill_repeatedly(workdir: pathlib.Path, kills: int, seed: int, log: IO[str]) -> dict[str, int]:
+    """Kills the run up to `kills` times and lets it finish.
+
+    Returns the number of kills, of kills in saves, and of steps that had to be repeated.
+    """
+    rng = random.Random(seed)
+    counts = {"kills": 0, "in_saves": 0, "steps_done_again": 0}
+    while True:
+        # Short, so that the run does not finish before the last kill; afterwards as long as needed.
+        seconds = rng.uniform(0, 2.5) if counts["kills"] < kills else 3600.0
+        start = killed(workdir, seconds, log)
+        if not start.was_killed:
+            return counts
+        steps = native.checkpoint_steps(workdir)
+        newest = steps[-1] if steps else None
+        counts["kills"] += 1
+        counts["in_saves"] += start.in_save
+        counts["steps_done_again"] += start.last - (newest or 0)
+        print(
+            f"kill {counts['kills']}: from step {start.first} to {start.last}, "
+            f"newest complete checkpoint {newest}{', in a save' if start.in_save else ''}",
+            flush=True,
+        )
+
+
+def equal_parameters(first: pathlib.Path, second: pathlib.Path) -> bool:
+    """Returns True if the last checkpoints of two runs hold the same parameters, to the bit."""
+    checkpoints = [native.find(workdir) for workdir in (first, second)]
+    encoder = native.load_inference_spec(checkpoints[0]).encoder
+    trees = [native.load_parameters(checkpoint, encoder) for checkpoint in checkpoints]
+    import jax
+
+    return jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), *trees))
 
 
 def main() -> None:
-    """Runs, kills, compares and prints."""
+    """Runs, kills, compares and prints; exits with code 1 if the runs differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument(
-        "--folder", type=pathlib.Path, required=True, help="an empty or absent folder"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="a folder to create")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
-    rng = random.Random(args.seed)
+    straight = args.folder / "straight"
+    interrupted = args.folder / "killed"
     with (args.folder / "log").open("w") as log:
         began = time.monotonic()
-        subprocess.run(command(args.folder / "straight"), stdout=log, stderr=log, check=True)
-        print(f"the run that nothing happens to: {time.monotonic() - began:.0f} s", flush=True)
-        kills, in_saves, lost = 0, 0, 0
-        while True:
-            # Short, so that the run is not over before the last kill; once all kills are done, as long as it takes.
-            seconds = rng.uniform(0, 2.5) if kills < args.kills else 3600.0
-            was_killed, first, last, saving = killed(args.folder / "killed", seconds, log)
-            if not was_killed:
-                break
-            kills, in_saves = kills + 1, in_saves + saving
-            kept = native.checkpoint_steps(args.folder / "killed")
-            lost += last - (kept[-1] if kept else 0)
-            print(
-                f"kill {kills}: from step {first} to {last}, newest whole checkpoint {kept[-1] if kept else None}{', in a save' if saving else ''}",
-                flush=True,
-            )
-    straight, found = (native.find(args.folder / name) for name in ("straight", "killed"))
-    encoder = native.load_inference_spec(straight).encoder
-    one, other = (native.load_parameters(path, encoder) for path in (straight, found))
-    import jax
-
-    equal = jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one, other))
+        subprocess.run(command(straight), stdout=log, stderr=log, check=True)
+        print(f"the undisturbed run: {time.monotonic() - began:.0f} s", flush=True)
+        counts = kill_repeatedly(interrupted, args.kills, args.seed, log)
     result = {
-        "kills": kills,
-        "in_saves": in_saves,
-        "steps_done_again": lost,
-        "losses_equal": losses(args.folder / "straight") == losses(args.folder / "killed"),
-        "parameters_equal": equal,
+        **counts,
+        "losses_equal": losses(straight) == losses(interrupted),
+        "parameters_equal": equal_parameters(straight, interrupted),
     }
     print(json.dumps(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
-    sys.exit(0 if result["losses_equal"] and equal and kills >= args.kills else 1)
+    equal = result["losses_equal"] and result["parameters_equal"]
+    sys.exit(0 if equal and result["kills"] >= args.kills else 1)
 
 
 if __name__ == "__main__":

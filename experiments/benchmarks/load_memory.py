@@ -1,10 +1,12 @@
-"""Peak resident memory and time of `load_backbone`, on a synthetic checkpoint with the shapes of a published size.
+"""Peak memory and time of `load_backbone`, on a synthetic checkpoint of a published size.
 
-    python -m gemma_encoder.experiments.benchmarks.load_memory [--size=gemma2_2b] [--folder=DIR] [--dtype=float32] [--output=FILE.json]
+    python -m gemma_encoder.experiments.benchmarks.load_memory
+        [--size=gemma2_2b] [--folder=DIR] [--dtype=float32] [--output=FILE.json]
 
-The checkpoint is written in bfloat16 in both formats (twice 5 GB for gemma2_2b), random numbers in every tensor. Each arm runs in a
-process of its own: the memory beyond the destination is the peak during the call, less what the process held before it, less
-the bytes of the parameters themselves. The peer is the gemma package's `gm.ckpts.load_params`, which restores the whole tree.
+The checkpoint is written in bfloat16 in both formats (twice 5 GB for gemma2_2b), with random values
+in every tensor. Each arm runs in a process of its own. The memory beyond the parameters is the peak
+resident memory during the call, minus the memory before the call, minus the bytes of the
+parameters. The peer is the gemma package's `gm.ckpts.load_params`, which restores the whole tree.
 """
 
 import argparse
@@ -15,87 +17,107 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemma_encoder.experiments.benchmarks import harness
+
+if TYPE_CHECKING:
+    from gemma_encoder.model.config import TransformerConfig
+    from gemma_encoder.weights.tensors import Table
 
 ARMS = {
     "gemma format, load_backbone": "gemma",
     "Hugging Face format, load_backbone": "huggingface",
     "gemma format, gm.ckpts.load_params (peer, keeps bfloat16)": "peer",
 }
+GIB = 2**30
+SHARD_BYTES = 2**31  # a file of the Hugging Face format is closed when it is larger
 
 
 def write(size: str, folder: pathlib.Path) -> None:
-    """Both checkpoints, tensor by tensor in the published layout."""
-    import ml_dtypes
-    import numpy as np
-    import orbax.checkpoint as ocp
-    import safetensors.numpy
-    from etils import epath
-
-    from gemma_encoder.model.config import EncoderConfig
+    """Writes both checkpoints, with tensors in their published names and shapes."""
     from gemma_encoder.model.sizes import GEMMA_CONFIGS
-    from gemma_encoder.weights import export, gemma, huggingface, tensors
+    from gemma_encoder.weights import gemma, huggingface
 
     config = GEMMA_CONFIGS[size]
-    noise = np.random.default_rng(0).standard_normal(1 << 20).astype(ml_dtypes.bfloat16)
+    _write_gemma(folder / "gemma", random_tensors(gemma.TABLE, config))
+    family = "gemma3_text" if config.use_qk_norm else "gemma2"
+    table = huggingface.tensor_table(family, "model.")
+    _write_huggingface(folder / "huggingface", config, random_tensors(table, config))
 
-    class Shapes(tensors.Checkpoint):
-        """Names and shapes of a format."""
+
+def random_tensors(table: "Table", config: "TransformerConfig") -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name and a random bfloat16 value of every tensor of a checkpoint format."""
+    import ml_dtypes
+
+    from gemma_encoder.weights import tensors
+
+    class Format(tensors.Checkpoint):
+        """A checkpoint format without a file: only `expected` is used."""
 
         def __init__(self, table):
             self.table = table
 
-        config = read = None
+        def config(self, hint=None):
+            raise NotImplementedError
 
-    Shapes.__abstractmethods__ = frozenset()
+        def read(self, name, sharding):
+            raise NotImplementedError
 
-    def values(table):
-        for name, shapes in Shapes(table).expected(config).items():
-            yield name, np.resize(noise, shapes[0])
+    noise = np.random.default_rng(0).standard_normal(1 << 20).astype(ml_dtypes.bfloat16)
+    for name, shapes in Format(table).expected(config).items():
+        yield name, np.resize(noise, shapes[0])
+
+
+def _write_gemma(folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    import orbax.checkpoint as ocp
+    from etils import epath
 
     tree: dict = {}
-    for name, value in values(gemma.TABLE):
-        *folders, last = name.split("/")
+    for name, value in tensors:
+        *parents, last = name.split("/")
         node = tree
-        for key in folders:
+        for key in parents:
             node = node.setdefault(key, {})
         node[last] = value
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(epath.Path(folder / "gemma"), tree)
-    del tree
-    place = folder / "huggingface"
-    place.mkdir()
-    (place / "config.json").write_text(
-        json.dumps(export.transformer_json(EncoderConfig(config, attention="causal")))
-    )
-    index: dict[str, str] = {}
-    part: dict = {}
+        checkpointer.save(epath.Path(folder), tree)
+
+
+def _write_huggingface(
+    folder: pathlib.Path, config: "TransformerConfig", tensors: Iterable[tuple[str, np.ndarray]]
+) -> None:
+    import safetensors.numpy
+
+    from gemma_encoder.model.config import EncoderConfig
+    from gemma_encoder.weights import export
+
+    folder.mkdir()
+    exported = export.transformer_json(EncoderConfig(config, attention="causal"))
+    (folder / "config.json").write_text(json.dumps(exported))
+    file_of: dict[str, str] = {}
+    shard: dict[str, np.ndarray] = {}
 
     def flush() -> None:
-        file = f"model-{len(set(index.values())) + 1:05d}.safetensors"
-        safetensors.numpy.save_file(part, place / file)
-        index.update(dict.fromkeys(part, file))
-        part.clear()
+        file = f"model-{len(set(file_of.values())) + 1:05d}.safetensors"
+        safetensors.numpy.save_file(shard, folder / file)
+        file_of.update(dict.fromkeys(shard, file))
+        shard.clear()
 
-    for name, value in values(
-        huggingface.tensor_table("gemma3_text" if config.use_qk_norm else "gemma2", "model.")
-    ):
-        part[name] = value
-        if sum(value.nbytes for value in part.values()) > 2**31:
+    for name, value in tensors:
+        shard[name] = value
+        if sum(value.nbytes for value in shard.values()) > SHARD_BYTES:
             flush()
     flush()
-    (place / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": index})
-    )
-
-
-def status(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+    index = {"metadata": {}, "weight_map": file_of}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def measure(arm: str, folder: pathlib.Path, dtype: str) -> dict:
-    """One arm, in this process."""
+    """Runs one arm in this process; returns bytes and seconds."""
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -111,28 +133,62 @@ def measure(arm: str, folder: pathlib.Path, dtype: str) -> dict:
         for tensor in open_checkpoint(path).tensors.values()
     )
     jax.block_until_ready(jnp.ones(8))
-    before = status("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = harness.process_memory("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
     began = time.monotonic()
-    tree = (
-        gm.ckpts.load_params(path)
-        if arm == "peer"
-        else nnx.state(ge.load_backbone(path, dtype=jnp.dtype(dtype)))
-    )
+    if arm == "peer":
+        tree = gm.ckpts.load_params(path)
+    else:
+        tree = nnx.state(ge.load_backbone(path, dtype=jnp.dtype(dtype)))
     jax.block_until_ready(tree)
     seconds = time.monotonic() - began
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     return {
-        "peak": status("VmHWM") - before,
-        "parameters": held,
-        "beyond": status("VmHWM") - before - held,
+        "peak": harness.process_memory("VmHWM") - before,
+        "parameters": parameters,
+        "beyond": harness.process_memory("VmHWM") - before - parameters,
         "largest": largest,
         "seconds": seconds,
     }
 
 
+def run_arms(folder: pathlib.Path, size: str, dtype: str) -> dict[str, dict]:
+    """Runs every arm in a process of its own and prints the table row by row.
+
+    Returns the figures of the arms that succeeded, by title.
+    """
+    columns = [
+        f"{size}, {dtype}",
+        "parameters",
+        "peak",
+        "beyond the parameters",
+        "largest tensor + 1 GiB",
+        "seconds",
+    ]
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
+    rows = {}
+    for title, arm in ARMS.items():
+        command = [
+            sys.executable,
+            "-m",
+            "gemma_encoder.experiments.benchmarks.load_memory",
+            f"--arm={arm}",
+            f"--folder={folder}",
+            f"--dtype={dtype}",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"| {title} | failed: {done.stderr.strip().splitlines()[-1]} |")
+            continue
+        rows[title] = row = json.loads(done.stdout.splitlines()[-1])
+        sizes = [row["parameters"], row["peak"], row["beyond"], row["largest"] + GIB]
+        cells = [f"{size / GIB:.2f} GiB" for size in sizes]
+        print(f"| {title} | {' | '.join(cells)} | {row['seconds']:.0f} |")
+    return rows
+
+
 def main() -> None:
-    """Writes the checkpoints, runs every arm in turn, prints the table."""
+    """Writes the checkpoints, runs every arm in turn and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="gemma2_2b")
     parser.add_argument("--dtype", default="float32")
@@ -141,45 +197,17 @@ def main() -> None:
         type=pathlib.Path,
         help="where the checkpoints go; by default a temporary folder, deleted at the end",
     )
-    parser.add_argument("--output", type=pathlib.Path, help="the figures as JSON")
+    parser.add_argument("--output", type=pathlib.Path, help="JSON file to write the figures to")
     parser.add_argument("--arm", choices=ARMS.values(), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
         print(json.dumps(measure(options.arm, options.folder, options.dtype)))
         return
     folder = options.folder or pathlib.Path(tempfile.mkdtemp())
-    rows = {}
     try:
         if not (folder / "huggingface").exists():
             write(options.size, folder)
-        gib = 2**30
-        columns = [
-            f"{options.size}, {options.dtype}",
-            "parameters",
-            "peak",
-            "beyond the parameters",
-            "largest tensor + 1 GiB",
-            "seconds",
-        ]
-        print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
-        for title, arm in ARMS.items():
-            command = [
-                sys.executable,
-                "-m",
-                "gemma_encoder.experiments.benchmarks.load_memory",
-                f"--arm={arm}",
-                f"--folder={folder}",
-                f"--dtype={options.dtype}",
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(f"| {title} | failed: {done.stderr.strip().splitlines()[-1]} |")
-                continue
-            rows[title] = row = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"| {title} | {row['parameters'] / gib:.2f} GiB | {row['peak'] / gib:.2f} GiB | {row['beyond'] / gib:.2f} GiB "
-                f"| {row['largest'] / gib + 1:.2f} GiB | {row['seconds']:.0f} |"
-            )
+        rows = run_arms(folder, options.size, options.dtype)
     finally:
         if options.folder is None:
             shutil.rmtree(folder)

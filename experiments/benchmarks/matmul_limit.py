@@ -1,19 +1,21 @@
-"""The machine's own ceiling: large matrix products in each framework.
+"""Matmul ceiling of the machine: large matrix products in each framework.
 
     python -m gemma_encoder.experiments.benchmarks.matmul_limit [--width=4096] [--device=cpu]
 
-What a model reaches is told against this, not against a data sheet. Needs the extra `bench`.
+Model FLOP utilization is relative to this ceiling, not to a data sheet. Needs the extra `bench`.
 """
+
+import time
 
 import numpy as np
 
 from gemma_encoder.experiments.benchmarks import harness
 
-COUNT = 4  # products in a turn, one after another
+COUNT = 4  # products in a turn, each taking the result of the one before
 
 
 def matrices(turn: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two random matrices, scaled so that products of products stay of order one."""
+    """Returns two random matrices, scaled so that products of products stay of order one."""
     rng = np.random.default_rng(turn)
     return tuple(
         (rng.standard_normal((width, width)) / width**0.5).astype(np.float32) for _ in range(2)
@@ -21,7 +23,7 @@ def matrices(turn: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_jax(width: int, dtype: str) -> harness.Turn:
-    """JAX's arm."""
+    """Sets up JAX's arm."""
     import jax
     import jax.numpy as jnp
 
@@ -32,8 +34,6 @@ def in_jax(width: int, dtype: str) -> harness.Turn:
         return a
 
     def run(turn: int) -> dict[str, float]:
-        import time
-
         a, b = (jnp.asarray(matrix, dtype) for matrix in matrices(turn, width))
         jax.block_until_ready((a, b))
         began = time.perf_counter()
@@ -44,9 +44,7 @@ def in_jax(width: int, dtype: str) -> harness.Turn:
 
 
 def in_torch(width: int, dtype: str, device: str) -> harness.Turn:
-    """PyTorch's arm."""
-    import time
-
+    """Sets up PyTorch's arm."""
     import torch
 
     def run(turn: int) -> dict[str, float]:
@@ -71,35 +69,25 @@ def main() -> None:
     parser.add_argument(
         "--dtypes",
         default="float32,bfloat16",
-        help="a CPU without instructions for bfloat16 takes minutes for it",
+        help="bfloat16 takes minutes on a CPU without instructions for it",
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     args = parser.parse_args()
+    flop = 2 * COUNT * args.width**3
     rows = []
     for dtype in args.dtypes.split(","):
+        shared = {"width": args.width, "dtype": dtype}
+        torch_settings = {**shared, "device": args.device}
         arms = [
-            harness.Arm(
-                "PyTorch",
-                f"{__spec__.name}:in_torch",
-                {"width": args.width, "dtype": dtype, "device": args.device},
-            ),
-            harness.Arm("JAX", f"{__spec__.name}:in_jax", {"width": args.width, "dtype": dtype}),
+            harness.Arm("PyTorch", f"{__spec__.name}:in_torch", torch_settings),
+            harness.Arm("JAX", f"{__spec__.name}:in_jax", shared),
         ]
-        for name, found in harness.medians(harness.take_turns(arms, args.repeats)).items():
-            rows.append(
-                [
-                    dtype,
-                    name,
-                    f"{2 * COUNT * args.width**3 / found['seconds'] / 1e9:,.0f}",
-                    f"{found['spread']:.0%}",
-                ]
-            )
-    harness.publish(
-        f"products of {args.width} x {args.width} matrices",
-        ["dtype", "framework", "GFLOP/s", "spread"],
-        rows,
-        file=args.json,
-    )
+        for name, figures in harness.medians(harness.take_turns(arms, args.repeats)).items():
+            speed = f"{flop / figures['seconds'] / 1e9:,.0f}"
+            rows.append([dtype, name, speed, f"{figures['spread']:.0%}"])
+    title = f"products of {args.width} x {args.width} matrices"
+    columns = ["dtype", "framework", "GFLOP/s", "spread"]
+    harness.publish(title, columns, rows, file=args.json)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""The same random encoder in both hands: ours, and Hugging Face transformers' on the export that ours writes.
+"""One random encoder for both arms: ours, and the same weights in Hugging Face transformers.
 
-Imported inside arms: each framework is loaded only where it works. B rows, L tokens.
+The peer loads the export that ours writes. Frameworks are imported inside functions, so that each
+is loaded only in the arm that uses it. Shapes: B rows, L tokens.
 """
 
 import json
 import multiprocessing
 import pathlib
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from gemma_encoder.inputs.batch import Batch
 
 TASK = "glue_sst2"
 
@@ -17,14 +21,19 @@ TASK = "glue_sst2"
 def write(
     folder: pathlib.Path, size: str, max_length: int, task: str = TASK, pooling: str = "mean"
 ) -> None:
-    """A random encoder of a published size with one head, by default of two classes on mean pooling, as an export; in a process of its own."""
+    """Exports a random encoder of a published size to a folder, in a process of its own.
+
+    It has the head of one task, by default two classes on mean pooling.
+    """
     process = multiprocessing.get_context("spawn").Process(
         target=_write, args=(folder, size, max_length, task, pooling)
     )
     process.start()
     process.join()
     if process.exitcode:
-        raise RuntimeError("the model could not be written")
+        raise RuntimeError(
+            f"writing the model failed with exit code {process.exitcode}; see its traceback above"
+        )
 
 
 def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling: str) -> None:
@@ -42,22 +51,22 @@ def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling:
         pooling=ge.PoolingConfig(pooling),
         compute_dtype="float32",
     )
+    row_length = -(-max_length // 128) * 128
     spec = InferenceSpec(
-        config,
-        (task,),
-        ge.Tokenizer.load("small"),
-        max_length,
-        -(-max_length // 128) * 128,
-        "right",
-        0,
+        config, (task,), ge.Tokenizer.load("small"), max_length, row_length, "right", 0
     )
-    ge.export_huggingface(ge.Predictor(spec, initial_parameters(config, jax.random.key(0))), folder)
+    parameters = initial_parameters(config, jax.random.key(0))
+    ge.export_huggingface(ge.Predictor(spec, parameters), folder)
 
 
 def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: int) -> None:
-    """An export whose head is linear on the last token, as transformers' `Gemma…ForSequenceClassification`, which CrossEncoder and Trainer take.
+    """Converts an export to transformers' `Gemma…ForSequenceClassification`.
 
-    Its `score` has no bias, so the head's must be zero, as it is in a fresh head.
+    CrossEncoder and Trainer take this format. Its `score` layer is linear on the last token and has
+    no bias, so the head's bias must be zero, as it is in a fresh head.
+
+    Raises:
+        ValueError: the head is not linear to `labels` outputs, or its bias is not zero.
     """
     import safetensors.numpy
 
@@ -70,32 +79,48 @@ def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: i
         "gemma2": "Gemma2ForSequenceClassification",
         "gemma3_text": "Gemma3TextForSequenceClassification",
     }[config["model_type"]]
-    names = {
+    config |= {
         "id2label": {str(label): str(label) for label in range(labels)},
         "label2id": {str(label): label for label in range(labels)},
+        "architectures": [architecture],
     }
-    (folder / "config.json").write_text(
-        json.dumps(config | names | {"architectures": [architecture]})
-    )
+    (folder / "config.json").write_text(json.dumps(config))
     head = safetensors.numpy.load_file(next(export.glob("*_Dense/model.safetensors")))
-    if head["linear.weight"].shape[0] != labels or head["linear.bias"].any():
-        raise ValueError(
-            f"the head must be linear to {labels} without a bias, got {head['linear.weight'].shape}"
-        )
-    tensors = {"score.weight": head["linear.weight"]}
+    weight = head["linear.weight"]
+    if weight.shape[0] != labels or head["linear.bias"].any():
+        raise ValueError(f"the head must be linear to {labels} without a bias, got {weight.shape}")
+    tensors = {"score.weight": weight}
     for file in export.glob("model*.safetensors"):
-        tensors |= {
-            f"model.{name}": value for name, value in safetensors.numpy.load_file(file).items()
-        }
+        for name, value in safetensors.numpy.load_file(file).items():
+            tensors[f"model.{name}"] = value
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def attention(folder: pathlib.Path) -> str:
-    """The best of transformers' attention implementations that needs nothing but PyTorch: sdpa, or eager where there is a soft cap, which sdpa lacks."""
-    return (
-        "eager"
-        if json.loads((folder / "config.json").read_text()).get("attn_logit_softcapping")
-        else "sdpa"
+    """Returns transformers' best attention implementation that needs only PyTorch.
+
+    That is sdpa, or eager for models with a soft cap, which sdpa does not support.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    return "eager" if config.get("attn_logit_softcapping") else "sdpa"
+
+
+def full_batch(tokens: np.ndarray, labels: np.ndarray) -> "Batch":
+    """Returns our batch of one text per row, without padding.
+
+    Args:
+        tokens: token ids [B, L], int32.
+        labels: class indices [B].
+    """
+    from gemma_encoder.inputs.batch import BatchShape, empty_batch
+
+    rows, length = tokens.shape
+    return empty_batch(BatchShape(rows, length))._replace(
+        tokens=tokens,
+        segment_ids=np.ones_like(tokens),
+        positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
+        label=labels[:, None].astype(np.float32),
+        weight=np.ones((rows, 1), np.float32),
     )
 
 
@@ -108,7 +133,10 @@ def our_program(
     dtype: str,
     remat: str = "none",
 ) -> tuple[Any, Any]:
-    """Our training program and its state, from the export's weights: AdamW at a constant rate, no dropout, one device."""
+    """Builds our training program and its state from the export's weights.
+
+    AdamW at a constant learning rate, no dropout, one device.
+    """
     import jax
 
     from gemma_encoder.model import sharding
@@ -122,38 +150,31 @@ def our_program(
     spec, parameters = load_encoder(folder, mesh)
     config = recipe.default_config()
     config.tasks = (TASK,)
-    config.batch.rows, config.batch.row_length, config.batch.segments = rows, row_length, segments
-    config.batch.examples_per_step, config.max_length = examples_per_step, row_length
-    config.model.feed_forward_dropout, config.model.compute_dtype, config.model.remat = (
-        0.0,
-        dtype,
-        remat,
-    )
-    config.optimizer.learning_rate, config.optimizer.schedule = 1e-5, "constant"
+    config.batch.rows = rows
+    config.batch.row_length = row_length
+    config.batch.segments = segments
+    config.batch.examples_per_step = examples_per_step
+    config.max_length = row_length
+    changes = {"compute_dtype": dtype, "remat": remat, "feed_forward_dropout": 0.0}
+    config.model.update(changes)
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.schedule = "constant"
     built = build(config, dry=True)
-    encoder = spec.encoder.__class__.from_dict(
-        {
-            **spec.encoder.to_dict(),
-            "compute_dtype": dtype,
-            "remat": remat,
-            "feed_forward_dropout": 0.0,
-        }
-    )
+    encoder = spec.encoder.__class__.from_dict(spec.encoder.to_dict() | changes)
     built = built.__class__(**{**vars(built), "encoder": encoder})
     program = make_program(built, mesh, total=1_000_000, warmup=0)
-    return program, initial_state(
-        encoder, program.optimizer, mesh, 0, parameters, program.is_trainable
-    )
+    state = initial_state(encoder, program.optimizer, mesh, 0, parameters, program.is_trainable)
+    return program, state
 
 
 class TorchEncoder:
-    """The peer: transformers' model under mean pooling and the export's head.
+    """The peer: transformers' model with mean pooling and the export's head.
 
     Args:
         folder: the export.
         device: "cpu" or "cuda".
-        dtype: of the activations; parameters stay float32.
-        compiled: run through torch.compile.
+        dtype: of activations; parameters stay float32.
+        compiled: whether to run through torch.compile.
     """
 
     def __init__(
@@ -168,8 +189,10 @@ class TorchEncoder:
         import transformers
 
         transformers.logging.set_verbosity_error()
-        self.torch, self.device, self.dtype = torch, device, getattr(torch, dtype)
-        # On a GPU sdpa picks its fused kernels.
+        self.torch = torch
+        self.device = device
+        self.dtype = getattr(torch, dtype)
+        # On a GPU, sdpa selects its fused kernels.
         self.backbone = transformers.AutoModel.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention(folder)
         ).to(device)
@@ -190,31 +213,25 @@ class TorchEncoder:
         return self.head(pooled)
 
     def tensors(self, *arrays: np.ndarray) -> list:
-        """The arrays on the device."""
+        """Copies integer arrays to int64 tensors on the device."""
         return [
-            self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device) for array in arrays
+            self.torch.from_numpy(np.ascontiguousarray(array.astype(np.int64))).to(self.device)
+            for array in arrays
         ]
 
     def scores(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """[B, 2] of token ids [B, L]."""
+        """Returns scores [B, 2] for token ids [B, L]."""
         with self.torch.inference_mode():
-            return (
-                self.forward(*self.tensors(tokens.astype(np.int64), mask.astype(np.int64)))
-                .cpu()
-                .numpy()
-            )
+            return self.forward(*self.tensors(tokens, mask)).cpu().numpy()
 
     def step(self, tokens: np.ndarray, mask: np.ndarray, labels: np.ndarray) -> float:
-        """One update by AdamW, gradients clipped to norm 1; gives the loss."""
+        """Makes one AdamW update, with gradients clipped to norm 1, and returns the loss."""
         torch = self.torch
         if self.optimizer is None:
-            decayed = [p for p in self.parameters]
             self.optimizer = torch.optim.AdamW(
-                decayed, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
+                self.parameters, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
             )
-        tokens, mask, labels = self.tensors(
-            tokens.astype(np.int64), mask.astype(np.int64), labels.astype(np.int64)
-        )
+        tokens, mask, labels = self.tensors(tokens, mask, labels)
         loss = torch.nn.functional.cross_entropy(self.forward(tokens, mask), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

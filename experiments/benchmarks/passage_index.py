@@ -1,9 +1,11 @@
-"""What a collection of MS MARCO's size costs: generates one, indexes it and a run of train queries, and reads passages and lists.
+"""Costs of a passage collection of MS MARCO's size: indexing, reading, and drawing lists.
 
     nice python -m gemma_encoder.experiments.benchmarks.passage_index --folder=/tmp/passages
 
-Needs some 8 GB in the folder, which is emptied at the end, and some minutes. Every part runs in a process of its own, so that each peak of
-resident memory is that part's. The page cache is emptied of the files before each part that is called cold.
+Generates a collection, indexes it and a run of train queries, and reads passages and lists. Needs
+some 8 GB in the folder, which is removed at the end, and some minutes. Every part runs in a process
+of its own, so each peak of resident memory belongs to that part. Before each part that is called
+cold, the files are dropped from the page cache.
 """
 
 import concurrent.futures
@@ -19,6 +21,8 @@ import time
 import numpy as np
 from absl import app, flags, logging
 
+from gemma_encoder.experiments.benchmarks import harness
+
 FOLDER = flags.DEFINE_string(
     "folder",
     None,
@@ -33,22 +37,23 @@ IDS = flags.DEFINE_enum(
     "ids",
     "numbers",
     ["numbers", "words"],
-    "Ids of passages: 0, 1, …, as MS MARCO's, or text, as BEIR's.",
+    "Passage ids: 0, 1, … as in MS MARCO, or text as in BEIR.",
 )
 READS = flags.DEFINE_integer("reads", 100_000, "Random passages to read.")
-JSON = flags.DEFINE_string(
-    "json", None, "Where to write the figures; by default only to the terminal."
-)
-DEPTH = 1000
+JSON = flags.DEFINE_string("json", None, "File to write the figures to; by default none.")
+DEPTH = 1000  # passages per query of the run
 
 
-def pid(number: int, ids: str) -> str:
-    """The id of a passage."""
-    return str(number) if ids == "numbers" else f"doc-{number * 2654435761 % 2**32:08x}"
+def pid(index: int, ids: str) -> str:
+    """Returns the id of a passage."""
+    return str(index) if ids == "numbers" else f"doc-{index * 2654435761 % 2**32:08x}"
 
 
 def generate(folder: pathlib.Path, passages: int, queries: int, ids: str) -> None:
-    """Writes collection, queries, qrels and run. Passages have MS MARCO's lengths, 335 bytes on average, and some letters beyond ASCII."""
+    """Writes collection, queries, qrels and run.
+
+    Passages have MS MARCO's lengths, 335 bytes on average, and some letters beyond ASCII.
+    """
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("etaoinshrdlucmé"), rng.integers(2, 10))) for _ in range(5000)]
     pool = " ".join(rng.choice(words, 1_000_000))
@@ -57,27 +62,26 @@ def generate(folder: pathlib.Path, passages: int, queries: int, ids: str) -> Non
             count = min(100_000, passages - begin)
             starts = rng.integers(0, len(pool) - 2000, count).tolist()
             lengths = np.clip(rng.lognormal(5.72, 0.36, count), 20, 1900).astype(int).tolist()
-            file.writelines(
-                f"{pid(begin + i, ids)}\t{pool[s : s + n]}.\n"
-                for i, (s, n) in enumerate(zip(starts, lengths, strict=True))
-            )
+            for index, (start, length) in enumerate(zip(starts, lengths, strict=True), begin):
+                file.write(f"{pid(index, ids)}\t{pool[start : start + length]}.\n")
     with (
-        (folder / "queries.train.tsv").open("w") as asked,
-        (folder / "qrels.train.tsv").open("w") as judged,
-        (folder / "run.train.tsv").open("w") as run,
+        (folder / "queries.train.tsv").open("w") as queries_file,
+        (folder / "qrels.train.tsv").open("w") as qrels_file,
+        (folder / "run.train.tsv").open("w") as run_file,
     ):
         for query in range(queries):
-            found = rng.choice(passages, DEPTH, replace=False).tolist()
-            asked.write(f"{query * 7}\twhat is number {query}\n")
-            judged.write(f"{query * 7}\t0\t{pid(found[int(rng.integers(DEPTH))], ids)}\t1\n")
-            run.writelines(
-                f"{query * 7}\t{pid(document, ids)}\t{rank}\n"
-                for rank, document in enumerate(found, 1)
+            qid = query * 7
+            retrieved = rng.choice(passages, DEPTH, replace=False).tolist()
+            relevant = retrieved[int(rng.integers(DEPTH))]
+            queries_file.write(f"{qid}\twhat is number {query}\n")
+            qrels_file.write(f"{qid}\t0\t{pid(relevant, ids)}\t1\n")
+            run_file.writelines(
+                f"{qid}\t{pid(index, ids)}\t{rank}\n" for rank, index in enumerate(retrieved, 1)
             )
 
 
 def forget(folder: pathlib.Path) -> None:
-    """Asks the kernel to drop the files of a folder from memory."""
+    """Asks the kernel to drop the files of a folder from the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -86,13 +90,12 @@ def forget(folder: pathlib.Path) -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has had resident."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    """Returns the peak resident memory of this process, in bytes."""
+    return harness.process_memory("VmHWM")
 
 
 def open_passages(folder: pathlib.Path):
-    """The collection."""
+    """Opens the collection; builds its index if there is none."""
     from gemma_encoder.data.files.corpus import Corpus, TsvLayout
 
     return Corpus(folder / "collection.tsv", TsvLayout("pid", "passage"))
@@ -115,29 +118,27 @@ def measure_build(folder: pathlib.Path) -> dict[str, float]:
 
 def measure_reads(folder: pathlib.Path, ids: str, passages: int, reads: int) -> dict[str, float]:
     """Opens the index and reads random passages by id, all of them twice."""
-    names = [
-        pid(number, ids)
-        for number in np.random.default_rng(1).integers(0, passages, reads).tolist()
-    ]
+    drawn = np.random.default_rng(1).integers(0, passages, reads).tolist()
+    names = [pid(index, ids) for index in drawn]
     began = time.perf_counter()
-    texts = open_passages(folder)
-    texts[names[0]]
+    corpus = open_passages(folder)
+    corpus[names[0]]
     result = {"cold_open_seconds": time.perf_counter() - began}
-    numbers = [texts.ids.index(name) for name in names]
-    for name in ("cold", "warm"):
+    indices = [corpus.ids.index(name) for name in names]
+    for state in ("cold", "warm"):
         began = time.perf_counter()
-        for number in numbers:
-            texts.text(number)
-        result[f"{name}_reads_per_second"] = reads / (time.perf_counter() - began)
+        for index in indices:
+            corpus.text(index)
+        result[f"{state}_reads_per_second"] = reads / (time.perf_counter() - began)
+    # Reads from several threads return the same texts.
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(texts.text, numbers[:1000])) == [
-            texts.text(number) for number in numbers[:1000]
-        ]
+        from_threads = list(pool.map(corpus.text, indices[:1000]))
+    assert from_threads == [corpus.text(index) for index in indices[:1000]]
     return result | {"read_peak_bytes": peak_memory()}
 
 
 def measure_lists(folder: pathlib.Path) -> dict[str, float]:
-    """Reads the run into its compact form, then draws training lists as training does."""
+    """Reads the run into its compact form, then draws lists as training does."""
     os.environ["MSMARCO_DIR"] = str(folder)
     logging.set_verbosity(logging.ERROR)
     from gemma_encoder.data import registry
@@ -152,9 +153,10 @@ def measure_lists(folder: pathlib.Path) -> dict[str, float]:
     seconds = time.perf_counter() - began
     run_peak = peak_memory()
     order = training_order([source], np.ones(1), StreamOptions(BatchShape(1, 128), 128), 0)
-    began, lists = time.perf_counter(), 1000
-    for number in range(lists):
-        source.training_examples(order[number].index, seed=0, epoch=0)
+    lists = 1000
+    began = time.perf_counter()
+    for position in range(lists):
+        source.training_examples(order[position].index, seed=0, epoch=0)
     rate = lists / (time.perf_counter() - began)
     return {
         "run_seconds": seconds,
@@ -166,51 +168,60 @@ def measure_lists(folder: pathlib.Path) -> dict[str, float]:
 
 
 def apart(function, *arguments) -> dict[str, float]:
-    """A function's result, from a process of its own."""
+    """Calls a function in a process of its own and returns its result."""
     with concurrent.futures.ProcessPoolExecutor(
         1, mp_context=multiprocessing.get_context("spawn")
     ) as pool:
         return pool.submit(function, *arguments).result()
 
 
+def measure(folder: pathlib.Path) -> dict[str, float | str]:
+    """Generates the files that the flags describe and returns all figures."""
+    print(f"generating {PASSAGES.value} passages and {QUERIES.value} queries", flush=True)
+    generate(folder, PASSAGES.value, QUERIES.value, IDS.value)
+    figures: dict[str, float | str] = {
+        "passages": PASSAGES.value,
+        "ids": IDS.value,
+        "collection_bytes": (folder / "collection.tsv").stat().st_size,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cores": os.cpu_count() or 0,
+    }
+    forget(folder)
+    figures |= apart(measure_build, folder)
+    forget(folder)
+    figures |= apart(measure_reads, folder, IDS.value, PASSAGES.value, READS.value)
+    figures |= apart(measure_lists, folder)
+    return figures
+
+
+def print_figures(figures: dict[str, float | str]) -> None:
+    """Prints a line per figure, bytes in MB."""
+    for name, value in figures.items():
+        if name.endswith("_bytes"):
+            print(f"{name.removesuffix('_bytes'):<24} {value / 1e6:>14,.1f} MB")
+        elif isinstance(value, float):
+            print(f"{name:<24} {value:>14,.2f}")
+        else:
+            print(f"{name:<24} {value:>14}")
+
+
 def main(_: list[str]) -> None:
-    """Measures and prints."""
+    """Checks the folder, measures, prints, and removes the folder."""
     folder = pathlib.Path(FOLDER.value).expanduser()
-    needed = PASSAGES.value * 400 + QUERIES.value * DEPTH * 60
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        sys.exit(f"error: {folder} is not empty")
+        sys.exit(f"error: {folder} is not empty; --folder must name an empty or absent folder")
     free = shutil.disk_usage(folder).free
-    if free < 1.2 * needed:
+    needed = 1.2 * (PASSAGES.value * 400 + QUERIES.value * DEPTH * 60)
+    if free < needed:
         sys.exit(
-            f"error: {folder} has {free / 1e9:.1f} GB free; some {1.2 * needed / 1e9:.1f} GB are needed"
+            f"error: {folder} has {free / 1e9:.1f} GB free; some {needed / 1e9:.1f} GB are needed"
         )
     os.environ["GEMMA_ENCODER_CACHE"] = str(folder / "cache")
     try:
-        print(f"generating {PASSAGES.value} passages and {QUERIES.value} queries", flush=True)
-        generate(folder, PASSAGES.value, QUERIES.value, IDS.value)
-        figures: dict[str, float | str] = {
-            "passages": PASSAGES.value,
-            "ids": IDS.value,
-            "collection_bytes": (folder / "collection.tsv").stat().st_size,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "cores": os.cpu_count() or 0,
-        }
-        forget(folder)
-        figures |= apart(measure_build, folder)
-        forget(folder)
-        figures |= apart(measure_reads, folder, IDS.value, PASSAGES.value, READS.value)
-        figures |= apart(measure_lists, folder)
-        for name, value in figures.items():
-            if name.endswith("_bytes"):
-                print(f"{name.removesuffix('_bytes'):<24} {value / 1e6:>14,.1f} MB")
-            else:
-                print(
-                    f"{name:<24} {value:>14,.2f}"
-                    if isinstance(value, float)
-                    else f"{name:<24} {value:>14}"
-                )
+        figures = measure(folder)
+        print_figures(figures)
         if JSON.value:
             pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
     finally:

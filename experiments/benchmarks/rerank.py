@@ -1,15 +1,20 @@
-"""Re-ranking: query-document pairs a second from text to score, ours beside sentence-transformers' CrossEncoder on the same weights.
+"""Re-ranking: query-document pairs per second from text to score, beside CrossEncoder.
 
-    MSMARCO_DIR=… python -m gemma_encoder.experiments.benchmarks.rerank [--size=gemma3_270m] [--queries=2] [--dtype=float32] [--device=cpu]
+    MSMARCO_DIR=… python -m gemma_encoder.experiments.benchmarks.rerank
+        [--size=gemma3_270m] [--queries=2] [--dtype=float32] [--device=cpu]
 
-Lists of 100 as the first stage gives them, with their real lengths; a turn scores the lists of some queries that no turn before has
-seen, tokenising included. Both arms get the same text, `Query: … Document: …`, cut at the document's end to the same length, and
-score by a linear head on the last token. CrossEncoder takes it as a pair, "Query: …" and " Document: …", which its tokenizer puts together
-without anything between. It sorts by length within a call; it has an arm for each of `--batch_sizes`, and the best of them is
-what ours is compared with. Scores are compared text by text before timings count. Needs the extra `bench`
-(without it, ours runs alone).
+Lists of 100 as the first stage gives them, with their real lengths. A turn scores the lists of some
+queries that no earlier turn used, tokenizing included. Both arms have the same weights and a linear
+head on the last token, and get the same text, `Query: … Document: …`, truncated at the document's
+end to the same length.
+
+The peer is sentence-transformers' CrossEncoder. It takes the text as a pair, "Query: …" and
+" Document: …", which its tokenizer concatenates, and it sorts by length within a call. It has an
+arm for each of `--batch_sizes`; ours is compared with the best of them. Scores are compared text by
+text before timings count. Needs the extra `bench`; without it, only ours runs.
 """
 
+import argparse
 import pathlib
 import tempfile
 import time
@@ -19,33 +24,47 @@ import numpy as np
 from gemma_encoder.experiments.benchmarks import harness, models
 
 TASK = "msmarco"
-TEMPLATE = "Query: {query} Document: {document}"  # the task's own, whose module is heavy to import
+TEMPLATE = "Query: {query} Document: {document}"  # copied: the task's module is slow to import
+# Largest difference of a score, in units of the scores' standard deviation.
+TOLERANCE = {"float32": 1e-2, "bfloat16": 0.3}
+COLUMNS = ("arm", "pairs/s", "median", "peak memory", "spread", "against the best peer")
 
 
 def read_lists(file: pathlib.Path) -> list[tuple[str, list[str]]]:
-    """Each query with its documents, from `top100.dev.tsv` (or `top1000.dev.tsv`): qid, pid, query, passage."""
+    """Reads each query with its documents.
+
+    Args:
+        file: `top100.dev.tsv` or `top1000.dev.tsv`: qid, pid, query, passage.
+    """
     lists: dict[str, tuple[str, list[str]]] = {}
     for line in file.read_text().splitlines():
-        number, _, query, passage = line.split("\t")
-        lists.setdefault(number, (query, []))[1].append(passage)
+        qid, _, query, passage = line.split("\t")
+        lists.setdefault(qid, (query, []))[1].append(passage)
     return list(lists.values())
 
 
 def pairs_of(file: str, turn: int, queries: int, documents: int) -> list[tuple[str, str]]:
-    """The pairs of a turn, the same for every arm; turns beyond the file's end begin at its start again."""
+    """Returns the pairs of a turn, the same for every arm.
+
+    Turns past the end of the file start over at its beginning.
+    """
     lists = read_lists(pathlib.Path(file))
-    chosen = [lists[number % len(lists)] for number in range(turn * queries, (turn + 1) * queries)]
-    return [(query, document) for query, found in chosen for document in found[:documents]]
+    indices = range(turn * queries, (turn + 1) * queries)
+    return [
+        (query, document)
+        for query, passages in (lists[index % len(lists)] for index in indices)
+        for document in passages[:documents]
+    ]
 
 
 def as_pair(query: str, document: str) -> tuple[str, str]:
-    """Two texts that make the template's text when they stand one behind the other."""
+    """Returns two texts whose concatenation is the template's text."""
     first, second = TEMPLATE.split(" Document:")
     return first.format(query=query), " Document:" + second.format(document=document)
 
 
 def ours(model: str, texts: dict, scores: str, dtype: str) -> harness.Turn:
-    """Our arm."""
+    """Sets up our arm; each turn writes its scores to "{scores}.{turn}.npy"."""
     import dataclasses
 
     import gemma_encoder as ge
@@ -57,9 +76,9 @@ def ours(model: str, texts: dict, scores: str, dtype: str) -> harness.Turn:
     def run(turn: int) -> dict[str, float]:
         pairs = pairs_of(turn=turn, **texts)
         began = time.perf_counter()
-        said = predictor.predict(pairs)
+        predicted = predictor.predict(pairs)
         seconds = time.perf_counter() - began
-        np.save(f"{scores}.{turn}.npy", said)
+        np.save(f"{scores}.{turn}.npy", predicted)
         return {"seconds": seconds, "pairs_per_second": len(pairs) / seconds}
 
     return run
@@ -75,7 +94,7 @@ def peer(
     max_length: int,
     attention: str,
 ) -> harness.Turn:
-    """The arm of sentence-transformers."""
+    """Sets up the arm of sentence-transformers; writes scores as `ours` does."""
     import torch
     import transformers
     from sentence_transformers import CrossEncoder
@@ -96,29 +115,31 @@ def peer(
     def run(turn: int) -> dict[str, float]:
         pairs = pairs_of(turn=turn, **texts)
         began = time.perf_counter()
-        said = encoder.predict(
+        predicted = encoder.predict(
             [as_pair(*pair) for pair in pairs], batch_size=batch_size, show_progress_bar=False
         )
         seconds = time.perf_counter() - began
-        np.save(f"{scores}.{turn}.npy", said.astype(np.float32))
+        np.save(f"{scores}.{turn}.npy", predicted.astype(np.float32))
         return {"seconds": seconds, "pairs_per_second": len(pairs) / seconds}
 
     return run
 
 
 def compare(folder: pathlib.Path, names: list[str], turns: range) -> float:
-    """The largest difference of a text's score between the first arm and any other, in units of the scores' standard deviation."""
+    """Returns the largest difference of a text's score between the first arm and any other.
+
+    In units of the standard deviation of the first arm's scores.
+    """
     largest = 0.0
     for turn in turns:
-        first, *rest = (np.load(folder / f"{name}.{turn}.npy") for name in names)
-        largest = max(
-            [largest, *(float(np.abs(other - first).max() / first.std()) for other in rest)]
-        )
+        first, *others = (np.load(folder / f"{name}.{turn}.npy") for name in names)
+        for scores in others:
+            largest = max(largest, float(np.abs(scores - first).max() / first.std()))
     return largest
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures, compares, prints."""
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = harness.parser(__doc__, repeats=3)
     parser.add_argument(
         "--file",
@@ -126,45 +147,69 @@ def main(argv: list[str] | None = None) -> None:
         help="lists with their texts; by default $MSMARCO_DIR/top100.dev.tsv",
     )
     parser.add_argument("--size", default="gemma3_270m")
-    parser.add_argument("--queries", type=int, default=1, help="in a turn")
-    parser.add_argument("--documents", type=int, default=100, help="of each query at most")
+    parser.add_argument("--queries", type=int, default=1, help="queries per turn")
+    parser.add_argument("--documents", type=int, default=100, help="most documents per query")
     parser.add_argument("--max_length", type=int, default=512)
-    parser.add_argument("--batch_sizes", default="8,32", help="of the peer")
+    parser.add_argument("--batch_sizes", default="8,32", help="batch sizes of the peer")
     parser.add_argument(
         "--peer_attention",
         default="",
-        help="the peer's, e.g. flex_attention; by default sdpa, or eager with a soft cap",
+        help="the peer's implementation, e.g. flex_attention; by default sdpa, or eager with a "
+        "soft cap",
     )
     harness.add_device(parser)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def make_peers(args: argparse.Namespace, folder: pathlib.Path, texts: dict) -> list[harness.Arm]:
+    """Writes the peer's model and returns an arm for each batch size."""
+    models.as_sequence_classifier(folder / "model", folder / "peer", 1)
+    arms = []
+    for size in harness.integers(args.batch_sizes):
+        settings = {
+            "model": str(folder / "peer"),
+            "texts": texts,
+            "scores": str(folder / f"peer{size}"),
+            "dtype": args.dtype,
+            "device": args.device,
+            "batch_size": size,
+            "max_length": args.max_length,
+            "attention": args.peer_attention,
+        }
+        name = f"CrossEncoder, batches of {size} (peer)"
+        arms.append(harness.Arm(name, f"{__spec__.name}:peer", settings))
+    return arms
+
+
+def check_scores(folder: pathlib.Path, arms: list[harness.Arm], repeats: int, dtype: str) -> str:
+    """Returns a note on the largest difference of a score.
+
+    Raises:
+        SystemExit: the difference is not below the tolerance, so times would compare different
+            work.
+    """
+    names = [pathlib.Path(arm.settings["scores"]).name for arm in arms]
+    difference = compare(folder, names, range(1, repeats + 1))
+    note = f"largest difference of a score: {difference:.1e} of the scores' standard deviation"
+    if not difference < TOLERANCE[dtype]:
+        raise SystemExit(f"the arms do not compute the same: {note}")
+    return note
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measures, compares and prints."""
+    args = parse_arguments(argv)
     file = args.file or harness.data_file("MSMARCO_DIR", "top100.dev.tsv")
     texts = {"file": str(file), "queries": args.queries, "documents": args.documents}
-    notes, arms = [], []
+    notes = []
+    arms = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         models.write(folder / "model", args.size, args.max_length, TASK, "last_k")
         if reason := harness.missing("torch", "transformers", "sentence-transformers"):
             notes.append(f"the peer is left out: {reason}")
         else:
-            models.as_sequence_classifier(folder / "model", folder / "peer", 1)
-            for size in (int(text) for text in args.batch_sizes.split(",")):
-                settings = {
-                    "model": str(folder / "peer"),
-                    "texts": texts,
-                    "scores": str(folder / f"peer{size}"),
-                    "dtype": args.dtype,
-                }
-                settings |= {
-                    "device": args.device,
-                    "batch_size": size,
-                    "max_length": args.max_length,
-                    "attention": args.peer_attention,
-                }
-                arms.append(
-                    harness.Arm(
-                        f"CrossEncoder, batches of {size} (peer)", f"{__spec__.name}:peer", settings
-                    )
-                )
+            arms += make_peers(args, folder, texts)
         settings = {
             "model": str(folder / "model"),
             "texts": texts,
@@ -172,45 +217,27 @@ def main(argv: list[str] | None = None) -> None:
             "dtype": args.dtype,
         }
         arms.append(harness.Arm("ours", f"{__spec__.name}:ours", settings))
-        seen = harness.take_turns(arms, args.repeats)
+        results = harness.take_turns(arms, args.repeats)
         if len(arms) > 1:
-            difference = compare(
-                folder,
-                [pathlib.Path(arm.settings["scores"]).name for arm in arms],
-                range(1, args.repeats + 1),
-            )
-            notes.append(
-                f"largest difference of a score: {difference:.1e} of the scores' standard deviation"
-            )
-            if not difference < (0.3 if args.dtype == "bfloat16" else 1e-2):
-                raise SystemExit(f"the arms do not compute the same: {notes[-1]}")
-    found = harness.medians(seen)
-    best = min(
-        (name for name in found if name != "ours"),
-        key=lambda name: found[name]["seconds"],
-        default=None,
-    )
+            notes.append(check_scores(folder, arms, args.repeats, args.dtype))
+    medians = harness.medians(results)
+    best = harness.fastest(medians, [name for name in medians if name != "ours"])
     rows = []
-    for name, figures in found.items():
-        against = f"{harness.ratio(seen, 'ours', best):.2f} x" if name == "ours" and best else ""
-        rows.append(
-            [
-                name,
-                f"{figures['pairs_per_second']:.1f}",
-                f"{figures['seconds']:.2f} s",
-                f"{figures['gib']:.1f} GiB",
-                f"{figures['spread']:.0%}",
-                against,
-            ]
-        )
-    title = f"{args.size}, {args.dtype}, {args.queries} list(s) of {args.documents} in a turn, {args.repeats} rounds"
-    harness.publish(
-        title,
-        ["arm", "pairs/s", "median", "peak memory", "spread", "against the best peer"],
-        rows,
-        notes,
-        args.json,
+    for name, figures in medians.items():
+        row = [
+            name,
+            f"{figures['pairs_per_second']:.1f}",
+            f"{figures['seconds']:.2f} s",
+            f"{figures['gib']:.1f} GiB",
+            f"{figures['spread']:.0%}",
+            f"{harness.ratio(results, name, best):.2f} x" if name == "ours" and best else "",
+        ]
+        rows.append(row)
+    title = (
+        f"{args.size}, {args.dtype}, {args.queries} list(s) of {args.documents} in a turn, "
+        f"{args.repeats} rounds"
     )
+    harness.publish(title, COLUMNS, rows, notes, args.json)
 
 
 if __name__ == "__main__":

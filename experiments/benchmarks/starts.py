@@ -1,16 +1,22 @@
-"""Seconds from the start of a smoke run to its first step and to its end, first and second start, beside transformers' Trainer.
+"""Time of a smoke run to its first step and to its end, on a first and on a second start.
 
-    TFDS_DATA_DIR=… MSMARCO_DIR=… python -m gemma_encoder.experiments.benchmarks.starts [--peer=PYTHON] [--only=own,sst2,msmarco]
+    TFDS_DATA_DIR=… MSMARCO_DIR=… python -m gemma_encoder.experiments.benchmarks.starts
+        [--peer=PYTHON] [--only=own,sst2,msmarco]
 
-Runs are the program's own smoke runs, as a user starts them: a CSV of 48 texts (`own:classification,smoke`), SST-2 of TensorFlow
-Datasets (`glue:sst2,smoke`), and files in MS MARCO's layout (`msmarco:smoke`). A first start finds an empty cache folder: it reads the
-data, and compiles. The second start finds tables and programs there. A whole process is timed, from before Python starts to its end; the
-first step has ended when its loss is printed.
+Runs are the program's own smoke runs, as a user starts them: a CSV of 48 texts
+(`own:classification,smoke`), SST-2 of TensorFlow Datasets (`glue:sst2,smoke`), and files in MS
+MARCO's layout (`msmarco:smoke`). A first start has an empty cache folder: it reads the data and
+compiles. The second start uses the tables and programs in that folder. The whole process is timed,
+from before Python starts to its end; the first step ends when its loss is printed.
 
-The peer is a script around Trainer on the same CSV: a model of the same shape from disk, the same tokenizer, as many updates of as many
-texts, two evaluations of the same 24 texts, and a checkpoint. `--peer` names a Python that has torch, transformers and accelerate, by
-default this one. Processor seconds are those of all cores: they tell a busy machine from a slow program. PyTorch's threads spin while
-they wait for each other, which makes it several times slower where other jobs run; there, compare under OMP_WAIT_POLICY=passive.
+The peer is a script around transformers' Trainer on the same CSV: a model of the same shape from
+disk, the same tokenizer, the same number of updates and of texts in each, two evaluations of the
+same 24 texts, and a checkpoint. `--peer` names a Python that has torch, transformers and
+accelerate, by default this one.
+
+Processor seconds are those of all cores; they tell a busy machine from a slow program. PyTorch's
+threads spin while they wait for each other, which makes it several times slower where other jobs
+run; there, compare under OMP_WAIT_POLICY=passive.
 """
 
 import argparse
@@ -31,13 +37,24 @@ import gemma_encoder
 from gemma_encoder import runtime
 from gemma_encoder.experiments.benchmarks import harness, models
 
-TEXTS, EVALUATED, STEPS, LENGTH = 48, 24, 6, 128
-RUNS = {
+TEXTS = 48  # of the train split
+EVALUATED = 24  # texts of the validation split
+STEPS = 6
+LENGTH = 128
+RUNS = {  # config, and the environment variable that names its data
     "own": ("own:classification,smoke", ""),
     "sst2": ("glue:sst2,smoke", "TFDS_DATA_DIR"),
     "msmarco": ("msmarco:smoke", "MSMARCO_DIR"),
-}  # config, and the variable that names the data
+}
 PEER = "own, Trainer (peer)"
+COLUMNS = (
+    "arm",
+    "to the first step",
+    "whole process",
+    "processors",
+    "spread",
+    "of the peer's time",
+)
 PROGRAM = (
     "import json, sys; from gemma_encoder.experiments.benchmarks import starts; "
     "starts.trainer(**json.loads(sys.argv[1]))"
@@ -45,11 +62,9 @@ PROGRAM = (
 
 
 def write_texts(file: pathlib.Path, count: int, seed: int) -> None:
-    """Texts of five to forty words and two classes that a word tells apart."""
-    rng, words = (
-        random.Random(seed),
-        ["wing", "flow", "plot", "actor", "song", "scene", "light", "fine"],
-    )
+    """Writes a CSV of texts of six to 41 words, whose last word is their class."""
+    rng = random.Random(seed)
+    words = ["wing", "flow", "plot", "actor", "song", "scene", "light", "fine"]
     with file.open("w", newline="") as opened:
         rows = csv.writer(opened)
         rows.writerow(["text", "label"])
@@ -60,7 +75,7 @@ def write_texts(file: pathlib.Path, count: int, seed: int) -> None:
 
 
 def trainer(model: str, train: str, validation: str, workdir: str) -> None:
-    """The peer's script: reads, tokenizes, trains, evaluates, saves."""
+    """Runs the peer's script: reads, tokenizes, trains, evaluates and saves."""
     import torch
     import transformers
 
@@ -106,19 +121,28 @@ def trainer(model: str, train: str, validation: str, workdir: str) -> None:
 
 
 def timed(command: Sequence[str], environment: Mapping[str, str], mark: str) -> dict[str, float]:
-    """Seconds of a whole process, until it prints a line that holds `mark`, and of processors; RuntimeError where it fails."""
+    """Runs a process and times it.
+
+    Returns the seconds of the whole process, the seconds until it prints a line that contains
+    `mark`, and its processor seconds.
+
+    Raises:
+        RuntimeError: the process failed or never printed the mark; with the end of its output.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines, marked, began = [], float("nan"), time.perf_counter()
+    lines = []
+    marked = None
+    began = time.perf_counter()
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     for line in process.stdout:
         lines.append(line)
-        if mark in line and marked != marked:
+        if mark in line and marked is None:
             marked = time.perf_counter() - began
     code = process.wait()
     seconds = time.perf_counter() - began
-    if code or marked != marked:
+    if code or marked is None:
         raise RuntimeError(f"{' '.join(command)} exited with {code}:\n{''.join(lines)[-3000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processors = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -126,19 +150,19 @@ def timed(command: Sequence[str], environment: Mapping[str, str], mark: str) -> 
 
 
 def ours(folder: pathlib.Path, name: str) -> dict[str, float]:
-    """A start of our program; what the one before left in the cache folder serves it."""
-    workdir, cache = folder / "run", folder / "cache"
+    """Starts our program and times it; its caches are in `folder`/cache."""
+    workdir = folder / "run"
     shutil.rmtree(workdir, ignore_errors=True)
     flags = [f"--config={RUNS[name][0]}", f"--workdir={workdir}", "--config.log_every=1 steps"]
     if name == "own":
         flags += [f"--config.own.{split}={folder / split}.csv" for split in ("train", "validation")]
-    environment = {**os.environ, "GEMMA_ENCODER_CACHE": str(cache)}
+    environment = {**os.environ, "GEMMA_ENCODER_CACHE": str(folder / "cache")}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     return timed([sys.executable, "-m", "gemma_encoder", "train", *flags], environment, "step 1/")
 
 
 def theirs(folder: pathlib.Path, interpreter: str) -> dict[str, float]:
-    """A start of the peer's script."""
+    """Starts the peer's script with a Python interpreter and times it."""
     workdir = folder / "run"
     shutil.rmtree(workdir, ignore_errors=True)
     settings = {"model": folder / "peer", "workdir": workdir}
@@ -151,26 +175,55 @@ def theirs(folder: pathlib.Path, interpreter: str) -> dict[str, float]:
 def measure(
     folder: pathlib.Path, names: Sequence[str], interpreter: str, repeats: int
 ) -> dict[str, list[dict[str, float]]]:
-    """What each arm saw in each round after the first one, which warms up."""
-    seen: dict[str, list[dict[str, float]]] = {}
+    """Returns the figures of each round after the first, which warms up, by arm.
+
+    Args:
+        folder: of the CSV files, the peer's model and the runs.
+        names: keys of `RUNS`.
+        interpreter: the peer's Python; empty to leave the peer out.
+        repeats: counted rounds.
+    """
+    results: dict[str, list[dict[str, float]]] = {}
     for turn in range(repeats + 1):
-        figures = {PEER: theirs(folder, interpreter)} if interpreter and "own" in names else {}
+        figures = {}
+        if interpreter and "own" in names:
+            figures[PEER] = theirs(folder, interpreter)
         for name in names:
             shutil.rmtree(folder / "cache", ignore_errors=True)
             figures[f"{name}, ours, first start"] = ours(folder, name)
             figures[f"{name}, ours, second start"] = ours(folder, name)
-        for arm, figure in figures.items() if turn else ():
-            seen.setdefault(arm, []).append(figure)
-    return seen
+        if turn:
+            for arm, times in figures.items():
+                results.setdefault(arm, []).append(times)
+    return results
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Parses the command line.
+
+    Returns the flags, the names of the runs whose data exist, and notes on those left out.
+    """
+    parser = harness.parser(__doc__, repeats=3)
+    parser.add_argument("--peer", default="", help="Python of an environment that has the peer")
+    parser.add_argument("--only", default=",".join(RUNS), help="names, separated by commas")
+    args = parser.parse_args(argv)
+    names = args.only.split(",")
+    if unknown := set(names) - set(RUNS):
+        parser.error(
+            f"--only: unknown runs {', '.join(sorted(unknown))}; valid runs: {', '.join(RUNS)}"
+        )
+    missing = {}
+    for name in names:
+        variable = RUNS[name][1]
+        if variable and not os.environ.get(variable):
+            missing[name] = variable
+    notes = [f"{name} is left out: {variable} is not set" for name, variable in missing.items()]
+    return args, [name for name in names if name not in missing], notes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints."""
-    parser = harness.parser(__doc__, repeats=3)
-    parser.add_argument("--peer", default="", help="Python of an environment that has the peer")
-    parser.add_argument("--only", default=",".join(RUNS), help="names, with commas between them")
-    args = parser.parse_args(argv)
-    names, notes = _with_data(args.only.split(","), parser)
+    args, names, notes = parse_arguments(argv)
     runtime.quiet()
     interpreter = args.peer or sys.executable
     if not args.peer and (reason := harness.missing("torch", "transformers", "accelerate")):
@@ -183,34 +236,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if interpreter:
             models.write(folder / "model", "gemma3_tiny", LENGTH, pooling="last_k")
             models.as_sequence_classifier(folder / "model", folder / "peer", 2)
-        seen = measure(folder, names, interpreter, args.repeats)
+        results = measure(folder, names, interpreter, args.repeats)
     rows = []
-    for name, found in harness.medians(seen).items():
-        times = [f"{found[key]:.1f} s" for key in ("first_step", "seconds", "processors")]
-        is_compared = PEER in seen and name.startswith("own, ours")
-        against = f"{1 / harness.ratio(seen, name, PEER):.2f} x" if is_compared else ""
-        rows.append([name, *times, f"{found['spread']:.0%}", against])
-    columns = [
-        "arm",
-        "to the first step",
-        "whole process",
-        "processors",
-        "spread",
-        "of the peer's time",
-    ]
+    for name, figures in harness.medians(results).items():
+        times = [f"{figures[key]:.1f} s" for key in ("first_step", "seconds", "processors")]
+        is_compared = PEER in results and name.startswith("own, ours")
+        share = f"{1 / harness.ratio(results, name, PEER):.2f} x" if is_compared else ""
+        rows.append([name, *times, f"{figures['spread']:.0%}", share])
     title = f"smoke runs of {STEPS} steps, a process a turn, {args.repeats} rounds"
-    harness.publish(title, columns, rows, notes, args.json)
-
-
-def _with_data(
-    names: Sequence[str], parser: argparse.ArgumentParser
-) -> tuple[list[str], list[str]]:
-    """The runs whose data are there, and notes on those that are left out."""
-    if unknown := set(names) - set(RUNS):
-        parser.error(f"--only: {', '.join(sorted(unknown))} unknown; known are {', '.join(RUNS)}")
-    absent = {name: RUNS[name][1] for name in names if not os.environ.get(RUNS[name][1] or "PATH")}
-    notes = [f"{name} is left out: {variable} is not set" for name, variable in absent.items()]
-    return [name for name in names if name not in absent], notes
+    harness.publish(title, COLUMNS, rows, notes, args.json)
 
 
 if __name__ == "__main__":
