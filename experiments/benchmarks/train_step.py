@@ -19,7 +19,7 @@ import numpy as np
 
 from gemma_encoder.experiments.benchmarks import harness, models
 
-LAST_TOKEN = 8_000  # ids are drawn below it; the small tokenizer has more
+LAST_TOKEN = 8_000  # vocabulary size of the small tokenizer; ids are drawn below it
 # Sums of 16 scores of order one in float32; bfloat16 has three digits.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.05}
 COLUMNS = (
