@@ -1,1 +1,1 @@
-"""Programs that measure; README.md here holds what they gave."""
+"""Benchmark programs; README.md in this folder records their results."""
