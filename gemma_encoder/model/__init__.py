@@ -1,1 +1,4 @@
-"""The model: Gemma 2 and Gemma 3 transformers with a mask switch, poolers and heads. JAX and Flax only."""
+"""The model: Gemma 2 and 3 transformers with a mask switch, poolers and heads.
+
+Depends on JAX and Flax only.
+"""

@@ -1,9 +1,23 @@
-"""Attention: who sees whom, rotary positions, and the one function that every implementation stands behind.
+"""Attention: the mask, the window, the soft cap, rotary positions, and who computes them.
 
-A row holds texts one after the other: the tokens of a segment are neighbours, and their positions rise by one. So a distance
-between positions is a distance in the row, and local layers need to look at no more of it than their reach.
+    attention(Q, K, V) = softmax(mask(soft_cap(Q Kᵀ))) V
 
-B batch, L length, T queries of a chunk, S keys that they see, N query heads, K key-value heads, G = N / K, H head dim.
+The parts that differ between layers and settings are in `AttentionSpec`, and each is applied in
+one function here:
+
+- mask and window: `attention_mask`. A token attends within its own text; if causal, not to later
+  tokens; on local layers, to at most `left` tokens before it and `right` tokens after it.
+- soft cap: `probabilities`, on the logits, before the mask.
+
+`dot_product_attention` dispatches to the implementation: plain XLA in this file, or a kernel in
+`fused_attention`. All compute the same function.
+
+Texts are packed: the tokens of a segment are contiguous in a row and their positions rise by one.
+A distance between positions is therefore a distance in the row, and a local layer needs only the
+keys within its window.
+
+B batch, L length, T queries of a chunk, S keys of a chunk, N query heads, K key-value heads,
+G = N / K query heads per key-value head, R = G T, H head dim.
 """
 
 import functools
@@ -18,12 +32,14 @@ from jaxtyping import Array, Bool, Float, Int
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.model import fused_attention
 from gemma_encoder.model.config import ATTENTION_IMPLEMENTATIONS, AttentionSpec
-from gemma_encoder.model.layers import dropout
+from gemma_encoder.model.layers import cap_logits, dropout
 
-MASKED = (
-    -2.3819763e38
-)  # finite, as in the gemma package: a row whose every logit is masked still has a softmax
-CHUNK = 512  # queries at a time on rows longer than twice that, so that no L x L array is made
+# Finite, as in the gemma package: the softmax of a row whose logits are all masked stays finite.
+MASKED = -2.3819763e38
+# Queries per chunk on rows longer than twice that, so that no L x L array is materialized.
+CHUNK = 512
+# Segment id of the padding that completes the last chunk; no text and no padding token has it.
+NO_SEGMENT = -1
 
 
 def attention_mask(
@@ -35,37 +51,50 @@ def attention_mask(
     key_segment_ids: Int[Array, "B S"] | None = None,
     key_positions: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
-    """What each token (second axis) may see (third axis; by default the same tokens).
+    """Returns the mask: True where the query (second axis) attends to the key (third axis).
 
-    Same segment, and, if causal, not later, and, where `reach` = (left, right) is given, within it. Distances are those of
-    `positions`. Padding (segment 0) sees padding only.
+    Padding (segment 0) attends to padding only.
+
+    Args:
+        segment_ids, positions: of the queries.
+        causal: mask keys after the query.
+        reach: the window (left, right): keys up to `left` positions before and `right` positions
+            after the query; None for no limit.
+        key_segment_ids, key_positions: of the keys; by default those of the queries.
     """
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     key_positions = positions if key_positions is None else key_positions
-    same = segment_ids[:, :, None] == key_segment_ids[:, None, :]
-    ahead = (
-        key_positions[:, None, :] - positions[:, :, None]
-    )  # how far the seen token lies to the right
+    mask = segment_ids[:, :, None] == key_segment_ids[:, None, :]
+    offset = key_positions[:, None, :] - positions[:, :, None]  # positive: key after query
     if causal:
-        same &= ahead <= 0
+        mask &= offset <= 0
     if reach is not None:
         left, right = reach
-        same &= (ahead >= -left) & (ahead <= right)
-    return same
+        mask &= (offset >= -left) & (offset <= right)
+    return mask
 
 
 def rotate(
     x: Float[Array, "B L N H"], positions: Int[Array, "B L"], *, base: float, scale: float = 1.0
 ) -> Float[Array, "B L N H"]:
-    """Rotary positions (RoPE), halves rotated against each other, in float32; positions are divided by `scale`."""
+    """Applies rotary positions (RoPE, arXiv 2104.09864) in float32; returns the dtype of `x`.
+
+    Dimension i is rotated against dimension i + H / 2, as in Gemma.
+
+    Args:
+        x: queries or keys.
+        positions: of each token in its own text.
+        base: of the geometric series of wavelengths.
+        scale: positions are divided by it.
+    """
     half = x.shape[-1] // 2
     timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions.astype(jnp.float32)[:, :, None] / timescale[None, None, :] / scale
-    sin, cos = jnp.sin(angle)[:, :, None, :], jnp.cos(angle)[:, :, None, :]
+    sin = jnp.sin(angle)[:, :, None, :]
+    cos = jnp.cos(angle)[:, :, None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x.dtype)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def choose_implementation(
@@ -77,7 +106,9 @@ def choose_implementation(
     soft_cap: float | None,
     dropout_rate: float,
 ) -> str:
-    """The implementation that `name` means here: itself, or for "auto" the fastest that can do what is asked.
+    """Resolves "auto" to the fastest implementation that supports the arguments.
+
+    Any other name is checked and returned unchanged.
 
     Args:
         name: one of `ATTENTION_IMPLEMENTATIONS`.
@@ -88,10 +119,12 @@ def choose_implementation(
         dropout_rate: on attention probabilities.
 
     Raises:
-        InputError: `name` cannot do what is asked, and why.
+        InputError: `name` is unknown, or does not support the arguments, with the reason.
     """
     if name not in ATTENTION_IMPLEMENTATIONS:
         raise unknown("attention implementation", name, ATTENTION_IMPLEMENTATIONS)
+    if name == "xla":
+        return name
     unsupported_reason = functools.partial(
         fused_attention.unsupported_reason,
         platform=platform,
@@ -100,30 +133,27 @@ def choose_implementation(
         soft_cap=soft_cap,
         dropout_rate=dropout_rate,
     )
-    if name == "xla":
-        return name
     if name != "auto":
-        if (reason := unsupported_reason(name)) is not None:
+        reason = unsupported_reason(name)
+        if reason is not None:
             raise InputError(
-                f"attention implementation {name!r} cannot be used: {reason}; choose 'xla' or 'auto'"
+                f"attention implementation {name!r} cannot be used: {reason}; "
+                "choose 'xla' or 'auto'"
             )
         return name
-    reasons = {candidate: unsupported_reason(candidate) for candidate in fused_attention.PLATFORMS}
-    chosen = next((candidate for candidate, reason in reasons.items() if reason is None), "xla")
-    _say(
-        chosen,
-        tuple(
-            f"not {candidate}: {reason}"
-            for candidate, reason in reasons.items()
-            if reason is not None
-        ),
-    )
-    return chosen
+    reasons = {kernel: unsupported_reason(kernel) for kernel in fused_attention.PLATFORMS}
+    supported = [kernel for kernel, reason in reasons.items() if reason is None]
+    implementation = supported[0] if supported else "xla"
+    rejected = [
+        f"not {kernel}: {reason}" for kernel, reason in reasons.items() if reason is not None
+    ]
+    _log_implementation(implementation, "; ".join(rejected))
+    return implementation
 
 
-@functools.cache  # once for each outcome, not once for each trace
-def _say(chosen: str, reasons: tuple[str, ...]) -> None:
-    logging.getLogger(__name__).info("attention runs on %s (%s)", chosen, "; ".join(reasons))
+@functools.cache  # logged once per outcome, not once per trace
+def _log_implementation(implementation: str, rejected: str) -> None:
+    logging.getLogger(__name__).info("attention runs on %s (%s)", implementation, rejected)
 
 
 def dot_product_attention(
@@ -139,15 +169,17 @@ def dot_product_attention(
     implementation: str = "xla",
     mesh: Mesh | None = None,
 ) -> Float[Array, "B L N H"]:
-    """softmax(mask(soft_cap(Q Kᵀ))) V, with dropout on the probabilities; queries come scaled. Softmax runs in float32.
+    """Computes softmax(mask(soft_cap(Q Kᵀ))) V, with dropout on the probabilities.
+
+    The softmax runs in float32.
 
     Args:
-        query, key, value: after rotation.
+        query, key, value: after rotation; queries already scaled.
         segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
-        spec: what is seen, and the soft cap.
+        spec: causality, window and soft cap.
         dropout_rate, dropout_key: on probabilities; "xla" only.
-        implementation: as `choose_implementation` gives it.
-        mesh: what the arrays are spread over, for implementations that are kernels of one device.
+        implementation: as returned by `choose_implementation`.
+        mesh: the mesh of the arrays, for kernels that run per device; None on one device.
     """
     if implementation == "xla":
         return xla_attention(
@@ -182,11 +214,11 @@ def xla_attention(
     dropout_key: Array | None = None,
     chunk: int = CHUNK,
 ) -> Float[Array, "B L N H"]:
-    """Attention in plain XLA, on any device.
+    """Computes attention in plain XLA, on any device; arguments as in `dot_product_attention`.
 
-    Long rows are taken `chunk` queries at a time and their probabilities computed again in the
-    backward pass, so memory is chunk x L on global layers and chunk x (chunk + reach) on local
-    ones.
+    Rows longer than 2 · `chunk` are processed `chunk` queries at a time, and probabilities are
+    recomputed in the backward pass: memory is chunk x L on global layers and
+    chunk x (chunk + left + right) on local ones.
     """
     length = query.shape[1]
     if length <= 2 * chunk:
@@ -201,41 +233,41 @@ def xla_attention(
         spec=spec,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
-        chunks=_Chunks.of(length, chunk, spec),
+        chunks=_Chunks.plan(length, chunk, spec),
     )
 
 
 class _Chunks(NamedTuple):
-    """How a row is cut into chunks of queries, each with the keys that it may see.
+    """Layout of a row split into chunks of queries, each with a span of keys.
 
     Attributes:
-        size: queries of a chunk.
-        count: chunks of a row.
-        fill: padding after the row's queries, so that the last chunk is full.
-        near: whether a chunk gets the keys around it; otherwise every chunk gets the whole row.
-        span: keys that a chunk gets.
-        before, after: padding of the row's keys, so that every span lies in it.
+        size: queries per chunk.
+        count: chunks per row.
+        query_padding: padding after the row's queries, so that the last chunk is full.
+        windowed: each chunk gets only the keys within the window; otherwise the whole row.
+        span: keys per chunk.
+        keys_before, keys_after: padding around the row's keys, so that every span is inside.
     """
 
     size: int
     count: int
-    fill: int
-    near: bool
+    query_padding: int
+    windowed: bool
     span: int
-    before: int
-    after: int
+    keys_before: int
+    keys_after: int
 
     @classmethod
-    def of(cls, length: int, size: int, spec: AttentionSpec) -> "_Chunks":
+    def plan(cls, length: int, size: int, spec: AttentionSpec) -> "_Chunks":
         count = -(-length // size)
-        whole = count * size
-        fill = whole - length
+        padded_length = count * size
+        padding = padded_length - length
         left, right = (length, length) if spec.reach is None else spec.reach
         right = 0 if spec.causal else right
         span = size + left + right
-        if span < whole:
-            return cls(size, count, fill, True, span, left, fill + right)
-        return cls(size, count, fill, False, whole, 0, fill)
+        if span < padded_length:
+            return cls(size, count, padding, True, span, left, padding + right)
+        return cls(size, count, padding, False, padded_length, 0, padding)
 
 
 def _attend_in_chunks(
@@ -250,50 +282,53 @@ def _attend_in_chunks(
     dropout_key: Array | None,
     chunks: _Chunks,
 ) -> Float[Array, "B L N H"]:
-    fill, before, after = chunks.fill, chunks.before, chunks.after
-    # No text has segment −1, so what pads the row is seen by itself alone.
-    queries = _padded(query, 0, fill)
-    query_segments = _padded(segment_ids, 0, fill, -1)
-    query_positions = _padded(positions, 0, fill)
-    keys = _padded(key, before, after)
-    values = _padded(value, before, after)
-    key_segments = _padded(segment_ids, before, after, -1)
-    key_positions = _padded(positions, before, after)
+    pad_queries = functools.partial(_pad_row, before=0, after=chunks.query_padding)
+    queries = pad_queries(query)
+    query_segments = pad_queries(segment_ids, value=NO_SEGMENT)
+    query_positions = pad_queries(positions)
 
-    def one(index: Int[Array, ""]) -> Float[Array, "B T N H"]:
-        first = index * chunks.size
-        cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
-        cut_queries = functools.partial(cut, start_index=first, slice_size=chunks.size)
-        first_key = first if chunks.near else 0
-        cut_keys = functools.partial(cut, start_index=first_key, slice_size=chunks.span)
+    pad_keys = functools.partial(_pad_row, before=chunks.keys_before, after=chunks.keys_after)
+    keys = pad_keys(key)
+    values = pad_keys(value)
+    key_segments = pad_keys(segment_ids, value=NO_SEGMENT)
+    key_positions = pad_keys(positions)
+
+    def attend_chunk(index: Int[Array, ""]) -> Float[Array, "B T N H"]:
+        start = index * chunks.size
+        slice_row = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
+        slice_queries = functools.partial(slice_row, start_index=start, slice_size=chunks.size)
+        key_start = start if chunks.windowed else 0
+        slice_keys = functools.partial(slice_row, start_index=key_start, slice_size=chunks.span)
         mask = attention_mask(
-            cut_queries(query_segments),
-            cut_queries(query_positions),
+            slice_queries(query_segments),
+            slice_queries(query_positions),
             causal=spec.causal,
             reach=spec.reach,
-            key_segment_ids=cut_keys(key_segments),
-            key_positions=cut_keys(key_positions),
+            key_segment_ids=slice_keys(key_segments),
+            key_positions=slice_keys(key_positions),
         )
         chunk_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
         return _attend(
-            cut_queries(queries),
-            cut_keys(keys),
-            cut_keys(values),
+            slice_queries(queries),
+            slice_keys(keys),
+            slice_keys(values),
             mask,
             spec.soft_cap,
             dropout_rate,
             chunk_key,
         )
 
-    encoded = jax.lax.map(jax.checkpoint(one), jnp.arange(chunks.count))
-    batch, length, *heads = query.shape
-    rows = jnp.moveaxis(encoded, 0, 1).reshape(batch, chunks.count * chunks.size, *heads)
+    encoded = jax.lax.map(jax.checkpoint(attend_chunk), jnp.arange(chunks.count))
+    batch, length, heads, width = query.shape
+    padded_length = chunks.count * chunks.size
+    rows = jnp.moveaxis(encoded, 0, 1).reshape(batch, padded_length, heads, width)
     return rows[:, :length]
 
 
-def _padded(x: Array, before: int, after: int, value: int = 0) -> Array:
-    """`x` with padding along its second axis, the row's length."""
-    widths = ((0, 0), (before, after), *((0, 0),) * (x.ndim - 2))
+def _pad_row(x: Array, *, before: int, after: int, value: int = 0) -> Array:
+    """Pads the second axis, the length of the row: [B, L, …] to [B, before + L + after, …]."""
+    widths = [(0, 0)] * x.ndim
+    widths[1] = (before, after)
     return jnp.pad(x, widths, constant_values=value)
 
 
@@ -306,18 +341,13 @@ def _attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Float[Array, "B T N H"]:
-    weights = dropout(probabilities(query, key, mask, soft_cap), dropout_rate, dropout_key).astype(
-        value.dtype
-    )
+    weights = probabilities(query, key, mask, soft_cap)
+    weights = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
     batch, kv_heads, group, length, keys = weights.shape
-    encoded = jnp.einsum(
-        "BKRS,BSKH->BKRH", weights.reshape(batch, kv_heads, group * length, keys), value
-    )
-    return (
-        encoded.reshape(batch, kv_heads, group, length, -1)
-        .transpose(0, 3, 1, 2, 4)
-        .reshape(query.shape)
-    )
+    weights = weights.reshape(batch, kv_heads, group * length, keys)
+    encoded = jnp.einsum("BKRS,BSKH->BKRH", weights, value)
+    encoded = encoded.reshape(batch, kv_heads, group, length, -1)
+    return encoded.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 def probabilities(
@@ -326,20 +356,18 @@ def probabilities(
     mask: Bool[Array, "B T S"],
     soft_cap: float | None,
 ) -> Float[Array, "B K G T S"]:
-    """How much each query attends to each key, in float32; queries come scaled.
+    """Computes softmax(mask(soft_cap(Q Kᵀ))) in float32; queries are already scaled.
 
-    The queries of a key's group stand behind each other in one axis (R = G T): with two, XLA on a CPU writes the logits out once more, transposed.
+    The queries of a key-value head are flattened into one axis, R = G T: with two axes, XLA on a
+    CPU writes a transposed copy of the logits.
     """
     batch, length, heads, width = query.shape
     keys, kv_heads = key.shape[1:3]
     group = heads // kv_heads
-    grouped = (
-        query.reshape(batch, length, kv_heads, group, width)
-        .transpose(0, 2, 3, 1, 4)
-        .reshape(batch, kv_heads, group * length, width)
-    )
+    grouped = query.reshape(batch, length, kv_heads, group, width).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(batch, kv_heads, group * length, width)
     logits = jnp.einsum("BKRH,BSKH->BKRS", grouped, key, preferred_element_type=jnp.float32)
-    if soft_cap is not None:
-        logits = jnp.tanh(logits / soft_cap) * soft_cap
+    logits = cap_logits(logits, soft_cap)
     logits = logits.reshape(batch, kv_heads, group, length, keys)
-    return jax.nn.softmax(jnp.where(mask[:, None, None, :, :], logits, MASKED), axis=-1)
+    masked = jnp.where(mask[:, None, None, :, :], logits, MASKED)
+    return jax.nn.softmax(masked, axis=-1)

@@ -1,4 +1,9 @@
-"""Model configuration: transformer, attention, pooling, heads, and how to run them."""
+"""Model configuration: transformer, attention, pooling, adapters and heads.
+
+Importing this module does not import JAX.
+
+C outputs of a head, D embed, F hidden, H head dim, K key-value heads, N query heads, V vocab.
+"""
 
 import dataclasses
 import math
@@ -11,10 +16,10 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import option
 
 ATTENTION = ("bidirectional", "causal")
-# Names of poolers; `pooling.register_pooler` adds others. They stand here so that a config is read
-# without JAX, the classes in `pooling.POOLERS`.
+# Names of poolers; `pooling.register_pooler` appends to the list. The classes are in
+# `pooling.POOLERS`; the names are here so that a config can be read without JAX.
 POOLERS = ["first_k", "last_k", "mean", "attention_kv", "attention_query"]
-PROBE_POOLERS = ("attention_kv", "attention_query")  # their `heads` cut up the model's width
+PROBE_POOLERS = ("attention_kv", "attention_query")  # split the model's width into `heads`
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots", "offload")
 LAYER_KINDS = ("local", "global")
@@ -22,12 +27,13 @@ ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn", "tokamax")
 
 
 class AttentionSpec(NamedTuple):
-    """What the attention of a layer means, whatever computes it.
+    """Attention semantics of a layer, independent of the kernel that computes it.
 
     Attributes:
-        causal: no token sees a later one.
-        reach: (left, right) tokens that a token reaches, or None for no limit.
-        soft_cap: cap·tanh(logits / cap) on the logits, or None.
+        causal: tokens do not attend to later tokens.
+        reach: the window (left, right): tokens attended to before and after a token, itself
+            excluded; None for no limit.
+        soft_cap: cap · tanh(logits / cap) on the logits, or None.
     """
 
     causal: bool
@@ -37,26 +43,28 @@ class AttentionSpec(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """One Gemma text transformer.
+    """Architecture of a Gemma text transformer.
 
     Attributes:
         num_layers: number of blocks.
         vocab_size: rows of the embedding table, V.
         embed_dim: width of the residual stream, D.
-        hidden_dim: width of the feed-forward layer, F (gate and up projections have F columns each).
+        hidden_dim: width of the feed-forward layer, F; gate and up projections have F columns each.
         num_heads: query heads, N.
         num_kv_heads: key and value heads, K.
         head_dim: width of a head, H.
-        pattern: the kinds of layer, repeated down the stack; the last repetition may be cut short.
-        sliding_window: tokens that a causal local layer sees, itself included.
-        query_scale: what queries are multiplied by.
-        attention_soft_cap: cap·tanh(logits / cap) on attention logits, or None.
-        use_qk_norm: RMSNorm on queries and keys.
-        local_rope_base, global_rope_base: base of the rotary frequencies by kind of layer.
-        global_rope_scale: what positions are divided by on global layers.
-        final_soft_cap: cap·tanh(logits / cap) on a language model's output logits, or None; no other head has any.
-        bidirectional_reach: (left, right) tokens that a local layer reaches when attention is bidirectional;
-            None means (sliding_window − 1, sliding_window − 1), the `gemma` package's meaning of the window.
+        pattern: kinds of layer, "local" or "global", repeated down the stack; the last repetition
+            may be partial.
+        sliding_window: tokens that a causal local layer attends to, the token itself included.
+        query_scale: factor on queries.
+        attention_soft_cap: cap · tanh(logits / cap) on attention logits, or None.
+        use_qk_norm: apply RMSNorm to queries and keys.
+        local_rope_base, global_rope_base: base of the rotary wavelengths, by kind of layer.
+        global_rope_scale: divisor of positions on global layers.
+        bidirectional_reach: window (left, right) of local layers when attention is bidirectional;
+            None means (sliding_window − 1, sliding_window − 1), as in the `gemma` package.
+        final_soft_cap: cap · tanh(logits / cap) on the output logits of a language-model head, or
+            None; other heads have no cap.
     """
 
     num_layers: int
@@ -106,7 +114,8 @@ class TransformerConfig:
             )
         if self.num_heads % self.num_kv_heads:
             raise InputError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads evenly"
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key-value heads "
+                "evenly"
             )
         if self.head_dim % 2:
             raise InputError(f"head_dim must be even for rotary positions, got {self.head_dim}")
@@ -116,16 +125,21 @@ class TransformerConfig:
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
-        """The kind of every layer, from the first to the last."""
+        """The kind of each layer, first to last."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.num_layers))
 
     @property
     def num_repeats(self) -> int:
-        """How many whole repetitions of the pattern there are; the layers after them are the cut-short last group."""
+        """The number of complete repetitions of the pattern, without the remainder layers."""
         return self.num_layers // len(self.pattern)
 
     def reach(self, kind: str, attention: str) -> tuple[int, int] | None:
-        """(left, right) tokens that a layer reaches, or None for no limit but the mask's."""
+        """Returns the window (left, right) of a layer, or None for no limit.
+
+        Args:
+            kind: "local" or "global".
+            attention: "bidirectional" or "causal".
+        """
         if kind == "global":
             return None
         if attention == "causal":
@@ -133,23 +147,25 @@ class TransformerConfig:
         return self.bidirectional_reach or (self.sliding_window - 1, self.sliding_window - 1)
 
     def attention_spec(self, kind: str, attention: str) -> AttentionSpec:
-        """What attention means on layers of a kind, under a setting of the mask switch."""
+        """Returns the attention semantics of layers of a kind; arguments as in `reach`."""
         return AttentionSpec(
-            attention == "causal", self.reach(kind, attention), self.attention_soft_cap
+            causal=attention == "causal",
+            reach=self.reach(kind, attention),
+            soft_cap=self.attention_soft_cap,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; `from_dict` is its inverse."""
+        """Returns a JSON-serializable description; `from_dict` is the inverse."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TransformerConfig":
-        """The config that `to_dict` described, also after a trip through JSON."""
+        """Restores a config from `to_dict`, also after a round trip through JSON."""
         return from_fields(cls, values, "a transformer")
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of the transformer, embedding included."""
+        """The number of parameters, embedding included."""
         attention = (
             2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
             + 2 * self.head_dim * self.use_qk_norm
@@ -158,10 +174,15 @@ class TransformerConfig:
         return self.num_layers * block + self.vocab_size * self.embed_dim + self.embed_dim
 
     def forward_flops(self, tokens: float, length: float) -> float:
-        """Floating-point operations of a forward pass over so many tokens in texts of `length` on average.
+        """Estimates the floating-point operations of a forward pass.
 
-        Two for each weight that multiplies a token (looking up an embedding multiplies nothing), and four for each query's element
-        and key: scores, and the sum of values. Windows shorter than the texts are not taken off.
+        Counts two per token and weight of a matrix product (an embedding lookup is none), and four
+        per key and element of a query: logits and weighted values. Windows shorter than the texts
+        are ignored.
+
+        Args:
+            tokens: number of tokens.
+            length: mean length of a text, in tokens.
         """
         weights = self.num_layers * (
             2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
@@ -174,18 +195,18 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PoolingConfig:
-    """Pooling: how the token states of a text become one vector."""
+    """Pooling of the token states of a text into one vector."""
 
     name: str = option("mean", f"one of {', '.join(POOLERS)}, or a registered pooler of your own")
-    k: int = option(1, "states that first_k and last_k average (fewer where a text is shorter)")
+    k: int = option(1, "token states that first_k and last_k average (fewer for shorter texts)")
     probes: int = option(
         1, "learned queries of attention_query, or latent keys and values of attention_kv"
     )
-    heads: int = option(4, "attention heads of either")
+    heads: int = option(4, "attention heads of attention_query and attention_kv")
     projection: tuple[int, ...] = option(
-        (), "widths of linear layers without bias behind the pooler, as in EmbeddingGemma"
+        (), "widths of linear layers without bias after the pooler, as in EmbeddingGemma"
     )
-    normalize: bool = option(False, "scale what comes out to length 1")
+    normalize: bool = option(False, "scale the pooled vector to length 1")
 
     def __post_init__(self):
         if self.name not in POOLERS:
@@ -201,27 +222,28 @@ class PoolingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters on the layers' matrices."""
+    """Low-rank adapters (LoRA) on the matrices of the layers."""
 
-    rank: int = option(0, "of the adapters; 0 for none")
+    rank: int = option(0, "rank of the adapters; 0 for none")
     alpha: float = option(16.0, "adapters are scaled by alpha / rank")
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:
             raise InputError(
-                f"lora.rank must be at least 0 and lora.alpha positive, got {self.rank} and {self.alpha}"
+                "lora.rank must be at least 0 and lora.alpha positive, "
+                f"got {self.rank} and {self.alpha}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """One head.
+    """A head, which maps the encoder's states to scores.
 
     Attributes:
-        outputs: width of its scores, C.
+        outputs: width of the scores, C.
         kind: key of `gemma_encoder.model.heads.HEADS`: "mlp" reads the pooled state,
             "language_model" the hidden states and the embedding table.
-        hidden_dims: widths of the hidden layers of an MLP; none for a linear head.
+        hidden_dims: widths of an MLP's hidden layers; empty for a linear head.
     """
 
     outputs: int
@@ -238,22 +260,23 @@ class HeadConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """An encoder: a transformer, a pooler and one head per task (or several tasks).
+    """An encoder: a transformer, a pooler and heads, each serving one or more tasks.
 
     Attributes:
         transformer: the backbone.
-        heads: each head by its name; a plain number is a linear head with so many outputs.
+        heads: heads by name; an integer stands for a linear head with that many outputs.
         pooling: the pooler.
-        attention: the mask switch, "bidirectional" or "causal"; overridable per call.
-        attention_dropout: on attention probabilities.
-        feed_forward_dropout: on the feed-forward layer's output, before the residual is added.
+        attention: the mask switch, "bidirectional" or "causal"; can be overridden per call.
+        attention_dropout: rate on attention probabilities.
+        feed_forward_dropout: rate on the output of the feed-forward layer, before the residual is
+            added.
         compute_dtype: of the transformer's activations: "float32" or "bfloat16".
-        remat: what backward recomputes: "none"; "full" (every group of layers); "dots" (all but
-            matrix products); or "offload" (as "full", what each group starts from kept in the
-            host's memory).
-        attention_implementation: "auto" (the fastest that can do what is asked), "xla" (everything,
-            everywhere), "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPUs).
-        lora: low-rank adapters, none by default.
+        remat: rematerialization in the backward pass: "none"; "full" (recompute each group of
+            layers); "dots" (recompute all but matrix products); or "offload" (as "full", with the
+            input of each group stored in host memory).
+        attention_implementation: "auto" (the fastest that supports the config), "xla" (supports
+            everything), "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPUs).
+        lora: low-rank adapters; none by default.
     """
 
     transformer: TransformerConfig
@@ -293,8 +316,8 @@ class EncoderConfig:
         for name in self.heads:
             if not re.fullmatch(r"[A-Za-z_][\w.-]*", name):
                 raise InputError(
-                    f"head name {name!r} must start with a letter and hold only letters, digits, "
-                    "'_', '-' and '.'"
+                    f"head name {name!r} must start with a letter or '_' and contain only letters, "
+                    "digits, '_', '-' and '.'"
                 )
         for field in ("attention_dropout", "feed_forward_dropout"):
             if not 0 <= getattr(self, field) < 1 or math.isnan(getattr(self, field)):
@@ -310,7 +333,7 @@ class EncoderConfig:
 
     @property
     def pooled_dim(self) -> int:
-        """Width of a pooled state: the model's, or that of the last projection."""
+        """Width of a pooled state: that of the last projection, or else of the transformer."""
         return (self.transformer.embed_dim, *self.pooling.projection)[-1]
 
     def __hash__(self) -> int:
@@ -318,15 +341,15 @@ class EncoderConfig:
         return hash((tuple(sorted(self.heads.items())), *(getattr(self, name) for name in fields)))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; `from_dict` is its inverse."""
+        """Returns a JSON-serializable description; `from_dict` is the inverse."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "EncoderConfig":
-        """The config that `to_dict` described, also after a trip through JSON.
+        """Restores a config from `to_dict`, also after a round trip through JSON.
 
         Raises:
-            InputError: a field that a newer version wrote.
+            InputError: a field is unknown to this version, or one is missing.
         """
         check_mapping(values, "an encoder", "transformer", "pooling", "heads")
         check_mapping(values["heads"], "the heads")

@@ -1,6 +1,6 @@
-"""The encoder: transformer, pooler and heads behind one call.
+"""The encoder: transformer, pooler and heads in one module, and its parameters as a nested dict.
 
-B rows, L length, S segments, D embed, C outputs of a head.
+B rows, L length, S segments, D embed, E width of a pooled state, C outputs of a head.
 """
 
 import functools
@@ -21,10 +21,16 @@ from gemma_encoder.model.transformer import Transformer, layer_index
 
 
 class EncoderOutput(NamedTuple):
-    """Encoder outputs for a batch. Pooled states and scores of empty slots are undefined."""
+    """Encoder outputs for a batch. Pooled states and scores of empty slots are undefined.
+
+    Attributes:
+        hidden: token states after the final norm.
+        pooled: one vector per segment, float32.
+        scores: outputs of each head by its name, float32.
+    """
 
     hidden: Float[Array, "B L D"]
-    pooled: Float[Array, "B S D"]
+    pooled: Float[Array, "B S E"]
     scores: dict[str, Float[Array, "B S C"]]
 
 
@@ -59,10 +65,12 @@ class GemmaEncoder(nnx.Module):
         Args:
             tokens, segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
             num_segments: S.
-            attention: overrides the config's mask switch for this call; with a language model's
-                head it stays causal.
-            dropout_key: draws dropout; None means none (evaluation).
-            mesh: what rows and parameters are spread over; None on one device.
+            attention: overrides the config's mask switch for this call.
+            dropout_key: for dropout; None disables dropout (evaluation).
+            mesh: the mesh that rows and parameters are sharded over; None on one device.
+
+        Raises:
+            InputError: a head does not support `attention`; language-model heads need "causal".
         """
         config = self.config
         attention = config.attention if attention is None else attention
@@ -95,89 +103,103 @@ class GemmaEncoder(nnx.Module):
 
 
 class AbstractEncoder(NamedTuple):
-    """An encoder taken apart: its structure, and the shapes of its parameters as a nested dict (no memory is used)."""
+    """The abstract encoder: its NNX GraphDef and its parameter shapes. Holds no arrays.
+
+    Attributes:
+        graph: the structure, with the config.
+        shapes: nested dict of `jax.ShapeDtypeStruct`, with string keys.
+    """
 
     graph: nnx.GraphDef
     shapes: dict
 
     def merge(self, parameters: dict) -> GemmaEncoder:
-        """The encoder with these parameters (a nested dict of arrays, as in `shapes`)."""
+        """Returns the encoder with these parameters, a nested dict of arrays like `shapes`."""
         return nnx.merge(self.graph, parameter_state(parameters))
 
 
-@functools.cache  # a run asks for it some five times, and taking an encoder with adapters apart is tracing
+@functools.cache  # a run needs it about five times, and qwix traces a layer to add adapters
 def abstract_encoder(config: EncoderConfig) -> AbstractEncoder:
-    """The structure of the encoder that `config` describes; all who ask share it."""
+    """Returns the abstract encoder of a config; callers share one object per config."""
     graph, state = nnx.split(nnx.eval_shape(lambda: GemmaEncoder(config, rngs=nnx.Rngs(0))))
     return AbstractEncoder(graph, parameter_dict(state))
 
 
 def initial_parameters(config: EncoderConfig, key: Array) -> dict:
-    """Random parameters, float32, as a nested dict. Jit it with output shardings to fill a mesh."""
+    """Draws float32 parameters as a nested dict.
+
+    To initialize directly on a mesh, jit this function with output shardings.
+    """
     return parameter_dict(nnx.state(GemmaEncoder(config, rngs=nnx.Rngs(key))))
 
 
 def parameter_dict(state: nnx.State) -> dict:
-    """A nested dict with string keys, for optimisers, checkpoints and rules on paths."""
+    """Converts a state to a nested dict with string keys.
 
-    def plain(node):
-        return (
-            {str(key): plain(child) for key, child in node.items()}
-            if isinstance(node, dict)
-            else node
-        )
+    Optimizers, checkpoints and rules on parameter paths use this form.
+    """
 
-    return plain(nnx.to_pure_dict(state))
+    def with_string_keys(node):
+        if not isinstance(node, dict):
+            return node
+        return {str(key): with_string_keys(child) for key, child in node.items()}
+
+    return with_string_keys(nnx.to_pure_dict(state))
 
 
 def parameter_state(parameters: dict) -> nnx.State:
-    """The nnx.State that `parameter_dict` took apart."""
+    """Converts a nested dict to an nnx.State, the inverse of `parameter_dict`."""
 
     def variables(node):
-        if isinstance(node, dict):
-            return {
-                int(key) if key.isdigit() else key: variables(child) for key, child in node.items()
-            }
-        return nnx.Param(node)
+        if not isinstance(node, dict):
+            return nnx.Param(node)
+        return {int(key) if key.isdigit() else key: variables(child) for key, child in node.items()}
 
     return nnx.State(variables(parameters))
 
 
 def parameter_paths(parameters: dict) -> dict[str, jax.Array]:
-    """Each parameter by its path, e.g. "backbone/blocks/0/query"."""
+    """Flattens a nested dict to parameters by path, e.g. "backbone/blocks/0/query"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(parameters)
     return {"/".join(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
 def layer_paths(config: TransformerConfig, path: str) -> list[str]:
-    """The paths of the single layers that the parameter at `path` holds, "backbone/layers/17/query", in the order in which they are stacked.
+    """Returns one path per layer for the parameter at `path`, in stacking order.
 
-    A parameter outside the layers has one: its own.
+    "backbone/blocks/0/query" stacks several layers: "backbone/layers/0/query" and so on. A
+    parameter outside the layers has one path, its own.
     """
-    found = re.fullmatch(r"backbone/(blocks|remainder)/(\d+)/(.*)", path)
-    return (
-        [
-            f"backbone/layers/{layer}/{found[3]}"
-            for layer in layer_index(config, found[1], int(found[2]))
-        ]
-        if found
-        else [path]
-    )
+    match = re.fullmatch(r"backbone/(blocks|remainder)/(\d+)/(.*)", path)
+    if match is None:
+        return [path]
+    group, position, name = match.groups()
+    layers = layer_index(config, group, int(position))
+    return [f"backbone/layers/{layer}/{name}" for layer in layers]
 
 
-def select(parameters: dict, wanted: Callable[[str], bool], prefix: str = "") -> dict:
-    """The nested dict of those parameters whose path is wanted."""
-    result = {}
+def select(parameters: dict, predicate: Callable[[str], bool], prefix: str = "") -> dict:
+    """Returns the nested dict of the parameters whose path satisfies the predicate.
+
+    Args:
+        parameters: nested dict.
+        predicate: of a path such as "backbone/blocks/0/query".
+        prefix: of the paths, ending in "/".
+    """
+    selected = {}
     for name, child in parameters.items():
-        if isinstance(child, dict):
-            if part := select(child, wanted, f"{prefix}{name}/"):
-                result[name] = part
-        elif wanted(f"{prefix}{name}"):
-            result[name] = child
-    return result
+        if not isinstance(child, dict):
+            if predicate(f"{prefix}{name}"):
+                selected[name] = child
+            continue
+        subtree = select(child, predicate, f"{prefix}{name}/")
+        if subtree:
+            selected[name] = subtree
+    return selected
 
 
-def merge_parameters(one: dict, other: dict) -> dict:
-    """The union of two nested dicts that share no parameter."""
-    both = {name: merge_parameters(one[name], other[name]) for name in one.keys() & other.keys()}
-    return {**one, **other, **both}
+def merge_parameters(first: dict, second: dict) -> dict:
+    """Returns the union of two nested dicts that share no parameter."""
+    shared = first.keys() & second.keys()
+    merged = {name: merge_parameters(first[name], second[name]) for name in shared}
+    return {**first, **second, **merged}

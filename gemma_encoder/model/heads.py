@@ -1,4 +1,4 @@
-"""Heads: from the encoder's states to scores, in float32; one registry, keyed by a head's kind.
+"""Heads: map the encoder's states to scores, in float32. `HEADS` is the registry by kind.
 
 B rows, L length, S segments, D embed, E width of a pooled state, C outputs of a head, V vocab.
 """
@@ -18,15 +18,15 @@ from gemma_encoder.model.layers import Linear
 
 
 class HeadInputs(NamedTuple):
-    """Encoder states that a head may read.
+    """Encoder states and inputs that a head may read.
 
     Attributes:
-        hidden: after the final norm.
+        hidden: token states after the final norm.
         pooled: one vector per segment.
         tokens, segment_ids: as in `gemma_encoder.inputs.batch.Batch`.
-        embedding: the table that tokens were looked up in.
+        embedding: the embedding table of the transformer.
         final_soft_cap: of the transformer's output logits, or None.
-        mesh: what rows are spread over; None on one device.
+        mesh: the mesh that rows are sharded over; None on one device.
     """
 
     hidden: Float[Array, "B L D"]
@@ -39,12 +39,12 @@ class HeadInputs(NamedTuple):
 
 
 class Head(nnx.Module):
-    """Base of all heads. Subclass it and `register_head` the class to add a kind of head.
+    """Base class of heads. To add a kind, subclass it and call `register_head`.
 
     Args:
         config: of this head.
-        encoder: of the encoder that it belongs to.
-        rngs: for the initial values.
+        encoder: config of the encoder that the head belongs to.
+        rngs: for initial values.
     """
 
     def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
@@ -52,35 +52,42 @@ class Head(nnx.Module):
 
     @classmethod
     def check(cls, name: str, config: HeadConfig, attention: str) -> None:
-        """Raises InputError where a head `name` of this config cannot work under a mask."""
+        """Raises InputError if the head does not support the mask or its config is invalid.
+
+        Args:
+            name: of the head, for the message.
+            config: of the head.
+            attention: "bidirectional" or "causal".
+        """
 
     def __call__(self, inputs: HeadInputs) -> Float[Array, "B S C"]:
-        """Scores of every segment; those of empty ones are undefined."""
+        """Returns scores per segment; those of empty segments are undefined."""
         raise NotImplementedError
 
 
 class MLPHead(Head):
-    """Hidden layers with GELU on the pooled state, then linear to C outputs."""
+    """MLP with GELU on the pooled state; linear if it has no hidden layers."""
 
     def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
         widths = (encoder.pooled_dim, *config.hidden_dims)
-        layers = [Linear(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)]
-        self.hidden = nnx.List(layers)
+        self.hidden = nnx.List(
+            [Linear(in_dim, out_dim, rngs=rngs) for in_dim, out_dim in itertools.pairwise(widths)]
+        )
         self.out = Linear(widths[-1], config.outputs, rngs=rngs)
 
     def __call__(self, inputs: HeadInputs) -> Float[Array, "B S C"]:
-        """Logits, or a score."""
+        """Returns class logits, or a score if C = 1."""
         x = inputs.pooled
         for layer in self.hidden:
-            # PyTorch's default GELU, so that heads can be exported.
+            # The exact GELU, PyTorch's default, so that heads can be exported.
             x = jax.nn.gelu(layer(x), approximate=False)
         return self.out(x)
 
 
 class LanguageModelHead(Head):
-    """Negative log-likelihood of each text by tied embeddings: no parameters of its own.
+    """Negative log-likelihood of each text under tied embeddings. Has no parameters.
 
-    The 2 outputs are the sum over a text's predicted tokens, in nats, and their number.
+    The 2 outputs are the sum over the predicted tokens of a text, in nats, and their count.
     """
 
     def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
@@ -88,17 +95,19 @@ class LanguageModelHead(Head):
 
     @classmethod
     def check(cls, name: str, config: HeadConfig, attention: str) -> None:
-        """A language model must not see the tokens that it predicts."""
+        """Raises InputError unless attention is causal and the head has 2 outputs."""
         if config.outputs != 2:
-            raise InputError(f"language head {name!r} has 2 outputs, got {config.outputs}")
+            raise InputError(
+                f"language-model head {name!r} must have 2 outputs, got {config.outputs}"
+            )
         if attention != "causal":
             raise InputError(
-                f"head {name!r} is a language model's, which predicts each token from those before "
-                f"it: it needs attention='causal', got {attention!r}"
+                f"language-model head {name!r} predicts each token from the tokens before it and "
+                f"needs attention='causal', got {attention!r}"
             )
 
     def __call__(self, inputs: HeadInputs) -> Float[Array, "B S 2"]:
-        """Sum and number of tokens of every segment."""
+        """Returns the negative log-likelihood and the token count per segment."""
         return negative_log_likelihood(
             inputs.hidden,
             inputs.embedding,
@@ -114,20 +123,29 @@ HEADS: dict[str, type[Head]] = {"mlp": MLPHead, "language_model": LanguageModelH
 
 
 def register_head(kind: str, head: type[Head]) -> None:
-    """Adds a kind of head; a name is registered once."""
+    """Registers a head class, which `HeadConfig.kind` can then name.
+
+    Raises:
+        InputError: the kind is already registered.
+    """
     if kind in HEADS:
         raise InputError(f"head kind {kind!r} is already registered")
     HEADS[kind] = head
 
 
 def head_class(config: HeadConfig) -> type[Head]:
-    """The class of a head; raises InputError naming the nearest kind."""
+    """Returns the class of a head; raises InputError if its kind is not registered."""
     if config.kind not in HEADS:
         raise unknown("head kind", config.kind, HEADS)
     return HEADS[config.kind]
 
 
 def check_heads(config: EncoderConfig, attention: str | None = None) -> None:
-    """Raises InputError where a head cannot work under the mask, by default the config's own."""
+    """Raises InputError if a head does not support the mask.
+
+    Args:
+        config: of the encoder.
+        attention: "bidirectional" or "causal"; by default the config's.
+    """
     for name, head in config.heads.items():
         head_class(head).check(name, head, attention or config.attention)

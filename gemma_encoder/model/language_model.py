@@ -1,6 +1,6 @@
-"""What a language model's head says: how likely each text's tokens are, each after those before it, by tied embeddings.
+"""Log-likelihoods of a causal language model with tied embeddings, computed in chunks.
 
-B rows, L length, S segments, D embed, V vocab, T tokens of a chunk of columns.
+B rows, L length, S segments, D embed, V vocab, T columns of a chunk, I chunks.
 """
 
 from typing import Any
@@ -10,21 +10,27 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from gemma_encoder.model.layers import flat_tokens
+from gemma_encoder.model.layers import cap_logits, flat_tokens
 from gemma_encoder.model.pooling import segment_membership
 
-LOGITS = 1 << 25  # that a device holds at a time: 128 MiB of float32
+# Logits per device and chunk: 128 MiB of float32.
+LOGITS = 1 << 25
 
 
 def next_tokens(
     tokens: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
 ) -> tuple[Int[Array, "B L"], Bool[Array, "B L"]]:
-    """The token after each one, and whether it belongs to the same text: of n tokens, the last has none to predict."""
+    """Returns the next token at each position, and True where it belongs to the same text.
 
-    def shifted(array):
+    The last token of a text has no target, so n tokens give n − 1 targets.
+    """
+
+    def shift_left(array: Int[Array, "B L"]) -> Int[Array, "B L"]:
         return jnp.pad(array[:, 1:], ((0, 0), (0, 1)))
 
-    return shifted(tokens), (segment_ids > 0) & (segment_ids == shifted(segment_ids))
+    targets = shift_left(tokens)
+    has_target = (segment_ids > 0) & (segment_ids == shift_left(segment_ids))
+    return targets, has_target
 
 
 def token_negative_log_likelihood(
@@ -36,53 +42,69 @@ def token_negative_log_likelihood(
     soft_cap: float | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "B L"]:
-    """−log p(the next token | this one and those before it), in nats; 0 where a text, or the row, has no next token.
+    """Computes −log p(next token | this token and those before it), in nats.
 
-    Logits are hidden · embeddingᵀ, in float32 as their softmax is, and exist for a few columns at a time, forward and backward: an array
-    [B, L, V] of a large vocabulary would be larger than the model.
+    Positions without a next token in their text are 0.
+
+    Logits are hidden · embeddingᵀ in float32. They are computed for a few columns of the rows at a
+    time and recomputed in the backward pass: for a large vocabulary, an array [B, L, V] would be
+    larger than the model.
 
     Args:
-        hidden: after the final norm, of causal attention.
-        embedding: the table that the tokens were looked up in.
+        hidden: after the final norm, under causal attention.
+        embedding: the embedding table of the transformer.
         tokens, segment_ids: as in `gemma_encoder.inputs.batch.Batch`.
-        soft_cap: cap·tanh(logits / cap), or None.
-        mesh: what rows are spread over; None on one device.
+        soft_cap: cap · tanh(logits / cap), or None.
+        mesh: the mesh that rows are sharded over; None on one device.
     """
     rows, length, _ = hidden.shape
-    targets, predicted = next_tokens(tokens, segment_ids)
+    targets, has_target = next_tokens(tokens, segment_ids)
     shards = mesh.shape["data"] * mesh.shape["fsdp"] if mesh is not None else 1
-    most = max(LOGITS * shards // (rows * embedding.shape[0]), 1)
-    chunks = -(-length // most)
-    width = -(-length // chunks)
+    max_columns = max(LOGITS * shards // (rows * embedding.shape[0]), 1)
+    num_chunks = -(-length // max_columns)
 
-    def columns(array):
-        """[chunks, B, T, …]: a scan's steps, rows left where they are."""
-        padded = jnp.pad(
-            array, ((0, 0), (0, chunks * width - length), *(((0, 0),) * (array.ndim - 2)))
-        )
-        return jnp.moveaxis(padded.reshape(rows, chunks, width, *array.shape[2:]), 1, 0)
+    def chunk_loss(
+        hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]
+    ) -> Float[Array, "B T"]:
+        logits = _output_logits(hidden, embedding, soft_cap)
+        target_logits = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - target_logits
 
-    def of_chunk(hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-        flat = jnp.einsum(
-            "TD,VD->TV",
-            flat_tokens(hidden),
-            embedding.astype(hidden.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        logits = flat.reshape(*hidden.shape[:2], -1)
-        if soft_cap is not None:
-            logits = jnp.tanh(logits / soft_cap) * soft_cap
-        said = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
-        return jax.nn.logsumexp(logits, axis=-1) - said
-
-    # The only chunk's logits may be kept for the backward pass; those of many are made again.
-    step = of_chunk if chunks == 1 else jax.checkpoint(of_chunk)
-    _, values = jax.lax.scan(
-        lambda carry, chunk: (carry, step(*chunk)), None, (columns(hidden), columns(targets))
+    # With one chunk, its logits are stored for the backward pass; with more, they are recomputed.
+    chunk_loss = chunk_loss if num_chunks == 1 else jax.checkpoint(chunk_loss)
+    _, losses = jax.lax.scan(
+        lambda carry, chunk: (carry, chunk_loss(*chunk)),
+        None,
+        (_split_columns(hidden, num_chunks), _split_columns(targets, num_chunks)),
     )
-    return jnp.where(
-        predicted, jnp.moveaxis(values, 0, 1).reshape(rows, chunks * width)[:, :length], 0.0
+    losses = jnp.moveaxis(losses, 0, 1).reshape(rows, -1)[:, :length]
+    return jnp.where(has_target, losses, 0.0)
+
+
+def _split_columns(array: Array, num_chunks: int) -> Array:
+    """Splits [B, L, …] into chunks of columns, [I, B, T, …]; a scan then runs over chunks.
+
+    Rows stay whole, and with them their sharding. The last chunk is padded with zeros.
+    """
+    rows, length = array.shape[:2]
+    width = -(-length // num_chunks)
+    padding = [(0, 0)] * array.ndim
+    padding[1] = (0, num_chunks * width - length)
+    padded = jnp.pad(array, padding)
+    return jnp.moveaxis(padded.reshape(rows, num_chunks, width, *array.shape[2:]), 1, 0)
+
+
+def _output_logits(
+    hidden: Float[Array, "B T D"], embedding: Float[Array, "V D"], soft_cap: float | None
+) -> Float[Array, "B T V"]:
+    """Computes float32 logits over the vocabulary."""
+    logits = jnp.einsum(
+        "TD,VD->TV",
+        flat_tokens(hidden),
+        embedding.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
     )
+    return cap_logits(logits.reshape(*hidden.shape[:2], -1), soft_cap)
 
 
 def negative_log_likelihood(
@@ -93,19 +115,18 @@ def negative_log_likelihood(
     num_segments: int,
     **options: Any,
 ) -> Float[Array, "B S 2"]:
-    """For each text the sum of `token_negative_log_likelihood`, and how many tokens were predicted: eos is, bos is not.
+    """Sums `token_negative_log_likelihood` per text, and counts the predicted tokens.
+
+    The end-of-sequence token is predicted, the beginning-of-sequence token is not.
 
     Args:
-        hidden, embedding, tokens, segment_ids, options: as there.
+        hidden, embedding, tokens, segment_ids: as in `token_negative_log_likelihood`.
         num_segments: S.
+        **options: `soft_cap` and `mesh`, likewise.
     """
-    values = token_negative_log_likelihood(hidden, embedding, tokens, segment_ids, **options)
-    _, predicted = next_tokens(tokens, segment_ids)
+    losses = token_negative_log_likelihood(hidden, embedding, tokens, segment_ids, **options)
+    _, has_target = next_tokens(tokens, segment_ids)
     members = segment_membership(segment_ids, num_segments).astype(jnp.float32)
-    return jnp.stack(
-        [
-            jnp.einsum("BSL,BL->BS", members, values),
-            jnp.einsum("BSL,BL->BS", members, predicted.astype(jnp.float32)),
-        ],
-        axis=-1,
-    )
+    total = jnp.einsum("BSL,BL->BS", members, losses)
+    count = jnp.einsum("BSL,BL->BS", members, has_target.astype(jnp.float32))
+    return jnp.stack([total, count], axis=-1)

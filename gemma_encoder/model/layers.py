@@ -1,4 +1,7 @@
-"""The small parts that the transformer, the poolers and the heads share."""
+"""Building blocks that the transformer, the poolers and the heads share.
+
+B batch, L length, T = B · L tokens, D, I, O widths; "*B" stands for any leading axes.
+"""
 
 from collections.abc import Sequence
 
@@ -11,37 +14,52 @@ from jaxtyping import Array, Float
 
 
 def normal_param(rngs: nnx.Rngs, shape: Sequence[int], fan_in: int) -> nnx.Param:
-    """A float32 parameter drawn from N(0, 1 / fan_in)."""
-    return nnx.Param(jax.random.normal(rngs.params(), tuple(shape), jnp.float32) * fan_in**-0.5)
+    """Draws a float32 parameter from N(0, 1 / fan_in)."""
+    values = jax.random.normal(rngs.params(), tuple(shape), jnp.float32)
+    return nnx.Param(values * fan_in**-0.5)
 
 
 def spread_rows(x: Float[Array, "B ..."], mesh: Mesh | None) -> Float[Array, "B ..."]:
-    """`x` with its rows over the data and fsdp axes of the mesh; without it, XLA may rather gather activations than parameters."""
+    """Constrains the rows of `x` to be sharded over the data and fsdp axes of the mesh.
+
+    Without the constraint, XLA may choose to gather activations instead of parameters.
+    """
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(("data", "fsdp"))))
 
 
 def flat_tokens(x: Float[Array, "B L *rest"]) -> Float[Array, "T *rest"]:
-    """The tokens of all rows behind each other: T = B · L.
+    """Flattens rows and columns into one axis of tokens, T = B · L.
 
-    The gradient of a weight is a sum over tokens. Over one axis it is a plain matrix product; over two, XLA on a CPU transposes both
-    of its sides first, which took more time than the product.
+    The gradient of a weight is a sum over tokens. Over one axis it is a plain matrix product; over
+    two, XLA on a CPU first transposes both operands, which took longer than the product.
     """
     return x.reshape(-1, *x.shape[2:])
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes each element with probability `rate` and divides the rest by 1 − rate; the identity without a key or a rate."""
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Zeroes each element with probability `rate` and divides the others by 1 − rate.
+
+    Returns `x` unchanged if `key` is None or `rate` is 0.
+    """
     if key is None or not rate:
         return x
-    return jnp.where(
-        jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), jnp.zeros_like(x)
-    )
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def cap_logits(logits: Float[Array, "..."], soft_cap: float | None) -> Float[Array, "..."]:
+    """Applies Gemma 2's soft cap, cap · tanh(logits / cap); None leaves logits unchanged."""
+    if soft_cap is None:
+        return logits
+    return jnp.tanh(logits / soft_cap) * soft_cap
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) · (1 + scale) over the last axis, in float32, epsilon 1e-6 (Gemma's form, the scale starting at zero).
+    """RMSNorm in Gemma's form: x / rms(x) · (1 + scale) over the last axis, in float32.
+
+    The scale starts at zero; epsilon is 1e-6.
 
     Args:
         width: of the last axis.
@@ -52,11 +70,12 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.zeros((*stack, width), jnp.float32))
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Same shape and dtype as `x`."""
+        """Normalizes `x`; shape and dtype stay."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)
         scale = self.scale[...].astype(jnp.float32)
-        return (normed * (1 + jnp.expand_dims(scale, tuple(range(x.ndim - 1))))).astype(x.dtype)
+        scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+        return (normed * (1 + scale)).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -67,5 +86,5 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((out_dim,), jnp.float32))
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        """[..., in_dim] to [..., out_dim]."""
+        """Maps [..., in_dim] to [..., out_dim]."""
         return x @ self.kernel[...] + jnp.expand_dims(self.bias[...], tuple(range(x.ndim - 1)))

@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on every matrix of a layer, made by qwix.
 
-A matrix W [in, out] becomes W + (alpha / rank) · A B with A [in, rank] and B [rank, out]; B starts at zero, so that the adapted model
-starts as the model. qwix works on a single layer; what it makes is stacked here, as layers are.
+A matrix W [in, out] becomes W + (alpha / rank) · A B with A [in, rank] and B [rank, out]. B starts
+at zero, so the adapted model initially computes the same as the base model. qwix adapts a single
+layer; for layers that are stacked and scanned, `apply_lora` stacks the adapters likewise.
 """
 
 import functools
@@ -15,11 +16,13 @@ from flax import nnx
 
 from gemma_encoder.model.config import LoraConfig
 
-A, B = "_lora_a", "_lora_b"
+# Suffixes of parameter names: the matrix "query" has "query_lora_a" and "query_lora_b".
+A = "_lora_a"
+B = "_lora_b"
 
 
 def is_adapter(path: str) -> bool:
-    """Whether the parameter at that path is one of an adapter."""
+    """Returns True if the parameter at `path` belongs to an adapter."""
     return path.endswith((A, B))
 
 
@@ -30,14 +33,14 @@ def apply_lora(
     rngs: nnx.Rngs,
     stack: tuple[int, ...],
 ) -> nnx.Module:
-    """A layer with adapters.
+    """Builds a layer, or a stack of layers, with adapters.
 
     Args:
-        make: the layer without them, given () or `stack`.
-        inputs: arguments that a single layer can be called with.
+        make: builds the layer without adapters; called with () for one layer and with `stack`.
+        inputs: example arguments for calling a single layer, which qwix traces.
         lora: rank and alpha.
-        rngs: for the initial values.
-        stack: (n,) when the layer holds the parameters of n layers.
+        rngs: for initial values.
+        stack: (n,) to stack the parameters of n layers, () for one layer.
     """
     import qwix
 
@@ -49,29 +52,32 @@ def apply_lora(
     values = nnx.to_pure_dict(nnx.state(make(stack)))
     for name, leaf in nnx.to_pure_dict(state).items():
         if name.endswith(A):
-            draw = jax.nn.initializers.he_uniform()
-            values[name] = jax.vmap(lambda key, shape=leaf.shape, draw=draw: draw(key, shape))(
-                jax.random.split(rngs.params(), stack[0])
-            )
+            values[name] = _draw_stacked(rngs, leaf.shape, stack[0])
         elif name.endswith(B):
             values[name] = jnp.zeros((*stack, *leaf.shape), leaf.dtype)
     nnx.replace_by_pure_dict(state, values)
     return nnx.merge(graph, state)
 
 
+def _draw_stacked(rngs: nnx.Rngs, shape: tuple[int, ...], num_layers: int) -> jax.Array:
+    """Draws He-uniform values for each layer, [num_layers, *shape]."""
+    draw = functools.partial(jax.nn.initializers.he_uniform(), shape=shape)
+    return jax.vmap(draw)(jax.random.split(rngs.params(), num_layers))
+
+
 @functools.cache
 def _provider_class() -> type:
-    """qwix's provider, without its taking an activation for a weight.
+    """Returns qwix's provider, fixed so that it does not adapt products of two activations.
 
-    Where it loses track of an array, such as inside a scan, it goes by the shape, and a batch of
-    keys or values may have that of a weight. They differ in that a product of activations has an
-    axis of its own in both operands and the result, which a product with a weight never has.
+    Where qwix loses track of an array, such as inside a scan, it recognizes weights by shape, and a
+    batch of keys or values may have the shape of a weight. A product of activations has a batch
+    axis, one that is in both operands and in the result; a product with a weight has none.
     """
     import qwix
 
     class Provider(qwix.LoraProvider):
         def einsum(self, spec: str, *operands: jax.Array, **options: Any) -> jax.Array:
-            """einsum(spec, …), with an adapter where the second operand is a weight."""
+            """Computes einsum(spec, …), with an adapter if the second operand is a weight."""
             first, second, result = re.split(",|->", spec.replace(" ", ""))
             if set(first) & set(second) & set(result):
                 return jnp.einsum(spec, *operands, **options)
@@ -81,39 +87,49 @@ def _provider_class() -> type:
 
 
 def cast_adapters(state: nnx.State, dtype: jnp.dtype) -> nnx.State:
-    """Adapters in the dtype of the activations; a layer casts its other parameters itself."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.astype(dtype) if is_adapter(str(path[0].key)) else leaf, state
-    )
+    """Casts adapters to the dtype of the activations; layers cast their other parameters."""
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if is_adapter(str(path[0].key)) else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, state)
 
 
 def merge_lora(layer: dict, lora: LoraConfig, stacked: bool) -> dict:
-    """The parameters of a layer, or of a stack of layers, with the adapters added to their matrices and gone."""
+    """Adds the adapters of a layer to its matrices and returns the parameters without adapters.
+
+    Args:
+        layer: parameters by name.
+        lora: rank and alpha.
+        stacked: the parameters have a leading axis of layers.
+    """
 
     def product(a, b):
         return jnp.tensordot(a, b, 1)
 
-    folded = {}
+    if stacked:
+        product = jax.vmap(product)
+    merged = {}
     for name, leaf in layer.items():
         if is_adapter(name):
             continue
         if f"{name}{A}" in layer:
-            delta = (jax.vmap(product) if stacked else product)(
-                layer[f"{name}{A}"], layer[f"{name}{B}"]
-            )
+            delta = product(layer[f"{name}{A}"], layer[f"{name}{B}"])
             leaf = leaf + (lora.alpha / lora.rank) * delta
-        folded[name] = leaf
-    return folded
+        merged[name] = leaf
+    return merged
 
 
 def merge_backbone_lora(backbone: dict, lora: LoraConfig) -> dict:
-    """The parameters of a transformer without adapters, which computes the same."""
-    groups = {
-        group: {
-            number: merge_lora(layer, lora, group == "blocks")
-            for number, layer in backbone[group].items()
-        }
-        for group in ("blocks", "remainder")
-        if group in backbone
-    }
-    return {**backbone, **groups}
+    """Merges the adapters of a transformer into its matrices.
+
+    The returned parameters have no adapters and compute the same function.
+    """
+    merged = dict(backbone)
+    for group in ("blocks", "remainder"):
+        if group in backbone:
+            merged[group] = {
+                position: merge_lora(layer, lora, stacked=group == "blocks")
+                for position, layer in backbone[group].items()
+            }
+    return merged

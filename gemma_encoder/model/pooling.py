@@ -1,4 +1,4 @@
-"""Poolers: the token states of each text become one vector. All are aware of segments and run in float32.
+"""Poolers: reduce the token states of each segment to one vector, in float32.
 
 B rows, L length, S segments, D embed, P probes, N heads, H = D / N, E width after projection.
 """
@@ -15,33 +15,32 @@ from gemma_encoder.model.config import POOLERS as POOLER_NAMES
 from gemma_encoder.model.config import PoolingConfig
 from gemma_encoder.model.layers import Linear, normal_param
 
-MASKED = -1e30
+MASKED = -1e30  # finite: the softmax of an empty segment stays finite
 
 
 def segment_membership(segment_ids: Int[Array, "B L"], num_segments: int) -> Bool[Array, "B S L"]:
-    """Which tokens belong to each segment 1 … S."""
-    return (
-        segment_ids[:, None, :]
-        == jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)[None, :, None]
-    )
+    """Returns a mask that is True where a token belongs to segment 1 … S."""
+    segments = jnp.arange(1, num_segments + 1, dtype=segment_ids.dtype)
+    return segment_ids[:, None, :] == segments[None, :, None]
 
 
-def _average(hidden: Float[Array, "B L D"], chosen: Bool[Array, "B S L"]) -> Float[Array, "B S D"]:
-    """The mean of the chosen states; zero where none is chosen."""
-    weights = chosen.astype(jnp.float32)
-    return (
-        jnp.einsum("BSL,BLD->BSD", weights, hidden)
-        / jnp.maximum(weights.sum(axis=-1), 1.0)[:, :, None]
-    )
+def _masked_mean(
+    hidden: Float[Array, "B L D"], mask: Bool[Array, "B S L"]
+) -> Float[Array, "B S D"]:
+    """Averages the states where the mask is True; zero if it is False everywhere."""
+    weights = mask.astype(jnp.float32)
+    total = jnp.einsum("BSL,BLD->BSD", weights, hidden)
+    count = jnp.maximum(weights.sum(axis=-1), 1.0)
+    return total / count[:, :, None]
 
 
 class Pooler(nnx.Module):
-    """Base of all poolers. Subclass it and `register_pooler` the class to add one.
+    """Base class of poolers. To add one, subclass it and call `register_pooler`.
 
     Args:
-        config: of the pooler; one that is registered may read any of its fields.
-        embed_dim: D, width of a state and of what comes out.
-        rngs: for the initial values.
+        config: of the pooler; a registered pooler may use any of its fields.
+        embed_dim: D, the width of token states and of the pooled vector.
+        rngs: for initial values.
     """
 
     def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
@@ -54,14 +53,22 @@ class Pooler(nnx.Module):
         positions: Int[Array, "B L"],
         num_segments: int,
     ) -> Float[Array, "B S D"]:
-        """One vector per segment in float32, of its own tokens alone; finite for an empty one."""
+        """Returns one float32 vector per segment, computed from its own tokens only.
+
+        Vectors of empty segments are undefined but must be finite.
+
+        Args:
+            hidden: token states; those of padding are arbitrary.
+            segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
+            num_segments: S.
+        """
         raise NotImplementedError
 
 
 class AveragePooler(Pooler):
-    """Average of states: `mean` of all, `first_k` and `last_k` of the first or last K.
+    """`mean`, `first_k` and `last_k`: average of all, the first k or the last k states.
 
-    Of a text that is shorter than K, all states are averaged. No parameters.
+    In a text shorter than k, all states are averaged. Has no parameters.
     """
 
     def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
@@ -75,32 +82,34 @@ class AveragePooler(Pooler):
         positions: Int[Array, "B L"],
         num_segments: int,
     ) -> Float[Array, "B S D"]:
-        """One vector per segment, zero for an empty one."""
-        return _average(
-            hidden.astype(jnp.float32), self.chosen(segment_ids, positions, num_segments)
-        )
+        """Returns one vector per segment, zero for an empty one."""
+        hidden = hidden.astype(jnp.float32)
+        return _masked_mean(hidden, self.pooled_tokens(segment_ids, positions, num_segments))
 
-    def chosen(
+    def pooled_tokens(
         self, segment_ids: Int[Array, "B L"], positions: Int[Array, "B L"], num_segments: int
     ) -> Bool[Array, "B S L"]:
-        """The tokens whose states are averaged."""
-        members = segment_membership(segment_ids, num_segments)
+        """Returns a mask of the tokens that are averaged for each segment."""
+        mask = segment_membership(segment_ids, num_segments)
         if self.config.name == "first_k":
-            members &= positions[:, None, :] < self.config.k
+            mask &= positions[:, None, :] < self.config.k
         elif self.config.name == "last_k":
-            lengths = members.sum(axis=-1, dtype=jnp.int32)
-            members &= positions[:, None, :] >= lengths[:, :, None] - self.config.k
-        return members
+            lengths = mask.sum(axis=-1, dtype=jnp.int32)
+            mask &= positions[:, None, :] >= lengths[:, :, None] - self.config.k
+        return mask
 
 
 class QueryProbePooler(Pooler):
-    """`attention_query`: learned probes attend over the token states, as in Set Transformer's PMA (arXiv 1810.00825, section 3.2).
+    """`attention_query`: learned probes attend over the token states.
 
-    Each probe gives probe + attention(probe, states), then x + ReLU(W x + b); the text's vector is the mean over probes.
+    As in Set Transformer's PMA (arXiv 1810.00825, section 3.2), without its norms: for each probe,
+    x = probe + attention(probe, states), then x + ReLU(W x + b). The vector is the mean over
+    probes.
     """
 
     def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
-        N, H = config.heads, embed_dim // config.heads
+        N = config.heads
+        H = embed_dim // config.heads
         self.probes = normal_param(rngs, (config.probes, N, H), 1)
         self.key = normal_param(rngs, (embed_dim, N, H), embed_dim)
         self.value = normal_param(rngs, (embed_dim, N, H), embed_dim)
@@ -113,7 +122,7 @@ class QueryProbePooler(Pooler):
         positions: Int[Array, "B L"],
         num_segments: int,
     ) -> Float[Array, "B S D"]:
-        """One vector per segment; that of an empty one means nothing."""
+        """Returns one vector per segment, undefined for an empty one."""
         del positions
         hidden = hidden.astype(jnp.float32)
         values = jnp.einsum("BLD,DNH->BLNH", hidden, self.value[...])
@@ -125,24 +134,25 @@ class QueryProbePooler(Pooler):
     def weights(
         self, hidden: Float[Array, "B L D"], segment_ids: Int[Array, "B L"], num_segments: int
     ) -> Float[Array, "B S P N L"]:
-        """How much each probe attends to each token of a segment."""
+        """Returns attention weights of each probe over the tokens of each segment."""
         probes = self.probes[...]
         keys = jnp.einsum("BLD,DNH->BLNH", hidden.astype(jnp.float32), self.key[...])
         logits = jnp.einsum("PNH,BLNH->BPNL", probes, keys) * probes.shape[-1] ** -0.5
         members = segment_membership(segment_ids, num_segments)
-        return jax.nn.softmax(
-            jnp.where(members[:, :, None, None, :], logits[:, None], MASKED), axis=-1
-        )
+        masked = jnp.where(members[:, :, None, None, :], logits[:, None], MASKED)
+        return jax.nn.softmax(masked, axis=-1)
 
 
 class KeyValueProbePooler(Pooler):
-    """`attention_kv`: token states attend over learned latent keys and values, as NV-Embed does (arXiv 2405.17428, section 3.1).
+    """`attention_kv`: token states attend over learned latent keys and values.
 
-    Each state gives h + attention(h, latents), then x + W₂ GELU(W₁ x); the text's vector is the mean over its tokens.
+    As in NV-Embed (arXiv 2405.17428, section 3.1): for each state h, x = h + attention(h, latents),
+    then x + W₂ GELU(W₁ x). The vector is the mean over the tokens of the text.
     """
 
     def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
-        N, H = config.heads, embed_dim // config.heads
+        N = config.heads
+        H = embed_dim // config.heads
         self.query = normal_param(rngs, (embed_dim, N, H), embed_dim)
         self.key = normal_param(rngs, (config.probes, N, H), 1)
         self.value = normal_param(rngs, (config.probes, N, H), 1)
@@ -157,41 +167,41 @@ class KeyValueProbePooler(Pooler):
         positions: Int[Array, "B L"],
         num_segments: int,
     ) -> Float[Array, "B S D"]:
-        """One vector per segment, zero for an empty one."""
+        """Returns one vector per segment, zero for an empty one."""
         del positions
         hidden = hidden.astype(jnp.float32)
         attended = jnp.einsum("BLNP,PNH->BLNH", self.weights(hidden), self.value[...])
         x = hidden + jnp.einsum("BLNH,NHD->BLD", attended, self.out[...])
         x += self.down(jax.nn.gelu(self.up(x)))
-        return _average(x, segment_membership(segment_ids, num_segments))
+        return _masked_mean(x, segment_membership(segment_ids, num_segments))
 
     def weights(self, hidden: Float[Array, "B L D"]) -> Float[Array, "B L N P"]:
-        """How much each token attends to each latent."""
+        """Returns attention weights of each token over the latents."""
         queries = jnp.einsum("BLD,DNH->BLNH", hidden.astype(jnp.float32), self.query[...])
-        return jax.nn.softmax(
-            jnp.einsum("BLNH,PNH->BLNP", queries, self.key[...]) * queries.shape[-1] ** -0.5,
-            axis=-1,
-        )
+        logits = jnp.einsum("BLNH,PNH->BLNP", queries, self.key[...]) * queries.shape[-1] ** -0.5
+        return jax.nn.softmax(logits, axis=-1)
 
 
 class Projected(nnx.Module):
-    """A pooler followed by linear layers without bias, and by scaling to length 1 if asked.
+    """A pooler followed by linear layers without bias and, optionally, L2 normalization.
 
     Args:
-        pooler: gives the pooled states.
-        config: names the widths.
-        embed_dim: width of what the pooler gives.
-        rngs: for the initial values.
+        pooler: computes the pooled states.
+        config: `projection` gives the widths of the layers, `normalize` the normalization.
+        embed_dim: D, the width of the pooler's output.
+        rngs: for initial values.
     """
 
     def __init__(
         self, pooler: nnx.Module, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs
     ):
-        self.pooler, self.normalize = pooler, config.normalize
+        self.pooler = pooler
+        self.normalize = config.normalize
+        widths = (embed_dim, *config.projection)
         self.projection = nnx.List(
             [
-                normal_param(rngs, (a, b), a)
-                for a, b in itertools.pairwise((embed_dim, *config.projection))
+                normal_param(rngs, (in_dim, out_dim), in_dim)
+                for in_dim, out_dim in itertools.pairwise(widths)
             ]
         )
 
@@ -202,14 +212,13 @@ class Projected(nnx.Module):
         positions: Int[Array, "B L"],
         num_segments: int,
     ) -> Float[Array, "B S E"]:
-        """One vector per segment."""
+        """Returns one vector per segment."""
         pooled = self.pooler(hidden, segment_ids, positions, num_segments)
         for kernel in self.projection:
             pooled = pooled @ kernel[...]
         if self.normalize:
-            pooled *= jax.lax.rsqrt(
-                jnp.maximum(jnp.sum(pooled * pooled, axis=-1, keepdims=True), 1e-24)
-            )
+            squared_norm = jnp.sum(pooled * pooled, axis=-1, keepdims=True)
+            pooled *= jax.lax.rsqrt(jnp.maximum(squared_norm, 1e-24))
         return pooled
 
 
@@ -223,7 +232,11 @@ POOLERS: dict[str, type[Pooler]] = {
 
 
 def register_pooler(name: str, pooler: type[Pooler]) -> None:
-    """Adds a pooler, which `PoolingConfig.name` may then name; a name is registered once."""
+    """Registers a pooler class, which `PoolingConfig.name` can then name.
+
+    Raises:
+        InputError: the name is already registered.
+    """
     if name in POOLERS:
         raise InputError(f"pooler {name!r} is already registered")
     POOLERS[name] = pooler
@@ -231,10 +244,14 @@ def register_pooler(name: str, pooler: type[Pooler]) -> None:
 
 
 def make_pooler(config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The pooler that `config` names, with its projection."""
+    """Builds the pooler that `config` names, with its projection and normalization if it has any.
+
+    Args:
+        config: of the pooler.
+        embed_dim: D.
+        rngs: for initial values.
+    """
     pooler = POOLERS[config.name](config, embed_dim, rngs=rngs)
-    return (
-        Projected(pooler, config, embed_dim, rngs=rngs)
-        if config.projection or config.normalize
-        else pooler
-    )
+    if config.projection or config.normalize:
+        return Projected(pooler, config, embed_dim, rngs=rngs)
+    return pooler

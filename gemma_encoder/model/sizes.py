@@ -1,4 +1,4 @@
-"""Published sizes, from the Gemma 2 and Gemma 3 reports and the `gemma` package, and small ones."""
+"""Model sizes: those of the Gemma 2 and 3 reports and the `gemma` package, and small ones."""
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import TransformerConfig
@@ -83,7 +83,8 @@ GEMMA_CONFIGS: dict[str, TransformerConfig] = {
     "gemma3_4b": _gemma3(34, 2560, 10240, 8, 4),
     "gemma3_12b": _gemma3(48, 3840, 15360, 16, 8),
     "gemma3_27b": _gemma3(62, 5376, 21504, 32, 16, head_dim=128, query_scale=(5376 / 32) ** -0.5),
-    # For tests and for training from random weights on a CPU; the first repetition of gemma3_tiny's pattern is whole, the second cut short.
+    # For tests and for training from random weights on a CPU. The 4 layers of gemma3_tiny are one
+    # complete repetition of its pattern and a remainder.
     "gemma2_tiny": _gemma2(**_TINY),
     "gemma3_tiny": _gemma3(**_TINY, pattern=("local", "local", "global"), global_rope_scale=1.0),
     # For pretraining a decoder on a CPU, see experiments/pretrain_decoder.py.
@@ -93,16 +94,19 @@ GEMMA_CONFIGS: dict[str, TransformerConfig] = {
         global_rope_scale=1.0,
     ),
 }
-SMALL = {"gemma2_tiny", "gemma3_tiny", "gemma3_mini"}  # those that use the small tokenizer
+SMALL = {"gemma2_tiny", "gemma3_tiny", "gemma3_mini"}  # sizes that use the small tokenizer
 
 
 def register_size(name: str, config: TransformerConfig, *, small: bool = False) -> None:
-    """Adds a size of one's own, which configs can then name as `model.size`.
+    """Registers a size, which configs can then name as `model.size`.
 
     Args:
-        name: not registered before.
-        config: the transformer.
-        small: it uses the small tokenizer and float32, as sizes for a CPU do.
+        name: must not be registered yet.
+        config: of the transformer.
+        small: use the small tokenizer and float32, as the sizes for a CPU do.
+
+    Raises:
+        InputError: the name is already registered.
     """
     if name in GEMMA_CONFIGS:
         raise InputError(f"size {name!r} is already registered")

@@ -1,12 +1,16 @@
 """The Gemma 2 and Gemma 3 text transformer.
 
-Layers are scanned over the repeating local/global pattern, so compile time does not grow with depth: `blocks[j]` holds the
-parameters of layers j, j + P, j + 2P, … stacked along their first axis (P is the pattern's length), and `rest` holds the layers
-of the cut-short last group, one by one.
+Layers are scanned over the repeating local/global pattern, so compile time does not grow with
+depth. With a pattern of P layers, `blocks[j]` holds the parameters of layers j, j + P, j + 2P, …
+stacked along their first axis. `remainder` holds the layers of the incomplete last repetition, one
+by one.
 
-B batch, L length, T = B · L, D embed, F hidden, N query heads, K kv heads, H head dim, V vocab.
+B batch, L length, T = B · L tokens, D embed, F hidden, N query heads, K key-value heads,
+H head dim, V vocab.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,7 +28,15 @@ from gemma_encoder.model.lora import apply_lora, cast_adapters
 
 
 class ForwardContext(NamedTuple):
-    """The inputs and options that all blocks of one forward pass share."""
+    """Inputs and options that all layers of a forward pass share.
+
+    Attributes:
+        segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
+        attention: the mask switch, "bidirectional" or "causal".
+        attention_dropout, feed_forward_dropout: rates.
+        implementation: of attention, as returned by `choose_implementation`.
+        mesh: the mesh that rows and parameters are sharded over; None on one device.
+    """
 
     segment_ids: Int[Array, "B L"]
     positions: Int[Array, "B L"]
@@ -36,14 +48,18 @@ class ForwardContext(NamedTuple):
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, each normed before and after, the norm after applied before the residual is added.
+    """A transformer layer: attention and gated feed-forward, with norms before and after each.
+
+        x = x + norm(attention(norm(x)))
+        x = x + norm(feed_forward(norm(x)))
 
     Args:
-        config: the transformer that it belongs to.
+        config: of the transformer.
         kind: "local" or "global".
-        rngs: for the initial values.
-        stack: (n,) when the block holds the parameters of n layers, to be scanned over.
-        adapted: whether it gets adapters. qwix finds the matrices to adapt by their shapes, so each is then multiplied with as it is.
+        rngs: for initial values.
+        stack: (n,) to stack the parameters of n layers for a scan.
+        adapted: the layer gets adapters. qwix recognizes the matrices to adapt by their shapes, so
+            each is then used in its own shape and in one product.
     """
 
     def __init__(
@@ -55,14 +71,14 @@ class Block(nnx.Module):
         stack: tuple[int, ...] = (),
         adapted: bool = False,
     ):
-        self.config, self.layer_kind, self.adapted = config, kind, adapted
-        D, F, N, K, H = (
-            config.embed_dim,
-            config.hidden_dim,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-        )
+        self.config = config
+        self.layer_kind = kind
+        self.adapted = adapted
+        D = config.embed_dim
+        F = config.hidden_dim
+        N = config.num_heads
+        K = config.num_kv_heads
+        H = config.head_dim
         self.pre_attention_norm = RMSNorm(D, stack)
         self.query = normal_param(rngs, (*stack, D, N, H), D)
         self.key_value = normal_param(rngs, (*stack, D, 2, K, H), D)
@@ -78,42 +94,44 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], context: ForwardContext, key: Array | None
     ) -> Float[Array, "B L D"]:
-        """Applies the layer. `key` draws its dropout; None means none."""
+        """Applies the layer to the residual stream; `key` is for dropout, None disables it."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        x += self.post_attention_norm(
-            self._attend(self.pre_attention_norm(x), context, attention_key)
-        )
-        gate, up = self._gate_and_up(flat_tokens(self.pre_mlp_norm(x)))
-        output = jnp.einsum(
-            "TF,FD->TD", jax.nn.gelu(gate, approximate=True) * up, self.linear[...].astype(x.dtype)
-        )
-        return x + dropout(
-            self.post_mlp_norm(output.reshape(x.shape)), context.feed_forward_dropout, mlp_key
-        )
+        attended = self._attend(self.pre_attention_norm(x), context, attention_key)
+        x += self.post_attention_norm(attended)
+        output = self.post_mlp_norm(self._feed_forward(self.pre_mlp_norm(x)))
+        return x + dropout(output, context.feed_forward_dropout, mlp_key)
+
+    def _feed_forward(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        gate, up = self._gate_and_up(flat_tokens(x))
+        gated = jax.nn.gelu(gate, approximate=True) * up
+        output = jnp.einsum("TF,FD->TD", gated, self.linear[...].astype(x.dtype))
+        return output.reshape(x.shape)
 
     def _gate_and_up(
         self, flat: Float[Array, "T D"]
     ) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
         weight = self.gating[...].astype(flat.dtype)
-        if (
-            self.adapted
-        ):  # split goes backward as a concatenation; indices would as a sum of padded halves
+        if self.adapted:
+            # The gradient of split is a concatenation; that of indexing, a sum of padded halves.
             gate, up = jnp.split(jnp.einsum("TD,DCF->TCF", flat, weight), 2, axis=1)
             return gate[:, 0], up[:, 0]
-        # Two products: XLA on a CPU would write the concatenation of their gradients twice, laid out for either product that takes it.
+        # Two products: with one, XLA on a CPU writes the concatenated gradient of gate and up
+        # twice, in the layout of each product that uses it.
         return flat @ weight[:, 0], flat @ weight[:, 1]
 
     def _over_heads(
         self, spec: str, x: Float[Array, "T ..."], weight: Float[Array, "..."]
     ) -> Float[Array, "T ..."]:
-        """einsum(spec, x, weight). Heads and what is in them are taken as one axis: over two, XLA on a CPU transposes a weight's gradient."""
+        """Computes einsum(spec, x, weight) with heads and their dimensions flattened to one axis.
+
+        With two axes, XLA on a CPU transposes the gradient of the weight.
+        """
         weight = weight.astype(x.dtype)
         if self.adapted:
             return jnp.einsum(spec, x, weight)
         flat = x.reshape(len(x), -1)
-        return (flat @ weight.reshape(flat.shape[1], -1)).reshape(
-            len(x), *weight.shape[x.ndim - 1 :]
-        )
+        product = flat @ weight.reshape(flat.shape[1], -1)
+        return product.reshape(len(x), *weight.shape[x.ndim - 1 :])
 
     def _attend(
         self, x: Float[Array, "B L D"], context: ForwardContext, key: Array | None
@@ -131,73 +149,78 @@ class Block(nnx.Module):
             implementation=context.implementation,
             mesh=context.mesh,
         )
-        return self._over_heads(
-            "TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...]
-        ).reshape(x.shape)
+        output = self._over_heads("TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...])
+        return output.reshape(x.shape)
 
     def projections(
         self, x: Float[Array, "B L D"], context: ForwardContext
     ) -> tuple[Float[Array, "B L N H"], Float[Array, "B L K H"], Float[Array, "B L K H"]]:
-        """Queries (scaled), keys and values of the normed residual stream, as attention takes them: normed and rotated."""
-        config, flat, rows = self.config, flat_tokens(x), x.shape[:2]
+        """Computes queries, keys and values as attention takes them.
+
+        Queries and keys are normalized, if the config asks for it, and rotated; queries are scaled.
+
+        Args:
+            x: residual stream after `pre_attention_norm`.
+            context: gives the positions.
+        """
+        config = self.config
+        rows, length = x.shape[:2]
+        flat = flat_tokens(x)
         query = self._over_heads("TD,DNH->TNH", flat, self.query[...])
         key_value = jnp.einsum("TD,DCKH->TCKH", flat, self.key_value[...].astype(x.dtype))
         query, keys, values = (
-            part.reshape(*rows, *part.shape[1:])
-            for part in (query, key_value[:, 0], key_value[:, 1])
+            projected.reshape(rows, length, *projected.shape[1:])
+            for projected in (query, key_value[:, 0], key_value[:, 1])
         )
         if config.use_qk_norm:
-            query, keys = self.query_norm(query), self.key_norm(keys)
-        is_global = self.layer_kind == "global"
-        base, scale = (
-            (config.global_rope_base, config.global_rope_scale)
-            if is_global
-            else (config.local_rope_base, 1.0)
-        )
-        return (
-            rotate(query, context.positions, base=base, scale=scale) * config.query_scale,
-            rotate(keys, context.positions, base=base, scale=scale),
-            values,
-        )
+            query = self.query_norm(query)
+            keys = self.key_norm(keys)
+        if self.layer_kind == "global":
+            rope = {"base": config.global_rope_base, "scale": config.global_rope_scale}
+        else:
+            rope = {"base": config.local_rope_base, "scale": 1.0}
+        query = rotate(query, context.positions, **rope) * config.query_scale
+        keys = rotate(keys, context.positions, **rope)
+        return query, keys, values
 
 
 class Transformer(nnx.Module):
-    """A Gemma text transformer without its output embedding: tokens to hidden states.
+    """A Gemma text transformer from tokens to hidden states, without output logits.
 
     Args:
-        config: its sizes.
-        rngs: for the initial values.
-        lora: low-rank adapters on its layers; none by default.
+        config: the architecture.
+        rngs: for initial values.
+        lora: low-rank adapters on the layers; none by default.
     """
 
     def __init__(
         self, config: TransformerConfig, *, rngs: nnx.Rngs, lora: LoraConfig | None = None
     ):
-        self.config, self.lora = config, lora or LoraConfig()
-
-        def layer(kind: str, stack: tuple[int, ...] = ()) -> nnx.Module:
-            def make(stack):
-                return Block(config, kind, rngs=rngs, stack=stack, adapted=bool(self.lora.rank))
-
-            if not self.lora.rank:
-                return make(stack)
-            one = jnp.zeros((1, 1), jnp.int32)
-            example = (
-                jnp.zeros((1, 1, config.embed_dim)),
-                ForwardContext(one + 1, one, "bidirectional", 0.0, 0.0),
-                None,
-            )
-            return apply_lora(make, example, self.lora, rngs, stack)
-
+        self.config = config
+        self.lora = lora or LoraConfig()
         self.embedding = normal_param(rngs, (config.vocab_size, config.embed_dim), config.embed_dim)
         repeats = config.num_repeats
-        self.blocks = nnx.List(
-            [layer(kind, (repeats,)) for kind in config.pattern] if repeats else []
-        )
-        self.remainder = nnx.List(
-            [layer(kind) for kind in config.layer_kinds[repeats * len(config.pattern) :]]
-        )
+        stacked_kinds = config.pattern if repeats else ()
+        self.blocks = nnx.List([self._make_layer(kind, rngs, (repeats,)) for kind in stacked_kinds])
+        remainder_kinds = config.layer_kinds[repeats * len(config.pattern) :]
+        self.remainder = nnx.List([self._make_layer(kind, rngs) for kind in remainder_kinds])
         self.final_norm = RMSNorm(config.embed_dim)
+
+    def _make_layer(self, kind: str, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> nnx.Module:
+        """Builds a layer, or a stack of layers, with adapters if `lora` has a rank."""
+
+        def make(stack: tuple[int, ...]) -> Block:
+            return Block(self.config, kind, rngs=rngs, stack=stack, adapted=bool(self.lora.rank))
+
+        if not self.lora.rank:
+            return make(stack)
+        zero = jnp.zeros((1, 1), jnp.int32)
+        example = (
+            jnp.zeros((1, 1, self.config.embed_dim)),
+            ForwardContext(zero + 1, zero, "bidirectional", 0.0, 0.0),
+            None,
+        )
+        return apply_lora(make, example, self.lora, rngs, stack)
 
     def __call__(
         self,
@@ -214,21 +237,20 @@ class Transformer(nnx.Module):
         implementation: str = "auto",
         mesh: Mesh | None = None,
     ) -> Float[Array, "B L D"]:
-        """Hidden states after the final norm.
+        """Computes hidden states after the final norm.
 
         Args:
-            tokens: ids below the vocabulary's size.
-            segment_ids: which text of its row a token belongs to, 0 where padding; by default one
-                text a row.
-            positions: of each token in its own text; by default counted from the row's start.
+            tokens: ids below V.
+            segment_ids: text of the row that a token belongs to, from 1, and 0 for padding; by
+                default one text per row.
+            positions: of each token in its own text, from 0; by default its column in the row.
             attention: "bidirectional" or "causal".
-            compute_dtype: of the activations; parameters are cast as they are used.
+            compute_dtype: of the activations; parameters are cast where they are used.
             attention_dropout, feed_forward_dropout: rates, used only with a key.
-            dropout_key: layer i draws from fold_in(dropout_key, i).
+            dropout_key: layer i uses fold_in(dropout_key, i); None disables dropout.
             remat: one of `REMAT_POLICIES`.
-            implementation: of attention, as `choose_implementation` knows them.
-            mesh: what rows and parameters are spread over, where attention is a kernel of one
-                device.
+            implementation: of attention, one of `ATTENTION_IMPLEMENTATIONS`.
+            mesh: the mesh that rows and parameters are sharded over; None on one device.
         """
         if attention not in ATTENTION:
             raise unknown("attention", attention, ATTENTION)
@@ -241,18 +263,18 @@ class Transformer(nnx.Module):
                 jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape
             )
         context = ForwardContext(
-            segment_ids,
-            positions,
-            attention,
-            attention_dropout,
-            feed_forward_dropout,
-            self._implementation(
+            segment_ids=segment_ids,
+            positions=positions,
+            attention=attention,
+            attention_dropout=attention_dropout,
+            feed_forward_dropout=feed_forward_dropout,
+            implementation=self._implementation(
                 implementation,
                 compute_dtype,
                 dropout_rate=0.0 if dropout_key is None else attention_dropout,
                 mesh=mesh,
             ),
-            mesh,
+            mesh=mesh,
         )
         x = spread_rows(self._embed(tokens, compute_dtype), mesh)
         return self.final_norm(self._run_layers(x, context, dropout_key, remat))
@@ -272,7 +294,7 @@ class Transformer(nnx.Module):
     def _embed(self, tokens: Int[Array, "B L"], compute_dtype: jnp.dtype) -> Float[Array, "B L D"]:
         table = self.embedding[...]
         rows = table[tokens]
-        # Gemma scales by √D in the parameters' dtype: in bfloat16 the factor itself is rounded.
+        # Gemma scales by √D in the dtype of the parameters: in bfloat16 the factor is rounded too.
         scale = jnp.sqrt(self.config.embed_dim).astype(table.dtype)
         return (rows * scale).astype(compute_dtype)
 
@@ -283,60 +305,72 @@ class Transformer(nnx.Module):
         dropout_key: Array | None,
         remat: str,
     ) -> Float[Array, "B L D"]:
-        """Scans over the repeated pattern, then applies the layers of the cut-short last one."""
-        period, repeats = len(self.config.pattern), self.config.num_repeats
+        """Scans over the repeated pattern, then applies the remainder layers one by one."""
+        period = len(self.config.pattern)
+        repeats = self.config.num_repeats
 
-        def layer_key(index) -> Array | None:
-            return None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+        def layer_key(layer) -> Array | None:
+            return None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
 
-        def apply(graph, state, x, key):
+        def apply_layer(graph, x, state, key):
             state = cast_adapters(state, x.dtype) if self.lora.rank else state
             return spread_rows(nnx.merge(graph, state)(x, context, key), context.mesh)
 
         if repeats:
             graphs, states = zip(*(nnx.split(block) for block in self.blocks), strict=True)
 
-            def repeat(x, inputs):
-                states, index = inputs
+            def apply_pattern(x, inputs):
+                states, repeat = inputs
                 for offset, (graph, state) in enumerate(zip(graphs, states, strict=True)):
-                    x = apply(graph, state, x, layer_key(index * period + offset))
+                    x = apply_layer(graph, x, state, layer_key(repeat * period + offset))
                 return x, None
 
-            x, _ = jax.lax.scan(_rematerialized(repeat, remat), x, (states, jnp.arange(repeats)))
+            step = _with_remat(apply_pattern, remat)
+            x, _ = jax.lax.scan(step, x, (states, jnp.arange(repeats)))
         for offset, block in enumerate(self.remainder):
             graph, state = nnx.split(block)
-
-            def one(x, state, key, graph=graph):
-                return apply(graph, state, x, key)
-
-            key = layer_key(repeats * period + offset)
-            x = _rematerialized(one, remat)(x, state, key)
+            step = _with_remat(functools.partial(apply_layer, graph), remat)
+            x = step(x, state, layer_key(repeats * period + offset))
         return x
 
 
-def _rematerialized(function, policy: str):
-    """`function`, whose first argument is the residual stream, under a remat policy: what backward keeps and what it computes again."""
+def _with_remat(function: Callable, policy: str) -> Callable:
+    """Applies a rematerialization policy.
+
+    Args:
+        function: its first argument is the residual stream.
+        policy: one of `REMAT_POLICIES`.
+    """
     if policy == "none":
         return function
-    if policy != "offload":
-        policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-        return jax.checkpoint(function, policy=policies[policy])
-    to_host = jax.checkpoint_policies.save_and_offload_only_these_names(
+    if policy == "full":
+        return jax.checkpoint(function)
+    policies = jax.checkpoint_policies
+    if policy == "dots":
+        return jax.checkpoint(function, policy=policies.dots_with_no_batch_dims_saveable)
+
+    def named(x, *inputs):
+        return function(checkpoint_name(x, "residual"), *inputs)
+
+    offload = policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["residual"],
         offload_src="device",
         offload_dst="pinned_host",
     )
-    return jax.checkpoint(
-        lambda x, *rest: function(checkpoint_name(x, "residual"), *rest), policy=to_host
-    )
+    return jax.checkpoint(named, policy=offload)
 
 
 def layer_index(config: TransformerConfig, group: str, position: int) -> range:
-    """The layers whose parameters lie under `blocks/<position>` (stacked, in this order) or `remainder/<position>` (a single one)."""
-    period, whole = len(config.pattern), config.num_repeats * len(config.pattern)
-    return (
-        range(position, whole, period)
-        if group == "blocks"
-        else range(whole + position, whole + position + 1)
-    )
+    """Returns the layers whose parameters are at a position of a group, in stacking order.
+
+    Args:
+        config: of the transformer.
+        group: "blocks", where a position stacks several layers, or "remainder", where it is one.
+        position: index into the group, as in the path "backbone/blocks/<position>/query".
+    """
+    period = len(config.pattern)
+    num_stacked = config.num_repeats * period
+    if group == "blocks":
+        return range(position, num_stacked, period)
+    return range(num_stacked + position, num_stacked + position + 1)
