@@ -1,17 +1,18 @@
-"""Why a model says what it says, for one text at a time: attention maps, what the pooler takes, and token attributions.
+"""Interpretability of one text: attention maps, pooling weights and token attributions.
 
-L tokens of the text, bos and eos included; D width, N heads, P probes or latents of a pooler.
+L tokens of the text, bos and eos included; C outputs of a head, D embed, N query heads, P probes
+or latents of a pooler.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from gemma_encoder.inference import BARE, Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -26,7 +27,7 @@ from gemma_encoder.model.pooling import (
     Projected,
     QueryProbePooler,
 )
-from gemma_encoder.model.transformer import ForwardContext, layer_index
+from gemma_encoder.model.transformer import Block, ForwardContext, layer_index
 
 METHODS = ("gradient_x_input", "occlusion")
 
@@ -34,31 +35,42 @@ Text = str | Mapping[str, str] | Sequence[str]
 
 
 class AttentionMap(NamedTuple):
-    """What one layer's tokens attend to."""
+    """Attention probabilities of one layer.
+
+    Attributes:
+        layer: index, from 0.
+        kind: "local" or "global".
+        weights: from each token (second axis) to each token (third axis); rows sum to 1.
+    """
 
     layer: int
-    kind: str  # "local" or "global"
-    weights: Float[
-        np.ndarray, "N L L"
-    ]  # from each token (second axis) to each (third axis); every row sums to 1
+    kind: str
+    weights: Float[np.ndarray, "N L L"]
 
 
 class Attribution(NamedTuple):
-    """What each token did for a score."""
+    """Contributions of the tokens of a text to a score.
+
+    Attributes:
+        pieces: the tokens as text.
+        values: contribution of each token.
+        target: what is explained: a class, or the task if it has no classes.
+        output: probability of that class, or the prediction.
+    """
 
     pieces: list[str]
     values: Float[np.ndarray, "L"]
-    target: str  # what was explained: a class, or the task
-    output: float  # that class's probability, or the prediction
+    target: str
+    output: float
 
 
 def pieces(predictor: Predictor, text: Text, task: str | None = None) -> list[str]:
-    """The text as the model reads it, one string per token.
+    """Returns the text as the model reads it, one string per token.
 
     Args:
-        predictor: whose tokenizer and templates.
-        text: bare, or, where a task is named, with the task's fields as `Predictor.predict` takes them.
-        task: whose template to use.
+        predictor: gives the tokenizer and the templates.
+        text: without a task, a bare text; with one, its fields as `Predictor.predict` takes them.
+        task: applies the template of this task.
     """
     return predictor.spec.tokenizer.pieces(_tokens(predictor, text, task))
 
@@ -66,71 +78,81 @@ def pieces(predictor: Predictor, text: Text, task: str | None = None) -> list[st
 def attention_maps(
     predictor: Predictor, text: Text, task: str | None = None, *, attention: str | None = None
 ) -> list[AttentionMap]:
-    """The attention probabilities of every layer.
+    """Computes the attention probabilities of every layer.
 
     Args:
         predictor: the model.
         text, task: as in `pieces`.
-        attention: "bidirectional" or "causal", the mask switch; by default as the model was trained.
+        attention: the mask switch, "bidirectional" or "causal"; by default that of the model.
     """
     tokens = jnp.asarray(_tokens(predictor, text, task))[None]
     encoder, config = _encoder(predictor)
-    transformer = config.transformer
-    # Attention is computed anew beside the block, from the same projections: the block itself keeps no L x L array.
-    call = ForwardContext(
-        jnp.ones_like(tokens),
-        jnp.arange(tokens.shape[1])[None],
-        attention or config.attention,
-        0.0,
-        0.0,
+    context = ForwardContext(
+        segment_ids=jnp.ones_like(tokens),
+        positions=jnp.arange(tokens.shape[1])[None],
+        attention=attention or config.attention,
+        attention_dropout=0.0,
+        feed_forward_dropout=0.0,
     )
-    table = encoder.backbone.embedding[...]
-    x = (table[tokens] * jnp.sqrt(transformer.embed_dim).astype(table.dtype)).astype(
-        config.compute_dtype
-    )
+    x = _embed(encoder, config, tokens)
     maps = []
-    for number, block in enumerate(_blocks(encoder)):
-        query, keys, _ = block.projections(block.pre_attention_norm(x), call)
-        spec = transformer.attention_spec(block.layer_kind, call.attention)
-        mask = attention_mask(
-            call.segment_ids, call.positions, causal=spec.causal, reach=spec.reach
-        )
-        weights = probabilities(query, keys, mask, spec.soft_cap)[0]
-        maps.append(
-            AttentionMap(
-                number, block.layer_kind, np.asarray(weights.reshape(-1, *weights.shape[-2:]))
-            )
-        )
-        x = block(x, call, None)
+    for layer, block in enumerate(_blocks(encoder)):
+        weights = _attention_weights(block, x, context)
+        maps.append(AttentionMap(layer, block.layer_kind, np.asarray(weights)))
+        x = block(x, context, None)
     return maps
+
+
+def _embed(encoder: GemmaEncoder, config: EncoderConfig, tokens: Array) -> Float[Array, "1 L D"]:
+    table = encoder.backbone.embedding[...]
+    scale = jnp.sqrt(config.transformer.embed_dim).astype(table.dtype)
+    return (table[tokens] * scale).astype(config.compute_dtype)
+
+
+def _attention_weights(
+    block: Block, x: Float[Array, "1 L D"], context: ForwardContext
+) -> Float[Array, "N L L"]:
+    """Recomputes the attention probabilities of a layer, which its forward pass does not return."""
+    query, keys, _ = block.projections(block.pre_attention_norm(x), context)
+    spec = block.config.attention_spec(block.layer_kind, context.attention)
+    mask = attention_mask(
+        context.segment_ids, context.positions, causal=spec.causal, reach=spec.reach
+    )
+    weights = probabilities(query, keys, mask, spec.soft_cap)[0]
+    return weights.reshape(-1, *weights.shape[-2:])
 
 
 def pooler_weights(
     predictor: Predictor, text: Text, task: str | None = None
 ) -> Float[np.ndarray, "P L"]:
-    """What the pooler takes from each token.
+    """Computes the weight of each token in the pooled vector.
 
-    For averages one row: each token's share. For learned queries a row per probe: the mean of its heads' attention to the tokens.
-    For learned keys and values a row per latent: how much each token attends to it, the mean over heads; every column sums to 1.
+    The rows depend on the pooler:
+
+    - averages: one row, the share of each token;
+    - `attention_query`: a row per probe, its attention to the tokens, averaged over heads;
+    - `attention_kv`: a row per latent, the attention of each token to it, averaged over heads;
+      columns sum to 1.
 
     Args:
         predictor: the model.
         text, task: as in `pieces`.
 
     Raises:
-        InputError: the pooler is one of your own.
+        InputError: the pooler is a registered one, whose weights are not known.
     """
     tokens = jnp.asarray(_tokens(predictor, text, task))[None]
     encoder, config = _encoder(predictor)
     pooler = encoder.pooler.pooler if isinstance(encoder.pooler, Projected) else encoder.pooler
-    segment_ids, positions = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
+    segment_ids = jnp.ones_like(tokens)
     if isinstance(pooler, AveragePooler):
-        chosen = np.asarray(pooler.chosen(segment_ids, positions, 1)[0], np.float32)
-        return chosen / chosen.sum()
+        positions = jnp.arange(tokens.shape[1])[None]
+        mask = np.asarray(pooler.pooled_tokens(segment_ids, positions, 1)[0], np.float32)
+        return mask / mask.sum()
     if not isinstance(pooler, KeyValueProbePooler | QueryProbePooler):
         raise InputError(
-            f"pooler {config.pooling.name!r} does not tell how much it takes from each token; "
-            "the library's own poolers do"
+            f"pooler {config.pooling.name!r} does not expose its weights; only the library's own "
+            "poolers do"
         )
     hidden = encoder.backbone(
         tokens, attention=config.attention, compute_dtype=jnp.dtype(config.compute_dtype)
@@ -147,95 +169,113 @@ def attribute(
     target: str | None = None,
     method: str = "gradient_x_input",
 ) -> Attribution:
-    """What each token did for the score: for a class, how far its score lies above the mean of the others'.
+    """Attributes the score of a class, or a predicted number, to the tokens of the text.
 
-    "gradient_x_input": to first order, what a token's embedding adds (arXiv 1412.6815). It is one backward pass, but Gemma norms what
-    it reads, so that the length of an embedding matters little, and where the model is sure the gradient says nothing.
-    "occlusion": how far the score falls when the token's embedding is replaced by the vocabulary's mean; one forward pass a token.
+    The score of one of several exclusive classes is its logit minus the mean of the others'.
 
     Args:
         predictor: the model.
-        text: with the task's fields.
-        task: by name; may be left out when the checkpoint knows only one.
-        target: the class to explain; by default the predicted one.
-        method: one of `METHODS`.
+        text: fields of the task, as `Predictor.predict` takes them.
+        task: name; optional if the checkpoint has only one task.
+        target: class to explain; by default the predicted one.
+        method: "gradient_x_input" or "occlusion".
+
+            "gradient_x_input" is the first-order effect of a token's embedding (arXiv 1412.6815),
+            in one backward pass. Gemma normalizes its inputs, so the norm of an embedding has
+            little effect, and gradients vanish where the model is confident.
+
+            "occlusion" is the drop in the score when the token's embedding is replaced by the mean
+            embedding of the vocabulary, in one forward pass per token.
     """
     if method not in METHODS:
         raise unknown("attribution method", method, METHODS)
-    chosen = predictor.task(task)
-    tokens = _tokens(predictor, text, chosen.name)
+    task_spec = predictor.task(task)
+    tokens = _tokens(predictor, text, task_spec.name)
     encoder, _ = _encoder(predictor)
     table = encoder.backbone.embedding[...]
-    graph, state = nnx.split(encoder)
-
-    def scores(rows):
-        # The text's own rows stand in for the embedding table, so that a row's gradient is a token's.
-        own = nnx.merge(graph, state)
-        own.backbone.embedding = nnx.Param(rows)
-        ids = jnp.arange(len(tokens))[None]
-        return own(ids, jnp.ones_like(ids), ids, 1).scores[chosen.head][0, 0]
-
+    logits = _logits_of_embeddings(encoder, task_spec.head)
     rows = table[jnp.asarray(tokens)]
-    said = jax.jit(scores)(rows)
-    output = chosen.kind.postprocess(chosen, np.asarray(said, np.float32)[None])[0]
-    direction, target, value = chosen.kind.direction(chosen, output, target)
+    predicted = jax.jit(logits)(rows)
+    output = task_spec.kind.postprocess(task_spec, np.asarray(predicted, np.float32)[None])[0]
+    direction, target, value = task_spec.kind.direction(task_spec, output, target)
 
-    def score(rows):
-        return scores(rows) @ direction
+    def score(rows: Float[Array, "L D"]) -> Float[Array, ""]:
+        return logits(rows) @ direction
 
     if method == "occlusion":
         mean = table.mean(axis=0)
-        without = jax.jit(
-            lambda rows: jax.lax.map(
-                lambda place: score(rows.at[place].set(mean)), jnp.arange(len(rows)), batch_size=16
+
+        def occluded_scores(rows: Float[Array, "L D"]) -> Float[Array, "L"]:
+            indices = jnp.arange(len(rows))
+            return jax.lax.map(
+                lambda index: score(rows.at[index].set(mean)), indices, batch_size=16
             )
-        )(rows)
-        values = said @ direction - without
+
+        values = predicted @ direction - jax.jit(occluded_scores)(rows)
     else:
         values = (jax.jit(jax.grad(score))(rows) * rows).sum(axis=-1)
     return Attribution(predictor.spec.tokenizer.pieces(tokens), np.asarray(values), target, value)
 
 
+def _logits_of_embeddings(
+    encoder: GemmaEncoder, head: str
+) -> Callable[[Float[Array, "L D"]], Float[Array, "C"]]:
+    """Returns a function from the embeddings of one text to a head's outputs.
+
+    It replaces the embedding table by the embeddings, and token i reads row i: the gradient of a
+    row is then the gradient of a token.
+    """
+    graph, state = nnx.split(encoder)
+
+    def logits(rows: Float[Array, "L D"]) -> Float[Array, "C"]:
+        model = nnx.merge(graph, state)
+        model.backbone.embedding = nnx.Param(rows)
+        ids = jnp.arange(len(rows))[None]
+        return model(ids, jnp.ones_like(ids), ids, 1).scores[head][0, 0]
+
+    return logits
+
+
 def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:
-    """The ids of one text, bos and eos included."""
+    """Tokenizes one text, bos and eos included: int [L]."""
     if task is None:
         if not isinstance(text, str):
-            raise InputError("a text with fields needs a task, whose template puts them together")
-        template, fields = BARE, {"text": text}
+            raise InputError("a text with several fields needs a task, whose template joins them")
+        template = BARE
+        fields = {"text": text}
     else:
-        template, fields = (
-            predictor.task(task).template,
-            predictor.fields(task, [text] if not isinstance(text, list) else [tuple(text)])[0],
-        )
-    return encode(
-        predictor.spec.tokenizer, template, [fields], predictor.spec.max_length, "the text"
-    )[0].tokens
+        template = predictor.task(task).template
+        example = tuple(text) if isinstance(text, list) else text
+        fields = predictor.fields(task, [example])[0]
+    tokenizer = predictor.spec.tokenizer
+    return encode(tokenizer, template, [fields], predictor.spec.max_length, "the text")[0].tokens
 
 
 def _encoder(predictor: Predictor) -> tuple[GemmaEncoder, EncoderConfig]:
-    """The model as one module, its adapters added to their matrices, its attention in plain XLA."""
-    config, parameters = predictor.spec.encoder, predictor.parameters
+    """Returns the model with adapters merged into its matrices, and attention in plain XLA."""
+    config = predictor.spec.encoder
+    parameters = predictor.parameters
     if config.lora.rank:
-        parameters = {
-            **parameters,
-            "backbone": merge_backbone_lora(parameters["backbone"], config.lora),
-        }
+        merged = merge_backbone_lora(parameters["backbone"], config.lora)
+        parameters = {**parameters, "backbone": merged}
         config = dataclasses.replace(config, lora=LoraConfig())
     config = dataclasses.replace(config, attention_implementation="xla", remat="none")
     return abstract_encoder(config).merge(parameters), config
 
 
-def _blocks(encoder: GemmaEncoder) -> list:
-    """The layers one by one, lowest first."""
+def _blocks(encoder: GemmaEncoder) -> list[Block]:
+    """Returns the layers as single blocks, first to last."""
     backbone = encoder.backbone
-    found = {}
-    for group, blocks in (("blocks", backbone.blocks), ("remainder", backbone.remainder)):
-        for position, block in enumerate(blocks):
-            graph, state = nnx.split(block)
-            for place, layer in enumerate(layer_index(backbone.config, group, position)):
-                found[layer] = (
-                    nnx.merge(graph, jax.tree.map(lambda leaf, place=place: leaf[place], state))
-                    if group == "blocks"
-                    else block
-                )
-    return [found[layer] for layer in sorted(found)]
+    layers = {}
+    for position, block in enumerate(backbone.blocks):
+        graph, state = nnx.split(block)
+        for index, layer in enumerate(layer_index(backbone.config, "blocks", position)):
+            layers[layer] = nnx.merge(graph, _unstacked(state, index))
+    for position, block in enumerate(backbone.remainder):
+        (layer,) = layer_index(backbone.config, "remainder", position)
+        layers[layer] = block
+    return [layers[layer] for layer in sorted(layers)]
+
+
+def _unstacked(state: nnx.State, index: int) -> nnx.State:
+    return jax.tree.map(lambda leaf: leaf[index], state)

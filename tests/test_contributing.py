@@ -174,7 +174,7 @@ def test_task_metric_pooler_loss_and_hook(modules, micro, monkeypatch):
     (pooled,) = predictor.embed(["day 0 brings sun"])
     largest = states(predictor, "day 0 brings sun").max(axis=0)
     np.testing.assert_allclose(pooled, largest, atol=1e-5)  # float32, two programs
-    with pytest.raises(InputError, match="pooler 'max' does not tell how much it takes"):
+    with pytest.raises(InputError, match="pooler 'max' does not expose its weights"):
         explain.pooler_weights(predictor, "day 0 brings sun")
     probability = predictor.predict(["day 0 brings sun"])[0]
     expected = ((probability - [1, 0]) ** 2).sum()
