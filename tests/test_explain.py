@@ -1,4 +1,4 @@
-"""What is said about a text: attention maps obey the mask, poolers share one text out, attributions are derivatives."""
+"""Interpretability: attention maps obey the mask, pooling weights sum to 1, attributions."""
 
 import dataclasses
 
@@ -23,30 +23,31 @@ def predictor(random_predictor):
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_maps_obey_the_mask(predictor, attention):
     maps = explain.attention_maps(predictor, TEXT, attention=attention)
-    length, config = len(explain.pieces(predictor, TEXT)), predictor.spec.encoder.transformer
-    assert [(found.layer, found.kind) for found in maps] == list(enumerate(config.layer_kinds))
+    length = len(explain.pieces(predictor, TEXT))
+    config = predictor.spec.encoder.transformer
+    assert [(layer.layer, layer.kind) for layer in maps] == list(enumerate(config.layer_kinds))
     ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
-    for found in maps:
-        assert found.weights.shape == (config.num_heads, length, length)
-        np.testing.assert_allclose(found.weights.sum(axis=-1), 1, rtol=1e-5)
-        spec = config.attention_spec(found.kind, attention)
-        seen = (ahead <= 0) if spec.causal else np.ones_like(ahead, bool)
+    for layer in maps:
+        assert layer.weights.shape == (config.num_heads, length, length)
+        np.testing.assert_allclose(layer.weights.sum(axis=-1), 1, rtol=1e-5)
+        spec = config.attention_spec(layer.kind, attention)
+        mask = (ahead <= 0) if spec.causal else np.ones_like(ahead, bool)
         if spec.reach is not None:
-            seen &= (ahead >= -spec.reach[0]) & (ahead <= spec.reach[1])
-        assert ((found.weights > 0) == seen).all()
+            mask &= (ahead >= -spec.reach[0]) & (ahead <= spec.reach[1])
+        assert ((layer.weights > 0) == mask).all()
 
 
-def test_the_residual_stream_under_the_maps_is_the_models(random_predictor):
-    """The last layer's map, computed layer by layer, is that of a model cut off before it whose hidden states are the model's own."""
+def test_applying_blocks_one_by_one_equals_the_model(random_predictor):
+    """The residual stream that the maps are computed from is the model's own."""
     predictor = random_predictor()
     encoder, config = explain._encoder(predictor)
     tokens = explain._tokens(predictor, TEXT, None)[None]
-    call = explain.ForwardContext(
+    context = explain.ForwardContext(
         np.ones_like(tokens), np.arange(tokens.shape[1])[None], config.attention, 0.0, 0.0
     )
     x = encoder.backbone.embedding[...][tokens] * np.float32(np.sqrt(config.transformer.embed_dim))
     for block in explain._blocks(encoder):
-        x = block(x, call, None)
+        x = block(x, context, None)
     np.testing.assert_allclose(
         encoder.backbone.final_norm(x), encoder.backbone(tokens), rtol=1e-5, atol=1e-5
     )
@@ -55,7 +56,7 @@ def test_the_residual_stream_under_the_maps_is_the_models(random_predictor):
 @pytest.mark.parametrize(
     "pooling", ["mean", "first_k", "last_k", "attention_query", "attention_kv"]
 )
-def test_pooler_weights_share_one_text_out(random_predictor, pooling):
+def test_pooler_weights_sum_to_one(random_predictor, pooling):
     predictor = random_predictor(pooling)
     length = len(explain.pieces(predictor, TEXT))
     weights = explain.pooler_weights(predictor, TEXT)
@@ -65,8 +66,14 @@ def test_pooler_weights_share_one_text_out(random_predictor, pooling):
         return
     assert weights.shape == (3 if pooling == "attention_query" else 1, length)
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
-    chosen = {"first_k": [0], "last_k": [length - 1]}.get(pooling, range(length))
-    assert set(np.flatnonzero(weights[0])) == set(chosen)
+    pooled = {"first_k": [0], "last_k": [length - 1]}.get(pooling, range(length))
+    assert set(np.flatnonzero(weights[0])) == set(pooled)
+
+
+def with_embedding(predictor, table):
+    """The predictor's parameters with another embedding table."""
+    backbone = {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)}
+    return {**predictor.parameters, "backbone": backbone}
 
 
 @pytest.mark.parametrize(
@@ -74,31 +81,30 @@ def test_pooler_weights_share_one_text_out(random_predictor, pooling):
     [("toy_sentiment", TEXT), ("toy_similarity", ("a tall man .", "he sold wool ."))],
 )
 def test_attributions_are_derivatives(predictor, task, text):
-    """Scaling the embedding of a token that stands once in the text changes the score as fast as its attribution says."""
-    said = explain.attribute(predictor, text, task)
+    """An attribution is the derivative of the score by a factor on the token's embedding.
+
+    Checked by finite differences, for tokens that occur once in the text.
+    """
+    attribution = explain.attribute(predictor, text, task)
     altered = TextEncoder(predictor.spec, predictor.parameters, predictor.mesh)
     vocabulary = predictor.spec.tokenizer.pieces(range(predictor.spec.tokenizer.vocab_size))
 
     def score(piece, factor):
         table = np.array(predictor.parameters["backbone"]["embedding"])
         table[vocabulary.index(piece)] *= factor
-        altered.parameters = {
-            **predictor.parameters,
-            "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)},
-        }
+        altered.parameters = with_embedding(predictor, table)
         fields = predictor.fields(task, [text])
         scores = altered.run(predictor.task(task).template, fields, None, False)[1][task][0]
-        return (
-            scores[0]
-            if len(scores) == 1
-            else scores[("negative", "positive").index(said.target)]
-            - scores[("negative", "positive").index(said.target) - 1]
-        )
+        if len(scores) == 1:
+            return scores[0]
+        target = ("negative", "positive").index(attribution.target)
+        return scores[target] - scores[target - 1]
 
     checked = 0
-    for piece, value in zip(said.pieces, said.values, strict=True):
-        if said.pieces.count(piece) == 1 and checked < 4:
-            step = 2e-2  # float32 scores: smaller steps drown in rounding, larger ones in curvature
+    for piece, value in zip(attribution.pieces, attribution.values, strict=True):
+        if attribution.pieces.count(piece) == 1 and checked < 4:
+            # float32 scores: rounding dominates with smaller steps, curvature with larger ones.
+            step = 2e-2
             np.testing.assert_allclose(
                 (score(piece, 1 + step) - score(piece, 1 - step)) / (2 * step),
                 value,
@@ -109,34 +115,30 @@ def test_attributions_are_derivatives(predictor, task, text):
     assert checked == 4
 
 
-def test_occlusion_is_the_difference_that_a_token_makes(predictor):
-    """Predicted by a model whose embedding of that token is the mean of all."""
-    said = explain.attribute(predictor, TEXT, "toy_sentiment", "positive", method="occlusion")
+def test_occlusion_is_the_drop_in_the_score(predictor):
+    """Compared with a model in which the token has the mean embedding."""
+    attribution = explain.attribute(
+        predictor, TEXT, "toy_sentiment", "positive", method="occlusion"
+    )
     altered = TextEncoder(predictor.spec, predictor.parameters, predictor.mesh)
     vocabulary = predictor.spec.tokenizer.pieces(range(predictor.spec.tokenizer.vocab_size))
-    fields, template = (
-        predictor.fields("toy_sentiment", [TEXT]),
-        predictor.task("toy_sentiment").template,
-    )
+    fields = predictor.fields("toy_sentiment", [TEXT])
+    template = predictor.task("toy_sentiment").template
 
     def score():
         negative, positive = altered.run(template, fields, None, False)[1]["toy_sentiment"][0]
         return positive - negative
 
     whole = score()
-    for piece in said.pieces[1:5]:
+    for piece in attribution.pieces[1:5]:
         table = np.array(predictor.parameters["backbone"]["embedding"])
         table[vocabulary.index(piece)] = table.mean(axis=0)
-        altered.parameters = {
-            **predictor.parameters,
-            "backbone": {**predictor.parameters["backbone"], "embedding": jax.numpy.asarray(table)},
-        }
-        np.testing.assert_allclose(
-            whole - score(), said.values[said.pieces.index(piece)], rtol=1e-4, atol=1e-5
-        )
+        altered.parameters = with_embedding(predictor, table)
+        value = attribution.values[attribution.pieces.index(piece)]
+        np.testing.assert_allclose(whole - score(), value, rtol=1e-4, atol=1e-5)
 
 
-def test_classes_pull_against_each_other(predictor):
+def test_attributions_of_two_classes_are_opposite(predictor):
     positive, negative = (
         explain.attribute(predictor, TEXT, "toy_sentiment", target)
         for target in ("positive", "negative")
@@ -146,7 +148,7 @@ def test_classes_pull_against_each_other(predictor):
     assert explain.attribute(predictor, TEXT, "toy_sentiment").output >= 0.5
 
 
-def test_adapters_count(random_predictor):
+def test_adapters_are_merged(random_predictor):
     predictor = random_predictor(lora=LoraConfig(rank=2))
     plain = ge.Predictor(dataclasses.replace(predictor.spec), predictor.parameters)
     assert np.isfinite(explain.attribute(plain, TEXT, "toy_sentiment").values).all()
@@ -170,6 +172,6 @@ def test_adapters_count(random_predictor):
         (lambda p: explain.attribute(p, "a", "toy_similarity"), "needs 2 fields"),
     ],
 )
-def test_misuse_is_told_in_one_line(predictor, call, message):
+def test_misuse_is_an_input_error(predictor, call, message):
     with pytest.raises(InputError, match=message):
         call(predictor)

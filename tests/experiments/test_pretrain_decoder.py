@@ -233,7 +233,7 @@ def test_language_modeling_mixes_with_other_kinds(micro, texts, tmp_path):
 def test_errors(micro, texts, tmp_path, capsys):
     with pytest.raises(
         InputError,
-        match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'",
+        match="language-model head 'text'.*needs attention='causal', got 'bidirectional'",
     ):
         build(micro(tasks=("text",), text__train=(str(texts),)))
     (tmp_path / "there").mkdir()

@@ -1,4 +1,4 @@
-"""Strict arithmetic for every test of the model, and the few helpers that they share."""
+"""Strict dtype and rank promotion for every test of the model, and shared helpers."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,10 @@ from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import abstract_encoder
 
 
-@pytest.fixture(
-    scope="module", autouse=True
-)  # module: set up before the fixtures that compute something
+# Module scope: set up before the module's fixtures that compute something.
+@pytest.fixture(scope="module", autouse=True)
 def strict_arithmetic():
-    """No implicit change of dtype or rank anywhere."""
+    """Forbids implicit promotion of dtypes and ranks."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
@@ -26,7 +25,10 @@ def quick_key():
 
 @pytest.fixture(scope="session")
 def random_parameters():
-    """`random_parameters(config, seed=0)`: N(0, 0.2²), about 1/√D for the tiny models. Scales and biases are drawn too: zeros would hide errors."""
+    """`random_parameters(config, seed=0)`: draws from N(0, 0.2²), about 1/√D for tiny models.
+
+    Scales and biases are drawn, too: zeros would hide errors.
+    """
 
     def draw(config: EncoderConfig, seed: int = 0) -> dict:
         rng = np.random.default_rng(seed)
@@ -40,9 +42,9 @@ def random_parameters():
 
 @pytest.fixture(scope="session")
 def make_encoder(random_parameters, tiny_config):
-    """`make_encoder(family, changes={}, **fields)`: an encoder in float32 with random parameters.
+    """`make_encoder(family, changes={}, **fields)`: a float32 encoder with random parameters.
 
-    `changes` are made to the tiny transformer, `fields` to the EncoderConfig.
+    `changes` override fields of the tiny transformer, `fields` those of the EncoderConfig.
     """
 
     def make(family: str, changes=None, **fields):
@@ -56,20 +58,21 @@ def make_encoder(random_parameters, tiny_config):
 
 @pytest.fixture(scope="session")
 def lay_out():
-    """`lay_out(rows, num_rows, length, padding)`: (tokens, segment_ids, positions) of rows that are lists of texts."""
+    """`lay_out(rows, num_rows, length, padding)`: packs rows, each a list of texts.
 
-    def lay(rows, num_rows: int, length: int, padding: str = "right"):
+    Returns (tokens, segment_ids, positions).
+    """
+
+    def pack(rows, num_rows: int, length: int, padding: str = "right"):
         tokens, segment_ids, positions = (np.zeros((num_rows, length), np.int32) for _ in range(3))
         for row, texts in enumerate(rows):
             start = length - sum(map(len, texts)) if padding == "left" else 0
-            for number, text in enumerate(texts):
+            for segment, text in enumerate(texts, 1):
                 end = start + len(text)
-                tokens[row, start:end], segment_ids[row, start:end], positions[row, start:end] = (
-                    text,
-                    number + 1,
-                    np.arange(len(text)),
-                )
+                tokens[row, start:end] = text
+                segment_ids[row, start:end] = segment
+                positions[row, start:end] = np.arange(len(text))
                 start = end
         return jnp.asarray(tokens), jnp.asarray(segment_ids), jnp.asarray(positions)
 
-    return lay
+    return pack

@@ -1,4 +1,4 @@
-"""Attention: the mask switch proven by gradients, rotary positions, the soft cap, and the whole against numpy."""
+"""Attention: mask switch by gradients, rotary positions, soft cap, and parity with numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ ONE_TEXT = np.ones(LENGTH, int), np.arange(LENGTH)
 
 
 def allowed(segment_ids, positions, causal, reach) -> np.ndarray:
-    """Who may see whom in one row, by the definition."""
+    """The mask of one row by its definition, pair by pair."""
     length = len(segment_ids)
     table = np.zeros((length, length), bool)
     for i in range(length):
@@ -31,9 +31,11 @@ def allowed(segment_ids, positions, causal, reach) -> np.ndarray:
 
 
 def influence_of(transformer: Transformer, attention: str):
-    """A function of (segment_ids, positions) of one row to [i, j]: how much the hidden state at i changes with the input embedding at j.
+    """A function from (segment_ids, positions) of one row to the influence matrix [i, j].
 
-    Each place holds a token of its own, so the gradient by a row of the embedding table is the gradient by that place's input.
+    Entry (i, j) is the gradient of the hidden state at i by the input embedding at j. The tokens of
+    the row are all different, so the gradient by a row of the embedding table is the gradient by
+    the input at one column.
     """
     direction = jnp.asarray(
         np.random.default_rng(0).standard_normal(transformer.config.embed_dim), jnp.float32
@@ -51,25 +53,28 @@ def influence_of(transformer: Transformer, attention: str):
     gradient = jax.jit(jax.jacrev(projections))
 
     def influence(segment_ids=ONE_TEXT[0], positions=ONE_TEXT[1]) -> np.ndarray:
-        found = gradient(
+        gradients = gradient(
             transformer.embedding[...],
             jnp.asarray(segment_ids, jnp.int32),
             jnp.asarray(positions, jnp.int32),
         )
-        return np.abs(np.asarray(found))[:, :LENGTH].sum(-1)
+        return np.abs(np.asarray(gradients))[:, :LENGTH].sum(-1)
 
     return influence
 
 
-def assert_sees(found: np.ndarray, expected: np.ndarray) -> None:
-    """Exactly zero where nothing may be seen, and clearly not zero elsewhere (typical values are 1e-2 to 10)."""
-    np.testing.assert_array_equal(found > 0, expected)
-    assert found[expected].min() > 1e-7
+def assert_sees(influence: np.ndarray, mask: np.ndarray) -> None:
+    """Influence is exactly zero where the mask is False, and clearly not zero elsewhere.
+
+    Typical values are 1e-2 to 10.
+    """
+    np.testing.assert_array_equal(influence > 0, mask)
+    assert influence[mask].min() > 1e-7
 
 
 @pytest.fixture(scope="session")
 def one_layer(make_encoder):
-    """A model of one layer, which is the cut-short first repetition of its pattern."""
+    """`one_layer(family, kind, **changes)`: a transformer of one layer, a remainder layer."""
     return lambda family, kind, **changes: (
         make_encoder(family, {"num_layers": 1, "pattern": (kind, "global")} | changes).backbone
     )
@@ -100,7 +105,10 @@ def test_an_explicit_reach_is_exact_and_only_bidirectional(one_layer, attention,
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, family, attention):
-    """Two scanned layers and a cut-short one, or three scanned; one text, two texts and padding on either side, texts longer than the window."""
+    """Two scanned layers and a remainder layer, or three scanned layers.
+
+    One text, two texts, padding on either side, and texts longer than the window.
+    """
     transformer = make_encoder(
         family,
         {"num_layers": 3, "pattern": ("local", "global") if family == "gemma2" else ("local",)},
@@ -129,7 +137,7 @@ def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, fami
             assert not seen[np.triu_indices(LENGTH, 1)].any()
 
 
-def test_the_kinds_of_layer_take_their_places(tiny_config):
+def test_layer_kinds_repeat_the_pattern(tiny_config):
     assert tiny_config("gemma2", num_layers=5).layer_kinds == (
         "local",
         "global",
@@ -146,12 +154,12 @@ def test_the_kinds_of_layer_take_their_places(tiny_config):
     st.none() | st.tuples(st.integers(0, 4), st.integers(0, 4)),
     st.randoms(use_true_random=False),
 )
-def test_visible_is_its_definition(segment_ids, causal, reach, random):
+def test_attention_mask_equals_its_definition(segment_ids, causal, reach, random):
     positions = [random.randrange(8) for _ in segment_ids]
-    found = attention_mask(
+    mask = attention_mask(
         jnp.asarray(segment_ids)[None], jnp.asarray(positions)[None], causal=causal, reach=reach
     )
-    np.testing.assert_array_equal(found[0], allowed(segment_ids, positions, causal, reach))
+    np.testing.assert_array_equal(mask[0], allowed(segment_ids, positions, causal, reach))
 
 
 def reference_attention(query, key, value, mask, soft_cap):
@@ -179,23 +187,21 @@ def test_attention_equals_plain_numpy(heads, soft_cap, causal, reach):
     query, key, value = (
         rng.standard_normal((2, 6, n, 8)).astype(np.float32) for n in (heads[0], heads[1], heads[1])
     )
-    segment_ids, positions = (
-        np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]]),
-        np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]]),
-    )
+    segment_ids = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    positions = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
     arrays = map(jnp.asarray, (query, key, value))
     layout = {"segment_ids": jnp.asarray(segment_ids), "positions": jnp.asarray(positions)}
-    found = dot_product_attention(*arrays, **layout, spec=AttentionSpec(causal, reach, soft_cap))
+    actual = dot_product_attention(*arrays, **layout, spec=AttentionSpec(causal, reach, soft_cap))
     mask = np.stack(
         [allowed(*row, causal, reach) for row in zip(segment_ids, positions, strict=True)]
     )
     # float32 against float64: logits up to about 10, sums of 8 products.
     np.testing.assert_allclose(
-        found, reference_attention(query, key, value, mask, soft_cap), rtol=0, atol=1e-5
+        actual, reference_attention(query, key, value, mask, soft_cap), rtol=0, atol=1e-5
     )
 
 
-def test_the_soft_cap_bounds_how_much_one_token_can_outweigh_another():
+def test_the_soft_cap_bounds_the_ratio_of_probabilities():
     query = jnp.full((1, 2, 1, 2), 100.0)
     key = jnp.asarray([1.0, -1.0])[None, :, None, None] * jnp.full((1, 2, 1, 2), 100.0)
     value = jnp.eye(2)[None, :, None, :]  # attention to each token is read off the output
@@ -215,35 +221,40 @@ def test_the_soft_cap_bounds_how_much_one_token_can_outweigh_another():
 
     np.testing.assert_array_equal(attend(None), [1, 0])  # logits ±20,000
     capped = attend(2.0)
-    np.testing.assert_allclose(
-        capped[0] / capped[1], np.exp(4.0), rtol=1e-5
-    )  # logits ±2; float32 exp and tanh
+    # Logits ±2; float32 exp and tanh.
+    np.testing.assert_allclose(capped[0] / capped[1], np.exp(4.0), rtol=1e-5)
 
 
-def test_softmax_runs_in_float32_whatever_the_inputs():
+def test_softmax_runs_in_float32_for_bfloat16_inputs():
     rng = np.random.default_rng(2)
     query, key, value = (
         jnp.asarray(rng.standard_normal((1, 64, 2, 16)) * 2, jnp.bfloat16) for _ in range(3)
     )
-    ids, places = jnp.ones((1, 64), jnp.int32), jnp.arange(64)[None]
-    found = dot_product_attention(
-        query, key, value, segment_ids=ids, positions=places, spec=AttentionSpec(False, None, None)
+    actual = dot_product_attention(
+        query,
+        key,
+        value,
+        segment_ids=jnp.ones((1, 64), jnp.int32),
+        positions=jnp.arange(64)[None],
+        spec=AttentionSpec(False, None, None),
     )
-    assert found.dtype == jnp.bfloat16
+    assert actual.dtype == jnp.bfloat16
     exact = reference_attention(
         *(np.asarray(x, np.float64) for x in (query, key, value)), np.ones((1, 64, 64), bool), None
     )
-    # Probabilities and output are rounded to bfloat16 (8 bits, 2^-9 relative), logits are not: they reach 60, where bfloat16 steps by 0.25.
-    np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=0, atol=0.03)
+    # Probabilities and output are rounded to bfloat16 (8 bits, 2^-9 relative). Logits are not: they
+    # reach 60, where bfloat16 steps by 0.25.
+    np.testing.assert_allclose(np.asarray(actual, np.float64), exact, rtol=0, atol=0.03)
 
 
 @given(st.integers(0, 5000), st.sampled_from([1e4, 1e6]), st.sampled_from([1.0, 8.0]))
 def test_rotation_keeps_norms(position, base, scale):
     x = jnp.asarray(np.random.default_rng(position).standard_normal((1, 1, 3, 16)), jnp.float32)
     turned = rotate(x, jnp.full((1, 1), position), base=base, scale=scale)
+    # float32 sines
     np.testing.assert_allclose(
         np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
-    )  # float32 sines
+    )
     if position == 0:
         np.testing.assert_array_equal(turned, x)
 
@@ -254,18 +265,18 @@ def test_rotation_keeps_norms(position, base, scale):
     st.integers(0, 300),
     st.sampled_from([(1e4, 1.0), (1e6, 8.0)]),
 )
-def test_rotated_products_depend_on_the_difference_of_positions_only(
-    first, second, shift, base_and_scale
-):
+def test_rotated_products_depend_on_relative_positions_only(first, second, shift, base_and_scale):
     base, scale = base_and_scale
     query, key = (
         jnp.asarray(x, jnp.float32)
         for x in np.random.default_rng(0).standard_normal((2, 1, 1, 1, 16))
     )
 
+    def rotated(x, position):
+        return rotate(x, jnp.full((1, 1), position), base=base, scale=scale)
+
     def product(i, j):
-        at = lambda x, place: rotate(x, jnp.full((1, 1), place), base=base, scale=scale)  # noqa: E731
-        return jnp.sum(at(query, i) * at(key, j))
+        return jnp.sum(rotated(query, i) * rotated(key, j))
 
     # The angle itself, up to 600 radians, has a float32 error of 3e-5, and |q||k| is about 16.
     np.testing.assert_allclose(
@@ -279,24 +290,25 @@ def test_rotation_equals_complex_multiplication(base, scale):
     positions = np.array([[0, 1, 2, 3, 50, 51, 7]])
     angle = positions[0][:, None, None] / scale * base ** (-np.arange(4) / 4)
     turned = (x[0, ..., :4] + 1j * x[0, ..., 4:]) * np.exp(1j * angle)
-    found = rotate(jnp.asarray(x), jnp.asarray(positions), base=base, scale=scale)
+    actual = rotate(jnp.asarray(x), jnp.asarray(positions), base=base, scale=scale)
+    # Angles up to 51 in float32.
     np.testing.assert_allclose(
-        found[0], np.concatenate([turned.real, turned.imag], -1), rtol=0, atol=2e-5
-    )  # angles up to 51 in float32
+        actual[0], np.concatenate([turned.real, turned.imag], -1), rtol=0, atol=2e-5
+    )
 
 
 def test_rotation_is_computed_in_float32_for_bfloat16():
     x = jnp.asarray(np.random.default_rng(4).standard_normal((1, 1, 1, 8)), jnp.bfloat16)
     position = jnp.full((1, 1), 4001)  # not a bfloat16 number
-    found = rotate(x, position, base=1e4)
-    assert found.dtype == jnp.bfloat16
+    actual = rotate(x, position, base=1e4)
+    assert actual.dtype == jnp.bfloat16
     np.testing.assert_array_equal(
-        found, rotate(x.astype(jnp.float32), position, base=1e4).astype(jnp.bfloat16)
+        actual, rotate(x.astype(jnp.float32), position, base=1e4).astype(jnp.bfloat16)
     )
 
 
 def test_the_kinds_of_layer_rotate_differently(one_layer, monkeypatch):
-    """Base and scale of the config reach the layers of their kind; the base and scale of each call to rotate are recorded."""
+    """Base and scale of the config reach the layers of their kind, as calls to `rotate` show."""
     seen = []
     monkeypatch.setattr(
         "gemma_encoder.model.transformer.rotate",

@@ -1,4 +1,4 @@
-"""Configurations: the published sizes, descriptions that survive JSON, and every refusal."""
+"""Configs: published sizes, JSON round trips, and every refusal."""
 
 import dataclasses
 import json
@@ -12,9 +12,10 @@ from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
-# layers, vocabulary, D, F, query heads, kv heads, head dim, window, query scale, rope scale of global layers; parameters without
-# embedding and in the embedding. Gemma 2's counts are those of its report's table 2; Gemma 3's, rounded there to millions
-# (698, 3,209, 10,759, 25,600; 302, 675, 1,012, 1,416), include its vision encoder nowhere.
+# Layers, vocabulary, D, F, query heads, key-value heads, head dim, window, query scale, rope scale
+# of global layers; parameters without the embedding, and of the embedding. Gemma 2's counts are
+# those of table 2 of its report. Gemma 3's are rounded to millions in its report (698, 3,209,
+# 10,759, 25,600; 302, 675, 1,012, 1,416) and do not include the vision encoder.
 PUBLISHED = {
     "gemma2_2b": (
         26,
@@ -136,7 +137,7 @@ def test_sizes_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", GEMMA_CONFIGS)
-def test_families_differ_as_their_reports_say(name):
+def test_families_differ_as_published(name):
     c = GEMMA_CONFIGS[name]
     if name.startswith("gemma2"):
         assert (
@@ -169,7 +170,7 @@ def test_patterns_end_as_published(name):
 
 @pytest.mark.parametrize("name", GEMMA_CONFIGS)
 def test_the_number_of_parameters_is_that_of_the_model(name):
-    """Counted on shapes alone: the largest would take 109 GB."""
+    """Counted from shapes: the parameters of the largest size would take 109 GB."""
     shapes = jax.tree.leaves(abstract_encoder(EncoderConfig(GEMMA_CONFIGS[name])).shapes)
     assert all(isinstance(shape, jax.ShapeDtypeStruct) for shape in shapes)
     assert sum(math.prod(shape.shape) for shape in shapes) == GEMMA_CONFIGS[name].num_parameters
@@ -202,9 +203,8 @@ def test_a_config_survives_json(tiny_config, family):
     for config in (full, EncoderConfig(tiny_config(family))):
         restored = EncoderConfig.from_dict(json.loads(json.dumps(config.to_dict())))
         assert restored == config
-        assert hash(restored.transformer) == hash(
-            config.transformer
-        )  # equal down to tuples: a list would not hash
+        # Tuples are restored as tuples: a list would not hash.
+        assert hash(restored.transformer) == hash(config.transformer)
 
 
 def test_every_gemma_config_survives_json():
@@ -213,7 +213,7 @@ def test_every_gemma_config_survives_json():
         assert EncoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_defaults_are_the_method_s():
+def test_defaults_are_those_of_the_paper():
     config = EncoderConfig(GEMMA_CONFIGS["gemma2_2b"])
     assert (
         config.attention,
@@ -251,7 +251,7 @@ def test_defaults_are_the_method_s():
         ),
     ],
 )
-def test_an_encoder_that_cannot_be_is_refused(tiny_config, fields, message):
+def test_invalid_encoder_configs_are_refused(tiny_config, fields, message):
     with pytest.raises(InputError, match=message):
         EncoderConfig(tiny_config("gemma2"), **fields)
 
@@ -291,7 +291,7 @@ def test_pooling_sizes_below_one_are_refused(field):
         ({"pattern": ("local", "globl")}, "unknown layer kind 'globl'; did you mean 'global'"),
     ],
 )
-def test_a_transformer_that_cannot_be_is_refused(tiny_config, changes, message):
+def test_invalid_transformer_configs_are_refused(tiny_config, changes, message):
     with pytest.raises(InputError, match=message):
         tiny_config("gemma3", **changes)
 
@@ -310,7 +310,7 @@ def test_a_transformer_that_cannot_be_is_refused(tiny_config, changes, message):
     ],
 )
 def test_sizes_below_one_are_refused(tiny_config, field):
-    """A window of 0, for one, would leave a token nothing to see, and softmax would then show it everything."""
+    """A window of 0, for example, would mask every key, and softmax would attend to all."""
     with pytest.raises(InputError, match=field):
         tiny_config("gemma3", **{field: 0})
 
@@ -321,7 +321,7 @@ def test_an_empty_pattern_is_refused(tiny_config):
 
 
 @pytest.mark.parametrize("reach", [(-1, 0), (0, -1), (1,), (1, 2, 3)])
-def test_a_reach_that_is_no_pair_of_distances_is_refused(tiny_config, reach):
+def test_an_invalid_reach_is_refused(tiny_config, reach):
     with pytest.raises(InputError, match="bidirectional_reach"):
         tiny_config("gemma3", bidirectional_reach=reach)
 

@@ -1,4 +1,4 @@
-"""The encoder: one text, one vector, wherever it lies; parameters apart from structure; a mask switch per call."""
+"""The encoder: vectors invariant to layout, parameters split from structure, mask switch."""
 
 import dataclasses
 
@@ -21,18 +21,21 @@ from gemma_encoder.model.encoder import (
 )
 from gemma_encoder.model.heads import HeadInputs
 
-TEXTS, LENGTH, SLOTS = (
-    5,
-    50,
-    5,
-)  # every layout below is [TEXTS, LENGTH], so that one compiled program serves them all
-# The same numbers in other places of a row: float32 sums over 50 places, mostly zeros, in another order, through five layers.
+# Every layout below is [TEXTS, LENGTH], so that one compiled program runs them all.
+TEXTS = 5
+LENGTH = 50
+SLOTS = 5
+# Other columns of a row mean another order of summation: float32 sums over 50 columns, mostly
+# zeros, through five layers.
 MOVED = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
 def pooled_by_every_pooler(random_parameters, tiny_config):
-    """family → a compiled function of (tokens, segment_ids, positions) to {pooler: [B, S, D]}, of one transformer."""
+    """By family, a compiled function from (tokens, segment_ids, positions) to {pooler: [B, S, D]}.
+
+    All poolers share one transformer.
+    """
 
     def make(family):
         encoders = {}
@@ -48,10 +51,8 @@ def pooled_by_every_pooler(random_parameters, tiny_config):
         for encoder in encoders.values():
             nnx.update(encoder.backbone, backbone)
 
-        @jax.jit
-        def pooled(
-            tokens, segment_ids, positions
-        ):  # XLA computes what the five have in common once
+        @jax.jit  # XLA computes the shared transformer once for the five poolers
+        def pooled(tokens, segment_ids, positions):
             return {
                 name: encoder(tokens, segment_ids, positions, SLOTS).pooled
                 for name, encoder in encoders.items()
@@ -62,9 +63,9 @@ def pooled_by_every_pooler(random_parameters, tiny_config):
     return {family: make(family) for family in ("gemma2", "gemma3")}
 
 
-def by_text(pooled, places):
-    """{pooler: [texts, D]} from {pooler: [B, S, D]} and each text's (row, slot)."""
-    rows, slots = zip(*places, strict=True)
+def by_text(pooled, layout):
+    """Selects {pooler: [texts, D]} from {pooler: [B, S, D]} by each text's (row, slot)."""
+    rows, slots = zip(*layout, strict=True)
     return {name: np.asarray(values)[list(rows), list(slots)] for name, values in pooled.items()}
 
 
@@ -73,42 +74,38 @@ def by_text(pooled, places):
 @given(
     lengths=st.lists(st.integers(1, 10), min_size=TEXTS, max_size=TEXTS),
     order=st.permutations(range(TEXTS)),
-    cut=st.integers(1, TEXTS),
+    split=st.integers(1, TEXTS),
     data=st.data(),
 )
-def test_a_text_has_one_vector_wherever_it_lies(
-    pooled_by_every_pooler, lay_out, family, lengths, order, cut, data
+def test_the_vector_of_a_text_is_invariant_to_layout(
+    pooled_by_every_pooler, lay_out, family, lengths, order, split, data
 ):
-    """Alone or packed, in any order, padded on the left or right, shorter or longer than K and the window: the same vector."""
+    """Alone or packed, in any order, padded left or right, shorter or longer than k and window."""
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     texts = [rng.integers(5, 64, length) for length in lengths]
     pool = pooled_by_every_pooler[family]
-    alone = by_text(
-        pool(*lay_out([[text] for text in texts], TEXTS, LENGTH)),
-        [(number, 0) for number in range(TEXTS)],
-    )
+    one_per_row = [[text] for text in texts]
+    first_slots = [(row, 0) for row in range(TEXTS)]
+    alone = by_text(pool(*lay_out(one_per_row, TEXTS, LENGTH)), first_slots)
     assert all(np.abs(values).max() > 0.01 for values in alone.values())
-    packed = [[texts[number] for number in order[:cut]], [texts[number] for number in order[cut:]]]
-    places = [
-        divmod(order.index(number), cut)
-        if order.index(number) < cut
-        else (1, order.index(number) - cut)
-        for number in range(TEXTS)
-    ]
-    layouts = {
-        "alone, padded left": (
-            [[text] for text in texts],
-            "left",
-            [(number, 0) for number in range(TEXTS)],
-        ),
-        "packed": (packed, "right", places),
-        "packed, padded left": (packed, "left", places),
+    orders = [order[:split], order[split:]]
+    packed = [[texts[text] for text in row_order] for row_order in orders]
+    slots = {
+        text: (row, slot)
+        for row, row_order in enumerate(orders)
+        for slot, text in enumerate(row_order)
     }
-    for name, (rows, padding, places) in layouts.items():
-        found = by_text(pool(*lay_out(rows, TEXTS, LENGTH, padding)), places)
+    packed_slots = [slots[text] for text in range(TEXTS)]
+    layouts = {
+        "alone, padded left": (one_per_row, "left", first_slots),
+        "packed": (packed, "right", packed_slots),
+        "packed, padded left": (packed, "left", packed_slots),
+    }
+    for name, (rows, padding, row_slots) in layouts.items():
+        actual = by_text(pool(*lay_out(rows, TEXTS, LENGTH, padding)), row_slots)
         for pooler in POOLERS:
             np.testing.assert_allclose(
-                found[pooler], alone[pooler], **MOVED, err_msg=f"{name}, {pooler}"
+                actual[pooler], alone[pooler], **MOVED, err_msg=f"{name}, {pooler}"
             )
 
 
@@ -118,15 +115,13 @@ def test_permuting_texts_in_a_row_permutes_results(pooled_by_every_pooler, lay_o
     texts = [rng.integers(5, 64, length) for length in (9, 1, 4, 12, 2)]
     order = [3, 0, 4, 2, 1]
     first = pooled_by_every_pooler[family](*lay_out([texts], TEXTS, LENGTH))
-    second = pooled_by_every_pooler[family](
-        *lay_out([[texts[number] for number in order]], TEXTS, LENGTH)
-    )
+    permuted = [texts[index] for index in order]
+    second = pooled_by_every_pooler[family](*lay_out([permuted], TEXTS, LENGTH))
     for pooler in POOLERS:
-        np.testing.assert_allclose(second[pooler][0], np.asarray(first[pooler][0])[order], **MOVED)
-        distances = np.abs(
-            np.asarray(first[pooler][0])[:, None] - np.asarray(first[pooler][0])[None]
-        ).max(-1)
-        assert distances[~np.eye(TEXTS, dtype=bool)].min() > 0.01  # the texts can be told apart
+        vectors = np.asarray(first[pooler][0])
+        np.testing.assert_allclose(second[pooler][0], vectors[order], **MOVED)
+        distances = np.abs(vectors[:, None] - vectors[None]).max(-1)
+        assert distances[~np.eye(TEXTS, dtype=bool)].min() > 0.01  # the texts are distinguishable
 
 
 def test_the_order_of_rows_is_the_order_of_results(pooled_by_every_pooler, lay_out):
@@ -157,7 +152,7 @@ def some_batch(lay_out):
 
 
 def pooled_only(pooled):
-    """Inputs of a head that reads nothing else."""
+    """Inputs of a head that reads only the pooled state."""
     return HeadInputs(None, pooled, None, None, None, None, None)
 
 
@@ -177,9 +172,8 @@ def test_every_head_scores_every_text(small, random_parameters, some_batch):
     }
     for name, scores in output.scores.items():
         assert scores.dtype == jnp.float32
-        np.testing.assert_allclose(
-            scores, encoder.heads[name](pooled_only(output.pooled)), rtol=0, atol=1e-5
-        )  # float32, compiled apart
+        expected = encoder.heads[name](pooled_only(output.pooled))
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)  # float32, compiled apart
 
 
 def test_heads_and_pooling_are_float32_when_compute_is_not(small, random_parameters, some_batch):
@@ -201,16 +195,9 @@ def test_the_mask_switch_can_be_overridden_per_call(small, random_parameters, so
         ("causal", "bidirectional"),
         ("bidirectional", "causal"),
     ]:
-        encoder = abstract_encoder(dataclasses.replace(small, attention=configured)).merge(
-            parameters
-        )
-        outputs[configured, called] = np.asarray(
-            jax.jit(
-                lambda encoder=encoder, called=called: (
-                    encoder(*some_batch, 2, attention=called).hidden
-                )
-            )()
-        )
+        config = dataclasses.replace(small, attention=configured)
+        encoder = abstract_encoder(config).merge(parameters)
+        outputs[configured, called] = encode(encoder, some_batch, attention=called).hidden
     np.testing.assert_array_equal(
         outputs["causal", "bidirectional"], outputs["bidirectional", None]
     )
@@ -237,7 +224,7 @@ def test_the_configs_dropout_needs_a_key(small, random_parameters, some_batch, q
     assert np.isfinite(dropped).all()
 
 
-def test_the_skeletons_shapes_are_those_of_the_parameters(small):
+def test_abstract_shapes_are_those_of_the_parameters(small):
     small = dataclasses.replace(
         small,
         transformer=dataclasses.replace(
@@ -264,7 +251,7 @@ def test_the_skeletons_shapes_are_those_of_the_parameters(small):
 
 @pytest.fixture(scope="module")
 def drawn(tiny_config):
-    """(config, a compiled initial_parameters of it)."""
+    """(config, compiled `initial_parameters` of it)."""
     config = EncoderConfig(
         tiny_config("gemma2", num_layers=1, pattern=("global",)),
         heads={"a": 2},
@@ -288,14 +275,11 @@ def test_parameters_are_a_function_of_the_key(drawn, quick_key):
         "blocks/0/gating": 32,
         "blocks/0/linear": 48,
     }.items():
-        np.testing.assert_allclose(
-            np.std(first[f"backbone/{path}"]), fan_in**-0.5, rtol=0.1
-        )  # at least 1,024 draws: standard error 2 %
+        # At least 1,024 draws: standard error 2 %.
+        np.testing.assert_allclose(np.std(first[f"backbone/{path}"]), fan_in**-0.5, rtol=0.1)
 
 
-def test_a_skeleton_and_parameters_make_the_encoder_that_the_constructor_makes(
-    drawn, some_batch, quick_key
-):
+def test_merging_parameters_equals_the_constructor(drawn, some_batch, quick_key):
     config, draw = drawn
     built = nnx.jit(lambda: GemmaEncoder(config, rngs=nnx.Rngs(quick_key(4))))()
     parameters = draw(quick_key(4))
@@ -309,12 +293,12 @@ def test_a_skeleton_and_parameters_make_the_encoder_that_the_constructor_makes(
 
 
 @pytest.mark.parametrize("name", ["7", "a/b", ""])
-def test_a_head_name_that_no_path_can_hold_is_refused(small, name):
+def test_head_names_that_are_no_path_parts_are_refused(small, name):
     with pytest.raises(InputError, match="head"):
         dataclasses.replace(small, heads={name: 2, "b": 3})
 
 
-def test_a_config_and_a_skeleton_can_be_keys(small):
-    """A structure that is a static argument of jit must hash."""
+def test_configs_and_graphs_hash(small):
+    """Static arguments of jit must hash."""
     assert hash(small) == hash(dataclasses.replace(small))
     assert hash(abstract_encoder(small).graph) == hash(abstract_encoder(small).graph)

@@ -1,4 +1,4 @@
-"""Heads: one registry, refusals by name, and a head of one's own that trains like any other."""
+"""Heads: the registry, refusals, and a registered head beside the library's own."""
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +29,13 @@ def make(transformer, **fields):
         (
             HeadConfig(2, "language_model"),
             "bidirectional",
-            "head 't' is a language model's, .* it needs attention='causal', got 'bidirectional'",
+            "language-model head 't' .* needs attention='causal', got 'bidirectional'",
         ),
-        (HeadConfig(3, "language_model"), "causal", "language head 't' has 2 outputs, got 3"),
+        (
+            HeadConfig(3, "language_model"),
+            "causal",
+            "language-model head 't' must have 2 outputs, got 3",
+        ),
     ],
 )
 def test_refusals(transformer, head, attention, message):
@@ -57,7 +61,7 @@ def test_a_plain_number_is_a_linear_head(transformer):
     ]
 
 
-def test_heads_without_parameters_change_no_others_initial_values(transformer):
+def test_heads_without_parameters_do_not_shift_the_rng(transformer):
     """Initial values are drawn head by head, in the order of names."""
     text = {"a_text": HeadConfig(2, "language_model")}
     alone, beside = (
@@ -72,7 +76,7 @@ def test_heads_without_parameters_change_no_others_initial_values(transformer):
 
 
 class Bilinear(heads.Head):
-    """A head of one's own: a quadratic form of the pooled state, which reads no hidden states."""
+    """A registered head: a quadratic form of the pooled state."""
 
     def __init__(self, config, encoder, *, rngs):
         self.form = normal_param(
@@ -80,11 +84,11 @@ class Bilinear(heads.Head):
         )
 
     def __call__(self, inputs):
-        """Scores [B, S, C]."""
+        """Returns scores [B, S, C]."""
         return jnp.einsum("BSD,DCE,BSE->BSC", inputs.pooled, self.form[...], inputs.pooled)
 
 
-def test_a_registered_head_is_one_like_any_other(transformer, monkeypatch):
+def test_a_registered_head_works_like_the_library_s(transformer, monkeypatch):
     monkeypatch.setattr(heads, "HEADS", dict(heads.HEADS))
     heads.register_head("bilinear", Bilinear)
     config = make(transformer, heads={"t": HeadConfig(2, "bilinear"), "u": 1})

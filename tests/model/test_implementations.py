@@ -1,4 +1,4 @@
-"""Every implementation of attention means what the plain one means: values and gradients, soft cap, windows and segments on."""
+"""Attention implementations: parity with plain XLA in values and gradients, and refusals."""
 
 import dataclasses
 import sys
@@ -31,7 +31,10 @@ TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 
 @pytest.fixture(scope="module")
 def arrays():
-    """`arrays(length, heads, kv_heads, width, padding, dtype)`: (query, key, value), segment ids and positions of three packed rows."""
+    """`arrays(length, heads, kv_heads, width, padding, dtype)`: inputs of three packed rows.
+
+    Returns [query, key, value], segment ids and positions.
+    """
 
     def make(length, heads=4, kv_heads=2, width=16, padding="right", dtype=jnp.float32):
         rng = np.random.default_rng(0)
@@ -39,16 +42,14 @@ def arrays():
             jnp.asarray(rng.standard_normal((3, length, n, width)), dtype)
             for n in (heads, kv_heads, kv_heads)
         ]
-        segment_ids, positions = np.zeros((3, length), np.int32), np.zeros((3, length), np.int32)
-        for row, texts in enumerate(
-            ([length], [length // 2, length // 4], [length // 3, 5, length // 3])
-        ):
-            start = 0 if padding == "right" else length - sum(texts)
-            for number, size in enumerate(texts, 1):
-                segment_ids[row, start : start + size], positions[row, start : start + size] = (
-                    number,
-                    np.arange(size),
-                )
+        segment_ids = np.zeros((3, length), np.int32)
+        positions = np.zeros((3, length), np.int32)
+        rows = ([length], [length // 2, length // 4], [length // 3, 5, length // 3])
+        for row, sizes in enumerate(rows):
+            start = 0 if padding == "right" else length - sum(sizes)
+            for segment, size in enumerate(sizes, 1):
+                segment_ids[row, start : start + size] = segment
+                positions[row, start : start + size] = np.arange(size)
                 start += size
         return qkv, jnp.asarray(segment_ids), jnp.asarray(positions)
 
@@ -56,7 +57,7 @@ def arrays():
 
 
 def values_and_gradients(attention, qkv, segment_ids):
-    """The outputs of real tokens, and the gradients of a sum of them that weighs each differently."""
+    """Outputs of real tokens, and gradients of their weighted sum, each with its own weight."""
     real = (segment_ids > 0)[:, :, None, None]
     weights = jnp.cos(jnp.arange(qkv[0].size, dtype=jnp.float32)).reshape(qkv[0].shape)
 
@@ -80,12 +81,12 @@ def assert_equal_attention(attention, arrays, spec, **tolerance):
         exact,
         segment_ids,
     )
-    found = values_and_gradients(
+    actual = values_and_gradients(
         lambda *qkv: attention(*qkv, segment_ids=segment_ids, positions=positions, spec=spec),
         qkv,
         segment_ids,
     )
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
@@ -99,7 +100,7 @@ def test_chunks_equal_the_whole(arrays, spec, chunk, padding):
 
 
 def largest_array(jaxpr) -> int:
-    """Elements of the largest array that a program makes, inner programs included."""
+    """Elements of the largest array in a program, inner programs included."""
     sizes = [
         var.aval.size for eqn in jaxpr.eqns for var in eqn.outvars if hasattr(var.aval, "size")
     ]
@@ -110,15 +111,19 @@ def largest_array(jaxpr) -> int:
 
 @pytest.mark.parametrize(("reach", "per_token"), [((64, 64), 512 + 128), (None, 8192)])
 def test_long_rows_need_no_quadratic_memory(reach, per_token):
-    """Forward and backward at 8,192 tokens hold one chunk's logits at a time: reach-wide on local layers, row-wide on global ones."""
-    length, heads = 8192, 2
+    """Forward and backward at 8,192 tokens materialize the logits of one chunk at a time.
+
+    A chunk's keys are those of its window on local layers, the whole row on global ones.
+    """
+    length = 8192
+    heads = 2
     qkv = [jax.ShapeDtypeStruct((1, length, heads, 16), jnp.float32)] * 3
     ids = jnp.ones((1, length), jnp.int32)
-    places = jnp.arange(length, dtype=jnp.int32)[None]
+    positions = jnp.arange(length, dtype=jnp.int32)[None]
 
     def loss(*qkv):
         return xla_attention(
-            *qkv, segment_ids=ids, positions=places, spec=AttentionSpec(False, reach, 50.0)
+            *qkv, segment_ids=ids, positions=positions, spec=AttentionSpec(False, reach, 50.0)
         ).sum()
 
     largest = largest_array(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*qkv).jaxpr)
@@ -126,7 +131,8 @@ def test_long_rows_need_no_quadratic_memory(reach, per_token):
     assert largest < heads * length * length / 10
 
 
-def test_dropout_in_chunks_keeps_the_mean_and_differs_between_chunks(arrays):
+def test_dropout_in_chunks_keeps_the_mean_and_varies(arrays):
+    """The mean over keys is that without dropout, and each chunk draws its own mask."""
     qkv, segment_ids, positions = arrays(24)
     options = {
         "segment_ids": segment_ids,
@@ -138,24 +144,24 @@ def test_dropout_in_chunks_keeps_the_mean_and_differs_between_chunks(arrays):
         jax.vmap(lambda key: xla_attention(*qkv, **options, dropout_rate=0.3, dropout_key=key))
     )
     many = draw(jax.random.split(jax.random.key(0, impl="unsafe_rbg"), 1500))
-    # A token that sees one other keeps or loses it whole: values of size up to 3 by sqrt(0.3 / 0.7), over the root of 1,500; 5 of them.
+    # A token with one key keeps or drops all of it: values up to 3 times sqrt(0.3 / 0.7), divided
+    # by the root of 1,500 draws; 5 standard errors.
     np.testing.assert_allclose(
         many.mean(axis=0),
         xla_attention(*qkv, **options),
         rtol=0,
         atol=5 * 3 * (0.3 / 0.7) ** 0.5 / 1500**0.5,
     )
-    same = [jnp.ones_like(x) for x in qkv[:2]] + [jnp.ones_like(qkv[2])]
-    ones = xla_attention(*same, **options, dropout_rate=0.3, dropout_key=jax.random.key(1))[
-        0, :, 0, 0
-    ]
-    assert not np.array_equal(ones[:8], ones[8:16])
+    ones = [jnp.ones_like(x) for x in qkv]
+    dropped = xla_attention(*ones, **options, dropout_rate=0.3, dropout_key=jax.random.key(1))
+    first_head = dropped[0, :, 0, 0]
+    assert not np.array_equal(first_head[:8], first_head[8:16])
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize(("length", "heads", "kv_heads"), [(128, 4, 2), (200, 2, 1)])
 def test_splash_equals_xla(arrays, spec, length, heads, kv_heads):
-    """In interpret mode; 200 is no multiple of its blocks."""
+    """In interpret mode; 200 is not a multiple of the block size."""
 
     def splash(*qkv, positions, **options):
         return fused_attention.splash_attention(*qkv, **options, interpret=True)
@@ -167,7 +173,8 @@ def test_splash_in_bfloat16(arrays):
     def splash(*qkv, positions, **options):
         return fused_attention.splash_attention(*qkv, **options, interpret=True)
 
-    # bfloat16 rounds outputs of size up to 3 and gradients of size up to 10 to 2^-9 of themselves, a few times over.
+    # bfloat16 rounds outputs of size up to 3 and gradients of size up to 10 with a relative error
+    # of 2^-9, a few times over.
     assert_equal_attention(
         splash, arrays(128, dtype=jnp.bfloat16), SPECS["local, soft cap"], rtol=0.05, atol=0.1
     )
@@ -175,12 +182,10 @@ def test_splash_in_bfloat16(arrays):
 
 @pytest.mark.parametrize("kv_heads", [2, 1])
 def test_splash_on_a_mesh_equals_one_device(arrays, kv_heads):
-    """Rows over data and fsdp, heads over tensor; a single key-value head stays whole on every device."""
+    """Rows over data and fsdp, heads over tensor; a single key-value head is replicated."""
     qkv, segment_ids, _ = arrays(128, 2, kv_heads)
-    qkv, segment_ids = (
-        [jnp.tile(x, (2, 1, 1, 1))[:4] for x in qkv],
-        jnp.tile(segment_ids, (2, 1))[:4],
-    )
+    qkv = [jnp.tile(x, (2, 1, 1, 1))[:4] for x in qkv]
+    segment_ids = jnp.tile(segment_ids, (2, 1))[:4]
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
     def splash(*qkv, mesh):
@@ -194,8 +199,8 @@ def test_splash_on_a_mesh_equals_one_device(arrays, kv_heads):
         np.testing.assert_allclose(a, b, **TOLERANCE)
 
 
-def test_the_cudnn_call_means_the_same(arrays, monkeypatch):
-    """The arguments that cuDNN is given, run by `jax.nn`'s own plain implementation: a GPU is not at hand in tests."""
+def test_the_cudnn_call_equals_xla(arrays, monkeypatch):
+    """cuDNN's arguments, run by the XLA implementation of `jax.nn`: tests have no GPU."""
     real = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn,
@@ -212,8 +217,8 @@ def test_the_cudnn_call_means_the_same(arrays, monkeypatch):
         assert_equal_attention(cudnn, arrays(24), SPECS[name], **TOLERANCE)
 
 
-def test_the_tokamax_call_means_the_same(arrays, monkeypatch):
-    """The arguments that tokamax is given, run by a stand-in with its documented meaning."""
+def test_the_tokamax_call_equals_xla(arrays, monkeypatch):
+    """tokamax's arguments, run by a stand-in with its documented semantics."""
     seen = []
 
     def stand_in(query, key, value, *, mask, scale, logits_soft_cap, implementation):
@@ -243,7 +248,7 @@ def test_the_tokamax_call_means_the_same(arrays, monkeypatch):
     assert set(seen) == {"triton"}
 
 
-ASKED = {
+ARGUMENTS = {
     "platform": "tpu",
     "dtype": jnp.bfloat16,
     "head_dim": 256,
@@ -253,7 +258,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize(
-    ("changes", "chosen"),
+    ("changes", "expected"),
     [
         ({}, "splash"),
         ({"dtype": jnp.float32}, "splash"),
@@ -266,20 +271,20 @@ ASKED = {
         ({"platform": "gpu", "dropout_rate": 0.1}, "xla"),
     ],
 )
-def test_auto_takes_the_fastest_that_can(changes, chosen, monkeypatch):
+def test_auto_resolves_to_the_fastest_supported(changes, expected, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
-    assert choose_implementation("auto", **(ASKED | changes)) == chosen
+    assert choose_implementation("auto", **(ARGUMENTS | changes)) == expected
 
 
-def test_auto_does_without_tokamax_where_it_is_not_installed(monkeypatch):
+def test_auto_falls_back_if_tokamax_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert choose_implementation("auto", **(ASKED | {"platform": "gpu"})) == "xla"
+    assert choose_implementation("auto", **(ARGUMENTS | {"platform": "gpu"})) == "xla"
 
 
-def test_auto_says_what_it_took_and_why(caplog):
+def test_auto_logs_its_choice_and_the_reasons_once(caplog):
     with caplog.at_level("INFO"):
-        choose_implementation("auto", **(ASKED | {"head_dim": 34}))
-        choose_implementation("auto", **(ASKED | {"head_dim": 34}))
+        choose_implementation("auto", **(ARGUMENTS | {"head_dim": 34}))
+        choose_implementation("auto", **(ARGUMENTS | {"head_dim": 34}))
     assert [record.message for record in caplog.records] == [
         "attention runs on xla (not splash: it needs a head dim that is a multiple of 128, not 34; "
         "not cudnn: it needs a GPU, this is a TPU; not tokamax: it needs a GPU, this is a TPU)"
@@ -294,9 +299,17 @@ def test_auto_says_what_it_took_and_why(caplog):
             {"platform": "cpu"},
             "'splash' cannot be used: it needs a TPU, this is a CPU; choose 'xla' or 'auto'",
         ),
-        ("splash", {"dropout_rate": 0.1}, "no dropout on attention probabilities"),
+        (
+            "splash",
+            {"dropout_rate": 0.1},
+            "it does not support dropout on attention probabilities",
+        ),
         ("splash", {"head_dim": 64}, "a multiple of 128, not 64"),
-        ("cudnn", {"platform": "gpu"}, "'cudnn' cannot be used: it has no soft cap"),
+        (
+            "cudnn",
+            {"platform": "gpu"},
+            "'cudnn' cannot be used: it does not support a soft cap",
+        ),
         (
             "cudnn",
             {"platform": "gpu", "soft_cap": None, "dtype": jnp.float32},
@@ -311,12 +324,12 @@ def test_auto_says_what_it_took_and_why(caplog):
         ("flash", {}, "unknown attention implementation 'flash'; did you mean 'splash'"),
     ],
 )
-def test_what_an_implementation_cannot_do_is_refused(name, changes, message):
+def test_unsupported_arguments_are_refused(name, changes, message):
     with pytest.raises(InputError, match=message):
-        choose_implementation(name, **(ASKED | changes))
+        choose_implementation(name, **(ARGUMENTS | changes))
 
 
-def test_a_model_hands_its_implementation_down(make_encoder):
+def test_the_config_s_implementation_reaches_attention(make_encoder):
     encoder = make_encoder("gemma2", attention_implementation="splash")
     tokens = jnp.ones((1, 8), jnp.int32)
     with pytest.raises(InputError, match="'splash' cannot be used: it needs a TPU, this is a CPU"):
@@ -324,8 +337,8 @@ def test_a_model_hands_its_implementation_down(make_encoder):
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_a_training_step_compiles_for_a_tpu_with_splash_attention(family):
-    """For a v5e topology, no TPU attached: kernels in the program, and no array of row length squared."""
+def test_a_training_step_compiles_for_tpu_with_splash(family):
+    """For a v5e topology, without a TPU: the program has the kernels and no L x L array."""
     pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu: pip install 'jax[tpu]'")
     from jax.experimental import topologies
 
@@ -345,7 +358,8 @@ def test_a_training_step_compiles_for_a_tpu_with_splash_attention(family):
     config = EncoderConfig(
         dataclasses.replace(GEMMA_CONFIGS[f"{family}_tiny"], **changes), heads={"head": 1}
     )
-    encoder, length = abstract_encoder(config), 2048
+    encoder = abstract_encoder(config)
+    length = 2048
     rows = NamedSharding(mesh, P(("data", "fsdp")))
     ids = jax.ShapeDtypeStruct((2, length), jnp.int32, sharding=rows)
     parameters = jax.tree.map(
@@ -354,11 +368,8 @@ def test_a_training_step_compiles_for_a_tpu_with_splash_attention(family):
     )
 
     def loss(parameters, tokens, segment_ids, positions):
-        return (
-            encoder.merge(parameters)(tokens, segment_ids, positions, 4, mesh=mesh)
-            .scores["head"]
-            .sum()
-        )
+        output = encoder.merge(parameters)(tokens, segment_ids, positions, 4, mesh=mesh)
+        return output.scores["head"].sum()
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         lowered = (

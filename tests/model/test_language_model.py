@@ -1,4 +1,4 @@
-"""The language model's head: its likelihoods against full logits, its causality by gradients, and texts that do not care how they share rows."""
+"""The language-model head: parity with full logits, causality by gradients, packing, memory."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ HEAD = {"heads": {"text": HeadConfig(2, "language_model")}, "attention": "causal
 
 
 def plain(hidden, tokens, table, soft_cap):
-    """−log softmax of each position's logits at the token after it, summed, by numpy; for one text alone."""
+    """The summed negative log-likelihood of one text, from full logits in numpy."""
     logits = np.asarray(hidden, np.float64) @ np.asarray(table, np.float64).T
     if soft_cap is not None:
         logits = np.tanh(logits / soft_cap) * soft_cap
@@ -26,16 +26,16 @@ def plain(hidden, tokens, table, soft_cap):
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 @pytest.mark.parametrize("columns", [1, 3, 100])
-def test_likelihoods_equal_full_logits_however_they_are_chunked(
+def test_likelihoods_equal_full_logits_for_any_chunk_size(
     make_encoder, lay_out, monkeypatch, family, columns
 ):
     encoder = make_encoder(family, {"final_soft_cap": 2.0 if family == "gemma2" else None}, **HEAD)
     table = encoder.backbone.embedding[...]
-    monkeypatch.setattr(language, "LOGITS", 3 * columns * table.shape[0])
+    monkeypatch.setattr(language_model, "LOGITS", 3 * columns * table.shape[0])
     batch = lay_out([[text] for text in TEXTS], 3, 10)
-    found = jax.jit(lambda: encoder(*batch, 1).scores["text"])()
-    assert found.shape == (3, 1, 2) and found.dtype == jnp.float32
-    for text, (total, count) in zip(TEXTS, np.asarray(found)[:, 0], strict=True):
+    scores = jax.jit(lambda: encoder(*batch, 1).scores["text"])()
+    assert scores.shape == (3, 1, 2) and scores.dtype == jnp.float32
+    for text, (total, count) in zip(TEXTS, np.asarray(scores)[:, 0], strict=True):
         hidden = jax.jit(lambda text: encoder.backbone(text, attention="causal"))(
             jnp.asarray([text])
         )[0]
@@ -49,11 +49,12 @@ def test_likelihoods_equal_full_logits_however_they_are_chunked(
 def test_packed_equals_unpacked(make_encoder, lay_out, padding):
     encoder = make_encoder("gemma3", **HEAD)
 
-    def said(rows, num_rows, length, num_segments):
+    def scores(rows, num_rows, length, num_segments):
         batch = lay_out(rows, num_rows, length, padding)
         return np.asarray(jax.jit(lambda: encoder(*batch, num_segments).scores["text"])())
 
-    alone, packed = said([[text] for text in TEXTS], 3, 8, 1)[:, 0], said([TEXTS], 1, 19, 4)[0]
+    alone = scores([[text] for text in TEXTS], 3, 8, 1)[:, 0]
+    packed = scores([TEXTS], 1, 19, 4)[0]
     np.testing.assert_allclose(packed[:3], alone, rtol=1e-5)
     np.testing.assert_array_equal(packed[3], 0)  # an empty slot
 
@@ -62,11 +63,15 @@ def test_packed_equals_unpacked(make_encoder, lay_out, padding):
 def test_no_tokens_likelihood_depends_on_a_later_one(
     tiny_config, random_parameters, attention, later
 ):
-    """Every token comes once, so row t of the input's table is what token t put in; the output's table is held."""
+    """Gradients by the input embeddings; the output embedding is constant.
+
+    Tokens are all different, so the gradient by row t of the table is the gradient by token t.
+    """
     config = EncoderConfig(
         tiny_config("gemma3", sliding_window=16), compute_dtype="float32", **HEAD
     )
-    parameters, tokens = random_parameters(config), jnp.asarray([[2, 9, 7, 11, 5, 1]])
+    parameters = random_parameters(config)
+    tokens = jnp.asarray([[2, 9, 7, 11, 5, 1]])
     output = parameters["backbone"]["embedding"]
 
     def values(table):
@@ -78,22 +83,18 @@ def test_no_tokens_likelihood_depends_on_a_later_one(
             hidden, output, tokens, jnp.ones_like(tokens)
         )[0]
 
-    gradient = np.abs(np.asarray(jax.jit(jax.jacrev(values))(output))).sum(axis=-1)[
-        :, tokens[0]
-    ]  # [token that is said from here, token put in]
-    places = np.arange(5)
-    assert (gradient[:5, :5][places[:, None] >= places] > 0).all()
-    assert (
-        (gradient[:5][places[:, None] < np.arange(6)] > 0).all()
-        if later
-        else not gradient[:5][places[:, None] < np.arange(6)].any()
-    )
-    assert not gradient[5].any()  # nothing comes after eos
+    jacobian = np.asarray(jax.jit(jax.jacrev(values))(output))
+    influence = np.abs(jacobian).sum(axis=-1)[:, tokens[0]]  # [predicting column, input column]
+    columns = np.arange(5)
+    assert (influence[:5, :5][columns[:, None] >= columns] > 0).all()
+    of_later = influence[:5][columns[:, None] < np.arange(6)]
+    assert (of_later > 0).all() if later else not of_later.any()
+    assert not influence[5].any()  # eos predicts nothing
 
 
 def test_no_array_of_all_logits_is_made(make_encoder, lay_out, monkeypatch):
     encoder = make_encoder("gemma3", {"vocab_size": 5000}, **HEAD)
-    monkeypatch.setattr(language, "LOGITS", 2 * 4 * 5000)
+    monkeypatch.setattr(language_model, "LOGITS", 2 * 4 * 5000)
     batch = lay_out([[text] for text in TEXTS[:2]], 2, 64)
     table = encoder.backbone.embedding[...]
 
@@ -104,9 +105,9 @@ def test_no_array_of_all_logits_is_made(make_encoder, lay_out, monkeypatch):
     assert "f32[2,4,5000]" in text and "2,64,5000]" not in text and "f32[16,2,4,5000]" not in text
 
 
-def test_the_switch_is_refused(make_encoder, lay_out):
+def test_bidirectional_attention_is_refused(make_encoder, lay_out):
     with pytest.raises(
         InputError,
-        match="head 'text' is a language model's.*needs attention='causal', got 'bidirectional'",
+        match="language-model head 'text'.*needs attention='causal', got 'bidirectional'",
     ):
         make_encoder("gemma3", **HEAD)(*lay_out([TEXTS], 1, 19), 3, attention="bidirectional")

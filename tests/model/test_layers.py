@@ -1,4 +1,4 @@
-"""The small parts: RMSNorm, dropout, linear layers and heads."""
+"""Building blocks: RMSNorm, dropout, linear layers and the MLP head."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,8 @@ from gemma_encoder.model.layers import Linear, RMSNorm, dropout, normal_param
 
 def test_rms_norm_equals_plain_numpy():
     rng = np.random.default_rng(0)
-    x, scale = (
-        rng.standard_normal((2, 3, 8)).astype(np.float32) * 5,
-        rng.standard_normal(8).astype(np.float32),
-    )
+    x = rng.standard_normal((2, 3, 8)).astype(np.float32) * 5
+    scale = rng.standard_normal(8).astype(np.float32)
     norm = RMSNorm(8)
     assert (np.asarray(norm.scale[...]) == 0).all()  # Gemma's form: the factor is 1 + scale
     unscaled = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6)
@@ -51,18 +49,17 @@ def test_dropout_is_the_identity_without_a_key_or_a_rate():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_dropout_zeroes_at_its_rate_and_preserves_the_mean(rate, dtype):
     x = jnp.full((200, 200), 3.0, dtype)
-    found = dropout(x, rate, jax.random.key(1))
-    assert found.dtype == dtype
-    values = np.asarray(found, np.float64)
+    dropped = dropout(x, rate, jax.random.key(1))
+    assert dropped.dtype == dtype
+    values = np.asarray(dropped, np.float64)
     deviation = np.sqrt(rate * (1 - rate) / x.size)
     assert abs((values == 0).mean() - rate) < 5 * deviation
     assert len(np.unique(values[values != 0])) == 1
-    np.testing.assert_allclose(
-        values[values != 0][0], 3 / (1 - rate), rtol=1e-6 if dtype == jnp.float32 else 2**-7
-    )  # one rounding or two
-    assert abs(values.mean() - 3) < 3 * 5 * deviation / (1 - rate) + (
-        0 if dtype == jnp.float32 else 3 * 2**-7
-    )
+    # One rounding or two.
+    rtol = 1e-6 if dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(values[values != 0][0], 3 / (1 - rate), rtol=rtol)
+    rounding = 0 if dtype == jnp.float32 else 3 * 2**-7
+    assert abs(values.mean() - 3) < 3 * 5 * deviation / (1 - rate) + rounding
 
 
 def test_dropout_is_a_function_of_its_key():
@@ -72,12 +69,11 @@ def test_dropout_is_a_function_of_its_key():
     assert (np.asarray(first) != np.asarray(other)).any()
 
 
-def test_initial_values_are_normal_with_variance_one_over_fan_in():
+def test_initial_values_have_variance_one_over_fan_in():
     values = np.asarray(normal_param(nnx.Rngs(0), (64, 64, 4), 16)[...])
     assert values.dtype == np.float32
-    np.testing.assert_allclose(
-        values.std(), 16**-0.5, rtol=0.03
-    )  # 16,384 draws: standard error 0.6 %
+    # 16,384 draws: standard error 0.6 %.
+    np.testing.assert_allclose(values.std(), 16**-0.5, rtol=0.03)
     assert abs(values.mean()) < 5 * 16**-0.5 / 128
 
 
@@ -85,9 +81,8 @@ def test_linear_is_a_matrix_and_a_bias():
     linear = Linear(3, 2, rngs=nnx.Rngs(0))
     linear.bias[...] = jnp.asarray([1.0, -1.0])
     x = np.random.default_rng(0).standard_normal((4, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(
-        linear(jnp.asarray(x)), x @ np.asarray(linear.kernel[...]) + [1, -1], rtol=0, atol=1e-6
-    )  # float32
+    expected = x @ np.asarray(linear.kernel[...]) + [1, -1]
+    np.testing.assert_allclose(linear(jnp.asarray(x)), expected, rtol=0, atol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 7)])
@@ -102,11 +97,9 @@ def test_a_head_is_an_mlp(tiny_config, hidden):
     expected = x.astype(np.float64)
     for layer in head.hidden:
         expected = expected @ np.asarray(layer.kernel[...])
-        expected = (
-            0.5 * expected * (1 + scipy.special.erf(expected / np.sqrt(2)))
-        )  # PyTorch's GELU, which exports need
-    found = head(HeadInputs(None, jnp.asarray(x), None, None, None, None, None))
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(
-        found, expected @ np.asarray(head.out.kernel[...]), rtol=0, atol=1e-5
-    )  # float32, three products
+        # PyTorch's GELU, which exports need.
+        expected = 0.5 * expected * (1 + scipy.special.erf(expected / np.sqrt(2)))
+    expected = expected @ np.asarray(head.out.kernel[...])
+    scores = head(HeadInputs(None, jnp.asarray(x), None, None, None, None, None))
+    assert scores.dtype == jnp.float32
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)  # float32, three products

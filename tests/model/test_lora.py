@@ -1,4 +1,4 @@
-"""Adapters: at the start they change nothing; they are made for every matrix; folding them in computes the same."""
+"""LoRA: one adapter per matrix, no effect at initialization, and merging equals adapting."""
 
 import dataclasses
 
@@ -44,28 +44,29 @@ def drawn(config):
     return jax.jit(lambda key: initial_parameters(config, key))(jax.random.key(0))
 
 
+def is_base(path):
+    return not is_adapter(path)
+
+
 def disturbed(parameters):
-    """With adapters that do something."""
+    """The parameters with nonzero adapters."""
 
     def move(leaf):
         return leaf + 0.02 * jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape))
 
-    base, adapters = (
-        select(parameters, lambda path: not is_adapter(path)),
-        select(parameters, is_adapter),
-    )
-    return merge_parameters(base, jax.tree.map(move, adapters))
+    adapters = jax.tree.map(move, select(parameters, is_adapter))
+    return merge_parameters(select(parameters, is_base), adapters)
 
 
-def plain(config, parameters):
+def merged(config, parameters):
+    """(config, parameters) without adapters, which are merged into the matrices."""
     backbone = merge_backbone_lora(parameters["backbone"], config.lora)
     return dataclasses.replace(config, lora=LoraConfig()), {**parameters, "backbone": backbone}
 
 
 def output(config, parameters):
-    return jax.jit(lambda parameters: abstract_encoder(config).merge(parameters)(*batch()))(
-        parameters
-    )
+    encode = jax.jit(lambda parameters: abstract_encoder(config).merge(parameters)(*batch()))
+    return encode(parameters)
 
 
 def scores(config, parameters):
@@ -74,14 +75,14 @@ def scores(config, parameters):
 
 def test_every_matrix_of_every_layer_has_an_adapter(adapted):
     config, parameters = adapted
-    found = {
+    adapters = {
         path
         for stacked in parameter_paths(parameters)
         for path in layer_paths(config.transformer, stacked)
         if is_adapter(path)
     }
     layers = range(config.transformer.num_layers)
-    assert found == {
+    assert adapters == {
         f"backbone/layers/{layer}/{matrix}_lora_{part}"
         for layer in layers
         for matrix in MATRICES
@@ -91,47 +92,42 @@ def test_every_matrix_of_every_layer_has_an_adapter(adapted):
     assert a.shape == (2, 48, 3) and not np.array_equal(a[0], a[1]), "each layer draws its own"
 
 
-def test_adapters_that_were_not_trained_change_nothing(adapted):
+def test_untrained_adapters_have_no_effect(adapted):
     config, parameters = adapted
-    without, base = plain(config, parameters)
-    said = scores(config, parameters)
-    # A matrix that may be adapted is multiplied with as it is, others with heads as one axis: float32 rounds these differently.
-    np.testing.assert_allclose(said, scores(without, base), rtol=1e-5, atol=1e-5)
+    initial = scores(config, parameters)
+    # Adapted matrices are used in their own shape, others with heads flattened: float32 rounds
+    # these products differently.
+    np.testing.assert_allclose(initial, scores(*merged(config, parameters)), rtol=1e-5, atol=1e-5)
     assert not any(
         np.any(leaf)
         for path, leaf in parameter_paths(parameters).items()
         if path.endswith("_lora_b")
     )
-    others = merge_parameters(
-        select(parameters, lambda path: not path.endswith("_lora_a")),
-        jax.tree.map(
-            lambda leaf: leaf + 1, select(parameters, lambda path: path.endswith("_lora_a"))
-        ),
+    a_matrices = select(parameters, lambda path: path.endswith("_lora_a"))
+    other_parameters = select(parameters, lambda path: not path.endswith("_lora_a"))
+    shifted = jax.tree.map(lambda leaf: leaf + 1, a_matrices)
+    np.testing.assert_array_equal(
+        initial, scores(config, merge_parameters(other_parameters, shifted))
     )
-    np.testing.assert_array_equal(said, scores(config, others))
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])
-def test_folded_adapters_compute_the_same(adapted, remat):
+def test_merged_adapters_compute_the_same(adapted, remat):
     config, parameters = adapted
     parameters = disturbed(parameters)
-    without, folded = plain(config, parameters)
-    found, expected = (
-        scores(dataclasses.replace(config, remat=remat), parameters),
-        scores(without, folded),
-    )
+    actual = scores(dataclasses.replace(config, remat=remat), parameters)
+    expected = scores(*merged(config, parameters))
     # (W + AB) x and Wx + A(Bx) round differently, in float32, over five or more layers.
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-    assert np.abs(found - scores(config, drawn(config))).max() > 1e-2
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(actual - scores(config, drawn(config))).max() > 1e-2
 
 
 def test_gradients_reach_every_adapter_under_scan_and_remat(adapted):
     config, parameters = adapted
-    config, parameters = dataclasses.replace(config, remat="full"), disturbed(parameters)
-    adapters, base = (
-        select(parameters, is_adapter),
-        select(parameters, lambda path: not is_adapter(path)),
-    )
+    config = dataclasses.replace(config, remat="full")
+    parameters = disturbed(parameters)
+    adapters = select(parameters, is_adapter)
+    base = select(parameters, is_base)
     gradients = jax.jit(
         jax.grad(lambda part: jnp.sum(scores(config, merge_parameters(part, base)) ** 2))
     )(adapters)
@@ -158,10 +154,10 @@ def test_the_config_survives_json_and_refuses_nonsense(adapted):
         LoraConfig(rank=-1)
 
 
-def test_keys_and_values_of_a_weights_shape_are_no_weight(adapted):
+def test_activations_of_a_weight_s_shape_get_no_adapter(adapted):
     config, parameters = adapted
     parameters = disturbed(parameters)
-    rows = config.transformer.embed_dim  # keys and values [rows, 2, K, H], as `key_value` is
+    rows = config.transformer.embed_dim  # keys and values are [rows, 2, K, H], like `key_value`
     tokens = jnp.broadcast_to(jnp.array([7, 9], jnp.int32), (rows, 2))
     batch = (tokens, jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(2), (rows, 2)), 1)
 
@@ -172,5 +168,5 @@ def test_keys_and_values_of_a_weights_shape_are_no_weight(adapted):
             )
         )(parameters).scores["a"]
 
-    # Rows of other batches take other paths through a matrix product: float32 rounds differently.
+    # Matrix products of batches of different sizes round differently in float32.
     np.testing.assert_allclose(run(rows)[:3], run(3), rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Poolers against plain numpy, text by text."""
+"""Poolers: parity with plain numpy text by text, gradients, dtypes and registration."""
 
 import math
 
@@ -14,30 +14,34 @@ from gemma_encoder.model import pooling
 from gemma_encoder.model.config import POOLERS, EncoderConfig, PoolingConfig
 from gemma_encoder.model.pooling import make_pooler
 
-WIDTH, LENGTH, SLOTS = 8, 14, 4
+WIDTH = 8
+LENGTH = 14
+SLOTS = 4
 ROWS = [[5, 1, 3], [2], [14], [4, 4, 4, 2], []]  # lengths of the texts of each row
 
 
 @pytest.fixture(scope="module")
 def states(lay_out):
-    """(hidden, segment_ids, positions, {(row, slot): states of that text}); every row twice, padded on the right and on the left."""
+    """(hidden, segment_ids, positions, {(row, slot): states of that text}).
+
+    Each row comes twice, padded on the right and on the left.
+    """
     rng = np.random.default_rng(0)
     texts = [[np.ones(length, int) for length in row] for row in ROWS]
     sides = [lay_out(texts, len(ROWS), LENGTH, padding)[1:] for padding in ("right", "left")]
     segment_ids, positions = (np.concatenate(side) for side in zip(*sides, strict=True))
-    hidden = rng.standard_normal((len(segment_ids), LENGTH, WIDTH)).astype(
-        np.float32
-    )  # padding holds states too, which must not count
-    each = {
+    # Padding has states, too, which must not be pooled.
+    hidden = rng.standard_normal((len(segment_ids), LENGTH, WIDTH)).astype(np.float32)
+    by_text = {
         (row, slot): hidden[row][segment_ids[row] == slot + 1]
         for row, lengths in enumerate(2 * ROWS)
         for slot in range(len(lengths))
     }
-    return jnp.asarray(hidden), jnp.asarray(segment_ids), jnp.asarray(positions), each
+    return jnp.asarray(hidden), jnp.asarray(segment_ids), jnp.asarray(positions), by_text
 
 
 def draw_pooler(config: PoolingConfig):
-    """(a function of states, its parameters by name), parameters drawn by numpy."""
+    """(a function of states, its parameters by name); parameters are drawn by numpy."""
     rng = np.random.default_rng(0)
     graph, state = nnx.split(nnx.eval_shape(lambda: make_pooler(config, WIDTH, rngs=nnx.Rngs(0))))
     state = jax.tree.map(
@@ -64,30 +68,29 @@ def compare(pooled, states, reference, atol):
         np.testing.assert_allclose(
             pooled[row, slot], reference(text.astype(np.float64)), rtol=0, atol=atol
         )
-    assert np.isfinite(pooled).all()  # of empty slots too: a NaN times the weight zero is a NaN
+    assert np.isfinite(pooled).all()  # also in empty slots: NaN times a weight of zero is NaN
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 @pytest.mark.parametrize(
-    ("name", "chosen"),
+    ("name", "selected"),
     [
         ("mean", lambda text, k: text),
         ("first_k", lambda text, k: text[:k]),
         ("last_k", lambda text, k: text[-k:]),
     ],
 )
-def test_averages(states, name, chosen, k):
+def test_averages(states, name, selected, k):
     pooled, _ = pool(PoolingConfig(name, k=k), states)
-    compare(
-        pooled, states, lambda text: chosen(text, k).mean(axis=0), 1e-6
-    )  # float32 sums of up to 14 numbers near 1
+    # float32 sums of up to 14 numbers near 1.
+    compare(pooled, states, lambda text: selected(text, k).mean(axis=0), 1e-6)
     empty = [
         (row, slot)
         for row in range(2 * len(ROWS))
         for slot in range(SLOTS)
         if (row, slot) not in states[-1]
     ]
-    assert empty and all((np.asarray(pooled[place]) == 0).all() for place in empty)
+    assert empty and all((np.asarray(pooled[row, slot]) == 0).all() for row, slot in empty)
 
 
 @pytest.mark.parametrize("name", ["first_k", "last_k"])
@@ -114,21 +117,20 @@ def test_attention_query(states, probes, heads):
         for probe in p["probes"]:
             parts = []
             for head in range(heads):
-                keys, values = text @ p["key"][:, head], text @ p["value"][:, head]
+                keys = text @ p["key"][:, head]
+                values = text @ p["value"][:, head]
                 parts.append(probe[head] + softmax(keys @ probe[head] / math.sqrt(size)) @ values)
             x = np.concatenate(parts)
             vectors.append(x + np.maximum(x @ p["mlp"]["kernel"] + p["mlp"]["bias"], 0))
         return np.mean(vectors, axis=0)
 
-    compare(
-        pooled, states, reference, 1e-5
-    )  # float32 through two projections and a softmax, values up to 10
+    # float32 through two projections and a softmax, values up to 10.
+    compare(pooled, states, reference, 1e-5)
 
 
 def gelu(x):
-    return (
-        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    )  # the tanh form, as everywhere in Gemma
+    """The tanh form, as everywhere in Gemma."""
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 @pytest.mark.parametrize(("probes", "heads"), [(1, 1), (3, 2), (6, 4)])
@@ -142,15 +144,11 @@ def test_attention_kv(states, probes, heads):
         for state in text:
             x = state.copy()
             for head in range(heads):
-                weights = softmax(
-                    p["key"][:, head] @ (state @ p["query"][:, head]) / math.sqrt(size)
-                )
+                query = state @ p["query"][:, head]
+                weights = softmax(p["key"][:, head] @ query / math.sqrt(size))
                 x += (weights @ p["value"][:, head]) @ p["out"][head]
-            vectors.append(
-                x
-                + gelu(x @ p["up"]["kernel"] + p["up"]["bias"]) @ p["down"]["kernel"]
-                + p["down"]["bias"]
-            )
+            up = gelu(x @ p["up"]["kernel"] + p["up"]["bias"])
+            vectors.append(x + up @ p["down"]["kernel"] + p["down"]["bias"])
         return np.mean(vectors, axis=0)
 
     compare(pooled, states, reference, 2e-5)  # float32 through four projections, values up to 20
@@ -171,17 +169,17 @@ def test_pooling_runs_in_float32(states, name):
 
 @pytest.mark.parametrize("name", POOLERS)
 def test_gradients_stay_inside_the_text(states, name):
-    """A pooled vector depends on every state of its text (on those chosen, for first_k and last_k) and on no other."""
+    """A pooled vector depends on every pooled state of its text, and on no other state."""
     hidden, segment_ids, positions, _ = states
     function, _ = draw_pooler(PoolingConfig(name, k=2, probes=2, heads=2))
-    row, slot = 0, 2
-    gradient = jax.jit(
-        jax.grad(
-            lambda hidden: (
-                function(hidden, segment_ids, positions)[row, slot] * jnp.arange(1.0, WIDTH + 1)
-            ).sum()
-        )
-    )(hidden)
+    row = 0
+    slot = 2
+
+    def weighted_sum(hidden):
+        pooled = function(hidden, segment_ids, positions)
+        return (pooled[row, slot] * jnp.arange(1.0, WIDTH + 1)).sum()
+
+    gradient = jax.jit(jax.grad(weighted_sum))(hidden)
     touched = np.abs(gradient).sum(-1) > 0
     expected = np.zeros_like(touched)
     inside = np.flatnonzero(np.asarray(segment_ids)[row] == slot + 1)
@@ -190,19 +188,19 @@ def test_gradients_stay_inside_the_text(states, name):
 
 
 class Middle(pooling.Pooler):
-    """The state in the middle of a row, whatever its texts: enough to see that it is used."""
+    """A registered pooler: the state in the middle of the row, times a parameter."""
 
     def __init__(self, config, embed_dim, *, rngs):
         self.scale = pooling.normal_param(rngs, (config.k, embed_dim), 1)
 
     def __call__(self, hidden, segment_ids, positions, num_segments):
-        """[B, S, D]."""
+        """Returns [B, S, D]."""
         return jnp.repeat(
             hidden[:, None, 7] * self.scale[...].sum(axis=0)[None, None], num_segments, axis=1
         )
 
 
-def test_a_registered_pooler_is_one_like_any_other(states, tiny_config, monkeypatch):
+def test_a_registered_pooler_works_like_the_library_s(states, tiny_config, monkeypatch):
     assert list(pooling.POOLERS) == POOLERS
     monkeypatch.setattr(pooling, "POOLERS", dict(pooling.POOLERS))
     monkeypatch.setattr(model_config, "POOLERS", list(POOLERS))
@@ -219,5 +217,5 @@ def test_a_registered_pooler_is_one_like_any_other(states, tiny_config, monkeypa
     np.testing.assert_allclose(pooled[:, 1], expected, rtol=1e-5)
     projected, _ = pool(PoolingConfig("attention_middle", projection=(3,)), states)
     assert projected.shape == (2 * len(ROWS), SLOTS, 3)
-    # Only poolers that cut the width up among heads ask that it be divisible.
+    # Only poolers that split the width into heads need a width that is divisible by them.
     EncoderConfig(tiny_config("gemma2"), pooling=PoolingConfig("attention_middle", heads=5))

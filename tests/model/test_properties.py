@@ -1,4 +1,4 @@
-"""Properties of the transformer over random small configs, and how far bfloat16 is from float32 at full depth."""
+"""Properties of the transformer over random small configs, and the error of bfloat16 at depth."""
 
 import dataclasses
 
@@ -13,12 +13,14 @@ from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 
-LENGTH, TEXT = 16, 7  # a row holds two texts of seven tokens and padding
+# A row has two texts of seven tokens, and padding.
+LENGTH = 16
+TEXT = 7
 
 
 @st.composite
 def transformers(draw) -> TransformerConfig:
-    """Any small transformer: depth, pattern, grouping of heads, reach, soft cap, norms, rotary bases."""
+    """Draws a small transformer: depth, pattern, head groups, window, soft cap, norms, RoPE."""
     kv_heads = draw(st.sampled_from([1, 2]))
     return TransformerConfig(
         num_layers=draw(st.integers(1, 3)),
@@ -40,14 +42,14 @@ def transformers(draw) -> TransformerConfig:
 
 
 def reached(config: TransformerConfig, attention: str) -> np.ndarray:
-    """[TEXT, TEXT]: whether a token of a text can be influenced by another through all layers, by the definition of reach."""
+    """[TEXT, TEXT]: True where an input token can influence an output through all layers."""
     ahead = np.arange(TEXT)[None, :] - np.arange(TEXT)[:, None]
     total = np.eye(TEXT, dtype=int)
     for kind in config.layer_kinds:
         left, right = config.reach(kind, attention) or (TEXT, TEXT)
-        total = ((ahead >= -left) & (ahead <= (0 if attention == "causal" else right))).astype(
-            int
-        ) @ total
+        right = 0 if attention == "causal" else right
+        mask = (ahead >= -left) & (ahead <= right)
+        total = mask.astype(int) @ total
     return total > 0
 
 
@@ -57,11 +59,13 @@ def reached(config: TransformerConfig, attention: str) -> np.ndarray:
     st.integers(0, TEXT - 1),
     st.integers(0, 2**16),
 )
-@settings(
-    max_examples=8, phases=[Phase.explicit, Phase.generate]
-)  # each example compiles: shrinking would take minutes
+# Each example compiles a program: shrinking would take minutes.
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
 def test_reach_segments_and_padding(random_parameters, lay_out, config, attention, changed, seed):
-    """Outside its reach, in another segment or in padding a token never changes an output, to the bit; where it may, it does. Texts may change places."""
+    """A token changes only outputs of its segment within its reach; others are equal to the bit.
+
+    Swapping texts, removing one and padding on the left change outputs by rounding only.
+    """
     encoder = abstract_encoder(EncoderConfig(config, compute_dtype="float32"))
     parameters = random_parameters(EncoderConfig(config, compute_dtype="float32"), seed)
     rng = np.random.default_rng(seed)
@@ -75,21 +79,23 @@ def test_reach_segments_and_padding(random_parameters, lay_out, config, attentio
         jnp.concatenate([a[:4], b])
         for a, b in zip((tokens, segment_ids, positions), padded, strict=True)
     )
-    tokens = tokens.at[3, TEXT:].set(5)  # what padding holds
+    tokens = tokens.at[3, TEXT:].set(5)  # token ids in padding must not matter
     hidden = np.asarray(
         jax.jit(
             lambda p: encoder.merge(p).backbone(tokens, segment_ids, positions, attention=attention)
         )(parameters)
     )
     base, altered, swapped, alone, left = hidden
-    here, there = slice(0, TEXT), slice(TEXT, 2 * TEXT)
+    here = slice(0, TEXT)
+    there = slice(TEXT, 2 * TEXT)
     assume(np.isfinite(hidden).all())
     may = reached(config, attention)[:, changed]
     difference = np.abs(altered[here] - base[here]).max(axis=-1)
     np.testing.assert_array_equal(difference[~may], 0)
     assert (difference[may] > 0).any()
     np.testing.assert_array_equal(altered[there], base[there])
-    # The same numbers summed at other places of a row: float32 sums of at most 16 terms, states of size 3.
+    # Other columns of a row mean another order of summation: float32 sums of at most 16 terms,
+    # states of size 3.
     close = {"rtol": 0, "atol": 2e-5}
     np.testing.assert_allclose(swapped[there], base[here], **close)
     np.testing.assert_allclose(swapped[here], base[there], **close)
@@ -102,9 +108,9 @@ def test_reach_segments_and_padding(random_parameters, lay_out, config, attentio
 def test_bfloat16_stays_near_float32_through_26_layers(random_parameters, family, attention):
     """The published pattern, depth, soft cap and norms, at a small width.
 
-    bfloat16 rounds to 2^-9 = 0.002 of a value; over 26 layers of two branches, each rounded a few times, errors add up like a
-    random walk to some 0.002 · √(26 · 2 · 4) = 0.03, which is the distance promised. Seen: 0.022 to 0.026; with norms computed in
-    bfloat16 0.027 to 0.033.
+    bfloat16 has a relative rounding error of 2^-9 = 0.002. Over 26 layers of two branches, each
+    rounded a few times, errors add up like a random walk to about 0.002 · √(26 · 2 · 4) = 0.03, the
+    bound. Measured: 0.022 to 0.026, and 0.027 to 0.033 with norms computed in bfloat16.
     """
     small = {
         "embed_dim": 64,

@@ -1,4 +1,4 @@
-"""The stack of layers: scanning, rematerialisation, dropout and the embedding, none of which may change what is computed."""
+"""The stack of layers: scan and remat change no value; dropout, embedding, dtypes, defaults."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,11 @@ from gemma_encoder.model.attention import dot_product_attention
 from gemma_encoder.model.config import AttentionSpec
 from gemma_encoder.model.transformer import ForwardContext, Transformer, layer_index
 
-ROWS, LENGTH = 2, 7
+ROWS = 2
+LENGTH = 7
 DROPOUT = {"attention_dropout": 0.2, "feed_forward_dropout": 0.3}
-# The same sums in another order and other fusions, in float32: residual streams of size 10 through at most seven layers.
+# Another order of summation and other fusions, in float32: residual streams of size 10 through at
+# most seven layers.
 REORDERED = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -30,40 +32,36 @@ def run(transformer: Transformer, **options) -> np.ndarray:
 
 
 def layers_in_order(transformer: Transformer) -> list:
-    """Every layer as a block of its own, by the documented layout of `blocks` and `rest`."""
+    """Every layer as a single block, by the documented layout of `blocks` and `remainder`."""
+
+    def unstacked(state, index):
+        return jax.tree.map(lambda x: x[index], state)
+
     layers = {}
     for group in ("blocks", "remainder"):
         for position, block in enumerate(getattr(transformer, group)):
             graph, state = nnx.split(block)
-            for place, layer in enumerate(layer_index(transformer.config, group, position)):
-                layers[layer] = nnx.merge(
-                    graph,
-                    jax.tree.map(lambda x, place=place: x[place], state)
-                    if group == "blocks"
-                    else state,
-                )
+            for index, layer in enumerate(layer_index(transformer.config, group, position)):
+                single = unstacked(state, index) if group == "blocks" else state
+                layers[layer] = nnx.merge(graph, single)
     assert sorted(layers) == list(range(transformer.config.num_layers))
-    return [layers[number] for number in range(len(layers))]
+    return [layers[layer] for layer in range(len(layers))]
 
 
 @pytest.mark.parametrize(("family", "dropout"), [("gemma2", True), ("gemma3", False)])
 def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout, quick_key):
     transformer = make_encoder(family).backbone
-    rates, key = (
-        (DROPOUT, quick_key(3))
-        if dropout
-        else ({"attention_dropout": 0.0, "feed_forward_dropout": 0.0}, None)
-    )
+    rates = DROPOUT if dropout else dict.fromkeys(DROPOUT, 0.0)
+    key = quick_key(3) if dropout else None
     layers = layers_in_order(transformer)
     assert tuple(layer.layer_kind for layer in layers) == transformer.config.layer_kinds
     positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
-    call = ForwardContext(jnp.ones_like(some_tokens()), positions, "causal", **rates)
-    apply = nnx.jit(lambda layer, x, key: layer(x, call, key))
-    x = transformer.embedding[...][some_tokens()] * jnp.sqrt(
-        jnp.float32(transformer.config.embed_dim)
-    )
-    for number, layer in enumerate(layers):
-        x = apply(layer, x, None if key is None else jax.random.fold_in(key, number))
+    context = ForwardContext(jnp.ones_like(some_tokens()), positions, "causal", **rates)
+    apply = nnx.jit(lambda layer, x, key: layer(x, context, key))
+    scale = jnp.sqrt(jnp.float32(transformer.config.embed_dim))
+    x = transformer.embedding[...][some_tokens()] * scale
+    for index, layer in enumerate(layers):
+        x = apply(layer, x, None if key is None else jax.random.fold_in(key, index))
     scanned = run(transformer, attention="causal", dropout_key=key, **rates)
     np.testing.assert_allclose(scanned, transformer.final_norm(x), **REORDERED)
 
@@ -78,7 +76,7 @@ def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout, q
         (8, [[0, 3], [1, 4], [2, 5]], [6, 7]),
     ],
 )
-def test_layers_lie_where_layer_index_says(tiny_config, num_layers, stacked, single):
+def test_layer_index_gives_the_layout_of_layers(tiny_config, num_layers, stacked, single):
     config = tiny_config("gemma3", num_layers=num_layers)
     transformer = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     assert [
@@ -106,10 +104,10 @@ def test_depth_does_not_change_the_size_of_the_program(make_encoder):
     ("family", "pattern", "num_layers"),
     [("gemma2", ("global",), 2), ("gemma3", ("local", "global"), 1)],
 )
-def test_rematerialisation_changes_no_value_and_no_gradient(
+def test_remat_changes_no_value_and_no_gradient(
     make_encoder, family, pattern, num_layers, quick_key
 ):
-    """Of layers that are scanned, with dropout, and of layers that are not, without."""
+    """Scanned layers with dropout, and remainder layers without."""
     rates = DROPOUT if num_layers > 1 else {}
     graph, state = nnx.split(
         make_encoder(family, {"num_layers": num_layers, "pattern": pattern}).backbone
@@ -122,34 +120,36 @@ def test_rematerialisation_changes_no_value_and_no_gradient(
         )
         return jnp.mean((hidden - target) ** 2)
 
-    found, products = [], []
+    results = []
+    products = []
     for remat in ("none", "dots", "full", "offload") if num_layers > 1 else ("none", "full"):
         traced = jax.jit(jax.value_and_grad(loss), static_argnums=1).trace(state, remat)
         products.append(str(traced.jaxpr).count("dot_general["))
         value, gradient = traced.lower().compile()(state)
-        found.append((value, nnx.to_pure_dict(gradient)))
-    for value, gradient in found[1:]:
-        # What is computed twice is computed by the same operations, dropout masks included; fusions differ.
-        np.testing.assert_allclose(value, found[0][0], rtol=1e-6)
+        results.append((value, nnx.to_pure_dict(gradient)))
+    expected_value, expected_gradient = results[0]
+    for value, gradient in results[1:]:
+        # Recomputation uses the same operations, dropout masks included; fusions differ.
+        np.testing.assert_allclose(value, expected_value, rtol=1e-6)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
             gradient,
-            found[0][1],
+            expected_gradient,
         )
-    # "none" computes each matrix product once, "dots" those without a batch axis once, "full" and "offload" all of them again.
+    # "none" computes each matrix product once, "dots" those without a batch axis once, "full" and
+    # "offload" recompute all of them.
     assert products[:3] == sorted(set(products)), products
     assert products[3:] in ([], products[2:3])
 
 
-def test_offload_keeps_the_residual_stream_in_the_host_s_memory(make_encoder):
+def test_offload_stores_the_residual_stream_on_the_host(make_encoder):
     graph, state = nnx.split(make_encoder("gemma2", {"num_layers": 2}).backbone)
 
     def program(remat):
-        return str(
-            jax.make_jaxpr(
-                jax.grad(lambda state: jnp.sum(nnx.merge(graph, state)(some_tokens(), remat=remat)))
-            )(state)
-        )
+        def loss(state):
+            return jnp.sum(nnx.merge(graph, state)(some_tokens(), remat=remat))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(state))
 
     assert "host" in program("offload")
     assert "host" not in program("full")
@@ -162,39 +162,39 @@ def one_layer(make_encoder) -> Transformer:
 
 @pytest.fixture(scope="module")
 def plain(one_layer):
-    """Its hidden states without dropout, in float32."""
+    """Hidden states of `one_layer` without dropout, in float32."""
     return run(one_layer)
 
 
 def test_dropout_keys(one_layer, plain, quick_key):
     graph, state = nnx.split(one_layer)
     apply = jax.jit(lambda key: nnx.merge(graph, state)(some_tokens(), dropout_key=key, **DROPOUT))
-    first, again, other = apply(quick_key(0)), apply(quick_key(0)), apply(quick_key(1))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 0.1
-    np.testing.assert_array_equal(run(one_layer, **DROPOUT), plain)  # without a key, none
-    np.testing.assert_array_equal(
-        run(one_layer, dropout_key=quick_key(0)), plain
-    )  # without a rate, none
+    first = apply(quick_key(0))
+    np.testing.assert_array_equal(first, apply(quick_key(0)))
+    assert np.abs(first - apply(quick_key(1))).max() > 0.1
+    without_key = run(one_layer, **DROPOUT)
+    np.testing.assert_array_equal(without_key, plain)
+    without_rates = run(one_layer, dropout_key=quick_key(0))
+    np.testing.assert_array_equal(without_rates, plain)
 
 
 def test_each_dropout_alone_changes_results(one_layer, plain, quick_key):
-    found = [run(one_layer, dropout_key=quick_key(0), **{name: 0.5}) for name in DROPOUT]
-    for dropped in found:
+    first, second = (run(one_layer, dropout_key=quick_key(0), **{name: 0.5}) for name in DROPOUT)
+    for dropped in (first, second):
         assert np.isfinite(dropped).all()
         assert np.abs(dropped - plain).max() > 0.1
-    assert np.abs(found[0] - found[1]).max() > 0.1
+    assert np.abs(first - second).max() > 0.1
 
 
-def test_every_layer_draws_masks_of_its_own(make_encoder, monkeypatch):
+def test_every_layer_draws_its_own_dropout_masks(make_encoder, monkeypatch):
     drawn = []
 
-    def recording(where):
+    def recording(part):
+        def record(data):
+            drawn.append((part, tuple(np.asarray(data).ravel().tolist())))
+
         def dropout(x, rate, key):
-            jax.debug.callback(
-                lambda data: drawn.append((where, tuple(np.asarray(data).ravel().tolist()))),
-                jax.random.key_data(key),
-            )
+            jax.debug.callback(record, jax.random.key_data(key))
             return x
 
         return dropout
@@ -205,7 +205,7 @@ def test_every_layer_draws_masks_of_its_own(make_encoder, monkeypatch):
     run(transformer, dropout_key=jax.random.key(0), **DROPOUT)
     jax.effects_barrier()
     layers = transformer.config.num_layers
-    assert sorted(where for where, _ in drawn) == ["attention"] * layers + ["feed_forward"] * layers
+    assert sorted(part for part, _ in drawn) == ["attention"] * layers + ["feed_forward"] * layers
     assert len({key for _, key in drawn}) == 2 * layers
 
 
@@ -214,7 +214,8 @@ def test_attention_dropout_keeps_the_mean():
     query, key, value = (
         jnp.asarray(rng.standard_normal((1, 4, 1, 4)), jnp.float32) for _ in range(3)
     )
-    ids, places = jnp.ones((1, 4), jnp.int32), jnp.arange(4)[None]
+    ids = jnp.ones((1, 4), jnp.int32)
+    positions = jnp.arange(4)[None]
 
     def attend(rate, dropout_key):
         return dot_product_attention(
@@ -222,7 +223,7 @@ def test_attention_dropout_keeps_the_mean():
             key,
             value,
             segment_ids=ids,
-            positions=places,
+            positions=positions,
             spec=AttentionSpec(False, None, None),
             dropout_rate=rate,
             dropout_key=dropout_key,
@@ -237,8 +238,11 @@ def test_attention_dropout_keeps_the_mean():
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_embeddings_are_scaled_in_the_dtype_of_the_parameters(make_encoder, family, dtype):
-    """Gemma's √D is rounded to bfloat16 when the table is bfloat16, and the product too. Layers and norm are switched off to see it."""
+def test_embeddings_are_scaled_in_the_parameters_dtype(make_encoder, family, dtype):
+    """With a bfloat16 table, √D and the product are rounded to bfloat16, as in Gemma.
+
+    Layers and the final norm are disabled, so that hidden states are the scaled embeddings.
+    """
     transformer = make_encoder(family, {"num_layers": 1, "pattern": ("global",)}).backbone
     for block in (*transformer.blocks, *transformer.remainder):
         for norm in (block.post_attention_norm, block.post_mlp_norm):
@@ -248,38 +252,32 @@ def test_embeddings_are_scaled_in_the_dtype_of_the_parameters(make_encoder, fami
     transformer.embedding = nnx.Param(table)
     hidden = transformer(some_tokens(), compute_dtype=jnp.float32)
     assert hidden.dtype == jnp.float32
-    chosen = np.asarray(table)[np.asarray(some_tokens())]
-    root = np.asarray(32**0.5, np.float32).astype(chosen.dtype)
-    expected = (
-        (chosen.astype(np.float32) * root.astype(np.float32))
-        .astype(chosen.dtype)
-        .astype(np.float32)
-    )
+    embedded = np.asarray(table)[np.asarray(some_tokens())]
+    root = np.asarray(32**0.5, np.float32).astype(embedded.dtype)
+    product = embedded.astype(np.float32) * root.astype(np.float32)
+    expected = product.astype(embedded.dtype).astype(np.float32)
     np.testing.assert_array_equal(hidden, expected)
-    exact = chosen.astype(np.float32) * np.float32(32**0.5)
-    assert (np.abs(expected - exact).max() > 1e-3) == (
-        dtype == jnp.bfloat16
-    )  # so that the two can be told apart
+    # Rounding is large enough to be detected.
+    exact = embedded.astype(np.float32) * np.float32(32**0.5)
+    assert (np.abs(expected - exact).max() > 1e-3) == (dtype == jnp.bfloat16)
 
 
 def test_activations_are_in_the_compute_dtype(one_layer, plain):
     half = run(one_layer, compute_dtype=jnp.bfloat16)
     assert (half.dtype, plain.dtype) == (jnp.bfloat16, np.float32)
-    # bfloat16 keeps 8 bits: errors of 2^-9 and a few times that, of states of size 1.
+    # bfloat16 has 8 bits: errors of 2^-9 and a few times that, of states of size 1.
     error = np.abs(half.astype(np.float32) - plain)
     assert 1e-4 < error.mean() < 0.03
 
 
 def test_segments_and_positions_have_defaults(one_layer, plain):
-    ones, places = (
-        jnp.ones((ROWS, LENGTH), jnp.int32),
-        jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH)),
-    )
-    np.testing.assert_array_equal(run(one_layer, segment_ids=ones, positions=places), plain)
+    ones = jnp.ones((ROWS, LENGTH), jnp.int32)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
+    np.testing.assert_array_equal(run(one_layer, segment_ids=ones, positions=positions), plain)
 
 
 def test_an_unknown_attention_is_refused(one_layer):
-    """Never read as bidirectional in silence."""
+    """Never silently read as bidirectional."""
     with pytest.raises(InputError, match="unknown attention 'casual'; did you mean 'causal'"):
         nnx.eval_shape(lambda: one_layer(some_tokens(), attention="casual"))
 
