@@ -1,7 +1,7 @@
-"""The command `gemma-encoder`: a table of its programs, one module of this package each.
+"""The command `gemma-encoder` and its subcommands, one module of this package each.
 
-`gemma-encoder --help` reads the table alone; a program's module is imported when it is called, and
-imports JAX and TensorFlow only when it begins to work.
+`gemma-encoder --help` imports no subcommand. A subcommand's module is imported when it is called,
+and imports JAX and TensorFlow only after its arguments are parsed.
 """
 
 import importlib
@@ -11,33 +11,33 @@ from collections.abc import Sequence
 from gemma_encoder import __version__, runtime
 from gemma_encoder.inputs.errors import unknown
 
-# Each is the module of this package of the same name.
+# Modules of this package by name, each with its line in `gemma-encoder --help`.
 COMMANDS = {
     "train": "fine-tune an encoder, or resume the run in a workdir",
     "evaluate": "evaluate the newest checkpoint of a workdir",
     "predict": "score the texts of a file with a checkpoint",
-    "inspect": "show the data of a task, or what a checkpoint holds",
-    "report": "write an HTML page about one run or several",
-    "export": "write a checkpoint for Hugging Face or for the gemma package",
+    "inspect": "show the data of a task, or the contents of a checkpoint",
+    "report": "write an HTML report on one or more runs",
+    "export": "export a checkpoint to Hugging Face or to the gemma package",
     "submit": "make or check a GLUE or SuperGLUE leaderboard submission",
     "prepare": "tokenize the data of a config ahead of training (Apache Beam)",
     "pretrain": "pretrain a small decoder on unlabeled text",
-    "sweep": "run the rows of studies, one after another",
+    "sweep": "run the experiments of ablation studies, one after another",
     "tables": "report on the results of a sweep",
-    "plan": "plan the memory and time of a training step on TPUs, without one",
+    "plan": "estimate memory and time of a training step on TPUs, without a TPU",
     "launch": "train on several processes, on Cloud TPU VMs or on GKE",
 }
 HELP = ("--help", "-help", "-h", "-?", "help")
-# Programs that allocate large arrays for long; huge pages pay for the second start of Python.
+# Long-running commands with large arrays: huge pages are worth restarting Python for.
 LONG = ("train", "evaluate", "predict", "pretrain", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program that the first argument names and returns its exit code.
+    """Runs a subcommand and returns its exit code.
 
     Args:
-        argv: a command and its arguments. None for those of this process, which may be replaced by
-            itself with other memory settings.
+        argv: the subcommand and its arguments. None for those of this process, which may then be
+            re-executed with huge pages enabled.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     command, arguments = (words[0], words[1:]) if words else ("", [])
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """Returns the text of `gemma-encoder --help`: every command with its line."""
+    """Returns the text of `gemma-encoder --help`."""
     width = max(map(len, COMMANDS))
     return "\n".join(
         [

@@ -3,7 +3,8 @@
     gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2
     gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2 --config.evaluate_split=test
 
-Predictions go to WORKDIR/predictions, metrics to WORKDIR/metrics.jsonl where the split has labels.
+Writes predictions to WORKDIR/predictions and, if the split has labels, metrics to
+WORKDIR/metrics.jsonl.
 """
 
 from collections.abc import Sequence
@@ -23,11 +24,12 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     add_run_flags(flags)
-    return evaluate_and_report(*checked(flags, flags.parse(argv)))
+    config, workdir = checked(flags, flags.parse(argv))
+    return evaluate_and_report(config, workdir)
 
 
 def evaluate_and_report(config: ml_collections.ConfigDict, workdir: str) -> int:
-    """Evaluates, prints the metrics, and returns the exit code."""
+    """Evaluates the newest checkpoint, prints the metrics, and returns the exit code."""
     runtime.require_training()
     from gemma_encoder import distributed
     from gemma_encoder.cli.summary import summarize

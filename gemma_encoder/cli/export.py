@@ -1,11 +1,11 @@
-"""Writes a fine-tuned checkpoint in the format of another library.
+"""Exports a fine-tuned checkpoint to the format of another library.
 
     gemma-encoder export --workdir=runs/sst2 --output=exported
     gemma-encoder export --workdir=runs/sst2 --output=backbone --format=gemma
 
-`huggingface` is a folder for transformers and sentence-transformers with a model card; `Predictor`
-loads it too. `gemma` is the backbone alone, as the gemma package's `gm.ckpts.load_params` reads it,
-with the tokenizer beside it.
+`huggingface` writes a folder for transformers and sentence-transformers, with a model card;
+`Predictor` loads it, too. `gemma` writes only the backbone, for `gm.ckpts.load_params` of the gemma
+package, with tokenizer.model.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
-    flags.text("workdir", "A run's folder, one of its checkpoints, or an export.")
-    flags.text("output", "A new folder, local or gs://.")
-    flags.choice("format", "Whose format.", FORMATS, "huggingface")
+    flags.text("workdir", "Folder of a run, one of its checkpoints, or an export.")
+    flags.text("output", "New folder, local or gs://.")
+    flags.choice("format", "Format to write.", FORMATS, "huggingface")
     flags.switch(
         "heads",
-        "huggingface: write the head too; --heads=false for a model with several, or for its "
-        "embeddings alone.",
+        "Export the head, too (huggingface only); use --heads=false for embeddings only, or if "
+        "the model has several heads.",
         default=True,
     )
     flags.modules()

@@ -1,10 +1,10 @@
-"""Shows what a checkpoint holds, its size, and if it loads.
+"""Shows the size and the tensors of a checkpoint, and if it loads.
 
-    gemma-encoder inspect PATH [--read]     PATH as `load_backbone` takes it; --read reads every tensor
-    gemma-encoder inspect --sizes           the table of published sizes
+    gemma-encoder inspect PATH [--read]     PATH as `load_backbone` takes it
+    gemma-encoder inspect --sizes           table of published sizes
 
-Exits 0 if the checkpoint loads, 1 if it holds another model or a damaged tensor, 2 if it cannot be
-recognized.
+Exit codes: 0 if the checkpoint loads; 1 if it is of another model or has a damaged tensor; 2 if its
+format is not recognized.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "path",
         nargs="?",
-        help="a checkpoint's folder, a workdir, or a published name such as GEMMA2_2B_PT",
+        help="folder of a checkpoint, a workdir, or a published name such as GEMMA2_2B_PT",
     )
     parser.add_argument(
         "--read",
         action="store_true",
-        help="read every tensor, one at a time, and look for numbers that are not finite",
+        help="read every tensor, one at a time, and check that its values are finite",
     )
     parser.add_argument("--sizes", action="store_true", help="print the table of published sizes")
     options = parser.parse_args(argv)
@@ -57,116 +57,139 @@ def _main(argv: Sequence[str]) -> int:
     problems = list(describe_checkpoint(checkpoint))
     if options.read and not problems:
         problems = list(unreadable(checkpoint))
-    read = ", every tensor was read" if options.read else ""
-    print(f"loads       {'no' if problems else f'yes{read}'}")
+    if problems:
+        print("loads       no")
+    else:
+        print(f"loads       yes{', every tensor was read' if options.read else ''}")
     for problem in problems:
         print(f"            {problem}")
     return 1 if problems else 0
 
 
 def describe_checkpoint(checkpoint: "Checkpoint") -> list[str]:
-    """Prints what a checkpoint holds and returns what stands in the way of loading it."""
-    from gemma_encoder.weights.backbone import size_name
-
+    """Prints the contents of a checkpoint and returns the problems that prevent loading it."""
     print(checkpoint.description)
-    bytes_ = sum(
-        int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in checkpoint.tensors.values()
-    )
-    count = sum(int(np.prod(tensor.shape)) for tensor in checkpoint.tensors.values())
-    dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in checkpoint.tensors.values()}))
-    print(
-        f"parameters  {count:,} in {len(checkpoint.tensors)} tensors, {dtypes}, {bytes_ / 2**30:.2f} GiB"
-    )
+    print(f"parameters  {_parameters_text(checkpoint)}")
     problems: list[str] = []
     try:
         config = checkpoint.config()
-        print(f"size        {size_name(config) or 'of its own'}: {_sentence(config)}")
-        reach = config.reach("local", "bidirectional") if "local" in config.layer_kinds else None
-        print(
-            f"attention   window {config.sliding_window}"
-            + (
-                f"; bidirectional, local layers reach {reach[0]} to the left, {reach[1]} to the right"
-                if reach
-                else ""
-            )
-        )
-        print(f"tokenizer   {_tokenizer(checkpoint, config)}")
+        _print_config(checkpoint, config)
         checkpoint.check(config)
     except InputError as error:
         problems = str(error).split("; ")
-    rows = _grouped(checkpoint)
-    width = max((len(name) for name, *_ in rows), default=0)
-    for name, shape, dtype, times in rows:
-        print(f"  {name:<{width}}  {shape!s:<20} {dtype}{f'  x {times}' if times > 1 else ''}")
+    _print_tensors(checkpoint)
     if checkpoint.skipped:
-        kinds = collections.Counter(
-            re.split(r"[./]", name.removeprefix("model."))[0] for name in checkpoint.skipped
-        )
-        print(
-            f"not read    {', '.join(f'{kind} ({times} tensors)' for kind, times in sorted(kinds.items()))}"
-        )
+        print(f"not read    {_skipped_text(checkpoint)}")
     return problems
 
 
 def unreadable(checkpoint: "Checkpoint") -> list[str]:
-    """Tensors that cannot be read, or hold numbers that are not finite."""
+    """Returns a problem for each tensor that cannot be read or has non-finite values."""
     import jax
     import jax.numpy as jnp
 
-    device, problems = jax.sharding.SingleDeviceSharding(jax.devices()[0]), []
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    problems = []
     for name in checkpoint.tensors:
         try:
             if not bool(jnp.isfinite(checkpoint.read(name, device)).all()):
-                problems.append(f"{name} holds numbers that are not finite")
-        except (
-            Exception
-        ) as error:  # whatever the file system or Orbax raises is what stands in the way
+                problems.append(f"{name} has values that are not finite")
+        except Exception as error:  # any error of the file system or Orbax is a problem to report
             problems.append(f"{name} cannot be read ({type(error).__name__})")
     return problems
 
 
-def _sentence(config: "TransformerConfig") -> str:
-    return (
-        f"{config.num_layers} layers, width {config.embed_dim}, hidden {config.hidden_dim}, {config.num_heads} query and {config.num_kv_heads} key-value heads "
-        f"of {config.head_dim}, vocabulary {config.vocab_size:,}"
+def _parameters_text(checkpoint: "Checkpoint") -> str:
+    tensors = checkpoint.tensors.values()
+    counts = [int(np.prod(tensor.shape)) for tensor in tensors]
+    sizes = [count * tensor.dtype.itemsize for count, tensor in zip(counts, tensors, strict=True)]
+    dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+    gib = sum(sizes) / 2**30
+    return f"{sum(counts):,} in {len(tensors)} tensors, {dtypes}, {gib:.2f} GiB"
+
+
+def _print_config(checkpoint: "Checkpoint", config: "TransformerConfig") -> None:
+    from gemma_encoder.weights.backbone import size_name
+
+    print(
+        f"size        {size_name(config) or 'custom'}: {config.num_layers} layers, "
+        f"width {config.embed_dim}, hidden {config.hidden_dim}, {config.num_heads} query and "
+        f"{config.num_kv_heads} key-value heads of {config.head_dim}, "
+        f"vocabulary {config.vocab_size:,}"
     )
+    attention = f"window {config.sliding_window}"
+    if "local" in config.layer_kinds:
+        left, right = config.reach("local", "bidirectional")
+        attention += f"; bidirectional, local layers reach {left} to the left, {right} to the right"
+    print(f"attention   {attention}")
+    print(f"tokenizer   {_tokenizer_text(checkpoint, config)}")
 
 
-def _tokenizer(checkpoint: "Checkpoint", config: "TransformerConfig") -> str:
+def _tokenizer_text(checkpoint: "Checkpoint", config: "TransformerConfig") -> str:
     from gemma_encoder.weights.backbone import family
     from gemma_encoder.weights.native import NativeCheckpoint
 
     if isinstance(checkpoint, NativeCheckpoint):
         return f"{checkpoint.spec.tokenizer.name}, stored in the checkpoint"
-    beside = checkpoint.folder / "tokenizer.model"
-    return (
-        f"{beside}"
-        if beside.exists()
-        else f"none in the folder; {family(config)!r} is the published one of this family"
-    )
+    path = checkpoint.folder / "tokenizer.model"
+    if path.exists():
+        return str(path)
+    return f"none in the folder; {family(config)!r} is the published one of this family"
 
 
-def _grouped(checkpoint: "Checkpoint") -> list[tuple[str, tuple[int, ...], str, int]]:
-    """Tensors that differ in the number of their layer alone, as one row."""
+def _print_tensors(checkpoint: "Checkpoint") -> None:
+    """Prints name, shape and dtype of tensors; those of all layers share a row."""
     rows: collections.Counter = collections.Counter()
     for name, tensor in checkpoint.tensors.items():
-        rows[re.sub(r"(layer_|layers\.)\d+", r"\1*", name), tensor.shape, str(tensor.dtype)] += 1
-    return [(*key, times) for key, times in rows.items()]
+        pattern = re.sub(r"(layer_|layers\.)\d+", r"\1*", name)
+        rows[pattern, tensor.shape, str(tensor.dtype)] += 1
+    width = max((len(name) for name, _, _ in rows), default=0)
+    for (name, shape, dtype), count in rows.items():
+        times = f"  x {count}" if count > 1 else ""
+        print(f"  {name:<{width}}  {shape!s:<20} {dtype}{times}")
+
+
+def _skipped_text(checkpoint: "Checkpoint") -> str:
+    modules = collections.Counter(
+        re.split(r"[./]", name.removeprefix("model."))[0] for name in checkpoint.skipped
+    )
+    return ", ".join(f"{module} ({count} tensors)" for module, count in sorted(modules.items()))
 
 
 def size_table() -> str:
-    """The published sizes as a markdown table."""
+    """Returns the published sizes as a Markdown table."""
     from gemma_encoder.model.sizes import GEMMA_CONFIGS, SMALL
 
-    lines = [
-        "| size | parameters | of them embedding | layers | width | hidden | query / kv heads | head dim | local window | vocabulary |",
-        "| --- " * 10 + "|",
-    ]
+    columns = (
+        "size",
+        "parameters",
+        "of them embedding",
+        "layers",
+        "width",
+        "hidden",
+        "query / kv heads",
+        "head dim",
+        "local window",
+        "vocabulary",
+    )
+    lines = [_table_row(columns), "| --- " * len(columns) + "|"]
     for name, config in GEMMA_CONFIGS.items():
         if name.startswith("gemma") and name not in SMALL:
-            embedding = config.vocab_size * config.embed_dim
-            lines.append(
-                f"| `{name}` | {config.num_parameters:,} | {embedding:,} | {config.num_layers} | {config.embed_dim} | {config.hidden_dim} "
-                f"| {config.num_heads} / {config.num_kv_heads} | {config.head_dim} | {config.sliding_window} | {config.vocab_size:,} |"
+            cells = (
+                f"`{name}`",
+                f"{config.num_parameters:,}",
+                f"{config.vocab_size * config.embed_dim:,}",
+                config.num_layers,
+                config.embed_dim,
+                config.hidden_dim,
+                f"{config.num_heads} / {config.num_kv_heads}",
+                config.head_dim,
+                config.sliding_window,
+                f"{config.vocab_size:,}",
             )
+            lines.append(_table_row(cells))
     return "\n".join(lines)
+
+
+def _table_row(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

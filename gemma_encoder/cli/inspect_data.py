@@ -1,5 +1,6 @@
-"""Shows what a model sees of a task: records beside their text, tokens, a packed row, lengths."""
+"""Shows the data of a task as the model reads it: records, tokens, a packed row, statistics."""
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,13 +19,14 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from gemma_encoder.data.source import Source
 
-WIDTH = 100  # of the terminal
-UNCUT = 1 << 30
-SHOWN_TEXTS = 2  # of the documents of a list
+WIDTH = 100  # columns of the terminal
+NO_LIMIT = 1 << 30  # a max_length that truncates nothing
+SHOWN_TEXTS = 2  # texts shown per list
+MARKS = "123456789abcdefghijklmnopqrstuvwxyz"  # of the segments of a row
 
 
 class Settings(NamedTuple):
-    """What is looked at, and through which tokenizer and lengths."""
+    """The data source to inspect, with the tokenizer and the lengths that apply to it."""
 
     source: "Source"
     tokenizer: Tokenizer
@@ -34,12 +36,19 @@ class Settings(NamedTuple):
 
 
 class Text(NamedTuple):
-    """One text of a record."""
+    """A text of a record.
 
-    record: int  # the record's place in the sample
+    Attributes:
+        record: index of the record in the sample.
+        example: fields and label of the text.
+        raw: the fields of the record as read.
+        tokens: ids, not truncated, bos and eos included.
+    """
+
+    record: int
     example: Example
     raw: dict[str, str]
-    tokens: np.ndarray  # uncut, bos and eos included
+    tokens: np.ndarray
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,18 +59,15 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(inspect.__doc__)
     flags.config()
-    flags.text("task", "The task; by default the config's first one.")
-    flags.text("split", "By default train, or the first one where there is none.")
-    flags.whole("n", "Records to show.", default=3, least=0)
+    flags.text("task", "Task to show; by default the first of the config.")
+    flags.text("split", "Split to show; by default train, or the first if there is no train split.")
+    flags.whole("n", "Number of records to show.", default=3, least=0)
     flags.whole(
-        "sample",
-        "Records that the statistics are of, drawn at random; 0 for all.",
-        default=2000,
-        least=0,
+        "sample", "Number of random records for the statistics; 0 for all.", default=2000, least=0
     )
-    flags.whole("seed", "Of the order of records and of what is sampled.", default=0)
-    flags.text("tokenizer", "Without --config: as config.tokenizer.", "small")
-    flags.whole("max_length", "Without --config: as config.max_length.", default=128)
+    flags.whole("seed", "Seed of the order of records and of the sample.", default=0)
+    flags.text("tokenizer", "Tokenizer, as config.tokenizer; only without --config.", "small")
+    flags.whole("max_length", "Tokens per text; only without --config.", default=128)
     settings = _settings(flags, argv)
     split = flags["split"] or _first_split(settings.source)
     for line in data_report(settings, split, flags["n"], flags["sample"], flags["seed"]):
@@ -77,19 +83,19 @@ def _settings(flags: commandline.Flags, argv: Sequence[str]) -> Settings:
 
     if config is None and flags["task"] is None:
         raise InputError(
-            "name a task, e.g. --task=glue_mrpc, an experiment, e.g. --config=own, or the path of a "
-            f"checkpoint; tasks: {', '.join(registry.names())}"
+            "name a task, e.g. --task=glue_mrpc, an experiment, e.g. --config=own, or the path of "
+            f"a checkpoint; tasks: {', '.join(registry.names())}"
         )
     if config is None:
-        length, tokenizer = flags["max_length"], Tokenizer.load(flags["tokenizer"])
+        length = flags["max_length"]
+        tokenizer = Tokenizer.load(flags["tokenizer"])
         return Settings(
-            _source(flags["task"], DataOptions(), tokenizer, length),
-            tokenizer,
-            length,
-            -(-length // 128) * 128,
-            length,
+            source=_source(flags["task"], DataOptions(), tokenizer, length),
+            tokenizer=tokenizer,
+            max_length=length,
+            row_length=-(-length // 128) * 128,
+            segments=length,
         )
-    # The program stands above training; the library beside it does not.
     from gemma_encoder.training.config import TrainConfig
 
     config = TrainConfig.from_config_dict(config)
@@ -122,23 +128,32 @@ def _first_split(source: "Source") -> str:
 
 
 def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) -> Iterator[str]:
-    """The lines to print: `n` records of a split one by one, then figures of `sample` records."""
-    source, task = settings.source, settings.source.task
+    """Yields the lines to print: `n` records of a split, a packed row, and statistics.
+
+    Args:
+        settings: the source and its lengths.
+        split: to show.
+        n: number of records to show.
+        sample: number of records for the statistics; 0 for all.
+        seed: of the order of records.
+    """
+    source = settings.source
+    task = source.task
     if split not in source.splits:
         raise unknown(f"split of {task.name}", split, source.splits)
     count = source.size(split)
     yield f"{task.name}: {task.kind}, {split} split, {count:,} records"
     yield from _entry("template", task.template.text)
     if task.classes:
-        yield from _entry(
-            "classes", ", ".join(f"{number} {name}" for number, name in enumerate(task.classes))
-        )
+        classes = ", ".join(f"{index} {name}" for index, name in enumerate(task.classes))
+        yield from _entry("classes", classes)
     if task.kind.has_range:
         yield from _entry("range", task.kind.describe(task))
     yield from _entry("metrics", ", ".join(task.metrics))
     yield from _entry(
         "tokenizer",
-        f"{settings.tokenizer.name}, {settings.tokenizer.vocab_size:,} pieces; at most {settings.max_length} tokens a text",
+        f"{settings.tokenizer.name}, {settings.tokenizer.vocab_size:,} pieces; "
+        f"at most {settings.max_length} tokens per text",
     )
     texts = _texts(settings, split, min(sample or count, count), seed)
     for record in range(min(n, count)):
@@ -149,111 +164,126 @@ def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) 
 
 
 def _texts(settings: Settings, split: str, records: int, seed: int) -> list[Text]:
-    source, texts = settings.source, []
+    source = settings.source
+    texts = []
     order = np.random.default_rng(seed).permutation(source.size(split))[:records]
-    for number, index in enumerate(order.tolist()):
-        raw = {name: _shown(value) for name, value in source.raw(split, index).items()}
-        rng = np.random.default_rng([seed, number]) if split == "train" else None
+    for record, index in enumerate(order.tolist()):
+        raw = {name: _value_text(value) for name, value in source.raw(split, index).items()}
+        rng = np.random.default_rng([seed, record]) if split == "train" else None
         examples = source.examples(split, index, rng)
         encoded = encode(
             settings.tokenizer,
             source.task.template,
             [example.fields for example in examples],
-            UNCUT,
-            f"{split} record {number + 1}",
+            NO_LIMIT,
+            f"{split} record {record + 1}",
         )
         texts += [
-            Text(number, example, raw, text.tokens)
+            Text(record, example, raw, text.tokens)
             for example, text in zip(examples, encoded, strict=True)
         ]
     return texts
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _entry(name: str, text: str, indent: int = 11) -> Iterator[str]:
-    """A name in the margin, and a text beside it, wrapped."""
-    lines = textwrap.wrap(text, WIDTH - indent, break_long_words=True, replace_whitespace=True) or [
-        ""
-    ]
-    for place, line in enumerate(lines):
-        yield f"{name if not place else '':<{indent}}{line}"
+    """Yields a name in the margin with wrapped text beside it."""
+    lines = textwrap.wrap(text, WIDTH - indent, break_long_words=True, replace_whitespace=True)
+    margins = itertools.chain([name], itertools.repeat(""))
+    for margin, line in zip(margins, lines or [""], strict=False):
+        yield f"{margin:<{indent}}{line}"
+
+
+def _heading(text: str) -> str:
+    return f"── {text} ".ljust(WIDTH, "─")
 
 
 def _show(texts: list[Text], record: int, settings: Settings) -> Iterator[str]:
+    """Yields the lines of a record: its first texts with their raw fields and tokens."""
     task = settings.source.task
-    of_list = (
-        f": a list of {len(texts)} texts for {texts[0].example.query_id}" if len(texts) > 1 else ""
-    )
     yield ""
-    yield f"── record {record + 1}{of_list} ".ljust(WIDTH, "─")
-    for text in texts[:SHOWN_TEXTS]:
-        yield from _beside(_raw(text, task), task.template.render(text.example.fields)[0])
-        kept = encode(
-            settings.tokenizer,
-            task.template,
-            [text.example.fields],
-            settings.max_length,
-            f"record {record + 1}",
-        )[0]
-        cut = f", {kept.num_truncated} more were cut" if kept.num_truncated else ""
-        yield f"tokens: {len(kept.tokens)}{cut}; each piece over its id"
-        yield from _over(settings.tokenizer.pieces(kept.tokens), [str(i) for i in kept.tokens])
-        if text is not texts[:SHOWN_TEXTS][-1]:
+    if len(texts) > 1:
+        query_id = texts[0].example.query_id
+        yield _heading(f"record {record + 1}: a list of {len(texts)} texts for {query_id}")
+    else:
+        yield _heading(f"record {record + 1}")
+    for index, text in enumerate(texts[:SHOWN_TEXTS]):
+        if index:
             yield ""
+        rendered, *_ = task.template.render(text.example.fields)
+        yield from _two_columns(_raw_fields(text, task), rendered)
+        yield from _token_lines(text, record, settings)
     if len(texts) > SHOWN_TEXTS:
         yield f"… {len(texts) - SHOWN_TEXTS} more texts of this list"
 
 
-def _raw(text: Text, task: Task) -> list[tuple[str, str]]:
-    """Names and values of a record as it was read, its label in words."""
+def _token_lines(text: Text, record: int, settings: Settings) -> Iterator[str]:
+    """Yields the tokens of a text as training reads them, truncated to `max_length`."""
+    (encoded,) = encode(
+        settings.tokenizer,
+        settings.source.task.template,
+        [text.example.fields],
+        settings.max_length,
+        f"record {record + 1}",
+    )
+    truncated = f", {encoded.num_truncated} more were truncated" if encoded.num_truncated else ""
+    yield f"tokens: {len(encoded.tokens)}{truncated}; each piece over its id"
+    pieces = settings.tokenizer.pieces(encoded.tokens)
+    yield from _stacked(pieces, [str(token) for token in encoded.tokens])
+
+
+def _raw_fields(text: Text, task: Task) -> list[tuple[str, str]]:
+    """Returns names and values of a record as read, with its label in words."""
     example = text.example
-    shown = [
-        (name, value) for name, value in text.raw.items() if name not in ("label", *example.fields)
-    ] + list(example.fields.items())
+    hidden = {"label", *example.fields}
+    fields = [(name, value) for name, value in text.raw.items() if name not in hidden]
+    fields += example.fields.items()
     if example.document_id:
-        shown.append(("document id", example.document_id))
+        fields.append(("document id", example.document_id))
     label = task.kind.show_label(task, example.label)
     if not label:
-        return shown
+        return fields
     if task.kind.one_class and not task.is_unlabeled(example.label):
         label = f"{example.label:g} ({label})"
-    return [*shown, ("label", label)]
+    return [*fields, ("label", label)]
 
 
-def _beside(raw: list[tuple[str, str]], text: str) -> Iterator[str]:
-    """Two columns: the raw record, and its text."""
+def _two_columns(raw: list[tuple[str, str]], text: str) -> Iterator[str]:
+    """Yields the raw record on the left and its text on the right."""
     width = WIDTH // 2 - 2
-    left = [
-        line
-        for name, value in raw
-        for line in textwrap.wrap(f"{name}: {value}", width, subsequent_indent="  ") or [f"{name}:"]
-    ]
+    left = []
+    for name, value in raw:
+        left += textwrap.wrap(f"{name}: {value}", width, subsequent_indent="  ") or [f"{name}:"]
     right = textwrap.wrap(text, width)
     yield f"{'raw record':<{width}} │ text"
-    for place in range(max(len(left), len(right))):
-        yield f"{left[place] if place < len(left) else '':<{width}} │ {right[place] if place < len(right) else ''}".rstrip()
+    for left_line, right_line in itertools.zip_longest(left, right, fillvalue=""):
+        yield f"{left_line:<{width}} │ {right_line}".rstrip()
 
 
-def _over(above: Sequence[str], below: Sequence[str]) -> Iterator[str]:
-    """Pairs of short texts, one over the other, as many as a line holds."""
+def _stacked(above: Sequence[str], below: Sequence[str]) -> Iterator[str]:
+    """Yields pairs of short texts, one above the other, as many per line as fit."""
     upper = lower = ""
     for first, second in zip(above, below, strict=True):
         width = max(len(first), len(second)) + 1
         if upper and len(upper) + width > WIDTH:
             yield from (upper.rstrip(), lower.rstrip())
             upper = lower = ""
-        upper, lower = upper + first.ljust(width), lower + second.ljust(width)
+        upper += first.ljust(width)
+        lower += second.ljust(width)
     yield from (upper.rstrip(), lower.rstrip())
 
 
 def _pack(texts: Sequence[Text], settings: Settings, rows: int) -> Iterator[Batch]:
-    """Batches of those texts, cut to `max_length`, as training would pack them, lists apart; `example_id` is the text's place."""
+    """Yields batches of the texts, truncated to `max_length`, packed as in training.
+
+    Texts of a list are packed as separate texts. `example_id` is the index of a text in `texts`.
+    """
     packer = Packer(BatchShape(rows, settings.row_length, settings.segments))
-    for place, text in enumerate(texts):
-        packer.add(PackingGroup((Segment(text.tokens[: settings.max_length], 0, 0.0, place),)))
+    for index, text in enumerate(texts):
+        packer.add(PackingGroup((Segment(text.tokens[: settings.max_length], 0, 0.0, index),)))
         if packer.ready:
             yield packer.emit()
     while len(packer):
@@ -261,47 +291,62 @@ def _pack(texts: Sequence[Text], settings: Settings, rows: int) -> Iterator[Batc
 
 
 def _show_row(texts: Sequence[Text], settings: Settings) -> Iterator[str]:
-    """The row that the first text is packed into, as a bar and as a list."""
+    """Yields the row that the first text is packed into, as a bar and as a list."""
     row = next(_pack(texts[:200], settings, rows=1))
-    marks = "123456789abcdefghijklmnopqrstuvwxyz"
-    scale = max(-(-settings.row_length // WIDTH), 1)
     segments = row.segment_ids[0]
+    real = int((segments > 0).sum())
+    scale = max(-(-settings.row_length // WIDTH), 1)
+    unit = "1 token" if scale == 1 else f"{scale} tokens"
     yield ""
-    yield "── packed row ".ljust(WIDTH, "─")
-    yield f"{settings.row_length} tokens, {int((segments > 0).sum())} of them real; each mark is {scale} token{'s' * (scale > 1)}, · is padding"
-    yield "".join("·" if not s else marks[(s - 1) % len(marks)] for s in segments[::scale])
+    yield _heading("packed row")
+    yield (f"{settings.row_length} tokens, {real} of them real; each mark is {unit}, · is padding")
+    yield "".join(_mark(segment) for segment in segments[::scale])
     yield f"{'segment':<9}{'record':<8}{'columns':<12}{'positions':<11}text"
     for slot in np.flatnonzero(row.weight[0]):
-        places = np.flatnonzero(segments == slot + 1)
+        in_segment = np.flatnonzero(segments == slot + 1)
+        first = in_segment[0]
+        last = in_segment[-1]
+        columns = f"{first}–{last}"
+        positions = f"0–{row.positions[0, last]}"
         text = texts[row.example_id[0, slot]]
-        columns, positions = f"{places[0]}–{places[-1]}", f"0–{row.positions[0, places[-1]]}"
-        words = " ".join(settings.source.task.template.render(text.example.fields)[0].split())
-        yield f"{marks[slot % len(marks)]:<9}{text.record + 1:<8}{columns:<12}{positions:<11}{textwrap.shorten(words, WIDTH - 40, placeholder='…')}"
+        rendered = settings.source.task.template.render(text.example.fields)[0]
+        words = textwrap.shorten(" ".join(rendered.split()), WIDTH - 40, placeholder="…")
+        record = text.record + 1
+        yield f"{_mark(slot + 1):<9}{record:<8}{columns:<12}{positions:<11}{words}"
+
+
+def _mark(segment: int) -> str:
+    """Returns the mark of a segment, counted from 1; 0 is padding."""
+    return MARKS[(segment - 1) % len(MARKS)] if segment else "·"
 
 
 def _statistics(texts: Sequence[Text], settings: Settings) -> Iterator[str]:
-    task = settings.source.task
+    """Yields statistics of lengths, padding and labels."""
     lengths = np.array([len(text.tokens) for text in texts])
-    longer = int((lengths > settings.max_length).sum())
-    kept = np.minimum(lengths, settings.max_length)
-    batches = list(_pack(texts, settings, rows=8))[:-1] or list(_pack(texts, settings, rows=8))
-    real = np.mean([np.mean(batch.segment_ids > 0) for batch in batches])
+    median, percentile_90, percentile_99 = np.percentile(lengths, [50, 90, 99])
+    num_truncated = int((lengths > settings.max_length).sum())
     yield ""
-    yield f"── {len(texts):,} texts of {texts[-1].record + 1:,} records ".ljust(WIDTH, "─")
-    middle, most, nearly_all = np.percentile(lengths, [50, 90, 99])
+    yield _heading(f"{len(texts):,} texts of {texts[-1].record + 1:,} records")
     yield from _entry(
         "tokens",
-        f"mean {lengths.mean():.1f}, median {middle:.0f}, 90 % up to {most:.0f}, 99 % up to {nearly_all:.0f}, longest {lengths.max()}",
+        f"mean {lengths.mean():.1f}, median {median:.0f}, 90 % up to {percentile_90:.0f}, "
+        f"99 % up to {percentile_99:.0f}, longest {lengths.max()}",
     )
     yield from _entry(
-        "cut",
-        f"{longer:,} texts ({longer / len(texts):.1%}) exceed max_length={settings.max_length}",
+        "truncated",
+        f"{num_truncated:,} texts ({num_truncated / len(texts):.1%}) exceed "
+        f"max_length={settings.max_length}",
     )
+    batches = list(_pack(texts, settings, rows=8))
+    full_batches = batches[:-1] or batches
+    packed = np.mean([np.mean(batch.segment_ids > 0) for batch in full_batches])
+    unpacked = np.minimum(lengths, settings.max_length).mean() / settings.row_length
     yield from _entry(
         "real",
-        f"{real:.1%} of a batch's tokens when texts share rows of {settings.row_length}, {kept.mean() / settings.row_length:.1%} when none do",
+        f"{packed:.1%} of a batch's tokens when texts share rows of {settings.row_length}, "
+        f"{unpacked:.1%} when none do",
     )
-    yield from _labels(texts, task)
+    yield from _labels(texts, settings.source.task)
     yield ""
     yield from _histogram(lengths)
 
@@ -313,7 +358,7 @@ def _labels(texts: Sequence[Text], task: Task) -> Iterator[str]:
 
 
 def _histogram(lengths: np.ndarray, bins: int = 16) -> Iterator[str]:
-    """How many texts have which length, in bins of a round width."""
+    """Yields a histogram of lengths, with bins of a round width."""
     width = next(
         step * 10**power
         for power in range(9)
@@ -321,8 +366,13 @@ def _histogram(lengths: np.ndarray, bins: int = 16) -> Iterator[str]:
         if step * 10**power * bins > lengths.max()
     )
     counts = np.bincount(lengths // width)
-    label, number = len(str(len(counts) * width)) * 2 + 1, len(f"{counts.max():,}")
-    room = WIDTH - label - number - 10
-    for place in range(int(lengths.min()) // width, len(counts)):
-        bar = "█" * round(room * counts[place] / counts.max()) or ("▏" if counts[place] else "")
-        yield f"{f'{place * width}–{(place + 1) * width - 1}':>{label}} tokens {counts[place]:>{number},} {bar}"
+    label_width = len(str(len(counts) * width)) * 2 + 1
+    count_width = len(f"{counts.max():,}")
+    bar_width = WIDTH - label_width - count_width - 10
+    for index in range(int(lengths.min()) // width, len(counts)):
+        count = counts[index]
+        bar = "█" * round(bar_width * count / counts.max())
+        if count and not bar:
+            bar = "▏"
+        label = f"{index * width}–{(index + 1) * width - 1}"
+        yield f"{label:>{label_width}} tokens {count:>{count_width},} {bar}"

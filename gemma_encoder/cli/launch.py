@@ -5,11 +5,11 @@
     gemma-encoder launch xpk --config=msmarco:size=gemma2_9b --workdir=gs://BUCKET/RUN …
 
   local     several processes on this machine
-  tpu_vm    Cloud TPU VMs: asked for, installed, watched, started again, deleted
+  tpu_vm    Cloud TPU VMs: created, set up, monitored, restarted after preemption, deleted
   xpk       Google Kubernetes Engine, through xpk
 
 gemma-encoder launch LAUNCHER --help lists the options of a launcher; launch/README.md in the
-repository goes from a cloud project to a running job.
+repository is a guide from a cloud project to a running job.
 """
 
 import importlib

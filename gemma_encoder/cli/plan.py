@@ -1,10 +1,10 @@
-"""Plans a run on TPUs without one: compiles the training step for a topology and prints its needs.
+"""Plans a run on TPUs, without a TPU: compiles the training step, prints its memory and time.
 
-    gemma-encoder plan --config=msmarco:size=gemma2_9b --topology=v5e:8x8 [--slices=N] [--config.FIELD=VALUE …]
+    gemma-encoder plan --config=msmarco:size=gemma2_9b --topology=v5e:8x8 [--slices=N]
 
-Neither data nor weights are needed. Exits 0 where the step fits the chips' memory, 1 where it does
-not, 2 where the plan cannot be made. `--search` tries batch sizes, remat policies and meshes, and
-ends with the fastest that fits; `--json=FILE` writes the figures.
+Needs neither data nor weights. Exits with 0 if the step fits the memory of the chips, with 1 if it
+does not, and with 2 if the plan cannot be made. `--search` tries batch sizes, remat policies and
+meshes and prints the fastest plan that fits; `--json=FILE` writes the figures.
 """
 
 import json
@@ -28,12 +28,12 @@ def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     flags.config()
     flags.text("topology", "Generation and shape of a slice, e.g. v5e:8x8, v5p:4x4x4, v6e:4x4.")
-    flags.whole("slices", "Slices that train together.", default=1, least=1)
+    flags.whole("slices", "Number of slices that train together.", default=1, least=1)
     flags.switch("search", "Try batch sizes, remat policies and meshes.")
-    flags.real("search_minutes", "When to begin no further try.", default=20.0)
-    flags.text("json", "File for the figures.")
-    runtime.ignore_tpus()  # where there is one, too: a plan needs none
-    # Several processes may plan at a time.
+    flags.real("search_minutes", "Minutes after which --search starts no new try.", default=20.0)
+    flags.text("json", "JSON file to write the figures to.")
+    runtime.ignore_tpus()  # a plan does not use the TPUs of this machine
+    # Several processes may plan at the same time.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     config = flags.parse(argv)
@@ -42,33 +42,33 @@ def _main(argv: Sequence[str]) -> int:
             "--config and --topology are needed, "
             "e.g. --config=msmarco:size=gemma2_9b --topology=v5e:8x8"
         )
-    plan = _searched(config, flags) if flags["search"] else _planned(config, flags)
+    plan = _search(config, flags) if flags["search"] else _plan(config, flags)
     if flags["json"] and plan is not None:
         pathlib.Path(flags["json"]).write_text(json.dumps(plan.figures(), indent=1))
     return 0 if plan is not None and plan.fits else 1
 
 
-def _planned(config: ml_collections.ConfigDict, flags: commandline.Flags):
+def _plan(config: ml_collections.ConfigDict, flags: commandline.Flags):
     from gemma_encoder.launch.plan import make_plan
 
     plan = make_plan(config, flags["topology"], flags["slices"])
     print("\n".join(plan.lines()))
     if not plan.fits:
         print(
-            "\ntry --search, a mesh that cuts parameters up such as --config.mesh='(1,-1,1)', "
+            "\ntry --search, a mesh that shards parameters, such as --config.mesh='(1,-1,1)', "
             "--config.model.remat=full, or more micro-batches"
         )
     return plan
 
 
-def _searched(config: ml_collections.ConfigDict, flags: commandline.Flags):
+def _search(config: ml_collections.ConfigDict, flags: commandline.Flags):
     from gemma_encoder.launch.plan import search
 
     plan = search(config, flags["topology"], flags["slices"], flags["search_minutes"] * 60)
     if plan is None:
-        print("\nnothing that was tried fits")
+        print("\nno plan that was tried fits")
         return None
-    print("\nthe fastest that fits\n\n" + "\n".join(plan.lines()))
+    print("\nfastest plan that fits\n\n" + "\n".join(plan.lines()))
     print(
         f"\n--config.mesh='{tuple(plan.mesh)}' --config.batch.rows={plan.rows} "
         f"--config.model.remat={plan.remat}"

@@ -1,10 +1,10 @@
-"""Scores the texts of a file with a checkpoint; neither TensorFlow nor training data is needed.
+"""Scores the texts of a file with a checkpoint. Needs neither TensorFlow nor training data.
 
     gemma-encoder predict --workdir=runs/sst2 --input=texts.txt
     gemma-encoder predict --workdir=runs/mine --input=texts.csv --keep=id --output=scores.jsonl
 
-Files of any size: a few thousand texts are in memory at a time, and a run that was cut off resumes
-when the command is given again.
+Files may have any size: a few thousand texts are in memory at a time. If a run is interrupted,
+rerun the command to resume.
 """
 
 import pathlib
@@ -20,36 +20,32 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
-    flags.text("workdir", "A run's folder, one of its checkpoints, or an exported folder.")
+    flags.text("workdir", "Folder of a run, one of its checkpoints, or an export.")
     add_prediction_flags(flags)
     flags.parse(argv)
     return predict_from_flags(flags)
 
 
 def add_prediction_flags(flags: commandline.Flags) -> None:
-    """Adds the flags of a prediction, but for --workdir."""
-    flags.text("task", "The task to score for; may be left out where the checkpoint has only one.")
+    """Adds the flags of a prediction, except --workdir."""
+    flags.text("task", "Task to score; optional if the checkpoint has only one.")
     flags.text(
         "input",
-        ".txt (one text a line, none blank), or .csv, .tsv, .jsonl, .parquet with a column for each of "
-        "the task's fields; text also as .gz.",
+        ".txt file (one text per line, no blank lines), or .csv, .tsv, .jsonl or .parquet with a "
+        "column per field of the task; text files also as .gz.",
     )
-    flags.text(
-        "output",
-        "a .jsonl, .csv or .parquet file; by default JSON lines on the terminal.",
-    )
+    flags.text("output", ".jsonl, .csv or .parquet file; by default JSON lines on stdout.")
     flags.words(
         "columns",
-        "the columns of --input that hold the task's fields, in their order, where they "
-        "have other names.",
+        "Columns of --input for the task's fields, in their order, if their names differ.",
     )
-    flags.words("keep", "further columns of --input to repeat in the output, e.g. an id.")
+    flags.words("keep", "Other columns of --input to copy to the output, e.g. an id.")
     flags.modules()
 
 
 def predict_from_flags(flags: commandline.Flags) -> int:
-    """Predicts as the flags say and returns the exit code."""
-    workdir = flags.required("workdir", "name a run's folder or an export")
+    """Predicts according to the flags and returns the exit code."""
+    workdir = flags.required("workdir", "name the folder of a run or an export")
     source = flags.required("input", "name a .txt, .csv, .tsv, .jsonl or .parquet file with texts")
     from gemma_encoder.inference import Predictor
     from gemma_encoder.predict_file import predict_file

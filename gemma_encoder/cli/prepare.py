@@ -1,14 +1,18 @@
-"""Tokenizes the data of a config ahead of training, on this machine or on many, with Apache Beam.
+"""Tokenizes the data of a config ahead of training, on one or many machines, with Apache Beam.
 
     gemma-encoder prepare --config=glue:mnli --output=DIR
     gemma-encoder train --config=glue:mnli --config.prepared=DIR --workdir=runs/mnli
 
-Training then gives the same results to the bit, reads no raw data and tokenizes nothing. The folder
-serves any seed, batch, number of readers, length of training and list size. A second start resumes
-where the first one stopped. By default Beam runs in this process; `--pipeline_options`
-names another runner, as for `seqio_cache_tasks`:
---pipeline_options="--runner=DataflowRunner,--project=NAME,--region=NAME,--temp_location=gs://BUCKET/tmp".
-Workers must see the raw data under the same paths, and have this package with its extra `prepare`.
+Training then reads no raw data, tokenizes nothing, and gives the same results to the bit. Prepared
+data is valid for any seed, batch, number of readers, training length and list size. If preparation
+is interrupted, rerun the command to resume.
+
+By default Beam runs in this process. `--pipeline_options` selects another runner, as for
+`seqio_cache_tasks`:
+
+    --pipeline_options="--runner=DataflowRunner,--project=ID,--region=NAME,--temp_location=gs://TMP"
+
+Workers need access to the raw data at the same paths, and this package with its extra `prepare`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +30,7 @@ def _main(argv: Sequence[str]) -> int:
     flags.config()
     flags.text("output", "Folder for the prepared tasks, local or gs://.")
     flags.words(
-        "pipeline_options", "Beam's own flags, separated by commas.", ["--runner=DirectRunner"]
+        "pipeline_options", "Flags of Beam, separated by commas.", ["--runner=DirectRunner"]
     )
     config = flags.parse(argv)
     for name in ("config", "output"):

@@ -1,11 +1,13 @@
-"""Pretrains a small causal decoder on unlabeled text, and writes it as a folder to fine-tune from.
+"""Pretrains a small causal decoder on unlabeled text, for fine-tuning as an encoder.
 
-    gemma-encoder pretrain --workdir=runs/decoder --output=decoder --config.text.train="('texts.txt',)"
-    gemma-encoder train --config=glue:sst2,size=gemma3_mini --config.model.pretrained=decoder --workdir=…
+    gemma-encoder pretrain --workdir=runs/decoder --output=decoder \\
+        --config.text.train="('texts.txt',)"
+    gemma-encoder train --config=glue:sst2,size=gemma3_mini --config.model.pretrained=decoder \\
+        --workdir=runs/sst2
 
-The first command trains, or resumes, and then writes the folder: the weights as the gemma package
-stores them, tokenizer.model, and README.md and record.json, which say how good it is. The second
-fine-tunes it. The config is by default `pretrain_decoder`; exit codes are those of
+The first command trains, or resumes, and then writes the folder `decoder`: weights in the format of
+the gemma package, tokenizer.model, and README.md and record.json with its perplexity. The second
+fine-tunes it. The default config is `pretrain_decoder`; exit codes are those of
 `gemma-encoder train`.
 """
 
@@ -30,11 +32,12 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     add_run_flags(flags)
-    flags.text("output", "A new folder for the decoder, once it is trained.")
-    named = any(word.startswith("--config=") for word in argv)
-    config = flags.parse(argv if named else [f"--config={CONFIG}", *argv])
+    flags.text("output", "New folder for the trained decoder.")
+    has_config = any(word.startswith("--config=") for word in argv)
+    config = flags.parse(argv if has_config else [f"--config={CONFIG}", *argv])
     example = "for example --workdir=runs/decoder --output=decoder"
-    workdir, output = flags.required("workdir", example), flags.required("output", example)
+    workdir = flags.required("workdir", example)
+    output = flags.required("output", example)
     _check(config, output)
     from gemma_encoder import distributed
     from gemma_encoder.experiments import pretrain_decoder
@@ -44,29 +47,28 @@ def _main(argv: Sequence[str]) -> int:
     command = shlex.join(["gemma-encoder", "pretrain", *argv])
     outcome = loop.train(config, workdir, command)
     if outcome.preempted:
-        return processes.EXIT_PREEMPTED
+        return distributed.EXIT_PREEMPTED
     record = pretrain_decoder.write_decoder(config, workdir, outcome, output, command)
     print(
         f"\n{output}: validation perplexity {record['validation_perplexity']:.2f} over "
-        f"{record['validation_tokens_predicted']:,} tokens; the trigram's is "
+        f"{record['validation_tokens_predicted']:,} tokens; a trigram model has "
         f"{record['trigram_perplexity']:.2f}\n"
-        "next, fine-tune it as an encoder: add to any experiment's command\n"
+        "next, fine-tune it as an encoder: add to the command of any experiment\n"
         f"  --config=glue:sst2,size={record['size']} --config.model.pretrained={output}"
     )
     return 0
 
 
 def _check(config: ml_collections.ConfigDict, output: str) -> None:
-    """Raises InputError where the config pretrains nothing, or the folder is there already."""
+    """Raises InputError if the config does not pretrain on raw text, or if the folder exists."""
     if config.tasks != ("text",):
         raise InputError(
-            f"this program pretrains on the task 'text' alone, got tasks={config.tasks}; "
-            "gemma-encoder train trains any"
+            f"this program pretrains on the task 'text' only, got tasks={config.tasks}; "
+            "use gemma-encoder train for other tasks"
         )
     if config.prepared:
         raise InputError(
-            "this program reads raw text, which it measures the trigram on; "
-            "leave out --config.prepared"
+            "this program needs raw text for its trigram baseline; leave out --config.prepared"
         )
     if pathlib.Path(output).exists():
         raise InputError(f"{output} exists; name a new folder for the decoder")

@@ -1,9 +1,9 @@
-"""Writes one self-contained HTML page about one run or several.
+"""Writes a self-contained HTML report on one or more runs.
 
     gemma-encoder report runs/one runs/two --output=report.html
 
-What differs, curves, metrics with intervals, mistakes, wins and losses. It reads what runs leave in
-their workdirs, and nothing else; several runs are compared with the first.
+The report shows config differences, curves, metrics with confidence intervals, mistakes, and wins
+and losses against the first run. It reads only the workdirs of the runs.
 """
 
 import argparse
@@ -31,16 +31,16 @@ def _main(argv: Sequence[str]) -> int:
         nargs="+",
         type=pathlib.Path,
         metavar="WORKDIR",
-        help="of a run; the others are compared with the first one",
+        help="folder of a run; other runs are compared with the first",
     )
     parser.add_argument(
         "--output",
         type=pathlib.Path,
         default=pathlib.Path("report.html"),
-        help="the page (default: %(default)s)",
+        help="HTML file to write (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
-    runtime.require_training()  # metrics with their intervals are computed anew
+    runtime.require_training()  # metrics and confidence intervals are recomputed
     from gemma_encoder.report import render_report
 
     page = render_report(arguments.workdirs)

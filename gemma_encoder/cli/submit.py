@@ -1,10 +1,11 @@
-"""Makes or checks the zip files that the GLUE and SuperGLUE leaderboards take.
+"""Makes or checks the zip files for submission to the GLUE and SuperGLUE leaderboards.
 
     gemma-encoder submit make --benchmark=glue --output=glue.zip WORKDIR [WORKDIR …]
     gemma-encoder submit check glue.zip
 
-The predictions are those of `gemma-encoder evaluate --config.evaluate_split=test`, from one workdir
-or several. A submission is written only if it is complete.
+Predictions are read from one or more workdirs, where
+`gemma-encoder evaluate --config.evaluate_split=test` writes them. A submission is written only if
+it is complete.
 """
 
 import argparse
@@ -28,7 +29,8 @@ def _main(argv: Sequence[str]) -> int:
     from gemma_encoder.evaluation import submission
 
     if arguments.command == "make":
-        path, benchmark = epath.Path(arguments.output), arguments.benchmark
+        path = epath.Path(arguments.output)
+        benchmark = arguments.benchmark
         content = submission.make_submission(benchmark, arguments.workdirs)
     else:
         path = epath.Path(arguments.submission)
@@ -56,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         "make", help="write a submission from predictions of the test splits"
     )
     maker.add_argument("--benchmark", required=True, choices=BENCHMARKS)
-    maker.add_argument("--output", required=True, help="the zip file to write")
-    maker.add_argument("workdirs", nargs="+", help="runs that predicted the test splits")
-    checker = commands.add_parser("check", help="read a submission back and validate it")
-    checker.add_argument("submission", help="a zip file")
+    maker.add_argument("--output", required=True, help="zip file to write")
+    maker.add_argument("workdirs", nargs="+", help="folders of runs that predicted test splits")
+    checker = commands.add_parser("check", help="validate a submission")
+    checker.add_argument("submission", help="zip file to check")
     return parser

@@ -1,10 +1,10 @@
-"""The end of a run, for a person: metrics beside a baseline, some predictions, the next command."""
+"""Summary printed at the end of a run: metrics, baselines, some predictions, the next command."""
 
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,87 +13,105 @@ if TYPE_CHECKING:
 
 
 def summarize(outcome: "TrainingResult", split: str) -> int:
-    """Prints what a run reached, on its main process, and returns the program's exit code."""
+    """Prints the results of a run on its main process and returns the exit code.
+
+    Args:
+        outcome: of training or evaluation.
+        split: that was evaluated.
+    """
     from gemma_encoder import distributed
 
     if outcome.preempted:
-        return processes.EXIT_PREEMPTED
+        return distributed.EXIT_PREEMPTED
     if distributed.is_main_process():
         print(_summary(outcome, split))
     return 0
 
 
-def _summary(outcome, split: str) -> str:
-    """Metrics beside a baseline, some predictions, the checkpoint, and what to do next."""
-    lines = ["", f"{'task':<18} {'metric':<24} {split:>10} {'baseline':>9}"]
-    for name, values in outcome.metrics.items():
-        baseline = _baseline(outcome.predictions[name], split)
-        for metric, value in values.items():
-            without = f"{baseline[metric]:.3f}" if metric in baseline else "-"
-            lines.append(f"{name:<18} {metric:<24} {value:>10.3f} {without:>9}")
-        if not values:
-            lines.append(f"{name:<18} predictions only: the {split} split has no labels")
-    for name, predictions in outcome.predictions.items():
-        lines += ["", f"{name}:"]
-        for number, fields in enumerate(predictions[0].table.fields[:3]):
-            text = " | ".join(fields.values())
-            lines.append(
-                f"  {text[:100]}{'…' if len(text) > 100 else ''}  ->  {_shown(predictions[0], number)}"
-            )
+def _summary(outcome: "TrainingResult", split: str) -> str:
+    lines = [
+        *_metric_lines(outcome, split),
+        *_example_lines(outcome),
+        "",
+        f"checkpoint: {outcome.checkpoint}",
+    ]
+    if outcome.best and outcome.best[0] != outcome.step:
+        best_step, best_value = outcome.best
+        best_checkpoint = outcome.checkpoint.parent / str(best_step)
+        lines.append(f"best checkpoint: {best_checkpoint}, {best_value:.3f}")
+    if outcome.seconds:
+        lines.append(f"training took {outcome.seconds:.0f} s, without evaluation and checkpointing")
     task, predictions = next(iter(outcome.predictions.items()))
     folder = outcome.checkpoint.parent.parent
     texts = folder / "predictions" / f"{task}.examples.jsonl"
-    texts.write_text(
-        "".join(json.dumps(fields) + "\n" for fields in predictions[0].table.fields[:10])
-    )
-    lines += ["", f"checkpoint: {outcome.checkpoint}"]
-    if outcome.best and outcome.best[0] != outcome.step:
-        lines.append(
-            f"best checkpoint: {outcome.checkpoint.parent / str(outcome.best[0])}, {outcome.best[1]:.3f}"
-        )
-    if outcome.seconds:
-        lines.append(f"training took {outcome.seconds:.0f} s, evaluation and checkpoints apart")
+    examples = predictions[0].table.fields[:10]
+    texts.write_text("".join(json.dumps(fields) + "\n" for fields in examples))
     lines += [
         "",
-        "next, score texts; replace the file by one of your own:",
+        "next, score texts; replace the file with one of your own:",
         f"  {_program()} predict --workdir={folder} --task={task} --input={texts}",
     ]
     return "\n".join(lines)
 
 
-def _baseline(predictions: "Sequence[Predictions]", split: str) -> dict[str, float]:
-    """By metric, as a run names it, what is reached without learning.
+def _metric_lines(outcome: "TrainingResult", split: str) -> Iterator[str]:
+    """Yields a table of metrics and their baselines."""
+    yield ""
+    yield f"{'task':<18} {'metric':<24} {split:>10} {'baseline':>9}"
+    for name, values in outcome.metrics.items():
+        baselines = _baselines(outcome.predictions[name], split)
+        for metric, value in values.items():
+            baseline = f"{baselines[metric]:.3f}" if metric in baselines else "-"
+            yield f"{name:<18} {metric:<24} {value:>10.3f} {baseline:>9}"
+        if not values:
+            yield f"{name:<18} predictions only: the {split} split has no labels"
 
-    That is what the task says, else the metric of the best constant prediction.
-    """
+
+def _example_lines(outcome: "TrainingResult") -> Iterator[str]:
+    """Yields the first three predictions of each task."""
+    for name, predictions in outcome.predictions.items():
+        yield ""
+        yield f"{name}:"
+        for index, fields in enumerate(predictions[0].table.fields[:3]):
+            text = " | ".join(fields.values())
+            if len(text) > 100:
+                text = f"{text[:100]}…"
+            yield f"  {text}  ->  {_prediction(predictions[0], index)}"
+
+
+def _baselines(predictions: "Sequence[Predictions]", split: str) -> dict[str, float]:
+    """Returns baselines by metric name: the task's own, or that of the best constant prediction."""
     from gemma_encoder.evaluation import metrics
 
-    result = {}
-    for one in predictions:
-        values = {} if one.task.kind.ranks else metrics.baseline(one.task, one.table)
-        if one.task.chance is not None:
-            values[one.task.metrics[0]] = one.task.chance
-        part = one.split.removeprefix(split)  # "_matched" of validation_matched
-        result |= {f"{metric}{part}": value for metric, value in values.items()}
-    return result
+    baselines = {}
+    for of_split in predictions:
+        task = of_split.task
+        values = {} if task.kind.ranks else metrics.baseline(task, of_split.table)
+        if task.chance is not None:
+            values[task.metrics[0]] = task.chance
+        suffix = of_split.split.removeprefix(split)  # "_matched" of validation_matched
+        baselines |= {f"{metric}{suffix}": value for metric, value in values.items()}
+    return baselines
 
 
 def _program() -> str:
-    """The command `gemma-encoder` as it is called from here, e.g. .venv/bin/gemma-encoder."""
+    """Returns the command `gemma-encoder` as callable from here, e.g. .venv/bin/gemma-encoder."""
     script = pathlib.Path(sys.executable).with_name("gemma-encoder")
     if script.exists():
-        return _from_here(script)
-    return f"{_from_here(sys.executable)} -m gemma_encoder"
+        return _relative_path(script)
+    return f"{_relative_path(sys.executable)} -m gemma_encoder"
 
 
-def _from_here(path: os.PathLike | str) -> str:
+def _relative_path(path: os.PathLike | str) -> str:
+    """Returns the path relative to the current folder if it is inside, else unchanged."""
     relative = os.path.relpath(path)
     return os.fspath(path) if relative.startswith("..") else relative
 
 
-def _shown(predictions, index: int) -> str:
-    """A prediction, and the label where there is one."""
-    task, label = predictions.task, predictions.table.labels[index]
-    shown = task.kind.show(task, predictions.outputs[index])
-    text = "" if task.is_unlabeled(label) else task.kind.show_label(task, label)
-    return f"{shown} (label: {text})" if text else shown
+def _prediction(predictions: "Predictions", index: int) -> str:
+    """Returns a prediction as text, with its label if it has one."""
+    task = predictions.task
+    label = predictions.table.labels[index]
+    prediction = task.kind.show(task, predictions.outputs[index])
+    label_text = "" if task.is_unlabeled(label) else task.kind.show_label(task, label)
+    return f"{prediction} (label: {label_text})" if label_text else prediction

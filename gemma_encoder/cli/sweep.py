@@ -1,13 +1,15 @@
-"""Runs the rows of studies one after another and leaves one small result file a run.
+"""Runs ablation studies: the rows of their tables, one after another, with a result file per run.
 
-    gemma-encoder sweep --study=attention,pooling --results=RESULTS --scale=mini --seeds=3 [--dry_run]
+    gemma-encoder sweep --study=attention,pooling --results=RESULTS --scale=mini --seeds=3
 
-`--dry_run` prints the runs, each as the command that repeats it. Runs whose result is there are
-skipped, and a run that was cut off resumes from its checkpoint: rerun the command to finish a sweep.
-A run that fails is noted beside the results, and tried again next time; the exit code is then 1.
-SIGTERM saves and exits 75. All rows of a seed come before the next seed, so that a sweep that is cut
-off is balanced. `--config.FIELD=VALUE` changes every row, before the row's own change. `--shard=I/N`
-runs the I-th of N parts, on N machines at once.
+Rerun the command to finish a sweep: runs that have a result are skipped, and an interrupted run
+resumes from its checkpoint. A failed run is recorded beside the results and retried next time; the
+exit code is then 1. SIGTERM saves a checkpoint and exits with 75. All rows of a seed run before the
+next seed, so that an unfinished sweep is balanced.
+
+`--dry_run` prints the runs, each as the command that repeats it. `--config.FIELD=VALUE` overrides a
+field of every row, before the row's own change. `--shard=I/N` runs the I-th of N parts, to split a
+sweep over N machines.
 """
 
 import argparse
@@ -47,13 +49,13 @@ def _main(argv: Sequence[str]) -> int:
         return 0
     folder = pathlib.Path(arguments.results)
     workdirs = epath.Path(arguments.workdirs or sweep.default_workdirs(folder))
-    with _errors_alone():
+    with _log_errors_only():
         return sweep.sweep(runs, folder, workdirs, arguments.keep)
 
 
 @contextlib.contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Logs errors only: what one run warns of, hundreds of runs would."""
+def _log_errors_only() -> Iterator[None]:
+    """Disables warnings, which would be repeated by hundreds of runs."""
     from absl import logging
 
     before = logging.get_verbosity()
@@ -65,53 +67,58 @@ def _errors_alone() -> Iterator[None]:
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments, and the words --config.FIELD=VALUE."""
+    """Returns the arguments and the `--config.FIELD=VALUE` overrides."""
+    parser = _parser()
+    arguments, overrides = parser.parse_known_args(argv)
+    unexpected = [word for word in overrides if not word.startswith("--config.")]
+    if unexpected:
+        raise InputError(
+            f"unexpected argument {unexpected[0]!r}; see --help, and write config fields as "
+            "--config.FIELD=VALUE"
+        )
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds={arguments.seeds} must be at least 1")
+    return arguments, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gemma-encoder sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--study", required=True, help="one or more of experiments/ablations, with commas"
+        "--study", required=True, help="studies of experiments/ablations, separated by commas"
     )
     parser.add_argument(
-        "--results", default="results", help="folder of result files (default: %(default)s)"
+        "--results", default="results", help="folder for result files (default: %(default)s)"
     )
     parser.add_argument(
         "--scale", default="mini", help="mini, or a published size (default: %(default)s)"
     )
     parser.add_argument(
-        "--seeds", type=int, default=3, help="seeds 0, 1, … of each row (default: %(default)s)"
+        "--seeds", type=int, default=3, help="number of seeds per row (default: %(default)s)"
     )
-    parser.add_argument("--tasks", default="", help="only these, with commas")
-    parser.add_argument("--rows", default="", help="only these, with commas")
+    parser.add_argument("--tasks", default="", help="only these tasks, separated by commas")
+    parser.add_argument("--rows", default="", help="only these rows, separated by commas")
     parser.add_argument(
         "--workdirs",
         default="",
-        help="folder of the runs' workdirs (default: a temporary one that depends on --results)",
+        help="folder for the workdirs of runs (default: a temporary one that depends on --results)",
     )
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="keep workdirs, with their checkpoints, once the result is written",
+        help="keep workdirs and checkpoints after the result is written",
     )
     parser.add_argument(
-        "--shard", default="1/1", metavar="I/N", help="only the I-th of N parts, counted from 1"
+        "--shard", default="1/1", metavar="I/N", help="only the I-th of N parts, from 1"
     )
-    parser.add_argument("--smoke", action="store_true", help="every run cut down to seconds")
+    parser.add_argument("--smoke", action="store_true", help="shorten every run to seconds")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the commands of the runs, and run nothing"
+        "--dry_run", action="store_true", help="print the commands of the runs without running them"
     )
-    arguments, rest = parser.parse_known_args(argv)
-    strange = [word for word in rest if not word.startswith("--config.")]
-    if strange:
-        raise InputError(
-            f"unexpected argument {strange[0]!r}; see --help, and write config fields as "
-            "--config.FIELD=VALUE"
-        )
-    if arguments.seeds < 1:
-        raise InputError(f"--seeds={arguments.seeds} must be at least 1")
-    return arguments, rest
+    return parser
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Writes a report on the runs of studies: markdown tables and PNG plots from result files alone.
+"""Writes a report on a sweep: Markdown tables and PNG plots, from result files only.
 
     gemma-encoder tables RESULTS [--output=RESULTS.md]
 
-Plots go beside the report, in a folder of its own: RESULTS.md has RESULTS_plots/attention.png.
+Plots are written to a folder beside the report: RESULTS.md uses RESULTS_plots/attention.png.
 """
 
 import argparse
@@ -26,13 +26,13 @@ def _main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "results", type=pathlib.Path, help="the folder that gemma-encoder sweep wrote"
+        "results", type=pathlib.Path, help="folder of result files from gemma-encoder sweep"
     )
     parser.add_argument(
         "--output",
         type=pathlib.Path,
         default=pathlib.Path("RESULTS.md"),
-        help="the report (default: %(default)s)",
+        help="Markdown file to write (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     runtime.require_training()

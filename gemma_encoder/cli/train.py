@@ -1,12 +1,11 @@
-"""Fine-tunes an encoder as a config says, or resumes the run in the workdir.
+"""Fine-tunes an encoder according to a config, or resumes the run in the workdir.
 
     gemma-encoder train --config=own:classification --config.own.train=train.csv --workdir=runs/mine
     gemma-encoder train --config=glue:sst2,smoke --workdir=runs/sst2
     gemma-encoder train --config=experiments/own.py:regression --config.own.train=… --workdir=…
 
-A run that ends well exits 0; input that cannot be used exits 2 with one line that says why; a run
-that was told to stop (SIGTERM) saves a checkpoint and exits 75: rerun the command to resume.
-Ctrl-C exits 130.
+Exit codes: 0 after training; 2 for invalid input, with one line that gives the reason; 75 after
+preemption (SIGTERM), with a checkpoint saved: rerun the command to resume; 130 after Ctrl-C.
 """
 
 import shlex
@@ -28,16 +27,16 @@ def _main(argv: Sequence[str]) -> int:
     add_run_flags(flags)
     flags.switch(
         "help_config",
-        "List the fields of a config and exit: each with a line of help, and its value in --config "
-        "or, without it, its default.",
+        "List the fields of a config with their types, values and help, and exit; without "
+        "--config, values are the defaults.",
     )
     config = flags.parse(argv)
     if flags["help_config"]:
         print(config_fields(config))
         return 0
-    return train_and_report(
-        *checked(flags, config), command=shlex.join(["gemma-encoder", "train", *argv])
-    )
+    config, workdir = checked(flags, config)
+    command = shlex.join(["gemma-encoder", "train", *argv])
+    return train_and_report(config, workdir, command)
 
 
 def add_run_flags(flags: commandline.Flags) -> None:
@@ -51,31 +50,31 @@ def add_run_flags(flags: commandline.Flags) -> None:
 def checked(
     flags: commandline.Flags, config: ml_collections.ConfigDict | None
 ) -> tuple[ml_collections.ConfigDict, str]:
-    """Returns the config and the workdir; raises InputError where one of them is not given."""
+    """Returns the config and the workdir; raises InputError if one of them is missing."""
     workdir = flags.required("workdir", "name a folder for the run")
     if config is None:
         flags.required(
             "config",
             "name an experiment, e.g. --config=quickstart; "
-            f"those that come with the package: {', '.join(configs.names())}",
+            f"built-in configs: {', '.join(configs.names())}",
         )
     return config, workdir
 
 
 def config_fields(config: ml_collections.ConfigDict | None) -> str:
-    """Returns a line for each field: its type, its value in the config (or default) and help."""
+    """Returns one line per field: its type, its value in the config (or default), and help."""
     from gemma_encoder.training.config import TrainConfig, config_help
 
     return "\n".join(config_help(config and TrainConfig.from_config_dict(config)))
 
 
 def train_and_report(config: ml_collections.ConfigDict, workdir: str, command: str) -> int:
-    """Trains, prints what the run reached, and returns the exit code.
+    """Trains, prints a summary, and returns the exit code.
 
     Args:
-        config: the run's.
+        config: of the run.
         workdir: of the run.
-        command: how the run was started; checkpoints record it.
+        command: that started the run; recorded in checkpoints.
     """
     runtime.require_training()
     from gemma_encoder import distributed

@@ -1,4 +1,4 @@
-"""The command `gemma-encoder`: its table, its help without heavy imports, and its refusals."""
+"""The command `gemma-encoder`: subcommands, help without heavy imports, errors, exit codes."""
 
 import contextlib
 import importlib
@@ -16,7 +16,7 @@ HEAVY = ("jax", "flax", "tensorflow", "seqio", "orbax", "optax", "pyarrow", "skl
 
 
 def imported(code: str) -> tuple[str, set[str]]:
-    """The output of a program, and the modules that it has imported at its end."""
+    """Runs code in a new Python; returns its output and the modules that it imported."""
     code = f"import sys\n{code}\nprint('imported', *sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
@@ -26,14 +26,14 @@ def imported(code: str) -> tuple[str, set[str]]:
     return "\n".join(lines), set(last.split())
 
 
-def test_help_names_every_command_with_a_line_and_imports_nothing_heavy():
+def test_help_lists_every_command_without_heavy_imports():
     text, modules = imported("from gemma_encoder.cli import main\nassert main(['--help']) == 0")
     for name, line in cli.COMMANDS.items():
         assert any(name in words.split() and line in words for words in text.splitlines())
     assert not modules & {*HEAVY, "absl", "ml_collections", "numpy"}
 
 
-def test_every_command_is_a_module_that_explains_itself_without_heavy_imports():
+def test_every_command_has_help_without_heavy_imports():
     calls = [[name] for name in cli.COMMANDS] + [["launch", name] for name in launch.LAUNCHERS]
     calls += [["inspect", "--sizes"], ["submit", "make"], ["submit", "check"]]
     text, modules = imported(
@@ -54,7 +54,7 @@ for words in {calls}:
         assert max(map(len, part.splitlines())) <= 120 and len(part.splitlines()) < 90
 
 
-def test_every_module_of_the_folder_is_a_command_or_helps_one():
+def test_every_module_is_a_command_or_a_helper():
     helpers = {"commandline", "summary", "inspect_data", "inspect_checkpoint"}
     modules = {path.stem for path in pathlib.Path(cli.__file__).parent.glob("[a-z]*.py")}
     assert modules == {*cli.COMMANDS, *helpers}
@@ -99,12 +99,12 @@ def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path, capsys, 
     assert not (tmp_path / "W").exists()
 
 
-def test_without_a_command_it_shows_them(capsys):
+def test_usage_is_printed_without_a_command(capsys):
     assert cli.main([]) == 2
     assert "usage: gemma-encoder COMMAND" in capsys.readouterr().err
 
 
-def test_it_is_a_module_too():
+def test_the_package_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "gemma_encoder", "--version"],
         capture_output=True,
@@ -115,7 +115,7 @@ def test_it_is_a_module_too():
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "pretrain", "sweep", "report", "tables"])
-def test_training_without_its_packages_is_one_line(command, monkeypatch, capsys):
+def test_missing_training_packages_are_a_one_line_error(command, monkeypatch, capsys):
     monkeypatch.setattr(runtime, "TRAINING", ("no_such_package",))
     words = {"sweep": ["--study=attention"], "report": ["W"], "tables": ["W"]}
     assert cli.main([command, *words.get(command, ["--config=quickstart", "--workdir=W"])]) == 2
@@ -123,7 +123,7 @@ def test_training_without_its_packages_is_one_line(command, monkeypatch, capsys)
     assert "pip install 'gemma_encoder[train]'" in error and error.count("\n") == 1
 
 
-def test_the_fields_of_a_config_are_listed(capsys):
+def test_help_config_lists_the_fields(capsys):
     assert cli.main(["train", "--help_config"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for field in ("seed", "model.pooling.name", "optimizer.learning_rate", "compilation_cache"):
@@ -131,7 +131,7 @@ def test_the_fields_of_a_config_are_listed(capsys):
         assert len(line.split()) > 4
 
 
-def test_long_programs_start_again_with_huge_pages_unless_help_is_asked_for(monkeypatch):
+def test_long_running_commands_use_huge_pages_except_for_help(monkeypatch):
     starts = []
     monkeypatch.setattr(runtime, "use_huge_pages", lambda: starts.append(sys.argv[1:]))
     for words in (["train"], ["train", "--help"], ["export"], ["predict"]):
@@ -141,7 +141,7 @@ def test_long_programs_start_again_with_huge_pages_unless_help_is_asked_for(monk
     assert starts == [["train"], ["predict"]]
 
 
-def test_an_interrupt_and_a_reader_that_left_are_exit_codes(capsys, monkeypatch):
+def test_an_interrupt_exits_with_130(capsys, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
@@ -149,8 +149,7 @@ def test_an_interrupt_and_a_reader_that_left_are_exit_codes(capsys, monkeypatch)
     assert "rerun the command to resume" in capsys.readouterr().err
 
 
-def test_programs_can_be_called_one_after_another():
-    """Flags of a call, and fields of its config, do not reach the next one."""
+def test_flags_and_configs_do_not_leak_between_calls():
 
     def parse(*words):
         flags = commandline.Flags("")

@@ -1,4 +1,4 @@
-"""`gemma-encoder export`, to both formats."""
+"""`gemma-encoder export` to both formats."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,15 @@ from gemma_encoder import cli
 
 @pytest.fixture(scope="module")
 def exported(random_predictor, tmp_path_factory):
-    """A checkpoint: an export of random weights, which is one to start from."""
+    """A checkpoint to export: an export of random weights."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     ge.export_huggingface(random_predictor(), folder, heads=False)
     return folder
 
 
 def test_to_hugging_face_and_to_gemma(exported, tmp_path, capsys):
-    again, gemma = tmp_path / "again", tmp_path / "gemma"
+    again = tmp_path / "again"
+    gemma = tmp_path / "gemma"
     words = ["export", f"--workdir={exported}"]
     assert cli.main([*words, f"--output={again}", "--heads=false"]) == 0
     assert f"wrote {again}" in capsys.readouterr().out
@@ -31,7 +32,8 @@ def test_to_hugging_face_and_to_gemma(exported, tmp_path, capsys):
         ge.load_backbone(exported)(tokens, attention="causal"),
     )
     assert ge.load_tokenizer(gemma).model == ge.load_tokenizer(exported).model
-    for output, form in ((again, "huggingface"), (gemma, "gemma")):  # nothing is overwritten
-        assert cli.main([*words, f"--output={output}", f"--format={form}"]) == 2
+    # An existing folder is not overwritten.
+    for output, output_format in ((again, "huggingface"), (gemma, "gemma")):
+        assert cli.main([*words, f"--output={output}", f"--format={output_format}"]) == 2
         error = capsys.readouterr().err
         assert "name a new folder" in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What `gemma-encoder inspect` prints of data is what the model gets, for every task whose data are at hand, in a terminal of 100 columns."""
+"""`gemma-encoder inspect` on data: it shows the model's own input, in at most 100 columns."""
 
 import re
 
@@ -16,7 +16,7 @@ from gemma_encoder.inputs.tokenizer import Tokenizer
 
 @pytest.fixture
 def run(capsys, monkeypatch, shared_data):
-    """`run(*flags)`: exit code, lines printed, and what was said on stderr."""
+    """`run(*flags)`: the exit code, the lines of stdout, and stderr."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(shared_data / "tfds"))
     monkeypatch.setenv("MSMARCO_DIR", str(shared_data / "cranfield_msmarco"))
 
@@ -73,25 +73,19 @@ def test_every_task_is_shown(run, task):
 def test_tokens_and_row_are_the_models_own(run):
     code, lines, _ = run("--task=glue_sst2", "--n=1", "--sample=50")
     assert code == 0
-    first, last = (
-        lines.index(next(line for line in lines if line.startswith("tokens: "))),
-        lines.index(""),
-    )
-    last = next(i for i in range(first, len(lines)) if not lines[i])
-    printed = [int(i) for line in lines[first + 2 : last : 2] for i in line.split()]
+    first = next(index for index, line in enumerate(lines) if line.startswith("tokens: "))
+    assert "" in lines
+    last = next(index for index in range(first, len(lines)) if not lines[index])
+    printed = [int(token) for line in lines[first + 2 : last : 2] for token in line.split()]
     source = registry.get("glue_sst2")
-    first = np.random.default_rng(0).permutation(source.size("train"))[0]
-    (example,) = source.examples("train", int(first))
-    assert (
-        printed
-        == encode(Tokenizer.load("small"), source.task.template, [example.fields], 128)[
-            0
-        ].tokens.tolist()
-    )
-    assert (
-        " ".join(example.fields["sentence"].split()[:3])
-        in lines[lines.index("raw record                                       │ text") + 1]
-    )
+    record = np.random.default_rng(0).permutation(source.size("train"))[0]
+    (example,) = source.examples("train", int(record))
+    tokenizer = Tokenizer.load("small")
+    (encoded,) = encode(tokenizer, source.task.template, [example.fields], 128)
+    assert printed == encoded.tokens.tolist()
+    header = lines.index("raw record                                       │ text")
+    first_words = " ".join(example.fields["sentence"].split()[:3])
+    assert first_words in lines[header + 1]
     bar = next(
         line
         for line in lines
@@ -101,13 +95,13 @@ def test_tokens_and_row_are_the_models_own(run):
     assert any(line.startswith(f"1        1       0–{len(printed) - 1} ") for line in lines)
 
 
-def test_what_is_cut_is_said(run):
+def test_truncation_is_reported(run):
     _, lines, _ = run("--task=glue_mrpc", "--n=1", "--sample=40", "--max_length=24")
-    said = re.fullmatch(
-        r"tokens: 24, (\d+) more were cut; each piece over its id",
+    match = re.fullmatch(
+        r"tokens: 24, (\d+) more were truncated; each piece over its id",
         next(line for line in lines if line.startswith("tokens: ")),
     )
-    assert int(said[1]) > 0
+    assert int(match[1]) > 0
     assert any(re.search(r"texts \((9\d|100)\.\d%\) exceed max_length=24", line) for line in lines)
 
 
@@ -118,25 +112,19 @@ def test_the_users_own_files_are_shown(run, tmp_path):
     )
     code, lines, error = run("--config=own:classification", f"--config.own.train={path}", "--n=1")
     assert code == 0, error
-    assert (
-        lines[0] == "own: classification, train split, 27 records"
-        and "classes    0 a, 1 b" in lines
-    )
+    assert lines[0] == "own: classification, train split, 27 records"
+    assert "classes    0 a, 1 b" in lines
     assert any(line.startswith("review: text number ") for line in lines)
 
 
-def test_lengths_do_not_change_what_is_shown_of_odd_texts():
-    """Wide, combining and blank characters, and an empty field."""
+def test_unusual_characters_stay_within_the_width():
+    """Wide, combining and blank characters, and long words."""
     task = registry.get("toy_sentiment").task
     settings = Settings(registry.get("toy_sentiment"), Tokenizer.load("small"), 16, 128, 8)
     for sentence in ("漢字 " * 30, "e\u0301\u200b", "\u00a0x\u3000" * 5, "word" * 90):
         fields = {"sentence": sentence}
-        text = Text(
-            0,
-            Example(fields, 1),
-            {"number": "0"},
-            encode(settings.tokenizer, task.template, [fields], inspect_data.UNCUT)[0].tokens,
-        )
+        (encoded,) = encode(settings.tokenizer, task.template, [fields], inspect_data.NO_LIMIT)
+        text = Text(0, Example(fields, 1), {"number": "0"}, encoded.tokens)
         lines = list(inspect_data._show([text], 0, settings))
         assert max(map(len, lines)) <= 100
 
@@ -144,9 +132,8 @@ def test_lengths_do_not_change_what_is_shown_of_odd_texts():
 def test_the_histogram_counts_every_length():
     for lengths in ([5], [1, 1000], list(range(3, 90)), [128] * 7):
         lines = list(inspect_data._histogram(np.array(lengths)))
-        assert sum(
-            int(line.split("tokens")[1].split()[0].replace(",", "")) for line in lines
-        ) == len(lengths)
+        counts = [line.split("tokens")[1].split()[0].replace(",", "") for line in lines]
+        assert sum(map(int, counts)) == len(lengths)
         assert len(lines) <= 17 and max(map(len, lines)) <= 100
 
 

@@ -243,7 +243,7 @@ def test_errors(micro, texts, tmp_path, capsys):
     for arguments, message in (
         ([workdir], "--output is missing"),
         ([workdir, f"--output={tmp_path / 'there'}"], "there exists; name a new folder"),
-        ([workdir, output, tasks], "pretrains on the task 'text' alone"),
+        ([workdir, output, tasks], "pretrains on the task 'text' only"),
         ([workdir, output, "--config.prepared=p"], "leave out --config.prepared"),
         ([workdir, output], "text.train is not set"),
     ):
