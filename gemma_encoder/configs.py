@@ -1,4 +1,4 @@
-"""Configs by name: `own` is `experiments/own.py`, which comes with the package."""
+"""Finds and modifies configs: the name `own` stands for the package's `experiments/own.py`."""
 
 import importlib.machinery
 import importlib.util
@@ -18,7 +18,7 @@ _MARK = re.compile(r"^(def get_config\(|get_config = )", re.MULTILINE)
 
 
 def names() -> list[str]:
-    """Returns the configs that come with the package, e.g. "glue" and "ablations/pooling"."""
+    """Returns the names of the package's configs, e.g. "glue" and "ablations/pooling"."""
     return sorted(
         f"{group}{path.stem}"
         for group in _GROUPS
@@ -28,40 +28,42 @@ def names() -> list[str]:
 
 
 def resolve(config: str) -> str:
-    """Returns FILE[:ARG] for what a user gave as `--config`: a name or a file, each with [:ARG].
+    """Resolves the value of `--config`, NAME[:ARG] or FILE[:ARG], to FILE[:ARG].
 
-    A file of this repository that does not exist here, as in a command that was copied from another
-    machine, is the package's own: `experiments/own.py` is then `own`.
+    If a file of this repository does not exist in the current folder, as in a command copied from
+    another machine, the package's file is used: `experiments/own.py` is then `own`.
 
     Raises:
-        InputError: a name that no config has; the message names the nearest.
+        InputError: no config has this name; the message gives the nearest name.
     """
     name, colon, argument = config.partition(":")
     if name.endswith(".py") or name.startswith(("/", ".", "~")):
-        own = name.removeprefix("experiments/").removesuffix(".py")
-        if pathlib.Path(name).exists() or f"experiments/{own}.py" != name or own not in names():
+        package_name = name.removeprefix("experiments/").removesuffix(".py")
+        if pathlib.Path(name).exists() or f"experiments/{package_name}.py" != name:
             return config
-        name = own
+        if package_name not in names():
+            return config
+        name = package_name
     if name not in names():
         raise InputError(f"{unknown('config', name, names())}; or give the path of a .py file")
     return f"{FOLDER / name}.py{colon}{argument}"
 
 
 def load_config(config: str) -> ConfigDict:
-    """The config that a name or a file stands for, each with [:ARG] for its `get_config`.
+    """Loads a config by NAME[:ARG] or FILE[:ARG]; ARG is the argument of its `get_config`.
 
     Raises:
-        InputError: there is no such config, or its `get_config` refuses the argument.
+        InputError: there is no such config, or its `get_config` fails.
     """
     name, colon, argument = resolve(config).partition(":")
     path = pathlib.Path(name).expanduser()
     if not path.is_file():
         raise InputError(f"config {name} is not a file")
-    return _called(path, [argument] if colon else [])
+    return _call_get_config(path, [argument] if colon else [])
 
 
-def _called(path: pathlib.Path, arguments: Sequence[str]) -> ConfigDict:
-    """What `get_config` of a file returns; an error in the file is one line that names its line."""
+def _call_get_config(path: pathlib.Path, arguments: Sequence[str]) -> ConfigDict:
+    """Calls `get_config` of a file; an error in it becomes an InputError with file and line."""
     try:
         loader = importlib.machinery.SourceFileLoader(path.stem, os.fspath(path))
         module = importlib.util.module_from_spec(importlib.util.spec_from_loader(path.stem, loader))
@@ -75,24 +77,24 @@ def _called(path: pathlib.Path, arguments: Sequence[str]) -> ConfigDict:
         raise InputError(f"config {location(error)}: {described(error)}") from error
     if not isinstance(config, ConfigDict) or "tasks" not in config:
         raise InputError(
-            f"config {path}: get_config() gives no config with the field 'tasks'; let it start from "
-            "gemma_encoder.training.recipe.default_config()"
+            f"config {path}: get_config() returns no config with the field 'tasks'; it must start "
+            "from gemma_encoder.training.recipe.default_config()"
         )
     return config
 
 
 def by_path(config: ConfigDict, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by their path: {"batch": {"rows": 8}} and {"batch.rows": 8} are {"batch.rows": 8}.
+    """Flattens fields to paths: {"batch": {"rows": 8}} becomes {"batch.rows": 8}.
 
     Args:
-        config: tells what is a group of fields, and what is a mapping of the user's own entries,
-            which stays whole: {"model.transformer": {"num_layers": 2}}.
-        fields: in either form.
+        config: distinguishes groups of fields from mappings with arbitrary keys, which are not
+            flattened: {"model.transformer": {"num_layers": 2}}.
+        fields: values by nested fields, by paths, or by both.
     """
     result = {}
     for name, value in fields.items():
-        first, _, rest = name.partition(".")
-        value = {rest: value} if rest else value
+        first, _, remainder = name.partition(".")
+        value = {remainder: value} if remainder else value
         group = config.get(first)
         if isinstance(value, Mapping) and isinstance(group, ConfigDict) and len(group):
             nested = by_path(group, value)
@@ -105,11 +107,11 @@ def by_path(config: ConfigDict, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(config: ConfigDict, fields: Mapping[str, Any]) -> None:
-    """Changes fields of a config; `TrainConfig.from_config_dict` checks their names and types.
+    """Sets fields of a config; `TrainConfig.from_config_dict` checks their names and types.
 
     Args:
-        config: changed in place.
-        fields: new values by path, as `by_path` gives them.
+        config: modified in place.
+        fields: new values by path, as `by_path` returns them.
     """
     with config.unlocked(), config.ignore_type():
         for path, value in fields.items():

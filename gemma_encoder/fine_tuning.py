@@ -1,11 +1,11 @@
-"""`fine_tune`: from texts and labels, or a config, to a Predictor, in one call.
+"""`fine_tune`: trains on texts and labels, or by a config, and returns a Predictor.
 
     import gemma_encoder as ge
 
     predictor = ge.fine_tune("classification", train=frame, workdir="runs/tone")
     predictor.predict(["a fine film"])
 
-It is the run that `gemma-encoder train` makes: the same config, workdir and checkpoints.
+The run is that of `gemma-encoder train`: same config, workdir and checkpoints.
 """
 
 import os
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Path = epath.PathLike
     Data = Path | Sequence[Path] | pandas.DataFrame | Mapping[str, Sequence] | Iterable[Mapping]
 
-FOLDER = "data"  # of a workdir, for what was handed over in memory
+FOLDER = "data"  # folder in a workdir for rows that were passed in memory
 
 
 def fine_tune(
@@ -50,51 +50,54 @@ def fine_tune(
 ) -> Predictor:
     """Fine-tunes an encoder, or resumes the run in `workdir`, and loads the newest checkpoint.
 
-    Shows a progress bar on a terminal and in a notebook. Keeps rows in memory in `WORKDIR/data/`,
-    so that the same call resumes an interrupted run.
+    Shows a progress bar on a terminal and in a notebook. Rows that are passed in memory are
+    written to `WORKDIR/data/`, so that the same call resumes an interrupted run.
 
     Args:
         what: a kind of task ("classification", "regression", "ranking", "multi_label", "ordinal"),
-            with the arguments of the config `own` where there are any, such as
-            "classification,size=gemma3_270m"; or a `Task` of your own, whose template's fields are
-            columns of the data; or a config, by name ("glue:sst2"), by file or as it is.
+            optionally with arguments of the config `own`, as "classification,size=gemma3_270m"; or
+            a custom `Task`, whose template's fields are columns of the data; or a config: its name
+            ("glue:sst2"), its file, or a ConfigDict.
         train: a path (JSONL, JSON, CSV, TSV, Parquet), a pattern such as "part-*.csv", a list of
-            both, a DataFrame, a dictionary of columns, or an iterable of records. The column "label" holds the label, the others make the text;
-            `OwnOptions` says more, and `overrides` such as {"own.label": "stars"} change it.
-            None where the config names its data.
-        validation: what to evaluate on; by default a tenth of `train` is held out.
-        test: the split "test", for later.
+            both, a DataFrame, a dictionary of columns, or an iterable of records. The column
+            "label" is the label, the other columns form the text; see `OwnOptions` to change that
+            with `overrides` such as {"own.label": "stars"}. None if the config names its data.
+        validation: data to evaluate on; by default a tenth of `train` is held out.
+        test: data of the split "test", for a later evaluation.
         workdir: folder of the run: checkpoints, metrics.jsonl, predictions.
         overrides: fields of the config by path, such as {"train_for": "20 steps", "seed": 1}.
-        hooks: called at the run's cadences; see `training.hooks`.
+        hooks: hooks to call during training; see `training.hooks`.
 
     Returns:
-        The fine-tuned encoder; `predictor.bundle.record["metrics"]` holds the evaluations.
+        The fine-tuned encoder; `predictor.spec.record["metrics"]` holds the evaluations.
 
     Raises:
-        InputError: something of it cannot be used; nothing of an earlier run is lost.
-        SystemExit: the process was told to stop (SIGTERM), with a checkpoint saved.
+        InputError: an argument or the data cannot be used; nothing of an earlier run is lost.
+        SystemExit: the process was preempted (SIGTERM) and saved a checkpoint.
     """
     runtime.require_training()
     runtime.quiet()
     overrides = overrides or {}
     _check_arguments(overrides, workdir)
     modules = convert(tuple[str, ...], overrides.get("modules", ()), "modules")
-    import_modules(modules)  # they may register the kind
-    name, config, fields = _resolved(what)
+    import_modules(modules)  # they may register the kind of task
+    name, config, fields = _resolve_config(what)
     fields |= configs.by_path(config, overrides)
-    files = _files({"train": train, "validation": validation, "test": test}, workdir)
-    if taken := sorted(files.keys() & fields.keys()):
-        raise InputError(f"overrides: {taken[0]} is given as an argument, too; leave one out")
+    files = _data_fields({"train": train, "validation": validation, "test": test}, workdir)
+    duplicates = sorted(files.keys() & fields.keys())
+    if duplicates:
+        raise InputError(
+            f"overrides: {duplicates[0]} is given as an argument, too; leave one of them out"
+        )
     fields |= files
     configs.override(config, fields)
     _check_files_are_used(config, files)
     from gemma_encoder.training import loop
 
-    outcome = loop.train(config, workdir, _command(name, fields, workdir), hooks)
-    if outcome.preempted:
+    result = loop.train(config, workdir, _command(name, fields, workdir), hooks)
+    if result.preempted:
         raise SystemExit(runtime.EXIT_PREEMPTED)
-    return Predictor.load(outcome.checkpoint)
+    return Predictor.load(result.checkpoint)
 
 
 def _check_arguments(overrides: Any, workdir: Any) -> None:
@@ -102,52 +105,57 @@ def _check_arguments(overrides: Any, workdir: Any) -> None:
         return isinstance(field, str) and all(field.split("."))
 
     if not isinstance(overrides, Mapping) or not all(map(is_path, overrides)):
-        raise InputError("overrides is a dictionary from a field's path to its value")
+        raise InputError("overrides must be a dictionary from a field's path to its value")
     if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
-        raise InputError(f"workdir is the path of a folder, got {workdir!r}")
+        raise InputError(f"workdir must be the path of a folder, got {workdir!r}")
 
 
 def _check_files_are_used(config: ml_collections.ConfigDict, files: Mapping[str, str]) -> None:
+    """Raises InputError if data are given, but the config does not train on them."""
     if files and config.own.name not in config.tasks:
+        tasks = ", ".join(map(str, config.tasks)) or "no task"
+        arguments = ", ".join(field.removeprefix("own.") for field in files)
         raise InputError(
-            f"the config trains on {', '.join(map(str, config.tasks)) or 'no task'}, not on data "
-            f"of your own, which is the task {config.own.name!r}; leave out "
-            f"{', '.join(field.removeprefix('own.') for field in files)}, or name a kind of task"
+            f"the config trains on {tasks}, not on the given data, which are the task "
+            f"{config.own.name!r}; leave out {arguments}, or name a kind of task"
         )
 
 
-def _resolved(
-    what: str | Task | ml_collections.ConfigDict,
+def _resolve_config(
+    source: str | Task | ml_collections.ConfigDict,
 ) -> tuple[str, ml_collections.ConfigDict, dict[str, Any]]:
-    """The config's name ("" without one), the config, and the fields that a task changes."""
-    if isinstance(what, Task):
-        name, fields = f"own:{what.kind}", _fields(what)
+    """Returns the config's name (or ""), the config, and the fields that a task overrides."""
+    if isinstance(source, Task):
+        fields = _task_fields(source)
+        name = f"own:{source.kind}"
         return name, configs.load_config(name), fields
-    if isinstance(what, str):
-        word = what.split(",")[0].split(":")[0]
+    if isinstance(source, str):
+        word = source.split(",")[0].split(":")[0]
+        name = source
         if word in table_kinds():
-            what = f"own:{what}"
+            name = f"own:{source}"
         elif word not in configs.names() and not word.endswith(".py"):
             raise unknown("kind or config", word, [*table_kinds(), *configs.names()])
-        name = what
         return name, configs.load_config(name), {}
-    if isinstance(what, ml_collections.ConfigDict):
-        return "", what.copy_and_resolve_references(), {}
-    raise InputError(f"expected a kind, a Task or a config, got {type(what).__name__}")
+    if isinstance(source, ml_collections.ConfigDict):
+        return "", source.copy_and_resolve_references(), {}
+    raise InputError(f"expected a kind, a Task or a config, got {type(source).__name__}")
 
 
-def _fields(task: Task) -> dict[str, Any]:
-    """A task as fields of the config."""
+def _task_fields(task: Task) -> dict[str, Any]:
+    """Converts a task to fields of the config."""
     if task.kind.name not in table_kinds():
         raise InputError(
-            f"task {task.name!r}: the labels of a {task.kind} task are none that a table holds; "
-            f"those of {', '.join(table_kinds())} are"
+            f"task {task.name!r}: the labels of a {task.kind} task do not fit in a table; "
+            f"expected one of {', '.join(table_kinds())}"
         )
-    plain = Task(task.name, task.kind, task.template, task.metrics, task.classes, task.label_range)
-    if plain != task:
+    supported = Task(
+        task.name, task.kind, task.template, task.metrics, task.classes, task.label_range
+    )
+    if supported != task:
         raise InputError(
-            f"task {task.name!r}: fine_tune uses a task's name, kind, template, metrics, classes "
-            "and label_range; leave out head, chance and role_templates"
+            f"task {task.name!r}: fine_tune supports a task's name, kind, template, metrics, "
+            "classes and label_range; leave out head, chance and role_templates"
         )
     query_and_document = task.is_list and set(task.template.fields) == {"query", "document"}
     return {
@@ -163,9 +171,10 @@ def _fields(task: Task) -> dict[str, Any]:
     }
 
 
-def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict[str, Any]:
-    """Paths by field of the config; rows in memory are written to the workdir."""
-    result, texts = {}, {}
+def _data_fields(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict[str, Any]:
+    """Returns the paths of the data by config field; writes rows in memory to the workdir."""
+    result = {}
+    texts = {}
     for split, data in splits.items():
         if isinstance(data, str | os.PathLike):
             result[f"own.{split}"] = os.fspath(data)
@@ -178,8 +187,8 @@ def _files(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -> dict
     folder = native.absolute(workdir)
     if "://" in str(folder):
         raise InputError(
-            f"workdir {folder} is not a local folder, which rows in memory are kept in; give the "
-            "path of a file"
+            f"workdir {folder} is not a local folder, so that rows in memory cannot be written to "
+            "it; give the path of a file with the rows"
         )
     has_run = (folder / "config.json").exists()
     for split, text in texts.items():
@@ -199,12 +208,12 @@ def _are_paths(data: Any) -> bool:
     return (
         isinstance(data, list | tuple)
         and bool(data)
-        and all(isinstance(one, str | os.PathLike) for one in data)
+        and all(isinstance(item, str | os.PathLike) for item in data)
     )
 
 
 def _command(name: str, fields: Mapping[str, Any], workdir: epath.PathLike) -> str:
-    """What does the same on the command line; "" where the config has no name."""
+    """Returns the equivalent command line; "" if the config has no name."""
     if not name:
         return ""
     changes = (f"--config.{field}={value}" for field, value in fields.items())

@@ -1,8 +1,9 @@
-"""The training program under its first name: `--mode` chooses among train, evaluate and predict.
+"""The training program under its former name: `--mode` selects train, evaluate or predict.
 
-    python -m gemma_encoder.main --config=CONFIG --workdir=DIR [--mode=train|eval|predict] [--config.FIELD=VALUE …]
+    python -m gemma_encoder.main --config=CONFIG --workdir=DIR [--mode=train|eval|predict]
+        [--config.FIELD=VALUE ...]
 
-It is `gemma-encoder train`, `evaluate` and `predict` with the flags of all three.
+It is `gemma-encoder train`, `evaluate` and `predict` in one program, with the flags of all three.
 """
 
 import shlex
@@ -16,14 +17,14 @@ MODES = ("train", "eval", "predict")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the program on arguments without its name, and returns its exit code."""
+    """Runs the program with arguments (without the program name), and returns its exit code."""
     return commandline.run_program(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     train.add_run_flags(flags)
-    flags.choice("mode", "Resume or start training, evaluate, or score texts.", MODES, "train")
+    flags.choice("mode", "Start or resume training, evaluate, or score texts.", MODES, "train")
     predict.add_prediction_flags(flags)
     config = flags.parse(argv)
     if flags["mode"] == "predict":

@@ -1,7 +1,7 @@
-"""Process-wide settings: logs, memory pages, the cache of compiled programs, optional packages.
+"""Process-wide settings: logs, memory pages, the compilation cache, optional packages.
 
-Importing this is light. Nothing here is needed for right results, and a variable that the user has
-set is left as it is.
+Importing this module is fast. None of the settings affects results, and environment variables that
+the user has set are respected.
 """
 
 import contextlib
@@ -20,24 +20,22 @@ from collections.abc import Iterator
 
 from gemma_encoder.inputs.errors import InputError
 
-# Exit code of a program that was told to stop and has saved a checkpoint: rerun it to resume
-# (EX_TEMPFAIL of sysexits.h).
+# Exit code of a preempted program that has saved a checkpoint: rerun it to resume (EX_TEMPFAIL of
+# sysexits.h).
 EXIT_PREEMPTED = 75
 
 # Environment variables by which the processes of a run find each other; set all three or none.
-COORDINATOR_ADDRESS, NUM_PROCESSES, PROCESS_ID = (
-    "JAX_COORDINATOR_ADDRESS",
-    "JAX_NUM_PROCESSES",
-    "JAX_PROCESS_ID",
-)
+COORDINATOR_ADDRESS = "JAX_COORDINATOR_ADDRESS"
+NUM_PROCESSES = "JAX_NUM_PROCESSES"
+PROCESS_ID = "JAX_PROCESS_ID"
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"  # ask the system for pages of 2 MB for large blocks; glibc reads it when a program starts
+# Requests pages of 2 MB for large blocks; glibc reads the setting when a program starts.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
-
-# What TensorFlow writes to stderr when it is imported, whatever its logging switches say.
+# Lines that TensorFlow writes to stderr on import, regardless of its logging settings.
 START_UP_NOTE = re.compile(rb"[IWE]\d{4} .*\.cc:\d+\]|WARNING: All log messages before absl")
 
-# Packages of the extra `train` that training imports, by the names that they are imported by.
+# Import names of the packages of the extra `train`.
 TRAINING = (
     "clu",
     "grain",
@@ -50,28 +48,28 @@ TRAINING = (
 )
 
 MIN_COMPILE_SECONDS = 0.1  # programs that compile faster are not written to the cache
-MAX_CACHE_BYTES = 5 << 30  # of the user's cache of compiled programs; the least recently used go
-_cache: list[str | None] = [None]  # the folder that was set here last, not by the user
+MAX_CACHE_BYTES = 5 << 30  # of the user's cache; the least recently used programs are evicted
+_cache: list[str | None] = [None]  # the folder that this module set last, rather than the user
 
 
 def quiet_compiler() -> None:
-    """Keeps XLA and TensorFlow from logging to stderr; call it before jaxlib is imported.
+    """Silences the logs of XLA and TensorFlow on stderr; call it before jaxlib is imported.
 
-    XLA otherwise doubts, at each program that it finds in the cache, that it was compiled for this
-    kind of machine, although the program's key holds the machine's kind.
+    Otherwise XLA warns for each program from the cache that it may have been compiled for another
+    kind of machine, although the kind of machine is part of the program's key.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def quiet() -> None:
-    """Keeps libraries from complaining about accelerators that are absent."""
+    """Silences warnings of libraries about absent accelerators."""
     quiet_compiler()
     if not _has_tpu():
         ignore_tpus()
 
 
 def ignore_tpus() -> None:
-    """Keeps libtpu, where it is installed, from looking for a TPU in the cloud's metadata, at length and with complaints."""
+    """Keeps libtpu, if installed, from a slow and noisy search for TPUs in cloud metadata."""
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -81,15 +79,15 @@ def ignore_tpus() -> None:
 
 
 def import_quietly(name: str) -> types.ModuleType:
-    """Imports TensorFlow or a package that stands on it.
+    """Imports TensorFlow, or a package that depends on it, without its messages on stderr.
 
     Raises:
-        InputError: it is not installed.
+        InputError: the package is not installed.
     """
     if importlib.util.find_spec(name) is None:
         raise InputError(
-            f"{name} is not installed, which reading prepared TensorFlow Datasets for the first "
-            "time and tasks of seqio need; pip install 'gemma_encoder[tfds]'"
+            f"{name} is not installed, but needed for seqio tasks and for reading prepared "
+            "TensorFlow Datasets for the first time; pip install 'gemma_encoder[tfds]'"
         )
     with without_start_up_notes():
         return importlib.import_module(name)
@@ -97,7 +95,7 @@ def import_quietly(name: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def without_start_up_notes() -> Iterator[None]:
-    """Holds back the lines that TensorFlow's C++ code writes to stderr while it is imported."""
+    """Drops the lines that TensorFlow's C++ code writes to stderr during import."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as written:
@@ -114,24 +112,28 @@ def without_start_up_notes() -> Iterator[None]:
 
 
 def use_huge_pages() -> None:
-    """Starts this very command again with huge pages for large blocks, where that helps: on a CPU, under Linux.
+    """Re-executes this command with huge pages for large blocks, if that helps: on CPUs with glibc.
 
-    Each step of a CPU takes and gives back gigabytes; with pages of 4 kB, faults cost a tenth to a third of its time. Call it first
-    of all in a program, and only there: what the process has done so far is lost.
+    A training step on a CPU allocates and frees gigabytes; with pages of 4 kB, page faults take a
+    tenth to a third of its time. Call this first in a program, and only there: the state of the
+    process is lost.
     """
-    on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not (
-        _has_tpu() or glob.glob("/dev/nvidia*")
-    )
-    library, version = platform.libc_ver()
-    knows = library == "glibc" and tuple(int(part) for part in version.split(".")[:2]) >= (2, 35)
-    if not on_cpu or not knows or "GLIBC_TUNABLES" in os.environ or not sys.orig_argv[1:]:
+    has_accelerator = _has_tpu() or glob.glob("/dev/nvidia*")
+    on_cpu = os.environ.get("JAX_PLATFORMS", "") == "cpu" or not has_accelerator
+    is_configured = "GLIBC_TUNABLES" in os.environ
+    if not on_cpu or not _glibc_has_huge_pages() or is_configured or not sys.orig_argv[1:]:
         return
     os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _glibc_has_huge_pages() -> bool:
+    library, version = platform.libc_ver()
+    return library == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
+
+
 def require_training() -> None:
-    """Raises InputError, saying what to install, where packages that training needs are absent."""
+    """Raises InputError if packages that training needs are not installed."""
     missing = [name for name in TRAINING if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -141,9 +143,9 @@ def require_training() -> None:
 
 
 def write_whole(path: pathlib.PurePath, text: str) -> None:
-    """Writes a file that never exists half written, and never through a link that lies there."""
+    """Writes a file atomically; replaces a symbolic link instead of writing through it."""
     if "://" in str(path):
-        path.write_text(text)  # an object in the cloud is whole or absent
+        path.write_text(text)  # cloud storage writes objects atomically
         return
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
@@ -165,22 +167,22 @@ def _umask() -> int:
 
 
 def cache_folder() -> pathlib.Path:
-    """Returns the folder of derived files: `GEMMA_ENCODER_CACHE`, else `~/.cache/gemma_encoder`."""
-    return pathlib.Path(
-        os.environ.get("GEMMA_ENCODER_CACHE") or "~/.cache/gemma_encoder"
-    ).expanduser()
+    """Returns the cache folder: `GEMMA_ENCODER_CACHE`, by default `~/.cache/gemma_encoder`."""
+    folder = os.environ.get("GEMMA_ENCODER_CACHE") or "~/.cache/gemma_encoder"
+    return pathlib.Path(folder).expanduser()
 
 
 def enable_compilation_cache(setting: str = "auto") -> None:
-    """Lets JAX store compiled programs on disk, where other processes find them.
+    """Enables JAX's cache of compiled programs on disk, which processes share.
 
-    A folder in the environment (`JAX_COMPILATION_CACHE_DIR`) wins over any setting, and one that the
-    user has set in `jax.config` wins over "auto". Stored is what takes 0.1 s to compile: by JAX's own
-    limit of a second, a small model's evaluation would be compiled at each start.
+    A folder in the environment (`JAX_COMPILATION_CACHE_DIR`) takes precedence over any setting, and
+    a folder that the user has set in `jax.config` over "auto". Programs are stored if they take 0.1
+    s to compile: with JAX's default of 1 s, the evaluation of a small model would be compiled at
+    each start.
 
     Args:
         setting: "auto" for the user's cache folder, which all runs and predictors share and whose
-            size is bounded; a folder, local or `gs://`, without bound; "" for none.
+            size is limited; a folder, local or `gs://`, without a limit; "" for no cache.
     """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -192,20 +194,24 @@ def enable_compilation_cache(setting: str = "auto") -> None:
     current = jax.config.jax_compilation_cache_dir
     if setting == "auto" and current not in (None, _cache[0]):
         return
-    folder, bound = setting or None, -1
+    folder = setting or None
+    max_bytes = -1  # no limit
     if setting == "auto":
-        own = cache_folder() / "compiled"
-        folder, bound = (os.fspath(own), MAX_CACHE_BYTES) if _usable(own) else (None, -1)
+        folder = None
+        shared = cache_folder() / "compiled"
+        if _is_usable(shared):
+            folder = os.fspath(shared)
+            max_bytes = MAX_CACHE_BYTES
     _cache[0] = folder
     if current != folder:
         compilation_cache.reset_cache()  # JAX reads the setting once, when it first compiles
         jax.config.update("jax_compilation_cache_dir", folder)
         if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
-            jax.config.update("jax_compilation_cache_max_size", bound)
+            jax.config.update("jax_compilation_cache_max_size", max_bytes)
 
 
-def _usable(folder: pathlib.Path) -> bool:
-    """Makes the shared cache ready; logs a warning and returns False where it cannot be written."""
+def _is_usable(folder: pathlib.Path) -> bool:
+    """Prepares the shared cache; warns and returns False if it cannot be written."""
     import filelock
 
     try:
@@ -217,8 +223,8 @@ def _usable(folder: pathlib.Path) -> bool:
             _remove_truncated(folder)
     except OSError as error:
         logging.getLogger(__name__).warning(
-            "compiled programs cannot be stored in %s (%s), so each start compiles anew; let "
-            "GEMMA_ENCODER_CACHE name another folder",
+            "compiled programs cannot be stored in %s (%s), so each start compiles anew; set "
+            "GEMMA_ENCODER_CACHE to another folder",
             folder,
             error.strerror or error,
         )
@@ -227,10 +233,10 @@ def _usable(folder: pathlib.Path) -> bool:
 
 
 def _remove_truncated(folder: pathlib.Path) -> None:
-    """Removes what a killed process left half written, as JAX, which would fail on it, does not.
+    """Removes programs that a killed process left truncated, on which JAX would fail.
 
-    JAX writes a program and then, under the same lock, the time of its last use: a program without
-    one was cut off.
+    JAX writes a program and then, under the same lock, its access time: a program without access
+    time is truncated.
     """
     for program in folder.glob("*-cache"):
         if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():

@@ -1,1 +1,1 @@
-"""Fine-tuning: losses, optimiser, sharding, the compiled step, checkpoints, and the loop."""
+"""Fine-tuning: losses, optimizer, sharding, the compiled step, checkpoints, and the loop."""

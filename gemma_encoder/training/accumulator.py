@@ -1,4 +1,4 @@
-"""Training metrics between two lines of the log, and the time that training takes."""
+"""Accumulates training metrics between two log lines, and measures training time."""
 
 import collections
 import math
@@ -21,62 +21,70 @@ class NotFinite(ArithmeticError):
 
 
 class MetricsAccumulator:
-    """Sums the metrics of steps since the last line of the log, which gets their means.
+    """Sums the metrics of the steps since the last log line, which reports their means.
 
-    Its clock counts training alone: it stands still until `resume`, and whoever does something
-    else than training pauses it.
+    Its clock measures training alone: it starts paused, and is paused for evaluation,
+    checkpointing and hooks.
 
     Args:
-        recipe: what is trained.
+        recipe: the recipe being trained.
         schedule: the learning rate by step.
-        mesh: the devices whose peak the rates are compared with.
+        mesh: the devices; utilization is relative to their peak FLOP/s.
 
     Attributes:
         steps: steps since the last restart.
-        latest: the metrics of the newest step that was added, on the host.
+        latest: metrics of the newest step that was added, on the host.
     """
 
     def __init__(self, recipe: Recipe, schedule: optax.Schedule, mesh: Mesh):
-        self._recipe, self._schedule, self._devices = recipe, schedule, list(mesh.devices.flat)
-        self._warned = False
         self.latest: StepMetrics | None = None
-        self._elapsed, self._resumed = 0.0, None
+        self._recipe = recipe
+        self._schedule = schedule
+        self._devices = list(mesh.devices.flat)
+        self._warned = False
+        self._elapsed = 0.0
+        self._resumed_at: float | None = None  # None while the clock is paused
         self.restart()
 
     def restart(self) -> None:
-        """Forgets the steps so far."""
-        self.steps, self._sums, self._waited = 0, collections.Counter(), 0.0
-        self._began = self.seconds
+        """Discards the steps so far."""
+        self.steps = 0
+        self._sums = collections.Counter()
+        self._waited = 0.0
+        self._restarted_at = self.seconds
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, pauses left out."""
-        running = 0.0 if self._resumed is None else time.monotonic() - self._resumed
-        return self._elapsed + running
+        """Seconds of training so far, without pauses."""
+        if self._resumed_at is None:
+            return self._elapsed
+        return self._elapsed + time.monotonic() - self._resumed_at
 
     def pause(self) -> None:
-        """Stops the clock."""
-        self._elapsed, self._resumed = self.seconds, None
+        """Pauses the clock."""
+        self._elapsed = self.seconds
+        self._resumed_at = None
 
     def resume(self) -> None:
-        """Starts the clock again."""
-        self._resumed = time.monotonic()
+        """Starts the clock, or restarts it after a pause."""
+        self._resumed_at = time.monotonic()
 
     def wait_for(self, stream: Iterator[Batch]) -> Batch:
-        """The stream's next batch; the time until it is there counts as waiting."""
-        began = time.monotonic()
+        """Returns the stream's next batch, and counts the time that it took as waiting."""
+        start = time.monotonic()
         batch = next(stream)
-        self._waited += time.monotonic() - began
+        self._waited += time.monotonic() - start
         return batch
 
     def add(self, step: int, metrics: StepMetrics) -> float:
-        """Adds a step, once the devices have finished it, and returns its loss.
+        """Waits for a step to finish on the devices, adds its metrics, and returns its loss.
 
         Raises:
             NotFinite: its loss or gradient norm is NaN or infinite.
         """
         metrics = jax.device_get(metrics)
-        loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+        loss = float(metrics.loss)
+        norm = float(metrics.gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(f"the loss of step {step} is {loss}, its gradient norm {norm}")
         self.steps += 1
@@ -98,15 +106,15 @@ class MetricsAccumulator:
         return loss
 
     def close(self, step: int, counts: dict[str, dict[str, int]]) -> dict[str, float]:
-        """The values of a line of the log, after which counting starts anew.
+        """Returns the values of a log line, and restarts the accumulator.
 
         Args:
             step: the newest step.
-            counts: the stream's: texts and cut texts by task.
+            counts: counts of the stream: texts and truncated texts by task.
 
         Returns:
-            Mean losses and norms, rates per second and against the devices' peak, and the share
-            of texts that were cut.
+            Mean losses and norms, throughput per second, model FLOP utilization, and the share of
+            texts that were truncated.
         """
         examples = self._examples_per_step()
         values = {
@@ -115,7 +123,7 @@ class MetricsAccumulator:
             "gradient_norm": self._sums["gradient_norm"] / self.steps,
             "parameter_norm": float(self.latest.parameter_norm),
             "examples_per_step": examples,
-            **self._rates(self.seconds - self._began),
+            **self._rates(self.seconds - self._restarted_at),
             **self._task_values(counts),
         }
         self._warn_once(examples)
@@ -126,8 +134,9 @@ class MetricsAccumulator:
         return sum(self._sums[f"{task.name}/examples"] for task in self._recipe.tasks) / self.steps
 
     def _rates(self, seconds: float) -> dict[str, float]:
-        """Throughput, shares of time and of tokens, and use of the devices."""
-        sums, shape = self._sums, self._recipe.stream.shape
+        """Returns throughput, shares of time and of tokens, and device utilization."""
+        sums = self._sums
+        shape = self._recipe.stream.shape
         tokens = self.steps * shape.rows * shape.row_length
         values = {
             "texts_per_second": sums["texts"] / seconds,
@@ -138,29 +147,28 @@ class MetricsAccumulator:
         }
         peak = devices.peak_flops(self._devices[0])
         if peak and sums["texts"]:
-            # A backward pass costs twice a forward pass; what remat recomputes is not counted.
-            flops = 3 * self._recipe.encoder.transformer.forward_flops(
-                sums["real_tokens"], sums["real_tokens"] / sums["texts"]
-            )
+            mean_length = sums["real_tokens"] / sums["texts"]
+            transformer = self._recipe.encoder.transformer
+            # A backward pass costs two forward passes; recomputation by remat does not count.
+            flops = 3 * transformer.forward_flops(sums["real_tokens"], mean_length)
             values["model_flop_utilization"] = flops / (seconds * peak * len(self._devices))
-        in_use = devices.memory_in_use(
-            next(device for device in self._devices if device.process_index == jax.process_index())
-        )
+        process = jax.process_index()
+        local_device = next(device for device in self._devices if device.process_index == process)
+        in_use = devices.memory_in_use(local_device)
         if in_use:
             values["device_memory_gib"] = in_use / 2**30
         return values
 
     def _task_values(self, counts: dict[str, dict[str, int]]) -> dict[str, float]:
-        """The loss of each task, and its share of texts that were cut."""
+        """Returns the mean loss of each task, and the share of its texts that were truncated."""
         values = {}
         for task in self._recipe.tasks:
             count = self._sums[f"{task.name}/count"]
             if count:
                 values[f"{task.name}/loss"] = self._sums[f"{task.name}/total"] / count
-            if counts[task.name]["texts"]:
-                values[f"{task.name}/cut_share"] = (
-                    counts[task.name]["cut_texts"] / counts[task.name]["texts"]
-                )
+            texts = counts[task.name]["texts"]
+            if texts:
+                values[f"{task.name}/cut_share"] = counts[task.name]["cut_texts"] / texts
         return values
 
     def _warn_once(self, examples: float) -> None:
@@ -168,8 +176,8 @@ class MetricsAccumulator:
         if self._warned or 0.75 < examples / expected < 1.33:
             return
         logging.warning(
-            "a batch holds %.0f examples on average, batch.examples_per_step is %d: the loss and "
-            "the length of an epoch are off by that ratio",
+            "batches hold %.0f examples on average, but batch.examples_per_step is %d: the loss "
+            "and the length of an epoch are off by this ratio",
             examples,
             expected,
         )

@@ -1,4 +1,4 @@
-"""From a config to the objects that it describes, checked: sources, tokenizer, encoder, options."""
+"""Builds and validates what a config describes: sources, tokenizer, encoder, options."""
 
 import dataclasses
 import functools
@@ -32,19 +32,19 @@ from gemma_encoder.weights.tensors import Checkpoint
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The objects that a config describes, checked.
+    """The validated objects that a config describes.
 
     Attributes:
-        config: the config itself.
+        config: the typed config.
         sources: the tasks with their data, in the config's order.
-        tokenizer: text to ids.
-        encoder: the model.
+        tokenizer: the tokenizer.
+        encoder: the model config.
         stream: shapes and seeds of the batches.
         losses: constants of the loss.
-        optimizer: constants of the optimizer.
-        checkpoint: the opened checkpoint whose weights training starts from; None for random ones.
-        best_metric: the task and the metric that the best checkpoint is chosen by.
-        hooks: those that the config names.
+        optimizer: options of the optimizer.
+        checkpoint: the opened checkpoint of the initial weights; None for random weights.
+        best_metric: (task, metric) that selects the best checkpoint.
+        hooks: the hooks that the config names.
     """
 
     config: TrainConfig
@@ -60,22 +60,21 @@ class Recipe:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """The tasks, in the config's order."""
+        """Tasks in the config's order."""
         return tuple(source.task for source in self.sources)
 
     def rates(self) -> np.ndarray:
-        """The share of each task in the training stream."""
+        """Returns the sampling rate of each task in the training stream."""
         mixture = self.config.mixture
         return mixtures.rates(self.sources, mixture.mixing, mixture.temperature)
 
     def epoch(self) -> int:
-        """Training records of all tasks together: one epoch, in examples."""
-        trained = [source for source in self.sources if "train" in source.splits]
-        return sum(source.size("train") for source in trained)
+        """Returns the examples of one epoch: the training records of all tasks."""
+        return sum(source.size("train") for source in self.sources if "train" in source.splits)
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, dict[str, list[list[str]]]]:
-        """By task and split that is trained or evaluated on, (file, fingerprint) in order."""
+        """The [file, fingerprint] pairs of each task's split that is trained or evaluated on."""
         result = {}
         for source in self.sources:
             splits = {"train"}.intersection(source.splits)
@@ -87,10 +86,9 @@ class Recipe:
         return result
 
     def steps(self, field: str, epoch: int, total: int | None = None) -> int:
-        """A duration field of the config as a number of steps."""
-        return Duration.parse(getattr(self.config, field), field).steps(
-            self.losses.examples_per_step, epoch, total
-        )
+        """Returns a duration field of the config in steps; arguments as in `Duration.steps`."""
+        duration = Duration.parse(getattr(self.config, field), field)
+        return duration.steps(self.losses.examples_per_step, epoch, total)
 
     def evaluator(
         self,
@@ -98,7 +96,7 @@ class Recipe:
         workdir: epath.Path | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Evaluator:
-        """Returns what evaluates all tasks on `evaluate_split`; arguments as for `Evaluator`."""
+        """Returns the evaluator of all tasks on `evaluate_split`; arguments as in `Evaluator`."""
         return Evaluator(
             self.sources,
             self.config.evaluate_split,
@@ -111,13 +109,14 @@ class Recipe:
         )
 
     def check_rows(self, mesh: Mesh) -> None:
-        """Raises InputError where a micro-batch's rows cannot be spread evenly over a mesh."""
-        rows, parts = self.stream.shape.rows, self.stream.micro_batches
+        """Raises InputError if the rows of a micro-batch do not shard evenly over the mesh."""
+        rows = self.stream.shape.rows
+        micro_batches = self.stream.micro_batches
         shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        if rows // parts % shards:
-            cut = f" / micro_batches={parts}" if parts > 1 else ""
+        if rows // micro_batches % shards:
+            divisor = f" / micro_batches={micro_batches}" if micro_batches > 1 else ""
             raise InputError(
-                f"batch.rows={rows}{cut} must be a multiple of data x fsdp = {shards} "
+                f"batch.rows={rows}{divisor} must be a multiple of data x fsdp = {shards} "
                 f"of the mesh {dict(mesh.shape)}"
             )
 
@@ -125,21 +124,25 @@ class Recipe:
 def build(
     config: ConfigDict | TrainConfig, *, for_training: bool = False, dry: bool = False
 ) -> Recipe:
-    """Checks a config and makes what it describes; raises InputError for whatever cannot be.
+    """Validates a config and builds what it describes.
 
     Args:
-        config: all its fields.
-        for_training: make also what training alone needs: `examples_per_step` is measured where it
-            is not given, `best_metric` and the hooks are looked up.
-        dry: touch neither data nor weights nor a published tokenizer: enough to compile the step,
-            not to train. The tokenizer is then the small one, the size must be named, and
-            `examples_per_step`, where it would be measured, is a guess.
+        config: the complete config.
+        for_training: also build what only training needs: measure `examples_per_step` if it is
+            not set, and look up `best_metric` and the hooks.
+        dry: access no data, weights or published tokenizer. The recipe is enough to compile the
+            step, but not to train: the tokenizer is the small one, the size must be named, and
+            an `examples_per_step` that would be measured is a guess.
+
+    Raises:
+        InputError: the config is invalid, or its data or weights cannot be read.
     """
-    make_parts = TrainingParts if for_training else Parts
-    parts = make_parts(TrainConfig.from_config_dict(config), dry)
+    parts_class = TrainingParts if for_training else Parts
+    parts = parts_class(TrainConfig.from_config_dict(config), dry)
     _check_splits(parts.sources, parts.config.evaluate_split)
-    for source in () if dry else parts.sources:
-        source.fit(parts.tokenizer, parts.config.max_length)
+    if not dry:
+        for source in parts.sources:
+            source.fit(parts.tokenizer, parts.config.max_length)
     recipe = Recipe(
         parts.config,
         parts.sources,
@@ -161,9 +164,10 @@ def build(
 
 
 def _check_splits(sources: Sequence[Source], split: str) -> None:
-    """Raises InputError where no task has the split; says which are not trained or evaluated."""
+    """Raises InputError if no task has the split; warns of tasks not trained or not evaluated."""
     if not any(source.evaluation_splits(split) for source in sources):
-        raise unknown("evaluate_split", split, {name for one in sources for name in one.splits})
+        splits = {name for source in sources for name in source.splits}
+        raise unknown("evaluate_split", split, splits)
     for source in sources:
         task = source.task
         if "train" not in source.splits:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax: each whole or absent, each enough to resume and predict."""
+"""Orbax checkpoints of a run: written atomically, each enough to resume and to predict."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights import native
 from gemma_encoder.weights.native import InferenceSpec, absolute
 
-RESCUE_MILLISECONDS = 10_000
+RESCUE_MILLISECONDS = 10_000  # to wait for the other processes after a failure
 
 
 class FilesHandler(ocp.CheckpointHandler):
-    """An Orbax handler for small files that are bytes already; every process writes its own."""
+    """Orbax handler of small files, given as bytes; every process writes its own."""
 
     def save(self, directory: epath.Path, args: "FilesSave") -> None:
         """Writes each file."""
@@ -29,12 +29,10 @@ class FilesHandler(ocp.CheckpointHandler):
     def restore(
         self, directory: epath.Path, args: "FilesRestore | None" = None
     ) -> dict[str, bytes]:
-        """Reads the files that this process asked for, or all."""
-        names = (
-            args.names
-            if args and args.names
-            else [path.name for path in directory.iterdir() if not path.name.startswith("_")]
-        )
+        """Reads the files that this process requested, by default all."""
+        names = args.names if args else []
+        if not names:
+            names = [path.name for path in directory.iterdir() if not path.name.startswith("_")]
         return {name: (directory / name).read_bytes() for name in names}
 
 
@@ -59,12 +57,12 @@ class Checkpoints:
 
     Args:
         workdir: local or `gs://`.
-        keep: how many of the newest stay, besides the best one.
-        lowest: whether the best one has the lowest value (perplexity) rather than the highest.
-        background: whether training goes on while a checkpoint is written; by default everywhere
-            but on a CPU. There the writer reads the very memory that the next step reuses for its
-            result, so that the step has to allocate as much again: that takes longer than writing
-            does, and the process grows from save to save (experiments/benchmarks/README.md).
+        keep: number of newest checkpoints to keep, besides the best one.
+        lowest: whether the best value is the lowest (perplexity) rather than the highest.
+        background: whether training continues while a checkpoint is written; by default on all
+            backends but the CPU. On a CPU the writer reads the buffers that the next step would
+            reuse for its result, so the step must allocate as much again: that takes longer than
+            writing, and memory grows with each save (experiments/benchmarks/README.md).
     """
 
     def __init__(
@@ -83,50 +81,50 @@ class Checkpoints:
             reverse=lowest,
             keep_checkpoints_without_metrics=False,
         )
+        if background is None:
+            background = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             best_fn=lambda metrics: metrics["best"],
             best_mode="min" if lowest else "max",
             create=True,
-            enable_async_checkpointing=jax.default_backend() != "cpu"
-            if background is None
-            else background,
+            enable_async_checkpointing=background,
         )
         self.folder = absolute(workdir) / "checkpoints"
-        self._saving: int | None = None
+        self._saving: int | None = None  # step of the newest save
         self._sign = -1 if lowest else 1
-        with self._refusing("opened"):
+        with self._errors_in_one_line("opened"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @contextlib.contextmanager
-    def _refusing(self, what: str) -> Iterator[None]:
-        """Turns errors of Orbax, TensorStore and the file system into one line."""
+    def _errors_in_one_line(self, action: str) -> Iterator[None]:
+        """Turns errors of Orbax, TensorStore and the file system into an InputError."""
         try:
             yield
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{self.folder} cannot be {what}: {_reason(error)}") from error
+            raise InputError(f"{self.folder} cannot be {action}: {_reason(error)}") from error
 
     def save(
         self,
         state: TrainState,
         spec: InferenceSpec,
         data: dict[str, bytes],
-        chosen_by: Mapping[str, float],
+        metrics: Mapping[str, float],
     ) -> None:
-        """Saves, or starts to; returns once the state may change again.
+        """Saves a checkpoint, or starts to; returns once the state may be modified.
 
         Args:
             state: parameters, optimizer state and step.
-            bundle: what inference needs.
-            data: the state of this process's readers.
-            chosen_by: "best" and the value by which the best checkpoint is selected; empty where
-                there was no evaluation.
+            spec: the inference spec.
+            data: the state of this process's readers, by file name.
+            metrics: "best" and the value that selects the best checkpoint; empty without an
+                evaluation.
 
         Raises:
             InputError: this checkpoint, or the one before it, could not be written. Earlier ones
-                stay whole.
+                remain complete.
         """
         with self._writing():
             self._manager.check_for_errors()
@@ -142,32 +140,33 @@ class Checkpoints:
                     data=FilesSave(data),
                     inference=FilesSave(inference),
                 ),
-                metrics=dict(chosen_by) or None,
+                metrics=dict(metrics) or None,
                 force=True,
             )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
+        """Turns errors of writing into an InputError."""
         try:
             yield
         except Exception as error:
             raise InputError(
                 f"the checkpoint of step {self._saving} could not be written to {self.folder}: "
-                f"{_reason(error)}; those before it are whole. "
-                "Make room, or mend the folder, and start the same command again"
+                f"{_reason(error)}; earlier checkpoints are complete. "
+                "Free disk space or repair the folder, then rerun the same command"
             ) from error
 
     def wait(self) -> None:
-        """Waits until all is written; raises InputError where it could not be."""
+        """Waits until all checkpoints are written; raises InputError if one could not be."""
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def can_save_after_a_failure(self, step: int) -> bool:
-        """Whether all processes ask for this step within some seconds.
+        """Returns True if all processes call this for the same step within 10 seconds.
 
-        Saving needs every process. After a failure the others may be elsewhere: waiting for them
-        in the middle of a save would take minutes.
+        Saving needs every process. After a failure the others may be elsewhere, and waiting for
+        them in the middle of a save would take minutes.
         """
         try:
             ocp.multihost.get_barrier_sync_fn()(
@@ -178,36 +177,40 @@ class Checkpoints:
         return True
 
     def latest_step(self) -> int | None:
-        """The newest whole checkpoint's step."""
+        """Returns the step of the newest complete checkpoint; None without one."""
         return self._manager.latest_step()
 
     def best(self) -> tuple[int, float] | None:
-        """Step and value of the best checkpoint on disk; None where none has a value."""
-        valued = [
+        """Returns step and value of the best checkpoint on disk; None if none has a value."""
+        signed_values = [
             (self._sign * info.metrics["best"], info.step)
             for info in self._manager._checkpoints
             if info.metrics and "best" in info.metrics
         ]
-        return (max(valued)[1], self._sign * max(valued)[0]) if valued else None
+        if not signed_values:
+            return None
+        signed_value, step = max(signed_values)
+        return step, self._sign * signed_value
 
     def restore(
         self, step: int, abstract: TrainState, readers: list[str]
     ) -> tuple[TrainState, dict[str, bytes]]:
-        """The training state at `step`, on the mesh, and the states of the data readers.
+        """Restores the training state at `step` on the mesh, and the states of the data readers.
 
         Args:
-            step: of an existing checkpoint.
+            step: step of an existing checkpoint.
             abstract: shapes and shardings of the state.
-            readers: the files of this process's readers.
+            readers: file names of this process's readers.
 
         Raises:
-            InputError: the checkpoint is damaged, or of another model.
+            InputError: the checkpoint is damaged, or belongs to another model.
         """
-        away = (
-            f"choose another workdir, or move {self.folder / str(step)} away to go on from "
-            "the one before"
+        advice = (
+            f"choose another workdir, or move {self.folder / str(step)} away to resume from the "
+            "checkpoint before it"
         )
-        with self._refusing(f"read at step {step}, which is damaged or of another run ({away})"):
+        action = f"read at step {step}, which is damaged or belongs to another run ({advice})"
+        with self._errors_in_one_line(action):
             if native.has_former_names(epath.Path(self.folder) / str(step)):
                 abstract = native.rename_remainder(abstract, "remainder", "rest")
             restored = self._manager.restore(
@@ -225,7 +228,7 @@ class Checkpoints:
         return native.rename_remainder(state, "rest", "remainder"), restored["data"]
 
     def close(self) -> None:
-        """Finishes writing and releases the folder; `wait` is what reports errors."""
+        """Finishes writing and releases the folder; errors are logged, `wait` raises them."""
         try:
             self._manager.close()
         except Exception:
@@ -233,6 +236,6 @@ class Checkpoints:
 
 
 def _reason(error: BaseException) -> str:
-    """The error's message without the C++ source lines that TensorStore adds."""
+    """Returns an error's message without the C++ source locations that TensorStore appends."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(" [tensorstore_spec")[0].split(" [source locations")[0][:300]

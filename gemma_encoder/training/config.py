@@ -1,9 +1,9 @@
-"""The config of a run: its fields, with the type, the default and a line of help of each.
+"""The config of a run: each field with its type, default and help line.
 
-These dataclasses are the one definition. `default_config` makes of them the `ConfigDict` that an
-experiment's file and the command line change; `TrainConfig.from_config_dict` reads that back, and
-all code behind it works on the typed config. Importing this module loads neither JAX nor
-TensorFlow, so that help and refusals are fast.
+These dataclasses are the only definition of the config. `default_config` converts them to the
+`ConfigDict` that an experiment's file and the command line modify; `TrainConfig.from_config_dict`
+converts that back, and all other code uses the typed config. This module imports neither JAX nor
+TensorFlow, so that `--help` and config errors are fast.
 """
 
 import dataclasses
@@ -31,44 +31,56 @@ from gemma_encoder.training.loss_options import LossOptionsConfig
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 
 LENGTHS = ("train_for", "warmup", "log_every", "evaluate_every", "checkpoint_every")
-Length = str | int  # of training: text as `durations.Duration` reads it, or a number of steps
+Length = str | int  # text that `durations.Duration` parses, or a number of steps
 
 
 def changeable(default: Any, text: str) -> Any:
-    """An option that may change between two starts of one run."""
+    """Declares an option that may change between two starts of a run."""
     return option(default, text, may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class MixtureConfig:
-    """How often each task is drawn."""
+    """Sampling rates of the tasks."""
 
-    mixing: str = option("proportional", '"equal", "proportional" to records, or "temperature"')
-    temperature: float = option(2.0, "of temperature mixing: 1 is proportional, larger more equal")
+    mixing: str = option(
+        "proportional", '"equal", "proportional" to the number of records, or "temperature"'
+    )
+    temperature: float = option(
+        2.0, 'for mixing="temperature": 1 is proportional, larger values are closer to equal'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The encoder, and the weights that it starts from."""
+    """The encoder and its initial weights."""
 
-    size: str = option("tiny", 'a size by name, or "pretrained": what the checkpoint says')
-    pretrained: str = option("", "checkpoint to start from: a folder, or a name as GEMMA2_2B_PT")
-    warm_start: str = option("", "workdir to start from: backbone, pooler and the heads that fit")
-    attention: str = option("bidirectional", 'the mask: "bidirectional" or "causal"')
-    pooling: PoolingConfig = option(PoolingConfig(), "how the states of a text become one vector")
+    size: str = option("tiny", 'model size by name, or "pretrained": the size of the checkpoint')
+    pretrained: str = option(
+        "", "pretrained Gemma checkpoint to start from: a folder, or a name such as GEMMA2_2B_PT"
+    )
+    warm_start: str = option(
+        "", "fine-tuned workdir to start from: its backbone, pooler and matching heads"
+    )
+    attention: str = option("bidirectional", 'attention mask: "bidirectional" or "causal"')
+    pooling: PoolingConfig = option(
+        PoolingConfig(), "pooling of the hidden states of a text into one vector"
+    )
     head_hidden_dims: tuple[int, ...] = option(
         (), "widths of the hidden layers of the heads", former="head_hidden"
     )
-    attention_dropout: float = option(0.0, "dropout on attention probabilities")
-    feed_forward_dropout: float = option(0.1, "dropout on the output of feed-forward layers")
-    compute_dtype: str = option("bfloat16", 'of activations: "bfloat16" or "float32"')
-    remat: str = option("none", 'recomputed in backward: "none", "full", "dots" or "offload"')
-    attention_implementation: str = option(
-        "auto", '"auto", "xla", "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPUs)'
+    attention_dropout: float = option(0.0, "dropout rate of attention probabilities")
+    feed_forward_dropout: float = option(0.1, "dropout rate of the output of feed-forward layers")
+    compute_dtype: str = option("bfloat16", 'dtype of activations: "bfloat16" or "float32"')
+    remat: str = option(
+        "none", 'recomputation in the backward pass: "none", "full", "dots" or "offload"'
     )
-    lora: LoraConfig = option(LoraConfig(), "low-rank adapters instead of all the backbone")
+    attention_implementation: str = option(
+        "auto", 'attention kernel: "auto", "xla", "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPU)'
+    )
+    lora: LoraConfig = option(LoraConfig(), "low-rank adapters, trained instead of the backbone")
     transformer: Mapping[str, Any] = option(
-        {}, "fields of TransformerConfig that replace those of the size, e.g. {'num_layers': 2}"
+        {}, "fields of TransformerConfig that override those of the size, e.g. {'num_layers': 2}"
     )
 
     def __post_init__(self):
@@ -81,13 +93,15 @@ class BatchConfig:
     """The shape of a batch."""
 
     rows: int = option(16, "rows of a global batch")
-    row_length: int = option(128, "tokens of a row, a multiple of 128; short rows cost less")
-    segments: int = option(12, "most texts that share a row; 1 turns packing off")
+    row_length: int = option(128, "tokens per row, a multiple of 128; shorter rows cost less")
+    segments: int = option(12, "maximum number of texts packed into a row; 1 disables packing")
     examples_per_step: int = option(
-        0, "constant divisor of the loss; 0: the texts (a list counts once) of an average batch"
+        0, "constant divisor of the loss; 0: texts in an average batch (a list counts once)"
     )
-    padding: str = option("right", 'the side of a row that is padded: "right" or "left"')
-    micro_batches: int = option(1, "parts of a batch that are worked on in turn, to save memory")
+    padding: str = option("right", 'side of a row that is padded: "right" or "left"')
+    micro_batches: int = option(
+        1, "gradient accumulation: parts of a batch, processed in turn to save memory"
+    )
     readers: int = option(1, "parallel data readers, a multiple of the number of hosts")
 
 
@@ -95,19 +109,19 @@ class BatchConfig:
 class RankingConfig:
     """The lists of ranking tasks."""
 
-    list_size: int = option(8, "documents of a training list")
+    list_size: int = option(8, "documents per training list")
     negative_ranks: tuple[int, int] = option(
-        (1, 1000), "(first, last) ranks of the first stage from which negatives are sampled"
+        (1, 1000), "(first, last) rank in the first-stage run from which negatives are sampled"
     )
-    run: str = option("", "path of the first stage's run; by default beside the data")
+    run: str = option("", "path of the first-stage run; by default the run beside the data")
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlyStoppingConfig:
     """Stops a run whose `best_metric` no longer improves."""
 
-    patience: int = option(0, "evaluations without improvement after which to stop; 0 for never")
-    min_delta: float = option(0.0, "least change of the metric that counts as improvement")
+    patience: int = option(0, "stop after this many evaluations without improvement; 0: never")
+    min_delta: float = option(0.0, "minimum change of the metric that counts as an improvement")
 
     def __post_init__(self):
         for field in ("patience", "min_delta"):
@@ -119,55 +133,69 @@ class EarlyStoppingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole config. Changeable fields may differ between two starts of one run."""
+    """The complete config. Changeable fields may differ between two starts of a run."""
 
-    seed: int = option(0, "of random weights, the order of the data, and dropout")
-    tasks: tuple[str, ...] = option(("glue_sst2",), 'tasks, or mixtures as "glue", by name')
-    mixture: MixtureConfig = option(MixtureConfig(), "how often each task is drawn")
-    task_weights: Mapping[str, float] = option({}, "loss weight by task; 1 where none is named")
-    model: ModelConfig = option(ModelConfig(), "the encoder and the weights that it starts from")
+    seed: int = option(0, "random seed of initial weights, data order and dropout")
+    tasks: tuple[str, ...] = option(("glue_sst2",), 'names of tasks, or of mixtures such as "glue"')
+    mixture: MixtureConfig = option(MixtureConfig(), "sampling rates of the tasks")
+    task_weights: Mapping[str, float] = option({}, "loss weight by task name; 1 by default")
+    model: ModelConfig = option(ModelConfig(), "the encoder and its initial weights")
     tokenizer: str = option(
-        "small", '"small", "gemma2", "gemma3", a SentencePiece file, "auto": that of the weights'
+        "small", '"small", "gemma2", "gemma3", a SentencePiece file, or "auto": that of the weights'
     )
-    max_length: int = option(128, "tokens of a text, bos and eos included; longer texts are cut")
+    max_length: int = option(
+        128, "maximum tokens of a text, bos and eos included; longer texts are truncated"
+    )
     batch: BatchConfig = option(BatchConfig(), "the shape of a batch")
     ranking: RankingConfig = option(RankingConfig(), "the lists of ranking tasks")
     own: OwnOptions = option(OwnOptions(), 'your own files, the task "own"')
     text: TextOptions = option(TextOptions(), 'unlabeled text to pretrain on, the task "text"')
-    prepared: str = option("", "folder that `gemma-encoder prepare` filled; by default raw data")
+    prepared: str = option(
+        "", "folder written by `gemma-encoder prepare`; by default raw data are read"
+    )
     max_train_examples: int = option(
-        0, "use only the first so many training records; 0 for all", former="max_train"
+        0, "use only the first N training records; 0: all", former="max_train"
     )
     max_eval_examples: int = option(
-        0, "use only the first so many records of other splits; 0 for all", former="max_eval"
+        0, "use only the first N records of the other splits; 0: all", former="max_eval"
     )
     losses: Mapping[str, str] = option(
         {name: kinds.get(name).default_loss for name in kinds.names()},
-        "the loss of each kind of task",
+        "name of the loss by kind of task",
     )
-    loss_options: LossOptionsConfig = option(LossOptionsConfig(), "options by the loss's name")
-    optimizer: OptimizerConfig = option(OptimizerConfig(), "the optimizer and its schedule")
-    train_for: Length = option("3 epochs", 'length of training, in "steps", "epochs", "examples"')
-    warmup: Length = option("10 percent", "part of it in which the learning rate rises")
-    log_every: Length = changeable("20 steps", "how often to log")
-    evaluate_every: Length = changeable("100 percent", "how often to evaluate; also at the end")
-    checkpoint_every: Length = changeable("100 percent", "how often to save; also at the end")
-    keep_checkpoints: int = changeable(2, "newest checkpoints to keep, beside the best one")
-    best_metric: str = changeable("", 'what tells the best, as "task/metric"; by default the first')
-    early_stopping: EarlyStoppingConfig = changeable(EarlyStoppingConfig(), "stop by best_metric")
+    loss_options: LossOptionsConfig = option(LossOptionsConfig(), "options by name of the loss")
+    optimizer: OptimizerConfig = option(
+        OptimizerConfig(), "the optimizer and its learning-rate schedule"
+    )
+    train_for: Length = option("3 epochs", 'length of training in "steps", "epochs" or "examples"')
+    warmup: Length = option("10 percent", "length of the learning-rate warmup")
+    log_every: Length = changeable("20 steps", "interval between log lines")
+    evaluate_every: Length = changeable(
+        "100 percent", "interval between evaluations; the last step is always evaluated"
+    )
+    checkpoint_every: Length = changeable(
+        "100 percent", "interval between checkpoints; the last step is always saved"
+    )
+    keep_checkpoints: int = changeable(2, "number of newest checkpoints to keep, besides the best")
+    best_metric: str = changeable(
+        "", 'metric that selects the best checkpoint, as "task/metric"; by default the first'
+    )
+    early_stopping: EarlyStoppingConfig = changeable(
+        EarlyStoppingConfig(), "early stopping by best_metric"
+    )
     profile: tuple[int, ...] = changeable((), "(first, last) step to profile")
-    evaluate_split: str = option("validation", "the split to evaluate on")
+    evaluate_split: str = option("validation", "split to evaluate on")
     compilation_cache: str = changeable(
-        "auto", 'folder of compiled programs; "auto": the user\'s cache; "": none'
+        "auto", 'folder to cache compiled programs in; "auto": the user\'s cache; "": none'
     )
     mesh: tuple[int, int, int] = changeable(
-        (-1, 1, 1), "sizes of the axes data, fsdp, tensor; -1: devices left over"
+        (-1, 1, 1), "sizes of the mesh axes data, fsdp, tensor; -1: all remaining devices"
     )
     modules: tuple[str, ...] = changeable(
         (),
-        "modules to import first; they may register tasks, poolers, losses, hooks … of your own",
+        "modules to import first; they may register custom tasks, poolers, losses, hooks, ...",
     )
-    hooks: tuple[str, ...] = changeable((), "registered hooks to run, by name")
+    hooks: tuple[str, ...] = changeable((), "names of registered hooks to run")
 
     def __post_init__(self):
         for field in ("seed", "max_train_examples", "max_eval_examples"):
@@ -186,17 +214,18 @@ class TrainConfig:
 
     @classmethod
     def from_config_dict(cls, config: "ConfigDict | TrainConfig") -> "TrainConfig":
-        """The typed config, after the import of its `modules`, so that names they register hold.
+        """Returns the typed config, after importing its `modules`, which may register names.
 
         Raises:
-            InputError: an unknown field, a value of another type, a module that cannot be imported.
+            InputError: a field is unknown, a value has the wrong type, or a module cannot be
+                imported.
         """
         values = options.with_current_names(cls, config.to_dict(), warn_of_former_name)
         import_modules(options.convert(tuple[str, ...], values.get("modules", ()), "modules"))
         return options.from_mapping(cls, values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON-ready nested dict that a run keeps in config.json."""
+        """Returns the nested dict that a run stores in config.json."""
         return options.to_mapping(self)
 
 
@@ -206,16 +235,16 @@ MAY_CHANGE = tuple(
 
 
 def warn_of_former_name(former: str, current: str) -> None:
-    """Logs that a field was given under its former name, which the next version refuses."""
+    """Warns that a field was set by its former name, which the next version will reject."""
     logging.warning(
-        "config field %s is now %s; the former name is accepted by this version only",
+        "config field %s is now %s; the next version will not accept the former name",
         former,
         current,
     )
 
 
 def _accepting_former_names(cls: type) -> type[ConfigDict]:
-    """The class of ConfigDicts whose fields can also be set and read by their former names."""
+    """Returns a ConfigDict class whose fields can be set and read by their former names, too."""
     former = former_names(cls)
 
     class Group(ConfigDict):
@@ -238,12 +267,12 @@ GROUPS = {
 
 
 def default_config() -> ConfigDict:
-    """Every field of a config with its default, to be changed by an experiment's file."""
+    """Returns the config with all defaults, for an experiment's file to modify."""
     return _config_dict(TrainConfig())
 
 
 def _config_dict(config: Any) -> ConfigDict:
-    """The fields of a dataclass; groups of fields become ConfigDicts of their own."""
+    """Converts a dataclass to a ConfigDict, nested dataclasses included."""
     result = GROUPS.get(type(config), ConfigDict)()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -252,14 +281,17 @@ def _config_dict(config: Any) -> ConfigDict:
 
 
 def config_help(config: TrainConfig | None = None) -> list[str]:
-    """A line for each field: name, type, value in `config` (by default the default) and help."""
+    """Returns a line per field: name, type, value in `config` (by default the default), help."""
     return [str(field) for field in options.field_help(config or TrainConfig())]
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Imports modules that register things by name; raises InputError where one cannot be.
+    """Imports modules that register tasks, losses, hooks and the like.
 
-    They are looked for where Python looks, and then in the current folder.
+    Modules are searched on Python's path, then in the current folder.
+
+    Raises:
+        InputError: a module cannot be imported.
     """
     if names and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -271,8 +303,8 @@ def import_modules(names: Sequence[str]) -> None:
             raise
         except ModuleNotFoundError as error:
             raise InputError(
-                f"modules: {name!r} cannot be imported: {one_line(error)}; it must be installed, "
-                "in the current folder, or in one that PYTHONPATH names"
+                f"modules: {name!r} cannot be imported: {one_line(error)}; install it, or put it "
+                "in the current folder or on PYTHONPATH"
             ) from error
         except (Exception, SystemExit) as error:
             raise InputError(

@@ -1,9 +1,10 @@
-"""What a device can do at most: its peak arithmetic, by the name that JAX gives it."""
+"""Peak FLOP/s and memory use of devices."""
 
 import jax
 
-# Dense bfloat16 FLOP/s as their makers publish them: cloud.google.com/tpu/docs (v4 275, v5e 197, v5p 459, v6e 918 TFLOP/s a chip),
-# NVIDIA's data sheets without sparsity (A100 312, L4 121, H100 and H200 SXM 989).
+# Dense bfloat16 FLOP/s by `device_kind`, as vendors publish them: cloud.google.com/tpu/docs
+# (TFLOP/s per chip: v4 275, v5e 197, v5p 459, v6e 918), and NVIDIA's data sheets without sparsity
+# (A100 312, L4 121, H100 and H200 SXM 989).
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -18,16 +19,19 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Dense bfloat16 operations a second; None where they are not known, as of a CPU. GPUs have a longer name: "NVIDIA H100 80GB HBM3"."""
-    known = [
+    """Returns the peak dense bfloat16 FLOP/s of a device; None if unknown, as for a CPU.
+
+    The kind of a GPU is longer than its name here, e.g. "NVIDIA H100 80GB HBM3".
+    """
+    kind = device.device_kind
+    matching = [
         name
         for name in PEAK_FLOPS
-        if device.device_kind == name
-        or (name.startswith("NVIDIA") and device.device_kind.startswith(name))
+        if kind == name or (name.startswith("NVIDIA") and kind.startswith(name))
     ]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    return PEAK_FLOPS[max(matching, key=len)] if matching else None
 
 
 def memory_in_use(device: jax.Device) -> int | None:
-    """The most bytes of the device's memory that were in use so far; None where the backend does not say."""
+    """Returns the peak device memory in use so far, in bytes; None if the backend has no stats."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")

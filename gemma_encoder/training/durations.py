@@ -1,4 +1,4 @@
-"""Lengths of training in the user's unit: "500 steps", "3 epochs", "20000 examples", "10 percent"."""
+"""Durations in the user's unit: "500 steps", "3 epochs", "20000 examples", "10 percent"."""
 
 import dataclasses
 import math
@@ -7,38 +7,42 @@ import re
 from gemma_encoder.inputs.errors import InputError, unknown
 
 UNITS = ("steps", "epochs", "examples", "percent")
-LONGEST = 1e15  # of any unit; what is longer is a slip of the keyboard
+LONGEST = 1e15  # in any unit; a longer duration is a typo
 NUMERAL = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 
 
 @dataclasses.dataclass(frozen=True)
 class Duration:
-    """A length of training, e.g. Duration(3.0, "epochs")."""
+    """Length of training, e.g. Duration(3.0, "epochs")."""
 
     value: float
     unit: str
 
     @classmethod
     def parse(cls, text: str | int, field: str) -> "Duration":
-        """Reads "3 epochs", ".5 Epochs", "10%", or a bare number of steps.
+        """Parses "3 epochs", ".5 Epochs", "10%", or a bare number of steps.
 
         Args:
-            text: a number and a unit, in the singular or the plural, in either case.
-            field: name of the config's field, for messages.
+            text: a number and a unit, singular or plural, in upper or lower case.
+            field: name of the config field, for messages.
 
         Raises:
-            InputError: no such text, an unknown unit, or a number beyond any training.
+            InputError: the text is not a duration, the unit is unknown, or the number is too large.
         """
         match = re.fullmatch(
             rf"\s*((?:{NUMERAL})(?:[eE][+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", str(text)
         )
         if not match:
             raise InputError(
-                f"{field}={text!r} is no duration; write a number of at least 0 and one of "
+                f"{field}={text!r} is not a duration; write a number of at least 0 and one of "
                 f"{', '.join(UNITS)}, e.g. '3 epochs'"
             )
-        value, unit = float(match[1]), match[2].lower() or "steps"
-        unit = "percent" if unit == "%" else unit if unit in UNITS else f"{unit}s"
+        value = float(match[1])
+        unit = match[2].lower() or "steps"
+        if unit == "%":
+            unit = "percent"
+        elif unit not in UNITS:
+            unit = f"{unit}s"
         if unit not in UNITS:
             raise unknown(f"unit in {field}={text!r}", match[2], UNITS)
         if value > LONGEST:
@@ -46,22 +50,22 @@ class Duration:
         return cls(value, unit)
 
     def steps(self, examples_per_step: int, epoch: int, total: int | None = None) -> int:
-        """The duration in steps, at least 1 unless it is zero.
+        """Converts the duration to steps: at least 1, unless the duration is zero.
 
         Args:
-            examples_per_step: examples of a step.
-            epoch: examples of an epoch.
-            total: steps of the whole training, of which a percentage is taken.
+            examples_per_step: examples per step.
+            epoch: examples per epoch.
+            total: steps of the whole training, to which a percentage refers.
 
         Raises:
-            InputError: a percentage where `total` is not given.
+            InputError: the duration is a percentage and `total` is not given.
         """
         if not self.value:
             return 0
         if self.unit == "percent":
             if total is None:
                 raise InputError("train_for cannot be given in percent")
-            # Rounded up: 50 percent is due twice, not a third time just before the end.
+            # Rounded up, so that "50 percent" is due twice, not also just before the end.
             return max(math.ceil(self.value / 100 * total), 1)
-        unit = {"steps": examples_per_step, "epochs": epoch, "examples": 1}[self.unit]
-        return max(round(unit * self.value / examples_per_step), 1)
+        examples = {"steps": examples_per_step, "epochs": epoch, "examples": 1}[self.unit]
+        return max(round(examples * self.value / examples_per_step), 1)

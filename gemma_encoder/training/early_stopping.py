@@ -1,4 +1,4 @@
-"""Early stopping: ends a run whose `best_metric` no longer improves."""
+"""Early stopping: stops a run whose `best_metric` no longer improves."""
 
 import dataclasses
 import math
@@ -14,18 +14,18 @@ from gemma_encoder.training.run import Cadence, Run
 
 @dataclasses.dataclass
 class Patience:
-    """Counts evaluations in a row without an improvement.
+    """Counts consecutive evaluations without an improvement.
 
-    An improvement is better than the best value so far by more than `min_delta`; only then does
-    the best value move. NaN never is one.
+    A value is an improvement if it beats the best value by more than `min_delta`; only then is
+    the best value updated. NaN is never an improvement.
 
     Attributes:
-        limit: evaluations in a row after which it is exhausted.
-        min_delta: in the metric's unit.
+        limit: consecutive evaluations without improvement after which patience is exhausted.
+        min_delta: minimum improvement, in the metric's unit.
         lowest: whether lower values are better.
         best: the best value so far; None before the first.
-        best_step: of that value.
-        misses: evaluations since then.
+        best_step: step of the best value.
+        misses: evaluations since `best_step`.
     """
 
     limit: int
@@ -36,36 +36,38 @@ class Patience:
     misses: int = 0
 
     def add(self, step: int, value: float) -> None:
-        """Counts an evaluation."""
+        """Adds the value of an evaluation."""
         gain = math.inf if self.best is None else value - self.best
         if self.best is not None and self.lowest:
             gain = -gain
         if gain > self.min_delta and not math.isnan(value):
-            self.best, self.best_step, self.misses = value, step, 0
+            self.best = value
+            self.best_step = step
+            self.misses = 0
         else:
             self.misses += 1
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether to stop."""
+        """True if the run should stop."""
         return self.misses >= self.limit
 
 
 class EarlyStoppingHook(Hook):
-    """Ends the run after `early_stopping.patience` evaluations in a row without an improvement.
+    """Stops the run after `early_stopping.patience` evaluations in a row without improvement.
 
-    Nothing is saved for it. At a start the evaluations up to the restored step are counted again
-    from `metrics.jsonl`, from which later ones have been dropped: a resumed run has the count of
-    one that was never interrupted, and a run that was stopped early stops again before its next
-    step. Evaluations at other steps than `evaluate_every` says are not counted, so that
-    `gemma-encoder evaluate` changes nothing. The main process counts and decides for all.
+    The count is not checkpointed. It is rebuilt at each start from `metrics.jsonl`, which holds
+    the evaluations up to the restored step: a resumed run has the count of an uninterrupted one,
+    and a run that was stopped early stops again before its next step. Only evaluations at the
+    steps of `evaluate_every` count, so that `gemma-encoder evaluate` has no effect. The main
+    process counts and decides for all processes.
 
     Args:
-        recipe: of the run.
-        cadence: of the run.
+        recipe: the run's recipe.
+        cadence: the run's cadence.
 
     Raises:
-        InputError: no evaluation comes before the last step.
+        InputError: no evaluation is due before the last step.
     """
 
     def __init__(self, recipe: Recipe, cadence: Cadence):
@@ -73,36 +75,35 @@ class EarlyStoppingHook(Hook):
         if not 0 < cadence.evaluate_every < cadence.total:
             raise InputError(
                 f"early_stopping.patience={options.patience} counts evaluations, but with "
-                f"evaluate_every={recipe.config.evaluate_every!r} none comes before the last of "
+                f"evaluate_every={recipe.config.evaluate_every!r} none is due before the last of "
                 f"{cadence.total} steps; set e.g. evaluate_every='10 percent', or patience to 0"
             )
-        self._name, self._every = recipe.best_metric, cadence.evaluate_every
-        self._patience = Patience(
-            options.patience, options.min_delta, lowest_is_best(self._name[1])
-        )
+        self._task, self._metric = recipe.best_metric
+        self._every = cadence.evaluate_every
+        lowest = lowest_is_best(self._metric)
+        self._patience = Patience(options.patience, options.min_delta, lowest)
 
     def on_start(self, run: Run) -> None:
-        """Counts the evaluations before this start."""
+        """Counts the evaluations of earlier starts."""
         if distributed.is_main_process():
             for step, value in self._history(run).items():
                 self._patience.add(step, value)
         self._decide(run)
 
     def _history(self, run: Run) -> dict[int, float]:
-        """The value of each evaluation in the log by its step, in the order of steps."""
-        task, metric = self._name
+        """Returns the value of each evaluation in the log by its step, in the order of steps."""
         values = {
-            line["step"]: line[metric]
+            line["step"]: line[self._metric]
             for line in read_metrics(run.workdir)
             if line["split"] == run.recipe.config.evaluate_split
-            and line.get("task") == task
-            and metric in line
+            and line.get("task") == self._task
+            and self._metric in line
             and line["step"] % self._every == 0
         }
         return dict(sorted(values.items()))
 
     def is_due(self, run: Run, step: int) -> bool:
-        """After each evaluation but that of the last step."""
+        """Due after each evaluation except that of the last step."""
         return step < run.total and step % self._every == 0
 
     def on_due(self, run: Run, step: int) -> None:
@@ -110,8 +111,8 @@ class EarlyStoppingHook(Hook):
         value = run.best_value()
         if value is None:
             raise InputError(
-                f"early_stopping.patience needs {'/'.join(self._name)}, which the split "
-                f"{run.recipe.config.evaluate_split!r} does not give: it has no labels"
+                f"early_stopping.patience needs {self._task}/{self._metric}, which the split "
+                f"{run.recipe.config.evaluate_split!r} does not have: it is unlabeled"
             )
         self._patience.add(step, value)
         self._decide(run)
@@ -125,5 +126,5 @@ class EarlyStoppingHook(Hook):
         best = "" if patience.best is None else f" {patience.best:.4f} of step {patience.best_step}"
         return (
             f"stopped early at step {step}: {patience.limit} evaluations in a row did not improve "
-            f"{'/'.join(self._name)} on the best{best} by more than {patience.min_delta:g}"
+            f"{self._task}/{self._metric} on the best{best} by more than {patience.min_delta:g}"
         )

@@ -1,4 +1,4 @@
-"""TensorBoard files without TensorFlow."""
+"""TensorBoard event files, written without TensorFlow."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from etils import epath
 
 
 class EventFile:
-    """An event file of scalars, written in the background.
+    """Event file of scalars, written in the background.
 
     Args:
-        folder: local or `gs://`; made if it is absent.
+        folder: local or `gs://`; created if absent.
     """
 
     def __init__(self, folder: epath.Path):
@@ -22,18 +22,18 @@ class EventFile:
         """Appends the scalars of a step."""
         from tensorboardX.proto.summary_pb2 import Summary
 
-        # Not add_scalar, which replaces the @ of mrr@10.
+        # Not add_scalar, which would replace the @ in names such as mrr@10.
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._writer.file_writer.add_summary(Summary(value=scalars), step)
         self._writer.flush()
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining scalars and closes the file."""
         self._writer.close()
 
 
 class _RemoteFiles:
-    """How tensorboardX opens files in the cloud: by epath, as the rest of the workdir."""
+    """Opens `gs://` files for tensorboardX through epath, as the other files of a workdir."""
 
     def directory_check(self, path: str) -> None:
         epath.Path(path).mkdir(parents=True, exist_ok=True)
@@ -43,10 +43,11 @@ class _RemoteFiles:
 
 
 class _RemoteFile:
-    """An object in the cloud: it cannot be appended to, so that each flush writes all of it."""
+    """A file in cloud storage, which cannot be appended to: each flush writes all of it."""
 
     def __init__(self, path: str):
-        self._path, self._content = epath.Path(path), b""
+        self._path = epath.Path(path)
+        self._content = b""
 
     def write(self, content: bytes) -> None:
         self._content += content

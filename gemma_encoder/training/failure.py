@@ -1,6 +1,7 @@
-"""Diagnostics of a step whose loss or gradient is NaN or infinite."""
+"""Dumps diagnostics when the loss or the gradient of a step is NaN or infinite."""
 
 import json
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -18,13 +19,14 @@ def report_failure(
     """Dumps diagnostics of a step under `failures/` of the workdir.
 
     Args:
-        workdir: of the run.
-        recipe: of the run.
+        workdir: the run's workdir.
+        recipe: the run's recipe.
         previous: the step, its metrics and this process's rows of its batch.
-        error: the message.
+        error: the error message.
 
     Returns:
-        The folder: metrics of the step and of each task, the rows, and their texts as pieces.
+        The folder, with the metrics of the step and of each task, the rows of the batch, and
+        their texts as token pieces.
     """
     step, metrics, batch = previous
     folder = workdir / "failures" / f"step_{step}"
@@ -38,24 +40,21 @@ def report_failure(
         }
         for name, part in metrics.tasks.items()
     }
-    norms = {
-        name: float(getattr(metrics, name))
+    scalars = {
+        name: str(float(getattr(metrics, name)))  # as text: JSON has no NaN
         for name in ("loss", "gradient_norm", "parameter_norm", "texts", "real_tokens")
     }
-    report = {
-        "error": error,
-        "step": step,
-        **{name: str(value) for name, value in norms.items()},
-        "tasks": tasks,
-    }
+    report = {"error": error, "step": step, **scalars, "tasks": tasks}
     with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **batch._asdict())
     if distributed.is_main_process():
         (folder / "report.json").write_text(json.dumps(report, indent=1))
-        with (folder / "texts.txt").open("w") as file:
-            for row, ids in zip(batch.tokens, batch.segment_ids, strict=True):
-                file.writelines(
-                    f"{''.join(recipe.tokenizer.pieces(row[ids == slot]))}\n"
-                    for slot in range(1, ids.max() + 1)
-                )
+        (folder / "texts.txt").write_text("".join(f"{text}\n" for text in _texts(recipe, batch)))
     return folder
+
+
+def _texts(recipe: Recipe, batch: Batch) -> Iterator[str]:
+    """Yields the texts of a batch as joined token pieces, row by row."""
+    for row, segment_ids in zip(batch.tokens, batch.segment_ids, strict=True):
+        for segment in range(1, segment_ids.max() + 1):
+            yield "".join(recipe.tokenizer.pieces(row[segment_ids == segment]))

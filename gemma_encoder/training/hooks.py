@@ -1,4 +1,4 @@
-"""Hooks: what a run does at cadences besides taking steps, and how users add their own."""
+"""Hooks: callbacks of the training loop, the program's own and the user's."""
 
 import contextlib
 import traceback
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """Something a run does at certain steps. Subclass it and override what you need.
+    """Callback that a run calls at certain steps. Subclass it and override methods as needed.
 
-    For example, a hook that keeps the loss of every tenth step:
+    For example, a hook that records the loss of every tenth step:
 
         class Losses(Hook):
             def __init__(self):
@@ -26,18 +26,18 @@ class Hook:
             def on_due(self, run, step):
                 self.values.append(float(run.metrics.loss))
 
-    Pass it as `loop.train(config, workdir, hooks=[Losses()])`, or give it a name by
-    `register_hook` and list that in `config.hooks`.
+    Pass it as `loop.train(config, workdir, hooks=[Losses()])`, or register it by name with
+    `register_hook` and list the name in `config.hooks`.
 
-    The clock of training stands still in all methods but `before_step` and `is_due`. A hook that
-    is due makes the run wait for the step's numbers: due at every step, it costs the overlap of
-    one step with the next. On several processes every method is called on all of them; what
-    decides about the run (`run.request_stop`) must decide alike. When a method raises, the steps
-    since the last checkpoint are saved, and the run ends with an error that names the hook.
+    The training clock is paused in all methods but `before_step` and `is_due`. A hook that is due
+    makes the run wait for the step's metrics: if it is due at every step, consecutive steps no
+    longer overlap. With several processes, every method is called on all of them, and decisions
+    about the run (`run.request_stop`) must be the same on all. If a method raises, the steps since
+    the last checkpoint are saved, and the run ends with an error that names the hook.
     """
 
     def __init_subclass__(cls, **options: object) -> None:
-        """Refuses a method that looks like one a run calls, but is none: it would never be called."""
+        """Rejects misspelled hook methods, which would never be called."""
         super().__init_subclass__(**options)
         methods = [name for name in vars(Hook) if not name.startswith("_")]
         for name in vars(cls):
@@ -51,42 +51,43 @@ class Hook:
         """Called before each step, while the one before it may still be running."""
 
     def is_due(self, run: "Run", step: int) -> bool:
-        """Whether `on_due` is to be called after this step; asked after each, in order."""
+        """Returns True if `on_due` should be called; called after each step, in order."""
         return False
 
     def on_due(self, run: "Run", step: int) -> None:
-        """Called after a step, where due; `run.metrics` holds that step's."""
+        """Called after a step if due; `run.metrics` holds the metrics of the step."""
 
     def on_end(self, run: "Run") -> None:
-        """Called after the last step, unless the run ends by an error."""
+        """Called after the last step, unless the run ends with an error."""
 
 
 class Hooks:
-    """Calls hooks in order: those of the program, then those of the user.
+    """Calls hooks in order: first the program's, then the user's.
 
     Args:
-        standard: of the program.
-        users: of the user; an error in one of them names it.
+        standard: the program's hooks.
+        users: the user's hooks; an error in one of them names it.
     """
 
     def __init__(self, standard: Sequence[Hook], users: Sequence[Hook] = ()):
-        self._all, self._users = (*standard, *users), users
+        self._all = (*standard, *users)
+        self._users = users
 
     def start(self, run: "Run") -> None:
-        """Before the first step."""
+        """Calls `on_start`, then starts the training clock."""
         for hook in self._all:
             with self._guard(hook, "on_start", run):
                 hook.on_start(run)
         run.accumulator.resume()
 
     def before_step(self, run: "Run") -> None:
-        """Before each step."""
+        """Calls `before_step`."""
         for hook in self._all:
             with self._guard(hook, "before_step", run):
                 hook.before_step(run, run.step + 1)
 
     def after_step(self, run: "Run") -> None:
-        """After each step: asks each hook whether it is due, and calls it, before the next."""
+        """Calls `is_due` and, if due, `on_due` of each hook before the next hook."""
         paused = False
         for hook in self._all:
             with self._guard(hook, "is_due", run):
@@ -99,16 +100,16 @@ class Hooks:
                 paused = True
             with self._guard(hook, "on_due", run):
                 hook.on_due(run, run.step)
-            if run.preempted:  # little time is left: no more than what `end` does
+            if run.preempted:  # little time is left: do only what `end` does
                 return
         if paused and not run.is_over:
-            # A line of the log begins at a checkpoint: it is the same after a restart from there.
+            # Log lines restart at checkpoints, so that a run resumed there writes the same lines.
             if run.saved_step == run.step or run.is_evaluated:
                 run.accumulator.restart()
             run.accumulator.resume()
 
     def end(self, run: "Run") -> None:
-        """After the last step."""
+        """Pauses the training clock, then calls `on_end`."""
         run.accumulator.pause()
         for hook in self._all:
             with self._guard(hook, "on_end", run):
@@ -116,24 +117,25 @@ class Hooks:
 
     @contextlib.contextmanager
     def _guard(self, hook: Hook, event: str, run: "Run") -> Iterator[None]:
-        """Saves what was trained when a hook fails, and names a user's hook in the error."""
+        """Saves the state if a hook fails, and names a user's hook in the error."""
         try:
             yield
         except Exception as error:
             run.rescue()
-            if not any(hook is users for users in self._users):
+            if not any(hook is user_hook for user_hook in self._users):
                 raise
-            name, step = type(hook).__name__, run.checkpoints.latest_step()
+            name = type(hook).__name__
+            step = run.checkpoints.latest_step()
             saved = "no step is saved" if step is None else f"step {step} is saved"
             raise InputError(
                 f"hook {name} failed in {event} at step {run.step}{_line(error)}: "
                 f"{described(error)}; {saved} in {run.workdir}; "
-                "mend the hook and start the same command again"
+                "fix the hook and rerun the same command"
             ) from error
 
 
 def _line(error: Exception) -> str:
-    """The line of the hook that raised, outside this file: " (FILE:LINE)"."""
+    """Returns the line of the hook that raised, outside this file, as " (FILE:LINE)"."""
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename != __file__:
             return f" ({frame.filename}:{frame.lineno})"
@@ -144,12 +146,12 @@ _FACTORIES: dict[str, Callable[[], Hook]] = {}
 
 
 def register_hook(name: str, factory: Callable[[], Hook]) -> None:
-    """Gives a hook a name that `config.hooks` may list.
+    """Registers a hook under a name that `config.hooks` may list.
 
     Args:
-        name: not registered before.
-        factory: called once a run, without arguments; a subclass of `Hook` is one. The hook gets
-            the config in `on_start`, as `run.recipe.config`.
+        name: a name that is not registered yet.
+        factory: called once per run, without arguments, e.g. a subclass of `Hook`. The hook can
+            read the config in `on_start`, as `run.recipe.config`.
     """
     if name in _FACTORIES:
         raise InputError(f"hook {name!r} is already registered")
@@ -157,7 +159,7 @@ def register_hook(name: str, factory: Callable[[], Hook]) -> None:
 
 
 def named_hooks(names: Sequence[str]) -> tuple[Hook, ...]:
-    """The registered hooks of these names; raises InputError for one that is not registered."""
+    """Creates the registered hooks of these names; raises InputError for an unknown name."""
     for name in names:
         if name not in _FACTORIES:
             raise unknown("hook", name, _FACTORIES)
@@ -165,9 +167,9 @@ def named_hooks(names: Sequence[str]) -> tuple[Hook, ...]:
 
 
 def checked_hooks(hooks: Sequence[Hook]) -> tuple[Hook, ...]:
-    """The hooks themselves; raises InputError where something is none."""
+    """Returns the hooks as a tuple; raises InputError if an item is not a hook."""
     if not isinstance(hooks, Sequence):
-        raise InputError(f"hooks is a list of hooks, got {type(hooks).__name__}")
+        raise InputError(f"hooks must be a list of hooks, got {type(hooks).__name__}")
     for hook in hooks:
         if not isinstance(hook, Hook):
             raise InputError(

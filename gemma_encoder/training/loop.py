@@ -1,4 +1,4 @@
-"""The training loop: from a config and a workdir to a fine-tuned checkpoint and its metrics."""
+"""The training loop: trains a config in a workdir, and evaluates its checkpoints."""
 
 import contextlib
 import dataclasses
@@ -35,19 +35,19 @@ from gemma_encoder.weights import native
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
-    """The result of a run.
+    """Result of a run.
 
     Attributes:
-        step: updates taken in all.
-        metrics: by task that has the evaluation split, the main one first; of several splits, each
-            named after its split.
+        step: training steps taken in total.
+        metrics: by task that has the evaluation split, the main metric first; if a task has
+            several evaluation splits, metric names end with the split.
         predictions: of each of these splits, by task.
-        checkpoint: the newest checkpoint's folder.
-        seconds: spent in training steps by this process, evaluation and checkpoints apart.
-        preempted: whether the run was told to stop before its end; rerun to resume.
-        best: the step of the checkpoint on disk whose `best_metric` is the best, and that value;
-            None where none was evaluated.
-        stop_reason: why the run ended before its last step; "" where it did not.
+        checkpoint: folder of the newest checkpoint.
+        seconds: training time of this process, without evaluation and checkpoints.
+        preempted: whether the run was preempted before its end; rerun it to resume.
+        best: step and value of the checkpoint on disk with the best `best_metric`; None if none
+            was evaluated.
+        stop_reason: why the run ended before its last step; "" if it did not.
     """
 
     step: int
@@ -66,41 +66,43 @@ def train(
     command: str = "",
     hooks: Sequence[Hook] = (),
 ) -> TrainingResult:
-    """Trains as `config` says, or resumes the run in `workdir`.
+    """Trains a config, or resumes the run in `workdir`.
 
     Args:
-        config: as `config.default_config` has it, or typed.
-        workdir: of the run.
-        command: how the run was started; checkpoints hold it for whoever gets one.
-        hooks: the user's, called after those of the program at each step.
+        config: a config with the fields of `config.default_config`, or a typed config.
+        workdir: folder of the run.
+        command: the command that started the run; it is stored in checkpoints.
+        hooks: the user's hooks, called after the program's own at each step.
 
     Raises:
-        InputError: something in the config, the data or the workdir cannot be used, or a hook
-            failed; nothing of an earlier run is lost.
+        InputError: the config, the data or the workdir cannot be used, or a hook failed; nothing
+            of an earlier run is lost.
     """
     recipe = build(config, for_training=True)
     config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     cadence = Cadence.of(recipe)
-    _ = recipe.fingerprints  # of the data as they are now, before the first step
-    every_hook = Hooks(standard_hooks(recipe, cadence), (*checked_hooks(hooks), *recipe.hooks))
+    _ = recipe.fingerprints  # computed and cached now, before the data are read for training
+    user_hooks = (*checked_hooks(hooks), *recipe.hooks)
+    all_hooks = Hooks(standard_hooks(recipe, cadence), user_hooks)
     trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
     workdir = claim_workdir(workdir, config)
     runtime.enable_compilation_cache(config.compilation_cache)
+
     with contextlib.ExitStack() as resources:
-        run = _open(trainer, cadence, workdir, command, resources)
-        every_hook.start(run)
+        run = _open_run(trainer, cadence, workdir, command, resources)
+        all_hooks.start(run)
         while not run.is_over:
-            every_hook.before_step(run)
+            all_hooks.before_step(run)
             batch = run.accumulator.wait_for(run.stream)
-            run.advance(batch)  # under way before the numbers of the step before it are read
-            every_hook.after_step(run)
-        every_hook.end(run)
-    return _outcome(run)
+            run.advance(batch)  # dispatches this step, then reads the previous step's metrics
+            all_hooks.after_step(run)
+        all_hooks.end(run)
+    return _result(run)
 
 
-def _open(
+def _open_run(
     trainer: Trainer,
     cadence: Cadence,
     workdir: epath.Path,
@@ -108,10 +110,11 @@ def _open(
     resources: contextlib.ExitStack,
 ) -> Run:
     """Restores or initializes the state, and opens the files of the workdir."""
-    recipe, best_metric = trainer.recipe, trainer.recipe.best_metric
+    recipe = trainer.recipe
     preemption = resources.enter_context(distributed.PreemptionSignal())
+    _, metric = recipe.best_metric
     checkpoints = Checkpoints(
-        workdir, recipe.config.keep_checkpoints, lowest=lowest_is_best(best_metric[1])
+        workdir, recipe.config.keep_checkpoints, lowest=lowest_is_best(metric)
     )
     resources.callback(checkpoints.close)
     stream = resources.enter_context(contextlib.closing(trainer.stream()))
@@ -119,13 +122,14 @@ def _open(
     start = trainer.step_number
     log = resources.enter_context(contextlib.closing(MetricsLog(workdir, start)))
     progress = resources.enter_context(contextlib.closing(Progress(cadence.total, start)))
-    _describe(trainer, cadence, workdir, progress)
+    _log_parameters(trainer, workdir)
+    progress.say(_summary(trainer, cadence))
     return Run(
         trainer=trainer,
         cadence=cadence,
         workdir=workdir,
         command=command,
-        best_metric=best_metric,
+        best_metric=recipe.best_metric,
         stream=stream,
         checkpoints=checkpoints,
         log=log,
@@ -138,7 +142,7 @@ def _open(
 
 
 def _restored(trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream) -> TrainState | None:
-    """The newest checkpoint's state, with `stream` set to the same step; None where none exists."""
+    """Restores the newest checkpoint, `stream` included; returns None if there is none."""
     step = checkpoints.latest_step()
     if step is None:
         return None
@@ -146,8 +150,8 @@ def _restored(trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream) -
     spec = native.load_inference_spec(epath.Path(checkpoints.folder) / str(step))
     if spec.tokenizer.model != tokenizer.model:
         raise InputError(
-            f"{tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} began "
-            "with; restore that file, or choose another workdir"
+            f"{tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} was "
+            "started with; restore that tokenizer, or choose another workdir"
         )
     _check_data(trainer.recipe, spec, checkpoints.folder)
     state, readers = checkpoints.restore(step, trainer.program.abstract, stream.names)
@@ -157,12 +161,12 @@ def _restored(trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream) -
 
 
 def _check_data(recipe: Recipe, spec: native.InferenceSpec, folder: epath.Path) -> None:
-    """Refuses to resume on other data than the run began with, or a run of an earlier format."""
+    """Raises InputError if the data changed since the run started, or its format is too old."""
     stored = spec.record.get("data")
     if stored is None:
         raise InputError(
-            f"the run in {folder.parent} was begun by an earlier version of gemma_encoder, which "
-            "read its data in another order: finish it with that version, or begin a new run from "
+            f"the run in {folder.parent} was started by an earlier version of gemma_encoder, which "
+            "read its data in another order: finish it with that version, or start a new run from "
             f"its weights with --config.model.warm_start={folder.parent} and another --workdir"
         )
     for task, splits in recipe.fingerprints.items():
@@ -173,12 +177,12 @@ def _check_data(recipe: Recipe, spec: native.InferenceSpec, folder: epath.Path) 
             name = _first_difference(before, now)
             raise InputError(
                 f"task {task!r}: {name} of its {split} split changed since the run in "
-                f"{folder.parent} began; restore the data, or choose another workdir"
+                f"{folder.parent} was started; restore the data, or choose another workdir"
             )
 
 
 def _first_difference(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str:
-    """Names the first of two lists of files at which they differ."""
+    """Describes the first difference between two lists of [file, fingerprint] pairs."""
     for old, new in itertools.zip_longest(before, now, fillvalue=("", "")):
         if old[0] != new[0]:
             return f"the list of files ({old[0] or 'none'} -> {new[0] or 'none'})"
@@ -187,45 +191,55 @@ def _first_difference(before: Sequence[Sequence[str]], now: Sequence[Sequence[st
     raise AssertionError("the lists are equal")
 
 
-def _describe(trainer: Trainer, cadence: Cadence, workdir: epath.Path, progress: Progress) -> None:
-    """Says what is about to happen, and writes the table of parameters."""
+def _log_parameters(trainer: Trainer, workdir: epath.Path) -> None:
+    """Logs the table of parameters with their shardings, and writes it to `parameters.txt`."""
     from clu import parameter_overview
 
-    recipe, mesh, parameters = trainer.recipe, trainer.mesh, trainer.program.abstract.parameters
+    parameters = trainer.program.abstract.parameters
     table = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
     logging.info("%s", table)
     if distributed.is_main_process():
         runtime.write_whole(workdir / "parameters.txt", table + "\n")
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
-    shape, encoder = recipe.stream.shape, recipe.encoder
-    progress.say(
+
+
+def _summary(trainer: Trainer, cadence: Cadence) -> str:
+    """Summarizes the run in a line: model, tasks, steps and devices."""
+    recipe = trainer.recipe
+    mesh = trainer.mesh
+    encoder = recipe.encoder
+    shape = recipe.stream.shape
+    leaves = jax.tree.leaves(trainer.program.abstract.parameters)
+    count = sum(math.prod(leaf.shape) for leaf in leaves)
+    tasks = ", ".join(task.name for task in recipe.tasks)
+    platform = mesh.devices.flat[0].platform
+    return (
         f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {encoder.attention}, "
         f"{encoder.pooling.name} pooling, {encoder.compute_dtype}; "
-        f"{', '.join(task.name for task in recipe.tasks)}: {cadence.epoch} examples an epoch; "
+        f"{tasks}: {cadence.epoch} examples per epoch; "
         f"{cadence.total} steps of {shape.rows} x {shape.row_length} tokens, "
         f"about {recipe.losses.examples_per_step} examples, "
-        f"on {mesh.size} {mesh.devices.flat[0].platform} device(s) {dict(mesh.shape)}"
+        f"on {mesh.size} {platform} device(s) {dict(mesh.shape)}"
     )
 
 
-def _outcome(run: Run) -> TrainingResult:
+def _result(run: Run) -> TrainingResult:
     evaluation = run.evaluation or Evaluation(run.step, {}, {})
     return TrainingResult(
-        run.step,
-        evaluation.metrics,
-        evaluation.predictions,
-        epath.Path(run.checkpoints.folder) / str(run.step),
-        run.accumulator.seconds,
-        run.preempted,
-        run.checkpoints.best(),
-        run.stop_reason,
+        step=run.step,
+        metrics=evaluation.metrics,
+        predictions=evaluation.predictions,
+        checkpoint=epath.Path(run.checkpoints.folder) / str(run.step),
+        seconds=run.accumulator.seconds,
+        preempted=run.preempted,
+        best=run.checkpoints.best(),
+        stop_reason=run.stop_reason,
     )
 
 
 def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
 
-    Metrics are added to the log, predictions are written to their files.
+    Appends the metrics to the log, and writes the predictions to files.
 
     Raises:
         InputError: there is no checkpoint, or it was not trained on a task of the config.
@@ -242,20 +256,20 @@ def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> Train
     recipe.check_rows(mesh)
     checkpoint = native.find(workdir)
     spec = native.load_inference_spec(checkpoint)
-    trained = {task.name for task in spec.tasks}
     for task in recipe.tasks:
         if task.head not in spec.encoder.heads:
+            trained = sorted({task.name for task in spec.tasks})
             raise InputError(
                 f"the checkpoint was not trained on {task.name!r}; "
-                f"it knows {', '.join(sorted(trained))}"
+                f"it was trained on {', '.join(trained)}"
             )
     runtime.enable_compilation_cache(config.compilation_cache)
     recipe = dataclasses.replace(recipe, encoder=spec.encoder, tokenizer=spec.tokenizer)
-    parameters = native.load_parameters(
-        checkpoint,
-        spec.encoder,
-        sharding.parameter_shardings(abstract_encoder(spec.encoder).shapes, mesh),
-    )
+    shapes = abstract_encoder(spec.encoder).shapes
+    shardings = sharding.parameter_shardings(shapes, mesh)
+    parameters = native.load_parameters(checkpoint, spec.encoder, shardings)
     with contextlib.closing(MetricsLog(workdir, spec.step)) as log:
         evaluation = recipe.evaluator(mesh, workdir).run(parameters, spec.step, log.write)
-    return TrainingResult(spec.step, evaluation.metrics, evaluation.predictions, checkpoint, 0.0)
+    return TrainingResult(
+        spec.step, evaluation.metrics, evaluation.predictions, checkpoint, seconds=0.0
+    )

@@ -1,6 +1,6 @@
-"""Options of losses: `config.loss_options`, a group of fields for each loss that has some.
+"""Options of losses: `config.loss_options`, with a group of fields for each loss that has any.
 
-An option lives with its loss: `--config.loss_options.softmax_cross_entropy.label_smoothing=0.1`.
+For example `--config.loss_options.softmax_cross_entropy.label_smoothing=0.1`.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ from gemma_encoder.inputs.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxCrossEntropyOptions:
-    """Options of the cross entropy of classification."""
+    """Options of the classification cross entropy."""
 
     class_weights: tuple[float, ...] = option(
-        (), "factors on the loss of texts of each class, in label order; by default 1"
+        (), "weight of the loss of each class, in label order; by default 1"
     )
     label_smoothing: float = option(
-        0.0, "share of the target spread evenly over all classes (arXiv 1512.00567, section 7)"
+        0.0, "probability spread evenly over all classes (arXiv 1512.00567, section 7)"
     )
     focal_gamma: float = option(
-        0.0, "exponent γ of the focal weight (1 - p)^γ (arXiv 1708.02002); 0 for none"
+        0.0, "exponent γ of the focal weight (1 - p)^γ (arXiv 1708.02002); 0: no focal weight"
     )
 
     def __post_init__(self):
@@ -36,11 +36,11 @@ class SoftmaxCrossEntropyOptions:
         weights = self.class_weights
         if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
             raise InputError(
-                f"{path}.class_weights must be at least 0, and one of them more, got {weights}"
+                f"{path}.class_weights must be at least 0, and not all 0, got {weights}"
             )
 
     def check_task(self, task: Task) -> None:
-        """Raises InputError unless there is one weight for each class of a task."""
+        """Raises InputError unless there is one weight per class of the task."""
         if self.class_weights and len(self.class_weights) != len(task.classes):
             raise InputError(
                 f"loss_options.softmax_cross_entropy.class_weights has {len(self.class_weights)} "
@@ -53,21 +53,23 @@ class SoftmaxCrossEntropyOptions:
 class Poly1Options:
     """Options of Poly-1."""
 
-    epsilon: float = option(1.0, "ε, the weight of 1 - p beside the listwise softmax")
+    epsilon: float = option(
+        1.0, "ε, the weight of the term 1 - p that is added to the listwise softmax"
+    )
 
     def __post_init__(self):
         if not math.isfinite(self.epsilon):
             raise InputError(f"loss_options.poly1.epsilon must be finite, got {self.epsilon}")
 
     def check_task(self, task: Task) -> None:
-        """Any list will do."""
+        """Accepts any task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptionsConfig:
-    """The options of every loss that has some, by its name."""
+    """Options by name of the loss."""
 
     softmax_cross_entropy: SoftmaxCrossEntropyOptions = option(
-        SoftmaxCrossEntropyOptions(), "cross entropy of classification"
+        SoftmaxCrossEntropyOptions(), "classification cross entropy"
     )
-    poly1: Poly1Options = option(Poly1Options(), "Poly-1, of ranking and choice")
+    poly1: Poly1Options = option(Poly1Options(), "Poly-1 loss of ranking and choice")

@@ -1,13 +1,14 @@
-"""Objectives: a table of losses for each kind of task.
+"""Training objectives: losses by kind of task.
 
-An objective sees the encoder's whole output and the batch. Most give one number per text, or per
-list for ranking and choice, so that a list counts once; one may add a term over the batch.
+An objective sees the encoder's whole output and the batch. Most objectives give a value per text,
+or per list for ranking and choice, so that a list counts once; an objective may also add a term
+over the batch.
 
-The loss of a batch is Σ weight · loss / examples_per_step, a constant of the config: a text weighs
-the same however rows were packed, accumulated or sharded. A language model's loss is a sum over
-tokens, so its divisor is tokens_per_step, which is as constant.
+The loss of a batch is Σ weight · loss / examples_per_step. The divisor is a constant of the
+config, so that the weight of a text does not depend on packing, accumulation or sharding. The loss
+of a language model is a sum over tokens, and its divisor is tokens_per_step, also a constant.
 
-B rows, S segments, C outputs of a head, K width of a vector label, G lists, N documents a list.
+Shapes: B rows, S segments, C outputs of a head, G lists, N documents per list.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,13 +31,13 @@ from gemma_encoder.training.loss_options import LossOptionsConfig, SoftmaxCrossE
 
 
 class LossInputs(NamedTuple):
-    """Everything that an objective may depend on, for one task in one (micro-)batch.
+    """Inputs of an objective, for one task in a (micro-)batch.
 
     Attributes:
         output: hidden states, pooled states and the scores of all heads.
-        batch: its labels, roles, groups and targets.
-        task: whose loss it is.
-        weight: 1 for segments of the task, 0 for others and for empty slots.
+        batch: the batch, with labels, groups and targets.
+        task: the task.
+        weight: 1 for segments of the task, 0 for other segments and for empty slots.
         groups, list_size: G and N, the static shape of the batch's lists.
     """
 
@@ -49,17 +50,17 @@ class LossInputs(NamedTuple):
 
     @property
     def scores(self) -> Float[Array, "B S C"]:
-        """Scores of the task's own head."""
+        """Scores of the task's head."""
         return self.output.scores[self.task.head]
 
 
 class TaskLoss(NamedTuple):
-    """The loss of one task in one batch.
+    """Loss of a task in a batch.
 
     Attributes:
-        total: the sum of its losses.
-        count: what they are averaged over to be shown: texts, lists, or predicted tokens.
-        examples: how many texts or lists there were.
+        total: sum of the losses.
+        count: divisor of the mean loss in the log: texts, lists, or predicted tokens.
+        examples: count of texts or lists.
     """
 
     total: Float[Array, ""]
@@ -73,10 +74,11 @@ ListLoss = Callable[..., Float[Array, "G"]]
 
 
 def per_text(loss: TextLoss) -> Objective:
-    """The objective that sums one number per text."""
+    """Returns the objective that sums a loss per text."""
 
     def objective(inputs: LossInputs, options: Any) -> TaskLoss:
-        values, weight = loss(inputs, options), inputs.weight
+        values = loss(inputs, options)
+        weight = inputs.weight
         count = weight.sum()
         return TaskLoss(jnp.sum(weight * values), count, count)
 
@@ -84,15 +86,16 @@ def per_text(loss: TextLoss) -> Objective:
 
 
 def per_list(loss: ListLoss) -> Objective:
-    """The objective that sums one number per list."""
+    """Returns the objective that sums a loss per list."""
 
     def objective(inputs: LossInputs, options: Any) -> TaskLoss:
         lists, grades, real = to_lists(
             inputs.scores[..., 0], inputs.batch, inputs.weight, inputs.groups, inputs.list_size
         )
         weight = real.any(axis=-1).astype(jnp.float32)
-        # A list of no documents has no softmax: give it all its slots, its weight is 0.
-        values = loss(lists, grades, real | ~real.any(axis=-1, keepdims=True), options)
+        # The softmax of an empty list is undefined: unmask all its slots, since its weight is 0.
+        mask = real | ~real.any(axis=-1, keepdims=True)
+        values = loss(lists, grades, mask, options)
         count = weight.sum()
         return TaskLoss(jnp.sum(weight * values), count, count)
 
@@ -104,17 +107,20 @@ def softmax_cross_entropy(
     labels: Float[Array, "B S"],
     options: SoftmaxCrossEntropyOptions | None = None,
 ) -> Float[Array, "B S"]:
-    """−log softmax(scores)[label]: for classification. Labels are class indices."""
+    """Returns −log softmax(scores)[label], for classification. Labels are class indices."""
     options = options or SoftmaxCrossEntropyOptions()
-    # Empty slots may hold anything; their weight is 0.
+    # Labels of empty slots may be out of range; their weight is 0.
     classes = jnp.clip(labels.astype(jnp.int32), 0, scores.shape[-1] - 1)
     values = optax.softmax_cross_entropy_with_integer_labels(scores, classes)
     weight = jnp.ones_like(values)
     if options.focal_gamma:
-        weight *= jnp.maximum(-jnp.expm1(-values), 1e-6) ** options.focal_gamma  # no 0 ** γ
+        error = -jnp.expm1(-values)  # 1 − p
+        weight *= (
+            jnp.maximum(error, 1e-6) ** options.focal_gamma
+        )  # the gradient of 0 ** γ is infinite for γ < 1
     if options.label_smoothing:
-        even = -jax.nn.log_softmax(scores).mean(axis=-1)
-        values = (1 - options.label_smoothing) * values + options.label_smoothing * even
+        uniform = -jax.nn.log_softmax(scores).mean(axis=-1)
+        values = (1 - options.label_smoothing) * values + options.label_smoothing * uniform
     if options.class_weights:
         weight *= jnp.asarray(options.class_weights, jnp.float32)[classes]
     return values * weight if options != SoftmaxCrossEntropyOptions() else values
@@ -123,17 +129,17 @@ def softmax_cross_entropy(
 def sigmoid_cross_entropy(
     scores: Float[Array, "B S C"], targets: Float[Array, "B S C"]
 ) -> Float[Array, "B S"]:
-    """Binary cross entropy of each class, averaged over classes: for several classes at once."""
+    """Returns the binary cross entropy averaged over classes, for multi-label classification."""
     return optax.sigmoid_binary_cross_entropy(scores, targets).mean(axis=-1)
 
 
 def cumulative_link(
     scores: Float[Array, "B S C-1"], labels: Float[Array, "B S"]
 ) -> Float[Array, "B S"]:
-    """−log P(label) of the cumulative link model: for ordered classes (McCullagh, 1980).
+    """Returns −log P(label) of the cumulative link model, for ordered classes (McCullagh, 1980).
 
-    P(class > k) = σ(c_k) with falling logits c_k, so that P(k) = σ(c_{k−1}) − σ(c_k) =
-    σ(c_{k−1}) σ(−c_k) (1 − exp(c_k − c_{k−1})), whose logarithm is stable.
+    P(class > k) = σ(c_k) with decreasing logits c_k, so that P(k) = σ(c_{k−1}) − σ(c_k) =
+    σ(c_{k−1}) σ(−c_k) (1 − exp(c_k − c_{k−1})), whose logarithm is numerically stable.
     """
     logits = cumulative_logits(scores, xp=jnp)
     classes = jnp.clip(labels.astype(jnp.int32), 0, scores.shape[-1])
@@ -149,20 +155,21 @@ def cumulative_link(
 def mean_squared_error(
     scores: Float[Array, "B S 1"], labels: Float[Array, "B S"]
 ) -> Float[Array, "B S"]:
-    """(score − label)²: for regression. Labels are scaled to [0, 1]."""
+    """Returns (score − label)², for regression. Labels are scaled to [0, 1]."""
     return jnp.square(scores[..., 0] - labels)
 
 
 def language_model_loss(inputs: LossInputs, options: Any) -> TaskLoss:
-    """−Σ log p(token | those before it) in nats, which the head of a language model gives."""
+    """Returns −Σ log p(token | previous tokens) in nats, as computed by the language-model head."""
     del options
-    scores, weight = inputs.scores, inputs.weight
-    total = jnp.sum(weight * scores[..., 0])
-    return TaskLoss(total, jnp.sum(weight * scores[..., 1]), weight.sum())
+    weight = inputs.weight
+    total = jnp.sum(weight * inputs.scores[..., 0])
+    tokens = jnp.sum(weight * inputs.scores[..., 1])
+    return TaskLoss(total, count=tokens, examples=weight.sum())
 
 
 def _rax(loss: Callable[..., Array], scores, labels, real, **options) -> Float[Array, "G"]:
-    """One value per list from a rax loss, which by itself averages over all lists of a batch."""
+    """Applies a rax loss to each list; by itself, rax averages over all lists of a batch."""
     return jax.vmap(lambda s, y, w: loss(s, y, where=w, **options))(scores, labels, real)
 
 
@@ -174,8 +181,8 @@ def point_ce(
 ) -> Float[Array, "G"]:
     """PointCE: sigmoid cross entropy of each document, averaged over the list.
 
-    RankT5 (arXiv 2210.10634, section 4.3). Works with any list length; the choice when lists are
-    short. Grades are clipped to [0, 1].
+    RankT5 (arXiv 2210.10634, section 4.3). Works with any list length; recommended for short
+    lists. Grades are clipped to [0, 1].
     """
     del options
     return _rax(rax.pointwise_sigmoid_loss, scores, labels, real)
@@ -200,7 +207,7 @@ def listwise_softmax(
 ) -> Float[Array, "G"]:
     """Listwise softmax: −Σ_i y_i log softmax(s)_i (RankT5, section 4.3).
 
-    Wants lists of some 20 to 30 documents or more.
+    Needs lists of at least 20 to 30 documents.
     """
     del options
     return _rax(rax.softmax_loss, scores, labels, real)
@@ -250,17 +257,17 @@ LOSSES: dict[str, dict[str, Objective]] = {
         )
     },
     "ranking": _LIST_LOSSES,  # over the documents of a query
-    # Over the options of a question: softmax is the cross entropy of the option that is right.
+    # Over the options of a question: softmax is the cross entropy of the correct option.
     "choice": _LIST_LOSSES,
     "language_model": {"negative_log_likelihood": language_model_loss},
 }
 
 
 def register_loss(kind: str, name: str, objective: Objective) -> None:
-    """Adds a loss for a registered kind of task; a name is registered once.
+    """Registers a loss for a registered kind of task.
 
     Raises:
-        InputError: no kind has that name, or the kind has such a loss.
+        InputError: the kind is unknown, or already has a loss of that name.
     """
     losses = LOSSES.setdefault(kinds.get(kind).name, {})
     if name in losses:
@@ -269,17 +276,17 @@ def register_loss(kind: str, name: str, objective: Objective) -> None:
 
 
 class LossOptions(NamedTuple):
-    """Constants that the loss of a batch depends on.
+    """Constants of the loss of a batch.
 
     Attributes:
         names: for each kind of task, a name in `LOSSES`; by default the kind's default loss.
-        task_weights: by task name; 1 where a task is not named.
+        task_weights: by task name; 1 by default.
         examples_per_step: the divisor.
-        tokens_per_step: the divisor of a language model's loss: the tokens that a batch has room
-            for. The loss is then, but for padding, the mean per predicted token, and beside other
-            tasks a text weighs as it does there.
+        tokens_per_step: the divisor of a language model's loss: the token capacity of a batch. Up
+            to padding, the loss is then the mean per predicted token, and in a mixture a text has
+            the same weight as a text of another task.
         groups, list_size: G and N, the static shape of a micro-batch's lists.
-        options: of the losses that have some.
+        options: options by name of the loss.
     """
 
     names: Mapping[str, str]
@@ -291,21 +298,22 @@ class LossOptions(NamedTuple):
     options: LossOptionsConfig = LossOptionsConfig()
 
     def name(self, kind: Kind) -> str:
-        """The loss of a kind of task; raises InputError naming the nearest one."""
-        name, losses = self.names.get(kind.name, kind.default_loss), LOSSES.get(kind.name, {})
+        """Returns the name of the loss of a kind of task; raises InputError if it is unknown."""
+        name = self.names.get(kind.name, kind.default_loss)
+        losses = LOSSES.get(kind.name, {})
         if name not in losses:
             raise unknown(f"{kind} loss", name, losses)
         return name
 
     def check(self, tasks: Sequence[Task]) -> None:
-        """Raises InputError for an unknown loss, or an option that does not fit a task."""
+        """Raises InputError for an unknown loss, or options that do not fit a task."""
         for task in tasks:
             options = getattr(self.options, self.name(task.kind), None)
             if options is not None:
                 options.check_task(task)
 
     def objective(self, kind: Kind) -> Callable[[LossInputs], TaskLoss]:
-        """The objective of a kind of task with its options."""
+        """Returns the objective of a kind of task, with its options bound."""
         name = self.name(kind)
         return lambda inputs: LOSSES[kind.name][name](inputs, getattr(self.options, name, None))
 
@@ -313,13 +321,13 @@ class LossOptions(NamedTuple):
 def batch_loss(
     output: EncoderOutput, batch: Batch, tasks: Sequence[Task], options: LossOptions
 ) -> tuple[Float[Array, ""], dict[str, TaskLoss]]:
-    """The loss of a batch, and each task's part of it unweighted.
+    """Returns the loss of a batch, and the unweighted loss of each task.
 
     Args:
-        output: of the encoder; a segment's loss uses its own task's head.
-        batch: whose `task_id` indexes `tasks`.
-        tasks: the mixture.
-        options: constants.
+        output: the encoder's output; a segment's loss uses the head of its own task.
+        batch: the batch; `task_id` indexes `tasks`.
+        tasks: the tasks of the mixture.
+        options: constants of the loss.
     """
     parts = {}
     loss = jnp.zeros((), jnp.float32)
@@ -327,8 +335,8 @@ def batch_loss(
         weight = jnp.where(batch.task_id == index, batch.weight, 0.0)
         inputs = LossInputs(output, batch, task, weight, options.groups, options.list_size)
         part = options.objective(task.kind)(inputs)
-        tokens = task.kind.counts_tokens
-        divisor = options.tokens_per_step if tokens else options.examples_per_step
+        per_token = task.kind.counts_tokens
+        divisor = options.tokens_per_step if per_token else options.examples_per_step
         loss += options.task_weights.get(task.name, 1.0) * part.total / divisor
         parts[task.name] = part
     return loss, parts
@@ -341,9 +349,9 @@ def to_lists(
     groups: int,
     list_size: int,
 ) -> tuple[Float[Array, "G N"], Float[Array, "G N"], Bool[Array, "G N"]]:
-    """Scores, grades and presence of each list's documents, dense."""
+    """Scatters scores, grades and presence of documents to dense lists."""
     real = (batch.group_id >= 0) & (weight > 0)
-    # Past the end: dropped.
+    # Other segments get a slot past the end, which the scatter drops.
     slot = jnp.where(real, batch.group_id * list_size + batch.list_slot, groups * list_size)
 
     def scatter(values):

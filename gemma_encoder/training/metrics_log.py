@@ -1,4 +1,4 @@
-"""Files and messages for people: `metrics.jsonl`, TensorBoard, a progress bar or plain lines."""
+"""Metrics and progress of a run: `metrics.jsonl`, TensorBoard, and a progress bar or lines."""
 
 import json
 import sys
@@ -15,15 +15,15 @@ from gemma_encoder.training.event_file import EventFile
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard files of one workdir; only the main process writes.
+    """`metrics.jsonl` and TensorBoard files of a workdir; only the main process writes.
 
     Args:
-        workdir: of the run.
-        step: the step that was restored. Later lines, of a run that was killed after its last
-            checkpoint, are dropped, and so is a line that a kill cut short.
+        workdir: the run's workdir.
+        step: the restored step. Lines of later steps, left by a run that was killed after its
+            last checkpoint, are dropped, and so is a truncated line.
 
     Attributes:
-        latest: the newest line of each task and split; empty on all processes but the main one.
+        latest: the newest line of each task and split; empty except on the main process.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
@@ -44,12 +44,13 @@ class MetricsLog:
     def write(
         self, step: int, split: str, values: Mapping[str, float], task: str | None = None
     ) -> None:
-        """Appends one line: the step, the split, the task if the values are one's, the values."""
+        """Appends a line of values, of one task or, without `task`, of the whole run."""
         if self._writer is None:
             return
-        line: dict[str, Any] = (
-            {"step": step, "split": split} | ({"task": task} if task else {}) | dict(values)
-        )
+        line: dict[str, Any] = {"step": step, "split": split}
+        if task:
+            line["task"] = task
+        line |= values
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._remember(line)
@@ -66,11 +67,11 @@ class MetricsLog:
             self._writer.close()
 
 
-FORMER_KEYS = {"model_flop_utilisation": "model_flop_utilization"}  # of runs of earlier versions
+FORMER_KEYS = {"model_flop_utilisation": "model_flop_utilization"}  # in logs of earlier versions
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The lines of a workdir's `metrics.jsonl`; one that is cut short or damaged is left out."""
+    """Reads the lines of a workdir's `metrics.jsonl`; truncated and damaged lines are skipped."""
     path = epath.Path(workdir) / "metrics.jsonl"
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
@@ -84,9 +85,9 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A progress bar on a terminal and in a notebook, plain lines elsewhere.
+    """Progress bar on a terminal or in a notebook, plain lines elsewhere.
 
-    Silent on all processes but the main one.
+    Only the main process prints.
 
     Args:
         total: steps of the run.
@@ -94,7 +95,9 @@ class Progress:
     """
 
     def __init__(self, total: int, done: int):
-        self._total, self._start, self._began = total, done, time.monotonic()
+        self._total = total
+        self._start_step = done
+        self._start_time = time.monotonic()
         self._quiet = not distributed.is_main_process()
         self._bar = None
         if not self._quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
@@ -108,18 +111,19 @@ class Progress:
             )
 
     def advance(self, loss: float) -> None:
-        """Counts one step."""
+        """Advances the bar by one step."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             self._bar.update()
 
     def report(self, step: int, text: str) -> None:
-        """Prints a line about the latest steps, where there is no bar."""
+        """Prints a line about the latest steps, unless there is a bar."""
         if self._bar is None and not self._quiet:
-            spent = time.monotonic() - self._began
-            left = spent / max(step - self._start, 1) * (self._total - step)
+            elapsed = time.monotonic() - self._start_time
+            seconds_per_step = elapsed / max(step - self._start_step, 1)
+            minutes, seconds = divmod(int(seconds_per_step * (self._total - step)), 60)
             print(
-                f"step {step}/{self._total}  {text}  {int(left) // 60}:{int(left) % 60:02d} left",
+                f"step {step}/{self._total}  {text}  {minutes}:{seconds:02d} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -134,6 +138,6 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leaves the bar as it is."""
+        """Closes the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()

@@ -1,11 +1,11 @@
-"""Optimizers and schedules by config: optax's own, with rules on parameters by their paths.
+"""Optax optimizers and schedules from a config, with rules by parameter path.
 
-Rules see one path for each layer, "backbone/layers/17/linear", although layers are stacked: for a stacked parameter the values of
-its layers become a vector along the stacked axis.
+Although layers are stacked, rules see a path per layer, e.g. "backbone/layers/17/linear": for a
+stacked parameter, the values of its layers become a vector along the stacked axis.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,101 +17,101 @@ from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder, layer_paths, parameter_paths
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 
-BLOCK_ROWS = 32  # of a table, that XLA on a CPU adds up as it reads
-TABLE_ROWS = BLOCK_ROWS * 256  # whole blocks for each of up to 256 shards
+BLOCK_ROWS = 32  # rows of a table that XLA on a CPU sums while reading
+TABLE_ROWS = BLOCK_ROWS * 256  # so that each of up to 256 shards has whole blocks
 
 
 def is_frozen(options: OptimizerConfig, path: str) -> bool:
-    """Whether the parameter at that path, one layer's, keeps its value."""
+    """Returns True if the parameter at a path of a single layer is frozen."""
     return bool(options.freeze and re.fullmatch(options.freeze, path))
 
 
 def rate_multiplier(options: OptimizerConfig, path: str, num_layers: int) -> float:
-    """The factor on the learning rate of the parameter at that path, one layer's."""
+    """Returns the learning-rate multiplier of the parameter at a path of a single layer."""
     if is_frozen(options, path):
         return 0.0
-    factor = next(
-        (factor for pattern, factor in options.multipliers if re.fullmatch(pattern, path)), 1.0
-    )
-    layer = re.match(r"backbone/layers/(\d+)/", path)
-    below = (
-        num_layers - int(layer[1]) - 1
-        if layer
-        else num_layers
-        if path == "backbone/embedding"
-        else 0
-    )
-    return factor * options.layer_decay**below
+    matching = (factor for pattern, factor in options.multipliers if re.fullmatch(pattern, path))
+    factor = next(matching, 1.0)
+    layers_above = 0
+    if layer := re.match(r"backbone/layers/(\d+)/", path):
+        layers_above = num_layers - int(layer[1]) - 1
+    elif path == "backbone/embedding":
+        layers_above = num_layers
+    return factor * options.layer_decay**layers_above
 
 
 def make_schedule(options: OptimizerConfig, steps: int, warmup: int) -> optax.Schedule:
-    """Learning rate by step: a linear rise over `warmup` steps, then the fall."""
+    """Returns the learning rate by step: linear warmup over `warmup` steps, then the decay."""
     if not 0 <= warmup <= steps:
-        raise InputError(f"warmup of {warmup} steps does not fit in a training of {steps}")
-    peak, rest = options.learning_rate, max(steps - warmup, 1)
-    after = {
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
+        raise InputError(f"warmup of {warmup} steps does not fit in a training of {steps} steps")
+    peak = options.learning_rate
+    decay_steps = max(steps - warmup, 1)
+    rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
+    decay = {
+        "linear": optax.linear_schedule(peak, 0.0, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps),
         "constant": optax.constant_schedule(peak),
     }[options.schedule]
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
+    return optax.join_schedules([rise, decay], [warmup])
 
 
 def trainable(options: OptimizerConfig, encoder: EncoderConfig) -> Callable[[str], bool]:
-    """Whether the parameter at a path (of the stacked tree) changes in training: unless every layer of it is frozen.
+    """Returns the predicate of trainable parameters, by path in the stacked tree.
+
+    A stacked parameter is trainable unless it is frozen in every layer.
 
     Raises:
-        InputError: a rule matches no parameter, or all are frozen.
+        InputError: a rule matches no parameter, or all parameters are frozen.
     """
     paths = {
         path: layer_paths(encoder.transformer, path)
         for path in parameter_paths(abstract_encoder(encoder).shapes)
     }
-    single = [path for layers in paths.values() for path in layers]
-    for name, pattern in (
-        ("freeze", options.freeze),
-        *(("multipliers", pair[0]) for pair in options.multipliers),
-    ):
-        if pattern and not any(re.fullmatch(pattern, path) for path in single):
-            raise InputError(
-                f"optimizer.{name}: {pattern!r} matches no parameter; paths look like {single[0]}, {single[-1]}, or {single[len(single) // 2]}"
-            )
-    changing = {
+    _check_rules(options, [layer for layers in paths.values() for layer in layers])
+    trainable_paths = {
         path
         for path, layers in paths.items()
         if not all(is_frozen(options, layer) for layer in layers)
     }
-    if not changing:
+    if not trainable_paths:
         raise InputError(f"optimizer.freeze={options.freeze!r} freezes every parameter")
-    return changing.__contains__
+    return trainable_paths.__contains__
+
+
+def _check_rules(options: OptimizerConfig, paths: Sequence[str]) -> None:
+    """Raises InputError if `freeze` or a multiplier matches none of the paths of single layers."""
+    rules = [("freeze", options.freeze)]
+    rules += [("multipliers", pattern) for pattern, _ in options.multipliers]
+    for name, pattern in rules:
+        if pattern and not any(re.fullmatch(pattern, path) for path in paths):
+            middle = paths[len(paths) // 2]
+            raise InputError(
+                f"optimizer.{name}: {pattern!r} matches no parameter; "
+                f"paths look like {paths[0]}, {paths[-1]}, or {middle}"
+            )
 
 
 def make_optimizer(
     options: OptimizerConfig, schedule: optax.Schedule, encoder: EncoderConfig
 ) -> optax.GradientTransformation:
-    """The optimizer of the trainable part of an encoder's parameters."""
+    """Returns the optimizer of the trainable parameters of an encoder."""
     transformer = encoder.transformer
 
-    def decays(path: str) -> float:
+    def decay_rate(path: str) -> float:
         return 0.0 if re.search(options.no_decay, path) else options.weight_decay
 
-    def multiplies(path: str) -> float:
+    def multiplier(path: str) -> float:
         return rate_multiplier(options, path, transformer.num_layers)
 
     def decay(updates, parameters):
+        rates = _by_rule(decay_rate, parameters, transformer)
         return jax.tree.map(
-            lambda update, leaf, rate: update + rate * leaf,
-            updates,
-            parameters,
-            _by_rule(decays, parameters, transformer),
+            lambda update, leaf, rate: update + rate * leaf, updates, parameters, rates
         )
 
     def multiply(updates, parameters):
-        return jax.tree.map(
-            lambda update, factor: update * factor,
-            updates,
-            _by_rule(multiplies, parameters, transformer),
-        )
+        factors = _by_rule(multiplier, parameters, transformer)
+        return jax.tree.map(lambda update, factor: update * factor, updates, factors)
 
     moments = {
         "adamw": [
@@ -119,7 +119,7 @@ def make_optimizer(
                 options.b1, options.b2, options.epsilon, mu_dtype=options.moment_dtype
             )
         ],
-        # The two largest dimensions are factored; the axis of stacked layers, below 128, is never one of them.
+        # Factors the two largest dimensions; the axis of stacked layers, below 128, is not one.
         "adafactor": [optax.scale_by_factored_rms(), optax.stateless(_clip_layers)],
     }[options.name]
     clip = [optax.stateless(_clip_all(options.clip_norm))] if options.clip_norm else []
@@ -132,23 +132,22 @@ def make_optimizer(
 def _by_rule(
     rule: Callable[[str], float], parameters: dict, transformer: TransformerConfig
 ) -> dict:
-    """For each parameter a number, or a vector along the stacked axis."""
+    """Applies a rule to all parameters: gives a scalar, or a vector along the stacked axis."""
     values = []
     for path, leaf in parameter_paths(parameters).items():
-        of_layers = [rule(layer) for layer in layer_paths(transformer, path)]
-        same = len(set(of_layers)) == 1
-        values.append(
-            of_layers[0]
-            if same
-            else np.array(of_layers, np.float32).reshape(-1, *(1,) * (leaf.ndim - 1))
-        )
+        layer_values = [rule(layer) for layer in layer_paths(transformer, path)]
+        if len(set(layer_values)) == 1:
+            values.append(layer_values[0])
+        else:
+            shape = (-1, *(1,) * (leaf.ndim - 1))
+            values.append(np.array(layer_values, np.float32).reshape(shape))
     return jax.tree.unflatten(jax.tree.structure(parameters), values)
 
 
 def _clip_all(limit: float) -> Callable[[dict, dict | None], dict]:
-    """Clips the global norm of the gradients, by one factor for all.
+    """Clips the global norm of the gradients, by multiplying all of them by one factor.
 
-    A division by the norm, as in optax's own, would keep a second copy of all gradients on a CPU.
+    Dividing by the norm, as optax does, would keep a second copy of all gradients on a CPU.
     """
 
     def clip(updates, parameters):
@@ -163,28 +162,27 @@ def _clip_layers(updates: dict, parameters: dict | None) -> dict:
     """Scales each layer's update down to a root mean square of at most 1."""
 
     def clip(path, update):
-        axes = tuple(range(1 if _is_stacked(path) else 0, update.ndim))
-        return update / jnp.maximum(
-            1.0, jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True))
-        )
+        first_axis = 1 if _is_stacked(path) else 0
+        axes = tuple(range(first_axis, update.ndim))
+        root_mean_square = jnp.sqrt(jnp.mean(jnp.square(update), axes, keepdims=True))
+        return update / jnp.maximum(1.0, root_mean_square)
 
     del parameters
-    return jax.tree.unflatten(
-        jax.tree.structure(updates),
-        [clip(path, update) for path, update in parameter_paths(updates).items()],
-    )
+    clipped = [clip(path, update) for path, update in parameter_paths(updates).items()]
+    return jax.tree.unflatten(jax.tree.structure(updates), clipped)
 
 
 def global_norm(tree: dict) -> jax.Array:
-    """The Euclidean norm of all leaves together, float32."""
+    """Returns the Euclidean norm of all leaves together, in float32."""
     return jnp.sqrt(sum(_sum_of_squares(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:
-    """In an order that XLA on a CPU neither writes the squares to memory for, as large as the parameter, nor adds up one by one.
+    """Sums the squares of a leaf in an order that is fast on a CPU.
 
-    A table of many rows, the embedding, goes by blocks of rows, of which every shard of it has whole ones.
-    Other parameters go by rows, each as a product with itself.
+    XLA on a CPU then neither writes the squares, as large as the parameter, to memory, nor adds
+    them one by one. The embedding, a table of many rows, is summed by blocks of rows that no shard
+    boundary splits. Other parameters are summed by rows, each a dot product with itself.
     """
     if not leaf.ndim:
         return jnp.square(leaf)

@@ -1,4 +1,4 @@
-"""Options of the optimizer, apart from the optimizer itself, which needs JAX."""
+"""Options of the optimizer; `optimizer.py` builds it, which needs JAX."""
 
 import dataclasses
 import math
@@ -14,31 +14,43 @@ MOMENT_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer, its schedule, and rules on parameters by their paths.
+    """The optimizer, its learning-rate schedule, and rules by parameter path.
 
-    Rules see one path for each layer, for example `freeze=r"backbone/(embedding|layers/[0-8]/.*)"`.
-    Adafactor has factored second moments, no first ones, and clips updates by their layer's root
-    mean square; its learning rate is the schedule's, not relative to the parameters. AdamW's second
-    moment is float32: with b2 near one, what bfloat16 would add to it is mostly rounded away.
+    Rules see a path per layer, for example `freeze=r"backbone/(embedding|layers/[0-8]/.*)"`.
+    Adafactor has factored second moments and no first moments, and clips updates by the root mean
+    square of their layer; its learning rate is absolute, not relative to the parameters' scale.
+    AdamW's second moment is always float32: with b2 near 1, bfloat16 would round most of its
+    updates away.
     """
 
-    learning_rate: float = option(1e-4, "the peak, reached after warm-up")
-    schedule: str = option("linear", 'the fall to zero: "linear", "cosine", or "constant" (none)')
+    learning_rate: float = option(1e-4, "peak learning rate, reached after warmup")
+    schedule: str = option(
+        "linear", 'decay of the learning rate to zero: "linear", "cosine", or "constant" (no decay)'
+    )
     name: str = option("adamw", '"adamw", or "adafactor" (arXiv 1804.04235)')
-    b1: float = option(0.9, "decay of AdamW's first moment")
-    b2: float = option(0.999, "decay of AdamW's second moment")
-    epsilon: float = option(1e-8, "of AdamW")
-    moment_dtype: str = option("float32", "of AdamW's first moment; the second is always float32")
-    weight_decay: float = option(0.0, "decoupled, on parameters that `no_decay` does not match")
+    b1: float = option(0.9, "decay rate of AdamW's first moment")
+    b2: float = option(0.999, "decay rate of AdamW's second moment")
+    epsilon: float = option(1e-8, "epsilon of AdamW")
+    moment_dtype: str = option(
+        "float32", "dtype of AdamW's first moment; the second is always float32"
+    )
+    weight_decay: float = option(
+        0.0, "decoupled weight decay of parameters that `no_decay` does not match"
+    )
     no_decay: str = option(
-        r"(scale|bias|probes|embedding)$", "regular expression, searched in a parameter's path"
+        r"(scale|bias|probes|embedding)$",
+        "regular expression; no weight decay where it matches a part of a parameter's path",
     )
-    clip_norm: float = option(1.0, "most that the global gradient norm may be; 0 for no clipping")
-    freeze: str = option("", "regular expression; parameters whose whole path it matches are kept")
+    clip_norm: float = option(1.0, "maximum global norm of the gradients; 0: no clipping")
+    freeze: str = option(
+        "", "regular expression; parameters are frozen where it matches the whole path"
+    )
     multipliers: tuple[tuple[str, float], ...] = option(
-        (), "(expression, factor) pairs; the first that matches a path scales its learning rate"
+        (),
+        "(regular expression, factor) pairs; the first that matches the whole path of a parameter "
+        "scales its learning rate",
     )
-    layer_decay: float = option(1.0, "learning rate of a layer over that of the layer above it")
+    layer_decay: float = option(1.0, "learning rate of a layer relative to the layer above it")
 
     def __post_init__(self):
         for field, valid in (
@@ -63,5 +75,5 @@ class OptimizerConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise InputError(
-                    f"optimizer.{name}: {pattern!r} is no regular expression: {error}"
+                    f"optimizer.{name}: {pattern!r} is not a regular expression: {error}"
                 ) from None

@@ -1,4 +1,4 @@
-"""The parts of a recipe, each made of the config and of the parts before it."""
+"""Builds the parts of a recipe from a config."""
 
 import dataclasses
 import functools
@@ -26,68 +26,71 @@ from gemma_encoder.weights.tensors import Checkpoint
 
 
 class Parts:
-    """Makes the parts that a config describes, each when it is first asked for.
+    """Builds the parts that a config describes, each on first access.
 
     Args:
         config: the typed config.
-        dry: touch neither data nor weights nor a published tokenizer, see `build`.
+        dry: access no data, weights or published tokenizer, see `build`.
 
     Raises:
-        InputError: the config names what there is not, or its fields contradict each other.
+        InputError: the config has an unknown name, or its fields contradict each other.
     """
 
     best_metric: tuple[str, str] = ("", "")
     hooks: tuple[Hook, ...] = ()
 
     def __init__(self, config: TrainConfig, dry: bool):
-        self.config, self.dry = config, dry
+        self.config = config
+        self.dry = dry
         self._check()
 
     def _check(self) -> None:
-        """Refuses what needs neither data nor weights to be seen."""
-        config, tasks = self.config, mixtures.expand_mixtures(self.config.tasks)
+        """Checks the fields that can be validated without data and weights."""
+        config = self.config
+        tasks = mixtures.expand_mixtures(config.tasks)
         if not tasks or len(set(map(task_name, tasks))) < len(tasks):
             raise InputError(f"tasks must name at least one task and none twice; got {tasks}")
         if config.model.size not in sizes():
             raise unknown("size", config.model.size, sizes())
-        names = {*registry.names(DataOptions.from_config(config)), *map(task_name, tasks)}
+        valid_names = {*registry.names(DataOptions.from_config(config)), *map(task_name, tasks)}
         for name in config.task_weights:
-            if name not in names:
-                raise unknown("task in task_weights", name, names)
+            if name not in valid_names:
+                raise unknown("task in task_weights", name, valid_names)
         if config.batch.examples_per_step < 0:
             raise InputError(
-                "batch.examples_per_step must be positive, or 0 to have it measured; "
+                "batch.examples_per_step must be positive, or 0 to measure it; "
                 f"got {config.batch.examples_per_step}"
             )
 
     @functools.cached_property
     def sources(self) -> tuple[Source, ...]:
         """The tasks with their data, in the config's order."""
-        config, options = self.config, DataOptions.from_config(self.config)
-        sources = tuple(
-            PreparedSource(name, config.prepared, options)
-            if config.prepared
-            else registry.get(name, options)
-            for name in mixtures.expand_mixtures(config.tasks)
-        )
-        for source in () if self.dry else sources:
-            source.check()
+        config = self.config
+        options = DataOptions.from_config(config)
+        names = mixtures.expand_mixtures(config.tasks)
+        if config.prepared:
+            sources = tuple(PreparedSource(name, config.prepared, options) for name in names)
+        else:
+            sources = tuple(registry.get(name, options) for name in names)
+        if not self.dry:
+            for source in sources:
+                source.check()
         return sources
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
-        """The opened checkpoint that training starts from, None where weights are random.
+        """The opened checkpoint of the initial weights; None for random weights.
 
-        Where both are named, `warm_start` comes before `pretrained`.
+        If both are set, `warm_start` takes precedence over `pretrained`.
         """
         path = self.config.model.warm_start or self.config.model.pretrained
         return backbone.open_checkpoint(path) if path and not self.dry else None
 
     @functools.cached_property
     def transformer(self) -> TransformerConfig:
-        """The transformer of the size, changed as `model.transformer` says.
+        """The transformer config of `model.size`, with the overrides of `model.transformer`.
 
-        With weights it is exactly theirs, and must be of that size.
+        With a checkpoint, it is the checkpoint's config, which must match the size.
         """
         model = self.config.model
         named = GEMMA_CONFIGS.get(sizes()[model.size])
@@ -95,14 +98,14 @@ class Parts:
         if self.checkpoint is None:
             if expected is None:
                 raise InputError(
-                    "model.size=pretrained needs model.pretrained, the checkpoint that says what "
-                    "the model is; else name a size"
+                    "model.size=pretrained needs model.pretrained, the checkpoint that defines the "
+                    "model; set it, or name a size"
                 )
             return expected
         stored = self.checkpoint.config(expected)
         transformer = dataclasses.replace(stored, **model.transformer)
         if unequal := backbone.transformer_differences(stored, expected or transformer):
-            size = model.size if named else "what model.transformer says"
+            size = model.size if named else "the model that model.transformer describes"
             raise InputError(
                 f"the checkpoint {model.warm_start or model.pretrained} is not {size}: "
                 f"{'; '.join(unequal)}; choose model.size=pretrained without model.transformer, "
@@ -112,19 +115,21 @@ class Parts:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer by name; "auto" is the one of the weights, or of the model's family."""
+        """The tokenizer by name; "auto" is that of the checkpoint, or of the model's family."""
         name = self.config.tokenizer
         if self.dry:
             return Tokenizer.load("small")
         if name == "auto" and self.checkpoint is not None:
             return backbone.checkpoint_tokenizer(self.checkpoint, self.transformer)
-        tokenizer = Tokenizer.load(backbone.family(self.transformer) if name == "auto" else name)
+        if name == "auto":
+            name = backbone.family(self.transformer)
+        tokenizer = Tokenizer.load(name)
         backbone.check_vocabulary(tokenizer, self.transformer)
         return tokenizer
 
     @functools.cached_property
     def encoder(self) -> EncoderConfig:
-        """The encoder with a head for each task, or for several that share one."""
+        """The encoder config, with one head for all tasks that share it."""
         owners: dict[str, Task] = {}
         for task in (source.task for source in self.sources):
             owner = owners.setdefault(task.head, task)
@@ -155,14 +160,23 @@ class Parts:
 
     @functools.cached_property
     def stream(self) -> StreamOptions:
-        """The shape of batches: room for lists and vector labels where a task has them."""
-        config, batch = self.config, self.config.batch
-        lists = any(source.task.is_list for source in self.sources)
-        targets = max(source.task.target_width for source in self.sources)
-        size = config.ranking.list_size if lists else 1
-        parts = batch.readers * max(batch.micro_batches, 1)
-        groups = max(batch.rows * batch.segments // size // parts, 1) * parts if lists else parts
-        shape = BatchShape(batch.rows, batch.row_length, batch.segments, groups, size, targets)
+        """The shape of batches, with capacity for lists and vector labels if a task has them."""
+        config = self.config
+        batch = config.batch
+        has_lists = any(source.task.is_list for source in self.sources)
+        list_size = config.ranking.list_size if has_lists else 1
+        blocks = batch.readers * max(batch.micro_batches, 1)
+        groups = blocks
+        if has_lists:
+            groups *= max(batch.rows * batch.segments // list_size // blocks, 1)
+        shape = BatchShape(
+            batch.rows,
+            batch.row_length,
+            batch.segments,
+            groups,
+            list_size,
+            max(source.task.target_width for source in self.sources),
+        )
         return StreamOptions(
             shape, config.max_length, batch.readers, config.seed, batch.padding, batch.micro_batches
         )
@@ -170,7 +184,8 @@ class Parts:
     @functools.cached_property
     def losses(self) -> LossOptions:
         """The constants of the loss."""
-        config, shape = self.config, self.stream.shape
+        config = self.config
+        shape = self.stream.shape
         return LossOptions(
             config.losses,
             config.task_weights,
@@ -182,16 +197,15 @@ class Parts:
         )
 
     def _examples_per_step(self) -> int:
-        """A guess where no data may be touched; 0, for unknown, where nothing is trained."""
+        """Returns a guess if data must not be read, else 0 for unknown, as nothing is trained."""
         return self.stream.shape.rows if self.dry else 0
 
     @functools.cached_property
     def optimizer(self) -> OptimizerConfig:
-        """The options of the optimizer; with adapters, the backbone's own parameters are frozen."""
+        """Options of the optimizer; with LoRA, the backbone's own parameters are frozen."""
         options = self.config.optimizer
         if not self.config.model.lora.rank:
             return options
         frozen = rf"backbone/.*(?<!{lora.A}|{lora.B})"
-        return dataclasses.replace(
-            options, freeze=f"{options.freeze}|{frozen}" if options.freeze else frozen
-        )
+        freeze = f"{options.freeze}|{frozen}" if options.freeze else frozen
+        return dataclasses.replace(options, freeze=freeze)

@@ -1,11 +1,11 @@
-"""What an experiment's config file starts from: the default config, and presets that change it.
+"""Building blocks of config files: the default config, and presets that modify it.
 
     from gemma_encoder.training import recipe
 
     config = recipe.default_config()
     recipe.set_size(config, "gemma2_2b")
 
-`gemma_encoder.training.config` says what each field is; `build` makes the objects.
+`gemma_encoder.training.config` documents the fields; `build` creates the objects.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,26 @@ __all__ = ["default_config", "is_small", "parse_arg", "set_size", "sizes", "smok
 
 
 def sizes() -> dict[str, str | None]:
-    """The transformer of each size; "pretrained" is whatever the checkpoint says."""
+    """Returns the transformer name of each size; None for that of the checkpoint."""
     return {"tiny": "gemma3_tiny", "pretrained": None} | {name: name for name in GEMMA_CONFIGS}
 
 
 def parse_arg(
     arg: str, names: Sequence[str] = (), options: Sequence[str] = ("size",)
 ) -> tuple[str, dict[str, str], bool]:
-    """Reads what follows the colon of `--config=FILE:ARG`, e.g. "sst2,size=gemma2_2b,smoke".
+    """Parses ARG of `--config=FILE:ARG`, e.g. "sst2,size=gemma2_2b,smoke".
 
     Args:
-        arg: comma-separated: one of `names`, `option=value`, and "smoke", in any order.
-        names: valid bare words besides "smoke".
+        arg: comma-separated words: one of `names`, `option=value`, and "smoke", in any order.
+        names: valid words besides "smoke".
         options: valid options.
 
     Returns:
-        The bare word ("" if none), the options, and whether "smoke" was among them.
+        The word of `names` ("" if none), the options, and whether "smoke" is present.
     """
-    word, values, smoke = "", {}, False
+    word = ""
+    values = {}
+    smoke = False
     for part in filter(None, (part.strip() for part in arg.split(","))):
         name, equals, value = part.partition("=")
         if equals and name in options:
@@ -49,46 +51,45 @@ def parse_arg(
         elif part in names and not word:
             word = part
         else:
-            raise unknown(
-                "config argument", part, [*names, *(f"{option}=" for option in options), "smoke"]
-            )
+            valid_words = [*names, *(f"{option}=" for option in options), "smoke"]
+            raise unknown("config argument", part, valid_words)
     return word, values, smoke
 
 
 def is_small(size: str) -> bool:
-    """Whether a size is one of our own, for a machine without an accelerator."""
+    """Returns True for the sizes that are meant for machines without an accelerator."""
     return sizes()[size] in SMALL
 
 
 def set_size(config: ConfigDict, size: str) -> None:
-    """Chooses the model's size, with the tokenizer and the compute dtype that go with it.
+    """Sets the model size, with the tokenizer, compute dtype and sharding that go with it.
 
     Small sizes use the small tokenizer and float32, for a machine without an accelerator. The
-    others use the tokenizer that comes with their weights (or their family's) and bfloat16,
-    recompute layers in the backward pass, and are cut up over all devices.
+    other sizes use the tokenizer of their weights (or of their family) and bfloat16, recompute
+    layers in the backward pass, and shard the parameters over all devices.
     """
     if size not in sizes():
         raise unknown("size", size, sizes())
     config.model.size = size
     if is_small(size):
-        config.tokenizer, config.model.compute_dtype = "small", "float32"
+        config.tokenizer = "small"
+        config.model.compute_dtype = "float32"
     else:
-        config.tokenizer, config.model.compute_dtype, config.model.remat = (
-            "auto",
-            "bfloat16",
-            "full",
-        )
+        config.tokenizer = "auto"
+        config.model.compute_dtype = "bfloat16"
+        config.model.remat = "full"
         config.mesh = (1, -1, 1)
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """Cuts any recipe down to seconds: a slice of the real data, a few steps, a small batch."""
-    config.max_train_examples, config.max_eval_examples, config.train_for, config.log_every = (
-        64,
-        24,
-        "6 steps",
-        "2 steps",
-    )
-    config.max_length = config.batch.row_length = 128
-    config.batch.rows, config.batch.segments, config.ranking.list_size = 8, 8, 4
+    """Shrinks a recipe to run in seconds: a slice of the real data, a few steps, small batches."""
+    config.max_train_examples = 64
+    config.max_eval_examples = 24
+    config.train_for = "6 steps"
+    config.log_every = "2 steps"
+    config.max_length = 128
+    config.batch.row_length = 128
+    config.batch.rows = 8
+    config.batch.segments = 8
+    config.ranking.list_size = 4
     return config

@@ -1,4 +1,4 @@
-"""A run in progress: what its loop and its hooks share."""
+"""State of a run in progress, shared by the training loop and its hooks."""
 
 import contextlib
 import dataclasses
@@ -24,12 +24,12 @@ from gemma_encoder.weights.native import InferenceSpec
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """The durations of a recipe, in steps.
+    """Durations of a recipe, in steps.
 
     Attributes:
-        epoch: training examples of all tasks, the only one that is not in steps.
-        total: of the whole run.
-        warmup: over which the learning rate rises.
+        epoch: training examples of all tasks; the only attribute that is not in steps.
+        total: steps of the whole run.
+        warmup: steps of the learning-rate warmup.
         log_every, evaluate_every, checkpoint_every: 0 for only at the end.
     """
 
@@ -42,42 +42,42 @@ class Cadence:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Cadence":
-        """The durations of a recipe whose `examples_per_step` is measured."""
+        """Computes the durations of a recipe that is built for training."""
         epoch = recipe.epoch()
         total = recipe.steps("train_for", epoch)
         if total >= 2**31:
             raise InputError(
-                f"train_for={recipe.config.train_for!r} is {total} steps; more than a run can count"
+                f"train_for={recipe.config.train_for!r} is {total} steps; it must be below 2^31"
             )
         fields = ("warmup", "log_every", "evaluate_every", "checkpoint_every")
         return cls(epoch, total, *(recipe.steps(field, epoch, total) for field in fields))
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether something that is done every so many steps, and at the end, is due."""
+        """Returns True if an action is due that is taken every `every` steps and at the end."""
         return step == self.total or bool(every and step % every == 0)
 
 
 @dataclasses.dataclass
 class Run:
-    """A run in progress. Hooks get it; what they may use is listed first.
+    """A run in progress, which is passed to hooks.
 
-    Attributes:
+    Attributes (those meant for hooks come first):
         trainer: holds the state and takes the steps.
         cadence: the run's durations in steps.
-        workdir: of the run.
-        command: how the run was started.
+        workdir: folder of the run.
+        command: the command that started the run.
         log: `metrics.jsonl` and TensorBoard.
-        progress: messages for people.
-        evaluation: the latest one; None before the first.
-        best_metric: the task and the metric by which the best checkpoint is selected.
-        resources: closed when the run ends, however it ends; for what a hook holds open.
-        stop_reason: why the run ends before its last step; "" while it does not.
-        preempted: whether that is for others to need the machine: the run is then incomplete.
-        saved_step: of the newest checkpoint, 0 before the first.
-        stream: of training batches.
-        checkpoints: of the workdir.
-        accumulator: metrics since the last line of the log.
-        preemption: the signal to stop.
+        progress: progress bar and messages.
+        evaluation: the latest evaluation; None before the first.
+        best_metric: (task, metric) that selects the best checkpoint.
+        resources: closed when the run ends, also by an error; hooks may add theirs.
+        stop_reason: why the run ends before its last step; "" if it does not.
+        preempted: whether the run ends because of preemption, and is incomplete.
+        saved_step: step of the newest checkpoint, 0 before the first.
+        stream: training batches.
+        checkpoints: checkpoints of the workdir.
+        accumulator: metrics since the last log line.
+        preemption: the preemption signal.
     """
 
     trainer: Trainer
@@ -100,12 +100,12 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """What is trained, and its config."""
+        """The recipe being trained, with its config."""
         return self.trainer.recipe
 
     @property
     def step(self) -> int:
-        """Steps taken, that under way included."""
+        """Steps taken, the step in flight included."""
         return self.trainer.step_number
 
     @property
@@ -115,21 +115,22 @@ class Run:
 
     @property
     def metrics(self) -> StepMetrics | None:
-        """Metrics, on the host, of the newest step that was waited for: this step's, when due."""
+        """Metrics on the host: of the newest finished step, in `on_due` of the current step."""
         return self.accumulator.latest
 
     @property
     def is_over(self) -> bool:
-        """Whether no further step is to be taken."""
+        """True if no further step will be taken."""
         return self.step >= self.total or bool(self.stop_reason)
 
     def request_stop(self, reason: str, *, preempted: bool = False) -> None:
-        """Ends the run after this step, with an evaluation and a checkpoint of it.
+        """Ends the run after this step, with a final evaluation and checkpoint.
+
+        All processes must make the same request.
 
         Args:
-            reason: for people.
-            preempted: end now, with a checkpoint alone; the same command resumes. All processes
-                must ask for the same.
+            reason: message to show.
+            preempted: end with a checkpoint but without evaluation; the same command resumes.
         """
         if not self.stop_reason:
             self.progress.say(reason)
@@ -138,18 +139,18 @@ class Run:
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether `evaluation` is of the present step."""
+        """True if `evaluation` is of the current step."""
         return self.evaluation is not None and self.evaluation.step == self.step
 
     def best_value(self) -> float | None:
-        """The present step's `best_metric`; None where it was not evaluated or has no labels."""
+        """Returns `best_metric` of the current step; None if not evaluated, or without labels."""
         if not self.is_evaluated:
             return None
         task, metric = self.best_metric
         return self.evaluation.metrics.get(task, {}).get(metric)
 
     def was_evaluated(self) -> bool:
-        """Whether the log holds an evaluation of the present step, by this start or another."""
+        """Returns True if the log has an evaluation of the current step, of any start."""
         lines = read_metrics(self.workdir) if distributed.is_main_process() else []
         split = self.recipe.config.evaluate_split
         return distributed.decided_by_main(
@@ -157,16 +158,16 @@ class Run:
         )
 
     def advance(self, batch: Batch) -> None:
-        """Dispatches a step, then waits for the numbers of the one before it."""
+        """Dispatches a step, then waits for the metrics of the previous step."""
         metrics = self.trainer.step(batch)
         self.settle()
         self._unread = self.step, metrics, batch
 
     def settle(self) -> None:
-        """Waits for the numbers of the newest step.
+        """Waits for the metrics of the newest step.
 
         Raises:
-            InputError: the loss or the gradient is not finite; diagnostics are in the workdir.
+            InputError: the loss or the gradient is NaN or infinite; diagnostics are in the workdir.
         """
         if self._unread is None:
             return
@@ -177,13 +178,13 @@ class Run:
             folder = report_failure(self.workdir, self.recipe, self._unread, str(error))
             raise InputError(
                 f"{error}; lower optimizer.learning_rate or lengthen warmup. "
-                f"What led to it is in {folder}; checkpoints before it are kept"
+                f"Diagnostics are in {folder}; earlier checkpoints are intact"
             ) from error
         self._unread = None
         self.progress.advance(loss)
 
     def save(self) -> None:
-        """Saves a checkpoint of the present step, with its `best_metric` where it was evaluated."""
+        """Saves a checkpoint of the current step, with its `best_metric` if it was evaluated."""
         value = self.best_value()
         self.saved_step = self.step
         self.checkpoints.save(
@@ -194,13 +195,13 @@ class Run:
         )
 
     def rescue(self) -> None:
-        """Saves the steps since the last checkpoint, if it can, after a hook has failed."""
+        """Saves the current step, if possible, after a hook has failed."""
         if self.step == self.saved_step:
             return
         try:
-            self.settle()  # a state of NaN is not worth keeping
+            self.settle()  # raises for a NaN or infinite state, which is not worth saving
             if not self.checkpoints.can_save_after_a_failure(self.step):
-                logging.error("the other processes go on: step %d is not saved", self.step)
+                logging.error("the other processes continue: step %d is not saved", self.step)
                 return
             self.save()
             self.checkpoints.wait()
@@ -208,8 +209,9 @@ class Run:
             logging.error("step %d is not saved: %s", self.step, error)
 
     def _inference_spec(self) -> InferenceSpec:
-        """The part of a checkpoint that inference and its readers need."""
-        recipe, stream = self.recipe, self.recipe.stream
+        """Returns the spec for inference, with a record of the run for model cards and reports."""
+        recipe = self.recipe
+        stream = recipe.stream
         record = {
             "command": self.command,
             "config": recipe.config.to_dict(),

@@ -1,4 +1,4 @@
-"""The hooks of every run, in order: preemption, profile, log, evaluation, stopping, checkpoints."""
+"""The program's own hooks: preemption, profiling, logging, evaluation, stopping, checkpoints."""
 
 from gemma_encoder.evaluation.evaluator import EvaluationInterrupted
 from gemma_encoder.training.build import Recipe
@@ -9,10 +9,10 @@ from gemma_encoder.training.run import Cadence, Run
 
 
 def standard_hooks(recipe: Recipe, cadence: Cadence) -> list[Hook]:
-    """The hooks that a config describes.
+    """Returns the program's hooks for a recipe, in the order of their calls.
 
     Raises:
-        InputError: the profile or early stopping is configured wrong.
+        InputError: the fields of the profile or of early stopping are invalid.
     """
     config = recipe.config
     stopping = [EarlyStoppingHook(recipe, cadence)] if config.early_stopping.patience else []
@@ -27,69 +27,70 @@ def standard_hooks(recipe: Recipe, cadence: Cadence) -> list[Hook]:
 
 
 class PreemptionHook(Hook):
-    """Stops the run once it gets the preemption signal."""
+    """Stops the run on the preemption signal."""
 
     def is_due(self, run: Run, step: int) -> bool:
-        """Asks once a step, on all processes alike."""
+        """Checks the signal once per step, on all processes."""
         return run.preemption.reached()
 
     def on_due(self, run: Run, step: int) -> None:
-        """Stops with a checkpoint and without an evaluation, which the next start makes up for."""
+        """Stops with a checkpoint, but no evaluation: the next start catches up on it."""
         stop_for_preemption(run)
 
 
 def stop_for_preemption(run: Run) -> None:
-    """Ends the run after this step as incomplete."""
+    """Ends the run after this step as preempted."""
     run.request_stop(
-        f"told to stop: saving step {run.step}; start the same command again to go on",
+        f"preempted: saving step {run.step}; rerun the same command to resume",
         preempted=True,
     )
 
 
 class LoggingHook(Hook):
-    """Writes the means of the training metrics since the last line."""
+    """Logs the means of the training metrics since the last line."""
 
     def is_due(self, run: Run, step: int) -> bool:
-        """By `log_every`."""
+        """Due every `log_every` steps."""
         return run.cadence.is_due(run.cadence.log_every, step)
 
     def on_due(self, run: Run, step: int) -> None:
         """Writes a line to `metrics.jsonl`, TensorBoard and the terminal."""
         values = run.accumulator.close(step, run.stream.counts)
         run.log.write(step, "train", values)
-        run.progress.report(
-            step, f"loss {values['loss']:.4f}  {values['texts_per_second']:.0f} texts/s"
-        )
+        loss = values["loss"]
+        rate = values["texts_per_second"]
+        run.progress.report(step, f"loss {loss:.4f}  {rate:.0f} texts/s")
 
     def on_end(self, run: Run) -> None:
-        """Writes a line about the steps that have none yet."""
+        """Writes a line about the steps since the last line, if any."""
         if run.accumulator.steps:
             self.on_due(run, run.step)
 
 
 class EvaluationHook(Hook):
-    """Evaluates, and writes metrics and predictions."""
+    """Evaluates the model, and writes metrics and predictions."""
 
     def on_start(self, run: Run) -> None:
-        """Makes up for an evaluation that a preemption prevented."""
+        """Catches up on an evaluation that a preemption skipped."""
         self._evaluator = run.recipe.evaluator(
             run.trainer.mesh, run.workdir, run.preemption.reached
         )
-        every, start = run.cadence.evaluate_every, run.step
+        start = run.step
+        every = run.cadence.evaluate_every
         was_due = start == run.total or (start and every and start % every == 0)
         if was_due and not run.was_evaluated():
             self._evaluate(run, logs=True)
 
     def is_due(self, run: Run, step: int) -> bool:
-        """By `evaluate_every`."""
+        """Due every `evaluate_every` steps."""
         return run.cadence.is_due(run.cadence.evaluate_every, step)
 
     def on_due(self, run: Run, step: int) -> None:
-        """Evaluates; the checkpoint of this step is saved afterwards, with its value."""
+        """Evaluates before the checkpoint of this step, which stores the value of `best_metric`."""
         self._evaluate(run, logs=True)
 
     def on_end(self, run: Run) -> None:
-        """Evaluates the last step, unless that is done; adds no line that the log has already."""
+        """Evaluates the last step, if not done yet; adds no lines that the log already has."""
         if not run.preempted and not run.is_evaluated:
             self._evaluate(run, logs=not run.was_evaluated())
 
@@ -108,15 +109,15 @@ class CheckpointHook(Hook):
     """Saves checkpoints."""
 
     def is_due(self, run: Run, step: int) -> bool:
-        """By `checkpoint_every`."""
+        """Due every `checkpoint_every` steps."""
         return run.cadence.is_due(run.cadence.checkpoint_every, step)
 
     def on_due(self, run: Run, step: int) -> None:
-        """Saves; on an accelerator, writing goes on in the background."""
+        """Saves a checkpoint; on accelerators it is written in the background."""
         run.save()
 
     def on_end(self, run: Run) -> None:
-        """Saves the last step, unless that is done, and waits until all is written."""
+        """Saves the last step, if not done yet, and waits until all checkpoints are written."""
         if run.step != run.saved_step:
             run.save()
         run.checkpoints.wait()

@@ -1,4 +1,4 @@
-"""The training state: parameters, optimizer state and step, created where they live."""
+"""The training state: parameters, optimizer state and step, created sharded on the mesh."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ from gemma_encoder.model.encoder import (
 
 
 class TrainState(NamedTuple):
-    """All that training changes. Randomness needs no state: it is a function of (seed, step).
+    """State that training updates. It has no RNG state: randomness depends on (seed, step).
 
     Attributes:
-        parameters: nested dict, float32.
-        optimizer: optax's state of the trainable parameters.
-        step: updates taken, int32.
+        parameters: nested dict of float32 arrays.
+        optimizer: optax state of the trainable parameters.
+        step: training steps taken, int32.
     """
 
     parameters: Any
@@ -39,11 +39,11 @@ def abstract_state(
     mesh: Mesh,
     is_trainable: Callable[[str], bool] = lambda path: True,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state; nothing is allocated.
+    """Returns shapes, dtypes and shardings of the state, without allocating it.
 
     Args:
-        config: the encoder.
-        optimizer: of the trainable parameters.
+        config: the encoder config.
+        optimizer: optimizer of the trainable parameters.
         mesh: the devices.
         is_trainable: whether the parameter at a path is trained.
     """
@@ -57,7 +57,7 @@ def abstract_state(
     )
     state = TrainState(shapes, moments, jax.ShapeDtypeStruct((), jnp.int32))
     return jax.tree.map(
-        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
         shardings,
     )
@@ -71,42 +71,36 @@ def initial_state(
     pretrained: dict | None = None,
     is_trainable: Callable[[str], bool] = lambda path: True,
 ) -> TrainState:
-    """A state with random parameters, each created on the devices that hold it.
+    """Initializes a state with random parameters, each created on the devices of its shards.
 
-    The values are the same on every mesh.
+    The values do not depend on the mesh.
 
     Args:
-        config: the encoder.
-        optimizer: of the trainable parameters.
+        config: the encoder config.
+        optimizer: optimizer of the trainable parameters.
         mesh: the devices.
-        seed: of the random parameters.
-        pretrained: a part of the nested dict of parameters, already on the mesh, that replaces
-            random ones.
+        seed: seed of the random parameters.
+        pretrained: a subtree of the parameters, already on the mesh, to use instead of random
+            ones.
         is_trainable: whether the parameter at a path is trained.
     """
-    shardings = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh, is_trainable)
-    )
+    abstract = abstract_state(config, optimizer, mesh, is_trainable)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     pretrained = parameter_paths(pretrained or {})
 
+    def without_pretrained(values):
+        return {path: value for path, value in values.items() if path not in pretrained}
+
     def draw(key):
-        # Values that are not returned are never computed: XLA drops them.
-        return {
-            path: leaf
-            for path, leaf in parameter_paths(initial_parameters(config, key)).items()
-            if path not in pretrained
-        }
+        # XLA does not compute the values that are not returned.
+        return without_pretrained(parameter_paths(initial_parameters(config, key)))
 
     by_path = parameter_paths(shardings.parameters)
-    random = jax.jit(
-        draw,
-        out_shardings={path: spec for path, spec in by_path.items() if path not in pretrained},
-    )(jax.random.key(seed))
+    draw_sharded = jax.jit(draw, out_shardings=without_pretrained(by_path))
+    values = {**draw_sharded(jax.random.key(seed)), **pretrained}
     parameters = jax.tree.unflatten(
-        jax.tree.structure(shardings.parameters),
-        [{**random, **pretrained}[path] for path in by_path],
+        jax.tree.structure(shardings.parameters), [values[path] for path in by_path]
     )
-    moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(
-        select(parameters, is_trainable)
-    )
+    init_optimizer = jax.jit(optimizer.init, out_shardings=shardings.optimizer)
+    moments = init_optimizer(select(parameters, is_trainable))
     return TrainState(parameters, moments, jax.device_put(np.int32(0), shardings.step))

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
@@ -20,7 +21,7 @@ from gemma_encoder.training.state import TrainState, abstract_state
 
 
 class StepMetrics(NamedTuple):
-    """Numbers of one step: scalars on the device, to be read one step later."""
+    """Metrics of a step: scalars on the device, which are read one step later."""
 
     loss: jax.Array
     tasks: Mapping[str, TaskLoss]
@@ -42,42 +43,51 @@ def train_step(
     options: LossOptions,
     mesh: Mesh,
 ) -> tuple[TrainState, StepMetrics]:
-    """Takes one step.
+    """Takes a training step.
 
-    Dropout is drawn from (seed, step, micro-batch, layer), so it depends neither on the mesh nor
-    on a restart.
+    The dropout key is derived from (seed, step, micro-batch, layer), so that dropout depends
+    neither on the mesh nor on restarts.
 
     Args:
-        state: before the step.
-        batch: with a leading axis of micro-batches, which are processed one after another and
-            whose gradients are summed. The loss is a sum over texts and lists, so that this is
-            the gradient of the whole batch.
-        key: of the run's seed.
+        state: the state before the step.
+        batch: fields have a leading axis of micro-batches, which are processed in turn and whose
+            gradients are summed. As the loss is a sum over texts and lists, this is the gradient
+            of the whole batch.
+        key: random key of the run's seed.
         encoder, optimizer, tasks, options, mesh: constants of the program.
-        is_trainable: whether the parameter at a path is trained; no gradient of the others is
-            computed.
+        is_trainable: whether the parameter at a path is trained; gradients of the other
+            parameters are not computed.
     """
     key = jax.random.fold_in(key, state.step)
     trained = select(state.parameters, is_trainable)
     frozen = select(state.parameters, lambda path: not is_trainable(path))
 
-    def loss_of(trained, part, key):
-        output = encoder.merge(merge_parameters(trained, frozen))(
-            part.tokens,
-            part.segment_ids,
-            part.positions,
-            part.weight.shape[1],
+    def loss_of(trained, micro_batch, key):
+        model = encoder.merge(merge_parameters(trained, frozen))
+        output = model(
+            micro_batch.tokens,
+            micro_batch.segment_ids,
+            micro_batch.positions,
+            micro_batch.weight.shape[1],
             dropout_key=key,
             mesh=mesh,
         )
-        loss, tasks_ = batch_loss(output, part, tasks, options)
-        return loss, (loss, tasks_, part.weight.sum(), (part.segment_ids > 0).sum(dtype=jnp.int32))
+        loss, task_losses = batch_loss(output, micro_batch, tasks, options)
+        texts = micro_batch.weight.sum()
+        real_tokens = (micro_batch.segment_ids > 0).sum(dtype=jnp.int32)
+        return loss, (loss, task_losses, texts, real_tokens)
 
-    gradients, sums = _sum_over_micro_batches(jax.grad(loss_of, has_aux=True), trained, batch, key)
-    loss, parts, texts, real_tokens = sums
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    gradients, sums = _sum_over_micro_batches(gradient_of, trained, batch, key)
+    loss, task_losses, texts, real_tokens = sums
     updates, moments = optimizer.update(gradients, state.optimizer, trained)
     metrics = StepMetrics(
-        loss, parts, global_norm(gradients), global_norm(state.parameters), texts, real_tokens
+        loss=loss,
+        tasks=task_losses,
+        gradient_norm=global_norm(gradients),
+        parameter_norm=global_norm(state.parameters),
+        texts=texts,
+        real_tokens=real_tokens,
     )
     parameters = merge_parameters(optax.apply_updates(trained, updates), frozen)
     return TrainState(parameters, moments, state.step + 1), metrics
@@ -86,37 +96,35 @@ def train_step(
 def _sum_over_micro_batches(
     gradient_of: Callable[[Any, Batch, jax.Array], Any], trained: Any, batch: Batch, key: jax.Array
 ) -> Any:
-    """`gradient_of(trained, micro-batch, key)`, summed over the leading axis of `batch`."""
+    """Sums `gradient_of(trained, micro_batch, key)` over the leading axis of `batch`."""
     count = batch.tokens.shape[0]
-    if count == 1:
-        return gradient_of(trained, jax.tree.map(lambda field: field[0], batch), key)
-
-    def add(total, numbered):
-        index, part = numbered
-        return jax.tree.map(
-            jnp.add, total, gradient_of(trained, part, jax.random.fold_in(key, index))
-        ), None
-
     first = jax.tree.map(lambda field: field[0], batch)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(gradient_of, trained, first, key),
-    )
+    if count == 1:
+        return gradient_of(trained, first, key)
+
+    def add(total, indexed_micro_batch):
+        index, micro_batch = indexed_micro_batch
+        value = gradient_of(trained, micro_batch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, value), None
+
+    shapes = jax.eval_shape(gradient_of, trained, first, key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
     return total
 
 
 class CompiledStep(NamedTuple):
-    """A jitted step with the key of a run's seed.
+    """A jitted step, bound to the random key of a run's seed.
 
-    The key is an argument of the program: runs that differ only in their seed share it.
+    The key is an argument of the program, so that runs which differ only in their seed share the
+    compiled program.
     """
 
     function: Callable[..., tuple[TrainState, StepMetrics]]
-    key: np.ndarray  # its bits
+    key: np.ndarray  # raw key data
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        """The state after the step, and the step's numbers."""
+        """Returns the state after the step, and the step's metrics."""
         return self.function(state, batch, self.key)
 
     def trace(self, state: TrainState, batch: Batch) -> jax.stages.Traced:
@@ -129,17 +137,18 @@ class CompiledStep(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A training step and the shapes it takes, compiled when first called or lowered.
+    """The training step with the shapes of its inputs, compiled when first called or lowered.
 
-    The same for a run and for a plan of one.
+    Runs and the planner of launches use the same program.
 
     Attributes:
         abstract: shapes, dtypes and shardings of the state.
-        batch: the same of the batch that `step` takes, with a leading axis of micro-batches.
-        optimizer: updates the parameters.
+        batch: shapes, dtypes and shardings of the batch that `step` takes, with a leading axis of
+            micro-batches.
+        optimizer: optimizer of the trainable parameters.
         schedule: the learning rate by step.
         is_trainable: whether the parameter at a path is trained.
-        step: from (state, batch) to (state, metrics); it donates the state that it is given.
+        step: maps (state, batch) to (state, metrics); the state is donated.
     """
 
     abstract: TrainState
@@ -150,26 +159,26 @@ class Program(NamedTuple):
     step: CompiledStep
 
     def shard(self, batch: Batch) -> Batch:
-        """The global batch on the mesh, from this process's rows of it as `TrainStream` gives."""
+        """Returns the global batch on the mesh, given this process's rows from `TrainStream`."""
         count = self.batch.tokens.shape[0]
-        # Rows are counted, not inferred by -1: targets may be empty.
+        # The rows are not inferred by -1, as `targets` may have no elements.
         fields = (field.reshape(count, len(field) // count, *field.shape[1:]) for field in batch)
         return Batch(
             *(
-                jax.make_array_from_process_local_data(like.sharding, field)
-                for field, like in zip(fields, self.batch, strict=True)
+                jax.make_array_from_process_local_data(abstract.sharding, field)
+                for field, abstract in zip(fields, self.batch, strict=True)
             )
         )
 
 
 def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program:
-    """The program that trains a recipe on a mesh.
+    """Returns the program that trains a recipe on a mesh.
 
     Args:
-        recipe: with `examples_per_step` set (built for training).
+        recipe: a recipe that is built for training, with `examples_per_step` set.
         mesh: the devices.
-        total: steps of the whole run, which the learning rate's schedule spans.
-        warmup: the first steps, over which the learning rate rises.
+        total: steps of the whole run, which the learning-rate schedule spans.
+        warmup: steps of the learning-rate warmup.
     """
     schedule = make_schedule(recipe.optimizer, total, warmup)
     optimizer = make_optimizer(recipe.optimizer, schedule, recipe.encoder)
@@ -187,19 +196,33 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
     def step(state, batch, key):
         return train_step(state, batch, jax.random.wrap_key_data(key), **constants, mesh=mesh)
 
-    rows, replicated = sharding.batch_sharding(mesh, micro=True), sharding.replicated(mesh)
-    stream = recipe.stream
-    batch = Batch(
-        *(
-            jax.ShapeDtypeStruct((stream.micro_batches, *field.shape), field.dtype, sharding=rows)
-            for field in empty_batch(stream.shape.split(stream.micro_batches))
-        )
-    )
-    compiled = jax.jit(
+    by_rows = sharding.batch_sharding(mesh, micro=True)
+    replicated = sharding.replicated(mesh)
+    jitted = jax.jit(
         step,
-        in_shardings=(state_shardings, rows, replicated),
+        in_shardings=(state_shardings, by_rows, replicated),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
     key = np.asarray(jax.random.key_data(jax.random.key(recipe.config.seed)))
-    return Program(abstract, batch, optimizer, schedule, is_trainable, CompiledStep(compiled, key))
+    return Program(
+        abstract=abstract,
+        batch=_abstract_batch(recipe.stream, by_rows),
+        optimizer=optimizer,
+        schedule=schedule,
+        is_trainable=is_trainable,
+        step=CompiledStep(jitted, key),
+    )
+
+
+def _abstract_batch(stream: StreamOptions, by_rows: NamedSharding) -> Batch:
+    """Returns shapes, dtypes and sharding of a batch with a leading axis of micro-batches."""
+    micro_batch = empty_batch(stream.shape.split(stream.micro_batches))
+    return Batch(
+        *(
+            jax.ShapeDtypeStruct(
+                (stream.micro_batches, *field.shape), field.dtype, sharding=by_rows
+            )
+            for field in micro_batch
+        )
+    )

@@ -1,4 +1,4 @@
-"""The trainer: takes training steps in memory, without files or a workdir."""
+"""The trainer: takes training steps in memory, without a workdir."""
 
 import jax
 from jax.sharding import Mesh
@@ -26,7 +26,8 @@ class Trainer:
         >>> recipe.set_size(config, "tiny")
         >>> config = recipe.smoke(config)
         >>> config.tasks = ("toy_sentiment",)
-        >>> trainer = Trainer(build(config, for_training=True), sharding.make_mesh(config.mesh), total=3)
+        >>> mesh = sharding.make_mesh(config.mesh)
+        >>> trainer = Trainer(build(config, for_training=True), mesh, total=3)
         >>> trainer.initialize()
         >>> with contextlib.closing(trainer.stream()) as stream:
         ...     losses = [float(trainer.step(batch).loss) for batch in itertools.islice(stream, 3)]
@@ -36,43 +37,46 @@ class Trainer:
         ['accuracy']
 
     Args:
-        recipe: what to train, built for training.
+        recipe: a recipe that is built for training.
         mesh: the devices.
-        total: steps of the whole training, which the learning rate's schedule spans.
-        warmup: the first steps, over which the learning rate rises.
+        total: steps of the whole training, which the learning-rate schedule spans.
+        warmup: steps of the learning-rate warmup.
 
     Attributes:
-        recipe: as given.
+        recipe: the recipe.
         mesh: the devices.
-        total: as given.
+        total: steps of the whole training.
         program: the compiled step, and the shapes and shardings of the state.
         state: parameters, optimizer state and step; None before `initialize`. Each step donates
-            it, so that no older reference to it can be read.
+            it: do not read older references.
         step_number: steps taken.
 
     Raises:
-        InputError: the recipe fits neither the mesh nor the number of steps.
+        InputError: the batch does not shard over the mesh, or `warmup` exceeds `total`.
     """
 
     def __init__(self, recipe: Recipe, mesh: Mesh, total: int, warmup: int = 0):
         recipe.check_rows(mesh)
-        self.recipe, self.mesh, self.total = recipe, mesh, total
-        self.program = make_program(self.recipe, mesh, total, warmup)
+        self.recipe = recipe
+        self.mesh = mesh
+        self.total = total
+        self.program = make_program(recipe, mesh, total, warmup)
         self.state: TrainState | None = None
         self.step_number = 0
         self._evaluator: Evaluator | None = None
 
     def initialize(self, restored: TrainState | None = None) -> None:
-        """Sets the state to start from, by the first of these that applies.
+        """Sets the initial state, from the first of these sources that is given.
 
-        1. `restored`: this run's newest checkpoint, all of the state.
-        2. `model.warm_start`: a fine-tuned encoder; the backbone, the pooler and the heads of the
-           same name and shape.
-        3. `model.pretrained`: a pretrained Gemma; the backbone.
-        4. Random values from the seed, which also fill what 2 and 3 leave open.
+        1. `restored`: the complete state of this run's newest checkpoint.
+        2. `model.warm_start`: the backbone, the pooler, and the heads of the same name and shape of
+           a fine-tuned encoder.
+        3. `model.pretrained`: the backbone of a pretrained Gemma.
+        4. Random values from the seed, also for the parameters that 2 and 3 lack.
         """
         if restored is not None:
-            self.state, self.step_number = restored, int(restored.step)
+            self.state = restored
+            self.step_number = int(restored.step)
             return
         self.state = initial_state(
             self.recipe.encoder,
@@ -85,15 +89,15 @@ class Trainer:
         self.step_number = 0
 
     def _weights(self) -> dict | None:
-        """The part of the parameters that comes from another checkpoint, on the mesh."""
-        recipe, shapes = self.recipe, self.program.abstract.parameters
+        """Loads the parameters that come from another checkpoint, on the mesh."""
+        recipe = self.recipe
         if recipe.checkpoint is None:
             return None
         load = load_warm if recipe.config.model.warm_start else load_pretrained
-        return load(recipe.checkpoint, recipe.encoder, shapes)
+        return load(recipe.checkpoint, recipe.encoder, self.program.abstract.parameters)
 
     def stream(self) -> TrainStream:
-        """This process's part of the endless training batches; close it when done."""
+        """Returns this process's part of the infinite stream of batches; close it when done."""
         return TrainStream(
             self.recipe.sources,
             self.recipe.rates(),
@@ -104,20 +108,20 @@ class Trainer:
         )
 
     def step(self, batch: Batch) -> StepMetrics:
-        """Dispatches one step and returns without waiting for it.
+        """Dispatches a step and returns without waiting for it.
 
         Args:
             batch: this process's rows of the global batch, as `stream` yields them.
 
         Returns:
-            The step's metrics, on the devices; reading them waits for the step.
+            The step's metrics, on the devices; reading them blocks until the step is done.
         """
         self.state, metrics = self.program.step(self.state, self.program.shard(batch))
         self.step_number += 1
         return metrics
 
     def evaluate(self) -> Evaluation:
-        """Evaluates the present parameters on `evaluate_split`; nothing is written."""
+        """Evaluates the current parameters on `evaluate_split`, without writing files."""
         if self._evaluator is None:
             self._evaluator = self.recipe.evaluator(self.mesh)
         return self._evaluator.run(self.state.parameters, self.step_number)

@@ -1,4 +1,4 @@
-"""The parts of a recipe that training alone needs."""
+"""Builds the parts of a recipe that only training needs."""
 
 import functools
 
@@ -10,10 +10,10 @@ from gemma_encoder.training.parts import Parts
 
 
 class TrainingParts(Parts):
-    """Parts with `examples_per_step` measured, and with `best_metric` and the hooks looked up."""
+    """Parts with a measured `examples_per_step`, and with `best_metric` and the hooks."""
 
     def _examples_per_step(self) -> int:
-        """The average of first batches."""
+        """Returns the mean of examples in the first batches."""
         mixture = self.config.mixture
         rates = mixtures.rates(self.sources, mixture.mixing, mixture.temperature)
         average = average_examples(self.sources, rates, self.tokenizer, self.stream)
@@ -21,20 +21,19 @@ class TrainingParts(Parts):
 
     @functools.cached_property
     def best_metric(self) -> tuple[str, str]:
-        """The task and the metric that the best checkpoint is chosen by; InputError for others."""
-        names = [
-            f"{source.task.name}/{name}{f'_{part}' if part else ''}"
-            for source in self.sources
-            if (parts := source.evaluation_splits(self.config.evaluate_split))
-            for name in source.task.metrics
-            for part in parts
-        ]
-        name = self.config.best_metric or names[0]
-        if name not in names:
-            raise unknown("best_metric", name, names)
+        """(task, metric) that selects the best checkpoint; raises InputError for an unknown one."""
+        valid_names = []
+        for source in self.sources:
+            parts = source.evaluation_splits(self.config.evaluate_split)
+            for metric in source.task.metrics:
+                metrics = [f"{metric}_{part}" if part else metric for part in parts]
+                valid_names += [f"{source.task.name}/{name}" for name in metrics]
+        name = self.config.best_metric or valid_names[0]
+        if name not in valid_names:
+            raise unknown("best_metric", name, valid_names)
         return tuple(name.split("/", 1))
 
     @functools.cached_property
     def hooks(self) -> tuple[Hook, ...]:
-        """The hooks that the config names."""
+        """Hooks that the config names."""
         return named_hooks(self.config.hooks)

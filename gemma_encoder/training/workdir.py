@@ -1,4 +1,4 @@
-"""The folder of a run: it belongs to one config, which lies in its config.json."""
+"""The workdir of a run, which belongs to the config in its config.json."""
 
 import json
 from collections.abc import Mapping
@@ -15,26 +15,27 @@ from gemma_encoder.weights import native
 
 
 def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
-    """Makes the workdir this config's own, and returns its absolute path.
+    """Claims the workdir for a config, and returns its absolute path.
 
     Raises:
-        InputError: it holds another config's run, or cannot be written.
+        InputError: the workdir holds a run of another config, or cannot be written.
     """
     workdir = native.absolute(workdir)
-    stored, fields = workdir / "config.json", config.to_dict()
+    path = workdir / "config.json"
+    fields = config.to_dict()
     try:
-        if stored.exists():
-            before = options.with_current_names(TrainConfig, _read(stored))
-            before = with_defaults(before, TrainConfig().to_dict())
-            changed = config_differences(before, fields)
-            if changed:
+        if path.exists():
+            stored = options.with_current_names(TrainConfig, _read_fields(path))
+            stored = with_defaults(stored, TrainConfig().to_dict())
+            changes = config_differences(stored, fields)
+            if changes:
                 raise InputError(
                     f"{workdir} holds a run of another config; choose another workdir, or undo: "
-                    f"{'; '.join(changed)}"
+                    f"{'; '.join(changes)}"
                 )
         elif jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            runtime.write_whole(stored, json.dumps(fields, indent=1))
+            runtime.write_whole(path, json.dumps(fields, indent=1))
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written: {error.strerror or error}"
@@ -42,20 +43,21 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
     return workdir
 
 
-def _read(stored: epath.Path) -> dict[str, Any]:
+def _read_fields(path: epath.Path) -> dict[str, Any]:
+    """Reads the config of a run; raises InputError if the file is damaged."""
     try:
-        fields = json.loads(stored.read_text())
+        fields = json.loads(path.read_text())
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise InputError(
-            f"{stored} holds no config: it is damaged; restore it, or choose another workdir"
+            f"{path} is damaged: expected a JSON object; restore it, or choose another workdir"
         )
     return fields
 
 
 def with_defaults(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored config with the default of each field that did not exist when it was written."""
+    """Adds to a stored config the defaults of fields that did not exist when it was written."""
     return {
         name: with_defaults(stored.get(name, value), value)
         if isinstance(value, Mapping)
@@ -67,17 +69,18 @@ def with_defaults(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 def config_differences(
     stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
-    """The fields in which two configs (as nested dicts) differ, as "field: stored -> now".
+    """Lists the fields in which two nested configs differ, as "field: stored -> now".
 
-    Fields that may change between two starts of a run are left out.
+    Fields that may change between two starts of a run are skipped.
     """
-    changed = []
+    changes = []
     for name in sorted({*stored, *now}):
         if not prefix and name in MAY_CHANGE:
             continue
-        before, after = stored.get(name), now.get(name)
+        before = stored.get(name)
+        after = now.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            changed += config_differences(before, after, f"{prefix}{name}.")
+            changes += config_differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            changed.append(f"{prefix}{name}: {before!r} -> {after!r}")
-    return changed
+            changes.append(f"{prefix}{name}: {before!r} -> {after!r}")
+    return changes
