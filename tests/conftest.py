@@ -1,4 +1,4 @@
-"""What every test stands on: eight CPU devices, programs that are compiled in a hurry and once, repeatable hypothesis, quiet logs."""
+"""Setup of all tests: eight CPU devices, fast cached compilation, deterministic hypothesis."""
 
 import atexit
 import importlib.metadata
@@ -9,18 +9,19 @@ import shutil
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Two workers may compile for a TPU at once: libtpu otherwise locks a file of the whole machine.
+# Lets two workers compile for a TPU at once: libtpu otherwise locks a file of the machine.
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-# Models this small take longer to compile than to run. Processes that tests start inherit this, as they do the folder below.
+# Models this small take longer to compile than to run. Subprocesses of tests inherit this
+# setting, and the cache folder below.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# The older code generator is twice as fast; XLA of jaxlib 0.12 has it no more, and aborts at flags that it does not know.
+# The older code generator is twice as fast; XLA of jaxlib 0.12 has removed it, and aborts at
+# unknown flags.
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_cpu_parallel_codegen_split_count=1"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-if (
-    "JAX_COMPILATION_CACHE_DIR" not in os.environ
-):  # the first process of a run of tests makes it, the workers find it in their environment
+# The first process of a test run creates the folder; workers inherit it from the environment.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_for_tests_")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
@@ -47,7 +48,7 @@ for name in ("absl", "jax", "tensorflow"):
 
 @pytest.fixture(autouse=True)
 def log_level():
-    """Programs that run in this process lower it; the next test wants to see what is logged."""
+    """Restores the log level, which programs that run in this process lower."""
     import absl.logging
 
     before = absl.logging.get_verbosity()
@@ -57,21 +58,21 @@ def log_level():
 
 @pytest.fixture
 def background(monkeypatch, request):
-    """Whether runs write checkpoints in the background, as on an accelerator: what the test is parametrized with, or yes."""
+    """Sets whether runs write checkpoints in the background: the test's parameter, or True."""
     import functools
 
     from gemma_encoder.training import checkpoint, loop
 
-    chosen = getattr(request, "param", True)
+    value = getattr(request, "param", True)
     monkeypatch.setattr(
-        loop, "Checkpoints", functools.partial(checkpoint.Checkpoints, background=chosen)
+        loop, "Checkpoints", functools.partial(checkpoint.Checkpoints, background=value)
     )
-    return chosen
+    return value
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of data that lies beside the repository; tests that need it are skipped where it is absent."""
+    """Folder of real data beside the repository; tests that need it are skipped without it."""
     folder = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the shared data folder {folder} is absent")
@@ -80,7 +81,7 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A folder for TFDS_DATA_DIR with GLUE and SuperGLUE in small; see tests/official.py."""
+    """Folder for TFDS_DATA_DIR with small GLUE and SuperGLUE data; see tests/official.py."""
     from tests import official
 
     return official.prepare(tmp_path_factory.mktemp("official"))
@@ -88,14 +89,17 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def benchmarks(prepared, monkeypatch):
-    """The same, with TFDS_DATA_DIR set."""
+    """The folder of `prepared`, with TFDS_DATA_DIR set to it."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     return prepared
 
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """`tiny_config("gemma2" | "gemma3", **changes)`: a TransformerConfig with two whole repetitions of its pattern and one layer more."""
+    """`tiny_config("gemma2" | "gemma3", **changes)`: a small TransformerConfig.
+
+    It has two repetitions of the layer pattern, and one more layer.
+    """
     import dataclasses
 
     from gemma_encoder.model.sizes import GEMMA_CONFIGS
@@ -117,7 +121,7 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def changed():
-    """`changed(config, {"batch__rows": 8})`: the config with those fields set, whatever their types."""
+    """`changed(config, {"batch__rows": 8})` sets fields of a config, without type checks."""
 
     def change(config, changes):
         for path, value in changes.items():
@@ -134,7 +138,7 @@ def changed():
 
 @pytest.fixture(scope="session")
 def micro(changed):
-    """`micro(**changes)`: the quickstart's config with a model and batches so small that a run takes seconds.
+    """`micro(**changes)`: the quickstart's config with a model so small that a run takes seconds.
 
     Changes are given as `batch__rows=8`. The model has one local and one global layer.
     """
@@ -166,7 +170,7 @@ def micro(changed):
 
 @pytest.fixture(scope="session")
 def random_predictor(tiny_config):
-    """`random_predictor(pooling="mean", **changes)`: a Predictor of random weights with a task of each kind; nothing is trained.
+    """`random_predictor(pooling="mean", **changes)`: an untrained Predictor with toy tasks.
 
     Changes are fields of the EncoderConfig.
     """

@@ -1,23 +1,31 @@
-"""GLUE and SuperGLUE in small: hand-made files in the benchmarks' own formats, prepared by TFDS's real builders.
+"""Small GLUE and SuperGLUE data: files in the benchmarks' formats, prepared by TFDS's builders.
 
-So tests read what a user's `tfds build` would give, features, splits, label classes and WSC's repairs included.
+Tests therefore read what a user's `tfds build` produces, with its features, splits, label classes
+and corrections of WSC.
 """
 
+import itertools
 import json
 import pathlib
 from unittest import mock
 
-TRAIN, VALIDATION, TEST = 8, 4, 4  # records of each split, unless said otherwise below
-TRAIN_SST2 = 256  # more than a smoke run takes: with eight, such a run opens an epoch a hundred times, which takes longer than its steps
+# Records of each split, with exceptions below.
+TRAIN = 8
+VALIDATION = 4
+TEST = 4
+# More than a smoke run reads: with eight, it would start a hundred epochs, which takes longer than
+# its steps.
+TRAIN_SST2 = 256
+GLUE_NAMES = "cola sst2 mrpc qqp stsb mnli qnli rte wnli ax"
+SUPERGLUE_NAMES = "boolq cb copa multirc record rte wic wsc.fixed axb axg"
 SPLITS = {"train": TRAIN, "dev": VALIDATION, "val": VALIDATION, "test": TEST}
 
 
 def _tsv(path, header, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["\t".join(header)] if header else []
-    path.write_text(
-        "".join(line + "\n" for line in [*lines, *("\t".join(map(str, row)) for row in rows)])
-    )
+    lines += ["\t".join(map(str, row)) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _jsonl(path, rows):
@@ -26,7 +34,7 @@ def _jsonl(path, rows):
 
 
 def _pairs(folder, columns, labels, *, names=("train", "dev", "test"), label="label"):
-    """Files with a header and two texts a row; test files have no label column."""
+    """Writes files with a header and two texts per row; test files have no label column."""
     for name in names:
         count = SPLITS[name.partition("_")[0]]
         rows = [
@@ -42,8 +50,8 @@ def _pairs(folder, columns, labels, *, names=("train", "dev", "test"), label="la
 
 
 def write_glue(folder: pathlib.Path) -> None:
-    """The files of all tasks but MRPC and AX, one folder each, and those two's."""
-    for name in ("train", "dev"):  # CoLA alone has no header there
+    """Writes the files of all tasks: those of MRPC and AX, and a folder for each other task."""
+    for name in ("train", "dev"):  # only CoLA has no header in these files
         _tsv(
             folder / f"CoLA/{name}.tsv",
             None,
@@ -89,16 +97,14 @@ def write_glue(folder: pathlib.Path) -> None:
     _tsv(folder / "mrpc_test.txt", strings, rows[:TEST])
 
 
-WSC = [  # text, noun (place in words, words), pronoun (place in words, word), whether it stands for the noun
+# (text, (word index, noun), (word index, pronoun), whether the pronoun refers to the noun)
+WSC = [
     ("The pot did not fit into the box because it was too big .", (0, "The pot"), (9, "it"), True),
     ("The pot did not fit into the box because it was too big .", (6, "the box"), (9, "it"), False),
-    (
-        'Ann asked Ida "why?" and "she" said nothing; she left .',
-        (0, "Ann"),
-        (5, "she"),
-        False,
-    ),  # a word glued to quotes
-    ("Itself a jar , it broke .", (0, "Itself"), (3, "it"), True),  # miscounted by one
+    # A word without a space before its quotes.
+    ('Ann asked Ida "why?" and "she" said nothing; she left .', (0, "Ann"), (5, "she"), False),
+    # An index that is off by one.
+    ("Itself a jar , it broke .", (0, "Itself"), (3, "it"), True),
 ]
 PARAGRAPH = "<b>Sent 1: </b>Ann bought a lamp.<br><b>Sent 2: </b>It was red &amp; old.<br>"
 RECORD = {
@@ -119,131 +125,138 @@ MULTIRC_RIGHT = {
 
 
 def write_superglue(folder: pathlib.Path) -> None:
-    """The files of all tasks, one folder each."""
+    """Writes the files of all tasks, in a folder each."""
     for name in ("train", "val", "test"):
-        count, known = SPLITS[name], name != "test"
+        _write_simple_tasks(folder, name)
+        _jsonl(folder / f"WSC/{name}.jsonl", _wsc_rows(name))
+        _jsonl(folder / f"MultiRC/{name}.jsonl", _multirc_rows(name))
+        _jsonl(folder / f"ReCoRD/{name}.jsonl", [_record_row(name)])
+    _write_superglue_diagnostics(folder)
 
-        def rows(task, make, labels, name=name, count=count, known=known):
-            _jsonl(
-                folder / task / f"{name}.jsonl",
-                [
-                    make(i) | {"idx": i} | ({"label": labels[i % len(labels)]} if known else {})
-                    for i in range(count)
-                ],
-            )
 
-        rows(
-            "BoolQ",
-            lambda i, n=name: {"question": f"{n} is {i} odd", "passage": f"a passage on {i}"},
-            [False, True],
-        )
-        rows(
-            "CB",
-            lambda i, n=name: {"premise": f"{n} premise {i}", "hypothesis": f"claim {i}"},
-            ["entailment", "contradiction", "neutral"],
-        )
-        rows(
-            "RTE",
-            lambda i, n=name: {"premise": f"{n} premise {i}", "hypothesis": f"claim {i}"},
-            ["entailment", "not_entailment"],
-        )
-        rows(
-            "COPA",
-            lambda i, n=name: {
-                "premise": f"{n} {i}",
-                "choice1": f"one {i}",
-                "choice2": f"two {i}",
-                "question": ("cause", "effect")[i % 2],
-            },
-            [0, 1],
-        )
-        rows(
-            "WiC",
-            lambda i, n=name: {
-                "word": "bank",
-                "sentence1": f"{n} bank {i}",
-                "sentence2": f"a bank {i}",
-                "start1": 0,
-                "start2": 0,
-                "end1": 4,
-                "end2": 4,
-            },
-            [True, False],
-        )
-        wsc = []
-        for i in range(count):
-            text, (span1, noun), (span2, pronoun), right = WSC[i % len(WSC)]
-            target = {
-                "span1_index": span1,
-                "span1_text": noun,
-                "span2_index": span2,
-                "span2_text": pronoun,
-            }
-            wsc.append(
-                {"text": text, "target": target, "idx": i} | ({"label": right} if known else {})
-            )
-        _jsonl(folder / f"WSC/{name}.jsonl", wsc)
-        multirc, answers = [], 0
-        for paragraph in range(2):
-            questions = []
-            for question, right in enumerate(MULTIRC_RIGHT[name]):
-                listed = [
-                    {"text": f"answer {i}", "idx": answers + i}
-                    | ({} if label is None else {"label": label})
-                    for i, label in enumerate(right)
-                ]
-                answers += len(right)
-                questions.append(
-                    {
-                        "question": f"{name} question {question}?",
-                        "idx": 2 * paragraph + question,
-                        "answers": listed,
-                    }
-                )
-            multirc.append(
-                {"idx": paragraph, "passage": {"text": PARAGRAPH, "questions": questions}}
-            )
-        _jsonl(folder / f"MultiRC/{name}.jsonl", multirc)
-        gaps = [
-            ("@placeholder met someone", ["Ann Lee"]),
-            ("Oslo knows @placeholder", ["Bob", "Ann Lee"]),
-            ("nobody fits @placeholder", ["Zed"]),
+def _with_label(name, row, field, value):
+    """Adds a label to a row, except in the test split."""
+    return row if name == "test" else row | {field: value}
+
+
+def _write_simple_tasks(folder, name):
+    """Writes a split of the tasks with a label per record."""
+
+    def write(task, labels, make_row):
+        rows = [
+            _with_label(name, make_row(i) | {"idx": i}, "label", labels[i % len(labels)])
+            for i in range(SPLITS[name])
         ]
-        qas = [
-            {"idx": i, "query": gaps[i % 3][0]}
-            | ({"answers": [{"text": answer} for answer in gaps[i % 3][1]]} if known else {})
-            for i in range(count)
-        ]
-        _jsonl(folder / f"ReCoRD/{name}.jsonl", [{"idx": 0, "passage": RECORD, "qas": qas}])
+        _jsonl(folder / task / f"{name}.jsonl", rows)
+
+    def pair(i):
+        return {"premise": f"{name} premise {i}", "hypothesis": f"claim {i}"}
+
+    def boolq(i):
+        return {"question": f"{name} is {i} odd", "passage": f"a passage on {i}"}
+
+    def copa(i):
+        return {
+            "premise": f"{name} {i}",
+            "choice1": f"one {i}",
+            "choice2": f"two {i}",
+            "question": ("cause", "effect")[i % 2],
+        }
+
+    def wic(i):
+        return {
+            "word": "bank",
+            "sentence1": f"{name} bank {i}",
+            "sentence2": f"a bank {i}",
+            "start1": 0,
+            "start2": 0,
+            "end1": 4,
+            "end2": 4,
+        }
+
+    write("BoolQ", [False, True], boolq)
+    write("CB", ["entailment", "contradiction", "neutral"], pair)
+    write("RTE", ["entailment", "not_entailment"], pair)
+    write("COPA", [0, 1], copa)
+    write("WiC", [True, False], wic)
+
+
+def _wsc_rows(name):
+    rows = []
+    for i in range(SPLITS[name]):
+        text, (noun_index, noun), (pronoun_index, pronoun), is_coreferent = WSC[i % len(WSC)]
+        target = {
+            "span1_index": noun_index,
+            "span1_text": noun,
+            "span2_index": pronoun_index,
+            "span2_text": pronoun,
+        }
+        row = {"text": text, "target": target, "idx": i}
+        rows.append(_with_label(name, row, "label", is_coreferent))
+    return rows
+
+
+def _multirc_rows(name):
+    rows = []
+    answer_ids = itertools.count()
+    for paragraph in range(2):
+        questions = []
+        for question, labels in enumerate(MULTIRC_RIGHT[name]):
+            answers = []
+            for i, label in enumerate(labels):
+                row = {"text": f"answer {i}", "idx": next(answer_ids)}
+                answers.append(_with_label(name, row, "label", label))
+            questions.append(
+                {
+                    "question": f"{name} question {question}?",
+                    "idx": 2 * paragraph + question,
+                    "answers": answers,
+                }
+            )
+        rows.append({"idx": paragraph, "passage": {"text": PARAGRAPH, "questions": questions}})
+    return rows
+
+
+def _record_row(name):
+    queries = [
+        ("@placeholder met someone", ["Ann Lee"]),
+        ("Oslo knows @placeholder", ["Bob", "Ann Lee"]),
+        ("nobody fits @placeholder", ["Zed"]),
+    ]
+    qas = []
+    for i in range(SPLITS[name]):
+        query, answers = queries[i % 3]
+        row = {"idx": i, "query": query}
+        qas.append(_with_label(name, row, "answers", [{"text": answer} for answer in answers]))
+    return {"idx": 0, "passage": RECORD, "qas": qas}
+
+
+def _write_superglue_diagnostics(folder):
     labels = ["entailment", "not_entailment"]
-    _jsonl(
-        folder / "AX-b/AX-b.jsonl",
-        [
-            {
-                "idx": i,
-                "sentence1": f"axb premise {i}",
-                "sentence2": f"axb claim {i}",
-                "label": labels[i % 2],
-            }
-            for i in range(TEST)
-        ],
-    )
-    _jsonl(
-        folder / "AX-g/AX-g.jsonl",
-        [
-            {
-                "idx": i,
-                "premise": f"The cook said {('he', 'she')[i % 2]} paid {i // 2}",
-                "hypothesis": f"The cook paid {i // 2}",
-                "label": labels[i // 2],
-            }
-            for i in range(TEST)
-        ],
-    )
+    axb = [
+        {
+            "idx": i,
+            "sentence1": f"axb premise {i}",
+            "sentence2": f"axb claim {i}",
+            "label": labels[i % 2],
+        }
+        for i in range(TEST)
+    ]
+    axg = [
+        {
+            "idx": i,
+            "premise": f"The cook said {('he', 'she')[i % 2]} paid {i // 2}",
+            "hypothesis": f"The cook paid {i // 2}",
+            "label": labels[i // 2],
+        }
+        for i in range(TEST)
+    ]
+    _jsonl(folder / "AX-b/AX-b.jsonl", axb)
+    _jsonl(folder / "AX-g/AX-g.jsonl", axg)
 
 
 def prepare(folder: pathlib.Path) -> pathlib.Path:
-    """Every task, prepared by TFDS from these files; returns the folder for TFDS_DATA_DIR."""
+    """Prepares all tasks with TFDS, and returns the folder for TFDS_DATA_DIR."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.text import glue, super_glue
 
@@ -268,27 +281,7 @@ def prepare(folder: pathlib.Path) -> pathlib.Path:
         mock.patch.object(manager, "download_and_extract", extract),
         mock.patch.object(manager, "download", download),
     ):
-        for builder, names in (
-            (
-                glue.Glue,
-                ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli", "ax"),
-            ),
-            (
-                super_glue.SuperGlue,
-                (
-                    "boolq",
-                    "cb",
-                    "copa",
-                    "multirc",
-                    "record",
-                    "rte",
-                    "wic",
-                    "wsc.fixed",
-                    "axb",
-                    "axg",
-                ),
-            ),
-        ):
-            for name in names:
+        for builder, names in ((glue.Glue, GLUE_NAMES), (super_glue.SuperGlue, SUPERGLUE_NAMES)):
+            for name in names.split():
                 builder(config=name, data_dir=str(folder / "tfds")).download_and_prepare()
     return folder / "tfds"

@@ -1,4 +1,4 @@
-"""Configs by name and by path."""
+"""Configs: names and files, fields by path, and errors in config files."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from gemma_encoder.model import sizes
 EXPERIMENTS = pathlib.Path(__file__).resolve().parents[1] / "experiments"
 
 
-def test_the_configs_that_come_with_the_package():
+def test_names_of_the_packages_configs():
     names = configs.names()
     assert {"own", "glue", "quickstart", "pretrain_decoder", "ablations/attention"} <= set(names)
     assert not {"studies", "sweep", "ablations/__init__"} & set(names)
@@ -32,23 +32,22 @@ def test_the_configs_that_come_with_the_package():
         ("experiments/ablations/pooling.py", "ablations/pooling.py", ""),
     ],
 )
-def test_a_name_is_a_file_of_the_package_wherever_one_is(
-    text, file, argument, tmp_path, monkeypatch
-):
+def test_a_name_is_a_file_of_the_package_in_any_folder(text, file, argument, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    path, colon, rest = configs.resolve(text).partition(":")
-    assert pathlib.Path(path).resolve() == EXPERIMENTS / file and colon + rest == argument
+    path, colon, value = configs.resolve(text).partition(":")
+    assert pathlib.Path(path).resolve() == EXPERIMENTS / file
+    assert colon + value == argument
 
 
 @pytest.mark.parametrize(
     "text", ["mine.py:a", "experiments/mine.py", "own.py", "/folder/own", "./own"]
 )
-def test_other_paths_stay(text, tmp_path, monkeypatch):
+def test_other_paths_are_unchanged(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert configs.resolve(text) == text
 
 
-def test_a_file_that_is_here_comes_before_the_packages_own(tmp_path, monkeypatch):
+def test_an_existing_file_comes_before_the_packages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").mkdir()
     (tmp_path / "experiments" / "own.py").touch()
@@ -90,7 +89,7 @@ def test_a_config_is_loaded_with_its_argument(tmp_path):
         configs.load_config(str(tmp_path / "missing.py"))
 
 
-def test_a_size_of_ones_own():
+def test_a_registered_size():
     name = "gemma3_micro"
     sizes.register_size(name, sizes.GEMMA_CONFIGS["gemma3_tiny"], small=True)
     try:
@@ -110,7 +109,7 @@ def test_a_size_of_ones_own():
         ("import nothing_here\n", r"mine.py:1: ModuleNotFoundError: No module"),
         ("def get_config():\n    return 1 / 0\n", r"mine.py:2: ZeroDivisionError: "),
         ("get_config = 5\n", r"has no get_config\(\)"),
-        ("def get_config():\n    return None\n", "gives no config with the field 'tasks'"),
+        ("def get_config():\n    return None\n", "returns no config with the field 'tasks'"),
     ],
 )
 def test_an_error_in_a_config_file_is_one_line(text, message, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md as a newcomer follows it: its blocks become modules, and runs use all of them."""
+"""The code blocks of CONTRIBUTING.md work: they become modules, and runs use all of them."""
 
 import contextlib
 import copy
@@ -65,27 +65,30 @@ SMALL = {
 
 @contextlib.contextmanager
 def restored_registries():
-    """Puts back what was registered before, into the same objects: others hold them."""
-    before = [copy.copy(one) for one in REGISTRIES]
+    """Restores the registries on exit, in place, since other modules refer to them."""
+    before = [copy.copy(entries) for entries in REGISTRIES]
     nested = [
-        {name: dict(value) for name, value in one.items()}
-        for one in (metrics.METRICS, losses.LOSSES)
+        {name: dict(value) for name, value in entries.items()}
+        for entries in (metrics.METRICS, losses.LOSSES)
     ]
     try:
         yield
     finally:
-        for one, old in zip(REGISTRIES, before, strict=True):
-            one.clear()
-            one.extend(old) if isinstance(one, list) else one.update(old)
-        for one, old in zip((metrics.METRICS, losses.LOSSES), nested, strict=True):
+        for entries, old in zip(REGISTRIES, before, strict=True):
+            entries.clear()
+            if isinstance(entries, list):
+                entries.extend(old)
+            else:
+                entries.update(old)
+        for entries, old in zip((metrics.METRICS, losses.LOSSES), nested, strict=True):
             for name, value in old.items():
-                one[name].clear()
-                one[name].update(value)
+                entries[name].clear()
+                entries[name].update(value)
 
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    """The page's modules in a folder that is on the path; what they register goes afterwards."""
+    """Folder of the page's modules, on Python's path; what they register is removed afterwards."""
     for name, body in BLOCKS.items():
         (tmp_path / f"{name}.py").write_text(body, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -101,7 +104,7 @@ def lines(workdir, split):
 
 
 def states(predictor, text):
-    """The encoder's hidden states of a text's tokens, [L, D]."""
+    """Returns the hidden states of the tokens of a text, [L, D]."""
     tokenizer = predictor.spec.tokenizer
     tokens = jnp.asarray([[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]])
     encoder = abstract_encoder(predictor.spec.encoder).merge(predictor.parameters)
@@ -109,7 +112,7 @@ def states(predictor, text):
     return np.asarray(encoder(tokens, ones, jnp.arange(tokens.shape[1])[None], 1).hidden[0])
 
 
-def test_a_source_of_ones_own_is_read_by_number(modules, tmp_path, monkeypatch, micro):
+def test_a_custom_source_is_read_by_index(modules, tmp_path, monkeypatch, micro):
     monkeypatch.chdir(tmp_path)
     for split, count in (("train", 40), ("validation", 10)):
         text = "".join(f"the {split} line {i}\n" for i in range(count))
@@ -128,7 +131,7 @@ def test_a_source_of_ones_own_is_read_by_number(modules, tmp_path, monkeypatch, 
         loop.train(config, tmp_path / "run")
 
 
-def test_every_recipe_is_tried_and_every_file_exists():
+def test_every_block_is_tested_and_every_file_exists():
     assert BLOCKS.keys() == MODULES
     assert PAGE.count("```python") == len(BLOCKS)
     named = re.findall(r"`((?:gemma_encoder|tests|experiments)/[\w./]*)`", PAGE)
@@ -142,7 +145,7 @@ def test_every_recipe_is_tried_and_every_file_exists():
 
 
 def test_task_metric_pooler_loss_and_hook(modules, micro, monkeypatch):
-    """One run uses all five; on one text, unchanged weights and no dropout its loss is known."""
+    """A run uses all five; its loss is predictable: one text, fixed weights, no dropout."""
     task = importlib.import_module("weather_task")
     records = task.records
     monkeypatch.setattr(
@@ -166,7 +169,7 @@ def test_task_metric_pooler_loss_and_hook(modules, micro, monkeypatch):
     assert outcome.metrics["weather"].keys() == {"accuracy", "balanced_accuracy"}
     labels = np.arange(20) % 2
     decided = np.array([output.argmax() for output in outcome.predictions["weather"][0].outputs])
-    recalls = [(decided[labels == one] == one).mean() for one in (0, 1)]
+    recalls = [(decided[labels == label] == label).mean() for label in (0, 1)]
     assert outcome.metrics["weather"]["balanced_accuracy"] == pytest.approx(np.mean(recalls))
 
     predictor = ge.Predictor.load(outcome.checkpoint)
@@ -189,8 +192,8 @@ def test_task_metric_pooler_loss_and_hook(modules, micro, monkeypatch):
 def test_head(modules):
     importlib.import_module("cosine_head")
     rows = [
-        {"text": f"it was {word}, number {number}", "label": word}
-        for number in range(20)
+        {"text": f"it was {word}, number {i}", "label": word}
+        for i in range(20)
         for word in ("good", "bad")
     ]
     predictor = ge.fine_tune(
@@ -239,10 +242,14 @@ def train_counts(modules):
         ge.fine_tune(task, train=rows, workdir=modules / "bad", overrides=overrides)
 
 
-def test_registries_are_as_before(modules):
-    before = [len(one) for one in REGISTRIES], len(losses.LOSSES["classification"])
+def registry_sizes():
+    return [len(entries) for entries in REGISTRIES], len(losses.LOSSES["classification"])
+
+
+def test_registries_are_restored(modules):
+    before = registry_sizes()
     with restored_registries():
         for name in BLOCKS:
             importlib.import_module(name)
         assert "brier" in losses.LOSSES["classification"] and "max" in pooling.POOLERS
-    assert ([len(one) for one in REGISTRIES], len(losses.LOSSES["classification"])) == before
+    assert registry_sizes() == before

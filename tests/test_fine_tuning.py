@@ -1,4 +1,4 @@
-"""`fine_tune`: data in memory or in files, a kind, a task or a config, become a Predictor."""
+"""`fine_tune`: kinds, tasks and configs on data in memory or in files, and errors."""
 
 import json
 import shlex
@@ -26,15 +26,15 @@ SMALL = {
     "train_for": "4 steps",
 }
 ROWS = [
-    {"text": f"it was {word}, number {number}", "label": word}
-    for number in range(20)
+    {"text": f"it was {word}, number {i}", "label": word}
+    for i in range(20)
     for word in ("good", "bad")
 ]
 COLUMNS = {name: [row[name] for row in ROWS] for name in ROWS[0]}
 
 
 class Dataset:
-    """Iterable by rows, as those of the `datasets` library are."""
+    """Iterable of rows, like those of the `datasets` library."""
 
     def __iter__(self):
         return iter(ROWS)
@@ -45,12 +45,12 @@ def losses(workdir):
     return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
 
 
-def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd, caplog):
+def test_all_forms_of_data_train_as_the_command_line_does(tmp_path, capfd, caplog):
     import gemma_encoder.main
 
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    parts = [tmp_path / f"part-{number}.jsonl" for number in range(2)]
+    parts = [tmp_path / f"part-{i}.jsonl" for i in range(2)]
     for part, rows in zip(parts, (ROWS[:15], ROWS[15:]), strict=True):
         part.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {
@@ -71,10 +71,10 @@ def test_all_that_holds_rows_makes_the_run_of_the_command_line(tmp_path, capfd, 
         assert predictor.classes == ("bad", "good")
         assert predictor.predict(["it was good"]).shape == (1, 2)
         if name not in ("path", "parts"):
-            kept = tmp_path / name / "data" / "train.jsonl"
-            assert [json.loads(line) for line in kept.read_text().splitlines()] == ROWS
+            stored = tmp_path / name / "data" / "train.jsonl"
+            assert [json.loads(line) for line in stored.read_text().splitlines()] == ROWS
     assert not [record for record in caplog.records if "seqio" in record.pathname]
-    # The checkpoint says which command does the same.
+    # The checkpoint stores the equivalent command.
     command = shlex.split(predictor.spec.record["command"])
     assert command[:3] == ["gemma-encoder", "train", "--config=own:classification"]
     assert command[-1] == f"--workdir={tmp_path / name}"
@@ -124,7 +124,7 @@ def test_ranking_from_memory(tmp_path):
     assert len(best) == 2 and best[0][1] >= best[1][1]
 
 
-def test_a_config_by_name_and_as_it_is(micro, tmp_path):
+def test_a_config_by_name_and_as_an_object(micro, tmp_path):
     predictor = ge.fine_tune("quickstart:smoke", workdir=tmp_path / "name", overrides=SMALL)
     again = ge.fine_tune(micro(), workdir=tmp_path / "config")
     assert losses(tmp_path / "name") == losses(tmp_path / "config")
@@ -132,7 +132,7 @@ def test_a_config_by_name_and_as_it_is(micro, tmp_path):
     assert "quickstart" in predictor.spec.record["command"]
 
 
-def test_a_run_that_was_interrupted_goes_on(tmp_path):
+def test_an_interrupted_run_resumes(tmp_path):
     class Interrupt(ge.Hook):
         def is_due(self, run, step):
             return step == 3
@@ -140,21 +140,29 @@ def test_a_run_that_was_interrupted_goes_on(tmp_path):
         def on_due(self, run, step):
             raise KeyboardInterrupt
 
-    data, settings = pd.DataFrame(ROWS), SMALL | {"checkpoint_every": "1 step", "log_every": 1}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    first = ge.fine_tune("classification", data, workdir=whole, overrides=settings)
+    data = pd.DataFrame(ROWS)
+    overrides = SMALL | {"checkpoint_every": "1 step", "log_every": 1}
+    straight = tmp_path / "straight"
+    resumed = tmp_path / "resumed"
+
+    def train(workdir, data=data, hooks=()):
+        return ge.fine_tune(
+            "classification", data, workdir=workdir, overrides=overrides, hooks=hooks
+        )
+
+    first = train(straight)
     with pytest.raises(KeyboardInterrupt):
-        ge.fine_tune("classification", data, workdir=cut, overrides=settings, hooks=[Interrupt()])
-    second = ge.fine_tune("classification", data, workdir=cut, overrides=settings)
+        train(resumed, hooks=[Interrupt()])
+    second = train(resumed)
     assert second.spec.step == first.spec.step == 4
     text = ["it was good"]
     np.testing.assert_array_equal(second.predict(text), first.predict(text))
     with pytest.raises(ge.InputError, match="holds a run on other train data"):
-        ge.fine_tune("classification", data[:-1], workdir=cut, overrides=settings)
-    assert len((cut / "data" / "train.jsonl").read_text().splitlines()) == len(ROWS)
+        train(resumed, data[:-1])
+    assert len((resumed / "data" / "train.jsonl").read_text().splitlines()) == len(ROWS)
 
 
-def test_sigterm_ends_the_process(tmp_path, monkeypatch):
+def test_preemption_exits_the_process(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop,
         "train",
@@ -201,7 +209,7 @@ PLAIN = ge.Template("{text}")
             (ge.Task("a", "classification", PLAIN, classes=("x", "y"), head="b"), COLUMNS),
             "leave out head, chance and role_templates",
         ),
-        ((ge.Task("a", "language_model", PLAIN), COLUMNS), "are none that a table holds"),
+        ((ge.Task("a", "language_model", PLAIN), COLUMNS), "do not fit in a table"),
         (
             (ge.Task("a b", "classification", PLAIN, classes=("bad", "good")), COLUMNS),
             "own.name must consist of letters",
@@ -227,7 +235,7 @@ def test_bad_input_is_one_line(arguments, message, tmp_path):
         ({"seed.first": 1}, "seed must be a whole number"),
         ({"seed": "one"}, "seed must be a whole number"),
         ({"own.train": "a.csv"}, "own.train is given as an argument, too"),
-        ({"own.name": "tone"}, "not on data of your own|unknown task"),
+        ({"own.name": "tone"}, "not on the given data|unknown task"),
     ],
 )
 def test_bad_overrides_are_one_line(overrides, message, tmp_path):
@@ -236,12 +244,12 @@ def test_bad_overrides_are_one_line(overrides, message, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_rows_are_not_kept_where_no_file_can_be_read():
+def test_rows_in_memory_need_a_local_workdir():
     with pytest.raises(ge.InputError, match="not a local folder"):
         ge.fine_tune("classification", COLUMNS, workdir="gs://bucket/run")
 
 
-def test_columns_are_told_apart_from_paths(tmp_path):
+def test_columns_are_distinguished_from_paths(tmp_path):
     with pytest.raises(ge.InputError, match="missing.csv is not a file"):
         fine_tuning.fine_tune("classification", "missing.csv", workdir=tmp_path)
 
@@ -249,11 +257,11 @@ def test_columns_are_told_apart_from_paths(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"overrides": ["seed"]}, "overrides is a dictionary"),
-        ({"overrides": {1: 2}}, "overrides is a dictionary"),
-        ({"overrides": {"batch.": 2}}, "overrides is a dictionary"),
-        ({"workdir": ""}, "workdir is the path of a folder, got ''"),
-        ({"workdir": 5}, "workdir is the path of a folder, got 5"),
+        ({"overrides": ["seed"]}, "overrides must be a dictionary"),
+        ({"overrides": {1: 2}}, "overrides must be a dictionary"),
+        ({"overrides": {"batch.": 2}}, "overrides must be a dictionary"),
+        ({"workdir": ""}, "workdir must be the path of a folder, got ''"),
+        ({"workdir": 5}, "workdir must be the path of a folder, got 5"),
         ({"workdir": "a\0b"}, "cannot be written: embedded null byte"),
         ({"overrides": {"seed": -1}}, r"seed must be at least 0 and below 2\^31, got -1"),
         ({"overrides": {"losses.nope": "x"}}, "unknown kind in losses: 'nope'"),
@@ -262,9 +270,9 @@ def test_columns_are_told_apart_from_paths(tmp_path):
             "learning_rate must be at least",
         ),
         ({"overrides": {"task_weights": {"own": -1.0}}}, "task_weights.own must be at least 0"),
-        ({"overrides": {"train_for": "1e14 steps"}}, "more than a run can count"),
+        ({"overrides": {"train_for": "1e14 steps"}}, r"it must be below 2\^31"),
         ({"overrides": {"modules": ("no_such_module",)}}, "'no_such_module' cannot be imported"),
-        ({"hooks": ge.Hook()}, "hooks is a list of hooks, got Hook"),
+        ({"hooks": ge.Hook()}, "hooks must be a list of hooks, got Hook"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message, tmp_path):
@@ -272,7 +280,7 @@ def test_bad_arguments_are_one_line(arguments, message, tmp_path):
         ge.fine_tune("classification", COLUMNS, **{"workdir": tmp_path / "run", **arguments})
 
 
-def test_rows_of_every_make():
+def test_rows_are_written_as_json_or_refused():
     assert to_jsonl([{"a": {"y", "x"}, "b": np.float32(1.5), "c": (1, None)}], "train") == (
         '{"a": ["x", "y"], "b": 1.5, "c": [1, null]}\n'
     )
@@ -292,5 +300,5 @@ def test_rows_of_every_make():
 
 def test_a_damaged_config_in_a_workdir_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("")
-    with pytest.raises(ge.InputError, match="config.json holds no config: it is damaged"):
+    with pytest.raises(ge.InputError, match="config.json is damaged: expected a JSON object"):
         ge.fine_tune("quickstart:smoke", workdir=tmp_path, overrides=SMALL)

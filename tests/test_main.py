@@ -1,4 +1,4 @@
-"""The program as a user starts it: exit codes, one line for every refusal, and a run killed for real."""
+"""The program as a user starts it: exit codes, one-line errors, and resuming after SIGKILL."""
 
 import json
 import os
@@ -20,10 +20,9 @@ def command(*arguments):
 
 
 def environment(**changes):
-    """This process's environment, changed; what is changed to None is not in it."""
-    changed = (
-        os.environ | {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": None, "MSMARCO_DIR": None} | changes
-    )
+    """Returns this process's environment with changes; None removes a variable."""
+    defaults = {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": None, "MSMARCO_DIR": None}
+    changed = os.environ | defaults | changes
     return {name: value for name, value in changed.items() if value is not None}
 
 
@@ -67,7 +66,7 @@ def program(*arguments, **changes):
         (("--workdir=W", "--mode=predict", "--input=x.txt"), "W does not exist"),
     ],
 )
-def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path):
+def test_errors_are_one_line_and_exit_2(arguments, message, tmp_path):
     result = program(
         *(argument.replace("=W", f"={tmp_path}/W") for argument in arguments),
         TFDS_DATA_DIR=str(tmp_path),
@@ -78,7 +77,7 @@ def test_refusals_are_one_line_and_exit_2(arguments, message, tmp_path):
     assert not (tmp_path / "W").exists()
 
 
-def test_help_is_for_people():
+def test_help_lists_the_flags():
     result = program("--help")
     assert result.returncode == 0 and not result.stderr
     assert "python -m gemma_encoder.main" in result.stdout
@@ -87,90 +86,100 @@ def test_help_is_for_people():
     assert "absl" not in result.stdout and len(result.stdout.splitlines()) < 90
 
 
-def test_killed_for_real_and_started_again(tmp_path):
-    """SIGKILL at three moments, saves included, under packing, dropout and a mixture; in the end the losses of a run that was left alone."""
-    arguments = [
-        QUICK,
-        "--config.tasks=('toy_sentiment','toy_similarity')",
-        "--config.model.attention_dropout=0.1",
-        "--config.train_for=24 steps",
-        "--config.log_every=1",
-        "--config.batch.rows=2",
-        "--config.checkpoint_every=2",
-        "--config.evaluate_every=0",
-    ]
+RUN = [
+    QUICK,
+    "--config.tasks=('toy_sentiment','toy_similarity')",
+    "--config.model.attention_dropout=0.1",
+    "--config.train_for=24 steps",
+    "--config.log_every=1",
+    "--config.batch.rows=2",
+    "--config.checkpoint_every=2",
+    "--config.evaluate_every=0",
+]
 
-    def losses(folder):
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
 
-    straight = program(*arguments, f"--workdir={tmp_path}/straight")
-    assert straight.returncode == 0, straight.stderr
-    metrics, moments = tmp_path / "killed" / "metrics.jsonl", random.Random(0)
-    # Programs are stored in the user's cache folder, as where nobody says otherwise.
-    own = {"JAX_COMPILATION_CACHE_DIR": None, "GEMMA_ENCODER_CACHE": str(tmp_path / "cache")}
-    for least in (2, 8, 15):
-        log = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        killed = subprocess.Popen(
-            command(*arguments, f"--workdir={tmp_path}/killed"),
-            cwd=ROOT,
-            env=environment(**own),
-            **log,
-        )
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and (
-            not metrics.exists() or metrics.read_text().count('"step": ') < least
-        ):
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.2))
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        assert least <= len(losses(tmp_path / "killed")) < 24
-    resumed = program(*arguments, f"--workdir={tmp_path}/killed", **own)
-    assert resumed.returncode == 0, resumed.stderr
-    assert losses(tmp_path / "straight") == losses(tmp_path / "killed")
-    assert list((tmp_path / "cache" / "compiled").glob("*-cache")), (
-        "programs are compiled once, not at each start"
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if line["split"] == "train"]
+
+
+def kill_after_lines(workdir, count, delay, **changes):
+    """Starts the run, and kills it `delay` seconds after its log has `count` lines."""
+    metrics = workdir / "metrics.jsonl"
+    process = subprocess.Popen(
+        command(*RUN, f"--workdir={workdir}"),
+        cwd=ROOT,
+        env=environment(**changes),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    assert not (tmp_path / "killed" / "compilation_cache").exists()
-    assert [step for step, _ in losses(tmp_path / "killed")] == list(range(1, 25))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count('"step": ') >= count:
+            break
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
-    # What the run left serves the other modes, and says at the end what to do next.
+
+def check_predictions(arguments, folder):
+    """Predicts to stdout and to a file, and refuses a malformed line."""
+    predicted = program(*arguments)
+    assert predicted.returncode == 0, predicted.stderr
+    rows = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
+    (folder / "texts.csv").write_text("id,text\n7,a fine film .\n8,a dull one .\n")
+    to_file = program(
+        *arguments[:3],
+        f"--input={folder}/texts.csv",
+        "--columns=text",
+        "--keep=id",
+        f"--output={folder}/out.csv",
+    )
+    assert to_file.returncode == 0, to_file.stderr
+    lines = (folder / "out.csv").read_text().splitlines()
+    assert lines[0] == "id,prediction,probability_negative,probability_positive"
+    assert [line.split(",")[0] for line in lines[1:]] == ["7", "8"]
+    (folder / "bad.jsonl").write_text('{"sentence": "fine"}\nnot json\n')
+    bad = program(*arguments, f"--input={folder}/bad.jsonl")
+    assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
+
+
+def test_a_killed_run_resumes_bit_exactly(tmp_path):
+    """SIGKILL at three moments, also during saves, with packing, dropout and a mixture."""
+    straight = program(*RUN, f"--workdir={tmp_path}/straight")
+    assert straight.returncode == 0, straight.stderr
+    rng = random.Random(0)
+    killed = tmp_path / "killed"
+    # Compiled programs go to the user's cache folder, as by default.
+    own = {"JAX_COMPILATION_CACHE_DIR": None, "GEMMA_ENCODER_CACHE": str(tmp_path / "cache")}
+    for count in (2, 8, 15):
+        kill_after_lines(killed, count, rng.uniform(0, 0.2), **own)
+        assert count <= len(losses(killed)) < 24
+    resumed = program(*RUN, f"--workdir={killed}", **own)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(tmp_path / "straight") == losses(killed)
+    programs = list((tmp_path / "cache" / "compiled").glob("*-cache"))
+    assert programs, "compiled programs are cached"
+    assert not (killed / "compilation_cache").exists()
+    assert [step for step, _ in losses(killed)] == list(range(1, 25))
+
+    # The output ends with a command that predicts.
     assert "baseline" in resumed.stdout and "checkpoint: " in resumed.stdout
     next_command = resumed.stdout.strip().splitlines()[-1].split()
     at = next_command.index("predict")
     assert next_command[at - 1].endswith(("gemma_encoder", "/gemma-encoder"))
-    predict = ["--mode=predict", *next_command[at + 1 :]]
-    predicted = program(*predict)
-    assert predicted.returncode == 0, predicted.stderr
-    rows = [json.loads(line) for line in predicted.stdout.splitlines()]
-    assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
-    (tmp_path / "texts.csv").write_text("id,text\n7,a fine film .\n8,a dull one .\n")
-    to_file = program(
-        *predict[:3],
-        f"--input={tmp_path}/texts.csv",
-        "--columns=text",
-        "--keep=id",
-        f"--output={tmp_path}/out.csv",
-    )
-    assert to_file.returncode == 0, to_file.stderr
-    lines = (tmp_path / "out.csv").read_text().splitlines()
-    assert lines[0] == "id,prediction,probability_negative,probability_positive" and [
-        line.split(",")[0] for line in lines[1:]
-    ] == ["7", "8"]
-    (tmp_path / "bad.jsonl").write_text('{"sentence": "fine"}\nnot json\n')
-    bad = program(*predict, f"--input={tmp_path}/bad.jsonl")
-    assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
-    unset = {"TF_CPP_MIN_LOG_LEVEL": None}  # as where nobody asks for other logs
-    evaluated = program(*arguments, f"--workdir={tmp_path}/killed", "--mode=eval", **unset)
+    check_predictions(["--mode=predict", *next_command[at + 1 :]], tmp_path)
+
+    default_logs = {"TF_CPP_MIN_LOG_LEVEL": None}
+    evaluated = program(*RUN, f"--workdir={killed}", "--mode=eval", **default_logs)
     assert evaluated.returncode == 0 and "toy_sentiment" in evaluated.stdout
-    assert not evaluated.stderr, "libraries that start up say nothing"
-    refused = program(*arguments, f"--workdir={tmp_path}/killed", "--config.seed=1")
-    assert (
-        refused.returncode == 2
-        and "holds a run of another config" in refused.stderr
-        and "seed: 0 -> 1" in refused.stderr
-    )
+    assert not evaluated.stderr, "libraries log nothing on start"
+    refused = program(*RUN, f"--workdir={killed}", "--config.seed=1")
+    assert refused.returncode == 2
+    assert "holds a run of another config" in refused.stderr
+    assert "seed: 0 -> 1" in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def test_killed_for_real_and_started_again(tmp_path):
         ),
     ],
 )
-def test_every_recipe_has_a_smoke_run_on_real_data(recipe, shared_data, tmp_path):
+def test_recipes_have_smoke_runs_on_real_data(recipe, shared_data, tmp_path):
     separator = "" if recipe.endswith(":") else ","
     result = program(
         f"--config=experiments/{recipe}{separator}smoke",
@@ -213,7 +222,7 @@ def test_every_recipe_has_a_smoke_run_on_real_data(recipe, shared_data, tmp_path
 @pytest.mark.parametrize(
     "recipe", ["superglue.py:copa", "superglue.py:record", "glue.py:mnli", "multitask.py:superglue"]
 )
-def test_a_smoke_run_and_its_test_predictions_on_small_benchmarks(recipe, prepared, tmp_path):
+def test_smoke_runs_predict_the_test_splits_of_benchmarks(recipe, prepared, tmp_path):
     for mode in ((), ("--mode=eval", "--config.evaluate_split=test")):
         result = program(
             f"--config=experiments/{recipe},smoke",
@@ -227,7 +236,7 @@ def test_a_smoke_run_and_its_test_predictions_on_small_benchmarks(recipe, prepar
 
 
 def check_run(run, qrels, line):
-    """The figures of the log equal what ir-measures says of the run file, over the queries that were scored."""
+    """Metrics in the log equal those of ir-measures on the run file, over the scored queries."""
     import ir_measures
 
     scored = list(ir_measures.read_trec_run(str(run)))

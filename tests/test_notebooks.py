@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what is committed of them is whole."""
+"""The notebooks run from top to bottom, and their committed outputs are complete."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """A checkpoint as `make quickstart` leaves it, but for what it has learnt."""
+    """Workdir as `make quickstart` leaves it, with fewer training steps."""
     workdir = tmp_path_factory.mktemp("runs") / "quickstart"
     command = [
         sys.executable,
@@ -53,22 +53,18 @@ def test_notebooks_run(name, quickstart, monkeypatch):
         "STEPS": "2",
         "ROWS": "64",
     }
-    monkeypatch.delenv("MPLBACKEND", raising=False)  # plots belong into the notebook
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # plots must be inline
     for variable, value in settings.items():
         monkeypatch.setenv(variable, value)
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
-    nbclient.NotebookClient(
-        notebook, timeout=600, resources={"metadata": {"path": str(FOLDER)}}
-    ).execute()
-    assert any(
-        "image/png" in output.get("data", {})
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-    ), "a plot was drawn"
+    resources = {"metadata": {"path": str(FOLDER)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("image/png" in output.get("data", {}) for output in outputs), "no plot was drawn"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_committed_outputs_are_those_of_one_whole_run(name):
+def test_committed_outputs_are_of_a_single_run(name):
     text = (FOLDER / f"{name}.ipynb").read_text()
     notebook = nbformat.reads(text, 4)
     nbformat.validate(notebook)
@@ -80,7 +76,7 @@ def test_committed_outputs_are_those_of_one_whole_run(name):
         for output in cell.outputs
         if output.output_type == "error" or output.get("name") == "stderr"
     ]
-    assert str(pathlib.Path.home()) not in text and "/tmp/" not in text, "a path of a machine"
+    assert str(pathlib.Path.home()) not in text and "/tmp/" not in text, "a local path"
 
 
 def test_there_are_notebooks():

@@ -1,4 +1,4 @@
-"""What a program sets before it starts, and that it starts itself again only where that helps."""
+"""Process-wide settings: huge pages, the compilation cache, logs, and missing packages."""
 
 import os
 import subprocess
@@ -14,13 +14,13 @@ from gemma_encoder.inputs.errors import InputError
 
 @pytest.fixture
 def started(monkeypatch):
-    """What the program was started again with, on a machine that knows huge pages; None where it was not."""
+    """The (program, argv, tunables) of each re-execution, on a machine that has huge pages."""
     calls = []
-    monkeypatch.setattr(
-        os,
-        "execv",
-        lambda program, argv: calls.append((program, argv, os.environ.get("GLIBC_TUNABLES"))),
-    )
+
+    def execv(program, argv):
+        calls.append((program, argv, os.environ.get("GLIBC_TUNABLES")))
+
+    monkeypatch.setattr(os, "execv", execv)
     monkeypatch.setattr(runtime.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "gemma_encoder.main", "--mode=eval"])
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -29,7 +29,7 @@ def started(monkeypatch):
     return calls
 
 
-def test_the_same_command_starts_again_with_huge_pages(started):
+def test_the_command_is_re_executed_with_huge_pages(started):
     runtime.use_huge_pages()
     assert started == [
         (
@@ -46,7 +46,7 @@ def test_the_same_command_starts_again_with_huge_pages(started):
     "reason",
     ["an accelerator", "an old glibc", "another C library", "tuned by the user", "interactive"],
 )
-def test_else_it_goes_on(started, monkeypatch, reason):
+def test_the_command_is_not_re_executed_without_need(started, monkeypatch, reason):
     if reason == "an accelerator":
         monkeypatch.setenv("JAX_PLATFORMS", "")
         monkeypatch.setattr(
@@ -64,24 +64,22 @@ def test_else_it_goes_on(started, monkeypatch, reason):
     assert not started
 
 
-def test_what_the_user_has_set_stays(monkeypatch):
+def test_variables_of_the_user_are_respected(monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     monkeypatch.setattr(runtime.glob, "glob", lambda pattern: [])
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
     monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v6e-1")
     runtime.quiet()
-    assert (
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
-        and os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
-        and os.environ["TPU_SKIP_MDS_QUERY"] == "1"
-    )
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    assert os.environ["TPU_WORKER_HOSTNAMES"] == "mine"
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
 
 
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
-    """The user's cache folder, empty, in a process in which nobody has named another one."""
+    """The user's cache folder, empty, in a process without another setting of the cache."""
     shared = os.environ["JAX_COMPILATION_CACHE_DIR"]
     seconds = jax.config.jax_persistent_cache_min_compile_time_secs
     with monkeypatch.context() as patch:
@@ -99,16 +97,15 @@ def compile_something(factor: float) -> None:
     jax.clear_caches()
 
 
-def test_compiled_programs_are_stored_and_found_again(own_cache, monkeypatch):
+def test_compiled_programs_are_stored_and_reused(own_cache, monkeypatch):
     events = []
     jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
     runtime.enable_compilation_cache()
-    assert (
-        jax.config.jax_persistent_cache_min_compile_time_secs == runtime.MIN_COMPILE_SECONDS
-        and jax.config.jax_compilation_cache_max_size == runtime.MAX_CACHE_BYTES
-    )
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    assert seconds == runtime.MIN_COMPILE_SECONDS
+    assert jax.config.jax_compilation_cache_max_size == runtime.MAX_CACHE_BYTES
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # as JAX does at its import
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # as JAX does on import
     runtime.enable_compilation_cache("auto")
     compile_something(3)
     assert "/jax/compilation_cache/cache_hits" not in events
@@ -119,7 +116,7 @@ def test_compiled_programs_are_stored_and_found_again(own_cache, monkeypatch):
 def test_other_settings_of_the_cache(own_cache, monkeypatch, tmp_path):
     runtime.enable_compilation_cache(str(tmp_path / "mine"))
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
-    assert jax.config.jax_compilation_cache_max_size == -1  # the user's folder has no bound
+    assert jax.config.jax_compilation_cache_max_size == -1  # the user's folder has no limit
     runtime.enable_compilation_cache("auto")
     assert jax.config.jax_compilation_cache_dir == str(own_cache)
     runtime.enable_compilation_cache("")
@@ -142,7 +139,7 @@ def test_an_unwritable_cache_is_a_warning(own_cache, monkeypatch, tmp_path, capl
     assert "GEMMA_ENCODER_CACHE" in caplog.text
 
 
-def test_what_a_killed_process_left_half_written_goes(own_cache):
+def test_truncated_programs_are_removed_from_the_cache(own_cache):
     own_cache.mkdir(parents=True)
     for name in ("whole-cache", "whole-atime", "torn-cache"):
         (own_cache / name).write_bytes(bytes(8))
@@ -151,8 +148,8 @@ def test_what_a_killed_process_left_half_written_goes(own_cache):
     assert not (own_cache / "torn-cache").exists()
 
 
-def test_processes_share_the_cache_at_once_and_in_silence(tmp_path):
-    """Three at once fill one empty folder; a fourth compiles nothing, and no compiler speaks."""
+def test_concurrent_processes_share_the_cache_silently(tmp_path):
+    """Three processes fill an empty cache; a fourth compiles nothing, and none logs."""
     code = """
 import gemma_encoder, jax
 from gemma_encoder import runtime
@@ -195,13 +192,13 @@ def test_training_without_its_packages_is_one_line(monkeypatch):
         runtime.require_training()
 
 
-def test_a_package_for_tfrecords_that_is_absent_is_one_line():
+def test_a_missing_package_for_tfrecords_is_one_line():
     with pytest.raises(InputError, match=r"no_such is not installed.*gemma_encoder\[tfds\]"):
         runtime.import_quietly("no_such")
     assert runtime.import_quietly("json").dumps(1) == "1"
 
 
-def test_notes_of_tensorflow_are_held_back_and_nothing_else(capfd):
+def test_only_messages_of_tensorflow_are_dropped(capfd):
     with runtime.without_start_up_notes():
         os.write(2, b"I0000 00:00:17.246537    34 port.cc:153] oneDNN custom operations are on.\n")
         os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called\n")

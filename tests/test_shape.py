@@ -1,4 +1,4 @@
-"""The shape of the library: short functions and files, imports that run downward."""
+"""Structure of the library: short functions and files, and downward imports."""
 
 import ast
 import pathlib
@@ -8,7 +8,7 @@ import pytest
 import gemma_encoder
 
 ROOT = pathlib.Path(gemma_encoder.__file__).parent
-PROGRAMS = ("experiments", "launch")  # stand on the library
+PROGRAMS = ("experiments", "launch")  # import the library
 MODULES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in PROGRAMS
 )
@@ -22,33 +22,36 @@ FLOORS = (
     ("cli", "main", "__main__"),
     PROGRAMS,
 )
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-# The registration in seqio hands our metrics over with our tasks, and nothing imports it.
-DOORS = {"data/seqio_tasks.py": "evaluation"}
-APART = {"model", "data"}  # side by side, and never see each other
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+# The registration in seqio needs metrics with the tasks, and no other module imports it.
+EXCEPTIONS = {"data/seqio_tasks.py": "evaluation"}
+APART = {"model", "data"}  # on one floor, but without imports of each other
 
 
 def imported(tree):
-    """The rooms of the library that a module imports, anywhere in it."""
+    """Yields the packages and top-level modules of the library that a module imports anywhere."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == ROOT.name:
-            rooms = node.module.split(".")[1:2] or [name.name for name in node.names]
-            yield from (room for room in rooms if room in FLOOR)
+            packages = node.module.split(".")[1:2] or [name.name for name in node.names]
+            yield from (package for package in packages if package in FLOOR)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_functions_and_files_are_short_and_imports_run_downward(path):
-    text, relative = path.read_text(), path.relative_to(ROOT)
-    room = DOORS.get(relative.as_posix(), relative.parts[0].removesuffix(".py"))
+    text = path.read_text()
+    relative = path.relative_to(ROOT)
+    package = EXCEPTIONS.get(relative.as_posix(), relative.parts[0].removesuffix(".py"))
     tree = ast.parse(text)
     assert len(text.splitlines()) <= 400
     functions = [
         node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    assert not [one.name for one in functions if one.end_lineno - one.lineno >= 60]
-    if room == "__init__" or room == "cli":
-        return  # the public names are loaded when they are used; programs start programs
-    assert room in FLOOR, "a new room: give it a floor"
+    assert not [
+        function.name for function in functions if function.end_lineno - function.lineno >= 60
+    ]
+    if package in ("__init__", "cli"):
+        return  # public names are loaded lazily; programs start other programs
+    assert package in FLOOR, "a new package: add it to FLOORS"
     for other in imported(tree):
-        assert FLOOR[other] <= FLOOR[room], f"{room} imports {other}, which stands above it"
-        assert {room, other} != APART
+        assert FLOOR[other] <= FLOOR[package], f"{package} imports {other}, which is above it"
+        assert {package, other} != APART

@@ -1,4 +1,4 @@
-"""The wheel, installed outside the repository: one top-level package, and every door of it works."""
+"""The installed wheel: a single top-level package with its data, and working programs."""
 
 import json
 import os
@@ -15,8 +15,9 @@ SOURCES = ("gemma_encoder", "experiments", "launch")
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder that the wheel was installed into, built from a copy of the sources."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    """Folder into which the wheel is installed, built from a copy of the sources."""
+    source = tmp_path_factory.mktemp("source")
+    folder = tmp_path_factory.mktemp("installed")
     for name in SOURCES:
         ignored = shutil.ignore_patterns("__pycache__", "mini_results", "notebooks")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
@@ -33,7 +34,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture
 def run(installed, tmp_path, monkeypatch):
-    """`run(*arguments)`: the installed `gemma-encoder`, called in an empty folder."""
+    """`run(*arguments)` runs the installed `gemma-encoder` in an empty folder."""
     monkeypatch.chdir(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
 
@@ -44,7 +45,7 @@ def run(installed, tmp_path, monkeypatch):
     return start
 
 
-def test_one_package_lands_in_site_packages_with_its_data(installed):
+def test_the_wheel_holds_one_package_with_its_data(installed):
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names - {"bin", "__pycache__"} == {"gemma_encoder"}
     package = installed / "gemma_encoder"
@@ -62,7 +63,7 @@ def test_one_package_lands_in_site_packages_with_its_data(installed):
         assert not (package / name).exists()
 
 
-def test_its_programs(run, installed, tmp_path):
+def test_the_installed_programs_run(run, installed, tmp_path):
     for program in (("-m", "gemma_encoder"), (str(installed / "bin" / "gemma-encoder"),)):
         listed = run("--help", program=program)
         assert listed.returncode == 0 and "  train " in listed.stdout, listed.stderr
@@ -90,13 +91,13 @@ def test_its_programs(run, installed, tmp_path):
         (("launch", "tpu_vm", "--config=quickstart"), "is not a Git repository"),
     ],
 )
-def test_its_refusals(run, arguments, message):
+def test_errors_are_one_line_and_exit_2(run, arguments, message):
     refused = run(*arguments)
     assert refused.returncode == 2 and not refused.stdout
     assert message in refused.stderr and refused.stderr.count("\n") == 1
 
 
-def test_the_decoder_of_the_studies_is_found_from_anywhere(run, installed):
+def test_the_decoder_of_the_studies_is_in_the_package(run, installed):
     code = "from gemma_encoder.experiments.studies.study import DECODER; print(DECODER)"
     folder = pathlib.Path(run("-c", code, program=()).stdout.strip())
     assert folder.is_relative_to(installed) and (folder / "tokenizer.model").is_file()

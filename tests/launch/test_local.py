@@ -172,7 +172,7 @@ def test_two_interrupted_processes_equal_one_process(changed, tmp_path):
         assert job.wait(240) == 0, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert "exit code -9; restarting" in log
-    assert "told to stop: saving step" in log
+    assert "preempted: saving step" in log
     assert "exit code 75; restarting" in log
     expected = list(read_metrics(tmp_path / "one"))
     actual = list(read_metrics(tmp_path / "two"))

@@ -1,4 +1,4 @@
-"""From a config to what it describes, and every refusal of a config."""
+"""Building a recipe from a config, and every error of an invalid config."""
 
 import importlib
 import sys
@@ -12,10 +12,9 @@ from gemma_encoder.training.config import TrainConfig
 
 @pytest.fixture
 def config(changed):
-    """`config(**changes)`: the quickstart's config, changed."""
-    return lambda **changes: changed(
-        importlib.import_module("gemma_encoder.experiments.quickstart").get_config(), changes
-    )
+    """`config(**changes)`: the quickstart's config with changed fields."""
+    quickstart = importlib.import_module("gemma_encoder.experiments.quickstart")
+    return lambda **changes: changed(quickstart.get_config(), changes)
 
 
 def test_the_quickstart_builds(config):
@@ -45,7 +44,7 @@ def test_the_quickstart_builds(config):
         ({"batch__readers": 3}, "cannot share"),
         ({"batch__examples_per_step": -1}, "examples_per_step"),
         ({"tokenizer": "nowhere.model"}, "tokenizer 'nowhere.model' cannot be read"),
-        ({"train_for": "many"}, "train_for='many' is no duration"),
+        ({"train_for": "many"}, "train_for='many' is not a duration"),
         ({"train_for": "3 fortnights"}, "unknown unit in train_for='3 fortnights'"),
         ({"model__size": "gemma2_2b", "tokenizer": "small", "model__pooling__k": 0}, "pooling.k"),
         ({"task_weights": {"glue_colla": 1.0}}, "unknown task in task_weights"),
@@ -53,7 +52,7 @@ def test_the_quickstart_builds(config):
         ({"tasks": ("msmarco",), "ranking__run": "nowhere.{split}"}, "MSMARCO_DIR"),
     ],
 )
-def test_refusals_name_what_is_wrong(config, changes, message):
+def test_an_invalid_config_is_refused_with_its_reason(config, changes, message):
     with pytest.raises(InputError, match=message):
         build(config(**changes))
 
@@ -67,15 +66,18 @@ def test_a_dry_recipe_needs_neither_data_nor_weights(monkeypatch, tmp_path):
     built = build(config, dry=True)
     assert built.encoder.transformer.num_layers == 42 and built.losses.examples_per_step > 0
     config.model.size = "pretrained"
-    with pytest.raises(InputError, match="else name a size"):
+    with pytest.raises(InputError, match="or name a size"):
         build(config, dry=True)
 
 
 def test_a_typed_config_builds_the_same(config):
     typed = TrainConfig.from_config_dict(config())
-    one, other = build(config(), dry=True), build(typed, dry=True)
-    assert one.config == other.config == typed
-    assert (one.encoder, one.stream, one.losses) == (other.encoder, other.stream, other.losses)
+    from_dict = build(config(), dry=True)
+    from_typed = build(typed, dry=True)
+    assert from_dict.config == from_typed.config == typed
+    assert from_dict.encoder == from_typed.encoder
+    assert from_dict.stream == from_typed.stream
+    assert from_dict.losses == from_typed.losses
 
 
 def test_fields_of_the_transformer_replace_those_of_the_size(config):
@@ -89,7 +91,7 @@ def test_fields_of_the_transformer_replace_those_of_the_size(config):
 
 
 def test_modules_are_imported_before_names_are_looked_up(config, tmp_path, monkeypatch):
-    """A task that a module registers is one that the config may name."""
+    """A config may name a task that one of its modules registers."""
     from gemma_encoder.data import registry
 
     (tmp_path / "task_of_mine.py").write_text(

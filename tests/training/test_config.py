@@ -1,4 +1,4 @@
-"""The typed config: one definition, from and to a ConfigDict, and every refusal of a field."""
+"""The typed config: conversion from and to a ConfigDict, help lines, and errors of fields."""
 
 import copy
 import dataclasses
@@ -27,7 +27,7 @@ from gemma_encoder.training.config import (
 
 
 def with_fields(**fields) -> ConfigDict:
-    """The default config with fields set by their paths, "batch__rows", whatever their types."""
+    """Returns the default config with fields set by path ("batch__rows"), without type checks."""
     config = default_config()
     with config.ignore_type():
         for path, value in fields.items():
@@ -40,7 +40,7 @@ def with_fields(**fields) -> ConfigDict:
 
 
 def nested(value):
-    """All options below some options, themselves included."""
+    """Yields options and all options nested in them."""
     yield value
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
@@ -49,10 +49,10 @@ def nested(value):
 
 
 def test_every_field_has_a_line_of_help():
-    for one in nested(TrainConfig()):
-        for field in dataclasses.fields(one):
+    for group in nested(TrainConfig()):
+        for field in dataclasses.fields(group):
             text = field.metadata.get("help", "")
-            assert text.strip() and "\n" not in text, f"{type(one).__name__}.{field.name}"
+            assert text.strip() and "\n" not in text, f"{type(group).__name__}.{field.name}"
 
 
 def test_the_help_names_each_field_with_type_and_default():
@@ -61,14 +61,14 @@ def test_the_help_names_each_field_with_type_and_default():
     assert any(line.startswith("tasks (tuple[str, ...], ('glue_sst2',)): ") for line in lines)
     assert any(line.startswith("task_weights (Mapping[str, float], {}): ") for line in lines)
     count = sum(
-        not dataclasses.is_dataclass(getattr(one, field.name))
-        for one in nested(TrainConfig())
-        for field in dataclasses.fields(one)
+        not dataclasses.is_dataclass(getattr(group, field.name))
+        for group in nested(TrainConfig())
+        for field in dataclasses.fields(group)
     )
     assert len(lines) == count and not any("\n" in line for line in lines)
 
 
-def test_a_config_dict_and_the_typed_config_are_one_another():
+def test_config_dict_and_typed_config_convert_into_each_other():
     assert TrainConfig.from_config_dict(default_config()) == TrainConfig()
     config = with_fields(
         tasks=["toy_sentiment"],
@@ -136,7 +136,7 @@ def test_references_between_fields_are_resolved():
     assert TrainConfig.from_config_dict(config).batch.row_length == 64
 
 
-def test_mappings_of_arbitrary_names_are_set_in_a_file_and_on_the_command_line():
+def test_mappings_are_set_in_a_file_and_on_the_command_line():
     config = default_config()
     config.model.transformer = {"num_layers": 3, "embed_dim": 64}
     config.model.transformer = {"num_layers": 2, "pattern": ["local", "global"]}
@@ -162,7 +162,8 @@ def test_mappings_of_arbitrary_names_are_set_in_a_file_and_on_the_command_line()
         ),
         (
             {"model__transformer": {"num_layer": 2}},
-            "unknown config field 'model.transformer.num_layer'; did you mean 'model.transformer.num_l",
+            "unknown config field 'model.transformer.num_layer'; "
+            "did you mean 'model.transformer.num_l",
         ),
         (
             {"model__transformer": {"num_layers": "2"}},
@@ -187,13 +188,13 @@ def test_mappings_of_arbitrary_names_are_set_in_a_file_and_on_the_command_line()
         ({"early_stopping__min_delta": -0.5}, "early_stopping.min_delta must be at least 0"),
     ],
 )
-def test_a_field_that_cannot_be_is_refused_in_one_line(fields, message):
+def test_an_invalid_field_is_refused_in_one_line(fields, message):
     with pytest.raises(InputError) as error:
         TrainConfig.from_config_dict(with_fields(**fields))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_fields_that_may_change_say_what_is_seen_and_where_it_runs():
+def test_fields_that_may_change_between_starts():
     assert MAY_CHANGE == (
         "log_every",
         "evaluate_every",
@@ -224,7 +225,7 @@ def test_a_module_that_is_missing_is_one_line(tmp_path, monkeypatch):
 
 
 def test_modules_are_imported_before_the_fields_are_checked(tmp_path, monkeypatch):
-    """A pooler that a module registers is refused without the module, by its name."""
+    """A config may name a pooler that a module registers, but only with the module."""
     (tmp_path / "pooler_module.py").write_text(
         "from gemma_encoder.model import config\nconfig.POOLERS.append('pooler_of_mine')\n"
     )
@@ -243,13 +244,14 @@ def test_modules_are_imported_before_the_fields_are_checked(tmp_path, monkeypatc
 
 
 def test_a_config_is_read_without_jax_and_tensorflow():
-    """Help and refusals are then a matter of a moment."""
+    """So `--help` and config errors are fast."""
     program = (
         "import sys\n"
         "from gemma_encoder.training import config, recipe\n"
         "config.config_help(), recipe.default_config()\n"
         "import gemma_encoder.experiments.own\n"
-        "typed = config.TrainConfig.from_config_dict(gemma_encoder.experiments.own.get_config('classification'))\n"
+        "own = gemma_encoder.experiments.own.get_config('classification')\n"
+        "typed = config.TrainConfig.from_config_dict(own)\n"
         "print([name for name in ('jax', 'tensorflow', 'optax', 'flax', 'seqio', 'pyarrow')"
         " if name in sys.modules])"
     )
@@ -257,7 +259,7 @@ def test_a_config_is_read_without_jax_and_tensorflow():
     assert result.stdout.strip() == "[]", result.stderr
 
 
-def test_modules_are_found_in_the_current_folder(tmp_path, monkeypatch):
+def test_modules_are_imported_from_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "module_of_this_folder.py").write_text("")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)

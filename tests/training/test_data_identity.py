@@ -1,4 +1,4 @@
-"""A run and its data belong together: what changed is refused by name; and TensorFlow stays away."""
+"""A run resumes only on the data that it started with, and imports TensorFlow only if needed."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def csv(count, flipped=False):
 
 @pytest.fixture
 def own(micro, tmp_path):
-    """A config over two files, and the folder of a run that took two of its four steps."""
+    """(config, folder): a config over two files, and a run in it after two of its four steps."""
     (tmp_path / "train.csv").write_text(csv(60))
     (tmp_path / "dev.csv").write_text(csv(12))
     config = micro(
@@ -54,31 +54,35 @@ def test_a_run_refuses_to_resume_on_changed_data(own, file, content):
     before = (folder / file).read_text()
     (folder / file).write_text(content)
     with pytest.raises(
-        InputError, match=f"task 'own': {file} of its .* split changed since the run in .*run began"
+        InputError,
+        match=f"task 'own': {file} of its .* split changed since the run in .*run was started",
     ):
         loop.train(config, folder / "run")
-    (folder / file).write_text(before)  # another time of change, the same content
+    (folder / file).write_text(before)  # another mtime, the same content
     assert loop.train(config, folder / "run").step == 4
 
 
 class Change(Hook):
-    """Changes the training file after the first step, and dies after the third."""
+    """Changes the training file after the first step, and interrupts the run after the second."""
 
     def __init__(self, path, content):
-        self._path, self._content = path, content
+        self._path = path
+        self._content = content
 
     def before_step(self, run, step):
         if run.step == 1:
-            self._path.write_text(self._content) if self._content else self._path.unlink()
+            if self._content:
+                self._path.write_text(self._content)
+            else:
+                self._path.unlink()
         if run.step == 3:
             raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("content", [csv(60, flipped=True), ""], ids=["flipped", "removed"])
-def test_data_that_change_while_the_run_goes_on_are_not_those_that_it_read(
-    micro, tmp_path, content
-):
-    path, before = tmp_path / "train.csv", csv(60)
+def test_data_that_change_during_a_run_are_refused_on_resume(micro, tmp_path, content):
+    before = csv(60)
+    path = tmp_path / "train.csv"
     path.write_text(before)
     config = micro(tasks=("own",), own__train=str(path), checkpoint_every="2 steps")
     with pytest.raises(KeyboardInterrupt):
@@ -93,8 +97,8 @@ def test_data_that_change_while_the_run_goes_on_are_not_those_that_it_read(
 def test_files_in_another_order_are_other_data(micro, tmp_path):
     for folder, names in {"one": "ab", "two": "ba"}.items():
         (tmp_path / folder).mkdir()
-        for number, name in enumerate(names):
-            (tmp_path / folder / f"{number}.csv").write_text(csv(40, flipped=name == "b"))
+        for index, name in enumerate(names):
+            (tmp_path / folder / f"{index}.csv").write_text(csv(40, flipped=name == "b"))
     config = micro(tasks=("own",), own__train=str(tmp_path / "data/*.csv"), train_for="2 steps")
     (tmp_path / "one").rename(tmp_path / "data")
     loop.train(config, tmp_path / "run")
@@ -108,7 +112,7 @@ def test_files_in_another_order_are_other_data(micro, tmp_path):
         loop.train(config, tmp_path / "run")
 
 
-def test_a_run_writes_through_no_link_that_a_stranger_left(own):
+def test_a_run_does_not_write_through_symbolic_links(own):
     config, folder = own
     victims = {name: folder / f"victim_{name}" for name in ("metrics.jsonl.tmp", "parameters.txt")}
     for name, victim in victims.items():
@@ -119,7 +123,7 @@ def test_a_run_writes_through_no_link_that_a_stranger_left(own):
     assert all(victim.read_text() == "precious" for victim in victims.values())
 
 
-def test_a_damaged_line_of_the_log_costs_that_line_alone(own):
+def test_a_damaged_line_of_the_log_is_dropped_alone(own):
     config, folder = own
     log = folder / "run/metrics.jsonl"
     lines = log.read_text().splitlines()
@@ -149,7 +153,7 @@ def edit_record(folder, change):
     path.write_text(json.dumps(description))
 
 
-def test_a_run_of_a_former_version_is_refused_with_how_to_finish_it(own, micro):
+def test_a_run_of_a_former_version_is_refused_with_advice(own, micro):
     config, folder = own
     edit_record(folder / "run", lambda record: record.pop("data"))
     with pytest.raises(InputError) as refused:
@@ -157,11 +161,11 @@ def test_a_run_of_a_former_version_is_refused_with_how_to_finish_it(own, micro):
     message = str(refused.value)
     assert "earlier version" in message and "finish it with that version" in message
     assert f"--config.model.warm_start={folder / 'run'}" in message and "\n" not in message
-    config.model.warm_start = str(folder / "run")  # what the message says works
+    config.model.warm_start = str(folder / "run")  # the advice of the message works
     assert loop.train(config, folder / "new").step == 4
 
 
-def test_a_state_that_is_damaged_or_of_a_former_format_is_one_line(own):
+def test_a_damaged_or_former_reader_state_is_one_line(own):
     config, folder = own
     (state,) = (folder / "run/checkpoints/2/data").glob("reader_*")
     for content in (b"PK\x03\x04 a zip", b"{}", b'{"drawn": 3, "waiting": ["x"], "counts": {}}'):
@@ -170,7 +174,7 @@ def test_a_state_that_is_damaged_or_of_a_former_format_is_one_line(own):
             loop.train(config, folder / "run")
 
 
-def test_the_state_of_the_readers_is_small_and_names_no_file(own):
+def test_the_reader_state_is_small_and_names_no_file(own):
     _, folder = own
     (state,) = (folder / "run/checkpoints/2/data").glob("reader_*")
     assert state.stat().st_size < 2000
@@ -197,20 +201,27 @@ print(step, sorted({"tensorflow", "seqio", "tensorflow_datasets"} & set(sys.modu
 """
 
 
-def test_training_imports_no_tensorflow_where_no_tfrecord_is_new(benchmarks, tmp_path, monkeypatch):
-    """Own files of each format, MS MARCO's layout, toy data, and a dataset that was read before."""
+def write_marco(folder):
+    """Writes a small collection in the layout of MS MARCO."""
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("".join(f"{i}\tpassage {i}\n" for i in range(20)))
+    for split in ("train", "dev"):
+        queries = "".join(f"{i}\tquery {i}\n" for i in range(8))
+        qrels = "".join(f"{i}\t0\t{i}\t1\n" for i in range(8))
+        run = "".join(f"{i}\t{(i + j) % 20}\t{j}\n" for i in range(8) for j in range(1, 6))
+        (folder / f"queries.{split}.tsv").write_text(queries)
+        (folder / f"qrels.{split}.tsv").write_text(qrels)
+        (folder / f"run.{split}.tsv.gz").write_bytes(gzip.compress(run.encode()))
+
+
+def test_training_imports_tensorflow_only_for_new_tfrecords(benchmarks, tmp_path, monkeypatch):
+    """The user's own CSV, MS MARCO's layout, toy data, and a dataset that was read before."""
     monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
     registry.get("glue_sst2").examples("train", 0)
     for split in ("train", "validation"):
         registry.get("glue_sst2").examples(split, 0)
     marco = tmp_path / "marco"
-    marco.mkdir()
-    (marco / "collection.tsv").write_text("".join(f"{i}\tpassage {i}\n" for i in range(20)))
-    for split in ("train", "dev"):
-        (marco / f"queries.{split}.tsv").write_text("".join(f"{i}\tquery {i}\n" for i in range(8)))
-        (marco / f"qrels.{split}.tsv").write_text("".join(f"{i}\t0\t{i}\t1\n" for i in range(8)))
-        run = "".join(f"{i}\t{(i + j) % 20}\t{j}\n" for i in range(8) for j in range(1, 6))
-        (marco / f"run.{split}.tsv.gz").write_bytes(gzip.compress(run.encode()))
+    write_marco(marco)
     (tmp_path / "train.csv").write_text(csv(60))
     changes = {
         "tasks": ["own", "msmarco", "glue_sst2", "toy_similarity"],
@@ -229,7 +240,7 @@ def test_training_imports_no_tensorflow_where_no_tfrecord_is_new(benchmarks, tmp
     assert result.stdout.splitlines()[-1:] == ["3 []"], result.stderr[-2000:]
 
 
-def test_tensorboard_reads_what_is_logged_without_tensorflow(micro, tmp_path):
+def test_tensorboard_reads_event_files_without_tensorflow(micro, tmp_path):
     loop.train(micro(tasks=("toy_sentiment",)), tmp_path)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

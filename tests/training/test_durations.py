@@ -1,4 +1,4 @@
-"""Durations: every way to write one, and every refusal."""
+"""Durations: every accepted notation, and every error."""
 
 import pytest
 
@@ -38,27 +38,30 @@ def test_durations(text, steps):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("many", "train_for='many' is no duration; write a number of at least 0 and one of steps"),
-        ("", "train_for='' is no duration"),
-        ("nan", "train_for='nan' is no duration"),
-        ("inf steps", "train_for='inf steps' is no duration"),
-        ("-3 epochs", "train_for='-3 epochs' is no duration; write a number of at least 0"),
-        (-3, "train_for=-3 is no duration"),
-        (". epochs", "train_for='. epochs' is no duration"),
-        ("3 4 steps", "train_for='3 4 steps' is no duration"),
+        (
+            "many",
+            "train_for='many' is not a duration; write a number of at least 0 and one of steps",
+        ),
+        ("", "train_for='' is not a duration"),
+        ("nan", "train_for='nan' is not a duration"),
+        ("inf steps", "train_for='inf steps' is not a duration"),
+        ("-3 epochs", "train_for='-3 epochs' is not a duration; write a number of at least 0"),
+        (-3, "train_for=-3 is not a duration"),
+        (". epochs", "train_for='. epochs' is not a duration"),
+        ("3 4 steps", "train_for='3 4 steps' is not a duration"),
         ("1e400 steps", "train_for='1e400 steps' is longer than any training"),
         ("9e15", "train_for='9e15' is longer than any training"),
         ("3 fortnights", "unknown unit in train_for='3 fortnights' 'fortnights'"),
         ("3 epoks", "did you mean 'epochs'"),
-        ("3 %%", "train_for='3 %%' is no duration"),
+        ("3 %%", "train_for='3 %%' is not a duration"),
     ],
 )
-def test_what_is_no_duration_is_refused_in_one_line(text, message):
+def test_an_invalid_duration_is_refused_in_one_line(text, message):
     with pytest.raises(InputError) as error:
         Duration.parse(text, "train_for")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_train_for_cannot_be_a_share_of_itself():
+def test_train_for_cannot_be_in_percent():
     with pytest.raises(InputError, match="percent"):
         Duration.parse("10%", "train_for").steps(40, 1000)

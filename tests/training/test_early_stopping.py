@@ -1,4 +1,4 @@
-"""Early stopping: what is counted, how a run ends, and that interruptions change nothing."""
+"""Early stopping: counting, the end of a run, and resuming after interruptions."""
 
 import os
 import signal
@@ -22,10 +22,10 @@ NAN = float("nan")
     [
         ([0.5, 0.6, 0.7, 0.8], False, 0.0, None),
         ([0.5, 0.6, 0.6, 0.6], False, 0.0, 4),  # equal is no improvement
-        ([0.5, 0.4, 0.6, 0.5, 0.5], False, 0.0, 5),  # counting starts anew at an improvement
+        ([0.5, 0.4, 0.6, 0.5, 0.5], False, 0.0, 5),  # an improvement restarts the count
         ([5.0, 4.0, 4.5, 4.1, 3.0], True, 0.0, 4),
         ([0.5, 0.4], True, 0.0, None),
-        ([0.5, 0.6, 0.7, 0.8], False, 0.25, 3),  # small steps do not add up within the patience
+        ([0.5, 0.6, 0.7, 0.8], False, 0.25, 3),  # small gains do not add up within the patience
         ([0.5, 0.6, 0.8, 0.9, 1.1], False, 0.25, None),  # against the best, not the last
         ([NAN, NAN, 0.5], False, 0.0, 2),
         ([NAN, 0.5, NAN, 0.6], False, 0.0, None),
@@ -41,7 +41,7 @@ def test_patience(values, lowest, min_delta, stops_at):
 
 
 class Killed(BaseException):
-    """Stands for a signal that no handler sees."""
+    """Simulates SIGKILL, which no handler sees."""
 
 
 class Kill(Hook):
@@ -57,7 +57,7 @@ class Kill(Hook):
 
 @pytest.fixture
 def accuracies(monkeypatch):
-    """`accuracies({step: value})` sets what evaluations give, and returns the steps evaluated."""
+    """`accuracies({step: value})` sets the evaluated accuracy; returns the evaluated steps."""
     run = evaluator.Evaluator.run
 
     def give(values):
@@ -93,7 +93,7 @@ VALUES = {2: 0.7, 3: 0.1, 4: 0.6, 6: 0.65, 8: 0.1, 10: 0.1, 12: 0.1}
 
 
 def untimed(workdir):
-    """The lines of a run without what a clock measured."""
+    """Returns the log lines of a run without timings."""
     return [
         {k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k}
         for line in read_metrics(workdir)
@@ -102,7 +102,7 @@ def untimed(workdir):
 
 @pytest.fixture
 def straight(micro, tmp_path, accuracies):
-    """A run that stopped early, with nothing in between: its workdir and outcome."""
+    """Workdir and result of an uninterrupted run that stopped early."""
     accuracies(VALUES)
     return tmp_path / "straight", loop.train(micro(**fields()), tmp_path / "straight")
 
@@ -138,18 +138,16 @@ def test_more_patience_resumes_the_run(micro, straight, accuracies):
     assert outcome.step == 8 and "3 evaluations in a row" in outcome.stop_reason
 
 
-def test_the_checkpoint_of_the_last_step_is_saved_wherever_the_run_stops(
-    micro, tmp_path, accuracies
-):
+def test_early_stopping_saves_the_last_step(micro, tmp_path, accuracies):
     accuracies({2: 0.7, 4: 0.6})
     outcome = loop.train(micro(**fields(early_stopping__patience=1, log_every="3 steps")), tmp_path)
     assert outcome.step == 4 and native.checkpoint_steps(tmp_path) == [3, 4]
-    assert outcome.best == (4, 0.6)  # of the steps that were saved with a value
+    assert outcome.best == (4, 0.6)  # among the steps that were saved with a value
     assert [line["step"] for line in read_metrics(tmp_path) if line["split"] == "train"] == [3, 4]
 
 
-def test_a_kill_and_an_evaluation_in_between_change_nothing(micro, tmp_path, straight):
-    """Killed before step 6, resumed from 3: the evaluation of step 4 is done and counted anew."""
+def test_kills_and_extra_evaluations_change_nothing(micro, tmp_path, straight):
+    """Killed before step 6, resumed from 3: step 4 is evaluated and counted again."""
     workdir = tmp_path / "killed"
     with pytest.raises(Killed):
         loop.train(micro(**fields()), workdir, hooks=[Kill(6)])
@@ -158,24 +156,26 @@ def test_a_kill_and_an_evaluation_in_between_change_nothing(micro, tmp_path, str
     assert [line["step"] for line in untimed(workdir) if line["split"] == "validation"] == [2, 3]
     outcome = loop.train(micro(**fields()), workdir)
     assert outcome.step == 6 and outcome.stop_reason == straight[1].stop_reason
-    assert [
-        line for line in untimed(workdir) if (line["step"], line["split"]) != (3, "validation")
-    ] == untimed(straight[0])
+    lines = untimed(workdir)
+    due = [line for line in lines if (line["step"], line["split"]) != (3, "validation")]
+    assert due == untimed(straight[0])
 
 
-def test_a_notice_during_the_evaluation_that_decides_changes_nothing(
+def test_preemption_in_the_deciding_evaluation_changes_nothing(
     micro, tmp_path, straight, monkeypatch
 ):
-    workdir, predict, calls = tmp_path / "told", evaluator.Evaluator._predict, []
+    workdir = tmp_path / "preempted"
+    predict = evaluator.Evaluator._predict
+    calls = []
 
-    def told(self, *arguments):
+    def preempted(self, *arguments):
         calls.append(arguments)
         if len(calls) == 3:  # at step 6
             os.kill(os.getpid(), signal.SIGTERM)
         return predict(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluator.Evaluator, "_predict", told)
+        patch.setattr(evaluator.Evaluator, "_predict", preempted)
         outcome = loop.train(micro(**fields()), workdir)
     assert outcome.preempted and outcome.step == 6
     outcome = loop.train(micro(**fields()), workdir)
@@ -187,13 +187,13 @@ def test_a_notice_during_the_evaluation_that_decides_changes_nothing(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"evaluate_every": "0"}, "evaluate_every='0' none comes before the last of 12 steps"),
-        ({"evaluate_every": "100 percent"}, "evaluate_every='100 percent' none comes before"),
+        ({"evaluate_every": "0"}, "evaluate_every='0' none is due before the last of 12 steps"),
+        ({"evaluate_every": "100 percent"}, "evaluate_every='100 percent' none is due before"),
         ({"early_stopping__patience": -1}, "early_stopping.patience must be at least 0, got -1"),
         ({"early_stopping__min_delta": -0.5}, "early_stopping.min_delta must be .*, got -0.5"),
     ],
 )
-def test_refusals_come_before_the_first_step(micro, tmp_path, changes, message):
+def test_invalid_options_are_refused_before_the_first_step(micro, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         loop.train(micro(**fields(**changes)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -202,7 +202,8 @@ def test_refusals_come_before_the_first_step(micro, tmp_path, changes, message):
 def test_a_split_without_labels_is_refused(micro, tmp_path, monkeypatch):
     monkeypatch.setattr("gemma_encoder.evaluation.predictions.Predictions.metrics", lambda self: {})
     with pytest.raises(
-        InputError, match="needs toy_sentiment/accuracy, which the split 'validation' does not give"
+        InputError,
+        match="needs toy_sentiment/accuracy, which the split 'validation' does not have",
     ):
         loop.train(micro(**fields()), tmp_path)
     assert native.checkpoint_steps(tmp_path) == [2]

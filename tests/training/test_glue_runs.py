@@ -1,4 +1,4 @@
-"""Whole runs on GLUE and SuperGLUE in small: parts of a split apart, diagnostics on another task's head, questions with options."""
+"""Runs on small GLUE and SuperGLUE data: split parts, diagnostics, and multiple choice."""
 
 import json
 
@@ -17,6 +17,37 @@ from gemma_encoder.training.build import build
 from gemma_encoder.training.metrics_log import read_metrics
 
 MIXTURE = ("glue_mnli", "glue_ax", "superglue_record", "superglue_rte", "superglue_axg")
+
+
+def check_parts_are_scored_apart(outcome, workdir):
+    """The parts of a split are scored as two separate runs on them would be."""
+    by_split = {predictions.split: predictions for predictions in outcome.predictions["glue_mnli"]}
+    for part in ("matched", "mismatched"):
+        path = workdir / "predictions" / f"glue_mnli.validation_{part}.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert outcome.metrics["glue_mnli"][f"accuracy_{part}"] == np.mean(
+            [line["prediction"] == line["label"] for line in lines]
+        )
+        classes = by_split[f"validation_{part}"].outputs.argmax(axis=1)
+        assert [line["prediction"] for line in lines] == list(classes)
+
+
+def check_predictor_agrees(workdir, tested):
+    """A predictor scores options as the evaluation did, and diagnostics by the shared head."""
+    predictor = Predictor.load(workdir)
+    for task in ("superglue_record", "superglue_axg"):
+        predictions = tested.predictions[task][0]
+        examples = predictions.table.fields[:10]
+        np.testing.assert_allclose(
+            predictor.predict(examples, task),
+            predictions.outputs[: len(examples)],
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    premises = [("a claim", "a premise")]
+    np.testing.assert_array_equal(
+        predictor.predict(premises, "superglue_axg"), predictor.predict(premises, "superglue_rte")
+    )
 
 
 def test_a_mixture_of_benchmarks_trains_evaluates_and_predicts(micro, benchmarks, tmp_path):
@@ -41,34 +72,17 @@ def test_a_mixture_of_benchmarks_trains_evaluates_and_predicts(micro, benchmarks
         and mnli["accuracy_mismatched"] == outcome.metrics["glue_mnli"]["accuracy_mismatched"]
     )
     train = [line for line in lines if line["split"] == "train"][-1]
-    assert {
-        "glue_mnli/loss",
-        "superglue_record/loss",
-    } <= train.keys() and "glue_ax/loss" not in train
+    assert {"glue_mnli/loss", "superglue_record/loss"} <= train.keys()
+    assert "glue_ax/loss" not in train
+    check_parts_are_scored_apart(outcome, tmp_path)
 
-    # The parts of a split are scored as two runs on them would be.
-    predictions = {found.split: found for found in outcome.predictions["glue_mnli"]}
-    for part in ("matched", "mismatched"):
-        said = [
-            json.loads(line)
-            for line in (tmp_path / "predictions" / f"glue_mnli.validation_{part}.jsonl")
-            .read_text()
-            .splitlines()
-        ]
-        assert outcome.metrics["glue_mnli"][f"accuracy_{part}"] == np.mean(
-            [line["prediction"] == line["label"] for line in said]
-        )
-        assert [line["prediction"] for line in said] == list(
-            predictions[f"validation_{part}"].outputs.argmax(axis=1)
-        )
-
-    # Test splits: predictions for a submission, metrics only of the diagnostics whose labels are published.
+    # Test splits: predictions for a submission; metrics only where labels are published.
     config.evaluate_split = "test"
     tested = loop.evaluate(config, tmp_path)
     assert {task: list(values) for task, values in tested.metrics.items()} == {
         task: [] for task in MIXTURE
     } | {"superglue_axg": ["accuracy", "gender_parity"]}
-    assert [found.split for found in tested.predictions["glue_mnli"]] == [
+    assert [predictions.split for predictions in tested.predictions["glue_mnli"]] == [
         "test_matched",
         "test_mismatched",
     ]
@@ -79,19 +93,7 @@ def test_a_mixture_of_benchmarks_trains_evaluates_and_predicts(micro, benchmarks
     }
     for file in files.values():
         assert submission._find(file, [tmp_path])
-
-    # A predictor scores each option as evaluation did, and diagnostics by the head that they share.
-    predictor = Predictor.load(tmp_path)
-    for task in ("superglue_record", "superglue_axg"):
-        found = tested.predictions[task][0]
-        shown = found.table.fields[:10]
-        np.testing.assert_allclose(
-            predictor.predict(shown, task), found.outputs[: len(shown)], rtol=1e-4, atol=1e-5
-        )
-    premises = [("a claim", "a premise")]
-    np.testing.assert_array_equal(
-        predictor.predict(premises, "superglue_axg"), predictor.predict(premises, "superglue_rte")
-    )
+    check_predictor_agrees(tmp_path, tested)
 
 
 CHOICE = Task(
@@ -103,26 +105,20 @@ CHOICE = Task(
 )
 
 
-def test_a_choice_is_learnt_from_lists(micro, tmp_path, monkeypatch):
-    """The right one of three options is the one with a certain word; its place is random."""
+def test_a_choice_is_learned_from_lists(micro, tmp_path, monkeypatch):
+    """The correct one of three options has a certain word; its position is random."""
 
     def records(split):
         rng = np.random.default_rng(len(split))
         lists = []
-        for number in range(48):
-            right = int(rng.integers(3))
-            words = ["red" if place == right else "blue" for place in range(3)]
-            lists.append(
-                [
-                    Example(
-                        {"question": f"question {number}", "option": f"a {w} box"},
-                        float(w == "red"),
-                        f"q{number}",
-                        str(i),
-                    )
-                    for i, w in enumerate(words)
-                ]
-            )
+        for question in range(48):
+            correct = int(rng.integers(3))
+            options = []
+            for i in range(3):
+                word = "red" if i == correct else "blue"
+                fields = {"question": f"question {question}", "option": f"a {word} box"}
+                options.append(Example(fields, float(i == correct), f"q{question}", str(i)))
+            lists.append(options)
         return lists
 
     monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
@@ -154,7 +150,7 @@ def test_a_choice_is_learnt_from_lists(micro, tmp_path, monkeypatch):
         ({"losses__choice": "softmx"}, "unknown choice loss 'softmx'; did you mean 'softmax'"),
     ],
 )
-def test_refusals(micro, benchmarks, changes, message):
+def test_unknown_names_are_refused(micro, benchmarks, changes, message):
     with pytest.raises(InputError, match=message):
         build(micro(**({"tasks": ("superglue_copa",)} | changes)))
 
@@ -167,18 +163,16 @@ def test_a_diagnostic_alone_cannot_be_trained(micro, benchmarks, tmp_path):
         loop.train(micro(tasks=("glue_sst2", "glue_ax")), tmp_path)
 
 
-def test_whole_benchmarks_build_and_say_what_is_not_trained(micro, benchmarks, caplog):
+def test_whole_benchmarks_warn_of_tasks_not_trained(micro, benchmarks, caplog):
     built = build(micro(tasks=("glue", "superglue")))
-    assert (
-        len(built.tasks) == 20 and len(built.encoder.heads) == 17
-    )  # AX, AX-b and AX-g have no head of their own
-    assert (
-        built.epoch() == 8 * 8 + 64 + 7 * 8 + 10
-    )  # eight records each, ten of MultiRC, and the 64 of SST-2 that max_train_examples takes
+    # AX, AX-b and AX-g have no head of their own.
+    assert len(built.tasks) == 20 and len(built.encoder.heads) == 17
+    # Eight records per task, ten of MultiRC, and 64 of SST-2 by max_train_examples.
+    assert built.epoch() == 8 * 8 + 64 + 7 * 8 + 10
     assert "glue_ax has no train split and is only evaluated, by the head glue_mnli" in caplog.text
     assert (
-        "superglue_axb has no validation split and is not evaluated; its splits, for --config.evaluate_split: test"
-        in caplog.text
+        "superglue_axb has no validation split and is not evaluated; its splits, for "
+        "--config.evaluate_split: test" in caplog.text
     )
 
 

@@ -1,4 +1,4 @@
-"""Hooks: when and in which order they are called, users' own, and what a failing one leaves."""
+"""Hooks: order of calls, users' hooks, failing hooks, and stopping a run."""
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ EVALUATED = FIELDS | {"train_for": "6 steps", "evaluate_every": "2 steps"}
 
 
 def untimed(workdir):
-    """The lines of a run without what a clock measured."""
+    """Returns the log lines of a run without timings."""
     return [
         {k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k}
         for line in read_metrics(workdir)
@@ -36,10 +36,12 @@ def losses(workdir):
 
 
 class Recorder(Hook):
-    """Notes its calls, and what stands in the run when it is due."""
+    """Records its calls, and the state of the run when it is due."""
 
     def __init__(self, every=2):
-        self.every, self.calls, self.losses = every, [], {}
+        self.every = every
+        self.calls = []
+        self.losses = {}
 
     def on_start(self, run):
         self.calls.append(("start", run.step))
@@ -64,7 +66,8 @@ class Failing(Hook):
     """Raises in one of its methods."""
 
     def __init__(self, event, step):
-        self.event, self.step = event, step
+        self.event = event
+        self.step = step
 
     def _fail(self, event, step):
         if (event, step) == (self.event, self.step):
@@ -98,7 +101,7 @@ class Stopping(Hook):
 
 @pytest.fixture(scope="module")
 def straight(micro, tmp_path_factory):
-    """A run of six steps that nothing happened to."""
+    """Workdir of an uninterrupted run of six steps."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     loop.train(micro(**EVALUATED), workdir)
     return workdir
@@ -128,25 +131,28 @@ def test_a_hook_is_called_after_log_evaluation_and_checkpoint(micro, tmp_path, s
 
 
 def test_a_hook_changes_no_line_of_the_log(micro, tmp_path):
-    """The means of a line are over the same steps, whoever is due in between."""
+    """The means of a line are over the same steps, even if a hook is due in between."""
     fields = FIELDS | {"log_every": "3 steps"}
     for name, users in (("without", []), ("with", [Failing("never", 0)])):
         loop.train(micro(**fields, train_for="6 steps"), tmp_path / name, hooks=users)
     assert untimed(tmp_path / "with") == untimed(tmp_path / "without")
 
 
-def test_a_step_is_dispatched_before_the_numbers_of_the_last_are_read(micro, tmp_path, monkeypatch):
-    calls, step, add = [], Trainer.step, MetricsAccumulator.add
-    monkeypatch.setattr(
-        Trainer,
-        "step",
-        lambda self, batch: calls.append(f"step {self.step_number + 1}") or step(self, batch),
-    )
-    monkeypatch.setattr(
-        MetricsAccumulator,
-        "add",
-        lambda self, n, metrics: calls.append(f"read {n}") or add(self, n, metrics),
-    )
+def test_a_step_is_dispatched_before_earlier_metrics_are_read(micro, tmp_path, monkeypatch):
+    calls = []
+    take_step = Trainer.step
+    add_metrics = MetricsAccumulator.add
+
+    def recorded_step(self, batch):
+        calls.append(f"step {self.step_number + 1}")
+        return take_step(self, batch)
+
+    def recorded_add(self, step, metrics):
+        calls.append(f"read {step}")
+        return add_metrics(self, step, metrics)
+
+    monkeypatch.setattr(Trainer, "step", recorded_step)
+    monkeypatch.setattr(MetricsAccumulator, "add", recorded_add)
     loop.train(micro(**(FIELDS | {"log_every": "3 steps"})), tmp_path)
     assert calls == [
         *("step 1", "step 2", "read 1", "step 3", "read 2", "read 3"),
@@ -157,7 +163,12 @@ def test_a_step_is_dispatched_before_the_numbers_of_the_last_are_read(micro, tmp
 def test_hooks_by_name(micro, tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "_FACTORIES", {})
     made = []
-    register_hook("recorder", lambda: made.append(Recorder()) or made[-1])
+
+    def make():
+        made.append(Recorder())
+        return made[-1]
+
+    register_hook("recorder", make)
     with pytest.raises(InputError, match="hook 'recorder' is already registered"):
         register_hook("recorder", Recorder)
     passed = Recorder()
@@ -175,31 +186,30 @@ def test_hooks_by_name(micro, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("event", "step", "saved"), [("on_due", 3, 3), ("before_step", 4, 3), ("on_end", 6, 6)]
 )
-def test_a_failing_hook_is_named_and_what_was_trained_stays(
+def test_a_failing_hook_is_named_and_the_steps_are_saved(
     micro, tmp_path, straight, event, step, saved
 ):
     config = micro(**EVALUATED)
     with pytest.raises(
         InputError,
         match=rf"hook Failing failed in {event} at step {saved} \(.*test_hooks.py:\d+\): "
-        rf"ZeroDivisionError: nothing to divide by; step {saved} is saved in .*; mend the hook",
+        rf"ZeroDivisionError: nothing to divide by; step {saved} is saved in .*; fix the hook",
     ) as caught:
         loop.train(config, tmp_path, hooks=[Failing(event, step)])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert native.checkpoint_steps(tmp_path) == [saved]
     assert loop.train(config, tmp_path).step == 6
     assert untimed(tmp_path) == untimed(straight)
+    checkpoints = [native.find(run) for run in (tmp_path, straight)]
     final = [
-        native.load_parameters(
-            native.find(run), native.load_inference_spec(native.find(run)).encoder
-        )
-        for run in (tmp_path, straight)
+        native.load_parameters(path, native.load_inference_spec(path).encoder)
+        for path in checkpoints
     ]
     jax.tree.map(np.testing.assert_array_equal, *final)
 
 
 def test_an_evaluation_that_raises_loses_no_step(micro, tmp_path, straight, monkeypatch):
-    """The checkpoint is saved without a value, and the evaluation is made up for."""
+    """The checkpoint is saved without a value, and the evaluation is caught up on."""
     config = micro(**EVALUATED)
     run = evaluator.Evaluator.run
 
@@ -210,7 +220,7 @@ def test_an_evaluation_that_raises_loses_no_step(micro, tmp_path, straight, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluator.Evaluator, "run", broken)
-        for _ in range(2):  # once in training, once where it is made up for
+        for _ in range(2):  # once in training, once on catching up
             with pytest.raises(KeyError, match="accuracy"):
                 loop.train(config, tmp_path)
             assert native.checkpoint_steps(tmp_path) == [4]
@@ -221,7 +231,7 @@ def test_an_evaluation_that_raises_loses_no_step(micro, tmp_path, straight, monk
     assert untimed(tmp_path) == untimed(straight)
 
 
-def test_a_state_without_a_finite_loss_is_not_saved_for_a_failing_hook(micro, tmp_path, caplog):
+def test_a_failing_hook_saves_no_state_with_a_nan_loss(micro, tmp_path, caplog):
     diverging = {"optimizer__learning_rate": 1e30, "optimizer__clip_norm": 0.0, "warmup": "0"}
     fields = FIELDS | {"log_every": "6 steps", "train_for": "6 steps"}
 
@@ -235,7 +245,7 @@ def test_a_state_without_a_finite_loss_is_not_saved_for_a_failing_hook(micro, tm
     assert "step 2 is not saved: the loss of step 2 is" in caplog.text
 
 
-def test_a_stop_that_a_hook_asks_for_ends_a_whole_run(micro, tmp_path, straight, capsys):
+def test_a_hook_that_requests_a_stop_ends_a_complete_run(micro, tmp_path, straight, capsys):
     config = micro(**(FIELDS | {"log_every": "2 steps"}), train_for="6 steps")
     outcome = loop.train(config, tmp_path, hooks=[Stopping(3)])
     assert (outcome.step, outcome.preempted, outcome.stop_reason) == (3, False, "enough")
@@ -249,10 +259,10 @@ def test_a_stop_that_a_hook_asks_for_ends_a_whole_run(micro, tmp_path, straight,
     ]
     assert lines[-1]["accuracy"] == outcome.metrics["toy_sentiment"]["accuracy"]
     assert losses(tmp_path)[1] == losses(straight)[2]
-    assert loop.train(config, tmp_path).step == 6  # nobody asks any more
+    assert loop.train(config, tmp_path).step == 6  # without the hook that stops
 
 
-def test_a_method_that_no_run_would_call_is_refused():
+def test_a_misspelled_hook_method_is_refused():
     with pytest.raises(InputError, match="method of a hook in Late: 'after_step'.*before_step"):
 
         class Late(Hook):

@@ -1,4 +1,4 @@
-"""Whole runs: metrics and files, exact resume after a kill, refusals that lose nothing, and a model that must not learn."""
+"""Whole runs: metrics and files, exact resume after a kill, and errors that lose nothing."""
 
 import json
 
@@ -22,12 +22,12 @@ from gemma_encoder.weights import native
 
 
 class Killed(BaseException):
-    """Stands for a signal that no handler sees."""
+    """Simulates SIGKILL, which no handler sees."""
 
 
 @pytest.fixture
 def kill_after(monkeypatch):
-    """`kill_after(n)`: the loop dies once it has asked for batch n + 1, before step n + 1; None lets it live."""
+    """`kill_after(n)` kills the loop when it requests batch n + 1; None disables the kill."""
     original = loop.TrainStream.__next__
     state = {"left": None}
 
@@ -43,7 +43,7 @@ def kill_after(monkeypatch):
 
 
 def train_lines(workdir):
-    """The training lines without what a clock measured."""
+    """Returns the training lines of the log without timings."""
     return [
         {k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k}
         for line in read_metrics(workdir)
@@ -66,10 +66,8 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
         line["task"]: line for line in lines if line["split"] == "validation" and line["step"] == 4
     }
     assert final["toy_sentiment"]["accuracy"] == outcome.metrics["toy_sentiment"]["accuracy"]
-    assert {"mrr@10", "ndcg@10"} <= final["toy_ranking"].keys() and {
-        "spearman",
-        "pearson",
-    } <= final["toy_similarity"].keys()
+    assert {"mrr@10", "ndcg@10"} <= final["toy_ranking"].keys()
+    assert {"spearman", "pearson"} <= final["toy_similarity"].keys()
     assert final["toy_ranking"]["examples"] == 240  # 24 queries of ten documents
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
         "toy_ranking.validation.qrels",
@@ -82,9 +80,8 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
         "toy_similarity.validation.mistakes.jsonl",
     ]
     assert list((tmp_path / "tensorboard").iterdir())
-    again = loop.train(
-        micro(), tmp_path
-    )  # nothing is left to do: it says what it reached and adds no line
+    # With no step left, it returns the same metrics and adds no line.
+    again = loop.train(micro(), tmp_path)
     assert again.metrics == outcome.metrics
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(lines)
     evaluated = loop.evaluate(micro(), tmp_path)
@@ -92,7 +89,7 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
 
 
 def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after, background):
-    """With checkpoints in the background, as accelerators have them; tests/test_main.py kills processes that wait for theirs."""
+    """Checkpoints are written in the background; tests/test_main.py tests the other case."""
     config = micro(
         train_for="16 steps",
         log_every="1 steps",
@@ -102,25 +99,22 @@ def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_aft
         model__attention_dropout=0.1,
     )
     straight = loop.train(config, tmp_path / "straight")
-    kill_after(
-        10
-    )  # between the checkpoints of steps 8 and 12: steps 9 and 10 are lost and done again
+    kill_after(10)  # between the checkpoints of steps 8 and 12: steps 9 and 10 are repeated
     with pytest.raises(Killed):
         loop.train(config, tmp_path / "killed")
     killed_lines = train_lines(tmp_path / "killed")
     assert killed_lines[-1]["step"] in (9, 10)
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 11, "spl')  # the kill cut a line short
+        file.write('{"step": 11, "spl')  # a line that the kill truncated
     kill_after(None)
     resumed = loop.train(config, tmp_path / "killed")
     assert train_lines(tmp_path / "straight") == train_lines(tmp_path / "killed")
     assert [line["step"] for line in train_lines(tmp_path / "killed")] == list(range(1, 17))
     assert straight.metrics == resumed.metrics
+    checkpoints = [outcome.checkpoint for outcome in (straight, resumed)]
     parameters = [
-        native.load_parameters(
-            outcome.checkpoint, native.load_inference_spec(outcome.checkpoint).encoder
-        )
-        for outcome in (straight, resumed)
+        native.load_parameters(path, native.load_inference_spec(path).encoder)
+        for path in checkpoints
     ]
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, parameters))
 
@@ -132,7 +126,7 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(micro, tmp_path):
         InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.002 -> 0.5"
     ):
         loop.train(micro(optimizer__learning_rate=0.5), tmp_path)
-    # What is seen and where it runs may change.
+    # Fields of logging and devices may change.
     again = micro(log_every="1 steps", mesh=(1, -1, 1), early_stopping__patience=2)
     claim_workdir(tmp_path, TrainConfig.from_config_dict(again))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -143,11 +137,10 @@ def test_a_tokenizer_that_changed_is_refused(micro, tmp_path, monkeypatch):
     model.write_bytes(Tokenizer.load("small").model)
     config = micro(tasks=("toy_sentiment",), tokenizer=str(model), train_for="1 steps")
     loop.train(config, tmp_path / "run")
-    model.write_bytes(
-        model.read_bytes() + b"\x1a\x00"
-    )  # still a valid model, with one more empty field
+    # Still a valid model, with an additional empty field.
+    model.write_bytes(model.read_bytes() + b"\x1a\x00")
     with pytest.raises(
-        InputError, match=r"my.model is not the tokenizer that the run in .* began with"
+        InputError, match=r"my.model is not the tokenizer that the run in .* was started with"
     ):
         loop.train(config, tmp_path / "run")
 
@@ -178,12 +171,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro, tmp_path):
         )
 
 
-def test_evaluation_needs_a_checkpoint_that_knows_the_task(micro, tmp_path):
+def test_evaluation_needs_a_checkpoint_trained_on_the_task(micro, tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint to evaluate"):
         loop.evaluate(micro(), tmp_path)
     loop.train(micro(tasks=("toy_sentiment",), train_for="1 steps"), tmp_path)
     with pytest.raises(
-        InputError, match="was not trained on 'toy_ranking'; it knows toy_sentiment"
+        InputError, match="was not trained on 'toy_ranking'; it was trained on toy_sentiment"
     ):
         loop.evaluate(micro(tasks=("toy_ranking",)), tmp_path)
 
@@ -198,7 +191,7 @@ def test_a_workdir_may_be_a_relative_path(micro, tmp_path, monkeypatch):
     assert Predictor.load("runs/here").predict(["a fine film ."]).shape == (1, 2)
 
 
-def test_only_the_newest_checkpoints_are_kept(micro, tmp_path):
+def test_only_the_newest_checkpoints_remain(micro, tmp_path):
     loop.train(
         micro(tasks=("toy_sentiment",), checkpoint_every="1 steps", evaluate_every="0"), tmp_path
     )

@@ -1,4 +1,4 @@
-"""Losses against their equations in plain numpy, and the sum over a batch that does not care how rows were packed."""
+"""Losses: against their equations in numpy, and independent of the packing of a batch."""
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +21,18 @@ from gemma_encoder.training.losses import LossOptions, batch_loss
 
 SCORES = np.array([[0.3, -1.2, 2.0, 0.5], [1.0, 0.0, -3.0, 9.0]], np.float32)
 LABELS = np.array([[0, 0, 1, 0], [2, 1, 0, 0]], np.float32)
-WHERE = np.array([[True, True, True, True], [True, True, True, False]])
+MASK = np.array([[True, True, True, True], [True, True, True, False]])
 
 
 def log_softmax(x):
     return x - np.log(np.exp(x).sum())
 
 
-def expected(name, scores, labels):
+def equation(name, scores, labels):
+    """Returns the value of a list loss for a single list."""
     if name == "point_ce":
-        y, p = np.clip(labels, 0, 1), 1 / (1 + np.exp(-scores))
+        y = np.clip(labels, 0, 1)
+        p = 1 / (1 + np.exp(-scores))
         return np.mean(-y * np.log(p) - (1 - y) * np.log(1 - p))
     if name == "pairwise_logistic":
         pairs = [
@@ -48,30 +50,29 @@ def expected(name, scores, labels):
 
 @pytest.mark.parametrize("name", losses.LOSSES["ranking"])
 def test_list_losses_equal_their_equations(name):
-    values = getattr(losses, name)(jnp.asarray(SCORES), jnp.asarray(LABELS), jnp.asarray(WHERE))
-    wanted = [expected(name, SCORES[0], LABELS[0]), expected(name, SCORES[1, :3], LABELS[1, :3])]
-    np.testing.assert_allclose(values, wanted, rtol=1e-5)  # a few roundings of float32
+    values = getattr(losses, name)(jnp.asarray(SCORES), jnp.asarray(LABELS), jnp.asarray(MASK))
+    expected = [equation(name, SCORES[0], LABELS[0]), equation(name, SCORES[1, :3], LABELS[1, :3])]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)  # a few roundings of float32
 
 
 def test_classification_and_regression_equal_their_equations():
-    scores, labels = SCORES[None], np.array([[2.0, 0.0]], np.float32)
-    wanted = [[-log_softmax(SCORES[0])[2], -log_softmax(SCORES[1])[0]]]
-    np.testing.assert_allclose(
-        losses.softmax_cross_entropy(jnp.asarray(scores), jnp.asarray(labels)), wanted, rtol=1e-5
-    )
+    scores = jnp.asarray(SCORES[None])
+    labels = jnp.asarray([[2.0, 0.0]])
+    expected = [[-log_softmax(SCORES[0])[2], -log_softmax(SCORES[1])[0]]]
+    np.testing.assert_allclose(losses.softmax_cross_entropy(scores, labels), expected, rtol=1e-5)
     np.testing.assert_allclose(
         losses.mean_squared_error(jnp.asarray([[[0.5], [2.0]]]), jnp.asarray([[0.0, 1.0]])),
         [[0.25, 1.0]],
     )
 
 
-def test_the_loss_of_a_choice_is_the_cross_entropy_of_the_right_option():
+def test_the_loss_of_a_choice_is_its_cross_entropy():
     assert losses.LOSSES["choice"] is losses.LOSSES["ranking"]
-    scores, right = jnp.asarray(SCORES[:1]), jnp.eye(4)[1:2]
-    wanted = losses.softmax_cross_entropy(scores[None], jnp.asarray([[1.0]]))[0]
-    np.testing.assert_allclose(
-        losses.listwise_softmax(scores, right, jnp.ones((1, 4), bool)), wanted, rtol=1e-5
-    )
+    scores = jnp.asarray(SCORES[:1])
+    correct = jnp.eye(4)[1:2]
+    expected = losses.softmax_cross_entropy(scores[None], jnp.asarray([[1.0]]))[0]
+    values = losses.listwise_softmax(scores, correct, jnp.ones((1, 4), bool))
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
 TASKS = (
@@ -87,7 +88,10 @@ NAMES = {
 
 
 def mixture(rows, segments, order):
-    """The same eight texts (2 classification, 2 regression, a list of 3 and a list of 1) laid out in some order, with their scores."""
+    """Returns a batch of eight texts in a given order, and the scores of its heads.
+
+    The texts: 2 of classification, 2 of regression, a list of 3, and a list of 1.
+    """
     texts = [
         (0, 1, -1, 0),
         (0, 0, -1, 0),
@@ -101,8 +105,8 @@ def mixture(rows, segments, order):
     raw = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
     batch = empty_batch(BatchShape(rows, 4, segments, 3, 4))
     scores = np.full((rows, segments, 2), 7.0, np.float32)
-    for place, text in enumerate(order):
-        row, slot = divmod(place, segments)
+    for index, text in enumerate(order):
+        row, slot = divmod(index, segments)
         (
             batch.task_id[row, slot],
             batch.label[row, slot],
@@ -116,7 +120,7 @@ def mixture(rows, segments, order):
 
 
 def loss_of(scores, batch, tasks, constants):
-    """The loss of a batch whose hidden and pooled states no objective looks at."""
+    """Returns the loss of a batch by objectives that use no hidden or pooled states."""
     return batch_loss(EncoderOutput(None, None, scores), batch, tasks, constants)
 
 
@@ -138,7 +142,8 @@ def options(**changes):
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4), (4, 5)])
 def test_the_loss_does_not_depend_on_how_texts_share_rows(shape):
-    reference, _ = loss_of(mixture(8, 1, range(8))[1], mixture(8, 1, range(8))[0], TASKS, options())
+    batch, scores = mixture(8, 1, range(8))
+    reference, _ = loss_of(scores, batch, TASKS, options())
     batch, scores = mixture(*shape, np.random.default_rng(1).permutation(8))
     loss, parts = loss_of(scores, batch, TASKS, options())
     np.testing.assert_allclose(loss, reference, rtol=1e-6)  # sums in another order
@@ -149,25 +154,23 @@ def test_a_list_counts_once_and_the_divisor_is_the_constant():
     batch, scores = mixture(2, 4, range(8))
     _, parts = loss_of(scores, batch, TASKS, options())
     lists = np.asarray(scores["l"][1, :3, 0])
-    np.testing.assert_allclose(
-        parts["l"].total, -log_softmax(lists)[1] + 0.0, rtol=1e-5
-    )  # the list of one document has loss 0
+    # The list of a single document has loss 0.
+    np.testing.assert_allclose(parts["l"].total, -log_softmax(lists)[1] + 0.0, rtol=1e-5)
     half, _ = loss_of(scores, batch, TASKS, options(examples_per_step=12))
     whole, _ = loss_of(scores, batch, TASKS, options())
     np.testing.assert_allclose(half * 2, whole, rtol=1e-6)
 
 
-def test_a_language_models_loss_is_divided_by_the_tokens_of_a_step():
-    """Scores are a text's summed negative log-likelihood and count: the loss shown is a token's, whatever the texts' lengths."""
+def test_a_language_models_loss_is_divided_by_tokens_per_step():
+    """Scores are (negative log-likelihood, tokens) of each text; the mean loss is per token."""
     batch, _ = mixture(2, 4, range(6))
     batch = batch._replace(task_id=np.zeros_like(batch.task_id))
-    said = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
+    scores = np.arange(16, dtype=np.float32).reshape(2, 4, 2)
     task = Task("t", "language_model", Template("{x}"), ("perplexity",))
     names = {"language_model": "negative_log_likelihood"}
-    loss, parts = loss_of(
-        {"t": jnp.asarray(said)}, batch, [task], options(names=names, task_weights={"t": 2.0})
-    )
-    real = said[batch.weight > 0]
+    constants = options(names=names, task_weights={"t": 2.0})
+    loss, parts = loss_of({"t": jnp.asarray(scores)}, batch, [task], constants)
+    real = scores[batch.weight > 0]
     assert real.shape == (6, 2)
     assert (float(parts["t"].total), float(parts["t"].count), float(parts["t"].examples)) == (
         *real.sum(axis=0),
@@ -201,10 +204,10 @@ def test_empty_lists_give_no_loss_and_finite_gradients(name):
 def test_each_segment_is_scored_by_its_own_tasks_head():
     batch, scores = mixture(2, 4, range(8))
     gradients = jax.grad(lambda heads: loss_of(heads, batch, TASKS, options())[0])(scores)
-    for name, number in (("c", 0), ("r", 1), ("l", 2)):
-        touched = np.abs(np.asarray(gradients[name])).sum(axis=-1) > 0
-        assert not (touched & (batch.task_id != number)).any()
-        assert touched.any()
+    for task_id, task in enumerate(TASKS):
+        has_gradient = np.abs(np.asarray(gradients[task.name])).sum(axis=-1) > 0
+        assert not (has_gradient & (batch.task_id != task_id)).any()
+        assert has_gradient.any()
 
 
 def loss_options(values):
@@ -242,7 +245,8 @@ def test_options_out_of_range_are_refused(fields, message):
 
 
 def cross_entropy(**fields):
-    scores, labels = jnp.asarray(SCORES[None]), jnp.asarray([[2.0, 0.0]])
+    scores = jnp.asarray(SCORES[None])
+    labels = jnp.asarray([[2.0, 0.0]])
     values = losses.softmax_cross_entropy(scores, labels, SoftmaxCrossEntropyOptions(**fields))
     return np.asarray(values)[0]
 
@@ -257,53 +261,55 @@ def test_class_weights_scale_the_loss_of_their_class():
     np.testing.assert_allclose(values, plain * [3.0, 0.5], rtol=1e-5)
 
 
-def test_label_smoothing_is_the_cross_entropy_with_a_smoothed_target():
+def test_label_smoothing_smooths_the_target():
     target = 0.9 * np.eye(4)[CLASSES] + 0.1 / 4
     np.testing.assert_allclose(
         cross_entropy(label_smoothing=0.1), -(target * LOG).sum(axis=-1), rtol=1e-5
     )
 
 
-def test_the_focal_weight_spares_what_is_sure():
+def test_the_focal_weight_reduces_the_loss_of_sure_labels():
     probability = np.exp(LOG[[0, 1], CLASSES])
     expected = (1 - probability) ** 2 * -np.log(probability)
     np.testing.assert_allclose(cross_entropy(focal_gamma=2.0), expected, rtol=1e-4)
 
 
 def test_a_sure_label_has_a_finite_focal_gradient():
-    """(1 - p) ** γ has no finite slope at p = 1 for γ below one."""
-    scores, labels = jnp.asarray([[[60.0, 0.0]]]), jnp.zeros((1, 1))
+    """The slope of (1 - p) ** γ at p = 1 is infinite for γ below one."""
+    scores = jnp.asarray([[[60.0, 0.0]]])
+    labels = jnp.zeros((1, 1))
     options = SoftmaxCrossEntropyOptions(focal_gamma=0.5)
     gradient = jax.grad(lambda s: losses.softmax_cross_entropy(s, labels, options).sum())(scores)
     assert np.isfinite(gradient).all()
 
 
-def test_without_options_nothing_is_computed_but_the_cross_entropy():
-    """The program of a run without options is the one that it always was."""
-    scores, labels = jnp.asarray(SCORES[None]), jnp.asarray([[2.0, 0.0]])
-    programs = [
-        str(jax.make_jaxpr(lambda s, o=o: losses.softmax_cross_entropy(s, labels, o))(scores))
-        for o in (None, SoftmaxCrossEntropyOptions())
-    ]
-    assert programs[0] == programs[1]
-    weighted = SoftmaxCrossEntropyOptions(label_smoothing=0.1)
-    assert programs[0] != str(
-        jax.make_jaxpr(lambda s: losses.softmax_cross_entropy(s, labels, weighted))(scores)
-    )
+def test_default_options_add_no_computation():
+    scores = jnp.asarray(SCORES[None])
+    labels = jnp.asarray([[2.0, 0.0]])
+
+    def program(options):
+        def loss(scores):
+            return losses.softmax_cross_entropy(scores, labels, options)
+
+        return str(jax.make_jaxpr(loss)(scores))
+
+    assert program(None) == program(SoftmaxCrossEntropyOptions())
+    assert program(None) != program(SoftmaxCrossEntropyOptions(label_smoothing=0.1))
 
 
 def test_poly1_takes_its_epsilon():
-    arguments = [jnp.asarray(values) for values in (SCORES, LABELS, WHERE)]
+    arguments = [jnp.asarray(values) for values in (SCORES, LABELS, MASK)]
     zero = losses.poly1(*arguments, Poly1Options(0.0))
     np.testing.assert_allclose(zero, losses.listwise_softmax(*arguments), rtol=1e-6)
-    two, one = (losses.poly1(*arguments, Poly1Options(epsilon)) for epsilon in (2.0, 1.0))
-    np.testing.assert_allclose(two - zero, 2 * (one - zero), rtol=1e-4)
+    single = losses.poly1(*arguments, Poly1Options(1.0))
+    double = losses.poly1(*arguments, Poly1Options(2.0))
+    np.testing.assert_allclose(double - zero, 2 * (single - zero), rtol=1e-4)
 
 
-# --- Several classes at once, and ordered classes ---
+# --- Multi-label and ordinal classification ---
 
 
-def test_several_classes_are_binary_cross_entropies():
+def test_multi_label_losses_are_binary_cross_entropies():
     targets = np.array([[1, 0, 1, 1], [0, 0, 0, 0]], np.float32)
     p = 1 / (1 + np.exp(-SCORES.astype(np.float64)))
     expected = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean(axis=-1)
@@ -314,7 +320,7 @@ def test_several_classes_are_binary_cross_entropies():
 ORDINAL = Task("o", "ordinal", Template("{x}"), classes=("a", "b", "c", "d", "e"))
 
 
-def test_the_cumulative_link_is_minus_the_log_of_the_class_probability():
+def test_the_cumulative_link_is_the_negative_log_probability():
     probabilities = ORDINAL.kind.postprocess(ORDINAL, SCORES)
     for label in range(5):
         values = losses.cumulative_link(jnp.asarray(SCORES[None]), jnp.full((1, 2), float(label)))
@@ -333,8 +339,8 @@ def test_the_cumulative_link_stays_finite_far_from_the_label():
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_an_objective_sees_the_whole_output_and_may_add_a_term_over_the_batch(monkeypatch):
-    """A loss of one's own: pooled states of all texts pushed apart, beside each text's own loss."""
+def test_an_objective_may_add_a_term_over_the_batch(monkeypatch):
+    """A custom loss that adds to the loss of each text a term of the spread of pooled states."""
     monkeypatch.setitem(losses.LOSSES, "classification", dict(losses.LOSSES["classification"]))
 
     def spread(inputs, options):

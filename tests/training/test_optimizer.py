@@ -1,4 +1,4 @@
-"""Optimisers by config: rules that see single layers, frozen parameters, factored moments; on any mesh."""
+"""Optimizers: rules by layer, frozen parameters, factored moments, and sharding."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ from gemma_encoder.training.state import abstract_state, initial_state
 
 @pytest.fixture(scope="module")
 def encoder(tiny_config):
-    """Gemma 3's pattern twice and one layer more: stacked blocks of two layers each, and a rest."""
+    """Two repetitions of Gemma 3's pattern and a layer: stacked blocks of two, and a remainder."""
     return EncoderConfig(tiny_config("gemma3"), {"a": 3})
 
 
@@ -36,34 +36,42 @@ def parameters(encoder):
 
 
 def by_layer(encoder, parameters):
-    """Each parameter by its single layer's path."""
-    found = {}
+    """Returns the parameters by path of their single layer."""
+    result = {}
     for path, leaf in parameter_paths(parameters).items():
         layers = layer_paths(encoder.transformer, path)
-        found |= {
+        result |= {
             layer: leaf[i] if path.startswith("backbone/blocks") else leaf
             for i, layer in enumerate(layers)
         }
-    return found
+    return result
 
 
 def step(options, encoder, parameters, gradients=None, count=1):
-    """The change of each parameter, by its single layer's path, in `count` steps with a learning rate of one."""
-    optimizer, changes = (
-        make_optimizer(options, lambda step: 1.0, encoder),
-        trainable(options, encoder),
-    )
-    trained = select(parameters, changes)
+    """Takes steps with learning rate 1; returns the changes by layer path, and the state."""
+    optimizer = make_optimizer(options, lambda step: 1.0, encoder)
+    is_trainable = trainable(options, encoder)
+    trained = select(parameters, is_trainable)
     state = optimizer.init(trained)
-    gradients = select(gradients or jax.tree.map(jnp.sin, parameters), changes)
+    gradients = select(gradients or jax.tree.map(jnp.sin, parameters), is_trainable)
     new = trained
     for _ in range(count):
         updates, state = optimizer.update(gradients, state, new)
         new = optax.apply_updates(new, updates)
-    whole = merge_parameters(new, select(parameters, lambda path: not changes(path)))
-    return jax.tree.map(
+    whole = merge_parameters(new, select(parameters, lambda path: not is_trainable(path)))
+    changes = jax.tree.map(
         lambda a, b: np.asarray(a - b), by_layer(encoder, whole), by_layer(encoder, parameters)
-    ), state
+    )
+    return changes, state
+
+
+def find_moments(state, field):
+    """Returns the first part of an optimizer's state that has a field, e.g. "mu" of Adam."""
+
+    def has_field(part):
+        return hasattr(part, field)
+
+    return next(part for part in jax.tree.leaves(state, is_leaf=has_field) if has_field(part))
 
 
 def test_every_layer_has_one_path(encoder, parameters):
@@ -89,13 +97,13 @@ def test_schedules(schedule, middle):
         make_schedule(OptimizerConfig(1.0), 10, 11)
 
 
-def test_weight_decay_leaves_out_norms_biases_and_embeddings(encoder, parameters):
+def test_weight_decay_skips_norms_biases_and_embeddings(encoder, parameters):
     zeros = jax.tree.map(jnp.zeros_like, parameters)
     moved, _ = step(OptimizerConfig(1.0, weight_decay=0.5), encoder, parameters, zeros)
     for path, leaf in by_layer(encoder, parameters).items():
-        left_out = path.endswith(("scale", "bias", "embedding"))
+        is_skipped = path.endswith(("scale", "bias", "embedding"))
         np.testing.assert_allclose(
-            moved[path], 0 * leaf if left_out else -0.5 * leaf, rtol=1e-5, err_msg=path
+            moved[path], 0 * leaf if is_skipped else -0.5 * leaf, rtol=1e-5, err_msg=path
         )
 
 
@@ -117,15 +125,12 @@ def test_multipliers_and_layer_decay_scale_each_layers_step(encoder, parameters,
     for path, change in plain.items():
         layer = int(path.split("/")[2]) if "/layers/" in path else depth - 1
         factor = 0.5**depth if path == "backbone/embedding" else 0.5 ** (depth - 1 - layer)
-        factor *= (
-            10
-            if path.startswith("heads/")
-            else 4
-            if layer == 3 and "/layers/" in path
-            else 2
-            if path.endswith("/linear")
-            else 1
-        )
+        if path.startswith("heads/"):
+            factor *= 10
+        elif layer == 3 and "/layers/" in path:
+            factor *= 4
+        elif path.endswith("/linear"):
+            factor *= 2
         np.testing.assert_allclose(
             scaled[path], factor * change, rtol=2e-5, atol=1e-7, err_msg=path
         )
@@ -144,18 +149,12 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments(encoder, paramete
         if path == "backbone/embedding"
         or ("/layers/" in path and int(path.split("/")[2]) in (0, 1, 2, period))
     }
-    adam = next(
-        part
-        for part in jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "mu"))
-        if hasattr(part, "mu")
-    )
-    held = parameter_paths(adam.mu)
-    # Layers 0 and `period` are one stack, wholly frozen; 1 and 1 + period are another, of which one layer is trained.
-    assert (
-        "backbone/embedding" not in held
-        and "backbone/blocks/0/query" not in held
-        and "backbone/blocks/1/query" in held
-    )
+    moments = parameter_paths(find_moments(state, "mu").mu)
+    assert "backbone/embedding" not in moments
+    # Layers 0 and `period` form a stack that is entirely frozen. Layers 1 and 1 + `period` form
+    # another, of which one layer is trained.
+    assert "backbone/blocks/0/query" not in moments
+    assert "backbone/blocks/1/query" in moments
 
 
 def test_a_frozen_parameter_gets_no_gradient(micro):
@@ -165,20 +164,18 @@ def test_a_frozen_parameter_gets_no_gradient(micro):
     recipe = build(micro(optimizer__freeze=r"backbone/.*", batch__examples_per_step=8))
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     program = make_program(recipe, mesh, 10, 0)
-    text = program.step.lower(program.abstract, program.batch).as_text()
-    whole = make_program(
-        dataclasses.replace(recipe, optimizer=dataclasses.replace(recipe.optimizer, freeze="")),
-        mesh,
-        10,
-        0,
-    )
-    assert text.count("dot_general") < 0.5 * whole.step.lower(
-        whole.abstract, whole.batch
-    ).as_text().count("dot_general")
+    unfrozen = dataclasses.replace(recipe.optimizer, freeze="")
+    whole = make_program(dataclasses.replace(recipe, optimizer=unfrozen), mesh, 10, 0)
+
+    def matmuls(program):
+        text = program.step.lower(program.abstract, program.batch).as_text()
+        return text.count("dot_general")
+
+    assert matmuls(program) < 0.5 * matmuls(whole)
 
 
-def test_adafactor_treats_each_layer_of_a_stack_by_itself(tiny_config):
-    """Against optax.adafactor on every layer's parameters alone, with dimensions that are large enough to be factored."""
+def test_adafactor_treats_the_layers_of_a_stack_separately(tiny_config):
+    """Equals optax.adafactor on each layer alone; the dimensions are large enough to factor."""
     encoder = EncoderConfig(
         tiny_config("gemma2", embed_dim=160, hidden_dim=192, vocab_size=256), {"a": 1}
     )
@@ -191,52 +188,44 @@ def test_adafactor_treats_each_layer_of_a_stack_by_itself(tiny_config):
         gradients,
         count=3,
     )
-    alone, alone_gradients = by_layer(encoder, parameters), by_layer(encoder, gradients)
+    layer_gradients = by_layer(encoder, gradients)
     reference = optax.adafactor(1.0, multiply_by_parameter_scale=False)
-    for path, leaf in alone.items():
-        new, memory = leaf, reference.init(leaf)
+    for path, leaf in by_layer(encoder, parameters).items():
+        new = leaf
+        reference_state = reference.init(leaf)
         for _ in range(3):
-            updates, memory = reference.update(alone_gradients[path], memory, new)
+            updates, reference_state = reference.update(layer_gradients[path], reference_state, new)
             new = optax.apply_updates(new, updates)
         np.testing.assert_allclose(moved[path], new - leaf, rtol=1e-4, atol=1e-6, err_msg=path)
-    factored = next(
-        part
-        for part in jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "v_row"))
-        if hasattr(part, "v_row")
-    )
+    factored = find_moments(state, "v_row")
     assert factored.v_row["backbone"]["blocks"]["0"]["linear"].shape == (2, 160)
     assert factored.v_col["backbone"]["blocks"]["0"]["linear"].shape == (2, 192)
 
 
-def test_factored_moments_lie_where_their_parameter_does(tiny_config):
+def test_factored_moments_are_sharded_as_their_parameter(tiny_config):
     encoder = EncoderConfig(
         tiny_config("gemma2", embed_dim=160, hidden_dim=192, vocab_size=256), {"a": 1}
     )
     mesh = sharding.make_mesh((1, 4, 2))
     optimizer = make_optimizer(OptimizerConfig(1.0, name="adafactor"), lambda step: 1.0, encoder)
     state = abstract_state(encoder, optimizer, mesh)
-    factored = next(
-        part
-        for part in jax.tree.leaves(state.optimizer, is_leaf=lambda part: hasattr(part, "v_row"))
-        if hasattr(part, "v_row")
-    )
-    # linear is (layers, F = 192 over tensor, D = 160 over fsdp): the row keeps D, the column F.
-    assert state.parameters["backbone"]["blocks"]["0"]["linear"].sharding.spec == P(
-        None, "tensor", "fsdp"
-    )
-    assert factored.v_row["backbone"]["blocks"]["0"]["linear"].sharding.spec == P(None, "fsdp")
-    assert factored.v_col["backbone"]["blocks"]["0"]["linear"].sharding.spec == P(None, "tensor")
-    assert factored.v["backbone"]["blocks"]["0"]["linear"].sharding.spec == P() and factored.v[
-        "backbone"
-    ]["blocks"]["0"]["linear"].shape == (1,)
+    factored = find_moments(state.optimizer, "v_row")
+
+    def linear(tree):
+        return tree["backbone"]["blocks"]["0"]["linear"]
+
+    # linear is (layers, F = 192 over tensor, D = 160 over fsdp): v_row has D, v_col has F.
+    assert linear(state.parameters).sharding.spec == P(None, "tensor", "fsdp")
+    assert linear(factored.v_row).sharding.spec == P(None, "fsdp")
+    assert linear(factored.v_col).sharding.spec == P(None, "tensor")
+    assert linear(factored.v).sharding.spec == P()
+    assert linear(factored.v).shape == (1,)
     real = initial_state(encoder, optimizer, mesh, 0)
-    assert jax.tree.all(
-        jax.tree.map(
-            lambda leaf, wanted: leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim),
-            real,
-            state,
-        )
-    )
+
+    def is_sharded_as(leaf, abstract):
+        return leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
+
+    assert jax.tree.all(jax.tree.map(is_sharded_as, real, state))
 
 
 def test_moments_may_be_bfloat16(encoder, parameters):
@@ -244,15 +233,12 @@ def test_moments_may_be_bfloat16(encoder, parameters):
     rounded, state = step(
         OptimizerConfig(1.0, moment_dtype="bfloat16"), encoder, parameters, count=5
     )
-    adam = next(
-        part
-        for part in jax.tree.leaves(state, is_leaf=lambda part: hasattr(part, "mu"))
-        if hasattr(part, "mu")
-    )
+    adam = find_moments(state, "mu")
     assert {leaf.dtype for leaf in jax.tree.leaves(adam.mu)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {jnp.dtype("float32")}
     for path, change in plain.items():
-        # Eight bits of mantissa: each of the five steps, of size one, is off by at most 2^-8 of it, and what was rounded before by as much.
+        # Eight bits of mantissa: each of the five steps, of size 1, has an error of at most 2^-8,
+        # and so have the moments that were rounded before.
         np.testing.assert_allclose(rounded[path], change, rtol=2e-2, atol=5 * 2.0**-8, err_msg=path)
 
 
@@ -261,12 +247,12 @@ def test_moments_may_be_bfloat16(encoder, parameters):
     [
         ({"name": "adam"}, "unknown optimizer.name 'adam'; did you mean 'adamw'"),
         ({"moment_dtype": "float16"}, "unknown optimizer.moment_dtype"),
-        ({"freeze": "("}, "optimizer.freeze: .* is no regular expression"),
-        ({"multipliers": (("[", 2.0),)}, "optimizer.multipliers: .* is no regular expression"),
+        ({"freeze": "("}, "optimizer.freeze: .* is not a regular expression"),
+        ({"multipliers": (("[", 2.0),)}, "optimizer.multipliers: .* is not a regular expression"),
         ({"layer_decay": 0.0}, "layer_decay must be above 0"),
     ],
 )
-def test_wrong_options_are_refused(changes, message):
+def test_invalid_options_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         OptimizerConfig(1.0, **changes)
 

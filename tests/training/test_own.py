@@ -1,4 +1,4 @@
-"""From the user's own file to a checkpoint that predicts."""
+"""Training on the user's own file, and predicting with the checkpoint."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Training that starts from somebody's weights: every format, the right model, and the way back."""
+"""Training from pretrained weights: all formats, matching models, and export."""
 
 import pathlib
 
@@ -26,24 +26,22 @@ GOLDENS = pathlib.Path(__file__).parent.parent / "weights" / "huggingface"
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory, micro):
-    """(folder, backbone) of a checkpoint in the gemma package's format, of the `micro` model."""
+    """(folder, backbone): a checkpoint of the `micro` model in the gemma package's format."""
     backbone = Transformer(build(micro(), dry=True).encoder.transformer, rngs=nnx.Rngs(5))
     folder = tmp_path_factory.mktemp("gemma") / "micro"
     ge.save_gemma(backbone, folder)
     return folder, backbone
 
 
-def assert_same_backbone(found, expected) -> None:
+def assert_same_backbone(actual, expected) -> None:
     jax.tree.map(
         np.testing.assert_array_equal,
-        *(jax.device_get(parameter_dict(nnx.state(backbone))) for backbone in (found, expected)),
+        *(jax.device_get(parameter_dict(nnx.state(backbone))) for backbone in (actual, expected)),
     )
 
 
-def test_a_run_starts_from_pretrained_weights_and_its_checkpoint_is_read_back(
-    micro, pretrained, tmp_path
-):
-    """With a learning rate of zero the backbone stays what it was, through our own checkpoint and out again."""
+def test_pretrained_weights_survive_training_and_export(micro, pretrained, tmp_path):
+    """At learning rate 0 the backbone is unchanged by training, our checkpoint and the export."""
     folder, backbone = pretrained
     config = micro(
         model__pretrained=str(folder),
@@ -61,25 +59,21 @@ def test_a_run_starts_from_pretrained_weights_and_its_checkpoint_is_read_back(
     assert ge.load_tokenizer(tmp_path / "run").name == "small"
     folder = ge.export_huggingface(ge.Predictor.load(tmp_path / "run"), tmp_path / "exported")
     assert_same_backbone(ge.load_backbone(folder), backbone)
-    # A second run starts from the first one's fine-tuned weights, or from the export, by the same field.
+    # The same field also accepts the first run's fine-tuned weights, and the export.
     for start in (tmp_path / "run", folder):
         recipe = build(micro(model__pretrained=str(start), model__size="pretrained"))
         assert recipe.encoder.transformer == backbone.config
 
 
-def test_what_is_not_pretrained_is_drawn_as_ever(micro, pretrained):
+def test_other_parameters_are_random_as_without_pretrained(micro, pretrained):
     folder, backbone = pretrained
-    recipe, mesh = build(micro()), sharding.make_mesh((2, 2, 2))
+    recipe = build(micro())
+    mesh = sharding.make_mesh((2, 2, 2))
     optimizer = make_optimizer(recipe.optimizer, lambda step: 1.0, recipe.encoder)
     random = initial_state(recipe.encoder, optimizer, mesh, 7)
     abstract = abstract_state(recipe.encoder, optimizer, mesh)
-    state = initial_state(
-        recipe.encoder,
-        optimizer,
-        mesh,
-        7,
-        load_pretrained(open_checkpoint(folder), recipe.encoder, abstract.parameters),
-    )
+    loaded = load_pretrained(open_checkpoint(folder), recipe.encoder, abstract.parameters)
+    state = initial_state(recipe.encoder, optimizer, mesh, 7, loaded)
     jax.tree.map(
         np.testing.assert_array_equal, state.parameters["heads"], random.parameters["heads"]
     )
@@ -88,26 +82,20 @@ def test_what_is_not_pretrained_is_drawn_as_ever(micro, pretrained):
         state.parameters["backbone"],
         parameter_dict(nnx.state(backbone)),
     )
-    places = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, abstract)]
-    assert places[0] == places[1]
+    shardings = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, abstract)]
+    assert shardings[0] == shardings[1]
 
 
-def test_the_projection_of_a_folder_comes_along_where_it_fits():
+def test_the_projection_of_a_folder_is_loaded_if_it_fits():
     folder = GOLDENS / "embedding_gemma"
     transformer = ge.load_backbone(folder).config
-    for widths, loaded in (((32, 16), True), ((8,), False)):
+    for widths, fits in (((32, 16), True), ((8,), False)):
         encoder = EncoderConfig(transformer, {"a": 1}, PoolingConfig(projection=widths))
         mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-        found = load_pretrained(
-            open_checkpoint(folder),
-            encoder,
-            abstract_state(
-                encoder,
-                make_optimizer(OptimizerConfig(1.0), lambda step: 1.0, encoder),
-                mesh,
-            ).parameters,
-        )
-        assert ("pooler" in found) == loaded
+        optimizer = make_optimizer(OptimizerConfig(1.0), lambda step: 1.0, encoder)
+        shapes = abstract_state(encoder, optimizer, mesh).parameters
+        loaded = load_pretrained(open_checkpoint(folder), encoder, shapes)
+        assert ("pooler" in loaded) == fits
 
 
 @pytest.mark.parametrize(
@@ -115,7 +103,8 @@ def test_the_projection_of_a_folder_comes_along_where_it_fits():
     [
         (
             {"model__size": "tiny", "model__transformer": {}},
-            r"is not tiny: num_layers is 2, expected 4; embed_dim is 32, expected 128; .* choose model.size=pretrained",
+            r"is not tiny: num_layers is 2, expected 4; embed_dim is 32, expected 128; "
+            r".* choose model.size=pretrained",
         ),
         (
             {"model__transformer": {"num_layers": 2}},
@@ -123,7 +112,8 @@ def test_the_projection_of_a_folder_comes_along_where_it_fits():
         ),
         (
             {"model__size": "pretrained", "model__transformer": {"num_layers": 3}},
-            r"is not what model.transformer says: num_layers is 2, expected 3; choose .* another",
+            r"is not the model that model.transformer describes: num_layers is 2, expected 3; "
+            r"choose .* another",
         ),
         (
             {"model__size": "pretrained", "model__pretrained": ""},
@@ -137,7 +127,7 @@ def test_weights_of_another_model_are_refused(micro, pretrained, changes, messag
         build(micro(**({"model__pretrained": str(pretrained[0])} | changes)))
 
 
-def test_a_tokenizer_with_more_pieces_than_embeddings_is_refused(micro):
+def test_a_tokenizer_larger_than_the_embedding_is_refused(micro):
     config = micro(
         model__size="pretrained",
         model__transformer={},
@@ -149,7 +139,7 @@ def test_a_tokenizer_with_more_pieces_than_embeddings_is_refused(micro):
         build(config)
 
 
-def test_the_tokenizer_that_lies_with_the_weights_is_the_default(micro):
+def test_auto_is_the_tokenizer_of_the_weights(micro):
     recipe = build(
         micro(
             model__size="pretrained",
@@ -164,14 +154,15 @@ def test_the_tokenizer_that_lies_with_the_weights_is_the_default(micro):
 
 @pytest.mark.parametrize("field", ["pretrained", "warm_start"])
 def test_a_start_opens_its_checkpoint_once(micro, tmp_path, monkeypatch, field):
-    """The model, the tokenizer and the weights come from one opened checkpoint."""
+    """The config, the tokenizer and the weights share an opened checkpoint."""
     first = micro(tasks=("toy_sentiment",), train_for="1 steps", max_eval_examples=4)
     loop.train(first, tmp_path / "first")
-    opened, real = [], backbone_module.native.NativeCheckpoint.__init__
+    opened = []
+    init = backbone_module.native.NativeCheckpoint.__init__
 
     def count(self, path):
         opened.append(path)
-        real(self, path)
+        init(self, path)
 
     monkeypatch.setattr(backbone_module.native.NativeCheckpoint, "__init__", count)
     config = micro(
@@ -186,7 +177,7 @@ def test_a_start_opens_its_checkpoint_once(micro, tmp_path, monkeypatch, field):
 
 
 def test_the_reach_of_pretrained_weights_may_be_set(micro, pretrained):
-    """It changes no parameter, so it is no other model."""
+    """The reach changes no parameter, so the checkpoint still matches."""
     recipe = build(
         micro(
             model__size="pretrained",

@@ -1,4 +1,4 @@
-"""The compiled step: the same on every mesh, donated, compiled once; and where parameters live."""
+"""The compiled step: equal on all meshes, compiled once, with donated and sharded state."""
 
 import dataclasses
 import itertools
@@ -26,18 +26,19 @@ STEPS = 3
 def run(config, mesh_shape, devices):
     recipe = build(config, for_training=True)
     mesh = sharding.make_mesh(mesh_shape, jax.devices()[:devices])
-    # Adam divides by the root of squared gradients: where a gradient is all rounding it would blow rounding up to a whole step.
+    # Adam divides by the root of squared gradients: with a small epsilon, it would amplify the
+    # rounding of a zero gradient to a whole step.
     recipe = dataclasses.replace(recipe, optimizer=OptimizerConfig(1e-2, "constant", epsilon=1e-4))
     program = make_program(recipe, mesh, 100, 0)
-    state, step = initial_state(recipe.encoder, program.optimizer, mesh, seed=3), program.step
+    state = initial_state(recipe.encoder, program.optimizer, mesh, seed=3)
     stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
     losses = []
     for batch in itertools.islice(stream, STEPS):
         before = state
-        state, metrics = step(state, program.shard(batch))
+        state, metrics = program.step(state, program.shard(batch))
         losses.append(float(metrics.loss))
     stream.close()
-    assert step.function._cache_size() == 1
+    assert program.step.function._cache_size() == 1
     donated = [leaf.is_deleted() for leaf in jax.tree.leaves(before.parameters)]
     assert all(donated)
     assert int(state.step) == STEPS
@@ -54,7 +55,7 @@ def test_meshes_agree(micro, reference):
     assert losses[0] != losses[-1]
     for shape in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
         other_losses, other_parameters, state = run(micro(model__attention_dropout=0.1), shape, 8)
-        # Sums over shards round in another order, a few units of float32 a step.
+        # Sums over shards round in another order: a few float32 units per step.
         np.testing.assert_allclose(other_losses, losses, rtol=2e-5, err_msg=str(shape))
         for path, value in parameter_paths(parameters).items():
             np.testing.assert_allclose(
@@ -100,7 +101,7 @@ def test_dropout_depends_on_seed_and_step(micro):
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
-    """The same rows as one batch and as four; lists included, each in one micro-batch."""
+    """The same rows as one batch and as four micro-batches, with lists in one micro-batch each."""
     changes = {
         "batch__rows": 16,
         "batch__micro_batches": 4,
@@ -118,21 +119,20 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
     results = []
     for parts in (4, 1):
         shape = recipe.stream.shape
-        stream_options, losses_options = (
-            dataclasses.replace(recipe.stream, micro_batches=parts),
-            recipe.losses._replace(groups=4 * groups // parts),
+        split_recipe = dataclasses.replace(
+            recipe,
+            stream=dataclasses.replace(recipe.stream, micro_batches=parts),
+            losses=recipe.losses._replace(groups=4 * groups // parts),
         )
-        one = dataclasses.replace(recipe, stream=stream_options, losses=losses_options)
-        program = make_program(one, mesh, 100, 0)
-        state, losses = initial_state(recipe.encoder, program.optimizer, mesh, seed=3), []
+        program = make_program(split_recipe, mesh, 100, 0)
+        state = initial_state(recipe.encoder, program.optimizer, mesh, seed=3)
+        losses = []
         for batch in batches:
-            if parts == 1:  # lists are numbered within their micro-batch: number them anew
+            if parts == 1:  # group ids start at 0 in each micro-batch: make them unique
                 micro_batch = np.arange(shape.rows)[:, None] // (shape.rows // 4)
-                batch = batch._replace(
-                    group_id=np.where(
-                        batch.group_id < 0, -1, batch.group_id + micro_batch * groups
-                    ).astype(np.int32)
-                )
+                group_id = batch.group_id + micro_batch * groups
+                group_id = np.where(batch.group_id < 0, -1, group_id).astype(np.int32)
+                batch = batch._replace(group_id=group_id)
             state, metrics = program.step(state, program.shard(batch))
             losses.append(
                 [
@@ -144,15 +144,14 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro):
             )
         results.append((losses, parameter_paths(jax.device_get(state.parameters))))
     (losses, parameters), (whole_losses, whole_parameters) = results
-    np.testing.assert_allclose(
-        losses, whole_losses, rtol=2e-5
-    )  # four sums instead of one: a few units of float32
+    # Four sums instead of one: a few float32 units.
+    np.testing.assert_allclose(losses, whole_losses, rtol=2e-5)
     for path, value in whole_parameters.items():
         np.testing.assert_allclose(parameters[path], value, rtol=1e-4, atol=2e-5, err_msg=path)
 
 
 def count_equations(jaxpr) -> int:
-    """Equations of a program, inner programs included."""
+    """Counts the equations of a program, inner programs included."""
     return sum(
         1 + sum(count_equations(inner) for inner in core.jaxprs_in_params(eqn.params))
         for eqn in jaxpr.eqns
@@ -160,7 +159,7 @@ def count_equations(jaxpr) -> int:
 
 
 def test_depth_hardly_changes_the_size_of_the_step(micro):
-    """Forward, backward and update of Gemma 3's 62 layers (ten groups of six, and two) against 12 (two groups) of the same width."""
+    """Compares 62 layers (ten periods of six, and two) with 12 (two periods) of Gemma 3."""
     recipe = build(micro(batch__examples_per_step=8))
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     sizes = {}
@@ -193,16 +192,15 @@ def test_initial_values_do_not_depend_on_the_mesh(micro):
     assert all(leaf.dtype in (jnp.float32, jnp.int32) for leaf in jax.tree.leaves(states[0]))
 
 
-def test_runs_that_differ_in_their_seed_share_a_program_and_draw_differently(micro):
+def test_seeds_share_a_program_with_different_keys(micro):
     mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
     programs = [
         make_program(build(micro(seed=seed, batch__examples_per_step=8)), mesh, 10, 0)
         for seed in (0, 1)
     ]
-    one, other = (
-        program.step.lower(program.abstract, program.batch).as_text() for program in programs
-    )
-    assert one == other and (programs[0].step.key != programs[1].step.key).any()
+    texts = [program.step.lower(program.abstract, program.batch).as_text() for program in programs]
+    assert texts[0] == texts[1]
+    assert (programs[0].step.key != programs[1].step.key).any()
 
 
 def test_the_norm_of_all_leaves():
@@ -219,8 +217,7 @@ def test_the_norm_of_all_leaves():
             name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
         },
     }
-    expected = np.sqrt(
-        sum(np.sum(np.asarray(leaf, np.float64) ** 2) for leaf in jax.tree.leaves(tree))
-    )
-    # Sums of float32 squares, some 50,000 at most, in parts of 32 or a row.
+    squares = [np.asarray(leaf, np.float64) ** 2 for leaf in jax.tree.leaves(tree)]
+    expected = np.sqrt(sum(map(np.sum, squares)))
+    # Sums of at most 50,000 float32 squares, in blocks of 32 or by row.
     np.testing.assert_allclose(global_norm(jax.tree.map(jnp.asarray, tree)), expected, rtol=1e-6)

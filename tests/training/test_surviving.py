@@ -1,6 +1,7 @@
-"""What can happen to a run, and what is left of it: notices to stop, full disks, damaged checkpoints, other meshes, losses that are no numbers."""
+"""Runs survive preemption, full disks, damaged checkpoints, other meshes and NaN losses."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -35,20 +36,20 @@ STEPS = {
 
 
 def untimed(workdir):
-    """The lines of a run without what a clock measured."""
+    """Returns the log lines of a run without timings."""
     return [
         {k: v for k, v in line.items() if "per_second" not in k and "waiting" not in k}
         for line in read_metrics(workdir)
     ]
 
 
-def tell_at(monkeypatch, owner, name, count):
+def preempt_at(monkeypatch, owner, name, count):
     """Sends SIGTERM to this process in the `count`-th call of a method."""
-    original, calls = getattr(owner, name), [0]
+    original = getattr(owner, name)
+    calls = itertools.count(1)
 
     def counted(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == count:
+        if next(calls) == count:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args, **kwargs)
 
@@ -57,7 +58,7 @@ def tell_at(monkeypatch, owner, name, count):
 
 @pytest.fixture(scope="module")
 def straight(micro, tmp_path_factory):
-    """A run that nothing happened to."""
+    """Workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
     loop.train(micro(**STEPS), workdir)
     return workdir
@@ -67,13 +68,13 @@ def straight(micro, tmp_path_factory):
     ("owner", "name", "count", "saved"),
     [(loop.TrainStream, "__next__", 9, 9), (evaluator.Evaluator, "_predict", 2, 6)],
 )
-def test_told_to_stop_it_saves_and_goes_on_to_the_bit(
+def test_a_preempted_run_saves_and_resumes_bit_exactly(
     micro, tmp_path, straight, monkeypatch, owner, name, count, saved
 ):
-    """In the middle of training, and in the middle of an evaluation, which is done anew."""
+    """Preempted during training, and during an evaluation, which is repeated."""
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        tell_at(patch, owner, name, count)
+        preempt_at(patch, owner, name, count)
         outcome = loop.train(micro(**STEPS), tmp_path)
     assert outcome.preempted and outcome.step == saved == native.checkpoint_steps(tmp_path)[-1]
     assert signal.getsignal(signal.SIGTERM) == before
@@ -82,7 +83,7 @@ def test_told_to_stop_it_saves_and_goes_on_to_the_bit(
     assert sorted(map(str, untimed(tmp_path))) == sorted(map(str, untimed(straight)))
 
 
-def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeypatch):
+def test_the_best_checkpoint_remains_besides_the_newest(micro, tmp_path, monkeypatch):
     values = iter([0.2, 0.9, 0.4, 0.3, 0.1])
     run = evaluator.Evaluator.run
 
@@ -109,16 +110,15 @@ def test_the_best_checkpoint_is_kept_besides_the_newest(micro, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("background", [False, True], indirect=True)
-def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(
+def test_a_full_disk_is_one_line_and_harms_no_checkpoint(
     micro, tmp_path, straight, monkeypatch, background
 ):
     workdir = tmp_path / "run"
     write = checkpoint.FilesHandler.save
 
     def full(self, directory, args):
-        if directory.parent.name.startswith(
-            "12"
-        ):  # of this step alone: any folder above may be named 12, too
+        # The parent is the folder of the step; folders above may be named 12, too.
+        if directory.parent.name.startswith("12"):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(self, directory, args)
 
@@ -126,7 +126,8 @@ def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(
         patch.setattr(checkpoint.FilesHandler, "save", full)
         with pytest.raises(
             InputError,
-            match=r"checkpoint of step 12 could not be written to .*No space left on device; those before it are whole",
+            match=r"checkpoint of step 12 could not be written to .*No space left on device; "
+            r"earlier checkpoints are complete",
         ):
             loop.train(micro(**STEPS), workdir)
     assert native.checkpoint_steps(workdir)[-1] == 8
@@ -137,32 +138,31 @@ def test_a_full_disk_is_one_line_and_harms_no_older_checkpoint(
 
 
 def whole_after_each_save(monkeypatch, workdir, seconds):
-    """A list that gets the whole checkpoints after each save. The writer of small files is held up until then, for so many seconds at most."""
-    go, write, save, whole = (
-        threading.Event(),
-        checkpoint.FilesHandler.save,
-        checkpoint.Checkpoints.save,
-        [],
-    )
+    """Returns a list that records, after each save, the steps of complete checkpoints.
 
-    def held(self, directory, args):
-        go.wait(seconds)
+    The writer of small files is blocked until then, for at most `seconds`.
+    """
+    whole = []
+    released = threading.Event()
+    write = checkpoint.FilesHandler.save
+    save = checkpoint.Checkpoints.save
+
+    def blocked(self, directory, args):
+        released.wait(seconds)
         write(self, directory, args)
 
     def saved(self, *arguments):
-        go.clear()
+        released.clear()
         save(self, *arguments)
         whole.append(native.checkpoint_steps(workdir))
-        go.set()
+        released.set()
 
-    monkeypatch.setattr(checkpoint.FilesHandler, "save", held)
+    monkeypatch.setattr(checkpoint.FilesHandler, "save", blocked)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
     return whole
 
 
-def test_in_the_background_training_goes_on_before_a_checkpoint_is_whole(
-    micro, tmp_path, monkeypatch, background
-):
+def test_a_background_save_does_not_block_training(micro, tmp_path, monkeypatch, background):
     whole = whole_after_each_save(monkeypatch, tmp_path, seconds=10)
     loop.train(micro(train_for="1 steps", max_eval_examples=4), tmp_path)
     assert whole == [[]] and native.checkpoint_steps(tmp_path) == [1]
@@ -176,7 +176,7 @@ def test_on_a_cpu_training_waits_for_a_checkpoint(micro, tmp_path, monkeypatch):
     assert whole == [[1], [1, 2]]
 
 
-def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, tmp_path, straight):
+def test_a_damaged_or_foreign_checkpoint_is_refused(micro, tmp_path, straight):
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     chunks = sorted(
@@ -186,7 +186,8 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, t
     chunks[-1].write_bytes(chunks[-1].read_bytes()[:100])
     with pytest.raises(
         InputError,
-        match=r"cannot be read at step 12, which is damaged or of another run \(choose another workdir, or move .*12 away",
+        match=r"cannot be read at step 12, which is damaged or belongs to another run "
+        r"\(choose another workdir, or move .*12 away",
     ):
         loop.train(micro(**STEPS), workdir)
     shutil.move(workdir / "checkpoints/12", tmp_path / "away")
@@ -195,14 +196,14 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_and_nothing_is_lost(micro, t
     shutil.copytree(straight, foreign)
     (foreign / "config.json").unlink()
     before = sorted(path for path in foreign.rglob("checkpoints/**/*"))
-    with pytest.raises(InputError, match="damaged or of another run"):
+    with pytest.raises(InputError, match="damaged or belongs to another run"):
         loop.train(micro(**STEPS, model__pooling__name="attention_query"), foreign)
     assert sorted(path for path in foreign.rglob("checkpoints/**/*")) == before
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1)])
-def test_a_run_goes_on_on_another_mesh(micro, tmp_path, straight, shape):
-    """Saved on (8, 1, 1): parameters are equal to the bit, the losses that follow to float32."""
+def test_a_run_resumes_on_another_mesh(micro, tmp_path, straight, shape):
+    """Saved on (8, 1, 1): restored parameters are bit-equal, later losses to float32."""
     workdir = tmp_path / "run"
     shutil.copytree(straight, workdir)
     shutil.rmtree(workdir / "checkpoints/12")
@@ -218,17 +219,16 @@ def test_a_run_goes_on_on_another_mesh(micro, tmp_path, straight, shape):
         np.testing.assert_array_equal(leaf, parameter_paths(saved)[path], err_msg=path)
         assert leaf.sharding == parameter_paths(program.abstract.parameters)[path].sharding
     loop.train(config, workdir)
-    for found, expected in zip(untimed(workdir), untimed(straight), strict=True):
-        assert found["step"] == expected["step"]
-        if "loss" in found:
-            np.testing.assert_allclose(
-                found["loss"], expected["loss"], rtol=1e-4
-            )  # other sums, four steps of Adam
+    for actual, expected in zip(untimed(workdir), untimed(straight), strict=True):
+        assert actual["step"] == expected["step"]
+        if "loss" in actual:
+            # Sums in another order, over four steps of Adam.
+            np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=1e-4)
 
 
-def test_a_loss_that_is_no_number_leaves_a_report(micro, tmp_path):
+def test_a_nan_loss_leaves_a_report(micro, tmp_path):
     with pytest.raises(
-        InputError, match=r"the loss of step \d+ is (nan|inf).*What led to it is in .*step_"
+        InputError, match=r"the loss of step \d+ is (nan|inf).*Diagnostics are in .*step_"
     ):
         loop.train(
             micro(
@@ -241,21 +241,18 @@ def test_a_loss_that_is_no_number_leaves_a_report(micro, tmp_path):
         )
     (folder,) = (tmp_path / "failures").iterdir()
     report = json.loads((folder / "report.json").read_text())
-    assert (
-        report["step"] == int(folder.name.removeprefix("step_"))
-        and {"loss", "gradient_norm", "parameter_norm", "tasks"} <= report.keys()
-    )
+    assert report["step"] == int(folder.name.removeprefix("step_"))
+    assert {"loss", "gradient_norm", "parameter_norm", "tasks"} <= report.keys()
     batch = np.load(folder / "batch.process_0.npz")
-    assert (batch["weight"] > 0).any() and len(
-        (folder / "texts.txt").read_text().splitlines()
-    ) == int(batch["weight"].sum())
+    texts = (folder / "texts.txt").read_text().splitlines()
+    assert (batch["weight"] > 0).any()
+    assert len(texts) == int(batch["weight"].sum())
 
 
-def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
-    """Backbone, pooler and the heads of the same name; a head of another name is drawn anew. Adapters are trained alone, and saved with the heads."""
-    donor = native.load_parameters(
-        native.find(straight), native.load_inference_spec(native.find(straight)).encoder
-    )
+def test_warm_start_loads_the_matching_parameters(micro, tmp_path, straight, caplog):
+    """Loads backbone, pooler and matching heads; trains the adapters, saved with the heads."""
+    path = native.find(straight)
+    donor = native.load_parameters(path, native.load_inference_spec(path).encoder)
     config = micro(
         tasks=("toy_sentiment",),
         train_for="2 steps",
@@ -268,16 +265,14 @@ def test_warm_start_takes_what_fits(micro, tmp_path, straight, caplog):
     outcome = loop.train(config, tmp_path / "run")
     assert "starts from the fine-tuned checkpoint" in caplog.text
     spec = native.load_inference_spec(outcome.checkpoint)
-    found, given = (
-        parameter_paths(native.load_parameters(outcome.checkpoint, spec.encoder)),
-        parameter_paths(donor),
-    )
-    for path, leaf in found.items():
-        kept = path in given and np.array_equal(leaf, given[path])
-        assert (
-            kept == path.startswith("backbone/") and "_lora_" not in path
-        ) or "_lora_" in path, path
-    assert any(np.abs(leaf).max() > 0 for path, leaf in found.items() if path.endswith("_lora_b"))
+    parameters = parameter_paths(native.load_parameters(outcome.checkpoint, spec.encoder))
+    donor_parameters = parameter_paths(donor)
+    for path, leaf in parameters.items():
+        if "_lora_" not in path:
+            is_equal = path in donor_parameters and np.array_equal(leaf, donor_parameters[path])
+            assert is_equal == path.startswith("backbone/"), path
+    trained = [leaf for path, leaf in parameters.items() if path.endswith("_lora_b")]
+    assert any(np.abs(leaf).max() > 0 for leaf in trained)
     predictor = ge.Predictor.load(tmp_path / "run")
     texts = ["the acting was not dull .", "a fine film ."]
     ge.export_huggingface(predictor, tmp_path / "export")
@@ -301,8 +296,8 @@ def test_some_steps_are_profiled(micro, tmp_path):
         ProfileHook((3, 2))
 
 
-def test_processes_are_found_by_all_three_variables_or_none(monkeypatch):
-    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1")
+def test_processes_connect_by_all_three_variables_or_none(monkeypatch):
+    monkeypatch.setenv(distributed.COORDINATOR_ADDRESS, "127.0.0.1:1")
     with pytest.raises(
         InputError, match="only JAX_COORDINATOR_ADDRESS is set; set all three or none"
     ):

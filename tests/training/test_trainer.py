@@ -1,4 +1,4 @@
-"""The trainer alone: its example runs, it writes no file, and it takes the loop's steps."""
+"""The trainer alone: its example, restore precedence, and the same steps as the loop."""
 
 import contextlib
 import dataclasses
@@ -54,7 +54,8 @@ def test_it_takes_the_steps_of_the_loop_without_a_file(micro, tmp_path, monkeypa
 
 def test_restore_precedence(micro, monkeypatch):
     """This run's checkpoint, a warm start, pretrained weights, random values."""
-    config, loaded = micro(**FIELDS), []
+    config = micro(**FIELDS)
+    loaded = []
     random = make(config)
     random.initialize()
 
@@ -72,28 +73,28 @@ def test_restore_precedence(micro, monkeypatch):
     def starting_from(checkpoint, **fields):
         model = dataclasses.replace(recipe.config.model, **fields)
         changed = dataclasses.replace(recipe.config, model=model)
-        return Trainer(
-            dataclasses.replace(recipe, config=changed, checkpoint=checkpoint), random.mesh, 4
-        )
+        changed_recipe = dataclasses.replace(recipe, config=changed, checkpoint=checkpoint)
+        return Trainer(changed_recipe, random.mesh, 4)
 
     both = starting_from("W", warm_start="W", pretrained="P")
     restored = random.state._replace(step=np.int32(3))
     both.initialize(restored)
     assert both.state is restored and both.step_number == 3 and not loaded
-    for one, expected in (
+    for other, expected in (
         (both, ("warm", "W")),
         (starting_from("P", pretrained="P"), ("pretrained", "P")),
     ):
-        one.initialize()
-        assert loaded.pop() == expected and not loaded and one.step_number == 0
-        assert not any(leaf.any() for leaf in jax.tree.leaves(one.state.parameters["heads"]))
+        other.initialize()
+        assert loaded.pop() == expected and not loaded and other.step_number == 0
+        heads = jax.tree.leaves(other.state.parameters["heads"])
+        assert not any(leaf.any() for leaf in heads)
     plain = starting_from(None)
     plain.initialize()
     assert not loaded
     jax.tree.map(np.testing.assert_array_equal, plain.state.parameters, random.state.parameters)
 
 
-def test_what_does_not_fit_is_refused(micro, tmp_path):
+def test_a_mesh_or_warmup_that_does_not_fit_is_refused(micro, tmp_path):
     with pytest.raises(InputError, match="warmup of 5 steps does not fit in a training of 4"):
         make(micro(**FIELDS), total=4, warmup=5)
     with pytest.raises(InputError, match="batch.rows=6 must be a multiple of data x fsdp = 8"):

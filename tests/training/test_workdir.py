@@ -1,4 +1,4 @@
-"""A workdir belongs to one config: what may differ, and what older runs did not know."""
+"""A workdir belongs to a config: fields that may differ, and workdirs of older versions."""
 
 import json
 
@@ -9,14 +9,14 @@ from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.workdir import claim_workdir, config_differences
 
 
-def test_differences_name_fields_and_leave_out_what_may_change():
+def test_differences_skip_fields_that_may_change():
     before = {"seed": 0, "optimizer": {"learning_rate": 0.1, "b1": 0.9}, "log_every": "1"}
     after = {"seed": 0, "optimizer": {"learning_rate": 0.2, "b1": 0.9}, "log_every": "5"}
     assert config_differences(before, after) == ["optimizer.learning_rate: 0.1 -> 0.2"]
 
 
-def test_the_workdir_of_an_older_version_is_taken_up(tmp_path):
-    """A field that did not exist when the run began has its default."""
+def test_the_workdir_of_an_older_version_is_accepted(tmp_path):
+    """Fields that did not exist when the run started have their defaults."""
     stored = TrainConfig().to_dict()
     del stored["early_stopping"], stored["seed"], stored["model"]["transformer"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
@@ -29,7 +29,7 @@ def test_the_workdir_of_an_older_version_is_taken_up(tmp_path):
         claim_workdir(tmp_path, TrainConfig())
 
 
-def test_the_workdir_of_a_run_with_former_names_is_taken_up(tmp_path):
+def test_a_workdir_with_former_field_names_is_accepted(tmp_path):
     stored = TrainConfig(max_train_examples=5).to_dict()
     stored["max_train"] = stored.pop("max_train_examples")
     stored["own"]["cut"] = stored["own"].pop("truncation")
