@@ -109,9 +109,9 @@ def test_a_task_declared_in_python(tmp_path):
 
 def test_ranking_from_memory(tmp_path):
     records = [
-        {"query": f"find {word}", "document": f"a {other} thing", "label": int(word == other)}
-        for word in ("red", "green", "blue", "grey", "pink")
-        for other in ("red", "green", "blue", "grey", "pink")
+        {"query": f"find {wish}", "document": f"a {color} thing", "label": int(wish == color)}
+        for wish in ("red", "green", "blue", "grey", "pink")
+        for color in ("red", "green", "blue", "grey", "pink")
     ]
     predictor = ge.fine_tune(
         "ranking",

@@ -52,6 +52,8 @@ def test_functions_and_files_are_short_and_imports_run_downward(path):
     if package in ("__init__", "cli"):
         return  # public names are loaded lazily; programs start other programs
     assert package in FLOOR, "a new package: add it to FLOORS"
-    for other in imported(tree):
-        assert FLOOR[other] <= FLOOR[package], f"{package} imports {other}, which is above it"
-        assert {package, other} != APART
+    for dependency in imported(tree):
+        assert FLOOR[dependency] <= FLOOR[package], (
+            f"{package} imports {dependency}, which is above it"
+        )
+        assert {package, dependency} != APART

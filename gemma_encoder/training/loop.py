@@ -118,7 +118,7 @@ def _open_run(
     )
     resources.callback(checkpoints.close)
     stream = resources.enter_context(contextlib.closing(trainer.stream()))
-    trainer.initialize(_restored(trainer, checkpoints, stream))
+    trainer.initialize(_restore_latest(trainer, checkpoints, stream))
     start = trainer.step_number
     log = resources.enter_context(contextlib.closing(MetricsLog(workdir, start)))
     progress = resources.enter_context(contextlib.closing(Progress(cadence.total, start)))
@@ -141,7 +141,9 @@ def _open_run(
     )
 
 
-def _restored(trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream) -> TrainState | None:
+def _restore_latest(
+    trainer: Trainer, checkpoints: Checkpoints, stream: TrainStream
+) -> TrainState | None:
     """Restores the newest checkpoint, `stream` included; returns None if there is none."""
     step = checkpoints.latest_step()
     if step is None:
@@ -170,20 +172,20 @@ def _check_data(recipe: Recipe, spec: native.InferenceSpec, folder: epath.Path) 
             f"its weights with --config.model.warm_start={folder.parent} and another --workdir"
         )
     for task, splits in recipe.fingerprints.items():
-        for split, now in splits.items():
+        for split, current in splits.items():
             before = stored.get(task, {}).get(split, [])
-            if before == now:
+            if before == current:
                 continue
-            name = _first_difference(before, now)
+            name = _first_difference(before, current)
             raise InputError(
                 f"task {task!r}: {name} of its {split} split changed since the run in "
                 f"{folder.parent} was started; restore the data, or choose another workdir"
             )
 
 
-def _first_difference(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str:
+def _first_difference(before: Sequence[Sequence[str]], current: Sequence[Sequence[str]]) -> str:
     """Describes the first difference between two lists of [file, fingerprint] pairs."""
-    for old, new in itertools.zip_longest(before, now, fillvalue=("", "")):
+    for old, new in itertools.zip_longest(before, current, fillvalue=("", "")):
         if old[0] != new[0]:
             return f"the list of files ({old[0] or 'none'} -> {new[0] or 'none'})"
         if old != new:

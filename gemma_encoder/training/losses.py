@@ -115,9 +115,8 @@ def softmax_cross_entropy(
     weight = jnp.ones_like(values)
     if options.focal_gamma:
         error = -jnp.expm1(-values)  # 1 − p
-        weight *= (
-            jnp.maximum(error, 1e-6) ** options.focal_gamma
-        )  # the gradient of 0 ** γ is infinite for γ < 1
+        # Bounded, as the gradient of 0 ** γ is infinite for γ < 1.
+        weight *= jnp.maximum(error, 1e-6) ** options.focal_gamma
     if options.label_smoothing:
         uniform = -jax.nn.log_softmax(scores).mean(axis=-1)
         values = (1 - options.label_smoothing) * values + options.label_smoothing * uniform

@@ -115,7 +115,7 @@ class Run:
 
     @property
     def metrics(self) -> StepMetrics | None:
-        """Metrics on the host: of the newest finished step, in `on_due` of the current step."""
+        """Metrics, on the host, of the newest finished step; in `on_due`, of the current step."""
         return self.accumulator.latest
 
     @property

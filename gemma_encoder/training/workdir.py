@@ -67,18 +67,18 @@ def with_defaults(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 
 
 def config_differences(
-    stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+    stored: Mapping[str, Any], current: Mapping[str, Any], prefix: str = ""
 ) -> list[str]:
-    """Lists the fields in which two nested configs differ, as "field: stored -> now".
+    """Lists the fields in which two nested configs differ, as "field: stored -> current".
 
     Fields that may change between two starts of a run are skipped.
     """
     changes = []
-    for name in sorted({*stored, *now}):
+    for name in sorted({*stored, *current}):
         if not prefix and name in MAY_CHANGE:
             continue
         before = stored.get(name)
-        after = now.get(name)
+        after = current.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes += config_differences(before, after, f"{prefix}{name}.")
         elif before != after:

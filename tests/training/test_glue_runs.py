@@ -177,7 +177,7 @@ def test_whole_benchmarks_warn_of_tasks_not_trained(micro, benchmarks, caplog):
 
 
 def test_a_head_is_shared_by_equal_classes_only(micro, benchmarks, monkeypatch):
-    other = Task(
+    conflicting = Task(
         "other",
         "classification",
         Template("{x}"),
@@ -186,7 +186,7 @@ def test_a_head_is_shared_by_equal_classes_only(micro, benchmarks, monkeypatch):
         head="superglue_rte",
     )
     monkeypatch.setattr(registry, "_TASKS", dict(registry._TASKS))
-    registry.register("other", lambda options: MemorySource(other, options, lambda split: []))
+    registry.register("other", lambda options: MemorySource(conflicting, options, lambda split: []))
     with pytest.raises(
         InputError, match="'superglue_rte' and 'other' cannot share the head 'superglue_rte'"
     ):

@@ -80,13 +80,13 @@ def test_restore_precedence(micro, monkeypatch):
     restored = random.state._replace(step=np.int32(3))
     both.initialize(restored)
     assert both.state is restored and both.step_number == 3 and not loaded
-    for other, expected in (
+    for started, expected in (
         (both, ("warm", "W")),
         (starting_from("P", pretrained="P"), ("pretrained", "P")),
     ):
-        other.initialize()
-        assert loaded.pop() == expected and not loaded and other.step_number == 0
-        heads = jax.tree.leaves(other.state.parameters["heads"])
+        started.initialize()
+        assert loaded.pop() == expected and not loaded and started.step_number == 0
+        heads = jax.tree.leaves(started.state.parameters["heads"])
         assert not any(leaf.any() for leaf in heads)
     plain = starting_from(None)
     plain.initialize()
