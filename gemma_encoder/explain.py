@@ -59,7 +59,7 @@ class Attribution(NamedTuple):
     """
 
     pieces: list[str]
-    values: Float[np.ndarray, "L"]
+    values: Float[np.ndarray, " L"]
     target: str
     output: float
 
@@ -205,7 +205,7 @@ def attribute(
     if method == "occlusion":
         mean = table.mean(axis=0)
 
-        def occluded_scores(rows: Float[Array, "L D"]) -> Float[Array, "L"]:
+        def occluded_scores(rows: Float[Array, "L D"]) -> Float[Array, " L"]:
             indices = jnp.arange(len(rows))
             return jax.lax.map(
                 lambda index: score(rows.at[index].set(mean)), indices, batch_size=16
@@ -219,7 +219,7 @@ def attribute(
 
 def _logits_of_embeddings(
     encoder: GemmaEncoder, head: str
-) -> Callable[[Float[Array, "L D"]], Float[Array, "C"]]:
+) -> Callable[[Float[Array, "L D"]], Float[Array, " C"]]:
     """Returns a function from the embeddings of one text to a head's outputs.
 
     It replaces the embedding table by the embeddings, and token i reads row i: the gradient of a
@@ -227,7 +227,7 @@ def _logits_of_embeddings(
     """
     graph, state = nnx.split(encoder)
 
-    def logits(rows: Float[Array, "L D"]) -> Float[Array, "C"]:
+    def logits(rows: Float[Array, "L D"]) -> Float[Array, " C"]:
         model = nnx.merge(graph, state)
         model.backbone.embedding = nnx.Param(rows)
         ids = jnp.arange(len(rows))[None]

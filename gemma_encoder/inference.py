@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BARE = Template("{text}")
 
-Texts = Iterable[str | Mapping[str, str] | Sequence[str]]
+TextInputs = Iterable[str | Mapping[str, str] | Sequence[str]]
 
 
 class Predictor:
@@ -158,7 +158,7 @@ class Predictor:
 
     def predict(
         self,
-        texts: Texts,
+        texts: TextInputs,
         task: str | None = None,
         *,
         as_frame: bool = False,
@@ -240,7 +240,7 @@ class Predictor:
 
     def embed(
         self,
-        texts: Texts,
+        texts: TextInputs,
         task: str | None = None,
         *,
         as_frame: bool = False,
@@ -273,8 +273,8 @@ class Predictor:
 
     def similarity(
         self,
-        texts: Texts | np.ndarray,
-        others: Texts | np.ndarray | None = None,
+        texts: TextInputs | np.ndarray,
+        others: TextInputs | np.ndarray | None = None,
         task: str | None = None,
     ) -> np.ndarray:
         """Computes cosine similarities of embeddings.
@@ -294,7 +294,7 @@ class Predictor:
         columns = rows if others is None else self._unit_vectors(others, task)
         return rows @ columns.T
 
-    def _unit_vectors(self, items: Texts | np.ndarray, task: str | None) -> np.ndarray:
+    def _unit_vectors(self, items: TextInputs | np.ndarray, task: str | None) -> np.ndarray:
         """Returns vectors of length 1, from embeddings or from texts."""
         is_array = isinstance(items, np.ndarray) and np.issubdtype(items.dtype, np.floating)
         vectors = items if is_array else self.embed(items, task)
@@ -304,7 +304,7 @@ class Predictor:
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def fields(
-        self, task: str | None, texts: Texts, names: Sequence[str] | None = None
+        self, task: str | None, texts: TextInputs, names: Sequence[str] | None = None
     ) -> list[Mapping[str, str]]:
         """Returns each text as a dictionary of the task's fields; arguments as in `predict`."""
         selected = self.task(task)

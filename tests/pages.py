@@ -20,7 +20,7 @@ def text(page: str) -> str:
 
 def blocks(page: str, language: str) -> list[str]:
     """The content of a page's fences in one language; "" for those with commands."""
-    return [body for _, found, body in FENCE.findall(text(page)) if found == language]
+    return [body for _, name, body in FENCE.findall(text(page)) if name == language]
 
 
 def commands(page: str) -> list[str]:

@@ -27,12 +27,12 @@ def anchors(page: str) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#{1,6} +(.*?) *$", pages.prose(page), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()) for heading in headings)
-    found = [heading.replace(" ", "-") for heading in plain]
-    assert len(set(found)) == len(found) or page in pages.REPORTS, f"{page} has a heading twice"
+    result = [heading.replace(" ", "-") for heading in plain]
+    assert len(set(result)) == len(result) or page in pages.REPORTS, f"{page} has a heading twice"
     for name in re.findall(r"\{include\} (\S+)", pages.text(page)):
         file = (ROOT / page).parent / name
-        found += anchors(file.resolve().relative_to(ROOT).as_posix())
-    return set(found)
+        result += anchors(file.resolve().relative_to(ROOT).as_posix())
+    return set(result)
 
 
 @pytest.mark.parametrize("page", [*pages.PAGES, *pages.REPORTS])
@@ -43,16 +43,16 @@ def test_links_and_anchors(page):
             continue
         name, _, anchor = link.partition("#")
         target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
-        is_known = target.exists() and (
+        resolves = target.exists() and (
             not anchor or anchor in anchors(target.relative_to(ROOT).as_posix())
         )
-        if not is_known:
+        if not resolves:
             wrong.append(link)
     assert not wrong
 
 
 def defined(path, name: str) -> bool:
-    """Whether a module defines `name`, a function, class, constant, or "Class.method"."""
+    """Returns True if a module defines a function, class, constant or "Class.method"."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     for part in name.split("."):
         names = {}

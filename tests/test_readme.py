@@ -42,7 +42,7 @@ def ours(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", pages.PAGES)
-def test_every_command_is_known(page):
+def test_every_command_exists(page):
     strange = [
         line
         for line in pages.commands(page)
@@ -85,7 +85,7 @@ def small(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, prepared, random_predictor):
-    """A folder with what the README takes for granted: the project, a user's files, data, a pretrained checkpoint."""
+    """A folder with what the README assumes: project, user files, data, a checkpoint."""
     import gemma_encoder as ge
     from gemma_encoder.inputs.tokenizer import SMALL
 
@@ -155,8 +155,8 @@ def enlarge(predictions: pathlib.Path) -> None:
         line = json.loads(path.read_text().splitlines()[0])
         path.write_text(
             "".join(
-                json.dumps(line | {"example": number, "idx": number}) + "\n"
-                for number in range(file.count)
+                json.dumps(line | {"example": index, "idx": index}) + "\n"
+                for index in range(file.count)
             )
         )
 
@@ -206,7 +206,8 @@ def test_the_commands_and_examples_of_a_page(home, page):
     folder, _ = home
     if not (folder / "runs" / "quickstart").exists():  # make quickstart
         run(home, [PROGRAM, "train", "--config=quickstart:smoke", "--workdir=runs/quickstart"])
-    scripts, modules = [], set()
+    scripts = []
+    modules = set()
     for body in pages.blocks(page, "python"):
         if match := re.match(r"# ((\w+)\.py)\n", body):  # a module that a command names
             (folder / match[1]).write_text(body)

@@ -44,7 +44,7 @@ def modules() -> dict[str, list[str]]:
 
 
 def write_pages(app) -> None:
-    """Writes docs/api/PACKAGE.rst, and the table of the names that `import gemma_encoder` offers."""
+    """Writes docs/api/PACKAGE.rst, and the table of public names of `gemma_encoder`."""
     folder = pathlib.Path(app.srcdir) / "api"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -126,7 +126,7 @@ SECTION = re.compile(r"^[A-Z][\w ,]*:$")
 
 
 def _in_section(before: list[str]) -> bool:
-    """Whether an indented block belongs to a section such as "Args:" that has begun."""
+    """Returns True if an indented block belongs to a section such as "Args:"."""
     flush = [line for line in before if line.strip() and not line.startswith(" ")]
     return bool(flush) and bool(SECTION.match(flush[-1]))
 

@@ -52,7 +52,8 @@ def links(text: str, folder: pathlib.Path) -> str:
     pages = included()
 
     def link(match: re.Match) -> str:
-        label, name, anchor = match[1], match[2], match[3] or ""
+        label, name = match.group(1, 2)
+        anchor = match[3] or ""
         target = (folder / name).resolve()
         if target in pages:
             return f"[{label}]({pages[target]}{anchor})"

@@ -8,6 +8,7 @@ field. If it is too long, tokens are removed from the ends of the fields that th
 import dataclasses
 import functools
 import string
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,12 +29,17 @@ class Template:
             braces.
         truncation: fields that may be truncated, in the order of truncation; a field that is not
             listed is never truncated. By default all fields, the last one first.
+        cut: the former name of `truncation`; accepted by this version only.
     """
 
     text: str
     truncation: tuple[str, ...] = dataclasses.field(default=(), metadata={"former": "cut"})
+    cut: dataclasses.InitVar[tuple[str, ...] | None] = None
 
-    def __post_init__(self):
+    def __post_init__(self, cut: tuple[str, ...] | None):
+        if cut is not None:
+            warnings.warn("Template(cut=…) is now Template(truncation=…)", FutureWarning, 3)
+            object.__setattr__(self, "truncation", tuple(cut))
         self._check_text()
         if not self.fields:
             raise InputError(f"template {self.text!r} names no field; write one as {{name}}")

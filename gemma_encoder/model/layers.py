@@ -29,7 +29,7 @@ def spread_rows(x: Float[Array, "B ..."], mesh: Mesh | None) -> Float[Array, "B 
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(("data", "fsdp"))))
 
 
-def flat_tokens(x: Float[Array, "B L *rest"]) -> Float[Array, "T *rest"]:
+def flat_tokens(x: Float[Array, "B L *rest"]) -> Float[Array, " T *rest"]:
     """Flattens rows and columns into one axis of tokens, T = B · L.
 
     The gradient of a weight is a sum over tokens. Over one axis it is a plain matrix product; over

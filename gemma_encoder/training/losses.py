@@ -70,7 +70,7 @@ class TaskLoss(NamedTuple):
 
 Objective = Callable[[LossInputs, Any], TaskLoss]
 TextLoss = Callable[[LossInputs, Any], Float[Array, "B S"]]
-ListLoss = Callable[..., Float[Array, "G"]]
+ListLoss = Callable[..., Float[Array, " G"]]
 
 
 def per_text(loss: TextLoss) -> Objective:
@@ -167,7 +167,7 @@ def language_model_loss(inputs: LossInputs, options: Any) -> TaskLoss:
     return TaskLoss(total, count=tokens, examples=weight.sum())
 
 
-def _rax(loss: Callable[..., Array], scores, labels, real, **options) -> Float[Array, "G"]:
+def _rax(loss: Callable[..., Array], scores, labels, real, **options) -> Float[Array, " G"]:
     """Applies a rax loss to each list; by itself, rax averages over all lists of a batch."""
     return jax.vmap(lambda s, y, w: loss(s, y, where=w, **options))(scores, labels, real)
 
@@ -177,7 +177,7 @@ def point_ce(
     labels: Float[Array, "G N"],
     real: Bool[Array, "G N"],
     options: Any = None,
-) -> Float[Array, "G"]:
+) -> Float[Array, " G"]:
     """PointCE: sigmoid cross entropy of each document, averaged over the list.
 
     RankT5 (arXiv 2210.10634, section 4.3). Works with any list length; recommended for short
@@ -192,7 +192,7 @@ def pairwise_logistic(
     labels: Float[Array, "G N"],
     real: Bool[Array, "G N"],
     options: Any = None,
-) -> Float[Array, "G"]:
+) -> Float[Array, " G"]:
     """RankNet: log(1 + exp(s_j − s_i)) averaged over pairs in which i is more relevant than j."""
     del options
     return _rax(rax.pairwise_logistic_loss, scores, labels, real)
@@ -203,7 +203,7 @@ def listwise_softmax(
     labels: Float[Array, "G N"],
     real: Bool[Array, "G N"],
     options: Any = None,
-) -> Float[Array, "G"]:
+) -> Float[Array, " G"]:
     """Listwise softmax: −Σ_i y_i log softmax(s)_i (RankT5, section 4.3).
 
     Needs lists of at least 20 to 30 documents.
@@ -217,7 +217,7 @@ def poly1(
     labels: Float[Array, "G N"],
     real: Bool[Array, "G N"],
     options: Any = None,
-) -> Float[Array, "G"]:
+) -> Float[Array, " G"]:
     """Poly-1: listwise softmax + ε (1 − p_target), after PolyLoss (arXiv 2204.12511)."""
     epsilon = 1.0 if options is None else options.epsilon
     return _rax(rax.poly1_softmax_loss, scores, labels, real, epsilon=epsilon)

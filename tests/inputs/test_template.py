@@ -1,5 +1,6 @@
 """Templates: rendering, and truncation of the listed fields only, in the listed order."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -292,3 +293,10 @@ def test_truncating_an_unknown_field_is_refused():
 def test_a_malformed_template_is_refused(text):
     with pytest.raises(InputError, match=re.escape(f"template {text!r}")):
         Template(text)
+
+
+def test_the_former_name_of_truncation_is_accepted():
+    with pytest.warns(FutureWarning, match="Template\\(truncation=…\\)"):
+        template = Template("{a} {b}", cut=("a",))
+    assert template == Template("{a} {b}", truncation=("a",))
+    assert dataclasses.asdict(template) == {"text": "{a} {b}", "truncation": ("a",)}

@@ -63,7 +63,7 @@ def influence_of(transformer: Transformer, attention: str):
     return influence
 
 
-def assert_sees(influence: np.ndarray, mask: np.ndarray) -> None:
+def assert_attends(influence: np.ndarray, mask: np.ndarray) -> None:
     """Influence is exactly zero where the mask is False, and clearly not zero elsewhere.
 
     Typical values are 1e-2 to 10.
@@ -87,8 +87,8 @@ def test_the_mask_switch(one_layer, family, kind):
     i, j = np.indices((LENGTH, LENGTH))
     window = 3
     near = abs(i - j) < window if kind == "local" else np.ones_like(i, bool)
-    assert_sees(influence_of(layer, "causal")(), near & (j <= i))
-    assert_sees(influence_of(layer, "bidirectional")(), near)
+    assert_attends(influence_of(layer, "causal")(), near & (j <= i))
+    assert_attends(influence_of(layer, "bidirectional")(), near)
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_an_explicit_reach_is_exact_and_only_bidirectional(one_layer, attention,
     seen = influence_of(one_layer("gemma3", "local", bidirectional_reach=reach), attention)()
     left, right = reach if attention == "bidirectional" else (2, 0)
     i, j = np.indices((LENGTH, LENGTH))
-    assert_sees(seen, (j >= i - left) & (j <= i + right))
+    assert_attends(seen, (j >= i - left) & (j <= i + right))
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
-def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, family, attention):
+def test_a_stack_attends_as_its_masks_compose(make_encoder, family, attention):
     """Two scanned layers and a remainder layer, or three scanned layers.
 
     One text, two texts, padding on either side, and texts longer than the window.
@@ -131,7 +131,7 @@ def test_a_stack_sees_what_the_masks_of_its_layers_compose_to(make_encoder, fami
                 @ reached
             )
         seen = influence(segment_ids, positions)
-        assert_sees(seen, reached > 0)
+        assert_attends(seen, reached > 0)
         assert not seen[~np.equal.outer(segment_ids, segment_ids)].any()
         if attention == "causal" and 0 not in segment_ids:
             assert not seen[np.triu_indices(LENGTH, 1)].any()

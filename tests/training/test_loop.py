@@ -209,7 +209,7 @@ def test_reader_states_are_saved_per_reader(micro, tmp_path):
     assert Checkpoints(tmp_path).latest_step() == 1
 
 
-def test_a_model_that_sees_shuffled_labels_stays_at_chance(micro, tmp_path, monkeypatch):
+def test_shuffled_labels_leave_a_model_at_chance(micro, tmp_path, monkeypatch):
     task = Task(
         "toy_shuffled",
         "classification",
