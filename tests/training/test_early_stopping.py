@@ -63,12 +63,12 @@ def accuracies(monkeypatch):
     def give(values):
         steps = []
 
-        def evaluated(self, parameters, step, log=None):
+        def evaluated(self, parameters, step, write=None):
             evaluation = run(self, parameters, step)
             steps.append(step)
             evaluation.metrics["toy_sentiment"]["accuracy"] = values[step]
-            if log is not None:
-                log.write(step, "validation", evaluation.metrics["toy_sentiment"], "toy_sentiment")
+            if write is not None:
+                write(step, "validation", evaluation.metrics["toy_sentiment"], "toy_sentiment")
             return evaluation
 
         monkeypatch.setattr(evaluator.Evaluator, "run", evaluated)

@@ -213,10 +213,10 @@ def test_an_evaluation_that_raises_loses_no_step(micro, tmp_path, straight, monk
     config = micro(**EVALUATED)
     run = evaluator.Evaluator.run
 
-    def broken(self, parameters, step, log=None):
+    def broken(self, parameters, step, write=None):
         if step == 4:
             raise KeyError("accuracy")
-        return run(self, parameters, step, log)
+        return run(self, parameters, step, write)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluator.Evaluator, "run", broken)
