@@ -57,8 +57,8 @@ def predict_file(
     Args:
         predictor: the predictor.
         task: one of its tasks.
-        source: .txt (one text a line), or .jsonl, .csv, .tsv, .parquet with a column for each of
-            the task's fields; text formats also as .gz.
+        source: .txt (one text per line, none blank), or .jsonl, .json, .csv, .tsv, .parquet with a
+            column for each of the task's fields; text formats also as .gz or .zst.
         output: .jsonl, .csv or .parquet; None prints JSON lines.
         columns: the columns of the task's fields, in their order, if they have other names.
         keep: further columns to repeat in the output.
@@ -240,7 +240,7 @@ class _PartialOutput:
             if (self._num_texts, self._digest.hexdigest()) != (state["rows"], state["digest"]):
                 raise InputError(
                     f"{self.path} was made from other texts than {self.settings['input']} has now; "
-                    "remove it, or name another --output"
+                    "remove it and {self.state_path.name}, or name another --output"
                 )
             size = state.get("bytes", 0)
             print(f"resuming after {self._num_texts} texts of {self.path}", file=sys.stderr)
@@ -255,8 +255,8 @@ class _PartialOutput:
         ]
         if changed:
             raise InputError(
-                f"{self.path} was left by another command ({'; '.join(changed)}); remove it, or "
-                "name another --output"
+                f"{self.path} was left by another command ({'; '.join(changed)}); remove it and "
+                f"{self.state_path.name}, or name another --output"
             )
 
     def _count(self, text: InputText) -> None:

@@ -46,7 +46,7 @@ def add_prediction_flags(flags: commandline.Flags) -> None:
 def predict_from_flags(flags: commandline.Flags) -> int:
     """Predicts according to the flags and returns the exit code."""
     workdir = flags.required("workdir", "name the folder of a run or an export")
-    source = flags.required("input", "name a .txt, .csv, .tsv, .jsonl or .parquet file with texts")
+    source = flags.required("input", "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file")
     from gemma_encoder.inference import Predictor
     from gemma_encoder.predict_file import predict_file
 

@@ -32,11 +32,11 @@ from gemma_encoder.inputs.packing import Packer, PackingGroup
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 PREFETCH = 4  # batches
-HOPELESS = 20  # epochs without a single trainable record after which training fails
-MEASURED = 16  # batches over which the number of examples per batch is averaged
+MAX_SKIPPED_EPOCHS = 20  # of one reader's records without a training list before training fails
+MEASURED_BATCHES = 16  # over which the number of examples per batch is averaged
 
 
-class Position(NamedTuple):
+class RecordRef(NamedTuple):
     """A training record: index of the task in the mixture, epoch, and index in the split."""
 
     task: int
@@ -46,7 +46,7 @@ class Position(NamedTuple):
 
 def training_order(
     sources: Sequence[Source], rates: np.ndarray, options: StreamOptions, reader: int
-) -> "grain.MapDataset[Position]":
+) -> "grain.MapDataset[RecordRef]":
     """Returns the infinite sequence of one reader's records.
 
     In every epoch of a task, the readers together draw each record exactly once.
@@ -60,15 +60,15 @@ def training_order(
 
 def _task_order(
     source: Source, task: int, options: StreamOptions, reader: int
-) -> "grain.MapDataset[Position]":
+) -> "grain.MapDataset[RecordRef]":
     size = source.size("train")
     if not size:
         raise InputError(f"task {source.task.name!r} has no train record")
     seed = int(np.random.SeedSequence([options.seed, source.key]).generate_state(1)[0])
 
-    def position(turn: int, _: int) -> Position:
-        epoch, index = divmod(reader + turn * options.readers, size)
-        return Position(task, epoch, shuffled(index, size, seed + epoch))
+    def position(draw: int, _: int) -> RecordRef:
+        epoch, index = divmod(reader + draw * options.readers, size)
+        return RecordRef(task, epoch, shuffled(index, size, seed + epoch))
 
     return grain.MapDataset.range(size).repeat().map_with_index(position)
 
@@ -126,7 +126,7 @@ class Reader(grain.DatasetIterator):
             self._packer.add(group)
 
     def _packing_groups(
-        self, indices: Sequence[int], positions: Sequence[Position], counts: Counts
+        self, indices: Sequence[int], positions: Sequence[RecordRef], counts: Counts
     ) -> Iterator[PackingGroup]:
         """Returns the packing groups of records, in order; records without any text have none.
 
@@ -164,14 +164,15 @@ class Reader(grain.DatasetIterator):
         return (group for group in groups if group is not None)
 
     def _count_skipped(self, task: int, lengths: Sequence[int]) -> None:
-        """Warns about the first record of a task that no training list can be drawn from.
+        """Counts records in a row that no training list can be drawn from; warns about the first.
 
         Args:
             task: index of the task.
             lengths: number of examples of each of its next records.
 
         Raises:
-            InputError: `HOPELESS` epochs of records were skipped in a row.
+            InputError: this reader skipped as many records in a row as `MAX_SKIPPED_EPOCHS` epochs
+                hold.
         """
         source = self._sources[task]
         for length in lengths:
@@ -185,7 +186,7 @@ class Reader(grain.DatasetIterator):
                     source.task.name,
                 )
             self._skipped[task] += 1
-            if self._skipped[task] > HOPELESS * source.size("train"):
+            if self._skipped[task] > MAX_SKIPPED_EPOCHS * source.size("train"):
                 raise InputError(
                     f"task {source.task.name!r}: no train record has both a positive and a "
                     "negative; there is nothing to learn"
@@ -207,6 +208,7 @@ class Reader(grain.DatasetIterator):
         self._packer = Packer(self._options.block, self._options.padding)
         waiting = [int(index) for index in state["waiting"]]
         positions = [self._order[index] for index in waiting]
+        # These texts were counted before the state was taken.
         for group in self._packing_groups(waiting, positions, no_counts(self._sources)):
             self._packer.add(group)
 
@@ -333,16 +335,16 @@ def average_examples(
     rates: np.ndarray,
     tokenizer: Tokenizer,
     options: StreamOptions,
-    blocks: int = MEASURED,
+    batches: int = MEASURED_BATCHES,
 ) -> float:
-    """Returns the mean examples per global batch, estimated from the first blocks of reader 0.
+    """Returns the mean examples per global batch, estimated from the first batches of reader 0.
 
     A list counts as one example. The result depends only on the arguments.
     """
     reader = Reader(sources, rates, tokenizer, options, 0)
     counts = [
         np.sum((block.weight > 0) & (block.group_id < 0)) + block.group_id.max() + 1
-        for _ in range(blocks)
+        for _ in range(batches)
         for block in next(reader)
     ]
-    return float(np.sum(counts)) / blocks * options.readers
+    return float(np.sum(counts)) / batches * options.readers

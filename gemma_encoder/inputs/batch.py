@@ -25,8 +25,8 @@ class Batch(NamedTuple):
         positions: [B, L] int32 position within the segment, from 0.
         task_id: [B, S] int32.
         label: [B, S] float32 class index, regression target in [0, 1], or relevance grade.
-        group_id: [B, S] int32 list that a ranking segment belongs to, 0 … G - 1; -1 outside
-            ranking.
+        group_id: [B, S] int32 list that a ranking segment belongs to, 0 … G - 1 within a
+            micro-batch; -1 outside ranking.
         list_slot: [B, S] int32 index of the segment within that list.
         example_id: [B, S] int32 index into the task's table of examples on the host.
         weight: [B, S] float32; 0 for an empty slot.

@@ -1,9 +1,10 @@
 """Sequence packing: several texts share a row.
 
-A packing group is one text, or all texts of a ranking list: they may go to different rows, but
-never to different blocks. Groups wait in a pool in order of arrival. A block of rows is filled from
-the pool by best fit, the oldest group first, so that no group waits indefinitely. The record
-indices of waiting groups are part of a reader's state, so that a stream resumes exactly.
+A block is the rows that one reader fills of one micro-batch. A packing group is one text, or all
+texts of a ranking list: they may go to different rows, but never to different blocks. Groups wait
+in a pool in order of arrival. A block is filled from the pool by best fit, the oldest group first,
+so that no group waits indefinitely. The record indices of waiting groups are part of a reader's
+state, so that a stream resumes exactly.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ class Segment(NamedTuple):
 
 
 class PackingGroup(NamedTuple):
-    """Segments that must not be split between batches: one text, or all texts of one list."""
+    """Segments that must not be split between blocks: one text, or all texts of one list."""
 
     segments: tuple[Segment, ...]
     is_list: bool = False
@@ -46,8 +47,8 @@ class Packer:
     Args:
         shape: shape of a block. `segments=1` means no packing: one text per row.
         padding: side of the padding, "right" or "left".
-        lookahead: size of the pool, in blocks of tokens (or of segments), before a block is filled.
-            A larger pool fills rows better and reorders texts more.
+        lookahead: a block is filled once the pool holds the tokens, segments or lists of this many
+            blocks. A larger pool fills rows better and reorders texts more.
     """
 
     LOOKAHEAD = 3.0
@@ -67,7 +68,7 @@ class Packer:
         """Appends a group to the pool; raises InputError if it cannot fit in any block."""
         self._check_fits(group)
         self._pool.append(group)
-        self._count(group, 1)
+        self._update_totals(group, 1)
 
     def _check_fits(self, group: PackingGroup) -> None:
         shape = self.shape
@@ -96,7 +97,7 @@ class Packer:
         shape = self.shape
         return np.full(shape.rows, shape.row_length), np.full(shape.rows, shape.segments)
 
-    def _count(self, group: PackingGroup, sign: int) -> None:
+    def _update_totals(self, group: PackingGroup, sign: int) -> None:
         self._pool_tokens += sign * group.num_tokens
         self._pool_segments += sign * len(group.segments)
         self._pool_lists += sign * group.is_list
@@ -136,7 +137,7 @@ class Packer:
             for list_slot, (segment, row) in enumerate(zip(group.segments, rows, strict=True)):
                 contents[row].append((segment, group_id, list_slot))
             num_lists += group.is_list
-            self._count(group, -1)
+            self._update_totals(group, -1)
         self._pool = waiting
         return _to_batch(contents, shape, self.padding)
 
@@ -163,8 +164,8 @@ def _best_fit(group: PackingGroup, free: np.ndarray, slots: np.ndarray) -> list[
     assigned = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[index]
-        room = np.where((free >= length) & (slots > 0), free, np.iinfo(free.dtype).max)
-        row = int(room.argmin())
+        fitting = np.where((free >= length) & (slots > 0), free, np.iinfo(free.dtype).max)
+        row = int(fitting.argmin())
         if free[row] < length or not slots[row]:
             for assigned_row, assigned_length in assigned:
                 free[assigned_row] += assigned_length

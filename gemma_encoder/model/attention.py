@@ -1,9 +1,10 @@
-"""Attention: the mask, the window, the soft cap, rotary positions, and who computes them.
+"""Attention: the mask, the window, the soft cap, rotary positions, and implementations.
 
     attention(Q, K, V) = softmax(mask(soft_cap(Q Kᵀ))) V
 
-The parts that differ between layers and settings are in `AttentionSpec`, and each is applied in
-one function here:
+The parts that differ between layers and settings are in `AttentionSpec`. Each is applied in one
+function here, except by the splash kernel, which takes them as arguments
+(`fused_attention.splash_attention`):
 
 - mask and window: `attention_mask`. A token attends within its own text; if causal, not to later
   tokens; on local layers, to at most `left` tokens before it and `right` tokens after it.
@@ -16,7 +17,7 @@ Texts are packed: the tokens of a segment are contiguous in a row and their posi
 A distance between positions is therefore a distance in the row, and a local layer needs only the
 keys within its window.
 
-B batch, L length, T queries of a chunk, S keys of a chunk, N query heads, K key-value heads,
+B batch, L length, T queries and S keys (of a chunk, if chunked), N query heads, K key-value heads,
 G = N / K query heads per key-value head, R = G T, H head dim.
 """
 
@@ -38,7 +39,7 @@ from gemma_encoder.model.layers import cap_logits, dropout
 MASKED = -2.3819763e38
 # Queries per chunk on rows longer than twice that, so that no L x L array is materialized.
 CHUNK = 512
-# Segment id of the padding that completes the last chunk; no text and no padding token has it.
+# Segment id of the slots that chunking adds around a row; it differs from 0, the batch's padding.
 NO_SEGMENT = -1
 
 
@@ -106,7 +107,7 @@ def choose_implementation(
     soft_cap: float | None,
     dropout_rate: float,
 ) -> str:
-    """Resolves "auto" to the fastest implementation that supports the arguments.
+    """Resolves "auto" to the first kernel of `PLATFORMS` that supports the arguments, else "xla".
 
     Any other name is checked and returned unchanged.
 
@@ -265,7 +266,7 @@ class _Chunks(NamedTuple):
         left, right = (length, length) if spec.reach is None else spec.reach
         right = 0 if spec.causal else right
         span = size + left + right
-        if span < padded_length:
+        if span < padded_length:  # else a window saves nothing, and every chunk gets the whole row
             return cls(size, count, padding, True, span, left, padding + right)
         return cls(size, count, padding, False, padded_length, 0, padding)
 

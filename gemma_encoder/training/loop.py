@@ -39,15 +39,15 @@ class TrainingResult:
 
     Attributes:
         step: training steps taken in total.
-        metrics: by task that has the evaluation split, the main metric first; if a task has
-            several evaluation splits, metric names end with the split.
-        predictions: of each of these splits, by task.
+        metrics: metrics by task, the main one first; tasks without the evaluation split are
+            absent. If a task has several evaluation splits, metric names end with the split.
+        predictions: predictions for each evaluated split, by task.
         checkpoint: folder of the newest checkpoint.
         seconds: training time of this process, without evaluation and checkpoints.
-        preempted: whether the run was preempted before its end; rerun it to resume.
+        preempted: True if the run was preempted before its end; rerun it to resume.
         best: step and value of the checkpoint on disk with the best `best_metric`; None if none
             was evaluated.
-        stop_reason: why the run ended before its last step; "" if it did not.
+        stop_reason: the reason for ending before the last step, or "".
     """
 
     step: int
@@ -83,7 +83,7 @@ def train(
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     cadence = Cadence.of(recipe)
-    _ = recipe.fingerprints  # computed and cached now, before the data are read for training
+    _ = recipe.fingerprints  # cached now: a file that changes during training cannot alter them
     user_hooks = (*checked_hooks(hooks), *recipe.hooks)
     all_hooks = Hooks(standard_hooks(recipe, cadence), user_hooks)
     trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
@@ -149,7 +149,7 @@ def _restore_latest(
     if step is None:
         return None
     tokenizer = trainer.recipe.tokenizer
-    spec = native.load_inference_spec(epath.Path(checkpoints.folder) / str(step))
+    spec = native.load_inference_spec(checkpoints.folder / str(step))
     if spec.tokenizer.model != tokenizer.model:
         raise InputError(
             f"{tokenizer.name} is not the tokenizer that the run in {checkpoints.folder} was "
@@ -163,7 +163,7 @@ def _restore_latest(
 
 
 def _check_data(recipe: Recipe, spec: native.InferenceSpec, folder: epath.Path) -> None:
-    """Raises InputError if the data changed since the run started, or its format is too old."""
+    """Raises InputError if the data changed since the run started, or it has no fingerprints."""
     stored = spec.record.get("data")
     if stored is None:
         raise InputError(
@@ -217,7 +217,7 @@ def _summary(trainer: Trainer, cadence: Cadence) -> str:
     return (
         f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {encoder.attention}, "
         f"{encoder.pooling.name} pooling, {encoder.compute_dtype}; "
-        f"{tasks}: {cadence.epoch} examples per epoch; "
+        f"{tasks}: {cadence.examples_per_epoch} examples per epoch; "
         f"{cadence.total} steps of {shape.rows} x {shape.row_length} tokens, "
         f"about {recipe.losses.examples_per_step} examples, "
         f"on {mesh.size} {platform} device(s) {dict(mesh.shape)}"
@@ -230,7 +230,7 @@ def _result(run: Run) -> TrainingResult:
         step=run.step,
         metrics=evaluation.metrics,
         predictions=evaluation.predictions,
-        checkpoint=epath.Path(run.checkpoints.folder) / str(run.step),
+        checkpoint=run.checkpoints.folder / str(run.step),
         seconds=run.accumulator.seconds,
         preempted=run.preempted,
         best=run.checkpoints.best(),
@@ -241,7 +241,8 @@ def _result(run: Run) -> TrainingResult:
 def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
 
-    Appends the metrics to the log, and writes the predictions to files.
+    Writes the predictions to files, and appends the metrics to the log, from which lines after the
+    checkpoint's step are dropped. Model, tokenizer and tasks' heads are those of the checkpoint.
 
     Raises:
         InputError: there is no checkpoint, or it was not trained on a task of the config.

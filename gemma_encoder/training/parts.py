@@ -177,9 +177,17 @@ class Parts:
             list_size,
             max(source.task.target_width for source in self.sources),
         )
-        return StreamOptions(
+        options = StreamOptions(
             shape, config.max_length, batch.readers, config.seed, batch.padding, batch.micro_batches
         )
+        if list_size > options.block.rows * options.block.segments:
+            raise InputError(
+                f"ranking.list_size={list_size} documents do not fit in a block of "
+                f"{options.block.rows} rows of {batch.segments} segments (batch.rows / "
+                "batch.readers / batch.micro_batches); raise batch.rows or batch.segments, or "
+                "lower batch.readers or batch.micro_batches"
+            )
+        return options
 
     @functools.cached_property
     def losses(self) -> LossOptions:

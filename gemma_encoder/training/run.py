@@ -27,13 +27,13 @@ class Cadence:
     """Durations of a recipe, in steps.
 
     Attributes:
-        epoch: training examples of all tasks; the only attribute that is not in steps.
+        examples_per_epoch: training examples of all tasks; the only one that is not in steps.
         total: steps of the whole run.
         warmup: steps of the learning-rate warmup.
         log_every, evaluate_every, checkpoint_every: 0 for only at the end.
     """
 
-    epoch: int
+    examples_per_epoch: int
     total: int
     warmup: int
     log_every: int

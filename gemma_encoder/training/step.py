@@ -45,8 +45,8 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """Takes a training step.
 
-    The dropout key is derived from (seed, step, micro-batch, layer), so that dropout depends
-    neither on the mesh nor on restarts.
+    The dropout key is derived from (seed, step, layer), and from the micro-batch if there are
+    several, so that dropout depends neither on the mesh nor on restarts.
 
     Args:
         state: the state before the step.

@@ -71,7 +71,8 @@ class Trainer:
         1. `restored`: the complete state of this run's newest checkpoint.
         2. `model.warm_start`: the backbone, the pooler, and the heads of the same name and shape of
            a fine-tuned encoder.
-        3. `model.pretrained`: the backbone of a pretrained Gemma.
+        3. `model.pretrained`: the backbone of a pretrained Gemma, and the projection of the pooler
+           where a sentence-transformers folder has one that fits.
         4. Random values from the seed, also for the parameters that 2 and 3 lack.
         """
         if restored is not None:

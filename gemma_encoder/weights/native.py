@@ -1,10 +1,11 @@
-"""Our own checkpoints: their contents, and loading of the part that inference needs.
+"""Our own checkpoints: their contents, their former formats, and restoring their parameters.
 
 WORKDIR/checkpoints/STEP/
     inference/inference.json    encoder, tasks, templates, lengths, format version
     inference/tokenizer.model   the SentencePiece model
     parameters/                 Orbax
     training/, data/            state that only resuming needs
+    metrics/                    the value of best_metric, if it was evaluated
 """
 
 import dataclasses
@@ -32,7 +33,10 @@ from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
-FORMAT_VERSION = 3  # increased whenever a field is added or renamed
+# Increased whenever a field or a parameter is added, renamed or given another meaning.
+# Format 1 is upgraded by `_upgrade_heads`. Fields renamed since format 2 have the metadata
+# `former`; its parameters are renamed by `rename_remainder`.
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +51,9 @@ class InferenceSpec:
         row_length: tokens per row in training.
         padding: padding side, "right" or "left".
         step: number of updates.
-        record: provenance, for people to read: "command", "config", "examples" (training records by
-            task) and "metrics" (the latest line of `metrics.jsonl` of each task and split). Empty
-            if it was not recorded.
+        record: provenance: "command", "config", "examples" (training records by task), "metrics"
+            (the latest line of `metrics.jsonl` of each task and split) and "data" (fingerprints of
+            the files by task and split, compared when a run resumes). Empty if not recorded.
     """
 
     encoder: EncoderConfig
@@ -259,7 +263,7 @@ def load_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruc
     return _restore(checkpoint, shapes, jax.tree.map(lambda leaf: leaf.sharding, shapes), None)
 
 
-def rename_remainder(tree: Any, former: str, current: str) -> Any:
+def rename_remainder(tree: Any, old: str, new: str) -> Any:
     """Renames the group of layers after the repeated pattern in every backbone of a tree.
 
     Formats 1 and 2 call it `rest`, format 3 `remainder`. The tree may be an optimizer's state.
@@ -268,7 +272,7 @@ def rename_remainder(tree: Any, former: str, current: str) -> Any:
     def renamed(node: Any) -> Any:
         if not _holds_backbone(node):
             return node
-        backbone = {current if key == former else key: x for key, x in node["backbone"].items()}
+        backbone = {new if key == old else key: x for key, x in node["backbone"].items()}
         return {**node, "backbone": backbone}
 
     return jax.tree.map(renamed, tree, is_leaf=_holds_backbone)
@@ -278,7 +282,7 @@ def _holds_backbone(node: Any) -> bool:
     return isinstance(node, dict) and isinstance(node.get("backbone"), dict)
 
 
-@functools.cache
+@functools.cache  # read for every parameter otherwise
 def has_former_names(checkpoint: epath.Path) -> bool:
     """Returns True for checkpoints of formats 1 and 2, which name some parameters differently."""
     description = json.loads((checkpoint / "inference" / "inference.json").read_text())
@@ -301,7 +305,7 @@ def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) 
         shardings,
     )
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    item = jax.tree.map(lambda _: 0, shapes)
+    item = jax.tree.map(lambda _: 0, shapes)  # names the parameters; Orbax ignores the values
     restored = reader.restore(
         checkpoint / "parameters",
         args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
