@@ -40,7 +40,7 @@ class AttentionMap(NamedTuple):
     Attributes:
         layer: index, from 0.
         kind: "local" or "global".
-        weights: from each token (second axis) to each token (third axis); rows sum to 1.
+        weights: attention from each token (second axis) to each token (third axis); rows sum to 1.
     """
 
     layer: int
@@ -54,7 +54,7 @@ class Attribution(NamedTuple):
     Attributes:
         pieces: the tokens as text.
         values: contribution of each token.
-        target: what is explained: a class, or the task if it has no classes.
+        target: the explained class, or the task if it has no classes.
         output: probability of that class, or the prediction.
     """
 
@@ -82,7 +82,7 @@ def attention_maps(
 
     Args:
         predictor: the model.
-        text, task: as in `pieces`.
+        text, task: see `pieces`.
         attention: the mask switch, "bidirectional" or "causal"; by default that of the model.
     """
     tokens = jnp.asarray(_tokens(predictor, text, task))[None]
@@ -136,7 +136,7 @@ def pooler_weights(
 
     Args:
         predictor: the model.
-        text, task: as in `pieces`.
+        text, task: see `pieces`.
 
     Raises:
         InputError: the pooler is a registered one, whose weights are not known.

@@ -113,7 +113,7 @@ class Predictor:
         """Returns a task by name, or the only one.
 
         Args:
-            name: as in `tasks`; optional if the checkpoint has only one task (of that kind).
+            name: a name in `tasks`; optional if the checkpoint has only one task (of that kind).
             kind: the kind that the task must have, e.g. "ranking".
 
         Raises:
@@ -170,7 +170,7 @@ class Predictor:
         Args:
             texts: strings, for a task of one field; or dictionaries of the task's fields, or tuples
                 in their order; or a DataFrame with columns of these names.
-            task: its name; optional if the checkpoint has only one.
+            task: name of the task; optional if the checkpoint has only one.
             as_frame: return a DataFrame: the fields, "prediction", and for classes a column
                 "probability_CLASS" each. For a language model the prediction is the perplexity,
                 with the columns "nll" and "tokens".
@@ -212,7 +212,7 @@ class Predictor:
             task: a ranking task; optional if the checkpoint has only one.
             top_k: number of documents to return; by default all.
             as_frame: return a DataFrame with the columns "index", "score" and "document".
-            progress: as in `predict`.
+            progress: see `predict`.
 
         Returns:
             (index, score) of the documents, best first; equal scores keep the documents' order.
@@ -252,7 +252,7 @@ class Predictor:
             texts: strings; with a task, as in `predict`.
             task: formats texts with this task's template; by default they are embedded as they are.
             as_frame: return a DataFrame with a column per dimension.
-            progress: as in `predict`.
+            progress: see `predict`.
 
         Returns:
             Pooled states, [N, D] float32, in the order of the texts.
@@ -282,7 +282,7 @@ class Predictor:
         Args:
             texts: N texts, as in `embed`, or their embeddings [N, D].
             others: M texts or embeddings; by default `texts`.
-            task: as in `embed`.
+            task: see `embed`.
 
         Returns:
             [N, M] float32.

@@ -19,7 +19,7 @@ def to_jsonl(data: Any, name: str) -> str:
     Args:
         data: a DataFrame (pandas or polars), a dictionary from column to values, or an iterable of
             dictionaries from column to value, such as a `datasets.Dataset`.
-        name: of the split, for messages.
+        name: name of the split, for messages.
 
     Raises:
         InputError: `data` has another type, columns of different lengths, no records, or a value

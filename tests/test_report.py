@@ -116,7 +116,7 @@ def searches(orders, first_stage=True):
     The first stage returns them in the order 1, 0, 2.
 
     Args:
-        orders: for each query, the scores of documents 0, 1 and 2.
+        orders: scores of documents 0, 1 and 2 for each query.
         first_stage: whether to include the first stage.
     """
     first_stage_order = (1, 0, 2)

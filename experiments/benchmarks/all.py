@@ -27,7 +27,7 @@ class BenchmarkCommand:
     """The command of one run.
 
     Attributes:
-        name: of the run and its files.
+        name: name of the run and its files.
         subject: the module.
         smoke, cpu, gpu: arguments for each kind of run; None if the kind leaves this run out.
         device, dtype: whether the module takes these flags.

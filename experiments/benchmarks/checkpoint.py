@@ -108,8 +108,8 @@ class OurTraining:
 
     Args:
         model: the export that training starts from.
-        folder: for the checkpoints.
-        dtype: of activations.
+        folder: folder for the checkpoints.
+        dtype: dtype of activations.
         background: whether checkpoints are written in the background; None for the default.
     """
 

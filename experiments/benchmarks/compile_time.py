@@ -130,7 +130,7 @@ def start(config: str, workdir: str, cache: str) -> dict[str, float]:
 
     Args:
         config: "file" or "file:argument" of a training config.
-        workdir: of the run.
+        workdir: workdir of the run.
         cache: folder of the compilation cache.
     """
     import importlib.util
@@ -226,7 +226,7 @@ def growth(arm: str, totals: dict[int, float]) -> str:
     """Returns the note on how an arm's compile time grows with depth.
 
     Args:
-        arm: its name.
+        arm: name of the arm.
         totals: seconds by depth; at least two depths.
     """
     fewest = min(totals)

@@ -128,7 +128,7 @@ def peer_batches(lengths: Sequence[int], texts: int, grouped: bool) -> Iterator[
 
     Args:
         lengths: tokens of each text.
-        texts: of a batch.
+        texts: number of texts in a batch.
         grouped: whether a batch holds texts of similar length.
     """
     import torch

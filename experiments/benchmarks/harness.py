@@ -34,7 +34,7 @@ class Arm:
     """One way of doing the work.
 
     Attributes:
-        name: as shown in the table.
+        name: name shown in the table.
         setup: "module:function", called once in the arm's process with the settings; returns the
             arm's `Turn`.
         settings: keyword arguments of the function; picklable.

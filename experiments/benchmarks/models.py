@@ -173,7 +173,7 @@ class TorchEncoder:
     Args:
         folder: the export.
         device: "cpu" or "cuda".
-        dtype: of activations; parameters stay float32.
+        dtype: dtype of activations; parameters stay float32.
         compiled: whether to run through torch.compile.
     """
 

@@ -67,11 +67,11 @@ def training_step(devices: int, rows: int, size: str, length: int, axis: str) ->
     """Sets up a training step on the first devices of this process.
 
     Args:
-        devices: how many to use.
-        rows: of a batch, per device.
-        size: of the model.
+        devices: number of devices to use.
+        rows: rows of a batch, per device.
+        size: size of the model.
         length: tokens of a row.
-        axis: of the mesh that has the devices, "data" or "fsdp".
+        axis: mesh axis that has the devices, "data" or "fsdp".
     """
     import jax
 

@@ -178,7 +178,7 @@ def measure(
     """Returns the figures of each round after the first, which warms up, by arm.
 
     Args:
-        folder: of the CSV files, the peer's model and the runs.
+        folder: folder of the CSV files, the peer's model and the runs.
         names: keys of `RUNS`.
         interpreter: the peer's Python; empty to leave the peer out.
         repeats: counted rounds.

@@ -90,7 +90,7 @@ def plan(
         scale: scale of all runs.
         seeds: number of seeds.
         tasks, rows: limit the runs, if given; each must be in one of the studies.
-        smoke, override: as in `Study.config`.
+        smoke, override: see `Study.config`.
     """
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)

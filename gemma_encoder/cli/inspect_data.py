@@ -132,10 +132,10 @@ def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) 
 
     Args:
         settings: the source and its lengths.
-        split: to show.
+        split: split to show.
         n: number of records to show.
         sample: number of records for the statistics; 0 for all.
-        seed: of the order of records.
+        seed: seed of the order of records.
     """
     source = settings.source
     task = source.task

@@ -16,8 +16,8 @@ def summarize(outcome: "TrainingResult", split: str) -> int:
     """Prints the results of a run on its main process and returns the exit code.
 
     Args:
-        outcome: of training or evaluation.
-        split: that was evaluated.
+        outcome: result of training or evaluation.
+        split: split that was evaluated.
     """
     from gemma_encoder import distributed
 

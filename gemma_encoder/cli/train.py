@@ -72,9 +72,9 @@ def train_and_report(config: ml_collections.ConfigDict, workdir: str, command: s
     """Trains, prints a summary, and returns the exit code.
 
     Args:
-        config: of the run.
-        workdir: of the run.
-        command: that started the run; recorded in checkpoints.
+        config: config of the run.
+        workdir: workdir of the run.
+        command: command that started the run; recorded in checkpoints.
     """
     runtime.require_training()
     from gemma_encoder import distributed

@@ -51,8 +51,8 @@ def derive(
 
     Args:
         sources: the files that the result depends on. The first one names the cache entry.
-        description: of the result, for names and messages. It includes every setting that the
-            result depends on, after " with ".
+        description: description of the result, for names and messages. It includes every setting
+            that the result depends on, after " with ".
         build: writes files into the given empty folder.
         load: reads or memory-maps those files, which may be deleted afterwards.
     """

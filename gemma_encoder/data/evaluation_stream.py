@@ -15,7 +15,7 @@ def _batches(packers: Mapping[int, Packer], *, is_end: bool = False) -> Iterator
     """Yields batches while every reader can fill a block; at the end, until all texts are out.
 
     Args:
-        packers: of consecutive readers, by the reader's index.
+        packers: packers of consecutive readers, by the reader's index.
         is_end: no more texts will be added.
     """
     first_reader = min(packers)
@@ -52,8 +52,8 @@ def evaluation_stream(
 
     Args:
         source, task_id: the task and its index in the mixture.
-        split: of the source. If its name starts with "test", labels may be unknown.
-        tokenizer, options: as for training; the seed is not used.
+        split: split of the source. If its name starts with "test", labels may be unknown.
+        tokenizer, options: the same as for training; the seed is not used.
         table: receives the examples; complete when the stream is exhausted.
         process, processes: index and count of processes, which share the readers equally.
     """

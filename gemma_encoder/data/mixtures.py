@@ -37,7 +37,7 @@ def rates(sources: Sequence[Source], mixing: str, temperature: float = 2.0) -> n
         mixing: "equal", "proportional" (to the number of training records; tasks of a seqio mixture
             divide their total by its rates) or "temperature" (to the number of records to the power
             of 1/temperature, as in T5: arXiv 1910.10683, section 3.5.2).
-        temperature: for "temperature"; 1 is proportional, larger values are more equal.
+        temperature: parameter of "temperature"; 1 is proportional, larger values are more equal.
 
     Returns:
         Shares that sum to one; the share of a task without a train split is 0.

@@ -133,8 +133,8 @@ class Reader(grain.DatasetIterator):
         All texts of a task are tokenized in one call, which is faster than record by record.
 
         Args:
-            indices: of the records in the reader's order.
-            positions: of the same records in their splits.
+            indices: indices of the records in the reader's order.
+            positions: positions of the same records in their splits.
             counts: updated with the texts of the records.
         """
         examples = [
@@ -263,8 +263,8 @@ class TrainStream:
         prefetch: batches to prefetch.
 
     Attributes:
-        counts: by task, for the batches drawn so far in this process: texts, truncated texts, and
-            truncated tokens.
+        counts: counts by task for the batches drawn so far in this process: texts, truncated texts,
+            and truncated tokens.
     """
 
     def __init__(

@@ -128,7 +128,7 @@ def write_part(
     Args:
         source: the task with its raw data.
         part: the records to write.
-        tokenizer, max_length: as for training.
+        tokenizer, max_length: the same as for training.
         folder: the folder of the task.
 
     Returns:

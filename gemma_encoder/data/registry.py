@@ -30,7 +30,7 @@ def register(name: str, make: Callable[[DataOptions], Source]) -> None:
     """Adds a custom task.
 
     Args:
-        name: not registered yet.
+        name: must not be registered yet.
         make: returns the source of the task for the data options of a config.
 
     Raises:

@@ -51,10 +51,10 @@ def make_segments(
 
     Args:
         source: the task.
-        task_id: its index in the mixture.
+        task_id: index of the task in the mixture.
         examples: the examples. They are not tokenized again if they are already encoded.
         where: location of each example, for messages.
-        tokenizer, max_length: as for `encode`.
+        tokenizer, max_length: arguments of `encode`.
         counts: updated with the texts.
         unlabeled: allows unknown labels (test splits), which are passed through.
     """

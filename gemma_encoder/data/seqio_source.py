@@ -87,7 +87,7 @@ class SeqioSource(Source):
     """A task of seqio's registry, with its kind and classes inferred from its targets.
 
     Args:
-        name: with the prefix.
+        name: name of the task, with the prefix.
         options: the data options of the config.
 
     Raises:

@@ -248,7 +248,7 @@ def add_task(name: str, options: DataOptions | None = None) -> None:
     """Registers a task of this library in seqio's `TaskRegistry`.
 
     Args:
-        name: of the task in `registry`.
+        name: name of the task in `registry`.
         options: data options, required for some tasks.
 
     Raises:

@@ -67,7 +67,7 @@ class Record(NamedTuple):
     """Lazy examples of a record.
 
     Attributes:
-        labels: of every example.
+        labels: label of every example.
         example: creates the example at an index.
     """
 
@@ -88,7 +88,7 @@ class Source(abc.ABC):
         options: the data options of the config.
 
     Attributes:
-        task, options: as given.
+        task, options: the arguments of these names.
         splits: names of the splits.
         first_stage: True if evaluation reads a query's documents in the order of a first stage.
         mixture: name of the seqio mixture that the task comes from, "" for none.
@@ -134,7 +134,7 @@ class Source(abc.ABC):
 
         Args:
             split: one of `splits`.
-            index: from 0 to size - 1.
+            index: index of the record, from 0 to size - 1.
             training: return the candidates for a training list, if they differ from the examples
                 to evaluate (such as all documents that a first stage retrieved).
         """
@@ -146,7 +146,7 @@ class Source(abc.ABC):
 
         Args:
             split: one of `splits`.
-            index: from 0 to size - 1.
+            index: index of the record, from 0 to size - 1.
             rng: samples a training list: a positive first, then different negatives. With None (for
                 evaluation) all examples are returned.
 

@@ -11,10 +11,10 @@ class StreamOptions:
     """Options of a stream of batches.
 
     Attributes:
-        shape: of a global batch.
+        shape: shape of a global batch.
         max_length: maximum tokens of a text, bos and eos included.
         readers: number of independent readers that fill a batch, a multiple of the process count.
-        seed: of shuffling, mixing and sampling.
+        seed: seed of shuffling, mixing and sampling.
         padding: side of a row that is padded, "left" or "right".
         micro_batches: equal parts of a global batch for gradient accumulation. A list is never
             split between them.

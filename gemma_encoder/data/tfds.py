@@ -247,7 +247,7 @@ def declare_t5(
     "rte sentence1: … sentence2: …".
 
     Args:
-        name: with the suite, e.g. "glue_rte".
+        name: name of the task with the suite, e.g. "glue_rte".
         fields, metrics, classes, splits, truncation: names separated by spaces.
         tfds_name, table: arguments of `TfdsSource`. All others are arguments of `Task`.
 

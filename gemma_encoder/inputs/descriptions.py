@@ -41,7 +41,7 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], subject: str) -
 
     Args:
         cls: the dataclass.
-        values: by field name; missing fields take their defaults.
+        values: values by field name; missing fields take their defaults.
         subject: names the description in error messages, e.g. "a task".
 
     Raises:

@@ -94,7 +94,7 @@ class Kind:
 
         Args:
             task: the task of the label.
-            label: in the task's own units.
+            label: label in the task's own units.
             where: names the record in the error message, e.g. "train record 17".
         """
         raise NotImplementedError

@@ -59,7 +59,7 @@ def from_mapping(cls: type[Options], values: Mapping[str, Any], name: str = "") 
 
     Args:
         cls: a dataclass.
-        values: by field; lists are converted to tuples, integers to floats.
+        values: values by field; lists are converted to tuples, integers to floats.
         name: path of the options themselves, for error messages; "" for the outermost.
 
     Raises:
@@ -88,7 +88,7 @@ def with_current_names(
 
     Args:
         cls: the dataclass of the options.
-        values: by field.
+        values: values by field.
         warn: called with the former and the current path of each renamed field.
         name: path of the options themselves; "" for the outermost.
     """

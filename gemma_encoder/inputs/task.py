@@ -22,9 +22,9 @@ class Example(NamedTuple):
 
     Attributes:
         fields: values of the template's fields.
-        label: in the task's own units: a class index, a regression target, a relevance grade, 1 or
-            0 for a right or wrong option, or a tuple of class indices (multi-label). 0 for language
-            modeling, where the targets are the tokens themselves.
+        label: label in the task's own units: a class index, a regression target, a relevance grade,
+            1 or 0 for a right or wrong option, or a tuple of class indices (multi-label). 0 for
+            language modeling, where the targets are the tokens themselves.
         query_id: evaluation groups examples by it: the query of a list, the question of an option
             or answer, the pair that a sentence belongs to. Empty for independent examples.
         document_id: document or option within that group.
@@ -49,7 +49,7 @@ class ExampleTable:
 
     Attributes:
         labels, query_ids, document_ids, infos: one entry per example.
-        fields: of the first `MAX_TEXTS` examples, for display.
+        fields: fields of the first `MAX_TEXTS` examples, for display.
         counts: number of texts and of truncated texts, by task.
     """
 

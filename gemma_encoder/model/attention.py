@@ -57,11 +57,11 @@ def attention_mask(
     Padding (segment 0) attends to padding only.
 
     Args:
-        segment_ids, positions: of the queries.
+        segment_ids, positions: segment ids and positions of the queries.
         causal: mask keys after the query.
         reach: the window (left, right): keys up to `left` positions before and `right` positions
             after the query; None for no limit.
-        key_segment_ids, key_positions: of the keys; by default those of the queries.
+        key_segment_ids, key_positions: those of the keys; by default the queries' own.
     """
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     key_positions = positions if key_positions is None else key_positions
@@ -84,8 +84,8 @@ def rotate(
 
     Args:
         x: queries or keys.
-        positions: of each token in its own text.
-        base: of the geometric series of wavelengths.
+        positions: position of each token in its own text.
+        base: base of the geometric series of wavelengths.
         scale: positions are divided by it.
     """
     half = x.shape[-1] // 2
@@ -114,10 +114,10 @@ def choose_implementation(
     Args:
         name: one of `ATTENTION_IMPLEMENTATIONS`.
         platform: "cpu", "gpu" or "tpu".
-        dtype: of the activations.
+        dtype: dtype of the activations.
         head_dim: H.
-        soft_cap: of the logits, or None.
-        dropout_rate: on attention probabilities.
+        soft_cap: soft cap of the logits, or None.
+        dropout_rate: dropout rate of attention probabilities.
 
     Raises:
         InputError: `name` is unknown, or does not support the arguments, with the reason.
@@ -175,11 +175,11 @@ def dot_product_attention(
     The softmax runs in float32.
 
     Args:
-        query, key, value: after rotation; queries already scaled.
-        segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
+        query, key, value: arrays after rotation; queries already scaled.
+        segment_ids, positions: see `gemma_encoder.inputs.batch.Batch`.
         spec: causality, window and soft cap.
-        dropout_rate, dropout_key: on probabilities; "xla" only.
-        implementation: as returned by `choose_implementation`.
+        dropout_rate, dropout_key: rate and random key of dropout on probabilities; "xla" only.
+        implementation: name returned by `choose_implementation`.
         mesh: the mesh of the arrays, for kernels that run per device; None on one device.
     """
     if implementation == "xla":

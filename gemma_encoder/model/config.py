@@ -270,7 +270,7 @@ class EncoderConfig:
         attention_dropout: rate on attention probabilities.
         feed_forward_dropout: rate on the output of the feed-forward layer, before the residual is
             added.
-        compute_dtype: of the transformer's activations: "float32" or "bfloat16".
+        compute_dtype: dtype of the transformer's activations: "float32" or "bfloat16".
         remat: rematerialization in the backward pass: "none"; "full" (recompute each group of
             layers); "dots" (recompute all but matrix products); or "offload" (as "full", with the
             input of each group stored in host memory).

@@ -63,10 +63,10 @@ class GemmaEncoder(nnx.Module):
         """Encodes a batch.
 
         Args:
-            tokens, segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
+            tokens, segment_ids, positions: see `gemma_encoder.inputs.batch.Batch`.
             num_segments: S.
             attention: overrides the config's mask switch for this call.
-            dropout_key: for dropout; None disables dropout (evaluation).
+            dropout_key: random key for dropout; None disables dropout (evaluation).
             mesh: the mesh that rows and parameters are sharded over; None on one device.
 
         Raises:
@@ -183,8 +183,8 @@ def select(parameters: dict, predicate: Callable[[str], bool], prefix: str = "")
 
     Args:
         parameters: nested dict.
-        predicate: of a path such as "backbone/blocks/0/query".
-        prefix: of the paths, ending in "/".
+        predicate: function of a path such as "backbone/blocks/0/query".
+        prefix: prefix of the paths, ending in "/".
     """
     selected = {}
     for name, child in parameters.items():

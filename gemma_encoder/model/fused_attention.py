@@ -38,7 +38,7 @@ def unsupported_reason(
 
     Args:
         name: key of `PLATFORMS`.
-        platform, dtype, head_dim, soft_cap, dropout_rate: as in
+        platform, dtype, head_dim, soft_cap, dropout_rate: see
             `gemma_encoder.model.attention.choose_implementation`.
     """
     if platform != PLATFORMS[name]:
@@ -172,8 +172,8 @@ def cudnn_attention(
 
     Args:
         query, key, value: queries already scaled.
-        mask: as returned by `gemma_encoder.model.attention.attention_mask`.
-        spec: without a soft cap, which cuDNN does not support.
+        mask: the mask returned by `gemma_encoder.model.attention.attention_mask`.
+        spec: attention spec without a soft cap, which cuDNN does not support.
     """
     assert spec.soft_cap is None
     return jax.nn.dot_product_attention(
@@ -192,7 +192,7 @@ def tokamax_attention(
 
     Args:
         query, key, value: queries already scaled.
-        mask: as returned by `gemma_encoder.model.attention.attention_mask`.
+        mask: the mask returned by `gemma_encoder.model.attention.attention_mask`.
         spec: gives the soft cap.
     """
     import tokamax

@@ -23,9 +23,9 @@ class HeadInputs(NamedTuple):
     Attributes:
         hidden: token states after the final norm.
         pooled: one vector per segment.
-        tokens, segment_ids: as in `gemma_encoder.inputs.batch.Batch`.
+        tokens, segment_ids: see `gemma_encoder.inputs.batch.Batch`.
         embedding: the embedding table of the transformer.
-        final_soft_cap: of the transformer's output logits, or None.
+        final_soft_cap: soft cap of the transformer's output logits, or None.
         mesh: the mesh that rows are sharded over; None on one device.
     """
 
@@ -42,9 +42,9 @@ class Head(nnx.Module):
     """Base class of heads. To add a kind, subclass it and call `register_head`.
 
     Args:
-        config: of this head.
+        config: config of this head.
         encoder: config of the encoder that the head belongs to.
-        rngs: for initial values.
+        rngs: random number generators for initial values.
     """
 
     def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
@@ -55,8 +55,8 @@ class Head(nnx.Module):
         """Raises InputError if the head does not support the mask or its config is invalid.
 
         Args:
-            name: of the head, for the message.
-            config: of the head.
+            name: name of the head, for the message.
+            config: config of the head.
             attention: "bidirectional" or "causal".
         """
 
@@ -144,7 +144,7 @@ def check_heads(config: EncoderConfig, attention: str | None = None) -> None:
     """Raises InputError if a head does not support the mask.
 
     Args:
-        config: of the encoder.
+        config: config of the encoder.
         attention: "bidirectional" or "causal"; by default the config's.
     """
     for name, head in config.heads.items():

@@ -51,9 +51,9 @@ def token_negative_log_likelihood(
     larger than the model.
 
     Args:
-        hidden: after the final norm, under causal attention.
+        hidden: hidden states after the final norm, under causal attention.
         embedding: the embedding table of the transformer.
-        tokens, segment_ids: as in `gemma_encoder.inputs.batch.Batch`.
+        tokens, segment_ids: see `gemma_encoder.inputs.batch.Batch`.
         soft_cap: cap · tanh(logits / cap), or None.
         mesh: the mesh that rows are sharded over; None on one device.
     """
@@ -120,7 +120,7 @@ def negative_log_likelihood(
     The end-of-sequence token is predicted, the beginning-of-sequence token is not.
 
     Args:
-        hidden, embedding, tokens, segment_ids: as in `token_negative_log_likelihood`.
+        hidden, embedding, tokens, segment_ids: see `token_negative_log_likelihood`.
         num_segments: S.
         **options: `soft_cap` and `mesh`, likewise.
     """

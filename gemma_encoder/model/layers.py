@@ -62,7 +62,7 @@ class RMSNorm(nnx.Module):
     The scale starts at zero; epsilon is 1e-6.
 
     Args:
-        width: of the last axis.
+        width: width of the last axis.
         stack: leading axes of the parameter when layers are stacked.
     """
 

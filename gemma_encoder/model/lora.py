@@ -39,7 +39,7 @@ def apply_lora(
         make: builds the layer without adapters; called with () for one layer and with `stack`.
         inputs: example arguments for calling a single layer, which qwix traces.
         lora: rank and alpha.
-        rngs: for initial values.
+        rngs: random number generators for initial values.
         stack: (n,) to stack the parameters of n layers, () for one layer.
     """
     import qwix

@@ -38,9 +38,9 @@ class Pooler(nnx.Module):
     """Base class of poolers. To add one, subclass it and call `register_pooler`.
 
     Args:
-        config: of the pooler; a registered pooler may use any of its fields.
+        config: config of the pooler; a registered pooler may use any of its fields.
         embed_dim: D, the width of token states and of the pooled vector.
-        rngs: for initial values.
+        rngs: random number generators for initial values.
     """
 
     def __init__(self, config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs):
@@ -59,7 +59,7 @@ class Pooler(nnx.Module):
 
         Args:
             hidden: token states; those of padding are arbitrary.
-            segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
+            segment_ids, positions: see `gemma_encoder.inputs.batch.Batch`.
             num_segments: S.
         """
         raise NotImplementedError
@@ -189,7 +189,7 @@ class Projected(nnx.Module):
         pooler: computes the pooled states.
         config: `projection` gives the widths of the layers, `normalize` the normalization.
         embed_dim: D, the width of the pooler's output.
-        rngs: for initial values.
+        rngs: random number generators for initial values.
     """
 
     def __init__(
@@ -247,9 +247,9 @@ def make_pooler(config: PoolingConfig, embed_dim: int, *, rngs: nnx.Rngs) -> nnx
     """Builds the pooler that `config` names, with its projection and normalization if it has any.
 
     Args:
-        config: of the pooler.
+        config: config of the pooler.
         embed_dim: D.
-        rngs: for initial values.
+        rngs: random number generators for initial values.
     """
     pooler = POOLERS[config.name](config, embed_dim, rngs=rngs)
     if config.projection or config.normalize:

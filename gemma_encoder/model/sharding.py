@@ -91,9 +91,9 @@ def spec_for(path: str, shape: Sequence[int], mesh: Mesh) -> P:
     A dimension that the mesh axis does not divide is not sharded, and a warning is logged.
 
     Args:
-        path: of the parameter, such as "backbone/blocks/0/query".
-        shape: of the parameter, the axis of stacked layers included.
-        mesh: from `make_mesh`.
+        path: path of the parameter, such as "backbone/blocks/0/query".
+        shape: shape of the parameter, the axis of stacked layers included.
+        mesh: the mesh from `make_mesh`.
 
     Raises:
         InputError: no rule matches the path.
@@ -141,8 +141,8 @@ def like_parameters(tree, parameters: dict, shardings: dict, mesh: Mesh):
     Args:
         tree: the optimizer state, or its shapes.
         parameters: nested dict of parameters, or of their shapes.
-        shardings: of the parameters, a nested dict of the same structure.
-        mesh: from `make_mesh`.
+        shardings: shardings of the parameters, a nested dict of the same structure.
+        mesh: the mesh from `make_mesh`.
     """
     leaves = jax.tree.leaves(parameters)
     pairs = zip(leaves, jax.tree.leaves(shardings), strict=True)
@@ -172,9 +172,9 @@ def _moment_sharding(leaf, moment: str, parameter, sharding: NamedSharding) -> N
 
     Args:
         leaf: the moment.
-        moment: its name in the optimizer state, e.g. "v_row".
+        moment: name of the moment in the optimizer state, e.g. "v_row".
         parameter: the parameter, or its shape.
-        sharding: of the parameter.
+        sharding: sharding of the parameter.
     """
     if leaf.shape == parameter.shape:
         return sharding
@@ -196,7 +196,7 @@ def batch_sharding(mesh: Mesh, micro: bool = False) -> NamedSharding:
     """Returns the sharding of a batch, rows over the data and fsdp axes.
 
     Args:
-        mesh: from `make_mesh`.
+        mesh: the mesh from `make_mesh`.
         micro: arrays have a leading axis of micro-batches, which is not sharded.
     """
     rows = ("data", "fsdp")

@@ -102,7 +102,7 @@ def register_size(name: str, config: TransformerConfig, *, small: bool = False) 
 
     Args:
         name: must not be registered yet.
-        config: of the transformer.
+        config: config of the transformer.
         small: use the small tokenizer and float32, as the sizes for a CPU do.
 
     Raises:

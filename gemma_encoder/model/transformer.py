@@ -31,10 +31,10 @@ class ForwardContext(NamedTuple):
     """Inputs and options that all layers of a forward pass share.
 
     Attributes:
-        segment_ids, positions: as in `gemma_encoder.inputs.batch.Batch`.
+        segment_ids, positions: see `gemma_encoder.inputs.batch.Batch`.
         attention: the mask switch, "bidirectional" or "causal".
         attention_dropout, feed_forward_dropout: rates.
-        implementation: of attention, as returned by `choose_implementation`.
+        implementation: attention implementation, as returned by `choose_implementation`.
         mesh: the mesh that rows and parameters are sharded over; None on one device.
     """
 
@@ -54,9 +54,9 @@ class Block(nnx.Module):
         x = x + norm(feed_forward(norm(x)))
 
     Args:
-        config: of the transformer.
+        config: config of the transformer.
         kind: "local" or "global".
-        rngs: for initial values.
+        rngs: random number generators for initial values.
         stack: (n,) to stack the parameters of n layers for a scan.
         adapted: the layer gets adapters. qwix recognizes the matrices to adapt by their shapes, so
             each is then used in its own shape and in one product.
@@ -189,7 +189,7 @@ class Transformer(nnx.Module):
 
     Args:
         config: the architecture.
-        rngs: for initial values.
+        rngs: random number generators for initial values.
         lora: low-rank adapters on the layers; none by default.
     """
 
@@ -243,13 +243,14 @@ class Transformer(nnx.Module):
             tokens: ids below V.
             segment_ids: text of the row that a token belongs to, from 1, and 0 for padding; by
                 default one text per row.
-            positions: of each token in its own text, from 0; by default its column in the row.
+            positions: position of each token in its own text, from 0; by default its column in the
+                row.
             attention: "bidirectional" or "causal".
-            compute_dtype: of the activations; parameters are cast where they are used.
+            compute_dtype: dtype of the activations; parameters are cast where they are used.
             attention_dropout, feed_forward_dropout: rates, used only with a key.
             dropout_key: layer i uses fold_in(dropout_key, i); None disables dropout.
             remat: one of `REMAT_POLICIES`.
-            implementation: of attention, one of `ATTENTION_IMPLEMENTATIONS`.
+            implementation: attention implementation, one of `ATTENTION_IMPLEMENTATIONS`.
             mesh: the mesh that rows and parameters are sharded over; None on one device.
         """
         if attention not in ATTENTION:
@@ -365,7 +366,7 @@ def layer_index(config: TransformerConfig, group: str, position: int) -> range:
     """Returns the layers whose parameters are at a position of a group, in stacking order.
 
     Args:
-        config: of the transformer.
+        config: config of the transformer.
         group: "blocks", where a position stacks several layers, or "remainder", where it is one.
         position: index into the group, as in the path "backbone/blocks/<position>/query".
     """

@@ -22,7 +22,7 @@ class Scored:
         task: name of the task.
         split: full name of the split.
         units: names of the independent units: examples, questions, pairs or queries.
-        metrics: by name, a function from the indices [n] of the units that count, with
+        metrics: functions by name, each from the indices [n] of the units that count, with
             repetitions, to the metric's value.
     """
 

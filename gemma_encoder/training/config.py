@@ -47,7 +47,7 @@ class MixtureConfig:
         "proportional", '"equal", "proportional" to the number of records, or "temperature"'
     )
     temperature: float = option(
-        2.0, 'for mixing="temperature": 1 is proportional, larger values are closer to equal'
+        2.0, 'temperature of mixing="temperature": 1 is proportional, larger is closer to equal'
     )
 
 

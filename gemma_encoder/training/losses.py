@@ -278,8 +278,8 @@ class LossOptions(NamedTuple):
     """Constants of the loss of a batch.
 
     Attributes:
-        names: for each kind of task, a name in `LOSSES`; by default the kind's default loss.
-        task_weights: by task name; 1 by default.
+        names: name in `LOSSES` for each kind of task; by default the kind's default loss.
+        task_weights: weights by task name; 1 by default.
         examples_per_step: the divisor.
         tokens_per_step: the divisor of a language model's loss: the token capacity of a batch. Up
             to padding, the loss is then the mean per predicted token, and in a mixture a text has

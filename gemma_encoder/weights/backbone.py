@@ -76,12 +76,12 @@ def load_backbone(
     memory exceeds the parameters by about one tensor.
 
     Args:
-        path: as in `open_checkpoint`.
+        path: see `open_checkpoint`.
         config: the expected transformer; by default the one that the checkpoint describes or that
             its shapes match.
         mesh: shards parameters by `gemma_encoder.model.sharding.RULES`; by default they are on the
             first device.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
         InputError: the checkpoint cannot be read or is of another model; every missing, unexpected
@@ -106,7 +106,7 @@ def save_gemma(backbone: Transformer, path: epath.PathLike) -> None:
     """Writes a checkpoint for the gemma package's `gm.ckpts.load_params` and for `load_backbone`.
 
     Args:
-        backbone: as returned by `load_backbone`, or `encoder.backbone` of a fine-tuned encoder;
+        backbone: transformer from `load_backbone`, or `encoder.backbone` of a fine-tuned encoder;
             LoRA adapters are merged.
         path: a new folder, local or `gs://`.
 
@@ -126,7 +126,7 @@ def load_pretrained(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: di
     `encoder.pooling.projection` has its widths.
 
     Args:
-        checkpoint: as returned by `open_checkpoint`.
+        checkpoint: checkpoint returned by `open_checkpoint`.
         encoder: the encoder to initialize.
         abstract: nested dict of its parameters' shapes and shardings.
 
@@ -267,8 +267,8 @@ def checkpoint_tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> T
     It is the `tokenizer.model` in its folder, else the one published for its family.
 
     Args:
-        checkpoint: as returned by `open_checkpoint`.
-        config: its transformer.
+        checkpoint: checkpoint returned by `open_checkpoint`.
+        config: config of the checkpoint's transformer.
 
     Raises:
         InputError: it cannot be read, or has more pieces than the transformer has embeddings.

@@ -79,7 +79,7 @@ class GemmaCheckpoint(Checkpoint):
     """A checkpoint of the gemma package.
 
     Args:
-        path: its folder, local or `gs://`.
+        path: folder of the checkpoint, local or `gs://`.
 
     Raises:
         InputError: the folder is not a readable Orbax checkpoint.

@@ -87,8 +87,8 @@ def tensor_table(model_type: str, prefix: str = "") -> TensorTable:
     """Returns names and axes of the tensors.
 
     Args:
-        model_type: as in config.json; T5Gemma's norms have names of their own.
-        prefix: of every name.
+        model_type: `model_type` of config.json; T5Gemma's norms have names of their own.
+        prefix: prefix of every name.
     """
     layer = prefix + "layers.{layer}."
     if model_type == "t5gemma":
@@ -256,7 +256,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         folder: local or `gs://`.
 
     Attributes:
-        model_type: as in config.json.
+        model_type: `model_type` of config.json.
         modules: modules of sentence-transformers after the transformer; None in other folders.
 
     Raises:

@@ -46,7 +46,7 @@ class InferenceSpec:
     Attributes:
         encoder: the model's config.
         tasks: tasks of the training mixture.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         max_length: maximum number of tokens of a text, bos and eos included.
         row_length: tokens per row in training.
         padding: padding side, "right" or "left".
@@ -86,7 +86,7 @@ class InferenceSpec:
         """Creates a spec from a description, of this or an earlier format version.
 
         Args:
-            values: as returned by `description`.
+            values: the description returned by `description`.
             model: the serialized SentencePiece model.
             where: the checkpoint, for messages.
 
@@ -233,7 +233,7 @@ def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any
     """Restores the parameters of a checkpoint straight to their devices.
 
     Args:
-        checkpoint: as returned by `find`.
+        checkpoint: folder returned by `find`.
         config: the checkpoint's encoder.
         sharding: one sharding for all, or a nested dict of them; by default the first device.
     """
@@ -247,7 +247,7 @@ def load_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruc
     """Restores some parameters of a checkpoint.
 
     Args:
-        checkpoint: as returned by `find`.
+        checkpoint: folder returned by `find`.
         abstract: shape and sharding of each parameter, by path.
 
     Returns:

@@ -113,8 +113,8 @@ def _read_projection(folder: epath.Path, settings: dict[str, Any], normalized: b
     """Returns the weight of a Dense module that projects the embedding.
 
     Args:
-        folder: of the module.
-        settings: its config.
+        folder: folder of the module.
+        settings: config of the module.
         normalized: whether a Normalize module came before it.
     """
     slots = read_header(folder / "model.safetensors")

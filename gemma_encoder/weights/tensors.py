@@ -140,7 +140,7 @@ class Checkpoint(abc.ABC):
             config: the transformer.
             shapes: nested dict of our parameters' shapes.
             shardings: nested dict with a sharding for each of our parameters.
-            dtype: of the result.
+            dtype: dtype of the result.
 
         Raises:
             InputError: the tensors are not those of `config`.
@@ -241,11 +241,11 @@ def _stored_sharding(
     """Returns a sharding of the stored tensor under which devices read little more than they need.
 
     Args:
-        sharding: of our parameter.
+        sharding: sharding of our parameter.
         theirs: the stored axes.
         ours: the parameter's axes.
         stacked: whether our parameter has a leading axis of layers.
-        shape: of the stored tensor.
+        shape: shape of the stored tensor.
     """
     if not isinstance(sharding, NamedSharding):
         return sharding
@@ -293,10 +293,10 @@ def _converter(
         theirs: the stored axes.
         ours: the parameter's axes.
         sizes: items of `axis_sizes`, hashable.
-        dtype: of the parameter.
+        dtype: dtype of the parameter.
         stacked: whether layers are stacked along axis 0.
         parts: whether axis C is made of several tensors.
-        sharding: of the parameter.
+        sharding: sharding of the parameter.
     """
     names = ours.split()
     tensor_axes = _without_parts(ours) if parts else ours
@@ -338,7 +338,7 @@ def dump(
     Args:
         backbone: nested dict of our parameters.
         config: the transformer.
-        table: of the format; the first of several layouts is written.
+        table: tensor table of the format; the first of several layouts is written.
 
     Yields:
         (name, tensor) in the other format.

@@ -147,8 +147,8 @@ def _merges(
 
     Args:
         tokenizer: the SentencePiece tokenizer.
-        scores: of the normal pieces.
-        ids: of all pieces.
+        scores: scores of the normal pieces.
+        ids: ids of all pieces.
 
     Raises:
         InputError: two pieces have equal scores, or a piece contains a character that is not a

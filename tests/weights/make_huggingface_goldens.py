@@ -157,8 +157,8 @@ def write_golden(folder: pathlib.Path, arrays: dict, difference: float) -> None:
     """Writes the arrays and prints a line of a table.
 
     Args:
-        folder: of the case.
-        arrays: by name.
+        folder: folder of the case.
+        arrays: arrays by name.
         difference: the largest difference between a text in a padded batch and alone.
     """
     assert difference < 1e-5, difference

@@ -35,7 +35,7 @@ class FileRow(NamedTuple):
 
     Attributes:
         position: 1-based first line, or (Parquet, JSON) 1-based row.
-        values: by column.
+        values: values by column.
     """
 
     position: int

@@ -64,7 +64,7 @@ class MsMarcoSource(RankingSource):
     Args:
         task: the task to learn.
         options: the data options of the config.
-        names: for each split, its names in file names, in order of preference.
+        names: names of each split in file names, in order of preference.
     """
 
     def __init__(self, task: Task, options: DataOptions, names: dict[str, tuple[str, ...]]):

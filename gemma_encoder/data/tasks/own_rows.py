@@ -102,7 +102,7 @@ class Rows:
         labeled: require labels; they are optional in test files.
 
     Attributes:
-        name: of the files, for messages.
+        name: name of the files, for messages.
         labeled: True if there are labels.
         table: the rows, written by `own_table.write_own_table`.
     """
