@@ -130,12 +130,12 @@ def compare(folder: pathlib.Path, names: list[str], turns: range) -> float:
 
     In units of the standard deviation of the first arm's scores.
     """
-    largest = 0.0
+    differences = [0.0]
     for turn in turns:
         first, *others = (np.load(folder / f"{name}.{turn}.npy") for name in names)
         for scores in others:
-            largest = max(largest, float(np.abs(scores - first).max() / first.std()))
-    return largest
+            differences.append(float(np.abs(scores - first).max() / first.std()))
+    return float(np.max(differences))  # NaN if any is
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

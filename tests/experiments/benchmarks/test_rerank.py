@@ -39,6 +39,8 @@ def test_scores_are_compared_text_by_text(tmp_path):
         np.save(tmp_path / f"{name}.1.npy", np.array(scores))
     assert rerank.compare(tmp_path, ["a", "b"], range(1, 2)) == 0.0
     assert rerank.compare(tmp_path, ["a", "b", "c"], range(1, 2)) > 1.0  # the same sum
+    np.save(tmp_path / "d.1.npy", np.array([1.0, np.nan, 3.0]))
+    assert np.isnan(rerank.compare(tmp_path, ["a", "d", "c"], range(1, 2)))
 
 
 def test_absent_data_is_an_error_that_names_the_file(monkeypatch):

@@ -2,6 +2,8 @@
 
 import types
 
+import pytest
+
 from gemma_encoder.experiments.benchmarks import train_step
 
 
@@ -20,3 +22,11 @@ def test_turn_of_the_training_step_is_a_row_of_new_batches(monkeypatch):
         {"seconds": 2.0, "loss": 4.0},
     ]
     assert seen == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("value", [1.1, float("nan")])
+def test_arms_that_differ_are_an_error(value):
+    results = {"ours": [{"loss": 1.0}], "peer": [{"loss": value}]}
+    with pytest.raises(SystemExit, match="do not compute the same"):
+        train_step.check_same("step", results, "loss", "float32")
+    train_step.check_same("step", {"ours": [{"loss": 1.0}]}, "loss", "float32")
