@@ -92,7 +92,7 @@ def test_a_mixture_of_benchmarks_trains_evaluates_and_predicts(micro, benchmarks
         if file.task in MIXTURE
     }
     for file in files.values():
-        assert submission._find(file, [tmp_path])
+        assert submission._prediction_paths(file, [tmp_path])
     check_predictor_agrees(tmp_path, tested)
 
 
