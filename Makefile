@@ -8,7 +8,7 @@ endif
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
-# One stamp per interpreter: choosing another one makes the environment anew.
+# One stamp per interpreter: another interpreter gets a new environment.
 STAMP := $(VENV)/.installed-py$(VERSION)
 LOCK := requirements/py$(VERSION)
 
@@ -16,14 +16,14 @@ LOCK := requirements/py$(VERSION)
 
 setup: $(STAMP)
 
-# What using and training need.
+# Dependencies of prediction and training.
 $(STAMP): setup.py $(LOCK).txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python $(PIP) -r $(LOCK).txt
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
-# The same environment with what the tests need besides, at the same versions.
+# The same environment, with the dependencies of the tests at the same versions.
 test-setup: $(STAMP)-test
 
 $(STAMP)-test: $(STAMP) $(LOCK)-test.txt
@@ -39,11 +39,13 @@ test: $(STAMP)-test
 test-all: $(STAMP)-test
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
-# The pages under docs/ and the API reference; every warning is an error. Open docs/_build/html/index.html.
+# The pages under docs/ and the API reference, with warnings as errors, in
+# docs/_build/html/index.html.
 docs: $(STAMP)-test
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-# Apache Beam needs other versions of some packages than training: it has an environment and a lock of its own.
+# Apache Beam needs other versions of some packages than training, hence an environment and a lock
+# of its own.
 prepare-setup: .venv-prepare/.installed-py$(VERSION)
 
 .venv-prepare/.installed-py$(VERSION): setup.py $(LOCK)-prepare.txt
@@ -59,8 +61,9 @@ lint: $(STAMP)-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Locks for each Python, from setup.py and requirements/constraints.txt: first what the tests need, then, at the same versions, what
-# training needs. Needs uv, which resolves for a Python that is not installed.
+# Locks for each Python, from setup.py and requirements/constraints.txt: first the dependencies of
+# the tests, then those of training at the same versions. Needs uv, which resolves for a Python
+# that is not installed.
 COMPILE = uv pip compile setup.py --python-version $$version --python-platform x86_64-manylinux_2_31 --no-annotate \
   --custom-compile-command "make lock" --upgrade --quiet --constraint requirements/constraints.txt
 lock:

@@ -240,7 +240,7 @@ class _PartialOutput:
             if (self._num_texts, self._digest.hexdigest()) != (state["rows"], state["digest"]):
                 raise InputError(
                     f"{self.path} was made from other texts than {self.settings['input']} has now; "
-                    "remove it and {self.state_path.name}, or name another --output"
+                    f"remove it and {self.state_path.name}, or name another --output"
                 )
             size = state.get("bytes", 0)
             print(f"resuming after {self._num_texts} texts of {self.path}", file=sys.stderr)
