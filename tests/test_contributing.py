@@ -30,7 +30,7 @@ PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 MODULES = {
     "weather_task",
-    "lines_task",
+    "reviews_task",
     "max_pooler",
     "brier_loss",
     "cosine_head",
@@ -112,22 +112,28 @@ def states(predictor, text):
     return np.asarray(encoder(tokens, ones, jnp.arange(tokens.shape[1])[None], 1).hidden[0])
 
 
+def write_reviews(folder, split, count):
+    rows = [f"{split} review {i} is {('bad', 'good')[i % 2]}" for i in range(count)]
+    lines = [f"{text}\t{('bad', 'good')[i % 2]}" for i, text in enumerate(rows)]
+    (folder / f"{split}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+
+
 def test_a_custom_source_is_read_by_index(modules, tmp_path, monkeypatch, micro):
     monkeypatch.chdir(tmp_path)
-    for split, count in (("train", 40), ("validation", 10)):
-        text = "".join(f"the {split} line {i}\n" for i in range(count))
-        (tmp_path / f"{split}.txt").write_text(text)
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    write_reviews(folder, "train", 40)
+    write_reviews(folder, "validation", 10)
     config = micro(
-        modules=("lines_task",), tasks=("lines",), max_train_examples=30, max_eval_examples=8
+        modules=("reviews_task",), tasks=("reviews",), max_train_examples=30, max_eval_examples=8
     )
     outcome = loop.train(config, tmp_path / "run")
-    assert outcome.metrics["lines"].keys() == {"accuracy", "macro_f1"}
-    (predictions,) = outcome.predictions["lines"]
+    assert outcome.metrics["reviews"].keys() == {"accuracy", "macro_f1"}
+    (predictions,) = outcome.predictions["reviews"]
     assert predictions.table.labels == [i % 2 for i in range(8)]
-    assert ge.Predictor.load(tmp_path / "run").spec.record["examples"] == {"lines": 30}
-    (tmp_path / "train.txt").write_text("other\n" * 40)
-    config.train_for = "6 steps"
-    with pytest.raises(InputError, match="train.txt of its train split changed|another config"):
+    assert ge.Predictor.load(tmp_path / "run").spec.record["examples"] == {"reviews": 30}
+    write_reviews(folder, "train", 50)
+    with pytest.raises(InputError, match="train.tsv of its train split changed"):
         loop.train(config, tmp_path / "run")
 
 
