@@ -74,7 +74,9 @@ def _call_get_config(path: pathlib.Path, arguments: Sequence[str]) -> ConfigDict
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"config {location(error)}: {described(error)}") from error
+        raise InputError(
+            f"config {location(error, os.fspath(path))}: {described(error)}"
+        ) from error
     if not isinstance(config, ConfigDict) or "tasks" not in config:
         raise InputError(
             f"config {path}: get_config() returns no config with the field 'tasks'; it must start "

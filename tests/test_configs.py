@@ -130,3 +130,16 @@ def test_fields_on_the_command_line_name_the_nearest(tmp_path, capsys):
         arguments = [f"--config.{field}", f"--workdir={tmp_path}/run"]
         assert cli.main(["train", "--config=quickstart", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_an_error_inside_a_library_names_the_line_of_the_config(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from gemma_encoder.training import recipe\n\n\n"
+        "def get_config(arg=''):\n"
+        "    config = recipe.default_config()\n"
+        "    config.missing.seed = 1\n"
+        "    return config\n"
+    )
+    with pytest.raises(InputError, match=r"config .*mine\.py:6: AttributeError"):
+        configs.load_config(str(file))

@@ -359,3 +359,10 @@ def test_import_loads_no_tensorflow():
         "assert not [m for m in ('tensorflow', 'seqio', 'matplotlib') if m in sys.modules]"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_config_that_is_no_object_is_one_line(tmp_path):
+    run = write_run(tmp_path / "run", [moods([0, 1], [0.6, 0.2])])
+    (run / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config.json cannot be read \(not a JSON object\)"):
+        report.render_report([run])

@@ -33,6 +33,9 @@ FORBIDDEN_NAMES = {
 ALLOWED = {
     ("gemma_encoder/inference.py", "bundle"),  # the former name of `Predictor.spec`
     ("gemma_encoder/training/metrics_log.py", "model_flop_utilisation"),  # in logs on disk
+    ("gemma_encoder/inputs/kind.py", "is_unlabelled"),  # refused, with the new name
+    ("tests/inputs/test_kinds.py", "is_unlabelled"),
+    ("tests/training/test_config.py", "max_train"),  # a former name that is accepted
     ("experiments/studies/reranking.py", "fold"),  # of a cross-validation
 }
 QUESTION_WORDS = {"What", "Whether", "How", "Why", "Where", "Who", "Which", "From", "When", "That"}

@@ -320,13 +320,22 @@ def rerun_command(
     return shlex.join(["gemma-encoder", "train", *words, f"--workdir={workdir}"])
 
 
+DIGESTED_AS = {
+    "max_train_examples": "max_train",
+    "max_eval_examples": "max_eval",
+    "model.head_hidden_dims": "model.head_hidden",
+    "own.truncation": "own.cut",
+}
+
+
 def digest(config: ConfigDict) -> str:
     """Returns a digest of the fields that determine a run's results.
 
-    Fields that may change when a run is resumed (`MAY_CHANGE`) are ignored.
+    Fields that may change when a run is resumed (`MAY_CHANGE`) are ignored. Renamed fields count
+    under their former names, so that results of earlier versions stay valid.
     """
     fields = {
-        field: value
+        DIGESTED_AS.get(field, field): value
         for field, value in flat_fields(config).items()
         if field.split(".")[0] not in MAY_CHANGE
     }

@@ -37,11 +37,17 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}{hint} Valid: {', '.join(valid_names) or 'none'}")
 
 
-def location(error: BaseException) -> str:
-    """Returns FILE:LINE where an error was raised, or the line of a syntax error."""
+def location(error: BaseException, file: str = "") -> str:
+    """Returns FILE:LINE where an error was raised, or the line of a syntax error.
+
+    Args:
+        error: the error, with its traceback.
+        file: a file whose last line on the way to the error is preferred, such as the user's.
+    """
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
     return f"{frame.filename}:{frame.lineno}"
 
 

@@ -302,6 +302,8 @@ def register(kind: Kind) -> Kind:
     """Registers a kind; its name must be new."""
     if kind.name in _KINDS:
         raise InputError(f"kind {kind.name!r} is already registered")
+    if hasattr(kind, "is_unlabelled"):  # the former name: it would be ignored
+        raise InputError(f"kind {kind.name!r}: is_unlabelled is now is_unlabeled; rename it")
     _KINDS[kind.name] = kind
     return kind
 

@@ -86,18 +86,30 @@ def with_current_names(
 ) -> dict[str, Any]:
     """Replaces former field names in a nested mapping of options, e.g. of an older checkpoint.
 
+    A former name takes precedence over the current one with its default value, as in a config that
+    starts from all defaults.
+
     Args:
         cls: the dataclass of the options.
         values: values by field.
         warn: called with the former and the current path of each renamed field.
         name: path of the options themselves; "" for the outermost.
+
+    Raises:
+        InputError: both names of a field are given, with different values.
     """
     annotations = _annotations(cls)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     result = {}
-    for key, value in values.items():
+    for key, value in sorted(values.items(), key=lambda item: item[0] in former_names(cls)):
         current = former_names(cls).get(key, key)
         if current != key:
             warn(_join(name, key), _join(name, current))
+            if current in result and result[current] not in (defaults[current], value):
+                raise InputError(
+                    f"config field {_join(name, current)} is also given by its former name, "
+                    f"{_join(name, key)}, with another value; remove the latter"
+                )
         if dataclasses.is_dataclass(annotations.get(current)) and isinstance(value, Mapping):
             value = with_current_names(annotations[current], value, warn, _join(name, current))
         result[current] = value

@@ -18,7 +18,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, init=False)
 class Template:
     """A text with named fields.
 
@@ -29,17 +29,23 @@ class Template:
             braces.
         truncation: fields that may be truncated, in the order of truncation; a field that is not
             listed is never truncated. By default all fields, the last one first.
-        cut: the former name of `truncation`; accepted by this version only.
     """
 
     text: str
     truncation: tuple[str, ...] = dataclasses.field(default=(), metadata={"former": "cut"})
-    cut: dataclasses.InitVar[tuple[str, ...] | None] = None
 
-    def __post_init__(self, cut: tuple[str, ...] | None):
+    def __init__(
+        self,
+        text: str,
+        truncation: Sequence[str] = (),
+        *,
+        cut: Sequence[str] | None = None,  # the former name of `truncation`
+    ):
         if cut is not None:
-            warnings.warn("Template(cut=…) is now Template(truncation=…)", FutureWarning, 3)
-            object.__setattr__(self, "truncation", tuple(cut))
+            warnings.warn("Template(cut=…) is now Template(truncation=…)", FutureWarning, 2)
+            truncation = cut
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "truncation", tuple(truncation))
         self._check_text()
         if not self.fields:
             raise InputError(f"template {self.text!r} names no field; write one as {{name}}")
@@ -52,6 +58,11 @@ class Template:
             )
         if not self.truncation:
             object.__setattr__(self, "truncation", tuple(reversed(self.fields)))
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """The former name of `truncation`."""
+        return self.truncation
 
     def _check_text(self) -> None:
         """Raises InputError unless every replacement field is a plain name in braces."""

@@ -29,8 +29,8 @@ RULES: Sequence[tuple[str, P]] = (
     (r"backbone/layers/query", P("fsdp", "tensor", None)),  # D, N, H
     (r"backbone/layers/key_value", P("fsdp", None, "tensor", None)),  # D, 2, K, H
     (r"backbone/layers/attention_out", P("tensor", None, "fsdp")),  # N, H, D
-    (r"backbone/layers/gating", P("fsdp", None, "tensor")),  # D, 2, F
-    (r"backbone/layers/linear", P("tensor", "fsdp")),  # F, D
+    (r"backbone/layers/gating", P("fsdp", None, "tensor")),  # D, 2, F: feed-forward, gate and up
+    (r"backbone/layers/linear", P("tensor", "fsdp")),  # F, D: feed-forward, down
     (r"backbone/.*_norm/scale", P()),
     (r"backbone/layers/.*_lora_[ab]", P()),
     (r"(pooler|heads)/.*", P()),

@@ -90,13 +90,16 @@ def unique_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
 
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON file; raises InputError if it cannot be read."""
+    """Reads a JSON file; raises InputError if it cannot be read or holds no object."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({error}); it is damaged or incompletely copied"
         ) from None
+    return content
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:

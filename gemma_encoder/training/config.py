@@ -7,11 +7,11 @@ TensorFlow, so that `--help` and config errors are fast.
 """
 
 import dataclasses
+import functools
 import importlib
 import math
 import os
 import sys
-import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +22,6 @@ from gemma_encoder import runtime
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.text import TextOptions
 from gemma_encoder.inputs import kinds, options
-from gemma_encoder.inputs.descriptions import former_names
 from gemma_encoder.inputs.errors import InputError, described, location, one_line, unknown
 from gemma_encoder.inputs.options import option
 from gemma_encoder.model.config import LoraConfig, PoolingConfig, TransformerConfig
@@ -234,6 +233,7 @@ MAY_CHANGE = tuple(
 )
 
 
+@functools.cache  # a config is read several times, the warning once
 def warn_of_former_name(former: str, current: str) -> None:
     """Warns that a field was set by its former name, which the next version will reject."""
     logging.warning(
@@ -243,41 +243,9 @@ def warn_of_former_name(former: str, current: str) -> None:
     )
 
 
-def _accepting_former_names(cls: type) -> type[ConfigDict]:
-    """Returns a ConfigDict class whose fields can be set and read by their former names, too."""
-    former = former_names(cls)
-
-    class Group(ConfigDict):
-        def __setitem__(self, key: str, value: Any) -> None:
-            if key in former:
-                warn_of_former_name(key, former[key])
-            super().__setitem__(former.get(key, key), value)
-
-        def __getitem__(self, key: str) -> Any:
-            return super().__getitem__(former.get(key, key))
-
-    return Group if former else ConfigDict
-
-
-GROUPS = {
-    cls: _accepting_former_names(cls)
-    for cls in (TrainConfig, *typing.get_type_hints(TrainConfig).values())
-    if dataclasses.is_dataclass(cls)
-}
-
-
 def default_config() -> ConfigDict:
     """Returns the config with all defaults, for an experiment's file to modify."""
-    return _config_dict(TrainConfig())
-
-
-def _config_dict(config: Any) -> ConfigDict:
-    """Converts a dataclass to a ConfigDict, nested dataclasses included."""
-    result = GROUPS.get(type(config), ConfigDict)()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        result[field.name] = _config_dict(value) if dataclasses.is_dataclass(value) else value
-    return result
+    return ConfigDict(dataclasses.asdict(TrainConfig()))
 
 
 def config_help(config: TrainConfig | None = None) -> list[str]:

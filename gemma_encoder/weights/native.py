@@ -9,7 +9,6 @@ WORKDIR/checkpoints/STEP/
 """
 
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -282,7 +281,6 @@ def _holds_backbone(node: Any) -> bool:
     return isinstance(node, dict) and isinstance(node.get("backbone"), dict)
 
 
-@functools.cache  # read for every parameter otherwise
 def has_former_names(checkpoint: epath.Path) -> bool:
     """Returns True for checkpoints of formats 1 and 2, which name some parameters differently."""
     description = json.loads((checkpoint / "inference" / "inference.json").read_text())

@@ -288,3 +288,15 @@ def test_attributions_name_their_target():
     for name in ("regression", "ranking", "ordinal"):
         with pytest.raises(InputError, match="leave the target out"):
             task(name).kind.direction(task(name), scores, "high")
+
+
+def test_a_kind_with_a_former_method_is_refused():
+    class Old(kinds.Classification):
+        name = "old"
+
+        def is_unlabelled(self, task, label):
+            return label == -5
+
+    with pytest.raises(InputError, match="is_unlabelled is now is_unlabeled; rename it"):
+        kinds.register(Old())
+    assert "old" not in kinds.names()

@@ -299,4 +299,6 @@ def test_the_former_name_of_truncation_is_accepted():
     with pytest.warns(FutureWarning, match="Template\\(truncation=…\\)"):
         template = Template("{a} {b}", cut=("a",))
     assert template == Template("{a} {b}", truncation=("a",))
+    assert template.cut == template.truncation == ("a",)
     assert dataclasses.asdict(template) == {"text": "{a} {b}", "truncation": ("a",)}
+    assert dataclasses.replace(template, truncation=("b",)).truncation == ("b",)

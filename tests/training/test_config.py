@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from gemma_encoder.training.config import (
     config_help,
     default_config,
     import_modules,
+    warn_of_former_name,
 )
 
 
@@ -97,36 +99,59 @@ FORMER_NAMES = {
 }
 
 
-def test_renamed_fields_are_accepted_under_their_former_names(caplog):
-    values = {
-        "max_train": 5,
-        "max_eval": 6,
-        "model.head_hidden": (8,),
-        "own.cut": ("body",),
-    }
+def old_style(config: ConfigDict) -> ConfigDict:
+    """Sets the fields of a config by their former names, as a file written before does."""
+    config.max_train = 5
+    config["max_eval"] = 6
+    config.update({"model": {"head_hidden": (8,)}})
+    config.own.cut = ("body",)
+    return config
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda config: config,
+        copy.deepcopy,
+        ConfigDict,
+        lambda config: config.copy_and_resolve_references(),
+        lambda config: pickle.loads(pickle.dumps(config)),
+        lambda config: ConfigDict(config.to_dict()),
+    ],
+    ids=("same", "deepcopy", "ConfigDict", "resolved", "pickled", "dict"),
+)
+def test_former_names_of_fields_are_accepted(copied):
+    typed = TrainConfig.from_config_dict(copied(old_style(default_config())))
+    assert (typed.max_train_examples, typed.max_eval_examples) == (5, 6)
+    assert (typed.model.head_hidden_dims, typed.own.truncation) == ((8,), ("body",))
+    assert "max_train" not in typed.to_dict()
+
+
+def test_former_names_are_accepted_as_overrides_and_flags():
     config = default_config()
-    configs.override(config, values)
-    assert config.max_train == config.max_train_examples == 5
-    assert config.own.cut == ("body",)
-    plain = ConfigDict({"max_train": 5, "max_eval": 6, "model": {"head_hidden": [8]}})
-    plain.own = {"cut": ["body"]}
-    caplog.clear()
-    words = [f"--config.{name}={value}" for name, value in values.items()]
-    for typed in (
-        TrainConfig.from_config_dict(config),
-        TrainConfig.from_config_dict(copy.deepcopy(config)),
-        TrainConfig.from_config_dict(config.copy_and_resolve_references()),
-        TrainConfig.from_config_dict(plain),
-    ):
-        assert (typed.max_train_examples, typed.max_eval_examples) == (5, 6)
-        assert (typed.model.head_hidden_dims, typed.own.truncation) == ((8,), ("body",))
-    assert caplog.text.count("is now") == 4  # of the plain one
-    assert commandline.checked_fields([*words, "--workdir=w"]) == [
-        *(f"--config.{FORMER_NAMES[name]}={value}" for name, value in values.items()),
-        "--workdir=w",
-    ]
+    configs.override(config, {"max_train": 5, "own.cut": ("body",)})
+    typed = TrainConfig.from_config_dict(config)
+    assert (typed.max_train_examples, typed.own.truncation) == (5, ("body",))
+    words = [f"--config.{former}=1" for former in FORMER_NAMES]
+    expected = [f"--config.{current}=1" for current in FORMER_NAMES.values()]
+    assert commandline.checked_fields([*words, "--workdir=w"]) == [*expected, "--workdir=w"]
+
+
+def test_a_former_name_warns_once_with_the_new_one(caplog):
+    warn_of_former_name.cache_clear()
+    for _ in range(2):
+        TrainConfig.from_config_dict(old_style(default_config()))
     for former, current in FORMER_NAMES.items():
-        assert f"config field {former} is now {current}" in caplog.text
+        assert caplog.text.count(f"config field {former} is now {current};") == 1
+
+
+def test_two_names_with_two_values_are_refused():
+    config = old_style(default_config())
+    config.max_train_examples = 5
+    assert TrainConfig.from_config_dict(config).max_train_examples == 5
+    config.max_train_examples = 7
+    with pytest.raises(InputError, match="max_train_examples is also given by its former name"):
+        TrainConfig.from_config_dict(config)
 
 
 def test_references_between_fields_are_resolved():

@@ -180,3 +180,13 @@ def test_a_run_of_the_second_format_resumes(micro, tmp_path, monkeypatch):
         ge.Predictor.load(tmp_path / "former").embed(texts),
         ge.Predictor.load(tmp_path / "whole").embed(texts),
     )
+
+
+def test_the_format_is_read_anew_each_time(tmp_path):
+    """A folder may be replaced by a checkpoint of another format in the same process."""
+    shutil.copytree(FIRST, tmp_path / "copy")
+    folder = native.find(tmp_path / "copy")
+    assert native.has_former_names(folder)
+    path = folder / "inference" / "inference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3}))
+    assert not native.has_former_names(folder)

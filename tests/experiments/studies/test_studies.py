@@ -5,6 +5,7 @@ import pathlib
 import shlex
 
 import pytest
+from ml_collections import ConfigDict
 
 from gemma_encoder.cli import commandline
 from gemma_encoder.experiments import ablations
@@ -132,3 +133,11 @@ def test_declarations_are_checked():
         InputError, match="row 'softmax_36' of study 'ranking_loss' is for the scale"
     ):
         ablations.load_study("ranking_loss").config("msmarco", "softmax_36", 0, "mini")
+
+
+def test_digests_count_renamed_fields_by_their_former_names():
+    config = ConfigDict({"max_train_examples": 5, "own": {"truncation": ()}, "seed": 1})
+    former = ConfigDict({"max_train": 5, "own": {"cut": ()}, "seed": 1})
+    assert studies.digest(config) == studies.digest(former)
+    former["max_train"] = 6
+    assert studies.digest(config) != studies.digest(former)
