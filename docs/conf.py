@@ -9,6 +9,8 @@ import sys
 DOCS = pathlib.Path(__file__).parent.resolve()
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "extensions")]
 
+from sphinx.ext.autodoc.mock import MockFinder  # noqa: E402
+
 import gemma_encoder  # noqa: E402 (of this checkout, whatever is installed)
 
 project = "gemma_encoder"
@@ -44,7 +46,8 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-autodoc_mock_imports = ["apache_beam", "seqio", "tensorflow", "tensorflow_datasets"]
+# For the whole build: autodoc mocks only imports of its own, not those for reading sources.
+sys.meta_path.insert(0, MockFinder(["apache_beam", "seqio", "tensorflow", "tensorflow_datasets"]))
 python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

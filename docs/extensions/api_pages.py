@@ -111,7 +111,8 @@ def prepare_docstring(app, what, name, value, options, lines) -> None:
 
 
 def _paragraph(lines: list[str], before: list[str]) -> list[str]:
-    is_layout = len(lines) > 1 and all(re.search(r"\S {3,}\S", line) for line in lines)
+    # Columns: three blanks or more within a line, or before its continuation.
+    is_layout = len(lines) > 1 and all(re.search(r"(\S {3,}| {8,})\S", line) for line in lines)
     is_block = all(line.startswith("    ") for line in lines)
     if is_layout and not is_block:
         return ["::", "", *(f"    {line}" for line in lines)]

@@ -1,11 +1,11 @@
 """Exports a fine-tuned encoder to a folder for transformers and sentence-transformers.
 
-config.json, model*.safetensors      the transformer, with transformers' fields for the mask switch
-tokenizer.model, tokenizer.json, …   the tokenizer, with bos and eos around every text
-modules.json, 1_Pooling, 2_Dense, …  sentence-transformers' modules: pooling, projection, and the
-                                     head, which outputs "scores"
-gemma_encoder.json                   the inference spec, as in our own checkpoints
-README.md                            the model card
+config.json, model*.safetensors       the transformer, with transformers' fields for the mask switch
+tokenizer.model, tokenizer.json, …    the tokenizer, with bos and eos around every text
+modules.json, 1_Pooling, 2_Dense, …   sentence-transformers' modules: pooling, projection, and the
+                                      head, which outputs "scores"
+gemma_encoder.json                    the inference spec, as in our own checkpoints
+README.md                             the model card
 """
 
 import dataclasses
