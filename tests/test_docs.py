@@ -132,7 +132,6 @@ def test_the_changelog_begins_with_the_format_that_is_written():
     assert int(first) == FORMAT_VERSION
 
 
-@pytest.mark.slow
 def test_the_pages_are_built_without_a_warning(tmp_path):
     """As `make docs` builds them."""
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
