@@ -72,7 +72,7 @@ def words_of(name):
 
 
 def depth(node, kinds):
-    """How many nodes of these kinds are nested in each other."""
+    """Returns the largest number of nodes of these kinds that are nested in each other."""
     inner = max((depth(child, kinds) for child in ast.iter_child_nodes(node)), default=0)
     return inner + isinstance(node, kinds)
 
