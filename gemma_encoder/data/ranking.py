@@ -59,14 +59,6 @@ class RankingSource(Source):
 
     def __init__(self, task: Task, options: DataOptions):
         super().__init__(task, options)
-        low, high = options.negative_ranks
-        if not 1 <= low <= high:
-            raise InputError(
-                "ranking.negative_ranks must be (first, last) with 1 <= first <= last, got "
-                f"{options.negative_ranks}"
-            )
-        if options.list_size < 2:
-            raise InputError(f"ranking.list_size must be at least 2, got {options.list_size}")
         self.opened = functools.cache(self._open)  # split -> its files
         self.queries = functools.cache(self._usable_queries)  # split -> its usable queries
 

@@ -17,6 +17,7 @@ import numpy as np
 from gemma_encoder.data import cache
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.kind import Label
+from gemma_encoder.inputs.options import check_at_least
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -34,6 +35,9 @@ class DataOptions:
         own: fields of `own_options.OwnOptions`, for the task `own`.
         max_train_examples, max_eval_examples: use only the first records of a split; 0 for all.
         text: fields of `text.TextOptions`, for the task `text`.
+
+    Raises:
+        InputError: `list_size` or `negative_ranks` is invalid.
     """
 
     list_size: int = 8
@@ -43,6 +47,15 @@ class DataOptions:
     max_train_examples: int = 0
     max_eval_examples: int = 0
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_at_least("ranking", self, ("list_size",), 2)
+        first, last = self.negative_ranks
+        if not 1 <= first <= last:
+            raise InputError(
+                "ranking.negative_ranks must be (first, last) with 1 <= first <= last, got "
+                f"{self.negative_ranks}"
+            )
 
     @classmethod
     def from_config(cls, config: Any) -> "DataOptions":

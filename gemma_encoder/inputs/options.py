@@ -7,10 +7,11 @@ the default, the checks of names and types in a mapping, and the help text.
 import dataclasses
 import functools
 import json
+import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,6 +53,25 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
     if isinstance(default, Mapping):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_at_least(
+    group: str, options: Any, fields: Iterable[str], least: float, below: float = math.inf
+) -> None:
+    """Raises InputError unless numeric fields are in [least, below), which excludes NaN.
+
+    Args:
+        group: path of the options in the config, e.g. "batch"; "" for the outermost.
+        options: the options.
+        fields: names of the fields.
+        least: smallest value allowed.
+        below: the values must be smaller.
+    """
+    for field in fields:
+        value = getattr(options, field)
+        if not least <= value < below:
+            upper = "" if below == math.inf else f" and below {below}"
+            raise InputError(f"{_join(group, field)} must be at least {least}{upper}, got {value}")
 
 
 def from_mapping(cls: type[Options], values: Mapping[str, Any], name: str = "") -> Options:

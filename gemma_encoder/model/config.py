@@ -228,7 +228,7 @@ class LoraConfig:
     alpha: float = option(16.0, "adapters are scaled by alpha / rank")
 
     def __post_init__(self):
-        if self.rank < 0 or self.alpha <= 0:
+        if self.rank < 0 or not 0 < self.alpha < math.inf:
             raise InputError(
                 "lora.rank must be at least 0 and lora.alpha positive, "
                 f"got {self.rank} and {self.alpha}"

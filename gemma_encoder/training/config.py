@@ -49,6 +49,10 @@ class MixtureConfig:
         2.0, 'temperature of mixing="temperature": 1 is proportional, larger is closer to equal'
     )
 
+    def __post_init__(self):
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"mixture.temperature must be positive, got {self.temperature}")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -103,6 +107,11 @@ class BatchConfig:
     )
     readers: int = option(1, "parallel data readers, a multiple of the number of hosts")
 
+    def __post_init__(self):
+        options.check_at_least(
+            "batch", self, ("rows", "row_length", "segments", "micro_batches", "readers"), 1
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class RankingConfig:
@@ -123,11 +132,7 @@ class EarlyStoppingConfig:
     min_delta: float = option(0.0, "minimum change of the metric that counts as an improvement")
 
     def __post_init__(self):
-        for field in ("patience", "min_delta"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise InputError(
-                    f"early_stopping.{field} must be at least 0, got {getattr(self, field)}"
-                )
+        options.check_at_least("early_stopping", self, ("patience", "min_delta"), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +207,7 @@ class TrainConfig:
                 raise InputError(
                     f"{field} must be at least 0 and below 2^31, got {getattr(self, field)}"
                 )
+        options.check_at_least("", self, ("keep_checkpoints",), 1)
         for name, weight in self.task_weights.items():
             if not 0 <= weight < math.inf:
                 raise InputError(f"task_weights.{name} must be at least 0, got {weight}")

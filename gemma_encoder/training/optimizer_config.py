@@ -5,7 +5,7 @@ import math
 import re
 
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.options import option
+from gemma_encoder.inputs.options import check_at_least, option
 
 SCHEDULES = ("linear", "cosine", "constant")
 OPTIMIZERS = ("adamw", "adafactor")
@@ -60,10 +60,15 @@ class OptimizerConfig:
         ):
             if getattr(self, field) not in valid:
                 raise unknown(f"optimizer.{field}", getattr(self, field), valid)
-        for field in ("learning_rate", "weight_decay", "clip_norm"):
-            if not 0 <= getattr(self, field) < math.inf:
+        check_at_least("optimizer", self, ("learning_rate", "weight_decay", "clip_norm"), 0)
+        check_at_least("optimizer", self, ("b1", "b2"), 0, below=1)
+        if not 0 < self.epsilon < math.inf:
+            raise InputError(f"optimizer.epsilon must be positive, got {self.epsilon}")
+        for pattern, factor in self.multipliers:
+            if not 0 <= factor < math.inf:
                 raise InputError(
-                    f"optimizer.{field} must be at least 0, got {getattr(self, field)}"
+                    f"optimizer.multipliers: the factor of {pattern!r} must be at least 0, "
+                    f"got {factor}"
                 )
         if not 0 < self.layer_decay <= 1:
             raise InputError(

@@ -118,3 +118,42 @@ def test_a_list_larger_than_a_block_is_refused(micro):
         build(config)
     config.ranking.list_size = 16
     assert build(config).stream.shape.list_size == 16
+
+
+NAN, INFINITE = float("nan"), float("inf")
+OUT_OF_RANGE = {
+    "optimizer__learning_rate": (-1.0, NAN, INFINITE),
+    "optimizer__b1": (-0.1, 1.0, NAN),
+    "optimizer__b2": (-0.1, 1.0, NAN),
+    "optimizer__epsilon": (0.0, -1.0, NAN, INFINITE),
+    "optimizer__weight_decay": (-1.0, NAN),
+    "optimizer__clip_norm": (-1.0, NAN),
+    "optimizer__multipliers": (((".*", -1.0),), ((".*", NAN),)),
+    "optimizer__layer_decay": (0.0, 1.5, NAN),
+    "mixture__temperature": (0.0, -1.0, NAN, INFINITE),
+    "keep_checkpoints": (0, -1),
+    "batch__rows": (0, -8),
+    "batch__row_length": (0, -1),
+    "batch__segments": (0, -1),
+    "batch__micro_batches": (0, -1),
+    "batch__readers": (0, -1),
+    "batch__examples_per_step": (-1,),
+    "ranking__list_size": (0, 1, -1),
+    "ranking__negative_ranks": ((5, 1), (0, 0), (-1, 5)),
+    "model__attention_dropout": (-0.1, 1.0, NAN),
+    "model__feed_forward_dropout": (-0.1, 1.0, NAN),
+    "model__lora__alpha": (0.0, -1.0, NAN, INFINITE),
+    "max_length": (0, -1),
+    "early_stopping__patience": (-1,),
+    "early_stopping__min_delta": (-1.0, NAN),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field in OUT_OF_RANGE for value in OUT_OF_RANGE[field]]
+)
+def test_a_number_out_of_range_is_refused_by_its_name(micro, field, value):
+    last = field.split("__")[-1]
+    with pytest.raises(InputError, match=last) as error:
+        build(micro(**{field: value}))
+    assert "\n" not in str(error.value)
