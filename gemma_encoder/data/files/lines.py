@@ -9,12 +9,14 @@ import contextlib
 import dataclasses
 import gzip
 import io
+import math
 import pathlib
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 
 from gemma_encoder.inputs.errors import InputError
 
@@ -97,6 +99,17 @@ class Spans:
             values[active] = values[active] * 10 + (byte.astype(np.int64) - ord("0"))
         return np.where(is_negative, -values, values), is_valid
 
+    def floats(self) -> tuple[np.ndarray, np.ndarray]:
+        """Parses finite numbers: [n] float64 values, and [n] bool, True if valid."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        buffers = pa.py_buffer(offsets), pa.py_buffer(self.joined())
+        texts = pa.LargeStringArray.from_buffers(len(self.starts), *buffers)
+        try:
+            values = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:  # which names no row
+            values = np.array([_float(self.text(index)) for index in range(len(self.starts))])
+        return values, np.isfinite(values)
+
     def _bytes(self, limit: int | None = None) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
         """Yields, for each byte offset, the spans longer than it and their bytes at the offset."""
         lengths = self.lengths
@@ -105,6 +118,13 @@ class Spans:
             is_longer = lengths > offset
             active = slice(None) if is_longer.all() else np.flatnonzero(is_longer)
             yield active, self.data[self.starts[active] + offset]
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @dataclasses.dataclass(frozen=True)

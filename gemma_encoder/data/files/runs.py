@@ -113,8 +113,9 @@ class Candidates:
 
     Args:
         path: an MS MARCO run (qid, pid, rank), a TREC run (qid, Q0, docid, rank, score, tag), or a
-            top1000 file (qid, pid, query, passage), ranked by file order. The lines of a query need
-            not be contiguous.
+            top1000 file (qid, pid, query, passage). A TREC run is ordered by its scores, as
+            evaluators order it, whatever its ranks; equal scores, and a top1000 file, are in file
+            order. The lines of a query need not be contiguous.
         queries, documents: the collections of the ids.
         drop_same_id: drop documents with the id of their query, as BEIR's evaluation does.
 
@@ -132,7 +133,7 @@ class Candidates:
         self._drop_same_id = drop_same_id
         sources = [path, queries.path, documents.path]
         suffix = " without the query itself" if drop_same_id else ""
-        description = f"run of {queries.path.name}{suffix}"
+        description = f"run of {queries.path.name}, TREC by score{suffix}"
         arrays = cache.derive(sources, description, self._build, cache.load_arrays)
         self._offsets = arrays["offsets"]
         self._ranked = arrays["documents"]
@@ -174,7 +175,7 @@ class Candidates:
     def _entries(self) -> Iterator[tuple[Lines, np.ndarray, np.ndarray]]:
         """Yields, for each block of the file, its lines, the indices of used lines, and entries.
 
-        Entries are [n, 3] int32: query, document, rank.
+        Entries are [n, 3] int32: query, document, and a key that is lowest for the best document.
         """
         names: tuple[str, ...] = ()
         for lines in read_lines(self.path):
@@ -183,11 +184,13 @@ class Candidates:
             by_name = dict(zip(names, spans, strict=True))
             queries = _indices(lines, by_name["qid"], self._queries)
             documents = _indices(lines, by_name["pid"], self._documents)
-            if "rank" in by_name:
-                ranks = _integers(lines, by_name["rank"], "rank")
+            if "score" in by_name:
+                keys = _descending(_scores(lines, by_name["score"]))
+            elif "rank" in by_name:
+                keys = _integers(lines, by_name["rank"], "rank")
             else:
-                ranks = np.zeros(len(queries), np.int64)  # file order, since the sort is stable
-            entries = np.stack([queries, documents, ranks], axis=1).astype(np.int32)
+                keys = np.zeros(len(queries), np.int64)  # file order, since the sort is stable
+            entries = np.stack([queries, documents, keys], axis=1).astype(np.int32)
             used = np.arange(len(entries))
             if self._drop_same_id:
                 used = np.flatnonzero(~by_name["qid"].equal(by_name["pid"]))
@@ -269,3 +272,18 @@ def _integers(lines: Lines, spans: Spans, column: str) -> np.ndarray:
         text = spans.text(line)
         raise InputError(f"{lines.where(line)}: {column} must be a whole number, got {text!r}")
     return values
+
+
+def _scores(lines: Lines, spans: Spans) -> np.ndarray:
+    """Returns [n] float32; raises InputError naming the first that is not a finite number."""
+    values, is_valid = spans.floats()
+    for line in np.flatnonzero(~is_valid)[:1]:
+        text = spans.text(line)
+        raise InputError(f"{lines.where(line)}: score must be a finite number, got {text!r}")
+    return values.astype(np.float32)
+
+
+def _descending(scores: np.ndarray) -> np.ndarray:
+    """Maps float32 to int32 in the opposite order; -0 and 0 are equal."""
+    bits = (scores + np.float32(0)).view(np.int32)
+    return ~np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)

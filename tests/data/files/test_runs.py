@@ -7,6 +7,7 @@ from gemma_encoder.data import cache
 from gemma_encoder.data.files import lines, runs
 from gemma_encoder.data.files.corpus import Corpus, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Qrels
+from gemma_encoder.inputs.errors import InputError
 
 
 def texts(path, id_name, count, first=None):
@@ -39,7 +40,7 @@ def test_compact_candidates_match_a_reference(tmp_path, monkeypatch, kind, group
     entries = entries if grouped else [entries[i] for i in rng.permutation(len(entries))]
     written = {
         "marco": "{0}\t{1}\t{2}\n",
-        "trec": "{0} Q0 {1}  {2} {3:.3f} tag\n",
+        "trec": "{0} Q0 {1}  0 {3:.6f} tag\n",  # ranks that say nothing, as BEIR writes them
         "top1000": "{0}\t{1}\ta query\ta passage of its own\r\n",
     }[kind]
     (tmp_path / "run").write_text(
@@ -105,3 +106,30 @@ def test_compact_qrels_match_a_reference(tmp_path, monkeypatch):
         assert qrels.positives.tolist() == [
             sum(grade > 0 for grade in naive.get(q, {}).values()) for q in queries
         ]
+
+
+SCORED = "q Q0 a 1 -3e2 t\nq Q0 b 2 0.5 t\nq Q0 c 3 1.5E+1 t\nq Q0 d 4 -0.25 t\nq Q0 e 5 .5 t\n"
+
+
+@pytest.mark.parametrize("block", [20, 1 << 20])
+def test_trec_runs_are_in_the_order_of_their_scores(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(lines, "BLOCK", block)
+    (tmp_path / "q.tsv").write_text("q\tquery\n")
+    (tmp_path / "c.tsv").write_text("".join(f"{name}\ttext\n" for name in "abcde"))
+    queries = Corpus(tmp_path / "q.tsv", TsvLayout("qid", "query"))
+    documents = Corpus(tmp_path / "c.tsv", TsvLayout("pid", "passage"))
+    run = tmp_path / "run.trec"
+    run.write_text(SCORED)
+    order = [documents.ids[d] for d in Candidates(run, queries, documents).of(0)]
+    assert order == ["c", "b", "e", "d", "a"]  # b and e have one score: file order
+    for score in ("first", "nan", "inf", "1,5"):
+        run.write_text(SCORED.replace("1.5E+1", score))
+        with pytest.raises(InputError, match=f"run.trec:3: score must be a finite .*{score}"):
+            Candidates(run, queries, documents)
+
+
+def test_keys_of_scores_sort_in_descending_order():
+    values = np.array([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, 1e-30], np.float32)
+    keys = runs._descending(values)
+    assert keys.dtype == np.int32 and keys[0] == keys[1]
+    np.testing.assert_array_equal(values[np.argsort(keys, kind="stable")], np.sort(values)[::-1])
