@@ -121,6 +121,7 @@ def compute_ranking_metrics(
 
 
 def _integer_grades(qrels: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, int]]:
+    """Converts grades, which are whole numbers, to the type that ir-measures needs."""
     return {
         query: {document: int(grade) for document, grade in grades.items()}
         for query, grades in qrels.items()

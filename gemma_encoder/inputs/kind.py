@@ -39,6 +39,7 @@ class Kind:
             "number", or "" if a table cannot hold the label.
         label_word: noun for a number in that column.
         least_label: the lowest valid number in a label column.
+        whole_labels: True if the numbers of a label column must be whole.
         hub_tag: the task's tag on the Hugging Face Hub, "" for none.
         mistake_measure: heading of the severity of mistakes, "" if the kind has no mistakes.
     """
@@ -56,6 +57,7 @@ class Kind:
     label_column = ""
     label_word = "label"
     least_label = -math.inf
+    whole_labels = False
     hub_tag = ""
     mistake_measure = ""
 

@@ -273,13 +273,15 @@ class Ranking(Kind):
     label_column = "number"
     label_word = "grade"
     least_label = 0.0
+    whole_labels = True
     hub_tag = "text-ranking"
 
     def check_label(self, task, label, where):
-        if not 0 <= label < math.inf:
+        # Evaluators count whole grades: a fraction would be trained on, but scored as 0.
+        if not (0 <= label < math.inf and label == int(label)):
             raise InputError(
-                f"task {task.name!r}, {where}: relevance grade {label:g} is negative or not a "
-                "finite number"
+                f"task {task.name!r}, {where}: relevance grade {label:g} is not a whole number of "
+                "at least 0; scale grades such as 0.5 to whole numbers"
             )
         return float(label)
 

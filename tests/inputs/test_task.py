@@ -106,8 +106,8 @@ def test_a_target_out_of_range_is_refused(label):
         SIMILARITY.check_label(label, "record 3")
 
 
-@pytest.mark.parametrize("grade", [-1, float("nan"), float("inf")])
-def test_a_negative_or_infinite_or_nan_grade_is_refused(grade):
+@pytest.mark.parametrize("grade", [-1, 0.5, 1e-9, float("nan"), float("inf")])
+def test_a_grade_that_is_not_a_whole_number_is_refused(grade):
     with pytest.raises(InputError, match="task 'msmarco', qrels line 2: relevance grade"):
         RANKING.check_label(grade, "qrels line 2")
 

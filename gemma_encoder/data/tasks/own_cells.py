@@ -21,7 +21,9 @@ def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any
         return lambda values, where: read_name(values, column, where)
     if kind.label_column == "classes":
         return lambda values, where: JOIN.join(_names(values, column, options.separator, where))
-    return lambda values, where: _parse_number(values, column, where, kind.least_label)
+    return lambda values, where: _parse_number(
+        values, column, where, kind.least_label, kind.whole_labels
+    )
 
 
 def unlabeled(values: Mapping[str, Any], where: str) -> float:
@@ -96,17 +98,21 @@ def _parsed_list(text: str, column: str, where: str) -> list[Any]:
     raise InputError(f"{where}: column {column!r} contains a malformed list: {text[:60]!r}")
 
 
-def _parse_number(values: Mapping[str, Any], column: str, where: str, least: float) -> float:
-    """Returns a finite number of at least `least`."""
+def _parse_number(
+    values: Mapping[str, Any], column: str, where: str, least: float, whole: bool
+) -> float:
+    """Returns a finite number of at least `least`; if `whole`, without a fraction."""
     value = _present(values, column, where)
     try:
         result = float(value)
     except (TypeError, ValueError, OverflowError):
         result = math.nan
-    if not math.isfinite(result) or result < least or isinstance(value, bool):
+    is_valid = math.isfinite(result) and result >= least and not isinstance(value, bool)
+    if not is_valid or (whole and not result.is_integer()):
+        expected = "a whole number" if whole else "a number"
         bound = f" of at least {least:g}" if least > -math.inf else ""
         raise InputError(
-            f"{where}: column {column!r} should contain a number{bound}, got {value!r}"
+            f"{where}: column {column!r} should contain {expected}{bound}, got {value!r}"
         )
     return result
 

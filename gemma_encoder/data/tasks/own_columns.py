@@ -23,7 +23,7 @@ def label_check(options: OwnOptions) -> Check:
         return class_or_id_names
     if kind.label_column == "classes":
         return lambda column: None
-    return lambda column: finite_numbers(column, kind.least_label)
+    return lambda column: finite_numbers(column, kind.least_label, kind.whole_labels)
 
 
 def nonblank_texts(column: Any) -> Any:
@@ -54,8 +54,8 @@ def class_or_id_names(column: Any) -> Any:
     return None if column is None else pc.utf8_trim(column, WHITESPACE)
 
 
-def finite_numbers(column: Any, least: float = -math.inf) -> Any:
-    """Checks for finite numbers of at least `least` and converts them to float64."""
+def finite_numbers(column: Any, least: float = -math.inf, whole: bool = False) -> Any:
+    """Checks for finite, optionally whole numbers of at least `least`; converts to float64."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -63,8 +63,10 @@ def finite_numbers(column: Any, least: float = -math.inf) -> Any:
     if column.null_count or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
     column = column.cast(pa.float64(), safe=False)  # rounds like float()
-    in_range = pc.and_(pc.is_finite(column), pc.greater_equal(column, least))
-    return column if pc.all(in_range).as_py() else None
+    is_valid = pc.and_(pc.is_finite(column), pc.greater_equal(column, least))
+    if whole:
+        is_valid = pc.and_(is_valid, pc.equal(column, pc.floor(column)))
+    return column if pc.all(is_valid).as_py() else None
 
 
 def _as_text(column: Any) -> Any:

@@ -153,6 +153,7 @@ class Rows:
             options.separator,
             dataclasses.astuple(columns),
             self.labeled,
+            *(["whole labels"] if self._kind.whole_labels else []),  # invalidates old tables
         )
 
         def write(folder: pathlib.Path) -> None:

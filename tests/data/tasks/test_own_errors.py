@@ -1,8 +1,11 @@
 """Errors in files of users."""
 
+import io
+
+import pandas as pd
 import pytest
 
-from gemma_encoder.data import registry
+from gemma_encoder.data import cache, registry
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.inputs.errors import InputError
 from tests.data.tasks.own_files import RANKED, source, write
@@ -116,7 +119,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "query,document,label\nq,a,1\nq,b,-1\n",
             {"kind": "ranking"},
-            r"t.csv:3: column 'label' should contain a number of at least 0, got '-1'",
+            r"t.csv:3: column 'label' should contain a whole number of at least 0, got '-1'",
         ),
         (
             "t.csv",
@@ -248,3 +251,30 @@ def test_missing_columns_name_the_file(tmp_path):
         source(train, validation=write(tmp_path / "v.csv", [{"text": "a"}]))
     with pytest.raises(InputError, match=r"v2.csv:2: unknown class 'z'"):
         source(train, validation=write(tmp_path / "v2.csv", [{"text": "a", "label": "z"}]))
+
+
+GRADES = "query,document,label\na,x,1\na,y,0\nb,z,{}\nb,w,0\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_fractional_grade_is_refused_by_its_line(tmp_path, monkeypatch, suffix, cached):
+    """Training would use the fraction, evaluators would count the grade as 0."""
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "KEEP_FROM", 0 if cached else 1 << 30)
+    frame = pd.read_csv(io.StringIO(GRADES.format("0.5")))
+    path = tmp_path / f"t{suffix}"
+    write = {
+        ".csv": lambda: frame.to_csv(path, index=False),
+        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        ".parquet": lambda: frame.to_parquet(path),
+    }[suffix]
+    write()
+    options = DataOptions(own={"train": str(path), "kind": "ranking", "held_out": 0.5})
+    line = {".csv": ":4", ".jsonl": ":3", ".parquet": ": row 3"}[suffix]
+    message = rf"t{suffix}{line}: column 'label' should contain a whole number .*0\.5"
+    with pytest.raises(InputError, match=message):
+        registry.get("own", options)
+    frame["label"] = [1.0, 0.0, 2.0, 0.0]  # whole, whatever their type
+    write()
+    assert registry.get("own", options).count("train") == 1
