@@ -20,6 +20,7 @@ from gemma_encoder.data.files.lines import (
     Lines,
     Spans,
     columns,
+    has_byte_order_mark,
     open_binary,
     read_lines,
 )
@@ -76,7 +77,9 @@ class Corpus:
         self.path = path
         self.id_name = layout.id_name
         self._layout = layout
-        description = f"index of every {layout.id_name}"
+        # Indexes made by earlier versions took the mark for a part of the first id.
+        suffix = " after the byte order mark" if has_byte_order_mark(path) else ""
+        description = f"index of every {layout.id_name}{suffix}"
         self._arrays = cache.derive([path], description, self._build, cache.load_arrays)
         self._offsets = self._arrays["offsets"]
         self.ids = Ids(self._arrays)

@@ -5,6 +5,7 @@ which takes seconds and megabytes in place of minutes and gigabytes. Lines end w
 the last one may end with the file.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import gzip
@@ -189,16 +190,25 @@ def open_binary(path: pathlib.Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: damaged or truncated {kind} file ({error})") from error
 
 
+def has_byte_order_mark(path: pathlib.Path) -> bool:
+    """Returns True if a text file starts with UTF-8's byte order mark, as Windows writes it."""
+    with open_binary(path) as file:
+        return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+
+
 def read_lines(path: pathlib.Path) -> Iterator[Lines]:
-    """Yields all lines of a plain or compressed file, block by block.
+    """Yields all lines of a plain or compressed file, block by block, without a byte order mark.
 
     Raises:
         InputError: the file is not valid UTF-8, or damaged.
     """
-    remainder = b""  # the incomplete last line of the previous block
-    offset = 0
     first_line = 1
     with open_binary(path) as file:
+        remainder = file.read(len(codecs.BOM_UTF8))  # the incomplete last line so far
+        offset = 0
+        if remainder == codecs.BOM_UTF8:
+            remainder = b""
+            offset = len(codecs.BOM_UTF8)
         while True:
             block = file.read(BLOCK)
             content = remainder + block
@@ -291,5 +301,4 @@ def numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """Yields (1-based line, text with its line break), without a byte order mark."""
     for lines in read_lines(path):
         for line, content in enumerate(io.BytesIO(lines.data.tobytes()), lines.first_line):
-            text = content.decode()
-            yield line, text.removeprefix("\ufeff") if line == 1 else text
+            yield line, content.decode()

@@ -25,7 +25,9 @@ from gemma_encoder.inputs.errors import InputError
 LAYOUT = TsvLayout("pid", "passage")
 
 printable = st.text(
-    st.characters(exclude_characters="\t\n\r", exclude_categories=("Cs",)), min_size=1, max_size=12
+    st.characters(exclude_characters="\t\n\r\ufeff", exclude_categories=("Cs",)),
+    min_size=1,
+    max_size=12,
 ).filter(str.strip)
 names = st.one_of(
     st.integers(0, 10**18 - 1).map(str),
@@ -392,3 +394,16 @@ def test_numbered_lines_match_the_file(texts, block):
         assert list(lines.numbered(Path(folder) / "f")) == list(
             zip(itertools.count(1), expected, strict=False)
         )
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, JsonLayout(False)], ids=["tsv", "json"])
+def test_the_first_text_follows_a_byte_order_mark(tmp_path, cache_folder, layout):
+    line = '{"_id": "a", "text": "x"}' if layout is not LAYOUT else "a\tx"
+    path = tmp_path / "collection"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{line}\n{line.replace('a', 'b', 1)}\n".encode())
+    corpus = Corpus(path, layout)
+    assert [corpus.ids[i] for i in range(2)] == ["a", "b"]
+    assert corpus["a"] == "x" and "\ufeffa" not in corpus
+    path.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(InputError, match="is empty"):
+        Corpus(path, layout)

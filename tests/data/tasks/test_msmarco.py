@@ -49,6 +49,27 @@ def marco(tmp_path, monkeypatch):
     return make
 
 
+def content_of(source):
+    """All that a source reads from its files."""
+    return [
+        (query_ids(source, split), source.qrels(split), source.examples(split, index))
+        for split in ("train", "validation")
+        for index in range(source.size(split))
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_byte_order_mark_changes_nothing(marco, tmp_path, name, compressed):
+    """Files saved on Windows start with one; it is no part of the first id."""
+    plain = content_of(marco())
+    marked = b"\xef\xbb\xbf" + FILES[name].encode()
+    if compressed:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(marked))
+    changes = {name.replace(".", "__"): None if compressed else marked}
+    assert content_of(marco(**changes)) == plain
+
+
 def test_training_lists_have_one_positive_and_negatives(marco):
     source = marco()
     assert query_ids(source, "train") == ["1", "2"]  # query 3 has no positive
