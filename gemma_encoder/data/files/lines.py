@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from gemma_encoder.inputs.errors import InputError
 
@@ -102,6 +101,8 @@ class Spans:
 
     def floats(self) -> tuple[np.ndarray, np.ndarray]:
         """Parses finite numbers: [n] float64 values, and [n] bool, True if valid."""
+        import pyarrow as pa  # only here, so that reading a config does not import it
+
         offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         buffers = pa.py_buffer(offsets), pa.py_buffer(self.joined())
         texts = pa.LargeStringArray.from_buffers(len(self.starts), *buffers)
