@@ -119,10 +119,11 @@ def with_current_names(
         InputError: both names of a field are given, with different values.
     """
     annotations = _annotations(cls)
+    former = former_names(cls)
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     result = {}
-    for key, value in sorted(values.items(), key=lambda item: item[0] in former_names(cls)):
-        current = former_names(cls).get(key, key)
+    for key, value in sorted(values.items(), key=lambda item: item[0] in former):
+        current = former.get(key, key)
         if current != key:
             warn(_join(name, key), _join(name, current))
             if current in result and result[current] not in (defaults[current], value):

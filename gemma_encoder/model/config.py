@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.options import option
+from gemma_encoder.inputs.options import check_at_least, option
 
 ATTENTION = ("bidirectional", "causal")
 # Names of poolers; `pooling.register_pooler` appends to the list. The classes are in
@@ -86,18 +86,9 @@ class TransformerConfig:
     final_soft_cap: float | None = None
 
     def __post_init__(self):
-        for field in (
-            "num_layers",
-            "vocab_size",
-            "embed_dim",
-            "hidden_dim",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "sliding_window",
-        ):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, got {getattr(self, field)}")
+        sizes = ("num_layers", "vocab_size", "embed_dim", "hidden_dim", "num_heads")
+        sizes += ("num_kv_heads", "head_dim", "sliding_window")
+        check_at_least("", self, sizes, 1)
         if not self.pattern:
             raise InputError(
                 "pattern must name at least one kind of layer, e.g. ('local', 'global')"
@@ -211,9 +202,7 @@ class PoolingConfig:
     def __post_init__(self):
         if self.name not in POOLERS:
             raise unknown("pooler", self.name, POOLERS)
-        for field in ("k", "probes", "heads"):
-            if getattr(self, field) < 1:
-                raise InputError(f"pooling.{field} must be at least 1, got {getattr(self, field)}")
+        check_at_least("pooling", self, ("k", "probes", "heads"), 1)
         if any(width < 1 for width in self.projection):
             raise InputError(
                 f"pooling.projection must be widths of at least 1, got {self.projection}"
@@ -319,11 +308,7 @@ class EncoderConfig:
                     f"head name {name!r} must start with a letter or '_' and contain only letters, "
                     "digits, '_', '-' and '.'"
                 )
-        for field in ("attention_dropout", "feed_forward_dropout"):
-            if not 0 <= getattr(self, field) < 1 or math.isnan(getattr(self, field)):
-                raise InputError(
-                    f"{field} must be at least 0 and below 1, got {getattr(self, field)}"
-                )
+        check_at_least("", self, ("attention_dropout", "feed_forward_dropout"), 0, below=1)
         uneven = self.transformer.embed_dim % self.pooling.heads
         if uneven and self.pooling.name in PROBE_POOLERS:
             raise InputError(

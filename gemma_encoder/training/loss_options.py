@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.options import option
+from gemma_encoder.inputs.options import check_at_least, option
 from gemma_encoder.inputs.task import Task
 
 
@@ -27,12 +27,8 @@ class SoftmaxCrossEntropyOptions:
 
     def __post_init__(self):
         path = "loss_options.softmax_cross_entropy"
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(
-                f"{path}.label_smoothing must be at least 0 and below 1, got {self.label_smoothing}"
-            )
-        if not 0 <= self.focal_gamma < math.inf:
-            raise InputError(f"{path}.focal_gamma must be at least 0, got {self.focal_gamma}")
+        check_at_least(path, self, ("label_smoothing",), 0, below=1)
+        check_at_least(path, self, ("focal_gamma",), 0)
         weights = self.class_weights
         if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
             raise InputError(
