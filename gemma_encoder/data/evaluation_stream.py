@@ -73,7 +73,7 @@ def evaluation_stream(
             tokenizer,
             options.max_length,
             table.counts,
-            unlabeled=split.startswith("test"),
+            split=split,
         )
         for example_id, segment in zip(pending, segments, strict=True):
             group = PackingGroup((segment._replace(example_id=example_id),))

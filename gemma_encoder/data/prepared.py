@@ -46,7 +46,7 @@ VERSION = 2  # of the folder; incremented when the meaning of its files changes
 INFO = "info.json"  # written last: marks a folder as complete
 BEGUN = "begun.json"  # the same content, written first
 PART = 10_000  # records per part; lists have fewer, in proportion to their number of texts
-FREE = ("list_size",)  # data options that prepared data do not depend on
+FREE = ("list_size", "stored")  # data options that prepared data do not depend on
 
 
 class Part(NamedTuple):
@@ -97,6 +97,7 @@ def describe_prepared(source: Source, tokenizer: Tokenizer, max_length: int) -> 
         "mixture": [source.mixture, source.rate],
         "data": {split: source.fingerprints(split) for split in spans},
     }
+    facts |= {"inferred": dict(source.inferred)} if source.inferred else {}
     return _as_json(facts) | _contract(source.options, tokenizer, max_length)
 
 
@@ -309,6 +310,7 @@ class PreparedSource(Source):
                 f"{self.folder} contains the task {task.name!r}, not {task_name(name)!r}"
             )
         super().__init__(task, options)
+        self.inferred = self.info.get("inferred", {})
         self._table = functools.cache(self._open)
 
     def count(self, split: str) -> int:

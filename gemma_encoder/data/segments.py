@@ -45,7 +45,7 @@ def make_segments(
     max_length: int,
     counts: Counts,
     *,
-    unlabeled: bool = False,
+    split: str = "train",
 ) -> list[Segment]:
     """Tokenizes examples of one task, and checks and scales their labels for the loss.
 
@@ -56,17 +56,22 @@ def make_segments(
         where: location of each example, for messages.
         tokenizer, max_length: arguments of `encode`.
         counts: updated with the texts.
-        unlabeled: allows unknown labels (test splits), which are passed through.
+        split: split of the examples. Test splits may have unknown labels, which are passed through.
     """
     task = source.task
+    any_range = split != "train" and source.range_is_inferred
+    may_be_unlabeled = split.startswith("test")
     encoded = [example.encoded for example in examples]
     if any(text is None for text in encoded):
         encoded = encode_examples(task, examples, where, tokenizer, max_length)
     count_texts(counts[task.name], encoded)
     segments = []
     for example, text, location in zip(examples, encoded, where, strict=True):
-        if unlabeled and task.is_unlabeled(example.label):
+        if may_be_unlabeled and task.is_unlabeled(example.label):
             label = UNLABELED
+            targets = NO_TARGETS
+        elif any_range:
+            label = task.scale(example.label)  # may lie outside of [0, 1]
             targets = NO_TARGETS
         else:
             label, targets = task.target(example.label, location)

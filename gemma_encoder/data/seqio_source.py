@@ -35,6 +35,7 @@ from gemma_encoder.data import table
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups, Table
 from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.class_names import canonical_name
 from gemma_encoder.inputs.errors import InputError, described, unknown
 from gemma_encoder.inputs.kind import UNLABELED
 from gemma_encoder.inputs.task import Example, Task
@@ -109,8 +110,12 @@ class SeqioSource(Source):
         self._name = name
         self._table = functools.cache(self._read)  # by split
         self._queries = functools.cache(self._group)  # by split
-        super().__init__(self._declare(), options)
-        self._indices = {text: index for index, text in enumerate(self.task.classes)}
+        stored = options.stored.get(task_name(name))
+        super().__init__(self._declare() if stored is None else stored.task, options)
+        self.inferred = {"range_is_inferred": True} if self.task.kind.has_range else {}
+        self._indices = {
+            canonical_name(name): index for index, name in enumerate(self.task.classes)
+        }
         for split in self._labeled:  # check all targets and queries before training
             if self.task.is_list:
                 self._queries(split)
@@ -119,7 +124,8 @@ class SeqioSource(Source):
 
     @property
     def _labeled(self) -> list[str]:
-        return [split for split in self.splits if split.startswith(("train", "validation"))]
+        others = [split for split in self.splits if split.startswith("validation")]
+        return ["train", *others]
 
     def _declare(self) -> Task:
         """Infers the task from its targets."""
@@ -135,11 +141,11 @@ class SeqioSource(Source):
         if QUERY_ID in self._table("train").arrow.column_names:
             task = Task(name, "ranking", template)
         elif all(ranges) and ranges[0]["has_point"] and ranges[0]["low"] < ranges[0]["high"]:
-            low = min(limits["low"] for limits in ranges)
-            high = max(limits["high"] for limits in ranges)
-            task = Task(name, "regression", template, label_range=(low, high))
+            train = self._table("train").summary["numbers"]
+            task = Task(name, "regression", template, label_range=(train["low"], train["high"]))
         elif 1 < len(targets) <= MAX_CLASSES:
-            classes = kinds.get("classification").order_classes(targets, self._name)
+            names = set(map(canonical_name, targets))
+            classes = kinds.get("classification").order_classes(names, self._name)
             task = Task(name, "classification", template, classes=classes)
         else:
             count = len(targets) if len(targets) <= MAX_CLASSES else f"more than {MAX_CLASSES}"
@@ -261,9 +267,10 @@ class SeqioSource(Source):
         if split.startswith("test") and text in UNPUBLISHED:
             return UNLABELED
         if self.task.classes:
-            if text not in self._indices:
+            index = self._indices.get(canonical_name(text))
+            if index is None:
                 raise InputError(f"{where}: {unknown('class', text, self.task.classes)}")
-            return float(self._indices[text])
+            return float(index)
         label = _parse_grade(text) if self.task.is_list else _parse_number(text)
         if label is None and self.task.is_list:
             raise InputError(

@@ -202,7 +202,7 @@ def _elements(
         tokenizer(),
         max_length,
         no_counts([source]),
-        unlabeled=split.startswith("test"),
+        split=split,
     )
     targets = [segment.targets if len(segment.targets) else [segment.label] for segment in segments]
     texts = [

@@ -8,6 +8,7 @@ indices, and the state of a stream is a few integers.
 import abc
 import dataclasses
 import pathlib
+import types
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,20 @@ from gemma_encoder.inputs.kind import Label
 from gemma_encoder.inputs.options import check_at_least
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
+
+
+class StoredTask(NamedTuple):
+    """A task as a checkpoint stores it.
+
+    Attributes:
+        task: the declaration.
+        inferred: `Source.inferred` of its training data; empty if nothing was inferred.
+        origin: names the checkpoint, for messages.
+    """
+
+    task: Task
+    inferred: Mapping[str, Any]
+    origin: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +50,8 @@ class DataOptions:
         own: fields of `own_options.OwnOptions`, for the task `own`.
         max_train_examples, max_eval_examples: use only the first records of a split; 0 for all.
         text: fields of `text.TextOptions`, for the task `text`.
+        stored: tasks by name, as the checkpoint that is resumed or evaluated stores them: they take
+            precedence over what a source would infer from its files.
 
     Raises:
         InputError: `list_size` or `negative_ranks` is invalid.
@@ -47,6 +64,7 @@ class DataOptions:
     max_train_examples: int = 0
     max_eval_examples: int = 0
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stored: Mapping[str, StoredTask] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_at_least("ranking", self, ("list_size",), 2)
@@ -58,8 +76,10 @@ class DataOptions:
             )
 
     @classmethod
-    def from_config(cls, config: Any) -> "DataOptions":
-        """Extracts the data options of a `training.config.TrainConfig`."""
+    def from_config(
+        cls, config: Any, stored: Mapping[str, StoredTask] | None = None
+    ) -> "DataOptions":
+        """Extracts the data options of a `training.config.TrainConfig`; `stored` as above."""
         ranking = config.ranking
         files = {"own": dataclasses.asdict(config.own), "text": dataclasses.asdict(config.text)}
         return cls(
@@ -68,6 +88,7 @@ class DataOptions:
             ranking.run,
             max_train_examples=config.max_train_examples,
             max_eval_examples=config.max_eval_examples,
+            stored=stored or {},
             **files,
         )
 
@@ -106,12 +127,15 @@ class Source(abc.ABC):
         first_stage: True if evaluation reads a query's documents in the order of a first stage.
         mixture: name of the seqio mixture that the task comes from, "" for none.
         rate: sampling rate of the task in that mixture, relative to its other tasks.
+        inferred: further decisions made from the training data, JSON-ready. Checkpoints store them
+            beside the task, for `DataOptions.stored`.
     """
 
     splits: tuple[str, ...] = ("train", "validation", "test")
     first_stage = False
     mixture = ""
     rate = 1.0
+    inferred: Mapping[str, Any] = types.MappingProxyType({})
 
     def __init__(self, task: Task, options: DataOptions):
         self.task = task
@@ -179,6 +203,11 @@ class Source(abc.ABC):
         """
         rng = np.random.default_rng([seed, self.key, epoch, index]) if self.task.is_list else None
         return self.examples("train", index, rng)
+
+    @property
+    def range_is_inferred(self) -> bool:
+        """True if the label range is that of the training targets: others may lie outside of it."""
+        return self.inferred.get("range_is_inferred", False)
 
     @property
     def key(self) -> int:

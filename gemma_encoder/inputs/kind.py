@@ -4,12 +4,12 @@ Shapes: N examples, K outputs of a head, C classes.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma_encoder.inputs.class_names import sorted_names
 from gemma_encoder.inputs.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -198,11 +198,8 @@ class Kind:
         return weights, task.name, float(np.ravel(output)[0])
 
     def order_classes(self, names: Iterable[str], path: str) -> tuple[str, ...]:
-        """Sorts class names that were read from a file; numerically if all are whole numbers."""
-        names = list(names)
-        if all_whole(names):
-            return tuple(sorted(names, key=int))
-        return tuple(sorted(names))
+        """Sorts class names that were read from a file; by value if all are numbers."""
+        return sorted_names(names)
 
 
 class ClassKind(Kind):
@@ -265,11 +262,6 @@ class ClassKind(Kind):
         weights = np.full(len(task.classes), -1 / (len(task.classes) - 1), np.float32)
         weights[index] = 1
         return weights, task.classes[index], float(output[index])
-
-
-def all_whole(names: Sequence[str]) -> bool:
-    """Returns True if all names are whole numbers."""
-    return all(re.fullmatch(r"\d{1,9}", name) for name in names)
 
 
 def cumulative_logits(scores: Any, xp: Any = np) -> Any:

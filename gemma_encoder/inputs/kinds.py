@@ -13,12 +13,12 @@ import math
 
 import numpy as np
 
+from gemma_encoder.inputs.class_names import are_numbers, sorted_names
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import (
     UNLABELED,
     ClassKind,
     Kind,
-    all_whole,
     class_index,
     cumulative_logits,
     get,
@@ -88,13 +88,13 @@ class Ordinal(ClassKind):
 
     def order_classes(self, names, path):
         names = list(names)
-        if not all_whole(names):
+        if not are_numbers(names):
             listed = ", ".join(sorted(names)[:6])
             raise InputError(
                 f"{path}: the order of an ordinal task's classes does not follow from their names "
                 f"({listed}); list them, lowest first, in own.classes"
             )
-        return tuple(sorted(names, key=int))
+        return sorted_names(names)
 
     def direction(self, task, output, target):
         """Returns the score that shifts all cumulative logits towards higher classes."""
@@ -232,7 +232,7 @@ class Regression(Kind):
                 f"task {task.name!r}, {where}: target {label:g} is out of range; expected {low:g} "
                 f"to {high:g}"
             )
-        return (label - low) / (high - low)
+        return task.scale(label)
 
     def postprocess(self, task, scores):
         return task.unscale(scores[:, 0])

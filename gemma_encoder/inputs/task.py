@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.class_names import differing_names
 from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind, Label
@@ -166,6 +167,23 @@ class Task:
     def target(self, label: Label, where: str) -> tuple[float, np.ndarray]:
         """Returns the checked label and the vector label [target_width] for training."""
         return self.kind.target(self, label, where)
+
+    def output_differences(self, other: "Task") -> list[str]:
+        """Returns the fields in which the meaning of the head's outputs differs for two tasks.
+
+        These are the kind, the classes (numbers are equal by value) and the label range.
+        """
+        differences = {
+            "kind": self.kind != other.kind,
+            "classes": differing_names(self.classes, other.classes),
+            "label_range": self.label_range != other.label_range,
+        }
+        return [field for field, differs in differences.items() if differs]
+
+    def scale(self, label):
+        """Maps regression targets (floats or arrays) from the task's own units to [0, 1]."""
+        low, high = self.label_range
+        return (label - low) / (high - low)
 
     def unscale(self, score):
         """Maps regression scores (floats or arrays) from [0, 1] to the task's own units."""

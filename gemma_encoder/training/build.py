@@ -26,6 +26,7 @@ from gemma_encoder.training.hooks import Hook
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.parts import Parts
+from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.training_parts import TrainingParts
 from gemma_encoder.weights.tensors import Checkpoint
 
@@ -122,7 +123,11 @@ class Recipe:
 
 
 def build(
-    config: ConfigDict | TrainConfig, *, for_training: bool = False, dry: bool = False
+    config: ConfigDict | TrainConfig,
+    *,
+    for_training: bool = False,
+    dry: bool = False,
+    stored: StoredTasks | None = None,
 ) -> Recipe:
     """Validates a config and builds what it describes.
 
@@ -133,12 +138,14 @@ def build(
         dry: access no data, weights or published tokenizer. The recipe is enough to compile the
             step, but not to train: the tokenizer is the small one, the size must be named, and
             an `examples_per_step` that would be measured is a guess.
+        stored: the tasks of the checkpoint that is resumed or evaluated.
 
     Raises:
-        InputError: the config is invalid, or its data or weights cannot be read.
+        InputError: the config is invalid, contradicts the checkpoint, or its data or weights cannot
+            be read.
     """
     parts_class = TrainingParts if for_training else Parts
-    parts = parts_class(TrainConfig.from_config_dict(config), dry)
+    parts = parts_class(TrainConfig.from_config_dict(config), dry, stored)
     _check_splits(parts.sources, parts.config.evaluate_split)
     if not dry:
         for source in parts.sources:

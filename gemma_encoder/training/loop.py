@@ -28,6 +28,7 @@ from gemma_encoder.training.metrics_log import MetricsLog, Progress
 from gemma_encoder.training.run import Cadence, Run
 from gemma_encoder.training.standard_hooks import standard_hooks
 from gemma_encoder.training.state import TrainState
+from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.training.workdir import claim_workdir
 from gemma_encoder.weights import native
@@ -78,7 +79,7 @@ def train(
         InputError: the config, the data or the workdir cannot be used, or a hook failed; nothing
             of an earlier run is lost.
     """
-    recipe = build(config, for_training=True)
+    recipe = build(config, for_training=True, stored=StoredTasks.of_newest(workdir))
     config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
@@ -242,30 +243,25 @@ def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> Train
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
 
     Writes the predictions to files, and appends the metrics to the log, from which lines after the
-    checkpoint's step are dropped. Model, tokenizer and tasks' heads are those of the checkpoint.
+    checkpoint's step are dropped. Model, tokenizer and tasks are those of the checkpoint.
 
     Raises:
-        InputError: there is no checkpoint, or it was not trained on a task of the config.
+        InputError: there is no checkpoint, it was not trained on a task of the config, or a task of
+            the config contradicts it.
     """
     workdir = native.absolute(workdir)
-    if not native.checkpoint_steps(workdir):
+    stored = StoredTasks.of_newest(workdir)
+    if stored is None:
         raise InputError(
             f"{workdir} holds no checkpoint to evaluate; "
             "train first: gemma-encoder train with the same arguments"
         )
-    recipe = build(config)
+    recipe = build(config, stored=stored)
     config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
+    spec = stored.spec
     checkpoint = native.find(workdir)
-    spec = native.load_inference_spec(checkpoint)
-    for task in recipe.tasks:
-        if task.head not in spec.encoder.heads:
-            trained = sorted({task.name for task in spec.tasks})
-            raise InputError(
-                f"the checkpoint was not trained on {task.name!r}; "
-                f"it was trained on {', '.join(trained)}"
-            )
     runtime.enable_compilation_cache(config.compilation_cache)
     recipe = dataclasses.replace(recipe, encoder=spec.encoder, tokenizer=spec.tokenizer)
     shapes = abstract_encoder(spec.encoder).shapes

@@ -21,6 +21,7 @@ from gemma_encoder.training.hooks import Hook
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.recipe import sizes
+from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.weights import backbone
 from gemma_encoder.weights.tensors import Checkpoint
 
@@ -31,6 +32,7 @@ class Parts:
     Args:
         config: the typed config.
         dry: access no data, weights or published tokenizer, see `build`.
+        stored: the tasks of the checkpoint that is resumed or evaluated, None for a new run.
 
     Raises:
         InputError: the config has an unknown name, or its fields contradict each other.
@@ -39,9 +41,10 @@ class Parts:
     best_metric: tuple[str, str] = ("", "")
     hooks: tuple[Hook, ...] = ()
 
-    def __init__(self, config: TrainConfig, dry: bool):
+    def __init__(self, config: TrainConfig, dry: bool, stored: StoredTasks | None = None):
         self.config = config
         self.dry = dry
+        self.stored = stored
         self._check()
 
     def _check(self) -> None:
@@ -66,7 +69,7 @@ class Parts:
     def sources(self) -> tuple[Source, ...]:
         """The tasks with their data, in the config's order."""
         config = self.config
-        options = DataOptions.from_config(config)
+        options = DataOptions.from_config(config, self.stored and self.stored.by_name())
         names = mixtures.expand_mixtures(config.tasks)
         if config.prepared:
             sources = tuple(PreparedSource(name, config.prepared, options) for name in names)
@@ -75,6 +78,8 @@ class Parts:
         if not self.dry:
             for source in sources:
                 source.check()
+        if self.stored is not None:
+            self.stored.check([source.task for source in sources])
         return sources
 
     @functools.cached_property

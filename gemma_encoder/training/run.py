@@ -221,6 +221,11 @@ class Run:
                 for source in recipe.sources
                 if "train" in source.splits
             },
+            "inferred": {
+                source.task.name: dict(source.inferred)
+                for source in recipe.sources
+                if source.inferred
+            },
             "metrics": list(self.log.latest.values()),
         }
         return InferenceSpec(

@@ -94,8 +94,10 @@ class Trainer:
         recipe = self.recipe
         if recipe.checkpoint is None:
             return None
-        load = load_warm if recipe.config.model.warm_start else load_pretrained
-        return load(recipe.checkpoint, recipe.encoder, self.program.abstract.parameters)
+        abstract = self.program.abstract.parameters
+        if recipe.config.model.warm_start:
+            return load_warm(recipe.checkpoint, recipe.encoder, abstract, recipe.tasks)
+        return load_pretrained(recipe.checkpoint, recipe.encoder, abstract)
 
     def stream(self) -> TrainStream:
         """Returns this process's part of the infinite stream of batches; close it when done."""

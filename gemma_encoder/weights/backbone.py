@@ -1,6 +1,7 @@
 """Loads Gemma transformers, encoders and tokenizers from any supported checkpoint format."""
 
 import os
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
@@ -153,15 +155,19 @@ def load_pretrained(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: di
     return loaded
 
 
-def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) -> dict:
+def load_warm(
+    checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict, tasks: Sequence[Task] = ()
+) -> dict:
     """Loads the parameters of a fine-tuned encoder that a new encoder can start from.
 
-    These are the backbone, the pooler and the heads of the same name, where shapes agree.
+    These are the backbone, the pooler and the heads of the same name, where shapes agree and the
+    outputs of a head have the same meaning.
 
     Args:
         checkpoint: one of our own, as returned by `open_checkpoint`.
         encoder: the encoder to initialize.
         abstract: nested dict of its parameters' shapes and shardings.
+        tasks: the tasks that the encoder is trained on.
 
     Returns:
         A nested dict with the parameters that both encoders share, on the mesh; the caller
@@ -178,10 +184,13 @@ def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) ->
     checkpoint.check(encoder.transformer)
     stored = parameter_paths(abstract_encoder(checkpoint.spec.encoder).shapes)
     parameters = parameter_paths(abstract)
+    other_heads = _heads_of_other_meaning(checkpoint, tasks)
     common = {
         path: leaf
         for path, leaf in parameters.items()
-        if path in stored and stored[path].shape == leaf.shape
+        if path in stored
+        and stored[path].shape == leaf.shape
+        and "/".join(path.split("/")[:2]) not in other_heads
     }
     new = sorted({"/".join(path.split("/")[:2]) for path in parameters if path not in common})
     logging.warning(
@@ -190,6 +199,26 @@ def load_warm(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) ->
         ", ".join(new) or "nothing",
     )
     return native.load_part(checkpoint.folder, common)
+
+
+def _heads_of_other_meaning(checkpoint: native.NativeCheckpoint, tasks: Sequence[Task]) -> set[str]:
+    """Returns the paths of the heads whose outputs mean something else to the tasks; logs them."""
+    heads = set()
+    for task in tasks:
+        for stored in checkpoint.spec.tasks:
+            differences = task.output_differences(stored) if stored.head == task.head else ()
+            for field in differences:
+                logging.warning(
+                    "the head %s of %s is not used: its %s is %s, for task %r it is %s",
+                    task.head,
+                    checkpoint.description,
+                    field,
+                    getattr(stored, field),
+                    task.name,
+                    getattr(task, field),
+                )
+                heads.add(f"heads/{task.head}")
+    return heads
 
 
 def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[InferenceSpec, dict]:

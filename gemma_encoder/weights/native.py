@@ -51,8 +51,9 @@ class InferenceSpec:
         padding: padding side, "right" or "left".
         step: number of updates.
         record: provenance: "command", "config", "examples" (training records by task), "metrics"
-            (the latest line of `metrics.jsonl` of each task and split) and "data" (fingerprints of
-            the files by task and split, compared when a run resumes). Empty if not recorded.
+            (the latest line of `metrics.jsonl` of each task and split), "data" (fingerprints of
+            the files by task and split, compared when a run resumes) and "inferred" (decisions made
+            from the training data by task, see `data.source.Source`). Empty if not recorded.
     """
 
     encoder: EncoderConfig

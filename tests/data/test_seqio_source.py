@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from gemma_encoder.data import mixtures, prepared, registry
+from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import DataOptions
+from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import ExampleTable
 
 
 @pytest.fixture(scope="module")
@@ -339,7 +343,7 @@ def test_targets_may_mark_unpublished_labels(seqio):
         made(["a", "b", "<unk>"], ["a"])
 
 
-def test_label_range_spans_all_labeled_splits(seqio):
+def test_label_range_is_that_of_the_training_split(seqio, tokenizer):
     import tensorflow as tf
 
     def dataset(split, shuffle_files, seed=None):
@@ -348,7 +352,13 @@ def test_label_range_spans_all_labeled_splits(seqio):
 
     function_task(seqio, "their_scores", [{"inputs": "a", "targets": "x"}])
     seqio.TaskRegistry.get("their_scores").source._dataset_fn = dataset
-    assert registry.get("seqio:their_scores").task.label_range == (0.0, 5.0)
+    made = registry.get("seqio:their_scores")
+    assert made.task.label_range == (0.0, 3.8)
+    table = ExampleTable()
+    options = StreamOptions(BatchShape(rows=1, row_length=16, segments=2), max_length=16)
+    (batch,) = evaluation_stream(made, 0, "validation", tokenizer, options, table)
+    assert table.labels == [1.0, 5.0]  # beyond the range, and evaluated
+    np.testing.assert_allclose(batch.label[0], [1 / 3.8, 5 / 3.8], rtol=1e-6)  # float32
 
 
 def test_query_ids_are_checked_before_training(seqio):

@@ -60,7 +60,7 @@ def test_restore_precedence(micro, monkeypatch):
     random.initialize()
 
     def load(name):
-        def fake(checkpoint, encoder, shapes):
+        def fake(checkpoint, encoder, shapes, tasks=()):
             loaded.append((name, checkpoint))
             return {"heads": jax.tree.map(np.zeros_like, random.state.parameters["heads"])}
 

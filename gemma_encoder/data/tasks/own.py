@@ -4,7 +4,7 @@
 
 Files are JSONL, JSON, CSV, TSV or Parquet, see `files.rows`; a pattern such as `part-*.csv` selects
 several. A row is one text, one pair of texts, or one document of a query (ranking). All rows are
-checked before training. Options that are not set are inferred from the training file and logged.
+checked before training. Options that are not set are inferred, see `own_task`.
 """
 
 import pathlib
@@ -18,13 +18,11 @@ from gemma_encoder.data.order import shuffled
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups
 from gemma_encoder.data.tasks.own_options import OwnOptions
-from gemma_encoder.data.tasks.own_rows import Columns, Rows, identifier
-from gemma_encoder.inputs import kinds
+from gemma_encoder.data.tasks.own_rows import Rows
+from gemma_encoder.data.tasks.own_task import Reading, resolve_columns, resolve_task
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.options import from_mapping
 from gemma_encoder.inputs.task import Example, Task
-from gemma_encoder.inputs.template import Template
 
 
 class OwnSource(Source):
@@ -35,19 +33,29 @@ class OwnSource(Source):
         options: the data options of the config.
         files: the rows of each split.
         held_out: fraction of training records held out if there is no "validation" split.
+        reading: the reading of the files.
     """
 
     def __init__(
-        self, task: Task, options: DataOptions, files: Mapping[str, Rows], held_out: float
+        self,
+        task: Task,
+        options: DataOptions,
+        files: Mapping[str, Rows],
+        held_out: float,
+        reading: Reading,
     ):
         super().__init__(task, options)
+        self.inferred = reading.to_dict()
         self._files = dict(files)
         self._held_out = 0  # records of the training files that are the validation split
-        for file in files.values():
-            file.check_labels(task)
+        for split, file in files.items():
+            file.check_labels(
+                task,
+                reading.class_indices,
+                any_range=reading.range_is_inferred and (split != "train" or bool(options.stored)),
+            )
         self._indices = {
-            split: file.class_indices(task) if task.classes and file.labeled else {}
-            for split, file in files.items()
+            split: file.class_indices(task, reading.class_indices) for split, file in files.items()
         }
         self._queries = {
             split: Groups(*file.queries()) for split, file in files.items() if task.is_list
@@ -163,76 +171,16 @@ class OwnSource(Source):
 def _make(options: DataOptions) -> Source:
     own = from_mapping(OwnOptions, options.own, "own")
     own.check()
+    stored = options.stored.get(own.name)
     paths = own.paths()
     first = paths["train"][0]
-    columns = Columns.of(own, first, rows.read_rows(first)[0])
+    columns = resolve_columns(own, first, rows.read_rows(first)[0], stored)
     files = {
         split: Rows(own, columns, named, labeled=split != "test") for split, named in paths.items()
     }
-    task = _task(own, columns, files)
+    task, reading = resolve_task(own, columns, files, stored)
     logging.info("own: %s", task)
-    return OwnSource(task, options, files, own.held_out)
-
-
-def _task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
-    """Returns the task; options that are not set are inferred from the files and logged."""
-    kind = kinds.get(own.kind)
-    path = files["train"].name
-    inferred = []
-    template = _template(own, kind, tuple(columns.fields))
-    if not own.template:
-        inferred.append(f"template {template.text!r}")
-    classes = own.classes
-    if kind.has_classes and not classes:
-        classes = files["train"].class_names()
-        inferred.append(f"classes {', '.join(classes)}")
-        if len(classes) < 2:
-            only_class = classes[0] if classes else ""
-            raise InputError(
-                f"{path}: all labels are {only_class!r}; a task of kind {kind} needs at least two "
-                "classes"
-            )
-    label_range = own.label_range
-    if kind.has_range and not label_range:
-        ranges = [file.label_range() for file in files.values() if file.labeled]
-        label_range = (min(low for low, _ in ranges), max(high for _, high in ranges))
-        inferred.append(f"label_range {label_range}")
-        if label_range[0] == label_range[1]:
-            raise InputError(f"{path}: all targets are {label_range[0]:g}; set own.label_range")
-    if kind.label_column == "classes" and not files["train"].has_several_classes():
-        logging.warning(
-            "%s: no row of %s has several classes; check own.separator=%r",
-            own.name,
-            path,
-            own.separator,
-        )
-    if inferred:
-        logging.warning("%s: inferred from %s: %s", own.name, path, "; ".join(inferred))
-    return Task(own.name, kind, template, own.metrics, classes, label_range or (0.0, 1.0))
-
-
-def _template(own: OwnOptions, kind: Kind, fields: Sequence[str]) -> Template:
-    """Returns the template of the options, or a default for the fields.
-
-    By default, queries of rankings are never truncated.
-    """
-    text = own.template
-    if not text and len(fields) == 1:
-        text = f"{{{fields[0]}}}"
-    elif not text:
-        is_query_and_document = kind.is_list and len(fields) == 2
-        names = ("Query", "Document") if is_query_and_document else fields
-        text = " ".join(f"{name}: {{{field}}}" for name, field in zip(names, fields, strict=True))
-    template = Template(text)
-    unknown_fields = [field for field in template.fields if field not in fields]
-    if unknown_fields:
-        raise InputError(
-            f"own.template {text!r} names {unknown_fields[0]!r}, which is not among the fields "
-            f"{', '.join(fields)}; set own.fields to the columns of the text"
-        )
-    after_query = tuple(reversed(fields[1:])) if kind.is_list else ()
-    truncation = tuple(identifier(name) for name in own.truncation) or after_query
-    return Template(text, tuple(field for field in truncation if field in template.fields))
+    return OwnSource(task, options, files, own.held_out, reading)
 
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = {"own": _make}

@@ -8,6 +8,7 @@ from typing import Any
 
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.class_names import canonical_name
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import UNLABELED
 
@@ -29,6 +30,15 @@ def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any
 def unlabeled(values: Mapping[str, Any], where: str) -> float:
     """Returns the label of an unlabeled row."""
     return UNLABELED
+
+
+def is_placeholder(value: Any) -> bool:
+    """Returns True for values that stand for an unknown label: null, NaN, empty text, and -1."""
+    if isinstance(value, str):
+        return canonical_name(value.strip()) in ("", f"{UNLABELED:g}")
+    if isinstance(value, list | tuple):
+        return all(map(is_placeholder, value))
+    return value is None or value == UNLABELED or value != value
 
 
 def split_names(value: str) -> list[str]:
@@ -81,7 +91,7 @@ def _names(values: Mapping[str, Any], column: str, separator: str, where: str) -
     elif not isinstance(value, Sequence):
         value = [value]
     names = [_as_name(item, column, where) for item in value]
-    if len(set(names)) < len(names):
+    if len(set(map(canonical_name, names))) < len(names):
         raise InputError(f"{where}: column {column!r} names a class twice: {', '.join(names)}")
     return names
 

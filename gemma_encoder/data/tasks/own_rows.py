@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from absl import logging
 
 from gemma_encoder.data import cache
 from gemma_encoder.data.files import rows
@@ -14,14 +15,16 @@ from gemma_encoder.data.tasks import own_cells as cells
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_table import (
     TEXT_LABELS,
+    are_placeholders,
     label_column,
     name_column,
     text_column,
     write_own_table,
 )
 from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.class_names import canonical_name
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.kind import Label
+from gemma_encoder.inputs.kind import UNLABELED, Label
 from gemma_encoder.inputs.task import Task
 
 NOT_FIELDS = ("id", "idx", "index")  # columns that are not part of the text by default
@@ -99,7 +102,8 @@ class Rows:
         options: `config.own`.
         columns: meaning of the columns.
         paths: the files.
-        labeled: require labels; they are optional in test files.
+        labeled: require labels. They are optional in test files, which have none if there is no
+            label column, or if it is empty or -1 throughout, as in the files of GLUE.
 
     Attributes:
         name: name of the files, for messages.
@@ -126,6 +130,13 @@ class Rows:
         self.paths = paths
         self.labeled = columns.label in present
         self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        if self.labeled and not labeled and are_placeholders(paths, columns.label):
+            self.labeled = False
+            logging.warning(
+                "%s: every label is -1 or empty, that is unlabeled: there will be predictions, but "
+                "no metrics",
+                self.name,
+            )
         self.has_query_id, self.has_document_id = map(bool, ids)
         self._kind = kinds.get(options.kind)
         self._as_text = self.labeled and self._kind.label_column in TEXT_LABELS
@@ -177,40 +188,106 @@ class Rows:
         """Returns True if any row has more than one class."""
         return self.table.summary["several"]
 
+    def label_names(self) -> Mapping[str, int]:
+        """Returns the first row of each class name among the labels; empty without classes."""
+        return self.table.summary["values"] if self._as_text else {}
+
     def class_names(self) -> tuple[str, ...]:
-        """Returns the classes of the labels, in label order."""
-        names = self.table.summary["values"]
+        """Returns the classes of the labels, in label order; numbers in their shortest form."""
+        names = self.label_names()
         if len(names) > MAX_CLASSES:
             raise InputError(
                 f"{self.name} has more than {MAX_CLASSES} distinct labels; set own.classes, or "
                 "another own.kind or own.label"
             )
-        return self._kind.order_classes(names, self.name)
+        return self._kind.order_classes(set(map(canonical_name, names)), self.name)
 
     def label_range(self) -> tuple[float, float]:
         """Returns the lowest and the highest label."""
         return self.table.summary["low"][0], self.table.summary["high"][0]
 
-    def check_labels(self, task: Task) -> None:
-        """Raises InputError naming the first row with a label that is invalid for the task."""
+    def count_placeholders(self) -> int:
+        """Returns the number of rows with the label -1, if all other labels are 0 or more."""
+        labels = self.table.arrow.column("label")
+        if not self._as_text:
+            values = labels.to_numpy()
+            is_placeholder = values == UNLABELED
+            return int(is_placeholder.sum()) if (values[~is_placeholder] >= 0).all() else 0
+        names = {canonical_name(name) for name in self.label_names()}
+        if not {"-1", "0"} <= names or not all(map(str.isdecimal, names - {"-1"})):
+            return 0
+        values, counts = np.unique(labels.to_numpy(), return_counts=True)
+        return sum(
+            int(count)
+            for value, count in zip(values.tolist(), counts, strict=True)
+            if canonical_name(value) == "-1"
+        )
+
+    def check_labels(self, task: Task, are_indices: bool, any_range: bool) -> None:
+        """Raises InputError naming the first row with a label that is invalid for the task.
+
+        Args:
+            task: the task.
+            are_indices: see `class_indices`.
+            any_range: only warn of targets outside of the task's range.
+        """
         if not self.labeled:
             return
-        summary = self.table.summary
         if self._as_text:
-            indices = self.class_indices(task)
-            for name, row in summary["values"].items():
+            indices = self.class_indices(task, are_indices)
+            for name, row in self.label_names().items():
                 if name not in indices:
-                    raise InputError(f"{self.where(row)}: {unknown('class', name, task.classes)}")
+                    self._refuse_label(task, name, row, are_indices)
         elif self._kind.has_range:
-            for value, row in sorted((summary["low"], summary["high"]), key=lambda pair: pair[1]):
-                task.check_label(value, self.where(row))
+            self._refuse_placeholders(task)
+            extremes = (self.table.summary["low"], self.table.summary["high"])
+            for value, row in sorted(extremes, key=lambda pair: pair[1]):
+                try:
+                    task.check_label(value, self.where(row))
+                except InputError as error:
+                    if not any_range:
+                        raise
+                    logging.warning("%s: it is evaluated all the same", error)
 
-    def class_indices(self, task: Task) -> dict[str, int]:
-        """Returns class indices by the labels of the file, which are names or indices."""
-        by_name = {name: index for index, name in enumerate(task.classes)}
-        if by_name.keys() & self.table.summary["values"].keys():
-            return by_name
-        return {str(index): index for index in range(len(task.classes))}
+    def _refuse_placeholders(self, task: Task) -> None:
+        """Raises InputError for a target that evaluation would take for a missing label."""
+        if task.is_unlabeled(UNLABELED):
+            labels = self.table.arrow.column("label").to_numpy()
+            for row in np.flatnonzero(labels == UNLABELED)[:1]:
+                raise InputError(
+                    f"{self.where(int(row))}: target -1 marks an unlabeled row, but other rows "
+                    "have labels; leave unlabeled rows out, or set own.label_range to a range that "
+                    "contains -1"
+                )
+
+    def _refuse_label(self, task: Task, name: str, row: int, are_indices: bool) -> None:
+        """Raises InputError for a label that is not one of the task's classes."""
+        where = self.where(row)
+        if are_indices:
+            raise InputError(
+                f"{where}: label {name!r} is not an index from 0 to {len(task.classes) - 1} of the "
+                "classes, as the labels of all files are"
+            )
+        is_index = name in map(str, range(len(task.classes)))
+        hint = (
+            "; labels are indices only if own.classes gives the order of the classes and the "
+            "labels of all files are indices"
+        )
+        problem = unknown("class", name, task.classes)
+        raise InputError(f"{where}: {problem}{hint if is_index else ''}")
+
+    def class_indices(self, task: Task, are_indices: bool) -> dict[str, int]:
+        """Returns the class index of each label of the file that is valid.
+
+        Args:
+            task: the task.
+            are_indices: True if labels are indices of classes, False if they are their names, which
+                are compared by `canonical_name`.
+        """
+        names = map(str, range(len(task.classes))) if are_indices else task.classes
+        by_name = {canonical_name(name): index for index, name in enumerate(names)}
+        indices = {name: by_name.get(canonical_name(name)) for name in self.label_names()}
+        return {name: index for name, index in indices.items() if index is not None}
 
     def label(self, row: int, indices: Mapping[str, int]) -> Label:
         """Returns the label of a row for `Example.label`; `indices` are from `class_indices`."""

@@ -66,6 +66,25 @@ def _unlabeled(arrays: Mapping[str, Any]) -> Any:
     return table.to_array(np.full(count, UNLABELED), pa.float64())
 
 
+def are_placeholders(paths: Sequence[pathlib.Path], label: str) -> bool:
+    """Returns True if the label column of all files is empty or -1 throughout.
+
+    A labeled file is read only up to its first label.
+    """
+    has_rows = False
+    for path in paths:
+        if rows.is_parquet(path):
+            batches = rows.parquet_batches(path, [label])
+            values = (row for batch in batches for row in rows.parquet_rows(path, *batch))
+        else:
+            values = rows.read_rows(path)[1]
+        for row in values:
+            has_rows = True
+            if not cells.is_placeholder(row.values.get(label)):
+                return False
+    return has_rows
+
+
 def write_own_table(
     folder: pathlib.Path,
     paths: Sequence[pathlib.Path],

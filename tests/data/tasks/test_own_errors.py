@@ -76,7 +76,7 @@ CSV = "text,label\ngood,pos\nbad,neg\n"
             "t.csv",
             "text,label\na,0\nb,2\n",
             {"classes": ("neg", "pos")},
-            r"t.csv:3: unknown class '2'",
+            r"t.csv:3: label '2' is not an index from 0 to 1",
         ),
         (
             "t.csv",

@@ -1,0 +1,83 @@
+"""Tasks of a checkpoint that is resumed or evaluated.
+
+What was inferred from training data is stored with the model. Later commands take it from there,
+and never infer it again from the files that they read.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from gemma_encoder.data.source import StoredTask
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.weights import native
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTasks:
+    """The tasks of a checkpoint.
+
+    Attributes:
+        spec: the checkpoint's inference spec.
+        origin: names the checkpoint, for messages.
+    """
+
+    spec: native.InferenceSpec
+    origin: str
+
+    @classmethod
+    def of_newest(cls, workdir: epath.PathLike) -> "StoredTasks | None":
+        """Returns the tasks of the newest checkpoint of a workdir; None if it has none."""
+        if not native.checkpoint_steps(workdir):
+            return None
+        return cls(native.load_inference_spec(native.find(workdir)), f"the run in {workdir}")
+
+    def by_name(self) -> dict[str, StoredTask]:
+        """Returns the tasks by name, for `DataOptions.stored`."""
+        inferred = self.spec.record.get("inferred", {})
+        return {
+            task.name: StoredTask(task, inferred.get(task.name, {}), self.origin)
+            for task in self.spec.tasks
+        }
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Checks that tasks mean to the model what they meant in training.
+
+        A task that the checkpoint was not trained on must agree with the tasks of its head.
+
+        Raises:
+            InputError: a task contradicts the checkpoint, or the checkpoint has no head for it.
+        """
+        stored = {task.name: task for task in self.spec.tasks}
+        for task in tasks:
+            if task.head not in self.spec.encoder.heads:
+                raise InputError(
+                    f"the checkpoint was not trained on {task.name!r}; "
+                    f"it was trained on {', '.join(sorted(stored))}"
+                )
+            for owner in self.spec.tasks:
+                if task.name == owner.name:
+                    inputs = [
+                        field
+                        for field in ("template", "role_templates")
+                        if getattr(task, field) != getattr(owner, field)
+                    ]
+                    self._refuse(task, owner, inputs)
+                if task.head == owner.head:
+                    self._refuse(task, owner, task.output_differences(owner))
+
+    def _refuse(self, task: Task, stored: Task, differences: Sequence[str]) -> None:
+        """Raises InputError for the first of the fields in which a task differs."""
+        for field in differences:
+            raise InputError(
+                f"task {task.name!r}: its {field} is {_shown(getattr(task, field))}, but "
+                f"{self.origin} trained {stored.name!r} with {_shown(getattr(stored, field))}; "
+                "restore it, or train again in another workdir"
+            )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
