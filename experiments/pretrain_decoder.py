@@ -18,13 +18,13 @@ cores) and `smoke` (a slice of the text, in seconds). Text: `config.text`, see `
 gemma_encoder/data/tasks/text.py; nothing is downloaded.
 """
 
-import json
 import os
 import pathlib
 import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training import recipe
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def write_decoder(
         "trigram_perplexity": trigram.perplexity(validation),
         "command": command,
     }
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "record.json").write_text(to_json(record, indent=1) + "\n")
     (folder / "README.md").write_text(_card(record))
     return record
 

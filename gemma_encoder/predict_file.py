@@ -23,6 +23,7 @@ from gemma_encoder.data.files.rows import where as row_name
 from gemma_encoder.evaluation.columns import PROBABILITIES, flatten_columns, prediction_records
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.text_encoder import PROGRESS_DELAY
 
@@ -95,7 +96,7 @@ def predict_file(
 
 
 def _print_line(line: Mapping[str, Any], _: InputText) -> None:
-    print(json.dumps(line, ensure_ascii=False))
+    print(to_json(line, ensure_ascii=False))
 
 
 def _read_texts(
@@ -260,13 +261,13 @@ class _PartialOutput:
             )
 
     def _count(self, text: InputText) -> None:
-        self._digest.update(json.dumps([text.fields, text.extra], default=str).encode())
+        self._digest.update(to_json([text.fields, text.extra], default=str).encode())
         self._num_texts += 1
 
     def write(self, line: Mapping[str, Any], text: InputText) -> None:
         """Appends the line of a text."""
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.write(to_json(line, ensure_ascii=False).encode() + b"\n")
         except TypeError as error:
             raise InputError(
                 f"{text.name}: a column of --keep cannot be written: {error}"
@@ -285,7 +286,7 @@ class _PartialOutput:
                 "digest": self._digest.hexdigest(),
             }
             temporary = self.state_path.with_name(self.state_path.name + ".tmp")
-            temporary.write_text(json.dumps(state))
+            temporary.write_text(to_json(state))
             temporary.replace(self.state_path)
         except OSError as error:
             raise InputError(
@@ -332,7 +333,7 @@ def _write_csv(path: pathlib.Path, tables: Iterator[dict[str, list]]) -> None:
 
 def _cell(value: Any) -> Any:
     """Returns a CSV cell; a list becomes JSON, which the readers of own data parse."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+    return to_json(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def _write_parquet(path: pathlib.Path, tables: Iterator[dict[str, list]]) -> None:

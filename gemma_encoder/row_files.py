@@ -9,6 +9,7 @@ import numpy as np
 
 from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 
 EXPECTED = "a path, a list of paths, a DataFrame, a dictionary of columns or an iterable of records"
 
@@ -55,7 +56,7 @@ def _line(values: Mapping[str, Any], where: str) -> str:
                 f"{where}: column {column!r} has type {type(value).__name__}, which JSON cannot "
                 f"represent ({error}); convert it to text or a number, or drop the column"
             ) from None
-        fields.append(f"{json.dumps(column, ensure_ascii=False)}: {text}")
+        fields.append(f"{to_json(column, ensure_ascii=False)}: {text}")
     return f"{{{', '.join(fields)}}}"
 
 

@@ -199,6 +199,33 @@ def test_page_shows_results_and_no_external_resources(tmp_path, rng):
     assert page.text.count("what 0") == 1
 
 
+def test_queries_with_blanks_in_their_ids_are_reported(tmp_path):
+    ids = ["query 0", "My File 0.pdf", "a%20b", "100%"]
+    examples = [
+        Example({"query": f"what {i}", "document": str(d)}, float(d == 0), query, f"doc {d} %")
+        for i, query in enumerate(ids)
+        for d in range(3)
+    ]
+    predictions = Predictions(
+        SEARCH, "validation", np.arange(12.0), table(examples), first_stage=True
+    )
+    run = write_run(tmp_path / "run", [predictions])
+    assert score(RunFiles.load(run, "run"))[0].units == ids
+    page = Page(report.render_report([run]))
+    assert all(query in page.text for query in ids) and "what 0" in page.text
+    trec = run / "predictions" / "search.validation.trec"
+    trec.write_text(trec.read_text().replace("query%200", "query 0"))
+    with pytest.raises(InputError, match=r"search.validation.trec:1: expected 6 columns, got 7"):
+        report.render_report([run])
+
+
+def test_undefined_metrics_are_reported(tmp_path):
+    run = write_run(tmp_path / "run", [moods([0, 1], [0.2, 0.8])])
+    path = run / "metrics.jsonl"
+    path.write_text(re.sub(r'"f1": [\d.]+', '"f1": null', path.read_text()))
+    assert "nan" in Page(report.render_report([run])).text
+
+
 def test_html_in_texts_is_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
     task = dataclasses.replace(MOOD, classes=(evil, "</td>"))

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_encoder.experiments.benchmarks import harness
+from gemma_encoder.inputs.json_text import to_json
 
 MARK = "fresh-result: "
 
@@ -38,7 +39,7 @@ def run(
     Raises:
         RuntimeError: the process failed; with the end of its output.
     """
-    command = [sys.executable, "-m", __name__, function, json.dumps(dict(settings))]
+    command = [sys.executable, "-m", __name__, function, to_json(dict(settings))]
     began = time.time()
     done = subprocess.run(
         command, env={**os.environ, **(environment or {})}, capture_output=True, text=True
@@ -80,7 +81,7 @@ def main(function: str, settings: str) -> None:
         "ended": time.time(),
         "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
-    print(f"\n{MARK}{json.dumps(result)}", flush=True)
+    print(f"\n{MARK}{to_json(result)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import pathlib
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gemma_encoder import runtime
+from gemma_encoder.inputs.json_text import to_json
 
 # Does the work of turn n, with inputs that differ from turn to turn, and returns its figures.
 Turn = Callable[[int], dict[str, float]]
@@ -271,7 +271,7 @@ def publish(
             "rows": [dict(zip(columns, row, strict=True)) for row in rows],
             "notes": list(notes),
         }
-        file.write_text(json.dumps(table, indent=1))
+        file.write_text(to_json(table, indent=1))
 
 
 def data_file(variable: str, name: str) -> pathlib.Path:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gemma_encoder import runtime
+from gemma_encoder.inputs.json_text import to_json
 
 runtime.quiet()
 
@@ -246,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = measure(pathlib.Path(temporary), args.texts, args.repeats, args.steps)
     print_tables(result)
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
+        pathlib.Path(args.json).write_text(to_json(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from scratch, and in the end losses and parameters must be equal to the bit.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import random
@@ -21,6 +20,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.weights import native
 
@@ -150,9 +150,9 @@ def main() -> None:
         "losses_equal": losses(straight) == losses(interrupted),
         "parameters_equal": equal_parameters(straight, interrupted),
     }
-    print(json.dumps(result))
+    print(to_json(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+        args.json.write_text(to_json(result, indent=1))
     equal = result["losses_equal"] and result["parameters_equal"]
     sys.exit(0 if equal and result["kills"] >= args.kills else 1)
 

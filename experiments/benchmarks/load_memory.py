@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemma_encoder.experiments.benchmarks import harness
+from gemma_encoder.inputs.json_text import to_json
 
 if TYPE_CHECKING:
     from gemma_encoder.model.config import TransformerConfig
@@ -97,7 +98,7 @@ def _write_huggingface(
 
     folder.mkdir()
     exported = export.transformer_json(EncoderConfig(config, attention="causal"))
-    (folder / "config.json").write_text(json.dumps(exported))
+    (folder / "config.json").write_text(to_json(exported))
     file_of: dict[str, str] = {}
     shard: dict[str, np.ndarray] = {}
 
@@ -113,7 +114,7 @@ def _write_huggingface(
             flush()
     flush()
     index = {"metadata": {}, "weight_map": file_of}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(to_json(index))
 
 
 def measure(arm: str, folder: pathlib.Path, dtype: str) -> dict:
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument("--arm", choices=ARMS.values(), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
-        print(json.dumps(measure(options.arm, options.folder, options.dtype)))
+        print(to_json(measure(options.arm, options.folder, options.dtype)))
         return
     folder = options.folder or pathlib.Path(tempfile.mkdtemp())
     try:
@@ -212,7 +213,7 @@ def main() -> None:
         if options.folder is None:
             shutil.rmtree(folder)
     if options.output:
-        options.output.write_text(json.dumps(rows, indent=1))
+        options.output.write_text(to_json(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma_encoder.inputs.json_text import to_json
+
 if TYPE_CHECKING:
     from gemma_encoder.inputs.batch import Batch
 
@@ -84,7 +86,7 @@ def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: i
         "label2id": {str(label): label for label in range(labels)},
         "architectures": [architecture],
     }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(to_json(config))
     head = safetensors.numpy.load_file(next(export.glob("*_Dense/model.safetensors")))
     weight = head["linear.weight"]
     if weight.shape[0] != labels or head["linear.bias"].any():

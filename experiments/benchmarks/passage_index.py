@@ -9,7 +9,6 @@ cold, the files are dropped from the page cache.
 """
 
 import concurrent.futures
-import json
 import multiprocessing
 import os
 import pathlib
@@ -22,6 +21,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from gemma_encoder.experiments.benchmarks import harness
+from gemma_encoder.inputs.json_text import to_json
 
 FOLDER = flags.DEFINE_string(
     "folder",
@@ -223,7 +223,7 @@ def main(_: list[str]) -> None:
         figures = measure(folder)
         print_figures(figures)
         if JSON.value:
-            pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
+            pathlib.Path(JSON.value).write_text(to_json(figures, indent=1) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

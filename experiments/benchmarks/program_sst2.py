@@ -30,6 +30,7 @@ import time
 import numpy as np
 
 from gemma_encoder.experiments.benchmarks import finetune_sst2, fresh, harness, models
+from gemma_encoder.inputs.json_text import to_json
 
 EVALUATED = 24  # texts
 COLUMNS = ("arm", "whole process", "texts/s", "mean loss", "spread", "against the peers")
@@ -47,7 +48,7 @@ def write_texts(file: pathlib.Path, split: str, count: int) -> None:
     for index in range(source.size(split)):
         for example in source.examples(split, index):
             text = source.task.template.render(example.fields)[0]
-            lines.append(json.dumps({"text": text, "label": int(example.label)}))
+            lines.append(to_json({"text": text, "label": int(example.label)}))
     file.write_text("\n".join(lines))
 
 

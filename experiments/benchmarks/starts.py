@@ -21,7 +21,6 @@ run; there, compare under OMP_WAIT_POLICY=passive.
 
 import argparse
 import csv
-import json
 import os
 import pathlib
 import random
@@ -36,6 +35,7 @@ from collections.abc import Mapping, Sequence
 import gemma_encoder
 from gemma_encoder import runtime
 from gemma_encoder.experiments.benchmarks import harness, models
+from gemma_encoder.inputs.json_text import to_json
 
 TEXTS = 48  # of the train split
 EVALUATED = 24  # texts of the validation split
@@ -168,7 +168,7 @@ def theirs(folder: pathlib.Path, interpreter: str) -> dict[str, float]:
     settings = {"model": folder / "peer", "workdir": workdir}
     settings |= {split: folder / f"{split}.csv" for split in ("train", "validation")}
     root = str(pathlib.Path(gemma_encoder.__file__).parents[1])
-    command = [interpreter, "-c", PROGRAM, json.dumps(settings, default=str)]
+    command = [interpreter, "-c", PROGRAM, to_json(settings, default=str)]
     return timed(command, {**os.environ, "PYTHONPATH": root}, "'loss'")
 
 

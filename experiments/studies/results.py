@@ -17,6 +17,7 @@ from gemma_encoder.evaluation import metrics, ranking
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.experiments.studies.study import MINI
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import ExampleTable
 
 CANDIDATES = 100  # first-stage documents per query whose scores are stored for interpolation
@@ -168,7 +169,7 @@ def write_result(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a result file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, separators=(",", ":")) + "\n")
+    partial.write_text(to_json(content, separators=(",", ":")) + "\n")
     partial.replace(path)
 
 

@@ -8,7 +8,6 @@ A row is the recipe of a task and a scale with one factor changed. Any row is a 
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from gemma_encoder.experiments import glue, msmarco, superglue
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training import recipe
 from gemma_encoder.training.config import MAY_CHANGE
@@ -339,4 +339,4 @@ def digest(config: ConfigDict) -> str:
         for field, value in flat_fields(config).items()
         if field.split(".")[0] not in MAY_CHANGE
     }
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_json(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -7,7 +7,6 @@ does not, and with 2 if the plan cannot be made. `--search` tries batch sizes, r
 meshes and prints the fastest plan that fits; `--json=FILE` writes the figures.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import ml_collections
 from gemma_encoder import runtime
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +44,7 @@ def _main(argv: Sequence[str]) -> int:
         )
     plan = _search(config, flags) if flags["search"] else _plan(config, flags)
     if flags["json"] and plan is not None:
-        pathlib.Path(flags["json"]).write_text(json.dumps(plan.figures(), indent=1))
+        pathlib.Path(flags["json"]).write_text(to_json(plan.figures(), indent=1))
     return 0 if plan is not None and plan.fits else 1
 
 

@@ -1,11 +1,12 @@
 """Summary printed at the end of a run: metrics, baselines, some predictions, the next command."""
 
-import json
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
+
+from gemma_encoder.inputs.json_text import to_json
 
 if TYPE_CHECKING:
     from gemma_encoder.evaluation.predictions import Predictions
@@ -45,7 +46,7 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
     folder = outcome.checkpoint.parent.parent
     texts = folder / "predictions" / f"{task}.examples.jsonl"
     examples = predictions[0].table.fields[:10]
-    texts.write_text("".join(json.dumps(fields) + "\n" for fields in examples))
+    texts.write_text("".join(to_json(fields) + "\n" for fields in examples))
     lines += [
         "",
         "next, score texts; replace the file with one of your own:",

@@ -24,6 +24,7 @@ from etils import epath
 
 from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 
 Result = TypeVar("Result")
 
@@ -118,7 +119,7 @@ def keep(
 
 def _publish(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Flushes a complete folder to disk and renames it to its cache entry."""
-    (temporary / CONTENTS).write_text(json.dumps(_contents(temporary)))
+    (temporary / CONTENTS).write_text(to_json(_contents(temporary)))
     _flush(temporary)
     try:
         temporary.rename(target)

@@ -28,6 +28,7 @@ from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, concatenate
 from gemma_encoder.inputs.errors import InputError, described
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.packing import Packer, PackingGroup
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -303,7 +304,7 @@ class TrainStream:
         """Returns the state of each reader of this process as JSON, for `restore`."""
         states = self._batches.get_state()["readers"]
         return {
-            name: json.dumps(state | {"waiting": state["waiting"].tolist()}).encode()
+            name: to_json(state | {"waiting": state["waiting"].tolist()}).encode()
             for name, state in zip(self.names, states, strict=True)
         }
 

@@ -33,6 +33,7 @@ from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError, described, one_line
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import EncodedText
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -116,7 +117,7 @@ def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> di
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `values` as they are after a round trip through JSON."""
-    return json.loads(json.dumps(values, default=list))
+    return json.loads(to_json(values, default=list))
 
 
 def write_part(
@@ -164,7 +165,7 @@ def write_part(
         partial.replace(path)
     qrels = source.qrels(part.split) if part.split != "train" else None
     if qrels is not None:
-        _qrels_file(folder, part.split).write_text(json.dumps(qrels))
+        _qrels_file(folder, part.split).write_text(to_json(qrels))
     return counts
 
 
@@ -194,7 +195,7 @@ def _row(examples: Sequence[Example], with_fields: bool) -> list[Any]:
         [example.encoded.tokens for example in examples],
         [example.encoded.num_truncated for example in examples],
         labels,
-        json.dumps([_about(example, with_fields) for example in examples]),
+        to_json([_about(example, with_fields) for example in examples]),
     ]
 
 
@@ -232,7 +233,7 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
             return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / BEGUN).write_text(json.dumps(description, indent=1))
+        (folder / BEGUN).write_text(to_json(description, indent=1))
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
     return True

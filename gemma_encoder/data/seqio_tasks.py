@@ -35,6 +35,7 @@ from gemma_encoder.data.seqio_source import UNLIMITED
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -208,7 +209,7 @@ def _elements(
     texts = [
         [task.template_for(e.role).render(e.fields)[0] for e in examples],
         [task.kind.show_label(task, e.label) for e in examples],
-        [json.dumps({"split": split, **_metric_inputs(e)}) for e in examples],
+        [to_json({"split": split, **_metric_inputs(e)}) for e in examples],
     ]
     return [
         np.concatenate([np.zeros(0, np.int32), *(segment.tokens for segment in segments)]),

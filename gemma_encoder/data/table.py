@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 
 Row = TypeVar("Row")
 
@@ -90,7 +91,7 @@ def numeric_values(array: Any) -> np.ndarray:
 
 def write_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
     """Stores facts about all rows next to the table."""
-    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "summary.json").write_text(to_json(summary))
 
 
 class Table:

@@ -1,16 +1,17 @@
 """Predictions for every example of a split, with their metrics and files."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from gemma_encoder.data.files.ids import FIRST_STAGE_TAG
 from gemma_encoder.evaluation import metrics, ranking
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import ExampleTable, Task
 
 
@@ -108,7 +109,7 @@ class Predictions:
             ranking.write_trec(
                 ranking.make_run(table.query_ids, table.document_ids, order),
                 folder / f"{name}.first_stage.trec",
-                "first_stage",
+                FIRST_STAGE_TAG,
             )
         query_field = self.task.template.fields[0]
         texts = {
@@ -130,7 +131,7 @@ class Predictions:
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    return "".join(to_json(row) + "\n" for row in rows)
 
 
 def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:

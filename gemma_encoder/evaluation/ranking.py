@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
+from gemma_encoder.data.files.ids import RUN_TAG, encode_id
 from gemma_encoder.inputs.errors import InputError, unknown
 
 # Names of ir-measures by our names. Binary metrics take the lowest relevant grade, by default 1, as
@@ -46,13 +47,14 @@ def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.n
     return run
 
 
-def write_trec(run: Run, path: epath.PathLike, tag: str = "gemma_encoder") -> None:
-    """Writes `qid Q0 docid rank score tag` lines.
+def write_trec(run: Run, path: epath.PathLike, tag: str = RUN_TAG) -> None:
+    """Writes `qid Q0 docid rank score tag` lines; ids with whitespace are encoded, see `ids`.
 
     Scores have nine digits, enough to restore a float32 exactly.
     """
+    tag = encode_id(tag or RUN_TAG)
     lines = [
-        f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
+        f"{encode_id(query)} Q0 {encode_id(document)} {rank} {score:.9g} {tag}\n"
         for query, scored in run.items()
         for rank, (document, score) in enumerate(scored, 1)
     ]
@@ -62,10 +64,10 @@ def write_trec(run: Run, path: epath.PathLike, tag: str = "gemma_encoder") -> No
 def write_msmarco(run: Run, path: epath.PathLike, depth: int = 1000) -> None:
     """Writes tab-separated `qid pid rank` lines for the `depth` best documents of each query.
 
-    This is the format of MS MARCO's passage-ranking leaderboard.
+    This is the format of MS MARCO's passage-ranking leaderboard. Ids are as in `write_trec`.
     """
     lines = [
-        f"{query}\t{document}\t{rank}\n"
+        f"{encode_id(query)}\t{encode_id(document)}\t{rank}\n"
         for query, scored in run.items()
         for rank, (document, _) in enumerate(scored[:depth], 1)
     ]
@@ -73,9 +75,9 @@ def write_msmarco(run: Run, path: epath.PathLike, depth: int = 1000) -> None:
 
 
 def write_qrels(qrels: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
-    """Writes `qid 0 docid grade` lines, the TREC format."""
+    """Writes `qid 0 docid grade` lines, the TREC format. Ids are as in `write_trec`."""
     lines = [
-        f"{query} 0 {document} {int(grade)}\n"
+        f"{encode_id(query)} 0 {encode_id(document)} {int(grade)}\n"
         for query, grades in qrels.items()
         for document, grade in grades.items()
     ]

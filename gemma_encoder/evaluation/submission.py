@@ -21,6 +21,7 @@ from gemma_encoder.evaluation.leaderboards import BENCHMARKS, HEADER, IDS, File,
 from gemma_encoder.evaluation.metrics import choose
 from gemma_encoder.evaluation.predictions import prediction_file
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
 
 
@@ -105,7 +106,7 @@ def _write(file: File, lines: Sequence[Line]) -> str:
         objects = _nest(labels)
     else:
         objects = [{"idx": idx, "label": label} for idx, label in sorted(labels)]
-    return "".join(json.dumps(entry) + "\n" for entry in objects)
+    return "".join(to_json(entry) + "\n" for entry in objects)
 
 
 def _best_options(lines: Sequence[Line]) -> list[Line]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from gemma_encoder.inputs.descriptions import former_names
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.json_text import to_json
 
 Options = TypeVar("Options")
 
@@ -190,6 +191,8 @@ def convert(annotation: Any, value: Any, name: str) -> Any:
                 convert(item_type, item, f"{name}[{i}]")
                 for i, (item_type, item) in enumerate(pairs)
             )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, got {value}")
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
@@ -202,7 +205,7 @@ def convert(annotation: Any, value: Any, name: str) -> Any:
 
 def to_mapping(options: Any) -> dict[str, Any]:
     """Returns options as a JSON-ready nested dict; `from_mapping` is its inverse."""
-    return json.loads(json.dumps(dataclasses.asdict(options)))
+    return json.loads(to_json(dataclasses.asdict(options)))
 
 
 def field_help(options: Any, name: str = "") -> Iterator[FieldHelp]:

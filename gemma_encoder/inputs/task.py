@@ -1,6 +1,7 @@
 """Tasks: name, kind, templates, classes and metrics. Their records come from `data`."""
 
 import dataclasses
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -125,7 +126,7 @@ class Task:
                 f"got {self.template!r}"
             )
         self.kind.check_task(self)
-        if not self.label_range[0] < self.label_range[1]:
+        if not -math.inf < self.label_range[0] < self.label_range[1] < math.inf:
             raise InputError(
                 f"task {self.name!r}: label_range must be (lowest, highest), got {self.label_range}"
             )

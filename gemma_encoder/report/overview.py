@@ -1,11 +1,11 @@
 """Sections about whole runs: commands, configs, curves and throughput."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.report import plots
 from gemma_encoder.report.markup import escape, html_table
 from gemma_encoder.report.runs import RunFiles
@@ -30,7 +30,7 @@ def runs_section(runs: Sequence[RunFiles]) -> str:
             command = f"<pre>{escape(run.command)}</pre>"
         else:
             command = '<p class="muted">The command was not recorded.</p>'
-        config = escape(json.dumps(run.config, indent=1))
+        config = escape(to_json(run.config, indent=1))
         parts += [
             f"<h3>{escape(run.name)}</h3>",
             f"<p>{steps} steps. {escape(run.workdir)}</p>",
@@ -59,7 +59,7 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", json.dumps(value)
+            yield f"{prefix}{name}", to_json(value)
 
 
 def curves_section(runs: Sequence[RunFiles], colors: Mapping[str, int]) -> str:

@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gemma_encoder.data.files.ids import decode_id
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
@@ -118,18 +119,28 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_trec_run(path: pathlib.Path) -> ranking.Run:
-    """Reads a run in TREC format: (document, score) pairs by query."""
+    """Reads a run that `ranking.write_trec` wrote: (document, score) pairs by query."""
     run: ranking.Run = {}
-    for line in path.read_text().splitlines():
-        query, _, document, _, score, _ = line.split(" ")
-        run.setdefault(query, []).append((document, float(score)))
+    for query, _, document, _, score, _ in _trec_lines(path, 6):
+        run.setdefault(decode_id(query), []).append((decode_id(document), float(score)))
     return run
 
 
 def read_trec_qrels(path: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Reads relevance judgments in TREC format: grades by query and document."""
+    """Reads judgments that `ranking.write_qrels` wrote: grades by query and document."""
     qrels: dict[str, dict[str, float]] = {}
-    for line in path.read_text().splitlines():
-        query, _, document, grade = line.split(" ")
-        qrels.setdefault(query, {})[document] = float(grade)
+    for query, _, document, grade in _trec_lines(path, 4):
+        qrels.setdefault(decode_id(query), {})[decode_id(document)] = float(grade)
     return qrels
+
+
+def _trec_lines(path: pathlib.Path, num_columns: int) -> Iterator[list[str]]:
+    """Yields the columns of each line; raises InputError for a line with more or fewer."""
+    for line_number, line in enumerate(path.read_text().splitlines(), 1):
+        values = line.split()
+        if len(values) != num_columns:
+            raise InputError(
+                f"{path}:{line_number}: expected {num_columns} columns, got {len(values)}, maybe "
+                "by an id with blanks; run gemma-encoder evaluate again"
+            )
+        yield values

@@ -1,6 +1,5 @@
 """Dumps diagnostics when the loss or the gradient of a step is NaN or infinite."""
 
-import json
 from collections.abc import Iterator
 
 import jax
@@ -9,6 +8,7 @@ from etils import epath
 
 from gemma_encoder import distributed
 from gemma_encoder.inputs.batch import Batch
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.step import StepMetrics
 
@@ -48,7 +48,7 @@ def report_failure(
     with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **batch._asdict())
     if distributed.is_main_process():
-        (folder / "report.json").write_text(json.dumps(report, indent=1))
+        (folder / "report.json").write_text(to_json(report, indent=1))
         (folder / "texts.txt").write_text("".join(f"{text}\n" for text in _texts(recipe, batch)))
     return folder
 

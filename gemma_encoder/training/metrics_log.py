@@ -1,6 +1,7 @@
 """Metrics and progress of a run: `metrics.jsonl`, TensorBoard, and a progress bar or lines."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from etils import epath
 
 from gemma_encoder import distributed, runtime
 from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.event_file import EventFile
 
 
@@ -35,7 +37,7 @@ class MetricsLog:
         lines = [line for line in read_metrics(workdir) if line["step"] <= step]
         for line in lines:
             self._remember(line)
-        runtime.write_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+        runtime.write_whole(self.path, "".join(to_json(line) + "\n" for line in lines))
         try:
             self._writer = EventFile(workdir / "tensorboard")
         except OSError as error:
@@ -52,7 +54,7 @@ class MetricsLog:
             line["task"] = task
         line |= values
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(to_json(line) + "\n")
         self._remember(line)
         prefix = f"{split}/{task}/" if task else f"{split}/"
         self._writer.write(step, {prefix + name: value for name, value in values.items()})
@@ -71,7 +73,10 @@ FORMER_KEYS = {"model_flop_utilisation": "model_flop_utilization"}  # in logs of
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """Reads the lines of a workdir's `metrics.jsonl`; truncated and damaged lines are skipped."""
+    """Reads the lines of a workdir's `metrics.jsonl`; truncated and damaged lines are skipped.
+
+    An undefined metric, which JSON stores as null, is NaN.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
@@ -80,7 +85,12 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(line, dict) and {"step", "split"} <= line.keys():
-            lines.append({FORMER_KEYS.get(key, key): value for key, value in line.items()})
+            lines.append(
+                {
+                    FORMER_KEYS.get(key, key): math.nan if value is None else value
+                    for key, value in line.items()
+                }
+            )
     return lines
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 
 from absl import logging
 from etils import epath
@@ -191,7 +192,7 @@ class Run:
             self.trainer.state,
             self._inference_spec(),
             self.stream.state(),
-            {} if value is None else {"best": value},
+            {} if value is None or math.isnan(value) else {"best": value},
         )
 
     def rescue(self) -> None:

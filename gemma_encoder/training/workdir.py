@@ -10,6 +10,7 @@ from etils import epath
 from gemma_encoder import runtime
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
 
@@ -35,7 +36,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
                 )
         elif jax.process_index() == 0:
             workdir.mkdir(parents=True, exist_ok=True)
-            runtime.write_whole(path, json.dumps(fields, indent=1))
+            runtime.write_whole(path, to_json(fields, indent=1))
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written: {error.strerror or error}"

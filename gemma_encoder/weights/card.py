@@ -1,13 +1,13 @@
 """Model cards: an encoder's config, origin and metrics, as HTML for notebooks and as a README."""
 
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.weights.backbone import size_name
 from gemma_encoder.weights.native import InferenceSpec
@@ -45,11 +45,16 @@ def facts(spec: InferenceSpec) -> dict[str, str]:
 def metric_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str, str]]:
     """Returns (task, split, metric, value, examples) of every recorded metric."""
     return [
-        (line["task"], line["split"], name, f"{value:.3f}", str(line.get("examples", "")))
+        (line["task"], line["split"], name, _metric(value), str(line.get("examples", "")))
         for line in spec.record.get("metrics", ())
         for name, value in line.items()
         if name not in COUNTS
     ]
+
+
+def _metric(value: float | None) -> str:
+    """Formats a metric; null and NaN mean that it is undefined, like a constant's correlation."""
+    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def task_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str]]:
@@ -126,7 +131,7 @@ def markdown(spec: InferenceSpec) -> str:
         "## Metrics\n\n" + _metrics(spec),
     ]
     if spec.record.get("config"):
-        config = json.dumps(spec.record["config"], indent=1)
+        config = to_json(spec.record["config"], indent=1)
         parts.append(f"## Config\n\n```json\n{config}\n```")
     parts.append("## Limits\n\n" + _limits(spec))
     parts.append("## License\n\n" + _license(spec))
@@ -142,7 +147,7 @@ def _front_matter(spec: InferenceSpec) -> str:
     }
     if _is_derived(spec):
         fields["license"] = "gemma"
-    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    lines = [f"{name}: {to_json(value)}" for name, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
 
 

@@ -9,7 +9,6 @@ README.md                             the model card
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import safetensors.numpy
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import merge_backbone_lora
@@ -133,7 +133,7 @@ def _prompts(tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1).encode()
+    return to_json(value, indent=1).encode()
 
 
 def transformer_json(encoder: EncoderConfig) -> dict[str, Any]:

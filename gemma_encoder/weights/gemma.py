@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.model.config import TransformerConfig
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import tensors
@@ -275,7 +276,7 @@ def save(backbone: dict, config: TransformerConfig, path: epath.Path) -> None:
             _fuse_query_key_value(tree[f"layer_{layer}"]["attn"])
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, tree)
-    (path / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=1))
+    (path / CONFIG_FILE).write_text(to_json(config.to_dict(), indent=1))
 
 
 def _fuse_query_key_value(attention: dict) -> None:

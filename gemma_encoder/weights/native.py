@@ -24,6 +24,7 @@ from jax.sharding import Sharding
 
 from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
@@ -128,7 +129,7 @@ class InferenceSpec:
     def files(self) -> dict[str, bytes]:
         """Returns the files of the `inference` folder, by name."""
         return {
-            "inference.json": json.dumps(self.description(), indent=1).encode(),
+            "inference.json": to_json(self.description(), indent=1).encode(),
             "tokenizer.model": self.tokenizer.model,
         }
 

@@ -6,10 +6,10 @@ tokenizer_config.json  settings for transformers' AutoTokenizer
 """
 
 import itertools
-import json
 import math
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.tokenizer import BOS_ID, EOS_ID, PAD_ID, UNK_ID, Tokenizer
 
 PIECES_PER_TEXT = 64  # in the final comparison: fewer texts than pieces, and pieces have neighbors
@@ -60,7 +60,7 @@ def huggingface_files(tokenizer: Tokenizer, max_length: int, padding: str) -> di
     return {
         "tokenizer.model": tokenizer.model,
         "tokenizer.json": fast.to_str().encode(),
-        "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        "tokenizer_config.json": (to_json(config, indent=2, ensure_ascii=False) + "\n").encode(),
     }
 
 

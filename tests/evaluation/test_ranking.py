@@ -90,3 +90,42 @@ def test_an_msmarco_run_is_truncated_at_depth(tmp_path):
     ranking.write_msmarco(run, tmp_path / "run.tsv", depth=3)
     # a before b: equal scores are ordered by document id.
     assert (tmp_path / "run.tsv").read_text() == "q\td\t1\nq\tc\t2\nq\ta\t3\n"
+
+
+IDS = [
+    "query 0",
+    "My File 0.pdf",
+    "a\tb",
+    "100%",
+    "a%20b",
+    "a b",
+    "日本\u3000語",
+    "\u2028",
+    "plain",
+]
+
+
+@pytest.mark.parametrize("tag", ["gemma_encoder", "", "my run"])
+def test_tools_read_files_with_blanks_in_ids(tmp_path, tag):
+    """ir-measures and pytrec_eval compute the metrics from the files that we compute in memory."""
+    import ir_measures
+    import pytrec_eval
+
+    pairs = [(query, document) for query in IDS for document in IDS]
+    scores = np.random.default_rng(0).permutation(len(pairs)).astype(np.float32)
+    run = ranking.make_run(*zip(*pairs, strict=True), scores)
+    qrels = {query: {IDS[i]: 1, IDS[i - 3]: 2} for i, query in enumerate(IDS)}
+    ranking.write_trec(run, tmp_path / "run.trec", tag)
+    ranking.write_qrels(qrels, tmp_path / "x.qrels")
+    ranking.write_msmarco(run, tmp_path / "run.tsv")
+    expected = ranking.compute_ranking_metrics(("mrr@10",), qrels, run)["mrr@10"]
+    written_run = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
+    written_qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "x.qrels")))
+    measure = ir_measures.RR @ 10
+    values = ir_measures.calc_aggregate([measure], written_qrels, written_run)
+    assert values[measure] == pytest.approx(expected)
+    with (tmp_path / "run.trec").open() as file, (tmp_path / "x.qrels").open() as judged:
+        evaluator = pytrec_eval.RelevanceEvaluator(pytrec_eval.parse_qrel(judged), {"recip_rank"})
+        ranks = evaluator.evaluate(pytrec_eval.parse_run(file))
+    assert np.mean([row["recip_rank"] for row in ranks.values()]) == pytest.approx(expected)
+    assert all(len(row.split("\t")) == 3 for row in (tmp_path / "run.tsv").read_text().splitlines())

@@ -74,6 +74,11 @@ class Spans:
             is_equal[active] = byte == spans.data[spans.starts[active] + offset]
         return is_equal
 
+    def contain(self, byte: int) -> np.ndarray:
+        """Returns [n] bool, True for spans with that byte."""
+        offsets = np.flatnonzero(self.data == byte)
+        return np.searchsorted(offsets, self.starts) < np.searchsorted(offsets, self.ends)
+
     def first(self) -> np.ndarray:
         """Returns [n] uint8, the first byte of each span, 0 for empty spans."""
         result = np.zeros(len(self.starts), np.uint8)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from gemma_encoder.data.files.lines import COMPRESSED, numbered, open_binary, without_compression
 from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.inputs.json_text import to_json
 
 BATCH = 10_000  # rows of a Parquet file held as Python objects at a time
 BLOCK = 1 << 20  # characters of a JSON file read at a time
@@ -91,7 +92,7 @@ def _objects(
     def rows(path: pathlib.Path) -> Iterator[FileRow]:
         for position, value in parse(path):
             if not isinstance(value, dict):
-                got = json.dumps(value, ensure_ascii=False)[:80]
+                got = to_json(value, ensure_ascii=False)[:80]
                 raise InputError(f"{where(path, position)}: expected a JSON object, got {got!r}")
             yield FileRow(position, value)
 

@@ -14,6 +14,7 @@ from absl import logging
 
 from gemma_encoder.data import cache
 from gemma_encoder.data.files.corpus import Corpus
+from gemma_encoder.data.files.ids import OUR_TAGS, decode_id
 from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans, columns, read_lines
 from gemma_encoder.inputs.errors import InputError
 
@@ -56,7 +57,7 @@ class Qrels:
         parts = []
         total = 0
         for lines, (query, document, grade) in _qrels_columns(self.path):
-            queries = self._queries.ids.find(query)
+            queries = _find(query, self._queries)
             grades = _integers(lines, grade, "relevance")
             documents = _indices(lines, document, self._documents)
             line = lines.first_line + np.arange(len(queries))
@@ -178,12 +179,14 @@ class Candidates:
         Entries are [n, 3] int32: query, document, and a key that is lowest for the best document.
         """
         names: tuple[str, ...] = ()
+        ours = False
         for lines in read_lines(self.path):
             names = names or _run_columns(lines)
             spans = columns(lines, names, whitespace="query" not in names)
             by_name = dict(zip(names, spans, strict=True))
-            queries = _indices(lines, by_name["qid"], self._queries)
-            documents = _indices(lines, by_name["pid"], self._documents)
+            ours = ours or ("tag" in names and lines.text(0).split()[-1] in OUR_TAGS)
+            queries = _indices(lines, by_name["qid"], self._queries, ours)
+            documents = _indices(lines, by_name["pid"], self._documents, ours)
             if "score" in by_name:
                 keys = _descending(_scores(lines, by_name["score"]))
             elif "rank" in by_name:
@@ -255,9 +258,23 @@ def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]
             yield lines, (query, document, grade)
 
 
-def _indices(lines: Lines, ids: Spans, texts: Corpus) -> np.ndarray:
-    """Returns [n] int32, the indices of ids; raises InputError naming the first unknown id."""
+def _find(ids: Spans, texts: Corpus, ours: bool = False) -> np.ndarray:
+    """Returns [n] int32, the indices of ids, -1 for unknown ones.
+
+    Ids of other programs are taken as they are; only unknown ones are read as `encode_id` writes
+    them. In a run of ours it is the other way round.
+    """
     indices = texts.ids.find(ids)
+    encoded = np.flatnonzero(ids.contain(ord("%")) & (ours | (indices < 0)))
+    decoded = [decode_id(ids.text(index)).encode() for index in encoded]
+    read = texts.ids.find(Spans.of(decoded))
+    indices[encoded] = np.where(read < 0, indices[encoded], read)
+    return indices
+
+
+def _indices(lines: Lines, ids: Spans, texts: Corpus, ours: bool = False) -> np.ndarray:
+    """Returns [n] int32, the indices of ids; raises InputError naming the first unknown id."""
+    indices = _find(ids, texts, ours)
     for line in np.flatnonzero(indices < 0)[:1]:
         raise InputError(
             f"{lines.where(line)}: {texts.id_name} {ids.text(line)!r} is not in {texts.path.name}"

@@ -1,5 +1,7 @@
 """Compact runs and qrels."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from gemma_encoder.data import cache
 from gemma_encoder.data.files import lines, runs
 from gemma_encoder.data.files.corpus import Corpus, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Qrels
+from gemma_encoder.data.tasks.beir import JsonLayout
+from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs.errors import InputError
 
 
@@ -133,3 +137,43 @@ def test_keys_of_scores_sort_in_descending_order():
     keys = runs._descending(values)
     assert keys.dtype == np.int32 and keys[0] == keys[1]
     np.testing.assert_array_equal(values[np.argsort(keys, kind="stable")], np.sort(values)[::-1])
+
+
+BLANK_IDS = ["query 0", "My File 0.pdf", "a b", "a%20b", "100%", "100 %", "tab\u00a0\u3000x", "q"]
+
+
+def blank_ids(folder, name, id_name):
+    """Returns a BEIR-like collection whose ids have blanks."""
+    path = folder / name
+    path.write_text(
+        "".join(json.dumps({"_id": i, "title": "", "text": i}) + "\n" for i in BLANK_IDS)
+    )
+    layout = JsonLayout(may_be_empty=False)
+    layout.id_name = id_name
+    return Corpus(path, layout)
+
+
+def test_files_of_ours_with_blanks_in_ids_are_read_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("GEMMA_ENCODER_CACHE", str(tmp_path / "cache"))
+    queries = blank_ids(tmp_path, "queries.jsonl", "qid")
+    documents = blank_ids(tmp_path, "corpus.jsonl", "pid")
+    pairs = [(query, document) for query in BLANK_IDS for document in BLANK_IDS]
+    scores = np.random.default_rng(0).permutation(len(pairs)).astype(np.float32)
+    run = ranking.make_run(*zip(*pairs, strict=True), scores)
+    for tag in ("gemma_encoder", "first_stage", ""):
+        ranking.write_trec(run, tmp_path / "run.trec", tag)
+        read = Candidates(tmp_path / "run.trec", queries, documents)
+        order = {q: [documents.ids[d] for d in read.of(i)] for i, q in enumerate(BLANK_IDS)}
+        assert order == {q: [document for document, _ in ranked] for q, ranked in run.items()}
+
+
+def test_ids_of_external_files_are_taken_as_they_are(tmp_path):
+    queries = blank_ids(tmp_path, "queries.jsonl", "qid")
+    documents = blank_ids(tmp_path, "corpus.jsonl", "pid")
+    (tmp_path / "run").write_text("100% Q0 a%20b 1 2 bm25\n100% Q0 100% 2 1 bm25\n")
+    (tmp_path / "qrels").write_text("100% 0 a%20b 1\nquery%200 0 My%20File%200.pdf 1\n")
+    read = Candidates(tmp_path / "run", queries, documents)
+    assert [documents.ids[d] for d in read.of(BLANK_IDS.index("100%"))] == ["a%20b", "100%"]
+    qrels = Qrels(tmp_path / "qrels", queries, documents)
+    grades = {"100%": {"a%20b": 1}, "query 0": {"My File 0.pdf": 1}}
+    assert qrels.by_id(np.arange(len(BLANK_IDS))) == dict(sorted(grades.items(), reverse=True))

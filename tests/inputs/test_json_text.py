@@ -1,0 +1,42 @@
+"""Valid JSON, whatever the numbers."""
+
+import ast
+import json
+import math
+import pathlib
+
+import pytest
+
+import gemma_encoder
+from gemma_encoder.inputs.json_text import to_json
+
+ROOT = pathlib.Path(gemma_encoder.__file__).parent
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_null(value):
+    nested = {"a": value, "b": [1.5, (value, {"c": value})], "d": "NaN"}
+    expected = {"a": None, "b": [1.5, [None, {"c": None}]], "d": "NaN"}
+    assert json.loads(to_json(nested)) == expected
+    assert to_json(value) == "null"
+
+
+def test_other_values_are_written_as_by_json():
+    value = {"a": [1, 2.5, None, True], "ż": (1,), "c": {}}
+    for options in ({}, {"indent": 1}, {"ensure_ascii": False}, {"sort_keys": True}):
+        assert to_json(value, **options) == json.dumps(value, **options)
+    assert to_json({1}, default=list) == "[1]"
+
+
+@pytest.mark.parametrize("folder", ["", "experiments", "launch"])
+def test_all_json_is_written_by_the_helper(folder):
+    """Every call of json.dump and json.dumps in the package forbids NaN."""
+    calls = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("json.dump", "json.dumps")
+        and "allow_nan" not in [keyword.arg for keyword in node.keywords]
+    ]
+    assert not calls
