@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from gemma_encoder.evaluation.columns import check_finite
 from gemma_encoder.inference import BARE, Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.template import encode
@@ -53,7 +54,8 @@ class Attribution(NamedTuple):
 
     Attributes:
         pieces: the tokens as text.
-        values: contribution of each token.
+        values: contribution of each token to the head's score: of a regression, to the number
+            scaled to [0, 1].
         target: the explained class, or the task if it has no classes.
         output: probability of that class, or the prediction.
     """
@@ -196,7 +198,9 @@ def attribute(
     logits = _logits_of_embeddings(encoder, task_spec.head)
     rows = table[jnp.asarray(tokens)]
     predicted = jax.jit(logits)(rows)
-    output = task_spec.kind.postprocess(task_spec, np.asarray(predicted, np.float32)[None])[0]
+    scores = np.asarray(predicted, np.float32)[None]
+    check_finite(scores, "scores", lambda _: "the text")
+    output = task_spec.kind.postprocess(task_spec, scores)[0]
     direction, target, value = task_spec.kind.direction(task_spec, output, target)
 
     def score(rows: Float[Array, "L D"]) -> Float[Array, ""]:

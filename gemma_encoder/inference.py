@@ -6,7 +6,7 @@ predictor.predict(["a fine film"], task="glue_sst2")
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,10 +14,16 @@ from etils import epath
 from jax.sharding import Mesh
 
 from gemma_encoder import runtime
-from gemma_encoder.evaluation.columns import prediction_columns
+from gemma_encoder.evaluation.columns import (
+    check_column_names,
+    check_finite,
+    prediction_columns,
+    to_frame,
+)
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
+from gemma_encoder.inputs.text_inputs import as_list, index_of, named_fields
 from gemma_encoder.model import sharding
 from gemma_encoder.text_encoder import MAX_ROWS, TextEncoder
 from gemma_encoder.weights import backbone, card, export, native
@@ -171,9 +177,9 @@ class Predictor:
             texts: strings, for a task of one field; or dictionaries of the task's fields, or tuples
                 in their order; or a DataFrame with columns of these names.
             task: name of the task; optional if the checkpoint has only one.
-            as_frame: return a DataFrame: the fields, "prediction", and for classes a column
-                "probability_CLASS" each. For a language model the prediction is the perplexity,
-                with the columns "nll" and "tokens".
+            as_frame: return a DataFrame with the texts' index: the fields, "prediction", and for
+                classes a column "probability_CLASS" each. For a language model the prediction is
+                the perplexity, with the columns "nll" and "tokens".
             progress: show a progress bar on long work; by default on a terminal and in a notebook.
             names: names of the texts in messages; by default "text 0", "text 1", …
 
@@ -184,14 +190,21 @@ class Predictor:
             exp(nll / tokens).
 
         Raises:
-            InputError: there is no text, a text is empty, or its fields are not the task's.
+            InputError: there is no text, a text is empty, its fields are not the task's, or scores
+                are NaN or infinite.
         """
         selected = self.task(task)
         fields = self.fields(selected.name, texts, names)
+        if as_frame:
+            extra = dict.fromkeys(name for values in fields for name in values)
+            check_column_names(selected, extra, "table", "column {!r} of the texts".format)
         _, scores = self._encoder.run(selected.template, fields, names, _shows_progress(progress))
+        check_finite(
+            scores[selected.head], "scores", names.__getitem__ if names else "text {}".format
+        )
         outputs = selected.kind.postprocess(selected, scores[selected.head])
         if as_frame:
-            return _frame(prediction_columns(selected, fields, outputs))
+            return to_frame(prediction_columns(selected, fields, outputs), index_of(texts))
         return outputs
 
     def rank(
@@ -211,7 +224,8 @@ class Predictor:
             documents: the candidates.
             task: a ranking task; optional if the checkpoint has only one.
             top_k: number of documents to return; by default all.
-            as_frame: return a DataFrame with the columns "index", "score" and "document".
+            as_frame: return a DataFrame with the columns "index", "score" and "document", and the
+                index of the documents if they are a Series.
             progress: see `predict`.
 
         Returns:
@@ -229,13 +243,15 @@ class Predictor:
             )
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k must be at least 1, or None for all, got {top_k}")
-        documents = _as_list(documents, "documents")
+        labels = index_of(documents)
+        documents = as_list(documents, "documents")
         pairs = [(query, document) for document in documents]
         scores = self.predict(pairs, ranking.name, progress=progress)
         order = np.argsort(-scores, kind="stable")[:top_k]
         if as_frame:
             texts = [documents[index] for index in order]
-            return _frame({"index": order, "score": scores[order], "document": texts})
+            columns = {"index": order, "score": scores[order], "document": texts}
+            return to_frame(columns, None if labels is None else labels[order])
         return [(int(index), float(scores[index])) for index in order]
 
     def embed(
@@ -251,24 +267,26 @@ class Predictor:
         Args:
             texts: strings; with a task, as in `predict`.
             task: formats texts with this task's template; by default they are embedded as they are.
-            as_frame: return a DataFrame with a column per dimension.
+            as_frame: return a DataFrame with a column per dimension, and the texts' index.
             progress: see `predict`.
 
         Returns:
             Pooled states, [N, D] float32, in the order of the texts.
 
         Raises:
-            InputError: there is no text, a text is empty, or its fields are not the task's.
+            InputError: as in `predict`.
         """
         if task is None:
             template = BARE
-            fields = [{"text": text} for text in _as_list(texts, "texts")]
+            fields = [{"text": text} for text in as_list(texts, "texts")]
         else:
             template = self.task(task).template
             fields = self.fields(task, texts)
         pooled, _ = self._encoder.run(template, fields, None, _shows_progress(progress))
+        check_finite(pooled, "embeddings", "text {}".format)
         if as_frame:
-            return _frame({str(index): pooled[:, index] for index in range(pooled.shape[1])})
+            columns = {str(index): pooled[:, index] for index in range(pooled.shape[1])}
+            return to_frame(columns, index_of(texts))
         return pooled
 
     def similarity(
@@ -301,6 +319,7 @@ class Predictor:
         width = self.spec.encoder.pooled_dim
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise InputError(f"embeddings must be [N, {width}], got {list(vectors.shape)}")
+        check_finite(vectors, "embeddings", "text {}".format)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def fields(
@@ -309,30 +328,13 @@ class Predictor:
         """Returns each text as a dictionary of the task's fields; arguments as in `predict`."""
         selected = self.task(task)
         result = []
-        for index, text in enumerate(_as_list(texts, "texts")):
+        for index, text in enumerate(as_list(texts, "texts")):
             if isinstance(text, Mapping):
                 result.append(text)
             else:
                 where = names[index] if names else f"text {index}"
-                result.append(_named_fields(selected, text, where))
+                result.append(named_fields(selected, text, where))
         return result
-
-
-def _named_fields(task: Task, text: Any, where: str) -> dict[str, str]:
-    """Returns a string or tuple as a dictionary of the task's fields."""
-    fields = task.template.fields
-    if not isinstance(text, str | Sequence):
-        raise InputError(
-            f"{where}: expected a string, a dictionary of fields or a tuple of them, got "
-            f"{type(text).__name__}"
-        )
-    values = (text,) if isinstance(text, str) else tuple(text)
-    if len(values) != len(fields):
-        raise InputError(
-            f"{where}: task {task.name!r} needs {len(fields)} fields ({', '.join(fields)}), got "
-            f"{len(values)}"
-        )
-    return dict(zip(fields, values, strict=True))
 
 
 def export_huggingface(
@@ -367,28 +369,6 @@ def _describe(tasks: Iterable[Task]) -> str:
 
 def _one_device() -> Mesh:
     return sharding.make_mesh((1, 1, 1), jax.devices()[:1])
-
-
-def _as_list(texts, name: str) -> list:
-    """Returns the texts as a list; the rows of a DataFrame as dictionaries."""
-    if isinstance(texts, str | Mapping):
-        raise InputError(f"{name} must be a list; put a single one in brackets")
-    if hasattr(texts, "columns") and hasattr(texts, "to_dict"):
-        return texts.to_dict("records")
-    try:
-        return list(texts)
-    except TypeError:
-        raise InputError(f"{name} must be a list, got {type(texts).__name__}") from None
-
-
-def _frame(columns: Mapping[str, Any]) -> "pandas.DataFrame":
-    try:
-        import pandas
-    except ImportError:
-        raise InputError(
-            "as_frame needs pandas: pip install pandas, or leave it out to get numpy arrays"
-        ) from None
-    return pandas.DataFrame(dict(columns))
 
 
 def _shows_progress(progress: bool | None) -> bool:

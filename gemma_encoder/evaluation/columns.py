@@ -3,14 +3,63 @@
 `Kind.columns` returns "prediction" and further columns; "probabilities" has a column per class.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
+if TYPE_CHECKING:
+    import pandas
+
 PROBABILITIES = "probabilities"
+
+
+def output_columns(task: Task) -> dict[str, Any]:
+    """Returns `Kind.columns` of one text with arbitrary scores, for the names of the columns."""
+    scores = np.ones((1, task.num_outputs), np.float32)
+    return task.kind.columns(task, task.kind.postprocess(task, scores))
+
+
+def check_column_names(
+    task: Task, names: Iterable[str], output: str, message: Callable[[str], str]
+) -> None:
+    """Raises InputError if a column to repeat would be overwritten by one of the output's own.
+
+    Args:
+        task: the task to predict.
+        names: columns of the input that the output repeats.
+        output: "records" with a nested "probabilities", or a "table" of flat columns.
+        message: returns the beginning of the error message from the name.
+    """
+    columns = output_columns(task)
+    own = columns if output == "records" else flatten_columns(columns)
+    for name in names:
+        if name in own:
+            raise InputError(
+                f"{message(name)} has the name of the output's own column {name!r}, with the "
+                f"predictions of task {task.name!r}; rename it"
+            )
+
+
+def check_finite(values: np.ndarray, what: str, name: Callable[[int], str]) -> None:
+    """Raises InputError if values are NaN or infinite.
+
+    Args:
+        values: [N, …], one row per text.
+        what: noun for the values, e.g. "scores".
+        name: returns the name of a text from its index.
+    """
+    is_finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    for index in np.flatnonzero(~is_finite)[:1]:
+        count = len(values) - int(is_finite.sum())
+        raise InputError(
+            f"{name(int(index))}: the model's {what} are NaN or infinite, here and for {count} of "
+            f"{len(values)} texts in all; the checkpoint is damaged or training diverged, use "
+            "another one"
+        )
 
 
 def flatten_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,9 +96,20 @@ def prediction_columns(
         fields: fields of each text.
         outputs: [N, …], from `Predictor.predict`.
     """
-    names = fields[0] if fields else ()
-    columns = {name: [values[name] for values in fields] for name in names}
+    names = dict.fromkeys(name for values in fields for name in values)
+    columns = {name: [values.get(name) for values in fields] for name in names}
     return columns | flatten_columns(task.kind.columns(task, outputs))
+
+
+def to_frame(columns: Mapping[str, Any], index: Any = None) -> "pandas.DataFrame":
+    """Returns a DataFrame of columns, with the index of the input if it has one."""
+    try:
+        import pandas
+    except ImportError:
+        raise InputError(
+            "as_frame needs pandas: pip install pandas, or leave it out to get numpy arrays"
+        ) from None
+    return pandas.DataFrame(dict(columns), index=index)
 
 
 def _plain(value: Any) -> Any:

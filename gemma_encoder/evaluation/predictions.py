@@ -9,6 +9,7 @@ from etils import epath
 
 from gemma_encoder.data.files.ids import FIRST_STAGE_TAG
 from gemma_encoder.evaluation import metrics, ranking
+from gemma_encoder.evaluation.columns import check_finite
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
@@ -173,11 +174,7 @@ def predict_split(
     scores = np.concatenate(batch_scores)
     if not np.array_equal(np.sort(ids), np.arange(len(ids))):
         raise AssertionError(f"task {task.name!r}: examples were not counted exactly once")
-    if not np.isfinite(scores).all():
-        raise InputError(
-            f"task {task.name!r}: the model's scores are NaN or infinite; the checkpoint is "
-            "damaged or training diverged"
-        )
     result = np.empty_like(scores)
     result[ids] = scores
+    check_finite(result, "scores", f"task {task.name!r}, example {{}}".format)
     return task.kind.postprocess(task, np.asarray(result, np.float32))
