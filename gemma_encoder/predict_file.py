@@ -13,36 +13,28 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tqdm
+from absl import logging
 
-from gemma_encoder.data.files.lines import numbered, without_compression
-from gemma_encoder.data.files.rows import read_rows
-from gemma_encoder.data.files.rows import where as row_name
-from gemma_encoder.evaluation.columns import PROBABILITIES, flatten_columns, prediction_records
+from gemma_encoder.data.files.texts import InputText, check_texts, is_blank, read_texts
+from gemma_encoder.evaluation.columns import (
+    PROBABILITIES,
+    check_column_names,
+    flatten_columns,
+    null_record,
+    prediction_records,
+)
 from gemma_encoder.inference import Predictor
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.text_encoder import PROGRESS_DELAY
 
 TEXTS_PER_CHUNK = 4096  # texts in memory at a time
 SUFFIXES = (".jsonl", ".csv", ".parquet")
-
-
-class InputText(NamedTuple):
-    """One text of the input.
-
-    Attributes:
-        name: location for messages, e.g. "texts.csv:7".
-        fields: values of the task's fields.
-        extra: values of the columns that the output repeats.
-    """
-
-    name: str
-    fields: Mapping[str, Any]
-    extra: Mapping[str, Any]
+BLANK = ("error", "null")
 
 
 def predict_file(
@@ -52,8 +44,9 @@ def predict_file(
     output: pathlib.Path | None = None,
     columns: Sequence[str] = (),
     keep: Sequence[str] = (),
+    blank: str = "error",
 ) -> int:
-    """Predicts every text of a file, in order.
+    """Predicts every text of a file, in order. The whole file is checked before the first.
 
     Args:
         predictor: the predictor.
@@ -63,20 +56,27 @@ def predict_file(
         output: .jsonl, .csv or .parquet; None prints JSON lines.
         columns: the columns of the task's fields, in their order, if they have other names.
         keep: further columns to repeat in the output.
+        blank: "error", or "null" to predict null for texts of which a field is blank or null.
 
     Returns:
         The number of texts.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or a row is not a valid text.
-            Predictions of earlier chunks stay in OUTPUT.part.
+        InputError: the file cannot be read, lacks a column, a row is not a valid text, or `keep`
+            names a column of the output. Predictions of earlier chunks stay in OUTPUT.part.
     """
-    texts = _read_texts(source, task, columns, keep)
+    if output is not None and output.suffix not in SUFFIXES:
+        raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
+    if blank not in BLANK:
+        raise unknown("value of --blank", blank, BLANK)
+    _check_keep(task, keep, source, output)
+    texts = read_texts(source, task, columns, keep)
+    num_blank = _check(source, read_texts(source, task, columns, keep), task, blank == "null")
     if output is None:
         chunks = _predict_chunks(predictor, task, texts, _print_line, 0)
-        return sum(len(chunk) for chunk in chunks)
-    if output.suffix not in SUFFIXES:
-        raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
+        done = sum(len(chunk) for chunk in chunks)
+        _report_blank(num_blank, done)
+        return done
     settings = {
         "step": predictor.spec.step,
         "task": task.name,
@@ -89,73 +89,47 @@ def predict_file(
         for chunk in _predict_chunks(predictor, task, texts, part.write, done):
             part.commit(chunk)
             done += len(chunk)
-    if not done:
-        raise InputError(f"{source} has no text")
     part.finish(task)
+    _report_blank(num_blank, done)
     return done
+
+
+def _check_keep(
+    task: Task, keep: Sequence[str], source: pathlib.Path, output: pathlib.Path | None
+) -> None:
+    """Raises InputError if a column to keep would be overwritten by a prediction."""
+    is_table = output is not None and output.suffix != ".jsonl"
+    for form in ("records", "table") if is_table else ("records",):
+        check_column_names(task, keep, form, f"--keep={{0}}: that column of {source}".format)
+
+
+def _check(source: pathlib.Path, texts: Iterator[InputText], task: Task, accept_blank: bool) -> int:
+    """Checks the whole file and returns the number of blank texts."""
+    with _progress_bar("checking", 0) as bar:
+        count, num_blank = check_texts(texts, task, accept_blank, bar.update)
+    if not count:
+        raise InputError(f"{source} has no text")
+    return num_blank
+
+
+def _report_blank(num_blank: int, count: int) -> None:
+    if num_blank:
+        logging.warning("%d of %d texts are blank; their predictions are null", num_blank, count)
+
+
+def _progress_bar(title: str, done: int) -> tqdm.tqdm:
+    return tqdm.tqdm(
+        desc=title,
+        initial=done,
+        unit=" texts",
+        delay=PROGRESS_DELAY,
+        dynamic_ncols=True,
+        disable=not sys.stderr.isatty(),
+    )
 
 
 def _print_line(line: Mapping[str, Any], _: InputText) -> None:
     print(to_json(line, ensure_ascii=False))
-
-
-def _read_texts(
-    source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
-) -> Iterator[InputText]:
-    """Reads the texts of a file; the columns are checked before the first text is read."""
-    if pathlib.Path(without_compression(source.name)).suffix == ".txt":
-        return _read_lines(source, task, columns, keep)
-    return _read_columns(source, task, columns, keep)
-
-
-def _read_lines(
-    source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
-) -> Iterator[InputText]:
-    """Reads a .txt file: one text a line, for a task of one field."""
-    fields = task.template.fields
-    if not source.is_file():
-        raise InputError(f"{source} is not a file")
-    if len(fields) != 1 or columns or keep:
-        raise InputError(
-            f"{source}: a .txt file has one text a line and no columns; for "
-            f"{', '.join([*fields, *keep])} give a .csv, .jsonl or .parquet file"
-        )
-    return (
-        InputText(f"{source}:{line_number}", {fields[0]: line.rstrip("\r\n")}, {})
-        for line_number, line in numbered(source)
-    )
-
-
-def _read_columns(
-    source: pathlib.Path, task: Task, columns: Sequence[str], keep: Sequence[str]
-) -> Iterator[InputText]:
-    """Reads a file with columns."""
-    fields = task.template.fields
-    if columns and len(columns) != len(fields):
-        raise InputError(
-            f"--columns names {len(columns)} columns; task {task.name!r} needs {len(fields)}, for "
-            f"its fields {', '.join(fields)}"
-        )
-    column_of = dict(zip(fields, columns or fields, strict=True))
-    names, rows = read_rows(source)
-    for name in (*column_of.values(), *keep):
-        if name not in names:
-            raise InputError(
-                f"{source} has no column {name!r}; its columns: {', '.join(names)}. Task "
-                f"{task.name!r} needs {', '.join(fields)}; name their columns with --columns"
-            )
-
-    def convert() -> Iterator[InputText]:
-        for row_index, values in rows:
-            where = row_name(source, row_index)
-            missing = [name for name in keep if name not in values]
-            if missing:
-                raise InputError(f"{where}: there is no {missing[0]!r}, which --keep names")
-            # Predictor.predict reports missing fields.
-            text = {field: values[name] for field, name in column_of.items() if name in values}
-            yield InputText(where, text, {name: values[name] for name in keep})
-
-    return convert()
 
 
 def _predict_chunks(
@@ -174,25 +148,31 @@ def _predict_chunks(
         write: takes a line and its text.
         done: number of texts before the first, for the progress bar.
     """
-    with tqdm.tqdm(
-        desc="predicting",
-        initial=done,
-        unit=" texts",
-        delay=PROGRESS_DELAY,
-        dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
+    with _progress_bar("predicting", done) as bar:
         while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
-            outputs = predictor.predict(
-                [text.fields for text in chunk],
-                task.name,
-                progress=False,
-                names=[text.name for text in chunk],
-            )
-            for text, record in zip(chunk, prediction_records(task, outputs), strict=True):
+            for text, record in zip(chunk, _records(predictor, task, chunk), strict=True):
                 write({**text.extra, **record}, text)
             yield chunk
             bar.update(len(chunk))
+
+
+def _records(
+    predictor: Predictor, task: Task, chunk: Sequence[InputText]
+) -> Iterator[dict[str, Any]]:
+    """Yields the prediction of each text, with null for blank ones, which `_check` accepted."""
+    filled = [text for text in chunk if not is_blank(task, text)]
+    records: Iterator[dict[str, Any]] = iter(())
+    if filled:
+        outputs = predictor.predict(
+            [text.fields for text in filled],
+            task.name,
+            progress=False,
+            names=[text.name for text in filled],
+        )
+        records = prediction_records(task, outputs)
+    null = null_record(task)
+    for text in chunk:
+        yield null if is_blank(task, text) else next(records)
 
 
 class _PartialOutput:
@@ -301,7 +281,7 @@ class _PartialOutput:
         else:
             temporary = self.output.with_name(self.output.name + ".tmp")
             write_tables = _write_csv if self.output.suffix == ".csv" else _write_parquet
-            write_tables(temporary, self._tables(task))
+            write_tables(temporary, lambda: self._tables(task))
             temporary.replace(self.output)
             self.path.unlink()
         self.state_path.unlink()
@@ -321,10 +301,10 @@ class _PartialOutput:
                 yield table
 
 
-def _write_csv(path: pathlib.Path, tables: Iterator[dict[str, list]]) -> None:
+def _write_csv(path: pathlib.Path, read: Callable[[], Iterator[dict[str, list]]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        for index, table in enumerate(tables):
+        for index, table in enumerate(read()):
             if index == 0:
                 writer.writerow(table)
             columns = [[_cell(value) for value in column] for column in table.values()]
@@ -336,16 +316,20 @@ def _cell(value: Any) -> Any:
     return to_json(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
-def _write_parquet(path: pathlib.Path, tables: Iterator[dict[str, list]]) -> None:
+def _write_parquet(path: pathlib.Path, read: Callable[[], Iterator[dict[str, list]]]) -> None:
+    """Writes tables, which are read twice: the first time for the types of all of them."""
     import pyarrow as pa
     import pyarrow.parquet
 
     writer = None
     try:
-        for columns in tables:
-            table = pa.table(columns)
-            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
-            writer.write_table(table.cast(writer.schema))
+        schema = pa.schema([])
+        for columns in read():
+            schemas = [schema, pa.table(columns).schema]
+            schema = pa.unify_schemas(schemas, promote_options="permissive")
+        writer = pyarrow.parquet.ParquetWriter(path, schema)
+        for columns in read():
+            writer.write_table(pa.table(columns).cast(schema))
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
         raise InputError(
             "a column of --keep has values of several types, which Parquet does not support "

@@ -245,3 +245,129 @@ def test_invalid_outputs_are_refused(predictor, task, tmp_path):
         bulk.predict_file(predictor, task, tmp_path / "none.txt", tmp_path / "o.csv")
     with pytest.raises(InputError, match="no columns"):
         bulk.predict_file(predictor, predictor.task("toy_similarity"), source)
+
+
+BLANK_ROWS = {
+    "a.txt": "good .\n \nbad .\n",
+    "a.csv": "id,sentence\n1,good .\n2,\n3,bad .\n",
+    "a.tsv": "id\tsentence\n1\tgood .\n2\t \n3\tbad .\n",
+    "a.jsonl": '{"id": 1, "sentence": "good ."}\n{"id": 2, "sentence": null}\n'
+    '{"id": 3, "sentence": "bad ."}\n',
+    "a.json": '[{"id": 1, "sentence": "good ."}, {"id": 2, "sentence": "\\u3000"}, '
+    '{"id": 3, "sentence": "bad ."}]',
+}
+
+
+@pytest.mark.parametrize("source", BLANK_ROWS)
+@pytest.mark.parametrize("target", ["o.jsonl", "o.csv", "o.parquet"])
+def test_blank_rows_are_refused_or_null(predictor, task, tmp_path, caplog, source, target):
+    path = tmp_path / source
+    path.write_text(BLANK_ROWS[source])
+    output = tmp_path / target
+    keep = () if source == "a.txt" else ("id",)
+    with pytest.raises(InputError, match=f"{source}:? ?(row )?[23]: the text is empty.*--blank=nu"):
+        bulk.predict_file(predictor, task, path, output, keep=keep)
+    assert [file.name for file in tmp_path.iterdir()] == [source]
+    assert bulk.predict_file(predictor, task, path, output, keep=keep, blank="null") == 3
+    assert "1 of 3 texts are blank; their predictions are null" in caplog.text
+    rows = read(output)
+    null = "" if target == "o.csv" else None
+    assert [rows[1][name] for name in rows[1] if name != "id"] == [null] * 3
+    expected = predictor.predict(["good .", "bad ."], task.name)[:, 1]
+    actual = [float(row["probability_positive"]) for row in (rows[0], rows[2])]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    if keep:
+        assert [int(row["id"]) for row in rows] == [1, 2, 3]
+
+
+def test_a_blank_half_of_a_pair_is_a_blank_row(predictor, tmp_path, capsys):
+    task = predictor.task("toy_ranking")
+    path = tmp_path / "a.csv"
+    path.write_text("query,document\nred box,a red box .\n ,wool .\nred box,\n")
+    with pytest.raises(InputError, match="a.csv:3: nothing in 'query'; fill it in"):
+        bulk.predict_file(predictor, task, path)
+    assert not capsys.readouterr().out
+    bulk.predict_file(predictor, task, path, blank="null")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prediction"] is None for line in lines] == [False, True, True]
+
+
+@pytest.mark.parametrize("target", ["o.jsonl", "o.csv", "o.parquet"])
+def test_whole_chunks_may_be_blank_and_runs_resume(predictor, task, tmp_path, monkeypatch, target):
+    """Blank rows fill the first of three chunks, so that no value tells a column's type."""
+    path = tmp_path / "a.csv"
+    rows = [f"{i if i > 7 else ''},{'good .' if i > 5 else ' '}" for i in range(13)]
+    path.write_text("id,sentence\n" + "".join(f"{row}\n" for row in rows))
+    options = {"keep": ("id",), "blank": "null"}
+    bulk.predict_file(predictor, task, path, tmp_path / f"whole-{target}", **options)
+    with monkeypatch.context() as patch:
+        interrupt(predictor, patch, 1)
+        with pytest.raises(Interruption):
+            bulk.predict_file(predictor, task, path, tmp_path / target, **options)
+    partial = (tmp_path / f"{target}.part").read_bytes()
+    with pytest.raises(InputError, match="a.csv:2: the text is empty"):
+        bulk.predict_file(predictor, task, path, tmp_path / target, keep=("id",))
+    assert (tmp_path / f"{target}.part").read_bytes() == partial and partial.count(b"null") == 18
+    assert bulk.predict_file(predictor, task, path, tmp_path / target, **options) == 13
+    assert (tmp_path / target).read_bytes() == (tmp_path / f"whole-{target}").read_bytes()
+
+
+def test_predictions_before_a_blank_row_are_resumed(predictor, task, tmp_path, monkeypatch, capsys):
+    """A run that accepts blank rows continues one that refused them."""
+    path = tmp_path / "a.txt"
+    path.write_text("good .\n" * 12)
+    with monkeypatch.context() as patch:
+        interrupt(predictor, patch, 2)
+        with pytest.raises(Interruption):
+            bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl")
+    path.write_text("good .\n" * 12 + " \n")
+    assert bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl", blank="null") == 13
+    assert "resuming after 10 texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("prediction", None),
+        ("prediction", "o.jsonl"),
+        ("probabilities", "o.jsonl"),
+        ("probabilities", "o.csv"),
+        ("probability_positive", "o.csv"),
+        ("probability_positive", "o.parquet"),
+    ],
+)
+def test_a_column_to_keep_is_never_overwritten(predictor, task, tmp_path, name, target):
+    path = tmp_path / "a.csv"
+    path.write_text(f"sentence,{name}\ngood .,mine\n")
+    output = tmp_path / target if target else None
+    with pytest.raises(InputError, match=f"--keep={name}: that column of .*own column '{name}'"):
+        bulk.predict_file(predictor, task, path, output, keep=(name,))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.csv"]
+    assert bulk.predict_file(predictor, task, path, output) == 1
+
+
+def test_numbers_to_keep_that_are_not_finite_are_null(predictor, task, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"sentence": "a .", "x": NaN}\n{"sentence": "b .", "x": [1, Infinity]}\n')
+    bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl", keep=("x",))
+    text = (tmp_path / "o.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert [json.loads(line)["x"] for line in text.splitlines()] == [None, [1, None]]
+
+
+def test_scores_that_are_not_finite_keep_earlier_work(predictor, task, tmp_path, monkeypatch):
+    path = write(tmp_path, "a.txt")
+    run = predictor._encoder.run
+
+    def damaged(template, texts, names, progress):
+        pooled, scores = run(template, texts, names, progress)
+        if names[0].endswith(":11"):
+            scores[task.head][1] = np.nan
+        return pooled, scores
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor._encoder, "run", damaged)
+        with pytest.raises(InputError, match=r"a.txt:12: the model's scores are NaN .* 1 of 5"):
+            bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl")
+    assert len((tmp_path / "o.jsonl.part").read_text().splitlines()) == 10
+    assert bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl") == len(TEXTS)

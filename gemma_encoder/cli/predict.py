@@ -31,7 +31,7 @@ def add_prediction_flags(flags: commandline.Flags) -> None:
     flags.text("task", "Task to score; optional if the checkpoint has only one.")
     flags.text(
         "input",
-        ".txt file (one text per line, no blank lines), or .csv, .tsv, .jsonl or .parquet with a "
+        ".txt file (one text per line), or .csv, .tsv, .jsonl or .parquet with a "
         "column per field of the task; text files also as .gz.",
     )
     flags.text("output", ".jsonl, .csv or .parquet file; by default JSON lines on stdout.")
@@ -40,6 +40,12 @@ def add_prediction_flags(flags: commandline.Flags) -> None:
         "Columns of --input for the task's fields, in their order, if their names differ.",
     )
     flags.words("keep", "Other columns of --input to copy to the output, e.g. an id.")
+    flags.choice(
+        "blank",
+        "For a blank text or field: stop before the first prediction, or predict null.",
+        ("error", "null"),
+        "error",
+    )
     flags.modules()
 
 
@@ -58,6 +64,7 @@ def predict_from_flags(flags: commandline.Flags) -> int:
         pathlib.Path(flags["output"]) if flags["output"] else None,
         flags["columns"] or (),
         flags["keep"] or (),
+        flags["blank"],
     )
     if flags["output"]:
         print(f"wrote {flags['output']}, {count} texts")

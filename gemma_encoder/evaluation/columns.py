@@ -86,6 +86,16 @@ def prediction_records(task: Task, outputs: np.ndarray) -> Iterator[dict[str, An
         yield record
 
 
+def null_record(task: Task) -> dict[str, Any]:
+    """Returns the record of a text without a prediction: every value of a record is None."""
+    scores = np.ones((1, task.num_outputs), np.float32)
+    (record,) = prediction_records(task, task.kind.postprocess(task, scores))
+    return {
+        name: dict.fromkeys(value) if isinstance(value, dict) else None
+        for name, value in record.items()
+    }
+
+
 def prediction_columns(
     task: Task, fields: Sequence[Mapping[str, Any]], outputs: np.ndarray
 ) -> dict[str, Any]:

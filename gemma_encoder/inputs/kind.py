@@ -42,6 +42,7 @@ class Kind:
         whole_labels: True if the numbers of a label column must be whole.
         hub_tag: the task's tag on the Hugging Face Hub, "" for none.
         mistake_measure: heading of the severity of mistakes, "" if the kind has no mistakes.
+        score_meaning: description of the scores of an export, from `output_scale`, for its card.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Kind:
     whole_labels = False
     hub_tag = ""
     mistake_measure = ""
+    score_meaning = "the outputs of the head"
 
     def __str__(self) -> str:
         return self.name
@@ -112,6 +114,10 @@ class Kind:
     def postprocess(self, task: "Task", scores: np.ndarray) -> np.ndarray:
         """Converts scores [N, K] float32 to outputs: [N], or [N, C] probabilities."""
         return scores[:, 0]
+
+    def output_scale(self, task: "Task") -> tuple[float, float]:
+        """Returns (factor, offset) that an export folds into the head's last layer."""
+        return 1.0, 0.0
 
     def decide(self, task: "Task", outputs: np.ndarray) -> np.ndarray:
         """Converts outputs to predictions that the kind's metrics compare with labels."""

@@ -37,6 +37,7 @@ class Classification(ClassKind):
     default_metrics = ("accuracy", "macro_f1")
     label_column = "class"
     one_class = True
+    score_meaning = "logits of the classes; their softmax is the probabilities"
 
     def postprocess(self, task, scores):
         shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -64,6 +65,10 @@ class Ordinal(ClassKind):
     default_metrics = ("quadratic_weighted_kappa", "mean_absolute_error")
     label_column = "class"
     one_class = True
+    score_meaning = (
+        "the first shifts the cumulative logits of all classes, the others are the gaps between "
+        "them before softplus; only `Predictor.predict` returns probabilities"
+    )
 
     def num_outputs(self, task):
         return len(task.classes) - 1
@@ -119,6 +124,7 @@ class MultiLabel(ClassKind):
     default_metrics = ("micro_f1", "macro_f1", "average_precision")
     label_column = "classes"
     mistake_measure = "classes wrong"
+    score_meaning = "a logit for each class; its sigmoid is the probability"
 
     def target_width(self, task):
         return len(task.classes)
@@ -219,6 +225,7 @@ class Regression(Kind):
     has_range = True
     label_column = "number"
     mistake_measure = "error"
+    score_meaning = "the prediction, in the units of the labels"
 
     def is_unlabeled(self, task, label):
         """Returns True for -1, unless the task's range contains it."""
@@ -236,6 +243,11 @@ class Regression(Kind):
 
     def postprocess(self, task, scores):
         return task.unscale(scores[:, 0])
+
+    def output_scale(self, task):
+        """Returns the map from [0, 1] to the task's own units."""
+        low, high = task.label_range
+        return high - low, low
 
     def baseline(self, task, labels):
         """Returns the mean label."""
@@ -275,6 +287,7 @@ class Ranking(Kind):
     least_label = 0.0
     whole_labels = True
     hub_tag = "text-ranking"
+    score_meaning = "the relevance by which documents are ranked"
 
     def check_label(self, task, label, where):
         # Evaluators count whole grades: a fraction would be trained on, but scored as 0.
@@ -293,6 +306,7 @@ class Choice(Kind):
     default_loss = "softmax"
     default_metrics = ("accuracy",)
     is_list = True
+    score_meaning = "the score of an option; the highest is the answer"
 
     def check_label(self, task, label, where):
         if label not in (0, 1):

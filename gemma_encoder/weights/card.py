@@ -126,7 +126,7 @@ def markdown(spec: InferenceSpec) -> str:
         "A Gemma decoder turned into a text encoder and fine-tuned by gemma_encoder, after arXiv "
         "2503.02656.",
         _markdown_table(("", ""), list(facts(spec).items())),
-        USE,
+        USE + _scores(spec),
         "## Data\n\n" + _data(spec),
         "## Metrics\n\n" + _metrics(spec),
     ]
@@ -136,6 +136,18 @@ def markdown(spec: InferenceSpec) -> str:
     parts.append("## Limits\n\n" + _limits(spec))
     parts.append("## License\n\n" + _license(spec))
     return "\n\n".join(parts) + "\n"
+
+
+def _scores(spec: InferenceSpec) -> str:
+    """Returns the meaning of the export's scores, by task."""
+    lines = [
+        f'- `{task.name}` ({task.kind}): "scores" are {task.kind.score_meaning}.'
+        for task in spec.tasks
+    ]
+    if not lines:
+        return ""
+    note = "`SentenceTransformer(FOLDER)(features)` also returns the head's output:"
+    return "\n\n".join(["", note, "\n".join(lines)])
 
 
 def _front_matter(spec: InferenceSpec) -> str:

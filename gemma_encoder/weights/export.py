@@ -3,15 +3,17 @@
 config.json, model*.safetensors       the transformer, with transformers' fields for the mask switch
 tokenizer.model, tokenizer.json, …    the tokenizer, with bos and eos around every text
 modules.json, 1_Pooling, 2_Dense, …   sentence-transformers' modules: pooling, projection, and the
-                                      head, which outputs "scores"
+                                      head, which outputs "scores", of a regression in the task's
+                                      units; unscaled.safetensors has the layer before scaling
 gemma_encoder.json                    the inference spec, as in our own checkpoints
 README.md                             the model card
 """
 
 import dataclasses
 import math
+import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -25,14 +27,28 @@ from gemma_encoder.model.lora import merge_backbone_lora
 from gemma_encoder.weights import card, huggingface, tensors
 from gemma_encoder.weights.huggingface import LAYER_TYPES, SPEC_FILE
 from gemma_encoder.weights.native import InferenceSpec, absolute
-from gemma_encoder.weights.sentence_modules import POOLING
+from gemma_encoder.weights.sentence_modules import POOLING, UNSCALED, output_scale, scaled_layer
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
 MAX_FILE = 4 * 2**30  # bytes of tensors per file, unless a single tensor is larger
 _LAYER_TYPES = {kind: layer_type for layer_type, kind in LAYER_TYPES.items()}
 _MODULES = "sentence_transformers.models"
 
-Module = tuple[str, dict[str, Any], dict[str, np.ndarray]]  # type, config and tensors
+
+class Module(NamedTuple):
+    """A module after the transformer.
+
+    Attributes:
+        kind: class in `sentence_transformers.models`.
+        settings: its config.
+        weights: its tensors.
+        unscaled: for a head's last layer whose scores are scaled, the tensors that are not.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    weights: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    unscaled: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
 def export(
@@ -62,7 +78,7 @@ def export(
     encoder = spec.encoder
     # Everything that can fail runs before the first write.
     config = transformer_json(encoder)
-    modules = list(_modules(encoder, parameters))
+    modules = list(_modules(encoder, parameters, spec.tasks))
     files = huggingface_files(spec.tokenizer, spec.max_length, spec.padding)
     files |= _descriptions(spec, config, prompts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,14 +124,15 @@ def _descriptions(
 def _write_modules(folder: epath.Path, modules: Sequence[Module]) -> None:
     """Writes a folder for each module after the transformer, and `modules.json`."""
     entries = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
-    for index, (kind, settings, weights) in enumerate(modules, 1):
-        path = f"{index}_{kind}"
-        entry = {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{kind}"}
-        entries.append(entry)
+    for index, module in enumerate(modules, 1):
+        path = f"{index}_{module.kind}"
+        kind = f"{_MODULES}.{module.kind}"
+        entries.append({"idx": index, "name": str(index), "path": path, "type": kind})
         (folder / path).mkdir()
-        (folder / path / "config.json").write_bytes(_json(settings))
-        if weights:
-            (folder / path / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
+        (folder / path / "config.json").write_bytes(_json(module.settings))
+        for name, weights in (("model.safetensors", module.weights), (UNSCALED, module.unscaled)):
+            if weights:
+                (folder / path / name).write_bytes(safetensors.numpy.save(dict(weights)))
     (folder / "modules.json").write_bytes(_json(entries))
 
 
@@ -237,22 +254,23 @@ def _bidirectional_fields(config: TransformerConfig) -> dict[str, Any]:
     return {"is_causal": False, "sliding_window": left}
 
 
-def _modules(encoder: EncoderConfig, parameters: dict) -> Iterator[Module]:
+def _modules(encoder: EncoderConfig, parameters: dict, tasks: Sequence[Task]) -> Iterator[Module]:
     """Yields the modules after the transformer: pooling, projection, normalization, head."""
     _check_modules(encoder)
     pooling = encoder.pooling
     width = encoder.transformer.embed_dim
     flags = {flag: name == pooling.name for name, (_, flag) in POOLING.items()}
-    yield "Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True}, {}
+    yield Module("Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True})
     for layer, out_width in enumerate(pooling.projection):
         kernel = parameters["pooler"]["projection"][str(layer)]
         settings = _dense_config(width, out_width, bias=False)
-        yield "Dense", settings, {"linear.weight": _transposed(kernel)}
+        yield Module("Dense", settings, {"linear.weight": _transposed(kernel)})
         width = out_width
     if pooling.normalize:
-        yield "Normalize", {}, {}
+        yield Module("Normalize", {})
     for name, head in encoder.heads.items():
-        yield from _head_modules(parameters["heads"][name], width, head)
+        scale = output_scale(name, [task for task in tasks if task.head == name])
+        yield from _head_modules(parameters["heads"][name], width, head, scale)
 
 
 def _check_modules(encoder: EncoderConfig) -> None:
@@ -281,8 +299,17 @@ def _check_modules(encoder: EncoderConfig) -> None:
             )
 
 
-def _head_modules(parameters: dict, width: int, head: HeadConfig) -> Iterator[Module]:
-    """Yields a Dense module for each layer of an MLP head; the last one outputs "scores"."""
+def _head_modules(
+    parameters: dict, width: int, head: HeadConfig, scale: tuple[float, float]
+) -> Iterator[Module]:
+    """Yields a Dense module for each layer of an MLP head; the last one outputs "scores".
+
+    Args:
+        parameters: parameters of the head.
+        width: width of its input.
+        head: config of the head.
+        scale: (factor, offset) of the scores, folded into the last layer.
+    """
     hidden = [parameters["hidden"][str(layer)] for layer in range(len(head.hidden_dims))]
     layers = [*hidden, parameters["out"]]
     source = "sentence_embedding"
@@ -297,7 +324,10 @@ def _head_modules(parameters: dict, width: int, head: HeadConfig) -> Iterator[Mo
             "linear.weight": _transposed(layer["kernel"]),
             "linear.bias": np.asarray(layer["bias"]),
         }
-        yield "Dense", settings, weights
+        unscaled = {}
+        if is_last and scale != (1, 0):
+            unscaled, weights = weights, scaled_layer(weights, *scale)
+        yield Module("Dense", settings, weights, unscaled)
         source = target
         width = out_width
 

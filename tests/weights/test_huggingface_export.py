@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from gemma_encoder.inference import Predictor, export_huggingface
@@ -201,3 +202,78 @@ def test_a_folder_that_is_not_empty_is_left_unchanged(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(InputError, match="is not empty; name a new folder"):
         export_huggingface(make_predictor(TRANSFORMERS["gemma3"]), tmp_path)
+
+
+def exported_scores(folder, embeddings):
+    """Returns "scores" of an export's head for embeddings, as its Dense modules compute them."""
+    outputs = {"sentence_embedding": embeddings}
+    for module in json.loads((folder / "modules.json").read_text()):
+        path = folder / module["path"]
+        settings = json.loads((path / "config.json").read_text()) if module["path"] else {}
+        if "module_output_name" in settings:
+            tensors = safetensors.numpy.load_file(path / "model.safetensors")
+            x = outputs[settings["module_input_name"]]
+            x = x @ tensors["linear.weight"].T + tensors["linear.bias"]
+            if settings["activation_function"].endswith("GELU"):
+                x = np.asarray(jax.nn.gelu(x, approximate=False))
+            outputs[settings["module_output_name"]] = x
+    return outputs["scores"]
+
+
+UNIT_TASKS = {
+    "regression": {"label_range": (1.0, 5.0)},
+    "ranking": {},
+    "choice": {},
+    "classification": {"classes": ("a", "b", "c")},
+    "multi_label": {"classes": ("a", "b", "c")},
+    "ordinal": {"classes": ("a", "b", "c")},
+}
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (12,)])
+@pytest.mark.parametrize("kind", UNIT_TASKS)
+def test_scores_of_an_export_are_on_the_scale_of_predict(tmp_path, kind, hidden_dims):
+    """A number is the prediction itself; outputs of classes are so after the kind's function."""
+    task = Task("t", kind, Template("{text}"), **UNIT_TASKS[kind])
+    predictor = make_predictor(
+        TRANSFORMERS["gemma3"],
+        classes=None,
+        heads={"t": HeadConfig(task.num_outputs, hidden_dims=hidden_dims)},
+    )
+    predictor = Predictor(dataclasses.replace(predictor.spec, tasks=(task,)), predictor.parameters)
+    folder = export_huggingface(predictor, tmp_path / "out")
+    scores = exported_scores(folder, predictor.embed(TEXTS))
+    expected = predictor.predict(TEXTS)
+    if kind in ("regression", "ranking", "choice"):
+        np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-4, atol=1e-4)
+    else:
+        actual = task.kind.postprocess(task, scores)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    again = Predictor.load(folder)
+    np.testing.assert_array_equal(again.predict(TEXTS), expected)
+    jax.tree.map(np.testing.assert_array_equal, again.parameters, predictor.parameters)
+    assert task.kind.score_meaning in (folder / "README.md").read_text()
+
+
+def test_an_export_of_an_earlier_version_is_read(tmp_path):
+    """Formerly the last layer of a regression was stored on the scale of [0, 1] only."""
+    task = Task("t", "regression", Template("{text}"), label_range=(0.0, 5.0))
+    predictor = make_predictor(TRANSFORMERS["gemma3"], classes=None, heads={"t": 1})
+    predictor = Predictor(dataclasses.replace(predictor.spec, tasks=(task,)), predictor.parameters)
+    folder = export_huggingface(predictor, tmp_path / "out")
+    (unscaled,) = folder.glob("*/unscaled.safetensors")
+    unscaled.replace(unscaled.with_name("model.safetensors"))
+    np.testing.assert_array_equal(Predictor.load(folder).predict(TEXTS), predictor.predict(TEXTS))
+
+
+def test_tasks_of_one_head_with_different_units_are_refused(tmp_path):
+    tasks = tuple(
+        Task(name, "regression", Template("{text}"), label_range=(0.0, high), head="h")
+        for name, high in (("stars", 5.0), ("percent", 100.0))
+    )
+    predictor = make_predictor(TRANSFORMERS["gemma3"], classes=None, heads={"h": 1})
+    predictor.spec = dataclasses.replace(predictor.spec, tasks=tasks)
+    with pytest.raises(InputError, match="tasks stars and percent share the head 'h', but"):
+        export_huggingface(predictor, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_huggingface(predictor, tmp_path / "bare", heads=False)
