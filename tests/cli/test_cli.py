@@ -80,6 +80,7 @@ def test_every_module_is_a_command_or_a_helper():
         (["predict", "--workdir=W"], "--input is missing"),
         (["predict", "--input=x.txt"], "--workdir is missing"),
         (["predict", "--workdir=W", "--input=x.txt"], "W does not exist"),
+        (["predict", "--workdir=W", "--input=x.txt", "--blank=skip"], "blank"),
         (["export", "--workdir=W"], "--output is missing"),
         (["export", "--output=x", "--workdir=W"], "W does not exist"),
         (["export", "--output=x", "--workdir=W", "--format=gema"], "huggingface"),

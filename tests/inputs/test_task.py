@@ -187,7 +187,9 @@ def test_an_unknown_kind_is_refused():
         Task("t", "regresion", Template("{a}"), ("pearson",))
 
 
-@pytest.mark.parametrize("label_range", [(1.0, 1.0), (2.0, 1.0), (0.0, float("nan"))])
+@pytest.mark.parametrize(
+    "label_range", [(1.0, 1.0), (2.0, 1.0), (0.0, float("nan")), (0.0, float("inf"))]
+)
 def test_a_label_range_must_be_increasing(label_range):
     with pytest.raises(InputError, match="label_range must be"):
         Task("t", "regression", Template("{a}"), ("m",), label_range=label_range)

@@ -203,6 +203,11 @@ def test_mappings_are_set_in_a_file_and_on_the_command_line():
         ({"max_length": 128.5}, "max_length must be a whole number, got 128.5"),
         ({"max_length": True}, "max_length must be a whole number, got True"),
         ({"model__pooling__normalize": 1}, "model.pooling.normalize must be True or False, got 1"),
+        (
+            {"optimizer__learning_rate": float("inf")},
+            "optimizer.learning_rate must be a finite num",
+        ),
+        ({"task_weights": {"a": float("nan")}}, "task_weights.a must be a finite number, got nan"),
         ({"optimizer__b1": "high"}, "optimizer.b1 must be a number, got 'high'"),
         ({"mesh": (1, 2)}, "mesh must be a list of 3 values, each a whole number, got (1, 2)"),
         ({"task_weights": {"a": "b"}}, "task_weights.a must be a number, got 'b'"),

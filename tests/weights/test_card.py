@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -88,3 +89,11 @@ def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
         "toy_sentiment": "review: "
     }
     assert ge.Predictor.load(exported).spec.record["examples"] == {"toy_sentiment": 16_000}
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_an_undefined_metric_is_named(spec, value):
+    metrics = [{**METRICS[0], "accuracy": value}]
+    altered = dataclasses.replace(spec, record={**spec.record, "metrics": metrics})
+    assert "| accuracy | undefined | 12 |" in card.markdown(altered)
+    assert "undefined" in card.to_html(altered)
