@@ -165,6 +165,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "own.fields": () if query_and_document else task.template.fields,
         "own.template": task.template.text,
         "own.truncation": task.template.truncation,
+        "own.protected_share": task.template.protected_share,
         "own.metrics": task.metrics,
         "own.classes": task.classes,
         "own.label_range": task.label_range if task.kind.has_range else (),

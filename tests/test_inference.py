@@ -303,13 +303,23 @@ def test_long_and_unusual_texts_are_predicted(predictor, caplog):
             ),
             "f.csv:3: .*got only 'sentense'",
         ),
-        (lambda p: p.rank("q " * 200, ["y"]), r"never truncated \(query\) alone exceed max_length"),
     ],
 )
 def test_misuse_is_refused_in_one_line(predictor, call, message):
     with pytest.raises(InputError, match=message) as caught:
         call(predictor)
     assert "\n" not in str(caught.value)
+
+
+def test_a_query_longer_than_the_row_is_cut_and_counted(predictor, caplog):
+    """It neither ends the call nor changes the scores of the other texts."""
+    assert len(predictor.rank("q " * 200, ["y", "z"])) == 2
+    assert "2 of 2 texts exceed max_length=" in caplog.text
+    rows = [{"query": query, "document": "y"} for query in ("a", "q " * 200, "b")]
+    scores = predictor.predict(rows, "toy_ranking")
+    np.testing.assert_allclose(
+        scores[[0, 2]], predictor.predict([rows[0], rows[2]], "toy_ranking"), atol=1e-5
+    )
 
 
 def test_folders_without_a_valid_checkpoint_are_refused(trained, tmp_path):

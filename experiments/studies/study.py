@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from gemma_encoder.experiments import glue, msmarco, superglue
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.template import PROTECTED_SHARE
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training import recipe
 from gemma_encoder.training.config import MAY_CHANGE
@@ -326,6 +327,7 @@ DIGESTED_AS = {
     "model.head_hidden_dims": "model.head_hidden",
     "own.truncation": "own.cut",
 }
+ADDED = {"own.protected_share": PROTECTED_SHARE}  # fields that earlier versions did not have
 
 
 def digest(config: ConfigDict) -> str:
@@ -337,6 +339,6 @@ def digest(config: ConfigDict) -> str:
     fields = {
         DIGESTED_AS.get(field, field): value
         for field, value in flat_fields(config).items()
-        if field.split(".")[0] not in MAY_CHANGE
+        if field.split(".")[0] not in MAY_CHANGE and ADDED.get(field) != value
     }
     return hashlib.sha256(to_json(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]

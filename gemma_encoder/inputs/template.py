@@ -2,7 +2,9 @@
 
 The rendered text is tokenized as a whole, so tokens may span the border between literal text and a
 field. If it is too long, tokens are removed from the ends of the fields that the template lists in
-`truncation`, in that order, and from nothing else.
+`truncation`, in that order. The other fields, such as the query of a ranking, are shortened only if
+they take more than a share of the row, `protected_share`, and then to no less than that share. So
+no text is too long, unless the template's own words are.
 """
 
 import dataclasses
@@ -17,6 +19,8 @@ import numpy as np
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
+PROTECTED_SHARE = 0.5  # of a row, for the fields that are not truncated first
+
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Template:
@@ -27,17 +31,22 @@ class Template:
     Attributes:
         text: literal text with `{field}` in place of a field's value; `{{` and `}}` are literal
             braces.
-        truncation: fields that may be truncated, in the order of truncation; a field that is not
-            listed is never truncated. By default all fields, the last one first.
+        truncation: fields that are truncated first, in the order of truncation. By default all
+            fields, the last one first.
+        protected_share: share of `max_length` up to which the fields that are not listed in
+            `truncation` are protected, all of them together. If they are longer, they are truncated
+            once the listed fields have no more than the remaining share, the last field first.
     """
 
     text: str
     truncation: tuple[str, ...] = dataclasses.field(default=(), metadata={"former": "cut"})
+    protected_share: float = PROTECTED_SHARE
 
     def __init__(
         self,
         text: str,
         truncation: Sequence[str] = (),
+        protected_share: float = PROTECTED_SHARE,
         *,
         cut: Sequence[str] | None = None,  # the former name of `truncation`
     ):
@@ -46,6 +55,12 @@ class Template:
             truncation = cut
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "truncation", tuple(truncation))
+        object.__setattr__(self, "protected_share", protected_share)
+        if not 0 < protected_share <= 1:
+            raise InputError(
+                f"template {self.text!r}: protected_share must be above 0 and at most 1, got "
+                f"{protected_share}"
+            )
         self._check_text()
         if not self.fields:
             raise InputError(f"template {self.text!r} names no field; write one as {{name}}")
@@ -58,6 +73,11 @@ class Template:
             )
         if not self.truncation:
             object.__setattr__(self, "truncation", tuple(reversed(self.fields)))
+
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """Fields that are not listed in `truncation`, in order of appearance."""
+        return tuple(field for field in self.fields if field not in self.truncation)
 
     @property
     def cut(self) -> tuple[str, ...]:
@@ -172,8 +192,7 @@ def encode(
         where: names the examples in error messages; one string for all, or one per example.
 
     Raises:
-        InputError: a field is missing or empty, or the text is too long even without the fields
-            that may be truncated.
+        InputError: a field is missing or empty, or the template's own words are too long.
     """
     templates = [template] * len(examples) if isinstance(template, Template) else template
     locations = [where] * len(examples) if isinstance(where, str) else where
@@ -207,35 +226,64 @@ def _truncate(
 ) -> list[int]:
     """Returns the ids of `text`, truncated to fit `max_length` with bos and eos.
 
-    Tokens are removed from the ends of the fields in `template.truncation`, in that order. Only
-    tokens that lie entirely inside a field are removed.
+    Tokens are removed from the ends of fields: first of those in `template.truncation`, in that
+    order, as long as they leave room for the protected fields, then of the protected fields, the
+    last one first. Only tokens that lie entirely inside a field are removed.
     """
     pieces = tokenizer.encode_with_spans(text)
     surplus = len(pieces) + 2 - max_length
+    inside = {field: _inside(pieces, *spans[field]) for field in template.fields}
+    protected_length = sum(len(inside[field]) for field in template.protected)
+    above_share = max(protected_length - int(max_length * template.protected_share), 0)
     removed = np.zeros(len(pieces), bool)
-    for field in template.truncation:
-        first, last = spans[field]
-        inside = [
-            i for i, (_, begin, end) in enumerate(pieces) if first <= begin < last and end <= last
-        ]
-        start = max(len(inside) - (surplus - int(removed.sum())), 0)
+    # The listed fields give way to protected fields within their share, but not above it.
+    _remove(template.truncation, inside, pieces, surplus - above_share, removed)
+    _remove(template.protected[::-1], inside, pieces, surplus, removed)
+    if removed.sum() < surplus:
+        raise _error(
+            where,
+            f"the template's own words alone exceed max_length={max_length} tokens; raise "
+            "max_length or shorten the template",
+        )
+    return [piece[0] for piece, gone in zip(pieces, removed, strict=True) if not gone]
+
+
+Piece = tuple[int, int, int]  # id, begin, end
+
+
+def _inside(pieces: Sequence[Piece], first: int, last: int) -> list[int]:
+    """Returns the indices of pieces that lie entirely inside a byte span."""
+    return [i for i, (_, begin, end) in enumerate(pieces) if first <= begin < last and end <= last]
+
+
+def _remove(
+    fields: Sequence[str],
+    inside: Mapping[str, Sequence[int]],
+    pieces: Sequence[Piece],
+    surplus: int,
+    removed: np.ndarray,
+) -> None:
+    """Removes tokens from the ends of fields, in order, until `surplus` tokens are removed.
+
+    Args:
+        fields: the fields.
+        inside: indices of the pieces inside each field.
+        pieces: all pieces of the text.
+        surplus: number of tokens to remove from the text.
+        removed: [len(pieces)] bool, the tokens that are removed; modified.
+    """
+    for field in fields:
+        indices = inside[field]
+        remaining = surplus - int(removed.sum())
+        if remaining <= 0:
+            return
+        start = max(len(indices) - remaining, 0)
         # An empty span precedes the last byte token of a character: remove whole characters only.
-        while 0 < start < len(inside) and _is_empty(pieces[inside[start - 1]]):
+        while 0 < start < len(indices) and _is_empty(pieces[indices[start - 1]]):
             start -= 1
-        removed[inside[start:]] = True
-        if removed.sum() >= surplus:
-            return [piece[0] for piece, gone in zip(pieces, removed, strict=True) if not gone]
-    fixed = [field for field in template.fields if field not in template.truncation]
-    too_long = "the template's own words"
-    if fixed:
-        too_long = f"the fields that are never truncated ({', '.join(fixed)})"
-    raise _error(
-        where,
-        f"{too_long} alone exceed max_length={max_length} tokens; raise max_length or shorten the "
-        "text",
-    )
+        removed[indices[start:]] = True
 
 
-def _is_empty(piece: tuple[int, int, int]) -> bool:
+def _is_empty(piece: Piece) -> bool:
     _, begin, end = piece
     return begin == end

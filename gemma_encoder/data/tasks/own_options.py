@@ -10,6 +10,7 @@ from gemma_encoder.data.files.paths import named_files
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import option
+from gemma_encoder.inputs.template import PROTECTED_SHARE
 
 
 def table_kinds() -> tuple[str, ...]:
@@ -57,9 +58,14 @@ class OwnOptions:
     )
     truncation: tuple[str, ...] = option(
         (),
-        "columns that may be truncated, in this order; by default all, the last one first; for "
-        "ranking never the query",
+        "columns that are truncated first, in this order; by default all, the last one first; for "
+        "ranking all but the query",
         former="cut",
+    )
+    protected_share: float = option(
+        PROTECTED_SHARE,
+        "share of max_length up to which the remaining columns (ranking: the query) are not "
+        "truncated",
     )
     query_id: str = option(
         "", 'column (ranking); by default "query_id" if it exists, else the text of the query'
@@ -89,6 +95,10 @@ class OwnOptions:
             raise unknown("own.kind", self.kind, table_kinds())
         if not 0 < self.held_out < 1:
             raise InputError(f"own.held_out must be between 0 and 1, got {self.held_out}")
+        if not 0 < self.protected_share <= 1:
+            raise InputError(
+                f"own.protected_share must be above 0 and at most 1, got {self.protected_share}"
+            )
         kind = kinds.get(self.kind)
         if self.classes and (not kind.has_classes or len(set(self.classes)) < len(self.classes)):
             raise InputError(

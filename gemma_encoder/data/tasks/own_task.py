@@ -19,7 +19,7 @@ from gemma_encoder.inputs.class_names import canonical_name, differing_names
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.task import Task
-from gemma_encoder.inputs.template import Template
+from gemma_encoder.inputs.template import PROTECTED_SHARE, Template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +163,13 @@ def _stored_task(own: OwnOptions, columns: Columns, stored: StoredTask) -> Task:
     )
     _refuse(
         stored,
+        "protected_share",
+        own.protected_share,
+        template.protected_share,
+        own.protected_share not in (PROTECTED_SHARE, template.protected_share),
+    )
+    _refuse(
+        stored,
         "classes",
         own.classes,
         task.classes,
@@ -252,7 +259,7 @@ def _inferred_task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows])
 def _template(own: OwnOptions, kind: Kind, fields: Sequence[str]) -> Template:
     """Returns the template of the options, or a default for the fields.
 
-    By default, queries of rankings are never truncated.
+    By default, queries of rankings are protected from truncation.
     """
     text = own.template
     if not text and len(fields) == 1:
@@ -264,7 +271,8 @@ def _template(own: OwnOptions, kind: Kind, fields: Sequence[str]) -> Template:
     template = _parsed_template(text, fields)
     after_query = tuple(reversed(fields[1:])) if kind.is_list else ()
     truncation = tuple(identifier(name) for name in own.truncation) or after_query
-    return Template(text, tuple(field for field in truncation if field in template.fields))
+    truncation = tuple(field for field in truncation if field in template.fields)
+    return Template(text, truncation, own.protected_share)
 
 
 def _parsed_template(text: str, fields: Sequence[str]) -> Template:

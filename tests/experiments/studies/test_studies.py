@@ -139,5 +139,9 @@ def test_digests_count_renamed_fields_by_their_former_names():
     config = ConfigDict({"max_train_examples": 5, "own": {"truncation": ()}, "seed": 1})
     former = ConfigDict({"max_train": 5, "own": {"cut": ()}, "seed": 1})
     assert studies.digest(config) == studies.digest(former)
+    config.own.protected_share = 0.5  # the default of a field that earlier versions did not have
+    assert studies.digest(config) == studies.digest(former)
+    config.own.protected_share = 0.25
+    assert studies.digest(config) != studies.digest(former)
     former["max_train"] = 6
     assert studies.digest(config) != studies.digest(former)
