@@ -191,7 +191,7 @@ def _data_fields(splits: Mapping[str, "Data | None"], workdir: epath.PathLike) -
             f"workdir {folder} is not a local folder, so that rows in memory cannot be written to "
             "it; give the path of a file with the rows"
         )
-    has_run = (folder / "config.json").exists()
+    has_run = bool(native.checkpoint_steps(folder))
     for split, text in texts.items():
         path = pathlib.Path(folder) / FOLDER / f"{split}.jsonl"
         result[f"own.{split}"] = str(path)

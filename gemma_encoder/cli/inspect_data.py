@@ -116,8 +116,10 @@ def _settings(flags: commandline.Flags, argv: Sequence[str]) -> Settings:
 
 def _source(name: str, options, tokenizer: Tokenizer, max_length: int) -> "Source":
     from gemma_encoder.data import registry
+    from gemma_encoder.evaluation.requirements import check_task_metrics
 
     source = registry.get(name, options)
+    check_task_metrics(source.task)
     source.check()
     source.fit(tokenizer, max_length)
     return source
@@ -150,6 +152,7 @@ def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) 
     if task.kind.has_range:
         yield from _entry("range", task.kind.describe(task))
     yield from _entry("metrics", ", ".join(task.metrics))
+    yield from _unmet_requirements(source, split)
     yield from _entry(
         "tokenizer",
         f"{settings.tokenizer.name}, {settings.tokenizer.vocab_size:,} pieces; "
@@ -161,6 +164,18 @@ def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) 
     if n and texts:
         yield from _show_row(texts, settings)
     yield from _statistics(texts, settings)
+
+
+def _unmet_requirements(source: "Source", split: str) -> Iterator[str]:
+    """Yields the reason why training would refuse to evaluate on this split, if any."""
+    from gemma_encoder.evaluation.requirements import check_split_metrics
+
+    if split == "train":
+        return
+    try:
+        check_split_metrics(source, split)
+    except InputError as error:
+        yield from _entry("refused", str(error))
 
 
 def _texts(settings: Settings, split: str, records: int, seed: int) -> list[Text]:

@@ -217,12 +217,16 @@ def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
 def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
     """Creates a folder for a task's files or continues one; returns False if it is complete.
 
+    A folder that was begun for another description is used anew as long as it has no part.
+
     Raises:
         InputError: it was prepared for another description, or cannot be written.
     """
     folder = epath.Path(folder)
     for path in (folder / INFO, folder / BEGUN):
         if not path.exists():
+            continue
+        if path.name == BEGUN and not any(folder.glob(f"*/*/{table.FILE}")):
             continue
         if differences := _differences(_read_info(path), description):
             raise InputError(

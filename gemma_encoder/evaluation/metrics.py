@@ -153,12 +153,16 @@ def _decided(metric: Metric) -> Metric:
 
 
 def average_precision(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
-    """Returns the average precision, averaged over classes; 0 for a class without labels."""
+    """Returns the average precision, averaged over the classes that an example has.
+
+    It is not defined for a class without an example.
+    """
     import sklearn.metrics
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # classes without labels
-        return float(sklearn.metrics.average_precision_score(labels, outputs))
+    present = labels.any(axis=0)
+    if not present.any():
+        return 0.0
+    return float(sklearn.metrics.average_precision_score(labels[:, present], outputs[:, present]))
 
 
 LOWEST_IS_BEST = ["perplexity", "nll", "mean_absolute_error"]  # of all other metrics, the highest
@@ -189,7 +193,8 @@ METRICS: dict[str, dict[str, Metric]] = {
     "regression": {"pearson": _correlation("pearsonr"), "spearman": _correlation("spearmanr")},
     "multi_label": {
         "micro_f1": _decided(_sklearn("f1_score", average="micro", zero_division=0.0)),
-        "macro_f1": _decided(_sklearn("f1_score", average="macro", zero_division=0.0)),
+        # A class that no example has and that is never predicted is left out.
+        "macro_f1": _decided(_sklearn("f1_score", average="macro", zero_division=np.nan)),
         "average_precision": average_precision,
         "subset_accuracy": _decided(_sklearn("accuracy_score")),
     },
@@ -243,6 +248,17 @@ def check_metrics(kind: Kind, names: Iterable[str]) -> None:
             raise unknown(f"{kind} metric", name, metrics)
 
 
+def has_labels(task: Task, table: ExampleTable) -> bool:
+    """Returns False if no example has a label; raises InputError if only some have one."""
+    unlabeled = sum(task.is_unlabeled(label) for label in table.labels)
+    if 0 < unlabeled < len(table.labels):
+        raise InputError(
+            f"task {task.name!r}: {unlabeled} of {len(table.labels)} examples have no label (-1); "
+            "metrics need all of them or none"
+        )
+    return not unlabeled
+
+
 def compute_metrics(task: Task, outputs: np.ndarray, table: ExampleTable) -> dict[str, float]:
     """Computes the task's metrics; returns an empty dict if no example has a label.
 
@@ -252,14 +268,8 @@ def compute_metrics(task: Task, outputs: np.ndarray, table: ExampleTable) -> dic
         table: the N examples.
     """
     check_metrics(task.kind, task.metrics)
-    unlabeled = sum(task.is_unlabeled(label) for label in table.labels)
-    if unlabeled == len(table.labels):
+    if not has_labels(task, table):
         return {}
-    if unlabeled:
-        raise InputError(
-            f"task {task.name!r}: {unlabeled} of {len(table.labels)} examples have no label (-1); "
-            "metrics need all of them or none"
-        )
     labels = task.kind.metric_labels(task, table.labels)
     predictions = task.kind.decide(task, outputs)
     metrics = METRICS[task.kind.name]

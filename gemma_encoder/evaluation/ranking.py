@@ -136,6 +136,12 @@ def check_ranking_metrics(metrics: Sequence[str]) -> None:
         _measure(name)
 
 
+def least_relevant_grade(name: str) -> int:
+    """Returns the lowest grade of a relevant document for a metric: 1, or that of "(rel=…)"."""
+    grade = _GRADE.search(name)
+    return int(grade[0][5:-1]) if grade else 1
+
+
 def _measure(name: str) -> str:
     """Returns the ir-measures name of a metric."""
     grade = _GRADE.search(name)

@@ -216,6 +216,14 @@ def encode(
     return encoded
 
 
+def check_template_length(
+    tokenizer: Tokenizer, template: Template, max_length: int, task: str
+) -> None:
+    """Raises InputError if the template's own words leave no room for a field."""
+    shortest = dict.fromkeys(template.fields, "a")
+    encode(tokenizer, template, [shortest], max_length, f"task {task!r}")
+
+
 def _truncate(
     tokenizer: Tokenizer,
     template: Template,

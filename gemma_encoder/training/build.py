@@ -14,10 +14,11 @@ from gemma_encoder.data import mixtures
 from gemma_encoder.data.prepared import check_prepared
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
-from gemma_encoder.evaluation import metrics
 from gemma_encoder.evaluation.evaluator import Evaluator
+from gemma_encoder.evaluation.requirements import check_split_metrics, check_task_metrics
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import check_template_length
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.training.config import TrainConfig
@@ -46,6 +47,7 @@ class Recipe:
         checkpoint: the opened checkpoint of the initial weights; None for random weights.
         best_metric: (task, metric) that selects the best checkpoint.
         hooks: the hooks that the config names.
+        unlabeled: names of the tasks whose evaluation splits have no labels.
     """
 
     config: TrainConfig
@@ -58,6 +60,7 @@ class Recipe:
     checkpoint: Checkpoint | None = None
     best_metric: tuple[str, str] = ("", "")
     hooks: tuple[Hook, ...] = ()
+    unlabeled: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -146,10 +149,12 @@ def build(
     """
     parts_class = TrainingParts if for_training else Parts
     parts = parts_class(TrainConfig.from_config_dict(config), dry, stored)
+    for source in parts.sources:
+        check_task_metrics(source.task)
     _check_splits(parts.sources, parts.config.evaluate_split)
+    unlabeled: tuple[str, ...] = ()
     if not dry:
-        for source in parts.sources:
-            source.fit(parts.tokenizer, parts.config.max_length)
+        unlabeled = _fit_sources(parts)
     recipe = Recipe(
         parts.config,
         parts.sources,
@@ -161,13 +166,31 @@ def build(
         parts.checkpoint,
         parts.best_metric,
         parts.hooks,
+        unlabeled,
     )
     recipe.losses.check(recipe.tasks)
-    for task in recipe.tasks:
-        metrics.check_metrics(task.kind, task.metrics)
     if recipe.config.prepared:
         check_prepared(recipe.sources, recipe.tokenizer, recipe.config.max_length)
     return recipe
+
+
+def _fit_sources(parts: Parts) -> tuple[str, ...]:
+    """Prepares the sources for reading; checks metrics against labels, and lengths.
+
+    Returns:
+        Names of the tasks whose evaluation splits have no labels.
+    """
+    config = parts.config
+    unlabeled = []
+    for source in parts.sources:
+        source.fit(parts.tokenizer, config.max_length)
+        task = source.task
+        for template in (task.template, *(template for _, template in task.role_templates)):
+            check_template_length(parts.tokenizer, template, config.max_length, task.name)
+        splits = source.evaluation_splits(config.evaluate_split).values()
+        if not all([check_split_metrics(source, split) for split in splits]):
+            unlabeled.append(task.name)
+    return tuple(unlabeled)
 
 
 def _check_splits(sources: Sequence[Source], split: str) -> None:

@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights import native
@@ -92,6 +95,7 @@ class Checkpoints:
         )
         self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None  # step of the newest save
+        self._keep = keep
         self._sign = -1 if lowest else 1
         with self._errors_in_one_line("opened"):
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -155,6 +159,47 @@ class Checkpoints:
                 f"{_reason(error)}; earlier checkpoints are complete. "
                 "Free disk space or repair the folder, then rerun the same command"
             ) from error
+
+    def add_evaluation(self, spec: InferenceSpec, metrics: Mapping[str, float]) -> None:
+        """Adds an evaluation to the checkpoint of its step, which was saved before it.
+
+        Then older checkpoints are deleted if this one is the new best. Files are replaced one by
+        one, each as a whole: a kill in between leaves a complete checkpoint.
+
+        Args:
+            spec: the inference spec, whose record holds the evaluation.
+            metrics: as in `save`.
+
+        Raises:
+            InputError: the checkpoint could not be written, or changed.
+        """
+        self.wait()
+        folder = self.folder / str(spec.step)
+        with self._errors_in_one_line(f"updated with the evaluation of step {spec.step}"):
+            if jax.process_index() == 0:
+                description = spec.files()["inference.json"].decode()
+                runtime.write_whole(folder / "inference" / "inference.json", description)
+                if metrics:
+                    (folder / "metrics").mkdir(exist_ok=True)
+                    runtime.write_whole(folder / "metrics" / "metrics", json.dumps(dict(metrics)))
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"evaluation_of_step_{spec.step}")
+            for info in self._manager._checkpoints:
+                if info.step == spec.step:
+                    info.metrics = self._manager.metrics(spec.step)
+            self._delete_surplus()
+
+    def _delete_surplus(self) -> None:
+        """Deletes the checkpoints that are neither among the newest nor the best."""
+        steps = sorted(self._manager.all_steps())
+        best = self.best()
+        for step in steps[: -self._keep]:
+            if best is None or step != best[0]:
+                self._manager.delete(step)
+
+    def has_evaluation(self, step: int) -> bool:
+        """Returns True if the checkpoint of a step has a value of the best metric."""
+        return any(info.step == step and info.metrics for info in self._manager._checkpoints)
 
     def wait(self) -> None:
         """Waits until all checkpoints are written; raises InputError if one could not be."""

@@ -67,7 +67,7 @@ class EarlyStoppingHook(Hook):
         cadence: the run's cadence.
 
     Raises:
-        InputError: no evaluation is due before the last step.
+        InputError: no evaluation is due before the last step, or the split has no labels.
     """
 
     def __init__(self, recipe: Recipe, cadence: Cadence):
@@ -79,9 +79,17 @@ class EarlyStoppingHook(Hook):
                 f"{cadence.total} steps; set e.g. evaluate_every='10 percent', or patience to 0"
             )
         self._task, self._metric = recipe.best_metric
+        if self._task in recipe.unlabeled:
+            raise self._unlabeled(recipe)
         self._every = cadence.evaluate_every
         lowest = lowest_is_best(self._metric)
         self._patience = Patience(options.patience, options.min_delta, lowest)
+
+    def _unlabeled(self, recipe: Recipe) -> InputError:
+        return InputError(
+            f"early_stopping.patience needs {self._task}/{self._metric}, which the split "
+            f"{recipe.config.evaluate_split!r} does not have: it is unlabeled"
+        )
 
     def on_start(self, run: Run) -> None:
         """Counts the evaluations of earlier starts."""
@@ -110,10 +118,7 @@ class EarlyStoppingHook(Hook):
         """Counts the evaluation of this step."""
         value = run.best_value()
         if value is None:
-            raise InputError(
-                f"early_stopping.patience needs {self._task}/{self._metric}, which the split "
-                f"{run.recipe.config.evaluate_split!r} does not have: it is unlabeled"
-            )
+            raise self._unlabeled(run.recipe)
         self._patience.add(step, value)
         self._decide(run)
 

@@ -30,7 +30,7 @@ from gemma_encoder.training.standard_hooks import standard_hooks
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.trainer import Trainer
-from gemma_encoder.training.workdir import claim_workdir
+from gemma_encoder.training.workdir import check_run, claim_workdir
 from gemma_encoder.weights import native
 
 
@@ -79,8 +79,9 @@ def train(
         InputError: the config, the data or the workdir cannot be used, or a hook failed; nothing
             of an earlier run is lost.
     """
+    config = TrainConfig.from_config_dict(config)
+    check_run(workdir, config)
     recipe = build(config, for_training=True, stored=StoredTasks.of_newest(workdir))
-    config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     cadence = Cadence.of(recipe)

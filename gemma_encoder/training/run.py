@@ -195,6 +195,20 @@ class Run:
             {} if value is None or math.isnan(value) else {"best": value},
         )
 
+    def add_evaluation(self) -> None:
+        """Adds the evaluation of the current step to the checkpoint of this step, if any."""
+        if not self.step or self.step != self.saved_step:
+            return
+        value = self.best_value() if self.is_evaluated else self._logged_value()
+        metrics = {} if value is None else {"best": value}
+        self.checkpoints.add_evaluation(self._inference_spec(), metrics)
+
+    def _logged_value(self) -> float | None:
+        """Returns `best_metric` of the current step from the log, on the main process."""
+        task, metric = self.best_metric
+        line = self.log.latest.get((task, self.recipe.config.evaluate_split), {})
+        return line.get(metric) if line.get("step") == self.step else None
+
     def rescue(self) -> None:
         """Saves the current step, if possible, after a hook has failed."""
         if self.step == self.saved_step:

@@ -1,4 +1,4 @@
-"""The program's own hooks: preemption, profiling, logging, evaluation, stopping, checkpoints."""
+"""The program's own hooks: preemption, profiling, logging, checkpoints, evaluation, stopping."""
 
 from gemma_encoder.evaluation.evaluator import EvaluationInterrupted
 from gemma_encoder.training.build import Recipe
@@ -20,9 +20,9 @@ def standard_hooks(recipe: Recipe, cadence: Cadence) -> list[Hook]:
         PreemptionHook(),
         ProfileHook(config.profile),
         LoggingHook(),
+        CheckpointHook(),  # before the evaluation, which may fail
         EvaluationHook(),
         *stopping,
-        CheckpointHook(),
     ]
 
 
@@ -67,44 +67,6 @@ class LoggingHook(Hook):
             self.on_due(run, run.step)
 
 
-class EvaluationHook(Hook):
-    """Evaluates the model, and writes metrics and predictions."""
-
-    def on_start(self, run: Run) -> None:
-        """Catches up on an evaluation that a preemption skipped."""
-        self._evaluator = run.recipe.evaluator(
-            run.trainer.mesh, run.workdir, run.preemption.reached
-        )
-        start = run.step
-        every = run.cadence.evaluate_every
-        was_due = start == run.total or (start and every and start % every == 0)
-        if was_due and not run.was_evaluated():
-            self._evaluate(run, logs=True)
-
-    def is_due(self, run: Run, step: int) -> bool:
-        """Due every `evaluate_every` steps."""
-        return run.cadence.is_due(run.cadence.evaluate_every, step)
-
-    def on_due(self, run: Run, step: int) -> None:
-        """Evaluates before the checkpoint of this step, which stores the value of `best_metric`."""
-        self._evaluate(run, logs=True)
-
-    def on_end(self, run: Run) -> None:
-        """Evaluates the last step, if not done yet; adds no lines that the log already has."""
-        if not run.preempted and not run.is_evaluated:
-            self._evaluate(run, logs=not run.was_evaluated())
-
-    def _evaluate(self, run: Run, *, logs: bool) -> None:
-        write = run.log.write if logs else None
-        try:
-            run.evaluation = self._evaluator.run(run.trainer.state.parameters, run.step, write)
-        except EvaluationInterrupted:
-            stop_for_preemption(run)
-            return
-        if logs:
-            run.progress.say(f"step {run.step}: {run.evaluation.line()}")
-
-
 class CheckpointHook(Hook):
     """Saves checkpoints."""
 
@@ -121,3 +83,46 @@ class CheckpointHook(Hook):
         if run.step != run.saved_step:
             run.save()
         run.checkpoints.wait()
+
+
+class EvaluationHook(Hook):
+    """Evaluates the model, and writes metrics and predictions."""
+
+    def on_start(self, run: Run) -> None:
+        """Catches up on an evaluation that a preemption or a failure skipped."""
+        self._evaluator = run.recipe.evaluator(
+            run.trainer.mesh, run.workdir, run.preemption.reached
+        )
+        start = run.step
+        every = run.cadence.evaluate_every
+        was_due = start == run.total or (start and every and start % every == 0)
+        if not was_due:
+            return
+        if not run.was_evaluated():
+            self._evaluate(run, logs=True)
+        elif not run.checkpoints.has_evaluation(start):  # killed before it was added
+            run.add_evaluation()
+
+    def is_due(self, run: Run, step: int) -> bool:
+        """Due every `evaluate_every` steps."""
+        return run.cadence.is_due(run.cadence.evaluate_every, step)
+
+    def on_due(self, run: Run, step: int) -> None:
+        """Evaluates after the checkpoint of this step, to which the evaluation is added."""
+        self._evaluate(run, logs=True)
+
+    def on_end(self, run: Run) -> None:
+        """Evaluates the last step, if not done yet; adds no lines that the log already has."""
+        if not run.preempted and not run.is_evaluated:
+            self._evaluate(run, logs=not run.was_evaluated())
+
+    def _evaluate(self, run: Run, *, logs: bool) -> None:
+        write = run.log.write if logs else None
+        try:
+            run.evaluation = self._evaluator.run(run.trainer.state.parameters, run.step, write)
+        except EvaluationInterrupted:
+            stop_for_preemption(run)
+            return
+        run.add_evaluation()
+        if logs:
+            run.progress.say(f"step {run.step}: {run.evaluation.line()}")

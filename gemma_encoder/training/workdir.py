@@ -1,10 +1,11 @@
-"""The workdir of a run, which belongs to the config in its config.json."""
+"""The workdir of a run: with its first checkpoint it belongs to the config in its config.json."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 
 from gemma_encoder import runtime
@@ -18,6 +19,9 @@ from gemma_encoder.weights import native
 def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
     """Claims the workdir for a config, and returns its absolute path.
 
+    A workdir belongs to the config of its run once it has a checkpoint: before, nothing of the run
+    would be lost, and a config that was refused late may be corrected.
+
     Raises:
         InputError: the workdir holds a run of another config, or cannot be written.
     """
@@ -25,23 +29,56 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
     path = workdir / "config.json"
     fields = config.to_dict()
     try:
-        if path.exists():
-            stored = options.with_current_names(TrainConfig, _read_fields(path))
-            stored = with_defaults(stored, TrainConfig().to_dict())
-            changes = config_differences(stored, fields)
-            if changes:
-                raise InputError(
-                    f"{workdir} holds a run of another config; choose another workdir, or undo: "
-                    f"{'; '.join(changes)}"
-                )
-        elif jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            runtime.write_whole(path, to_json(fields, indent=1))
+        if not check_run(workdir, config) and jax.process_index() == 0:
+            _write_fields(path, fields)
     except OSError as error:
         raise InputError(
             f"workdir {workdir} cannot be written: {error.strerror or error}"
         ) from error
     return workdir
+
+
+def check_run(workdir: epath.PathLike, config: TrainConfig) -> bool:
+    """Returns True if the workdir holds a run of the config, False if it holds no run.
+
+    Raises:
+        InputError: it holds a run of another config.
+    """
+    workdir = native.absolute(workdir)
+    path = workdir / "config.json"
+    if not (path.exists() and native.checkpoint_steps(workdir)):
+        return False
+    if changes := _changes(path, config.to_dict()):
+        raise InputError(
+            f"{workdir} holds a run of another config; choose another workdir, or undo: "
+            f"{'; '.join(changes)}"
+        )
+    return True
+
+
+def _write_fields(path: epath.Path, fields: Mapping[str, Any]) -> None:
+    """Writes the config of a run; replaces that of a run which left no checkpoint."""
+    if path.exists():
+        try:
+            changes = _changes(path, fields)
+        except InputError:
+            changes = ["the file is damaged"]
+        if not changes:
+            return
+        logging.warning(
+            "%s holds the config of a run that left no checkpoint; replacing it: %s",
+            path.parent,
+            "; ".join(changes),
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runtime.write_whole(path, to_json(fields, indent=1))
+
+
+def _changes(path: epath.Path, fields: Mapping[str, Any]) -> list[str]:
+    """Lists the fields in which a stored config differs; those that may change are skipped."""
+    stored = options.with_current_names(TrainConfig, _read_fields(path))
+    stored = with_defaults(stored, TrainConfig().to_dict())
+    return config_differences(stored, fields)
 
 
 def _read_fields(path: epath.Path) -> dict[str, Any]:
