@@ -72,7 +72,7 @@ REFUSED = [
     ({"train_for": "4 steps", "warmup": "5 steps"}, {"warmup": "2 steps"}, "does not fit"),
     ({"optimizer__freeze": "backbne/.*"}, {"optimizer__freeze": "backbone/.*"}, "matches no"),
     ({"optimizer__multipliers": (("x.*", 0.1),)}, {"optimizer__multipliers": ()}, "matches no"),
-    ({"batch__rows": 8, "batch__micro_batches": 3}, {"batch__micro_batches": 2}, "micro_batches"),
+    ({"batch__rows": 8, "batch__micro_batches": 3}, {"batch__micro_batches": 2}, "micro-batches"),
     ({"best_metric": "toy_sentiment/f2"}, {"best_metric": ""}, "unknown best_metric"),
     ({"hooks": ("no_such",)}, {"hooks": ()}, "unknown hook"),
     ({"profile": (3, 2)}, {"profile": ()}, "profile"),
