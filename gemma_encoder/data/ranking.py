@@ -59,12 +59,26 @@ class RankingSource(Source):
 
     def __init__(self, task: Task, options: DataOptions):
         super().__init__(task, options)
-        self.opened = functools.cache(self._open)  # split -> its files
+        self.opened = functools.cache(self._open_and_report)  # split -> its files
         self.queries = functools.cache(self._usable_queries)  # split -> its usable queries
 
     @abc.abstractmethod
     def _open(self, split: str) -> RankingFiles:
         """Opens and checks the files of a split."""
+
+    def _open_and_report(self, split: str) -> RankingFiles:
+        """Opens a split; unless it is for training, logs queries that no ranking can answer."""
+        files = self._open(split)
+        if split != "train" and files.qrels is not None:
+            counts = files.candidates.counts()
+            used = np.flatnonzero((files.qrels.judged > 0) | (counts > 0))
+            report_hopeless_queries(
+                f"{self.task.name}: {split} split",
+                files.qrels.judged[used],
+                files.qrels.relevant[used],
+                np.array([_has_retrieved(files, query) for query in used], bool),
+            )
+        return files
 
     def _usable_queries(self, split: str) -> np.ndarray:
         """Returns [n] int32, queries with candidates (train: with a positive and a negative)."""
@@ -103,8 +117,7 @@ class RankingSource(Source):
         return is_trainable
 
     def _positives(self, split: str, query: int) -> np.ndarray:
-        documents, grades = self.opened(split).qrels.of(query)
-        return documents[grades > 0]
+        return self.opened(split).qrels.positives_of(query)
 
     def _negatives(self, split: str, query: int) -> np.ndarray:
         low, high = self.options.negative_ranks
@@ -155,6 +168,35 @@ class RankingSource(Source):
             return Example(fields, labels[index], query_id, files.documents.ids[document])
 
         return Record(labels, example)
+
+
+def _has_retrieved(files: RankingFiles, query: int) -> bool:
+    """Returns True if a relevant document is among the candidates of a query."""
+    if not files.qrels.positives[query]:
+        return False
+    return bool(np.isin(files.candidates.of(query), files.qrels.positives_of(query)).any())
+
+
+def report_hopeless_queries(
+    name: str, judged: np.ndarray, relevant: np.ndarray, has_retrieved: np.ndarray
+) -> None:
+    """Logs how many queries lack judgments, relevant documents, or relevant candidates.
+
+    Args:
+        name: name of the split, for the message.
+        judged, relevant: [Q], number of judged and of relevant documents of each query.
+        has_retrieved: [Q], True if a relevant document is among the query's candidates.
+    """
+    is_judged = judged > 0
+    is_relevant = relevant > 0
+    facts = (
+        (~is_judged, "have no judgment and enter no metric"),
+        (is_judged & ~is_relevant, "have no relevant document and count as 0"),
+        (is_relevant & ~has_retrieved, "have no relevant document among the candidates"),
+    )
+    parts = [f"{mask.sum()} {text}" for mask, text in facts if mask.any()]
+    if parts:
+        logging.warning("%s: of %d queries, %s", name, len(judged), "; ".join(parts))
 
 
 def named_folder(variable: str, task: Task, content: str) -> pathlib.Path:

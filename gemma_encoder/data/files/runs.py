@@ -27,6 +27,9 @@ class Qrels:
     """Relevance grades of documents, by query.
 
     Judgments of unknown queries affect no metric, so they are skipped, counted and logged.
+    Judgments of documents that the collection lacks (ArguAna has some) do: a relevant document that
+    nobody can retrieve lowers the recall. They are counted, logged and stay in `by_id`, as in
+    BEIR's evaluation; their indices follow those of the collection.
 
     Args:
         path: TREC qrels (qid, 0, pid, relevance) separated by tabs or spaces, or BEIR qrels
@@ -34,23 +37,32 @@ class Qrels:
         queries, documents: the collections of the ids.
 
     Attributes:
-        positives: [Q], number of relevant documents of each query.
+        judged: [Q], number of judged documents of each query.
+        relevant: [Q], number of relevant documents of each query.
+        positives: [Q], number of those that the collection contains.
 
     Raises:
-        InputError: a line is malformed, a document is unknown or has two grades, or all queries are
-            unknown.
+        InputError: a line is malformed, a document has two grades, or all queries or all documents
+            are unknown.
     """
 
     def __init__(self, path: pathlib.Path, queries: Corpus, documents: Corpus):
         self.path = path
         self._queries = queries
         self._documents = documents
+        self._missing: dict[str, int] = {}  # id of a document that the collection lacks -> index
+        self._missing_ids: list[str] = []
         table = self._distinct(self._read())
+        self._report_missing(table)
         table = table[:, np.lexsort((table[3], table[0]))]  # by query, then by line
         self._offsets = np.searchsorted(table[0], np.arange(len(queries) + 1))
         self.documents = table[1].astype(np.int32)
         self.grades = table[2].astype(np.int32)
-        self.positives = np.bincount(table[0][table[2] > 0], minlength=len(queries))
+        is_positive = table[2] > 0
+        is_present = table[1] < len(documents)
+        self.judged = np.diff(self._offsets)
+        self.relevant = np.bincount(table[0][is_positive], minlength=len(queries))
+        self.positives = np.bincount(table[0][is_positive & is_present], minlength=len(queries))
 
     def _read(self) -> np.ndarray:
         """Returns [4, n] int64: query, document, grade and line of judgments."""
@@ -59,7 +71,7 @@ class Qrels:
         for lines, (query, document, grade) in _qrels_columns(self.path):
             queries = _find(query, self._queries)
             grades = _integers(lines, grade, "relevance")
-            documents = _indices(lines, document, self._documents)
+            documents = self._document_indices(document, queries >= 0)
             line = lines.first_line + np.arange(len(queries))
             entries = np.stack([queries, documents, grades, line])
             parts.append(entries[:, queries >= 0])
@@ -79,6 +91,50 @@ class Qrels:
             )
         return table
 
+    def _document_indices(self, ids: Spans, is_used: np.ndarray) -> np.ndarray:
+        """Returns [n] int64, the indices of ids; new ones for documents the collection lacks."""
+        indices = self._documents.ids.find(ids).astype(np.int64)
+        for line in np.flatnonzero((indices < 0) & is_used):
+            document = ids.text(line)
+            if document not in self._missing:
+                self._missing[document] = len(self._documents) + len(self._missing)
+                self._missing_ids.append(document)
+            indices[line] = self._missing[document]
+        return indices
+
+    def _report_missing(self, table: np.ndarray) -> None:
+        """Logs how many judgments are of documents that the collection lacks; refuses all."""
+        is_missing = table[1] >= len(self._documents)
+        if not is_missing.any():
+            return
+        corpus = self._documents.path.name
+        if is_missing.all():
+            raise InputError(
+                f"{self.path} judges no document of {corpus}; the first is "
+                f"{self._name(table[1, 0])} in line {table[3, 0]}"
+            )
+        first = table[:, is_missing][:, table[3, is_missing].argmin()]
+        logging.warning(
+            "%s: %d of %d judgments are of documents that %s lacks (the first in line %d: %s); "
+            "they stay in the judgments, where those documents count as not retrieved",
+            self.path,
+            is_missing.sum(),
+            len(is_missing),
+            corpus,
+            first[3],
+            self._name(first[1]),
+        )
+
+    def _name(self, document: int) -> str:
+        """Names a document in messages."""
+        return f"{self._documents.id_name} {self.document_id(document)!r}"
+
+    def document_id(self, index: int) -> str:
+        """Returns the id of a judged document."""
+        if index < len(self._documents):
+            return self._documents.ids[index]
+        return self._missing_ids[index - len(self._documents)]
+
     def _distinct(self, table: np.ndarray) -> np.ndarray:
         """Removes duplicate judgments; raises InputError if their grades differ."""
         table = table[:, np.lexsort((table[3], table[1], table[0]))]
@@ -86,7 +142,7 @@ class Qrels:
         for entry in np.flatnonzero(is_repeated & (table[2, 1:] != table[2, :-1]))[:1] + 1:
             query, document, _, line = table[:, entry]
             raise InputError(
-                f"{self.path}:{line}: {_name(self._documents, document)} is judged a second time "
+                f"{self.path}:{line}: {self._name(document)} is judged a second time "
                 f"for {_name(self._queries, query)}, with another grade"
             )
         if is_repeated.any():
@@ -98,13 +154,18 @@ class Qrels:
         span = slice(self._offsets[query], self._offsets[query + 1])
         return self.documents[span], self.grades[span]
 
+    def positives_of(self, query: int) -> np.ndarray:
+        """Returns the relevant documents of a query that the collection contains."""
+        documents, grades = self.of(query)
+        return documents[(grades > 0) & (documents < len(self._documents))]
+
     def by_id(self, queries: np.ndarray) -> dict[str, dict[str, int]]:
         """Returns grades by query id and document id, for queries with judgments."""
         result = {}
         for query in queries:
             documents, grades = self.of(query)
             if len(documents):
-                ids = [self._documents.ids[document] for document in documents]
+                ids = [self.document_id(document) for document in documents]
                 result[self._queries.ids[query]] = dict(zip(ids, grades.tolist(), strict=True))
         return result
 

@@ -7,6 +7,7 @@ import pytest
 
 from gemma_encoder.data import registry
 from gemma_encoder.data.source import DataOptions
+from gemma_encoder.evaluation import ranking
 from gemma_encoder.inputs.errors import InputError
 
 
@@ -78,7 +79,7 @@ def test_run_option_selects_a_file(beir, tmp_path):
     [
         (
             {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td9\t1\n"},
-            r"qrels/test.tsv:2: _id 'd9' is not in corpus.jsonl",
+            r"qrels/test.tsv judges no document of corpus.jsonl; the first is _id 'd9' in line 2",
         ),
         (
             {"qrels__test__tsv": "query-id\tcorpus-id\tscore\nq1\td1\thigh\n"},
@@ -115,3 +116,36 @@ def test_missing_folders_are_errors(monkeypatch, tmp_path):
     (tmp_path / "trec-covid").mkdir()
     with pytest.raises(InputError, match=r"trec-covid has no corpus.jsonl \(or .gz, .zst\)"):
         registry.get("beir_trec_covid").check()
+
+
+def test_judged_documents_that_the_corpus_lacks_are_kept(beir, caplog):
+    """ArguAna judges some: BEIR's own evaluation counts them as relevant, but not retrieved."""
+    rows = "q1\td1\t1\nq1\tlost\t2\nq2\tlost\t1\nq2\tgone\t0\nq9\tnowhere\t1\n"
+    source = beir(qrels__test__tsv="query-id\tcorpus-id\tscore\n" + rows)
+    qrels = source.qrels("test")
+    assert qrels == {"q1": {"d1": 1, "lost": 2}, "q2": {"lost": 1, "gone": 0}}
+    assert (
+        "3 of 4 judgments are of documents that corpus.jsonl lacks (the first in line 3: "
+        "_id 'lost')" in caplog.text
+    )
+    assert [(e.document_id, e.label) for e in source.examples("test", 0)] == [("d2", 0), ("d1", 1)]
+    run = {query: [(e.document_id, 1.0)] for query in qrels for e in source.examples("test", 0)[1:]}
+    values = ranking.compute_ranking_metrics(("recall@100",), qrels, run)
+    assert values == {"recall@100": (1 / 2 + 0) / 2}
+
+
+def test_queries_without_a_relevant_document_are_counted(beir, caplog):
+    beir(
+        qrels__test__tsv="query-id\tcorpus-id\tscore\nq1\td1\t0\nq2\té 4\t1\n",
+        run__test__tsv="q1\td2\t1\nq2\td1\t1\nq3\td1\t1\n",
+    ).size("test")
+    assert (
+        "beir_scifact: test split: of 3 queries, 1 have no judgment and enter no metric; 1 have no "
+        "relevant document and count as 0; 1 have no relevant document among the candidates"
+        in caplog.text
+    )
+    caplog.clear()
+    beir(
+        qrels__test__tsv="query-id\tcorpus-id\tscore\nq1\td1\t1\n", run__test__tsv="q1\td1\t1\n"
+    ).size("test")
+    assert "queries," not in caplog.text  # q2 and q3 belong to other splits

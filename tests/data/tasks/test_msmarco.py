@@ -146,8 +146,8 @@ def test_long_passages_are_read_completely(marco):
             r"run.train.tsv:1: qid '77' is not in queries.train.tsv",
         ),
         (
-            {"qrels__train__tsv": "1\t0\t10\t1\n1\t0\t99\t1\n"},
-            r"qrels.train.tsv:2: pid '99' is not in collection.tsv",
+            {"qrels__train__tsv": "1\t0\t98\t1\n1\t0\t99\t1\n"},
+            r"qrels.train.tsv judges no document of collection.tsv; the first is pid '98'",
         ),
         (
             {"qrels__train__tsv": "1\t0\t10\t1\n2\t0\t11\t1\n1\t0\t10\t0\n"},
@@ -281,6 +281,30 @@ def test_untrainable_queries_are_counted_and_evaluated(marco, caplog):
         assert drawn[0].label == 1 and [e.document_id for e in drawn[1:]] == [
             "13"
         ]  # other positives are not used as negatives
+
+
+def test_training_draws_no_document_that_is_missing(marco, caplog):
+    qrels = "1\t0\t10\t1\n1\t0\t99\t2\n2\t0\t98\t1\n3\t0\t12\t0\n"
+    source = marco(qrels__train__tsv=qrels)
+    assert query_ids(source, "train") == ["1"]  # the only positive of query 2 is missing
+    assert "2 of 4 judgments are of documents that collection.tsv lacks" in caplog.text
+    assert source.qrels("train") == {"1": {"10": 1, "99": 2}, "2": {"98": 1}, "3": {"12": 0}}
+    for draw in range(20):
+        drawn = source.examples("train", 0, np.random.default_rng(draw))
+        assert [(e.document_id, e.label) for e in drawn[:1]] == [("10", 1)]
+        assert {e.document_id for e in drawn[1:]} < {"11", "12", "13"}
+
+
+def test_queries_that_no_ranking_answers_are_counted(marco, caplog):
+    source = marco()
+    source.size("validation")
+    assert (
+        "msmarco: validation split: of 2 queries, 1 have no relevant document among the candidates"
+        in caplog.text
+    )
+    caplog.clear()
+    source.qrels("validation")
+    assert source.size("validation") == 1 and not caplog.text  # once
 
 
 def test_a_test_split_needs_no_qrels(marco):
