@@ -152,9 +152,17 @@ class Groups:
         rows = self._order[self._starts[index] : self._starts[index + 1]]
         return self._names[index], rows.tolist()
 
+    def first_rows(self) -> np.ndarray:
+        """Returns [Q], the first row of each query."""
+        return self._order[self._starts[:-1]]
+
+    def num_positives(self, labels: np.ndarray) -> np.ndarray:
+        """Returns [Q], the number of positive rows of each query."""
+        return np.bincount(self._codes[labels > 0], minlength=len(self))
+
     def has_both_labels(self, labels: np.ndarray) -> np.ndarray:
         """Returns [Q] bool: True for queries with a positive and a negative row."""
-        positives = np.bincount(self._codes[labels > 0], minlength=len(self))
+        positives = self.num_positives(labels)
         return (positives > 0) & (positives < np.diff(self._starts))
 
 

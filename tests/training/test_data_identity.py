@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from gemma_encoder.data import registry
+from gemma_encoder.data.tasks import own_held_out
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training import loop
 from gemma_encoder.training.event_file import EventFile
@@ -109,6 +110,16 @@ def test_files_in_another_order_are_other_data(micro, tmp_path):
     (tmp_path / "data/1.csv").unlink()
     (tmp_path / "data/0.csv").write_text(csv(40))
     with pytest.raises(InputError, match=r"the list of files \(1.csv -> none\)"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_another_held_out_selection_is_other_data(micro, tmp_path, monkeypatch):
+    (tmp_path / "train.csv").write_text(csv(60))
+    config = micro(tasks=("own",), own__train=str(tmp_path / "train.csv"), train_for="2 steps")
+    assert loop.train(config, tmp_path / "run").step == 2
+    assert loop.train(config, tmp_path / "run").step == 2
+    monkeypatch.setattr(own_held_out, "VERSION", 0)  # as if by an earlier version
+    with pytest.raises(InputError, match="held-out records of its train split changed"):
         loop.train(config, tmp_path / "run")
 
 

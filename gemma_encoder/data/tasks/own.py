@@ -14,9 +14,10 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data.files import rows
-from gemma_encoder.data.order import shuffled
+from gemma_encoder.data.ranking import report_hopeless_queries
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups
+from gemma_encoder.data.tasks.own_held_out import HeldOut
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_rows import Rows
 from gemma_encoder.data.tasks.own_task import Reading, resolve_columns, resolve_task
@@ -47,7 +48,7 @@ class OwnSource(Source):
         super().__init__(task, options)
         self.inferred = reading.to_dict()
         self._files = dict(files)
-        self._held_out = 0  # records of the training files that are the validation split
+        self._held_out: HeldOut | None = None  # if validation records are from the training file
         for split, file in files.items():
             file.check_labels(
                 task,
@@ -63,79 +64,89 @@ class OwnSource(Source):
         if "validation" not in files:
             self._hold_out(held_out)
         self.splits = tuple(split for split in Source.splits if split in self._files)
-        self._trainable = self._trainable_queries() if task.is_list else None
-
-    def _num_records(self, split: str) -> int:
-        """Returns the number of records in the files of a split, including held out ones."""
-        return len(self._queries[split] if self.task.is_list else self._files[split])
+        self._trainable = None
+        if task.is_list:
+            self._trainable = self._trainable_queries()
+            self._report_queries()
 
     def _hold_out(self, fraction: float) -> None:
         """Creates the validation split from a fraction of the training records."""
         train = self._files["train"]
-        count = self._num_records("train")
-        held_out = round(count * fraction)
-        if not 0 < held_out < count:
-            raise InputError(
-                f"{train.name}: {count} records are too few to hold out {fraction:.0%} for "
-                "validation; set own.validation"
-            )
-        self._held_out = held_out
+        queries = self._queries.get("train")
+        self._held_out = HeldOut(train, self.task, self._indices["train"], queries, fraction)
         for by_split in (self._files, self._queries, self._indices):
             if "train" in by_split:
                 by_split["validation"] = by_split["train"]
         logging.warning(
-            "%s: holding out %d of %d %s of %s for validation; set own.validation to use a file",
+            "%s: holding out %s of %s for validation; set own.validation to use a file",
             self.task.name,
-            held_out,
-            count,
-            "queries" if self.task.is_list else "records",
+            self._held_out.summary,
             train.name,
         )
+        if self._held_out.splits_equal_texts:
+            logging.warning(
+                "%s: too few texts of %s are different: the held-out ones are in training, too",
+                self.task.name,
+                train.name,
+            )
 
     def _index(self, split: str, index: int) -> int:
-        """Maps a record of a split to one of its files.
-
-        Held out records are the start of a seeded permutation.
-        """
-        if not self._held_out or split == "test":
+        """Maps a record of a split to one of its files."""
+        if self._held_out is None or split not in self._held_out.records:
             return index
-        position = index + (self._held_out if split == "train" else 0)
-        return shuffled(position, self._num_records(split), seed=0)
+        return int(self._held_out.records[split][index])
 
-    def _available(self, split: str) -> int:
-        """Returns the number of records of a split, before untrainable queries are skipped."""
-        count = self._num_records(split)
-        if not self._held_out or split == "test":
-            return count
-        return self._held_out if split == "validation" else count - self._held_out
+    def _available(self, split: str) -> np.ndarray:
+        """Returns records of the files of a split, before untrainable queries are skipped."""
+        if self._held_out is not None and split in self._held_out.records:
+            return self._held_out.records[split]
+        return np.arange(len(self._queries[split] if self.task.is_list else self._files[split]))
 
     def _trainable_queries(self) -> np.ndarray:
         """Returns indices of the training queries with a positive and a negative."""
         file = self._files["train"]
-        count = self._available("train")
-        labels = file.table.arrow.column("label").to_numpy()
-        is_trainable = self._queries["train"].has_both_labels(labels)
-        result = np.array([i for i in range(count) if is_trainable[self._index("train", i)]], int)
-        if len(result) < count:
+        available = self._available("train")
+        is_trainable = self._queries["train"].has_both_labels(file.numeric_labels())[available]
+        result = np.flatnonzero(is_trainable)
+        if len(result) < len(available):
             logging.warning(
                 "%s: %d of %d train queries have no positive or no negative and are skipped",
                 self.task.name,
-                count - len(result),
-                count,
+                len(available) - len(result),
+                len(available),
             )
         if not len(result):
             raise InputError(f"{file.name}: no query has a positive and a negative")
         return result
 
+    def _report_queries(self) -> None:
+        """Logs how many queries to evaluate have no relevant document."""
+        for split in self.splits:
+            if split != "train" and self._files[split].labeled:
+                labels = self._files[split].numeric_labels()
+                relevant = self._queries[split].num_positives(labels)[self._available(split)]
+                judged = np.ones(len(relevant))
+                name = f"{self.task.name}: {split} split"
+                report_hopeless_queries(name, judged, relevant, relevant > 0)
+
     def files(self, split: str) -> Sequence[pathlib.Path]:
         """Returns the files of a split."""
         return self._files[split].paths
+
+    def fingerprints(self, split: str) -> list[tuple[str, str]]:
+        """Returns the fingerprints of the selection of held-out records, and of the files."""
+        result = super().fingerprints(split)
+        if self._held_out is not None and split in self._held_out.records:
+            result.insert(0, self._held_out.fingerprint)
+        return result
 
     def count(self, split: str) -> int:
         """Returns the number of rows or queries, without untrainable queries."""
         if split == "train" and self._trainable is not None:
             return len(self._trainable)
-        return self._available(split)
+        if self._held_out is not None and split in self._held_out.records:
+            return len(self._held_out.records[split])
+        return len(self._queries[split] if self.task.is_list else self._files[split])
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """Returns no judgments if grades are unknown, otherwise None: the labels are complete."""

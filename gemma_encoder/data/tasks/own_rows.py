@@ -175,6 +175,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.table)
 
+    @property
+    def text_columns(self) -> list[str]:
+        """Columns of the table with the fields of the text, in order."""
+        return list(self._fields.values())
+
+    def numeric_labels(self) -> np.ndarray:
+        """Returns [N] float64, the labels of a kind whose labels are numbers."""
+        return self.table.arrow.column("label").to_numpy()
+
     def fields(self, row: int) -> dict[str, str]:
         """Returns the fields of the text."""
         return {field: self.table.value(column, row) for field, column in self._fields.items()}

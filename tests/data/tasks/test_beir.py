@@ -118,7 +118,7 @@ def test_missing_folders_are_errors(monkeypatch, tmp_path):
         registry.get("beir_trec_covid").check()
 
 
-def test_judged_documents_that_the_corpus_lacks_are_kept(beir, caplog):
+def test_judged_documents_that_the_corpus_lacks_stay(beir, caplog):
     """ArguAna judges some: BEIR's own evaluation counts them as relevant, but not retrieved."""
     rows = "q1\td1\t1\nq1\tlost\t2\nq2\tlost\t1\nq2\tgone\t0\nq9\tnowhere\t1\n"
     source = beir(qrels__test__tsv="query-id\tcorpus-id\tscore\n" + rows)
