@@ -12,7 +12,6 @@ import pytest
 
 from gemma_encoder import report
 from gemma_encoder.cli import report as program
-from gemma_encoder.evaluation import bootstrap
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
@@ -249,7 +248,7 @@ def test_runs_are_compared_with_the_first(tmp_path, rng):
         for seed, (name, p) in enumerate([("good", good), ("same", good), ("bad", bad)])
     ]
     text = Page(report.render_report(runs)).text
-    assert "+0.000 (+0.000 to +0.000)" in text, "equal predictions differ"
+    assert re.search(r"\+0\.000 \(-0\.0[12]\d to \+0\.0[12]\d\)", text), "equal predictions differ"
     worse = re.search(r"-0\.\d+ \((-0\.\d+) to (-0\.\d+)\)", text)
     assert worse, "a significant difference is missing"
     assert "seed" in text
@@ -282,24 +281,33 @@ def test_parts_of_a_split_are_reported_separately(tmp_path):
     assert "mood, validation_matched" in text
 
 
-def test_intervals_have_nominal_coverage_and_narrow():
-    """About 95 % of intervals contain the true mean, and four times the data halve the width."""
-    mean_widths = {}
-    covered = 0
-    for units in (50, 200):
-        widths = []
-        for seed in range(100):
-            interval = mean_interval(np.random.default_rng(seed).random(units) < 0.7)
-            widths.append(interval.high - interval.low)
-            covered += (interval.low <= 0.7 <= interval.high) * (units == 200)
-        mean_widths[units] = np.mean(widths)
-    assert 88 <= covered <= 99
-    assert mean_widths[50] / mean_widths[200] == pytest.approx(2, rel=0.1)
+@pytest.mark.parametrize("right", [True, False])
+def test_no_interval_of_the_report_collapses(tmp_path, right):
+    """80 of 80 right, or wrong, by every kind of unit: examples, questions and queries."""
+    labels = np.arange(80) % 2
+    examples = [Example({"text": str(i)}, 1.0, f"question {i // 2}") for i in range(80)]
+    both_classes = np.tile([1.0 - right, float(right)], (80, 1))
+    predictions = [
+        moods(labels, np.abs(labels - (not right)).astype(float)),
+        Predictions(EXAM, "validation", both_classes, table(examples)),
+        searches([(3, 2, 1) if right else (0, 0, 0)] * 80),
+    ]
+    if not right:  # MRR@10 of a relevant document that is missing from the run
+        predictions[2].qrels = {f"q{q}": {"d9": 1.0} for q in range(80)}
+    runs = [write_run(tmp_path / name, predictions) for name in ("one", "two")]
+    text = Page(report.render_report(runs)).text
+    bounds = re.findall(r"([+-]?\d\.\d{3}) to ([+-]?\d\.\d{3})", text)
+    assert len(bounds) == 4 * 2 + 4
+    for low, high in bounds:
+        assert 0.01 < float(high) - float(low) < 0.25
 
 
-def mean_interval(values):
-    means = bootstrap.resampled(lambda indices: values[indices].mean(), len(values))
-    return bootstrap.percentile_interval(values.mean(), means)
+def test_perplexity_of_one_text_has_no_interval(tmp_path):
+    task = Task("story", "language_model", Template("{text}"), metrics=("perplexity",))
+    outputs = np.array([[6.0, 3.0]])
+    predictions = Predictions(task, "validation", outputs, table([Example({"text": "x"}, 0.0)]))
+    text = Page(report.render_report([write_run(tmp_path / "one", [predictions])])).text
+    assert "7.389" in text and "7.389 to 7.389" not in text
 
 
 def test_mistakes_are_sorted_worst_first():

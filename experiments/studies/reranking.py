@@ -78,10 +78,12 @@ def compare_to_first_stage(cell: Cell, row: str) -> Comparison:
 
 def paired(differences: np.ndarray) -> Interval:
     """Returns the mean of differences [S, Q], with seeds and queries resampled jointly."""
-    counts = bootstrap.counts(differences.shape[1])
-    values = np.stack([resampled_metrics.mean(counts, row) for row in differences])
+    units = differences.shape[1]
+    weights = bootstrap.weights(units)
+    values = np.stack([resampled_metrics.mean(weights, row) for row in differences])
     drawn = np.take_along_axis(values, seed_draws(len(differences)), axis=0)
-    return bootstrap.percentile_interval(differences.mean(), drawn.mean(axis=0))
+    limits = bootstrap.bounds_of_difference(bootstrap.bounds("mrr@10"))
+    return bootstrap.interval(differences.mean(), drawn.mean(axis=0), units, limits)
 
 
 def by_weight(outcome: Mapping[str, Any]) -> np.ndarray:

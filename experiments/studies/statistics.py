@@ -1,7 +1,7 @@
 """Statistics of a study's runs: means and differences with bootstrap intervals.
 
-Seeds and examples are resampled jointly: each of 1,000 resamples draws the same examples and the
-same seeds, with replacement, for both sides of a difference. Three seeds have only ten different
+Seeds and examples are resampled jointly: each of 1,000 resamples weights the examples and draws the
+seeds, with replacement, alike for both sides of a difference. Three seeds have only ten different
 draws, so their contribution to an interval is coarse.
 
 Shapes: n units, R resamples, S seeds.
@@ -78,6 +78,17 @@ class Cell:
         """Name of the main metric."""
         return self.example["main_metric"]
 
+    @property
+    def units(self) -> int:
+        """Number of units that are resampled: examples, questions, pairs or queries."""
+        return len(self.resampler.weights(self.example["outcomes"][self.metric])[0])
+
+    @property
+    def _bounds(self) -> bootstrap.Bounds | None:
+        """Worst and best value of the main metric."""
+        outcome = self.example["outcomes"][self.metric]
+        return bootstrap.bounds(self.metric if "values" in outcome else weighted_name(self.metric))
+
     def values(self, row: str, metric: str = "") -> np.ndarray:
         """Returns a metric of each seed, [S]; by default the main metric."""
         name = metric or self.metric
@@ -86,7 +97,9 @@ class Cell:
     def estimate(self, row: str) -> Interval:
         """Returns the mean over a row's seeds, with its interval."""
         seeds = sorted(self.runs[row])
-        return bootstrap.percentile_interval(self.values(row).mean(), self._arm(row, seeds))
+        return bootstrap.interval(
+            self.values(row).mean(), self._arm(row, seeds), self.units, self._bounds
+        )
 
     def contrast(self, above: Sequence[str], below: Sequence[str]) -> tuple[Interval, int] | None:
         """Returns the mean of rows `above` minus that of rows `below`, and the number of seeds.
@@ -101,7 +114,8 @@ class Cell:
             return None
         difference = self._mean(above, seeds) - self._mean(below, seeds)
         resampled = self._resampled_mean(above, seeds) - self._resampled_mean(below, seeds)
-        return bootstrap.percentile_interval(difference, resampled), len(seeds)
+        limits = bootstrap.bounds_of_difference(self._bounds)
+        return bootstrap.interval(difference, resampled, self.units, limits), len(seeds)
 
     def _mean(self, rows: Sequence[str], seeds: Sequence[int]) -> float:
         metrics = [self.runs[row][seed]["metrics"] for row in rows for seed in seeds]
@@ -129,14 +143,18 @@ class Resampler:
     """Computes the main metric of runs in every resample, with caches shared by runs."""
 
     def __init__(self):
-        self._counts: dict[int, np.ndarray] = {}
+        self._weights: dict[int, np.ndarray] = {}
         self._values: dict[tuple[str, int], np.ndarray] = {}
 
-    def counts(self, units: int) -> np.ndarray:
-        """Returns the number of draws of each unit in every resample, [R, n]."""
-        if units not in self._counts:
-            self._counts[units] = bootstrap.counts(units)
-        return self._counts[units]
+    def weights(self, outcome: Mapping[str, Any]) -> np.ndarray:
+        """Returns the weight of each unit of an outcome in every resample, [R, n]."""
+        if "values" in outcome:
+            units = len(next(iter(outcome["values"].values())))
+        else:
+            units = max(outcome["groups"]) + 1 if "groups" in outcome else len(outcome["labels"])
+        if units not in self._weights:
+            self._weights[units] = bootstrap.weights(units)
+        return self._weights[units]
 
     def values(self, result: Mapping[str, Any]) -> np.ndarray:
         """Returns the main metric in every resample, [R]."""
@@ -148,14 +166,14 @@ class Resampler:
     def _resampled(self, result: Mapping[str, Any]) -> np.ndarray:
         main = result["main_metric"]
         outcome = result["outcomes"][main]
+        weights = self.weights(outcome)
         if "values" in outcome:
-            values = np.array(outcome["values"][main])
-            return resampled_metrics.mean(self.counts(len(values)), values)
+            return resampled_metrics.mean(weights, np.array(outcome["values"][main]))
         labels = np.array(outcome["labels"])
         predictions = np.array(outcome["predictions"])
-        groups = np.array(outcome.get("groups", np.arange(len(labels))))
-        counts = self.counts(int(groups.max()) + 1)[:, groups]
-        return resampled_metrics.METRICS[weighted_name(main)](counts, labels, predictions)
+        if "groups" in outcome:
+            weights = weights[:, np.array(outcome["groups"])]
+        return resampled_metrics.METRICS[weighted_name(main)](weights, labels, predictions)
 
 
 def weighted_name(metric: str) -> str:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gemma_encoder.evaluation.bootstrap import RESAMPLES, Interval
+from gemma_encoder.evaluation.bootstrap import PRIOR, RESAMPLES, Interval
 from gemma_encoder.experiments import ablations
 from gemma_encoder.experiments.ablations.main_tables import PUBLISHED
 from gemma_encoder.experiments.studies import claims, plots, reranking
@@ -21,10 +21,12 @@ from gemma_encoder.inputs.errors import InputError
 HOW = f"""\
 How to read it. A value is the mean ± standard deviation over seeds, of the last step. A \
 difference is to the row in bold, with a 95 %
-interval of the paired bootstrap: {RESAMPLES:,} times the same examples (for ranking, queries) and \
-the same seeds are drawn with replacement for
-both rows. With three seeds the part of the seeds in an interval is coarse; with one it is \
-missing. "Better" and "worse" are said where the
+interval of the paired Bayesian bootstrap: {RESAMPLES:,} times the same weights of the examples \
+(for ranking, of the queries) and the same seeds
+are drawn for both rows. A prior mass of {PRIOR} examples at the largest loss and at the largest \
+gain keeps an interval from collapsing. With
+three seeds the part of the seeds in an interval is coarse; with one it is missing. "Better" and \
+"worse" are said where the
 interval leaves out zero, and many intervals stand here: of twenty true zeros, about one leaves it \
 out. Chance is the best answer that is always the
 same, or a random order of the candidates. What was not run says so.
@@ -58,6 +60,8 @@ def folder_of(output: pathlib.Path) -> pathlib.Path:
 
 def format_interval(interval: Interval, sign: str = "+") -> str:
     """Formats a value with its bounds."""
+    if not interval.exists:
+        return f"{interval.value:{sign}.3f} (no interval)"
     bounds = f"[{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
     return f"{interval.value:{sign}.3f} {bounds}"
 

@@ -1,5 +1,31 @@
 """Bootstrap confidence intervals for metrics, over independent units.
 
+Units are examples, or the questions, pairs or queries that a metric groups examples by: a unit is
+drawn as a whole, so that examples of one group are not taken for independent ones.
+
+A plain percentile bootstrap collapses where a metric is at its edge: of 80 correct answers every
+resample is 1.000, and so would be both bounds. Resamples here are those of the Bayesian bootstrap
+(Rubin, 1981: The Bayesian bootstrap), and a value of the metric's best and of its worst enter each
+resample with a prior mass of `PRIOR` units (a proper Bayesian bootstrap; Muliere and Secchi, 1996:
+Bayesian nonparametric predictive inference and bootstrap techniques). Of a mean of zeros and ones,
+k of n, the bounds are then those of the posterior Beta(k + PRIOR, n − k + PRIOR), up to the error
+of drawing. A prior mass of 1/2 would be Jeffreys' interval, of 1 nearly Wilson's (Brown, Cai and
+DasGupta, 2001: Interval estimation for a binomial proportion). For a difference, the masses are at
+the largest possible loss and gain, much as Bonett and Price (2012: Adjusted Wald confidence
+interval for a difference of binomial proportions based on paired data) add pairs that disagree.
+
+Coverage of the interval at 95 %, for n units of which a share p is correct, by simulation:
+
+    n     p = 0.5   0.9     0.99
+    50    0.946     0.941   0.947
+    200   0.946     0.950   0.960
+
+Limits: coverage of a mean of few units is a mean over p, not a guarantee at each p. No interval
+that depends on the count k alone can have a coverage of 93 to 97 % at n = 50 and p = 0.99, where
+the probabilities of its possible values leave a gap between 0.924 and 0.986; the error of drawing
+fills the gap. For metrics that are no means, such as F1 or a correlation, the prior mass is an
+approximation to first order. Metrics without bounds, such as perplexity, have no prior mass.
+
 Shapes: n units (examples, questions or queries), R resamples.
 """
 
@@ -10,23 +36,74 @@ import numpy as np
 
 RESAMPLES = 1000
 LEVEL = 0.95
+# Units' worth of prior mass at each bound. Of the masses from 0.5 to 1, this one has a coverage
+# nearest to 95 % in the six cases of the table.
+PRIOR = 0.7
+
+Bounds = tuple[float, float]
+
+_BOUNDS: dict[str, Bounds] = {
+    **dict.fromkeys(
+        (
+            "accuracy",
+            "exact_match",
+            "gender_parity",
+            "f1",
+            "f1a",
+            "macro_f1",
+            "micro_f1",
+            "token_f1",
+            "average_precision",
+            "subset_accuracy",
+            "mrr",
+            "ndcg",
+            "map",
+            "recall",
+        ),
+        (0.0, 1.0),
+    ),
+    **dict.fromkeys(
+        ("matthews_correlation", "pearson", "spearman", "quadratic_weighted_kappa"), (-1.0, 1.0)
+    ),
+}
 
 
 class Interval(NamedTuple):
-    """A value with the bounds of its 95 % percentile interval."""
+    """A value with the bounds of its 95 % interval; NaN if there is no interval."""
 
     value: float
     low: float
     high: float
 
+    @property
+    def exists(self) -> bool:
+        """False if the units do not allow an interval."""
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+
+def bounds(metric: str) -> Bounds | None:
+    """Returns the worst and best value of a metric; None if it has none, or if it is registered.
+
+    Args:
+        metric: name of the metric, for ranking with "@10" and "(rel=…)", without the part of a
+            split.
+    """
+    return _BOUNDS.get(metric.partition("@")[0].partition("(")[0])
+
+
+def bounds_of_difference(limits: Bounds | None) -> Bounds | None:
+    """Returns the largest loss and gain of a metric with these bounds; None without bounds."""
+    return None if limits is None else (limits[0] - limits[1], limits[1] - limits[0])
+
 
 def resampled(
     statistic: Callable[[np.ndarray], float], units: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """Computes a statistic on R resamples of n units.
+    """Computes a statistic on R resamples of n units, each drawn with replacement.
 
-    Resamples depend only on the seed and the number of units, so that values of two models on the
-    same units may be subtracted.
+    This is the bootstrap of metrics that take no weights; for others see `weights`. Resamples
+    depend only on the seed and the number of units, so that values of two models on the same units
+    may be subtracted.
 
     Args:
         statistic: function of unit indices [n] int.
@@ -41,22 +118,36 @@ def resampled(
     return np.array([statistic(rng.integers(0, units, units)) for _ in range(resamples)])
 
 
-def counts(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Counts the draws of each of n units in each of R resamples, [R, n] float32.
+def weights(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Draws the weight of each of n units in each of R resamples, [R, n] float32.
 
-    These are the resamples of `resampled`. From the counts, the functions of `resampled_metrics`
-    compute the metrics of all resamples at once.
+    Weights are those of the Bayesian bootstrap, up to a factor: exponential, with mean 1. From
+    them, the functions of `resampled_metrics` compute the metrics of all resamples at once. They
+    depend only on the seed and the number of units.
     """
-    rng = np.random.default_rng(seed)
-    return np.stack(
-        [np.bincount(rng.integers(0, units, units), minlength=units) for _ in range(resamples)]
-    ).astype(np.float32)
+    return np.random.default_rng(seed).standard_exponential((resamples, units), np.float32)
 
 
-def percentile_interval(value: float, values: np.ndarray) -> Interval:
-    """Returns the percentile interval of a statistic from its resampled values."""
+def interval(value: float, values: np.ndarray, units: int, limits: Bounds | None) -> Interval:
+    """Returns the 95 % interval of a metric, or of a difference, from its resampled values.
+
+    It contains the value. With bounds it never has a width of zero; without bounds it does not
+    exist where all resampled values are equal, as for a single unit.
+
+    Args:
+        value: the metric on all units.
+        values: the metric on each resample, [R].
+        units: n.
+        limits: worst and best value, from `bounds` or `bounds_of_difference`.
+    """
+    if limits is not None:
+        rng = np.random.default_rng([units, 1])
+        share, worst, best = rng.dirichlet((units, PRIOR, PRIOR), len(values)).T
+        values = share * values + worst * limits[0] + best * limits[1]
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(value), float(low), float(high))
+    if limits is None and high - low <= 1e-12 * max(abs(low), abs(high)):
+        return Interval(float(value), np.nan, np.nan)
+    return Interval(float(value), float(min(low, value)), float(max(high, value)))
 
 
 def draw_groups(groups: Sequence[np.ndarray], drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

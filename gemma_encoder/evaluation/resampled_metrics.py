@@ -1,8 +1,9 @@
-"""Metrics of many bootstrap resamples at once, from the draw counts of every example.
+"""Metrics of many bootstrap resamples at once, from the weight of every example.
 
-Values equal those of `metrics.METRICS` on the drawn examples, computed a thousand times faster.
+Where weights are whole numbers, values equal those of `metrics.METRICS` on examples that are
+repeated as often, computed a thousand times faster.
 
-Shapes: R resamples, n examples, C classes. Counts [R, n] say how often each example was drawn.
+Shapes: R resamples, n examples, C classes. Counts [R, n] are the weights, see `bootstrap.weights`.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ Weighted = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 def mean(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Returns the mean of values [n] in each resample, [R]."""
-    return counts @ np.asarray(values, np.float64) / counts.sum(axis=1)
+    return counts @ np.asarray(values, np.float64) / counts.sum(axis=1, dtype=np.float64)
 
 
 def accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -62,8 +63,10 @@ def matthews_correlation(
     covariance = correct * total - (labeled * predicted).sum(axis=1)
     predicted_variance = total**2 - (predicted**2).sum(axis=1)
     labeled_variance = total**2 - (labeled**2).sum(axis=1)
-    scale = np.sqrt(predicted_variance * labeled_variance)
-    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 0)
+    # The variance of a constant is rounding error.
+    varies = (predicted_variance > 1e-12 * total**2) & (labeled_variance > 1e-12 * total**2)
+    scale = np.sqrt(np.abs(predicted_variance * labeled_variance))
+    return np.divide(covariance, scale, out=np.zeros_like(covariance), where=varies)
 
 
 def pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:

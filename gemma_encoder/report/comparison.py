@@ -15,10 +15,15 @@ from gemma_encoder.weights.card import COUNTS
 NONE = "—"  # shown if the predictions on disk do not allow an interval
 _INTERVAL_COLUMN = 5
 NOTE = (
-    "Intervals: percentile bootstrap with 1,000 resamples of units. Units are examples, or the "
-    "questions, pairs or queries that a metric groups them by. Intervals reflect the sampling of "
-    "the test set, not the variance between seeds. Differences are paired: both runs use the same "
-    "resamples."
+    f"Intervals: Bayesian bootstrap with {bootstrap.RESAMPLES:,} resamples of units. Units are "
+    "examples, or the questions, pairs or queries that a metric groups them by. A prior mass of "
+    f"{bootstrap.PRIOR} units at the metric's worst and best value keeps an interval from "
+    "collapsing where all units agree; for accuracy it is the interval of "
+    f"Beta(k + {bootstrap.PRIOR}, n − k + {bootstrap.PRIOR}). Metrics without a worst or best "
+    "value, such as perplexity, have a plain percentile interval. Intervals reflect the sampling "
+    "of the test set, not the variance between seeds. Differences are paired: both runs use the "
+    "same resamples. A difference of zero still has an interval: on other examples of the same "
+    "kind the runs may differ by so much."
 )
 NO_PREDICTIONS = " No predictions match these values; run gemma-encoder evaluate to write them."
 
@@ -30,24 +35,31 @@ class _Estimate:
     units: list[str]
     value: float
     resampled: np.ndarray
+    bounds: bootstrap.Bounds | None
 
     @classmethod
     def of(cls, scored: Scored, metric: str) -> "_Estimate":
         statistic = scored.metrics[metric]
         count = len(scored.units)
-        return cls(scored.units, statistic(np.arange(count)), bootstrap.resampled(statistic, count))
+        value = statistic(np.arange(count))
+        return cls(scored.units, value, scored.resampled(metric), scored.bounds[metric])
 
     def interval(self) -> str:
-        interval = bootstrap.percentile_interval(self.value, self.resampled)
-        return f"{interval.low:.3f} to {interval.high:.3f}"
+        interval = bootstrap.interval(self.value, self.resampled, len(self.units), self.bounds)
+        return f"{interval.low:.3f} to {interval.high:.3f}" if interval.exists else NONE
 
     def difference_to(self, base: "_Estimate | None") -> str:
         """Returns the paired difference; NONE if the base is missing or has other units."""
         if base is None or base.units != self.units:
             return NONE
-        change = bootstrap.percentile_interval(
-            self.value - base.value, self.resampled - base.resampled
+        change = bootstrap.interval(
+            self.value - base.value,
+            self.resampled - base.resampled,
+            len(self.units),
+            bootstrap.bounds_of_difference(self.bounds),
         )
+        if not change.exists:
+            return f"{change.value:+.3f}"
         return f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
 
 
