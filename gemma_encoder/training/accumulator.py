@@ -160,7 +160,10 @@ class MetricsAccumulator:
         return values
 
     def _task_values(self, counts: dict[str, dict[str, int]]) -> dict[str, float]:
-        """Returns the mean loss of each task, and the share of its texts that were truncated."""
+        """Returns the mean loss of each task, and the share of its texts that were truncated.
+
+        A task without a text or list to learn from since the last line has no mean loss.
+        """
         values = {}
         for task in self._recipe.tasks:
             count = self._sums[f"{task.name}/count"]

@@ -50,7 +50,7 @@ class Poly1Options:
     """Options of Poly-1."""
 
     epsilon: float = option(
-        1.0, "ε, the weight of the term 1 - p that is added to the listwise softmax"
+        1.0, "ε, the weight of the term 1 - p that is added to the cross entropy -log p"
     )
 
     def __post_init__(self):

@@ -59,7 +59,8 @@ class TaskLoss(NamedTuple):
 
     Attributes:
         total: sum of the losses.
-        count: divisor of the mean loss in the log: texts, lists, or predicted tokens.
+        count: divisor of the mean loss in the log: texts, lists that can be learned from, or
+            predicted tokens.
         examples: count of texts or lists.
     """
 
@@ -71,6 +72,8 @@ class TaskLoss(NamedTuple):
 Objective = Callable[[LossInputs, Any], TaskLoss]
 TextLoss = Callable[[LossInputs, Any], Float[Array, "B S"]]
 ListLoss = Callable[..., Float[Array, " G"]]
+# Tells from grades and presence [G, N] which lists can be learned from, [G].
+ListFilter = Callable[[Array, Array], Bool[Array, " G"]]
 
 
 def per_text(loss: TextLoss) -> Objective:
@@ -85,8 +88,27 @@ def per_text(loss: TextLoss) -> Objective:
     return objective
 
 
-def per_list(loss: ListLoss) -> Objective:
-    """Returns the objective that sums a loss per list."""
+def has_positive(grades: Float[Array, "G N"], real: Bool[Array, "G N"]) -> Bool[Array, " G"]:
+    """Returns True for lists with a relevant document."""
+    return ((grades > 0) & real).any(axis=-1)
+
+
+def has_pair(grades: Float[Array, "G N"], real: Bool[Array, "G N"]) -> Bool[Array, " G"]:
+    """Returns True for lists with documents of different grades."""
+    lowest = jnp.where(real, grades, jnp.inf).min(axis=-1)
+    highest = jnp.where(real, grades, -jnp.inf).max(axis=-1)
+    return highest > lowest
+
+
+def per_list(loss: ListLoss, learnable: ListFilter | None = None) -> Objective:
+    """Returns the objective that sums a loss per list.
+
+    Args:
+        loss: values by list.
+        learnable: lists that the mean loss in the log is over; by default all. Values of the
+            others are replaced by 0. The divisor of the training loss is a constant, and counts
+            them as well.
+    """
 
     def objective(inputs: LossInputs, options: Any) -> TaskLoss:
         lists, grades, real = to_lists(
@@ -96,8 +118,10 @@ def per_list(loss: ListLoss) -> Objective:
         # The softmax of an empty list is undefined: unmask all its slots, since its weight is 0.
         mask = real | ~real.any(axis=-1, keepdims=True)
         values = loss(lists, grades, mask, options)
-        count = weight.sum()
-        return TaskLoss(jnp.sum(weight * values), count, count)
+        examples = weight.sum()
+        if learnable is not None:
+            weight *= learnable(grades, real)
+        return TaskLoss(jnp.sum(weight * values), weight.sum(), examples)
 
     return objective
 
@@ -181,7 +205,7 @@ def point_ce(
     """PointCE: sigmoid cross entropy of each document, averaged over the list.
 
     RankT5 (arXiv 2210.10634, section 4.3). Works with any list length; recommended for short
-    lists. Grades are clipped to [0, 1].
+    lists. Grades are clipped to [0, 1]. A list without a relevant document is learned from, too.
     """
     del options
     return _rax(rax.pointwise_sigmoid_loss, scores, labels, real)
@@ -206,7 +230,7 @@ def listwise_softmax(
 ) -> Float[Array, " G"]:
     """Listwise softmax: −Σ_i y_i log softmax(s)_i (RankT5, section 4.3).
 
-    Needs lists of at least 20 to 30 documents.
+    Needs lists of at least 20 to 30 documents. A list without a relevant document has loss 0.
     """
     del options
     return _rax(rax.softmax_loss, scores, labels, real)
@@ -218,16 +242,28 @@ def poly1(
     real: Bool[Array, "G N"],
     options: Any = None,
 ) -> Float[Array, " G"]:
-    """Poly-1: listwise softmax + ε (1 − p_target), after PolyLoss (arXiv 2204.12511)."""
+    """Poly-1: Σ_i w_i (−log p_i + ε (1 − p_i)), with p = softmax(s) and w_i = y_i / Σ_j y_j.
+
+    PolyLoss (arXiv 2204.12511, section 4) of the document that is relevant. With several of them,
+    both terms are averages over these by the same weights, in proportion to the grades, so that a
+    list counts once and the unit of the grades does not matter. The sum of `listwise_softmax` has
+    the grades themselves for weights: with ε = 0 the two are equal where grades sum to 1. A list
+    without a relevant document has loss 0.
+    """
     epsilon = 1.0 if options is None else options.epsilon
-    return _rax(rax.poly1_softmax_loss, scores, labels, real, epsilon=epsilon)
+    log_p = jnp.where(real, jax.nn.log_softmax(scores, axis=-1, where=real), 0.0)
+    grades = jnp.where(real, labels, 0.0)
+    total = grades.sum(axis=-1, keepdims=True)
+    weights = grades / jnp.where(total > 0, total, 1.0)
+    # −expm1 is 1 − p without cancellation.
+    return jnp.sum(weights * (-log_p - epsilon * jnp.expm1(log_p)), axis=-1)
 
 
 _LIST_LOSSES = {
     "point_ce": per_list(point_ce),
-    "pairwise_logistic": per_list(pairwise_logistic),
-    "softmax": per_list(listwise_softmax),
-    "poly1": per_list(poly1),
+    "pairwise_logistic": per_list(pairwise_logistic, has_pair),
+    "softmax": per_list(listwise_softmax, has_positive),
+    "poly1": per_list(poly1, has_positive),
 }
 
 LOSSES: dict[str, dict[str, Objective]] = {

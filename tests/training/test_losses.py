@@ -45,7 +45,8 @@ def equation(name, scores, labels):
     softmax = -(labels * log_softmax(scores)).sum()
     if name == "softmax":
         return softmax
-    return softmax + 1 - (labels / labels.sum() * np.exp(log_softmax(scores))).sum()
+    weights = labels / labels.sum()
+    return softmax / labels.sum() + 1 - (weights * np.exp(log_softmax(scores))).sum()
 
 
 @pytest.mark.parametrize("name", losses.LOSSES["ranking"])
@@ -299,12 +300,100 @@ def test_default_options_add_no_computation():
 
 
 def test_poly1_takes_its_epsilon():
-    arguments = [jnp.asarray(values) for values in (SCORES, LABELS, MASK)]
+    arguments = [jnp.asarray(values) for values in (SCORES, LABELS > 0, MASK)]
+    arguments[1] = arguments[1] / arguments[1].sum(axis=-1, keepdims=True)
     zero = losses.poly1(*arguments, Poly1Options(0.0))
     np.testing.assert_allclose(zero, losses.listwise_softmax(*arguments), rtol=1e-6)
     single = losses.poly1(*arguments, Poly1Options(1.0))
     double = losses.poly1(*arguments, Poly1Options(2.0))
     np.testing.assert_allclose(double - zero, 2 * (single - zero), rtol=1e-4)
+
+
+def poly1_of(grades, scores=SCORES[0], epsilon=1.5):
+    values = losses.poly1(
+        jnp.asarray(scores)[None],
+        jnp.asarray(grades, jnp.float32)[None],
+        jnp.ones((1, len(grades)), bool),
+        Poly1Options(epsilon),
+    )
+    return values[0]
+
+
+def test_poly1_of_one_positive_is_the_papers():
+    log_p = log_softmax(SCORES[0])[2]
+    expected = -log_p + 1.5 * (1 - np.exp(log_p))
+    for grade in (1, 3):
+        np.testing.assert_allclose(poly1_of([0, 0, grade, 0]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("grades", "weights"), [([1, 0, 1, 0], [1, 1]), ([3, 0, 1, 0], [3, 1])])
+def test_poly1_of_several_positives_is_their_weighted_mean(grades, weights):
+    """Both terms: each positive's own Poly-1, weighted by its grade."""
+    single = [poly1_of(np.eye(4)[i]) for i in (0, 2)]
+    expected = np.average(single, weights=weights)
+    np.testing.assert_allclose(poly1_of(grades), expected, rtol=1e-5)
+    np.testing.assert_allclose(poly1_of(np.multiply(grades, 7)), expected, rtol=1e-5)
+
+
+def test_the_gradient_of_poly1_is_that_of_its_equation():
+    def equation(scores, grades, real):
+        p = jnp.where(real, jnp.exp(scores), 0) / jnp.sum(jnp.exp(scores) * real)
+        weights = grades / grades.sum()
+        terms = -jnp.log(jnp.where(real, p, 1)) + 1.5 * (1 - p)
+        return jnp.sum(jnp.where(real, weights * terms, 0))
+
+    def loss(scores):
+        return losses.poly1(scores, jnp.asarray(LABELS), jnp.asarray(MASK), Poly1Options(1.5)).sum()
+
+    gradients = jax.grad(loss)(jnp.asarray(SCORES))
+    for row, gradient in enumerate(gradients):
+        arguments = [jnp.asarray(values[row]) for values in (SCORES, LABELS, MASK)]
+        expected = jax.grad(equation)(*arguments)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def graded_lists(*lists):
+    """Returns a batch with a list of documents in each row, by grades, and their scores."""
+    batch = empty_batch(BatchShape(len(lists), 4, 3, len(lists), 3))
+    for row, grades in enumerate(lists):
+        size = len(grades)
+        batch.label[row, :size] = grades
+        batch.group_id[row, :size] = row
+        batch.list_slot[row, :size] = range(size)
+        batch.weight[row, :size] = 1
+    scores = np.random.default_rng(0).standard_normal((len(lists), 3, 1)).astype(np.float32)
+    return batch, {"l": jnp.asarray(scores)}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("softmax", 2), ("poly1", 2), ("pairwise_logistic", 1), ("point_ce", 4)],
+)
+def test_lists_without_a_positive_are_not_in_the_mean(name, count):
+    """Of pairs, those without documents of different grades; PointCE learns from all."""
+    lists = [[1, 0, 0], [0, 0, 0], [2, 2], [0]]
+    constants = options(names={"ranking": name}, examples_per_step=4, groups=4, list_size=3)
+    batch, scores = graded_lists(*lists)
+    loss, parts = loss_of(scores, batch, TASKS[2:], constants)
+    part = parts["l"]
+    assert (float(part.count), float(part.examples)) == (count, 4)
+    np.testing.assert_allclose(loss, part.total / 4, rtol=1e-6)  # the divisor is the constant
+    if name != "point_ce":  # the sum is that of the lists that count
+        alone = graded_lists(*lists[: 3 if count == 2 else 1])
+        _, others = loss_of(alone[1], alone[0], TASKS[2:], constants._replace(groups=3))
+        np.testing.assert_allclose(part.total, others["l"].total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["softmax", "poly1", "pairwise_logistic"])
+def test_a_batch_without_a_positive_has_no_loss(name):
+    batch, scores = graded_lists([0, 0, 0], [0, 0])
+    constants = options(names={"ranking": name}, groups=2, list_size=3)
+
+    def loss(values):
+        return loss_of({"l": values}, batch, TASKS[2:], constants)[0]
+
+    value, gradient = jax.value_and_grad(loss)(scores["l"])
+    assert value == 0 and not np.asarray(gradient).any()
 
 
 # --- Multi-label and ordinal classification ---
