@@ -11,6 +11,7 @@ import numpy as np
 
 from gemma_encoder.inputs.class_names import sorted_names
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.uncertainty import ClassUncertainty, Uncertainty
 
 if TYPE_CHECKING:
     from gemma_encoder.inputs.task import Task
@@ -21,7 +22,7 @@ NO_TARGETS = np.zeros(0, np.float32)
 Label = float | tuple[int, ...]
 
 
-class Kind:
+class Kind(Uncertainty):
     """Behavior of one kind of task. To add a kind, subclass it and `register` an instance.
 
     Attributes:
@@ -208,7 +209,7 @@ class Kind:
         return sorted_names(names)
 
 
-class ClassKind(Kind):
+class ClassKind(ClassUncertainty, Kind):
     """Base of the kinds whose outputs are probabilities of classes."""
 
     has_classes = True

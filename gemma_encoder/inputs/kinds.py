@@ -25,6 +25,7 @@ from gemma_encoder.inputs.kind import (
     names,
     register,
 )
+from gemma_encoder.inputs.uncertainty import ResidualUncertainty
 
 __all__ = ["Kind", "cumulative_logits", "get", "names", "register"]
 
@@ -33,6 +34,7 @@ class Classification(ClassKind):
     """One of several classes: softmax over C scores."""
 
     name = "classification"
+    has_temperature = True
     default_loss = "softmax_cross_entropy"
     default_metrics = ("accuracy", "macro_f1")
     label_column = "class"
@@ -40,6 +42,7 @@ class Classification(ClassKind):
     score_meaning = "logits of the classes; their softmax is the probabilities"
 
     def postprocess(self, task, scores):
+        scores = scores / task.temperature
         shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return shifted / shifted.sum(axis=-1, keepdims=True)
 
@@ -61,6 +64,7 @@ class Ordinal(ClassKind):
     """
 
     name = "ordinal"
+    has_temperature = True
     default_loss = "cumulative_link"
     default_metrics = ("quadratic_weighted_kappa", "mean_absolute_error")
     label_column = "class"
@@ -76,7 +80,7 @@ class Ordinal(ClassKind):
     def postprocess(self, task, scores):
         """Returns class probabilities [N, C]."""
         # P(class > k), decreasing in k.
-        above = np.exp(-np.logaddexp(0, -cumulative_logits(scores)))
+        above = np.exp(-np.logaddexp(0, -cumulative_logits(scores) / task.temperature))
         ones = np.ones_like(above[:, :1])
         return -np.diff(np.concatenate([ones, above, 0 * ones], axis=-1), axis=-1)
 
@@ -120,6 +124,7 @@ class MultiLabel(ClassKind):
     """
 
     name = "multi_label"
+    has_temperature = True
     default_loss = "sigmoid_cross_entropy"
     default_metrics = ("micro_f1", "macro_f1", "average_precision")
     label_column = "classes"
@@ -155,7 +160,10 @@ class MultiLabel(ClassKind):
 
     def postprocess(self, task, scores):
         """Returns the probability of each class, [N, C]; rows need not sum to 1."""
-        return np.exp(-np.logaddexp(0, -scores))
+        return np.exp(-np.logaddexp(0, -scores / task.temperature))
+
+    def truth(self, task, labels):
+        return self.metric_labels(task, labels)
 
     def baseline(self, task, labels):
         """Returns the frequency of each class, [C]."""
@@ -216,7 +224,7 @@ class MultiLabel(ClassKind):
         return weights, task.classes[index], float(output[index])
 
 
-class Regression(Kind):
+class Regression(ResidualUncertainty, Kind):
     """A number in a range, scaled to [0, 1] for training and in the task's own units for users."""
 
     name = "regression"

@@ -15,6 +15,7 @@ from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind, Label
 from gemma_encoder.inputs.template import EncodedText, Template
+from gemma_encoder.inputs.uncertainty import NO_CALIBRATION, Calibration
 
 ROLES = ("", "query", "document")  # of a segment; `Batch.role` holds the index
 
@@ -99,6 +100,8 @@ class Task:
         chance: main metric of an untrained model, printed beside results; None if it is not a
             constant.
         role_templates: (role, template) pairs, for roles whose texts use another template.
+        calibration: temperature and conformal thresholds, fitted by `gemma-encoder evaluate
+            --calibrate`; by default none.
     """
 
     name: str
@@ -110,6 +113,7 @@ class Task:
     head: str = ""
     chance: float | None = None
     role_templates: tuple[tuple[str, Template], ...] = ()
+    calibration: Calibration = NO_CALIBRATION
 
     def __post_init__(self):
         object.__setattr__(self, "kind", kinds.get(self.kind))
@@ -191,9 +195,48 @@ class Task:
         low, high = self.label_range
         return score * (high - low) + low
 
+    @property
+    def temperature(self) -> float:
+        """Divisor of the scores before they become probabilities."""
+        return self.calibration.temperature
+
+    def conformal(self, outputs: np.ndarray, level: float) -> dict[str, Any]:
+        """Returns conformal predictions for outputs of `Predictor.predict`.
+
+        They hold the true label with probability `level`, over texts like those of the calibration.
+
+        Args:
+            outputs: [N, C] probabilities, or [N] targets of a regression.
+            level: a whole percentage from 0.5 to 0.99.
+
+        Returns:
+            "prediction_set", a list of class names per text; for a regression "low" and "high".
+
+        Raises:
+            InputError: the task has no conformal calibration, or none for this level.
+        """
+        self.check_conformal(level)
+        return self.kind.conformal(self, outputs, self.calibration.threshold(level))
+
+    def check_conformal(self, level: float) -> None:
+        """Raises InputError if there are no conformal predictions at this level."""
+        if not self.kind.conformal_columns:
+            self.kind.conformal(self, np.zeros(0), 0.0)
+        try:
+            self.calibration.threshold(level)
+        except InputError as error:
+            raise InputError(f"task {self.name!r}: {error}") from None
+
+    def uncalibrated(self) -> "Task":
+        """Returns the task without its calibration, which other parameters would not have."""
+        return dataclasses.replace(self, calibration=NO_CALIBRATION)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns a JSON-ready description; `from_dict` is its inverse."""
-        return dataclasses.asdict(self) | {"kind": self.kind.name}
+        values = dataclasses.asdict(self) | {"kind": self.kind.name}
+        if self.calibration == NO_CALIBRATION:
+            del values["calibration"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Task":
@@ -205,7 +248,8 @@ class Task:
                 (role, _template(template)) for role, template in values.get("role_templates", ())
             ),
         }
-        return from_fields(cls, {**values, **templates}, "a task")
+        calibration = from_fields(Calibration, values.get("calibration", {}), "a calibration")
+        return from_fields(cls, {**values, **templates, "calibration": calibration}, "a task")
 
 
 def _template(values: Mapping[str, Any]) -> Template:
