@@ -2,6 +2,7 @@
 
     gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2
     gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2 --config.evaluate_split=test
+    gemma-encoder evaluate --config=glue:sst2 --workdir=runs/sst2 --calibrate
 
 Writes predictions to WORKDIR/predictions and, if the split has labels, metrics to
 WORKDIR/metrics.jsonl.
@@ -24,11 +25,18 @@ def main(argv: Sequence[str]) -> int:
 def _main(argv: Sequence[str]) -> int:
     flags = commandline.Flags(__doc__)
     add_run_flags(flags)
+    flags.switch(
+        "calibrate",
+        "First fit a temperature and conformal thresholds on the validation split, and store them "
+        "in the checkpoint; predict and exports use them.",
+    )
     config, workdir = checked(flags, flags.parse(argv))
-    return evaluate_and_report(config, workdir)
+    return evaluate_and_report(config, workdir, calibrate=flags["calibrate"])
 
 
-def evaluate_and_report(config: ml_collections.ConfigDict, workdir: str) -> int:
+def evaluate_and_report(
+    config: ml_collections.ConfigDict, workdir: str, *, calibrate: bool = False
+) -> int:
     """Evaluates the newest checkpoint, prints the metrics, and returns the exit code."""
     runtime.require_training()
     from gemma_encoder import distributed
@@ -36,4 +44,4 @@ def evaluate_and_report(config: ml_collections.ConfigDict, workdir: str) -> int:
     from gemma_encoder.training import loop
 
     distributed.initialize()
-    return summarize(loop.evaluate(config, workdir), config.evaluate_split)
+    return summarize(loop.evaluate(config, workdir, calibrate=calibrate), config.evaluate_split)

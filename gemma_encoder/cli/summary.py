@@ -31,6 +31,7 @@ def summarize(outcome: "TrainingResult", split: str) -> int:
 
 def _summary(outcome: "TrainingResult", split: str) -> str:
     lines = [
+        *outcome.notes,
         *_metric_lines(outcome, split),
         *_example_lines(outcome),
         "",

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation.forward import compile_forward, shard_batch
-from gemma_encoder.evaluation.predictions import Predictions, predict_split
+from gemma_encoder.evaluation.predictions import Predictions, score_split
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -92,14 +93,24 @@ class Evaluator:
             micro_batches=1,
         )
 
-    def run(self, parameters: Any, step: int, write: WriteMetrics | None = None) -> Evaluation:
+    def run(
+        self,
+        parameters: Any,
+        step: int,
+        write: WriteMetrics | None = None,
+        scored_before: Mapping[str, Sequence[Predictions]] = types.MappingProxyType({}),
+    ) -> Evaluation:
         """Evaluates all tasks; logs metrics and writes predictions to files.
 
         Args:
             parameters: the model's parameters, on the mesh.
             step: training step of the parameters.
             write: logs the metrics of a task, e.g. `MetricsLog.write`; None to log nothing.
+            scored_before: predictions by task of the same parameters, whose scores are used again.
         """
+        reused = {
+            (task, item.split): item for task, items in scored_before.items() for item in items
+        }
         metrics = {}
         predictions = {}
         lines = []
@@ -108,7 +119,10 @@ class Evaluator:
             values = {}
             counts = collections.Counter()
             for part, split in source.evaluation_splits(self._split).items():
-                scored = self._predict(parameters, task_id, split)
+                before = reused.get((task.name, split))
+                scored = before and before.of_task(task)
+                if scored is None:
+                    scored = self._predict(parameters, task_id, split)
                 if self._workdir is not None and distributed.is_main_process():
                     scored.write(self._workdir / "predictions")
                 for name, value in scored.metrics().items():
@@ -147,9 +161,11 @@ class Evaluator:
             encoded = self._forward(parameters, shard_batch(batch, self._mesh))
             return jax.device_get((encoded.scores, encoded.example_id, encoded.weight))
 
-        outputs = predict_split(source.task, self._same_length(stream), forward)
+        task = source.task
+        scores = score_split(task, self._same_length(stream), forward)
+        outputs = task.kind.postprocess(task, scores)
         return Predictions(
-            source.task, split, outputs, table, source.qrels(split), source.first_stage
+            task, split, outputs, table, source.qrels(split), source.first_stage, scores=scores
         )
 
     def _same_length(self, stream: Iterator[Batch]) -> Iterator[Batch]:

@@ -24,6 +24,7 @@ class Predictions:
         task: the predicted task.
         split: name of the split.
         outputs: [N, …], from `Kind.postprocess`.
+        scores: [N, K] float32, the head's outputs that `outputs` were made from, if at hand.
         table: the N examples.
         qrels: relevance grades of documents by query, if the benchmark has them.
         first_stage: True if the table lists each query's documents in first-stage order.
@@ -32,9 +33,16 @@ class Predictions:
     task: Task
     split: str
     outputs: np.ndarray
+    scores: np.ndarray | None = dataclasses.field(default=None, kw_only=True)
     table: ExampleTable
     qrels: Mapping[str, Mapping[str, float]] | None = None
     first_stage: bool = False
+
+    def of_task(self, task: Task) -> "Predictions":
+        """Returns the same predictions for the task with another calibration."""
+        return dataclasses.replace(
+            self, task=task, outputs=task.kind.postprocess(task, self.scores)
+        )
 
     def metrics(self) -> dict[str, float]:
         """Computes the task's metrics over all examples; empty without labels."""
@@ -150,7 +158,16 @@ def predict_split(
     batches: Iterator[Batch],
     forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],
 ) -> np.ndarray:
-    """Computes the outputs of every example, by example id.
+    """Computes the outputs of every example by example id, see `score_split`."""
+    return task.kind.postprocess(task, score_split(task, batches, forward))
+
+
+def score_split(
+    task: Task,
+    batches: Iterator[Batch],
+    forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """Computes the head's scores [N, K] float32 of every example, by example id.
 
     Args:
         task: the task to predict; its head is read.
@@ -177,4 +194,4 @@ def predict_split(
     result = np.empty_like(scores)
     result[ids] = scores
     check_finite(result, "scores", f"task {task.name!r}, example {{}}".format)
-    return task.kind.postprocess(task, np.asarray(result, np.float32))
+    return np.asarray(result, np.float32)

@@ -21,6 +21,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.training.accumulator import MetricsAccumulator
 from gemma_encoder.training.build import Recipe, build
+from gemma_encoder.training.calibrate import Calibrated, calibrate_checkpoint
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.hooks import Hook, Hooks, checked_hooks
@@ -49,6 +50,7 @@ class TrainingResult:
         best: step and value of the checkpoint on disk with the best `best_metric`; None if none
             was evaluated.
         stop_reason: the reason for ending before the last step, or "".
+        notes: lines to show above the metrics.
     """
 
     step: int
@@ -59,6 +61,7 @@ class TrainingResult:
     preempted: bool = False
     best: tuple[int, float] | None = None
     stop_reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -158,6 +161,14 @@ def _restore_latest(
             "started with; restore that tokenizer, or choose another workdir"
         )
     _check_data(trainer.recipe, spec, checkpoints.folder)
+    calibrated = [task.name for task in spec.tasks if task.calibration.is_fitted]
+    if calibrated:
+        logging.warning(
+            "the calibration of %s belongs to step %d: later checkpoints have none; run "
+            "gemma-encoder evaluate --calibrate again after training",
+            ", ".join(calibrated),
+            step,
+        )
     state, readers = checkpoints.restore(step, trainer.program.abstract, stream.names)
     stream.restore(readers)
     logging.info("resumed from step %d of %s", step, checkpoints.folder)
@@ -240,15 +251,24 @@ def _result(run: Run) -> TrainingResult:
     )
 
 
-def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> TrainingResult:
+def evaluate(
+    config: ConfigDict | TrainConfig, workdir: epath.PathLike, *, calibrate: bool = False
+) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
 
     Writes the predictions to files, and appends the metrics to the log, from which lines after the
-    checkpoint's step are dropped. Model, tokenizer and tasks are those of the checkpoint.
+    checkpoint's step are dropped. Model, tokenizer, tasks and calibrations are those of the
+    checkpoint.
+
+    Args:
+        config: see `train`.
+        workdir: folder of a run.
+        calibrate: first fit the calibration of each task with classes or of a regression on its
+            validation split, and store it in the checkpoint.
 
     Raises:
-        InputError: there is no checkpoint, it was not trained on a task of the config, or a task of
-            the config contradicts it.
+        InputError: there is no checkpoint, it was not trained on a task of the config, a task of
+            the config contradicts it, or there is nothing to calibrate.
     """
     workdir = native.absolute(workdir)
     stored = StoredTasks.of_newest(workdir)
@@ -268,8 +288,18 @@ def evaluate(config: ConfigDict | TrainConfig, workdir: epath.PathLike) -> Train
     shapes = abstract_encoder(spec.encoder).shapes
     shardings = sharding.parameter_shardings(shapes, mesh)
     parameters = native.load_parameters(checkpoint, spec.encoder, shardings)
+    calibrated = Calibrated.stored(spec)
+    if calibrate:
+        calibrated = calibrate_checkpoint(recipe, mesh, parameters, checkpoint, spec)
+    recipe = calibrated.applied(recipe)
     with contextlib.closing(MetricsLog(workdir, spec.step)) as log:
-        evaluation = recipe.evaluator(mesh, workdir).run(parameters, spec.step, log.write)
+        evaluator = recipe.evaluator(mesh, workdir)
+        evaluation = evaluator.run(parameters, spec.step, log.write, calibrated.predictions)
     return TrainingResult(
-        spec.step, evaluation.metrics, evaluation.predictions, checkpoint, seconds=0.0
+        spec.step,
+        evaluation.metrics,
+        evaluation.predictions,
+        checkpoint,
+        seconds=0.0,
+        notes=calibrated.notes,
     )

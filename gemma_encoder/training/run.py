@@ -245,7 +245,7 @@ class Run:
         }
         return InferenceSpec(
             recipe.encoder,
-            recipe.tasks,
+            tuple(task.uncalibrated() for task in recipe.tasks),  # it was of other parameters
             recipe.tokenizer,
             stream.max_length,
             stream.shape.row_length,

@@ -22,11 +22,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from gemma_encoder import runtime
 from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.inputs.uncertainty import Calibration
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.heads import check_heads
@@ -228,6 +230,19 @@ def load_inference_spec(checkpoint: epath.Path) -> InferenceSpec:
             "checkpoint is damaged or was only partly copied"
         ) from error
     return InferenceSpec.from_description(values, model, checkpoint)
+
+
+def store_calibrations(checkpoint: epath.Path, calibrations: Mapping[str, Calibration]) -> None:
+    """Stores calibrations by task in a checkpoint; its `inference.json` is replaced atomically."""
+    path = checkpoint / "inference" / "inference.json"
+    try:
+        values = json.loads(path.read_text())
+        for task in values["tasks"]:
+            if task["name"] in calibrations:
+                task["calibration"] = dataclasses.asdict(calibrations[task["name"]])
+        runtime.write_whole(path, to_json(values, indent=1))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any = None) -> dict:
