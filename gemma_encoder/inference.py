@@ -14,6 +14,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from gemma_encoder import runtime
+from gemma_encoder.evaluation.certainty import Certainty
 from gemma_encoder.evaluation.columns import (
     check_column_names,
     check_finite,
@@ -168,6 +169,7 @@ class Predictor:
         task: str | None = None,
         *,
         as_frame: bool = False,
+        conformal: float | None = None,
         progress: bool | None = None,
         names: Sequence[str] | None = None,
     ) -> "np.ndarray | pandas.DataFrame":
@@ -180,6 +182,8 @@ class Predictor:
             as_frame: return a DataFrame with the texts' index: the fields, "prediction", and for
                 classes a column "probability_CLASS" each. For a language model the prediction is
                 the perplexity, with the columns "nll" and "tokens".
+            conformal: with `as_frame`, add the columns of `Task.conformal` at this level, e.g. 0.9:
+                "prediction_set", or "low" and "high"; the checkpoint must be calibrated.
             progress: show a progress bar on long work; by default on a terminal and in a notebook.
             names: names of the texts in messages; by default "text 0", "text 1", …
 
@@ -194,17 +198,21 @@ class Predictor:
                 are NaN or infinite.
         """
         selected = self.task(task)
+        certainty = Certainty(conformal)
+        certainty.check(selected, as_frame)
         fields = self.fields(selected.name, texts, names)
         if as_frame:
             extra = dict.fromkeys(name for values in fields for name in values)
-            check_column_names(selected, extra, "table", "column {!r} of the texts".format)
+            message = "column {!r} of the texts".format
+            check_column_names(selected, extra, "table", message, certainty)
         _, scores = self._encoder.run(selected.template, fields, names, _shows_progress(progress))
         check_finite(
             scores[selected.head], "scores", names.__getitem__ if names else "text {}".format
         )
         outputs = selected.kind.postprocess(selected, scores[selected.head])
         if as_frame:
-            return to_frame(prediction_columns(selected, fields, outputs), index_of(texts))
+            columns = prediction_columns(selected, fields, outputs, certainty)
+            return to_frame(columns, index_of(texts))
         return outputs
 
     def rank(

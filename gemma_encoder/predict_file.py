@@ -5,7 +5,7 @@ written, they are converted to OUTPUT. Rerun an interrupted command to resume it
 input still begins with the same rows.
 """
 
-import csv
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,6 +19,7 @@ import tqdm
 from absl import logging
 
 from gemma_encoder.data.files.texts import InputText, check_texts, is_blank, read_texts
+from gemma_encoder.evaluation.certainty import PLAIN, Certainty, is_abstention
 from gemma_encoder.evaluation.columns import (
     PROBABILITIES,
     check_column_names,
@@ -26,6 +27,7 @@ from gemma_encoder.evaluation.columns import (
     null_record,
     prediction_records,
 )
+from gemma_encoder.evaluation.tables import write_csv, write_parquet
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.json_text import to_json
@@ -45,6 +47,7 @@ def predict_file(
     columns: Sequence[str] = (),
     keep: Sequence[str] = (),
     blank: str = "error",
+    certainty: Certainty = PLAIN,
 ) -> int:
     """Predicts every text of a file, in order. The whole file is checked before the first.
 
@@ -57,6 +60,7 @@ def predict_file(
         columns: the columns of the task's fields, in their order, if they have other names.
         keep: further columns to repeat in the output.
         blank: "error", or "null" to predict null for texts of which a field is blank or null.
+        certainty: abstentions and conformal columns.
 
     Returns:
         The number of texts.
@@ -69,13 +73,16 @@ def predict_file(
         raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
     if blank not in BLANK:
         raise unknown("value of --blank", blank, BLANK)
-    _check_keep(task, keep, source, output)
+    certainty.check(task)
+    _check_keep(task, keep, source, output, certainty)
     texts = read_texts(source, task, columns, keep)
     num_blank = _check(source, read_texts(source, task, columns, keep), task, blank == "null")
     if output is None:
-        chunks = _predict_chunks(predictor, task, texts, _print_line, 0)
+        printed = _Printed()
+        chunks = _predict_chunks(predictor, task, texts, printed.write, 0, certainty)
         done = sum(len(chunk) for chunk in chunks)
         _report_blank(num_blank, done)
+        _report_abstentions(task, certainty, printed.abstentions, done)
         return done
     settings = {
         "step": predictor.spec.step,
@@ -83,24 +90,31 @@ def predict_file(
         "input": str(source),
         "columns": list(columns),
         "keep": list(keep),
+        **dataclasses.asdict(certainty),
     }
     with _PartialOutput(output, settings) as part:
         done = part.resume(texts)
-        for chunk in _predict_chunks(predictor, task, texts, part.write, done):
+        for chunk in _predict_chunks(predictor, task, texts, part.write, done, certainty):
             part.commit(chunk)
             done += len(chunk)
     part.finish(task)
     _report_blank(num_blank, done)
+    _report_abstentions(task, certainty, part.abstentions, done)
     return done
 
 
 def _check_keep(
-    task: Task, keep: Sequence[str], source: pathlib.Path, output: pathlib.Path | None
+    task: Task,
+    keep: Sequence[str],
+    source: pathlib.Path,
+    output: pathlib.Path | None,
+    certainty: Certainty,
 ) -> None:
     """Raises InputError if a column to keep would be overwritten by a prediction."""
     is_table = output is not None and output.suffix != ".jsonl"
+    message = f"--keep={{0}}: that column of {source}".format
     for form in ("records", "table") if is_table else ("records",):
-        check_column_names(task, keep, form, f"--keep={{0}}: that column of {source}".format)
+        check_column_names(task, keep, form, message, certainty)
 
 
 def _check(source: pathlib.Path, texts: Iterator[InputText], task: Task, accept_blank: bool) -> int:
@@ -117,6 +131,24 @@ def _report_blank(num_blank: int, count: int) -> None:
         logging.warning("%d of %d texts are blank; their predictions are null", num_blank, count)
 
 
+def _report_abstentions(task: Task, certainty: Certainty, count: int, total: int) -> None:
+    """Reports the number of abstentions, and whether their probabilities are calibrated."""
+    if certainty.abstain_below is None:
+        return
+    logging.warning(
+        "%d of %d predictions are null: their probability is below %g",
+        count,
+        total,
+        certainty.abstain_below,
+    )
+    if not task.calibration.is_fitted:
+        logging.warning(
+            "task %r is not calibrated: its probabilities are often too high; run gemma-encoder "
+            "evaluate --calibrate",
+            task.name,
+        )
+
+
 def _progress_bar(title: str, done: int) -> tqdm.tqdm:
     return tqdm.tqdm(
         desc=title,
@@ -128,8 +160,14 @@ def _progress_bar(title: str, done: int) -> tqdm.tqdm:
     )
 
 
-def _print_line(line: Mapping[str, Any], _: InputText) -> None:
-    print(to_json(line, ensure_ascii=False))
+class _Printed:
+    """Predictions on stdout, with the number of abstentions."""
+
+    abstentions = 0
+
+    def write(self, line: Mapping[str, Any], _: InputText) -> None:
+        self.abstentions += is_abstention(line)
+        print(to_json(line, ensure_ascii=False))
 
 
 def _predict_chunks(
@@ -138,6 +176,7 @@ def _predict_chunks(
     texts: Iterator[InputText],
     write: Callable[[Mapping[str, Any], InputText], None],
     done: int,
+    certainty: Certainty,
 ) -> Iterator[list[InputText]]:
     """Predicts texts, calls `write` with each output line, and yields each written chunk.
 
@@ -147,17 +186,19 @@ def _predict_chunks(
         texts: the texts.
         write: takes a line and its text.
         done: number of texts before the first, for the progress bar.
+        certainty: abstentions and conformal columns.
     """
     with _progress_bar("predicting", done) as bar:
         while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
-            for text, record in zip(chunk, _records(predictor, task, chunk), strict=True):
+            records = _records(predictor, task, chunk, certainty)
+            for text, record in zip(chunk, records, strict=True):
                 write({**text.extra, **record}, text)
             yield chunk
             bar.update(len(chunk))
 
 
 def _records(
-    predictor: Predictor, task: Task, chunk: Sequence[InputText]
+    predictor: Predictor, task: Task, chunk: Sequence[InputText], certainty: Certainty
 ) -> Iterator[dict[str, Any]]:
     """Yields the prediction of each text, with null for blank ones, which `_check` accepted."""
     filled = [text for text in chunk if not is_blank(task, text)]
@@ -169,8 +210,8 @@ def _records(
             progress=False,
             names=[text.name for text in filled],
         )
-        records = prediction_records(task, outputs)
-    null = null_record(task)
+        records = prediction_records(task, outputs, certainty)
+    null = null_record(task, certainty)
     for text in chunk:
         yield null if is_blank(task, text) else next(records)
 
@@ -191,6 +232,7 @@ class _PartialOutput:
         self.settings = settings
         self.path = output.with_name(f"{output.name}.part")
         self.state_path = output.with_name(f"{output.name}.part.json")
+        self.abstentions = 0
         self._digest = hashlib.blake2b()
         self._num_texts = 0
 
@@ -224,15 +266,16 @@ class _PartialOutput:
                     f"remove it and {self.state_path.name}, or name another --output"
                 )
             size = state.get("bytes", 0)
+            self.abstentions = state.get("abstentions", 0)
             print(f"resuming after {self._num_texts} texts of {self.path}", file=sys.stderr)
         self._file.truncate(size)
         return self._num_texts
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
         changed = [
-            f"{name}: {state[name]!r} -> {value!r}"
+            f"{name}: {state.get(name)!r} -> {value!r}"
             for name, value in self.settings.items()
-            if state[name] != value
+            if state.get(name) != value
         ]
         if changed:
             raise InputError(
@@ -246,6 +289,7 @@ class _PartialOutput:
 
     def write(self, line: Mapping[str, Any], text: InputText) -> None:
         """Appends the line of a text."""
+        self.abstentions += is_abstention(line)
         try:
             self._file.write(to_json(line, ensure_ascii=False).encode() + b"\n")
         except TypeError as error:
@@ -264,6 +308,7 @@ class _PartialOutput:
                 "rows": self._num_texts,
                 "bytes": self._file.tell(),
                 "digest": self._digest.hexdigest(),
+                "abstentions": self.abstentions,
             }
             temporary = self.state_path.with_name(self.state_path.name + ".tmp")
             temporary.write_text(to_json(state))
@@ -280,7 +325,7 @@ class _PartialOutput:
             self.path.replace(self.output)
         else:
             temporary = self.output.with_name(self.output.name + ".tmp")
-            write_tables = _write_csv if self.output.suffix == ".csv" else _write_parquet
+            write_tables = write_csv if self.output.suffix == ".csv" else write_parquet
             write_tables(temporary, lambda: self._tables(task))
             temporary.replace(self.output)
             self.path.unlink()
@@ -299,42 +344,3 @@ class _PartialOutput:
                     }
                     table = flatten_columns(table)
                 yield table
-
-
-def _write_csv(path: pathlib.Path, read: Callable[[], Iterator[dict[str, list]]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for index, table in enumerate(read()):
-            if index == 0:
-                writer.writerow(table)
-            columns = [[_cell(value) for value in column] for column in table.values()]
-            writer.writerows(zip(*columns, strict=True))
-
-
-def _cell(value: Any) -> Any:
-    """Returns a CSV cell; a list becomes JSON, which the readers of own data parse."""
-    return to_json(value, ensure_ascii=False) if isinstance(value, list) else value
-
-
-def _write_parquet(path: pathlib.Path, read: Callable[[], Iterator[dict[str, list]]]) -> None:
-    """Writes tables, which are read twice: the first time for the types of all of them."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    writer = None
-    try:
-        schema = pa.schema([])
-        for columns in read():
-            schemas = [schema, pa.table(columns).schema]
-            schema = pa.unify_schemas(schemas, promote_options="permissive")
-        writer = pyarrow.parquet.ParquetWriter(path, schema)
-        for columns in read():
-            writer.write_table(pa.table(columns).cast(schema))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
-        raise InputError(
-            "a column of --keep has values of several types, which Parquet does not support "
-            f"({str(error).splitlines()[0]}); use .jsonl"
-        ) from None
-    finally:
-        if writer is not None:
-            writer.close()

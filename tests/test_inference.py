@@ -17,6 +17,7 @@ from gemma_encoder.evaluation.forward import shard_batch
 from gemma_encoder.evaluation.predictions import predict_split
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.inputs.uncertainty import Calibration
 from gemma_encoder.training import loop
 from gemma_encoder.training.build import build
 from gemma_encoder.weights import native
@@ -407,3 +408,46 @@ def test_import_is_light_and_inference_needs_no_tensorflow(trained):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("(1, 2)")
     assert float(result.stdout.split()[-1]) < 3
+
+
+# --- Calibration ---
+
+
+@pytest.fixture(scope="module")
+def calibrated(random_predictor):
+    """Returns a predictor whose tasks are calibrated, with thresholds of 0.6, and a plain one."""
+    plain = random_predictor()
+    calibration = Calibration(2.0, (0.6,) * 50, "validation", 200, 20)
+    tasks = tuple(
+        dataclasses.replace(task, calibration=calibration) if task.kind.conformal_columns else task
+        for task in plain.spec.tasks
+    )
+    spec = dataclasses.replace(plain.spec, tasks=tasks)
+    return ge.Predictor(spec, plain.parameters), plain
+
+
+def test_the_temperature_divides_the_scores(calibrated):
+    predictor, plain = calibrated
+    texts = ["a good film .", "a dull one ."]
+    outputs = predictor.predict(texts, "toy_sentiment")
+    before = plain.predict(texts, "toy_sentiment")
+    np.testing.assert_allclose(
+        np.log(outputs[:, 1] / outputs[:, 0]), np.log(before[:, 1] / before[:, 0]) / 2, rtol=1e-4
+    )
+
+
+def test_conformal_columns_are_in_the_frame(calibrated):
+    predictor, plain = calibrated
+    texts = ["a good film .", "a dull one ."]
+    frame = predictor.predict(texts, "toy_sentiment", as_frame=True, conformal=0.9)
+    outputs = predictor.predict(texts, "toy_sentiment")
+    sets = predictor.task("toy_sentiment").conformal(outputs, 0.9)["prediction_set"]
+    assert list(frame["prediction_set"]) == sets
+    pairs = [("one .", "two ."), ("three .", "three .")]
+    frame = predictor.predict(pairs, "toy_similarity", as_frame=True, conformal=0.9)
+    np.testing.assert_allclose(frame["high"] - frame["prediction"], 0.6, rtol=1e-6)
+    np.testing.assert_allclose(frame["prediction"] - frame["low"], 0.6, rtol=1e-6)
+    with pytest.raises(InputError, match="set as_frame=True"):
+        predictor.predict(texts, "toy_sentiment", conformal=0.9)
+    with pytest.raises(InputError, match="holds no conformal calibration"):
+        plain.predict(texts, "toy_sentiment", as_frame=True, conformal=0.9)

@@ -95,7 +95,9 @@ class Flags:
         """Adds an integer flag with a lower bound."""
         flags.DEFINE_integer(name, default, meaning, lower_bound=least, flag_values=self._values)
 
-    def real(self, name: str, meaning: str, default: float, least: float | None = None) -> None:
+    def real(
+        self, name: str, meaning: str, default: float | None = None, least: float | None = None
+    ) -> None:
         """Adds a float flag with a lower bound."""
         flags.DEFINE_float(name, default, meaning, lower_bound=least, flag_values=self._values)
 

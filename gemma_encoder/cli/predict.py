@@ -46,6 +46,16 @@ def add_prediction_flags(flags: commandline.Flags) -> None:
         ("error", "null"),
         "error",
     )
+    flags.real(
+        "abstain_below",
+        "Write null predictions where the probability of the decision is below this, from above 0 "
+        "to 1; probabilities are written for all texts.",
+    )
+    flags.real(
+        "conformal",
+        "Level from 0.5 to 0.99, e.g. 0.9: add the classes (prediction_set) or the interval (low, "
+        "high) that hold the true label with this probability; needs evaluate --calibrate.",
+    )
     flags.modules()
 
 
@@ -53,9 +63,11 @@ def predict_from_flags(flags: commandline.Flags) -> int:
     """Predicts according to the flags and returns the exit code."""
     workdir = flags.required("workdir", "name the folder of a run or an export")
     source = flags.required("input", "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file")
+    from gemma_encoder.evaluation.certainty import Certainty
     from gemma_encoder.inference import Predictor
     from gemma_encoder.predict_file import predict_file
 
+    certainty = Certainty(flags["conformal"], flags["abstain_below"])
     predictor = Predictor.load(workdir)
     count = predict_file(
         predictor,
@@ -65,6 +77,7 @@ def predict_from_flags(flags: commandline.Flags) -> int:
         flags["columns"] or (),
         flags["keep"] or (),
         flags["blank"],
+        certainty,
     )
     if flags["output"]:
         print(f"wrote {flags['output']}, {count} texts")

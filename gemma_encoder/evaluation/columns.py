@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemma_encoder.evaluation.certainty import PLAIN, Certainty
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 PROBABILITIES = "probabilities"
 
 
-def output_columns(task: Task) -> dict[str, Any]:
-    """Returns `Kind.columns` of one text with arbitrary scores, for the names of the columns."""
+def output_columns(task: Task, certainty: Certainty = PLAIN) -> dict[str, Any]:
+    """Returns the columns of one text with arbitrary scores, for the names of the columns."""
     scores = np.ones((1, task.num_outputs), np.float32)
-    return task.kind.columns(task, task.kind.postprocess(task, scores))
+    return certainty.columns(task, task.kind.postprocess(task, scores))
 
 
 def check_column_names(
-    task: Task, names: Iterable[str], output: str, message: Callable[[str], str]
+    task: Task,
+    names: Iterable[str],
+    output: str,
+    message: Callable[[str], str],
+    certainty: Certainty = PLAIN,
 ) -> None:
     """Raises InputError if a column to repeat would be overwritten by one of the output's own.
 
@@ -33,8 +38,9 @@ def check_column_names(
         names: columns of the input that the output repeats.
         output: "records" with a nested "probabilities", or a "table" of flat columns.
         message: returns the beginning of the error message from the name.
+        certainty: options for uncertain predictions, which may add columns.
     """
-    columns = output_columns(task)
+    columns = output_columns(task, certainty)
     own = columns if output == "records" else flatten_columns(columns)
     for name in names:
         if name in own:
@@ -73,9 +79,11 @@ def flatten_columns(columns: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def prediction_records(task: Task, outputs: np.ndarray) -> Iterator[dict[str, Any]]:
+def prediction_records(
+    task: Task, outputs: np.ndarray, certainty: Certainty = PLAIN
+) -> Iterator[dict[str, Any]]:
     """Yields a JSON-ready record per text: "prediction", and "probabilities" by class name."""
-    columns = task.kind.columns(task, outputs)
+    columns = certainty.columns(task, outputs)
     for index in range(len(outputs)):
         record = {}
         for name, values in columns.items():
@@ -86,10 +94,10 @@ def prediction_records(task: Task, outputs: np.ndarray) -> Iterator[dict[str, An
         yield record
 
 
-def null_record(task: Task) -> dict[str, Any]:
+def null_record(task: Task, certainty: Certainty = PLAIN) -> dict[str, Any]:
     """Returns the record of a text without a prediction: every value of a record is None."""
     scores = np.ones((1, task.num_outputs), np.float32)
-    (record,) = prediction_records(task, task.kind.postprocess(task, scores))
+    (record,) = prediction_records(task, task.kind.postprocess(task, scores), certainty)
     return {
         name: dict.fromkeys(value) if isinstance(value, dict) else None
         for name, value in record.items()
@@ -97,7 +105,10 @@ def null_record(task: Task) -> dict[str, Any]:
 
 
 def prediction_columns(
-    task: Task, fields: Sequence[Mapping[str, Any]], outputs: np.ndarray
+    task: Task,
+    fields: Sequence[Mapping[str, Any]],
+    outputs: np.ndarray,
+    certainty: Certainty = PLAIN,
 ) -> dict[str, Any]:
     """Returns the fields of texts and their predictions as flat columns.
 
@@ -105,10 +116,11 @@ def prediction_columns(
         task: the predicted task.
         fields: fields of each text.
         outputs: [N, …], from `Predictor.predict`.
+        certainty: options for uncertain predictions.
     """
     names = dict.fromkeys(name for values in fields for name in values)
     columns = {name: [values.get(name) for values in fields] for name in names}
-    return columns | flatten_columns(task.kind.columns(task, outputs))
+    return columns | flatten_columns(certainty.columns(task, outputs))
 
 
 def to_frame(columns: Mapping[str, Any], index: Any = None) -> "pandas.DataFrame":
