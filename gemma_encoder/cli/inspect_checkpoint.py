@@ -77,6 +77,7 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[str]:
         checkpoint.check(config)
     except InputError as error:
         problems = str(error).split("; ")
+    _print_calibrations(checkpoint)
     _print_tensors(checkpoint)
     if checkpoint.skipped:
         print(f"not read    {_skipped_text(checkpoint)}")
@@ -123,6 +124,17 @@ def _print_config(checkpoint: "Checkpoint", config: "TransformerConfig") -> None
         attention += f"; bidirectional, local layers reach {left} to the left, {right} to the right"
     print(f"attention   {attention}")
     print(f"tokenizer   {_tokenizer_text(checkpoint, config)}")
+
+
+def _print_calibrations(checkpoint: "Checkpoint") -> None:
+    """Prints the calibration of each task of a fine-tuned checkpoint."""
+    from gemma_encoder.weights.native import NativeCheckpoint
+
+    if not isinstance(checkpoint, NativeCheckpoint):
+        return
+    for task in checkpoint.spec.tasks:
+        if task.kind.conformal_columns:
+            print(f"calibration {task.name}: {task.calibration.describe() or 'none'}")
 
 
 def _tokenizer_text(checkpoint: "Checkpoint", config: "TransformerConfig") -> str:

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable, Sequence
 
-from gemma_encoder.report import comparison, overview, predictions
+from gemma_encoder.report import calibration, comparison, overview, predictions
 from gemma_encoder.report.markup import escape
 from gemma_encoder.report.runs import RunFiles, unique_names
 from gemma_encoder.report.scoring import score
@@ -87,6 +87,7 @@ def _sections(runs: Sequence[RunFiles]) -> dict[str, str]:
         "Curves": overview.curves_section(runs, colors),
         "Metrics": comparison.metrics_section(runs, scored),
         "Confusion": per_run(predictions.confusion_section),
+        "Calibration": per_run(calibration.calibration_section),
         "Worst mistakes": per_run(predictions.mistakes_section),
         "Against the first stage": per_run(predictions.first_stage_section),
         "Throughput": overview.throughput_section(runs),

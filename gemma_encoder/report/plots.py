@@ -7,6 +7,8 @@ import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from gemma_encoder.evaluation.calibration import Bin
+
 # The palette of Okabe and Ito without black, since the page may be dark.
 COLORS = (
     "#0072B2",
@@ -53,7 +55,11 @@ def short(value: float) -> str:
 
 
 def line_plot(
-    title: str, series: Mapping[str, Points], y_label: str, colors: Mapping[str, int]
+    title: str,
+    series: Mapping[str, Points],
+    y_label: str,
+    colors: Mapping[str, int],
+    x_label: str = "step",
 ) -> str:
     """Plots lines over steps; lines of few points also show each point as a dot.
 
@@ -62,6 +68,7 @@ def line_plot(
         series: (step, value) points by name, in the order of steps.
         y_label: label of the vertical axis.
         colors: palette index of each name, the same in every plot of a page.
+        x_label: label of the horizontal axis, which begins at 0.
     """
     points = [point for line in series.values() for point in line if math.isfinite(point[1])]
     if not points:
@@ -83,13 +90,72 @@ def line_plot(
     for value in ticks(x_low, x_high):
         x, _ = to_pixels(value, y_low)
         parts.append(_text(f"{x:.1f}", _HEIGHT - _BOTTOM + 16, "tick middle", f"{value:g}"))
-    parts.append(_text(_MIDDLE_X, _HEIGHT - 6, "tick middle", "step"))
-    middle = f"{(_TOP + _HEIGHT - _BOTTOM) / 2:.0f}"
-    rotation = f' transform="rotate(-90 12 {middle})"'
-    parts.append(_text(12, middle, "tick middle", html.escape(y_label), rotation))
+    parts += _axis_labels(x_label, y_label)
     for name, line in series.items():
         parts += _line(line, colors[name] % len(COLORS), to_pixels)
     return _figure(parts, _WIDTH, _HEIGHT, title)
+
+
+def _axis_labels(x_label: str, y_label: str) -> list[str]:
+    middle = f"{(_TOP + _HEIGHT - _BOTTOM) / 2:.0f}"
+    rotation = f' transform="rotate(-90 12 {middle})"'
+    return [
+        _text(_MIDDLE_X, _HEIGHT - 6, "tick middle", html.escape(x_label)),
+        _text(12, middle, "tick middle", html.escape(y_label), rotation),
+    ]
+
+
+def reliability_plot(title: str, bins: Sequence[Bin], x_label: str, y_label: str) -> str:
+    """Plots the frequency of events over their probability, with the diagonal of calibration.
+
+    A dot per bin, with an area in proportion to its events; the shaded bars are the central 95 % of
+    frequencies if the probabilities are right. The columns at the bottom are the numbers of events.
+    """
+    width = _WIDTH - _LEFT - _RIGHT
+    height = _HEIGHT - _TOP - _BOTTOM
+    largest = max(item.count for item in bins)
+
+    def x_of(value: float) -> float:
+        return _LEFT + value * width
+
+    def y_of(value: float) -> float:
+        return _HEIGHT - _BOTTOM - value * height
+
+    parts = [_title(title)]
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts += _grid_line(y_of(value), f"{value:g}")
+        parts.append(
+            _text(f"{x_of(value):.1f}", _HEIGHT - _BOTTOM + 16, "tick middle", f"{value:g}")
+        )
+    for item in bins:
+        column = 0.2 * height * item.count / largest
+        left = x_of(item.low) + 1
+        bar = x_of(item.high) - 1 - left
+        low, high = map(y_of, item.expected)
+        parts += [
+            _rectangle(left, y_of(0) - column, bar, column, "currentColor", 0.25),
+            _rectangle(left, high, bar, max(low - high, 1.5), COLORS[0], 0.3),
+        ]
+    parts.append(
+        f'<line x1="{x_of(0)}" y1="{y_of(0)}" x2="{x_of(1)}" y2="{y_of(1)}" '
+        'stroke="currentColor" stroke-opacity=".6" stroke-dasharray="5 4"/>'
+    )
+    for item in bins:
+        radius = 2.5 + 4 * math.sqrt(item.count / largest)
+        parts.append(
+            f'<circle cx="{x_of(item.probability):.1f}" cy="{y_of(item.frequency):.1f}" '
+            f'r="{radius:.1f}" fill="{COLORS[1]}"><title>{item.count} events</title></circle>'
+        )
+    return _figure([*parts, *_axis_labels(x_label, y_label)], _WIDTH, _HEIGHT, title)
+
+
+def _rectangle(
+    left: float, top: float, width: float, height: float, color: str, opacity: float
+) -> str:
+    return (
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{color}" fill-opacity="{opacity}"/>'
+    )
 
 
 def _with_margin(values: Sequence[float]) -> tuple[float, float]:

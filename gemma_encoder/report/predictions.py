@@ -21,7 +21,7 @@ EXTREMES = 5  # queries shown with the largest gains, and with the largest losse
 def confusion_section(run: RunFiles, several: bool) -> str:
     """Returns a confusion matrix for each split of each single-label task."""
     parts = []
-    for task, split in _task_splits(run):
+    for task, split in task_splits(run):
         if not task.kind.one_class:
             continue
         path = pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split))
@@ -56,7 +56,7 @@ def _confusion_cell(count: int, share: float) -> str:
 def mistakes_section(run: RunFiles, several: bool) -> str:
     """Returns the worst mistakes of each task whose kind defines mistakes."""
     parts = []
-    for task, split in _task_splits(run):
+    for task, split in task_splits(run):
         measure = task.kind.mistake_measure
         if not measure:
             continue
@@ -134,7 +134,7 @@ def _extremes(change: Mapping[str, float]) -> list[str]:
     return gains + losses
 
 
-def _task_splits(run: RunFiles) -> Iterator[tuple[Task, str]]:
+def task_splits(run: RunFiles) -> Iterator[tuple[Task, str]]:
     """Yields (task, full split name) for each predicted split of the run's training tasks."""
     for name, split in run.latest():
         task = run.tasks.get(name)

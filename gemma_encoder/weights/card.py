@@ -71,6 +71,15 @@ def task_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str]]:
     ]
 
 
+def calibration_rows(spec: InferenceSpec) -> list[tuple[str, str]]:
+    """Returns (task, its calibration with its origin) of every calibrated task."""
+    return [
+        (task.name, task.calibration.describe())
+        for task in spec.tasks
+        if task.calibration.is_fitted
+    ]
+
+
 def to_html(spec: InferenceSpec) -> str:
     """Returns the card that a notebook shows: no script, no style sheet, all text escaped."""
     parts = [
@@ -80,6 +89,7 @@ def to_html(spec: InferenceSpec) -> str:
         _html_table((), list(facts(spec).items())),
         _html_table(("task", "kind", "classes", "trained on"), task_rows(spec)),
         _html_table(("task", "split", "metric", "value", "examples"), metric_rows(spec)),
+        _html_table(("task", "calibration"), calibration_rows(spec)),
     ]
     command = html.escape(spec.record.get("command", ""))
     if command:
@@ -130,6 +140,8 @@ def markdown(spec: InferenceSpec) -> str:
         "## Data\n\n" + _data(spec),
         "## Metrics\n\n" + _metrics(spec),
     ]
+    if rows := calibration_rows(spec):
+        parts.append(f"## Calibration\n\n{_markdown_table(('task', 'calibration'), rows)}")
     if spec.record.get("config"):
         config = to_json(spec.record["config"], indent=1)
         parts.append(f"## Config\n\n```json\n{config}\n```")

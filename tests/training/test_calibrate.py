@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 import gemma_encoder as ge
 from gemma_encoder.cli import evaluate as program
+from gemma_encoder.cli import inspect
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training import calibrate, loop
 from gemma_encoder.weights import native
@@ -90,6 +92,19 @@ def test_later_evaluations_and_predictions_use_it(trained, calibrated):
     np.testing.assert_allclose(
         ge.Predictor.load(workdir).predict(texts, "toy_sentiment"), outputs["again"][:5], atol=1e-5
     )
+
+
+def test_inspect_shows_it_with_its_origin(trained, calibrated, capsys):
+    assert inspect.main([str(calibrated[0])]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"calibration toy_sentiment: temperature [\d.]+, conformal levels 0.5 to 0.\d+; fitted on "
+        r"\d+ examples of validation at step 4\n",
+        shown,
+    )
+    assert "calibration toy_ranking" not in shown
+    assert inspect.main([str(trained)]) == 0
+    assert "calibration toy_sentiment: none\n" in capsys.readouterr().out
 
 
 def test_calibrating_twice_fits_the_same(own_copy):

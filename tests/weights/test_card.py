@@ -7,6 +7,7 @@ import math
 import pytest
 
 import gemma_encoder as ge
+from gemma_encoder.inputs.uncertainty import Calibration
 from gemma_encoder.weights import card
 
 METRICS = [
@@ -68,6 +69,20 @@ def test_cells_cannot_break_the_tables(spec):
     altered = dataclasses.replace(spec, tasks=(hostile,))
     assert "a\\|b" in card.markdown(altered)
     assert "<b>x</b>" not in card.to_html(altered) and "&lt;b&gt;" in card.to_html(altered)
+
+
+def test_a_card_names_the_calibration(spec):
+    fitted = Calibration(1.25, (), "validation", 640, 9)
+    tasks = tuple(
+        dataclasses.replace(task, calibration=fitted) if task.name == "toy_sentiment" else task
+        for task in spec.tasks
+    )
+    calibrated = dataclasses.replace(spec, tasks=tasks)
+    origin = "temperature 1.25; fitted on 640 examples of validation at step 9"
+    assert "## Calibration\n\n| task | calibration |" in card.markdown(calibrated)
+    assert f"| toy_sentiment | {origin} |" in card.markdown(calibrated)
+    assert origin in card.to_html(calibrated)
+    assert "alibration" not in card.markdown(spec) + card.to_html(spec)
 
 
 def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
