@@ -36,10 +36,10 @@ class StoredTasks:
         return cls(native.load_inference_spec(native.find(workdir)), f"the run in {workdir}")
 
     def by_name(self) -> dict[str, StoredTask]:
-        """Returns the tasks by name, for `DataOptions.stored`."""
+        """Returns the tasks by name, for `DataOptions.stored`; without their calibrations."""
         inferred = self.spec.record.get("inferred", {})
         return {
-            task.name: StoredTask(task, inferred.get(task.name, {}), self.origin)
+            task.name: StoredTask(task.uncalibrated(), inferred.get(task.name, {}), self.origin)
             for task in self.spec.tasks
         }
 
