@@ -75,6 +75,18 @@ def check_at_least(
             raise InputError(f"{_join(group, field)} must be at least {least}{upper}, got {value}")
 
 
+def check_finite_numbers(values: Mapping[str, Any], name: str = "") -> None:
+    """Raises InputError for a NaN or infinity in a nested mapping, which JSON cannot store."""
+    for key, value in values.items():
+        path = _join(name, key)
+        if isinstance(value, Mapping):
+            check_finite_numbers(value, path)
+        elif isinstance(value, list | tuple):
+            check_finite_numbers({f"[{index}]": item for index, item in enumerate(value)}, path)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{path} must be a finite number, got {value}")
+
+
 def from_mapping(cls: type[Options], values: Mapping[str, Any], name: str = "") -> Options:
     """Builds options from a nested mapping; missing fields take their defaults.
 
@@ -191,8 +203,6 @@ def convert(annotation: Any, value: Any, name: str) -> Any:
                 convert(item_type, item, f"{name}[{i}]")
                 for i, (item_type, item) in enumerate(pairs)
             )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} must be a finite number, got {value}")
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):

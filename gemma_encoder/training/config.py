@@ -216,6 +216,7 @@ class TrainConfig:
                 raise unknown("kind in losses:", name, kinds.names())
         for name in LENGTHS:
             Duration.parse(getattr(self, name), name)
+        options.check_finite_numbers(dataclasses.asdict(self))
 
     @classmethod
     def from_config_dict(cls, config: "ConfigDict | TrainConfig") -> "TrainConfig":
