@@ -1,5 +1,6 @@
 """Runs an encoder over texts: tokenization, packing into rows, and a forward pass per batch."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
@@ -8,6 +9,7 @@ import tqdm
 from absl import logging
 from jax.sharding import Mesh
 
+from gemma_encoder import activity
 from gemma_encoder.evaluation.forward import ForwardOutput, compile_forward, shard_batch
 from gemma_encoder.inputs.batch import Batch, BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
@@ -39,6 +41,7 @@ class TextEncoder:
         self.parameters = parameters
         self.mesh = mesh
         self._forward = compile_forward(spec.encoder, mesh)
+        self._compiled: set[tuple[int, ...]] = set()  # shapes
 
     def run(
         self,
@@ -98,7 +101,14 @@ class TextEncoder:
 
     def _start(self, batch: Batch) -> ForwardOutput:
         """Dispatches the forward pass; does not wait for it."""
-        return self._forward(self.parameters, shard_batch(batch, self.mesh))
+        shape = batch.tokens.shape
+        with contextlib.ExitStack() as stack:
+            if shape not in self._compiled:
+                rows, length = shape
+                program = f"compiling the forward pass of {rows} x {length} tokens"
+                stack.enter_context(activity.during(program))
+            self._compiled.add(shape)
+            return self._forward(self.parameters, shard_batch(batch, self.mesh))
 
     def _encode(
         self,

@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from gemma_encoder import configs, runtime
+from gemma_encoder import activity, configs, runtime
 from gemma_encoder.inputs.errors import InputError, one_line
 
 EXIT_BAD_INPUT = 2
@@ -29,7 +29,8 @@ def run_program(program: Callable[[], int]) -> int:
     InputError and KeyboardInterrupt are reported as one line on stderr.
     """
     try:
-        return program()
+        with activity.reporting():
+            return program()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from gemma_encoder import runtime
+from gemma_encoder import activity, runtime
 from gemma_encoder.cli import commandline
 from gemma_encoder.cli.train import add_run_flags, checked
 
@@ -39,9 +39,10 @@ def evaluate_and_report(
 ) -> int:
     """Evaluates the newest checkpoint, prints the metrics, and returns the exit code."""
     runtime.require_training()
-    from gemma_encoder import distributed
-    from gemma_encoder.cli.summary import summarize
-    from gemma_encoder.training import loop
+    with activity.during("starting"):
+        from gemma_encoder import distributed
+        from gemma_encoder.cli.summary import summarize
+        from gemma_encoder.training import loop
 
-    distributed.initialize()
+        distributed.initialize()
     return summarize(loop.evaluate(config, workdir, calibrate=calibrate), config.evaluate_split)

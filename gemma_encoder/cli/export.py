@@ -10,6 +10,7 @@ package, with tokenizer.model.
 
 from collections.abc import Sequence
 
+from gemma_encoder import activity
 from gemma_encoder.cli import commandline
 
 FORMATS = ("huggingface", "gemma")
@@ -35,12 +36,13 @@ def _main(argv: Sequence[str]) -> int:
     flags.parse(argv)
     workdir = flags.required("workdir", "name a run's folder or one of its checkpoints")
     output = flags.required("output", "name a new folder")
-    if flags["format"] == "gemma":
-        _export_gemma(workdir, output)
-    else:
-        from gemma_encoder.inference import Predictor, export_huggingface
+    with activity.during(f"exporting to {output}"):
+        if flags["format"] == "gemma":
+            _export_gemma(workdir, output)
+        else:
+            from gemma_encoder.inference import Predictor, export_huggingface
 
-        export_huggingface(Predictor.load(workdir), output, heads=flags["heads"])
+            export_huggingface(Predictor.load(workdir), output, heads=flags["heads"])
     print(f"wrote {output}")
     return 0
 

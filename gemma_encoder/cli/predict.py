@@ -10,6 +10,7 @@ rerun the command to resume.
 import pathlib
 from collections.abc import Sequence
 
+from gemma_encoder import activity
 from gemma_encoder.cli import commandline
 
 
@@ -64,11 +65,13 @@ def predict_from_flags(flags: commandline.Flags) -> int:
     workdir = flags.required("workdir", "name the folder of a run or an export")
     source = flags.required("input", "name a .txt, .csv, .tsv, .jsonl, .json or .parquet file")
     from gemma_encoder.evaluation.certainty import Certainty
-    from gemma_encoder.inference import Predictor
-    from gemma_encoder.predict_file import predict_file
 
     certainty = Certainty(flags["conformal"], flags["abstain_below"])
-    predictor = Predictor.load(workdir)
+    with activity.during("loading the model"):
+        from gemma_encoder.inference import Predictor
+        from gemma_encoder.predict_file import predict_file
+
+        predictor = Predictor.load(workdir)
     count = predict_file(
         predictor,
         predictor.task(flags["task"]),

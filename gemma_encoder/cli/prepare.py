@@ -17,6 +17,7 @@ Workers need access to the raw data at the same paths, and this package with its
 
 from collections.abc import Sequence
 
+from gemma_encoder import activity
 from gemma_encoder.cli import commandline
 
 
@@ -40,5 +41,7 @@ def _main(argv: Sequence[str]) -> int:
 
     with config.unlocked():
         config.prepared = ""
-    prepare(build(config), flags["output"], flags["pipeline_options"])
+    recipe = build(config, evaluates=False)
+    with activity.during("preparing the texts"):
+        prepare(recipe, flags["output"], flags["pipeline_options"])
     return 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from gemma_encoder import configs, runtime
+from gemma_encoder import activity, configs, runtime
 from gemma_encoder.cli import commandline
 
 
@@ -77,9 +77,10 @@ def train_and_report(config: ml_collections.ConfigDict, workdir: str, command: s
         command: command that started the run; recorded in checkpoints.
     """
     runtime.require_training()
-    from gemma_encoder import distributed
-    from gemma_encoder.cli.summary import summarize
-    from gemma_encoder.training import loop
+    with activity.during("starting"):
+        from gemma_encoder import distributed
+        from gemma_encoder.cli.summary import summarize
+        from gemma_encoder.training import loop
 
-    distributed.initialize()
+        distributed.initialize()
     return summarize(loop.train(config, workdir, command), config.evaluate_split)

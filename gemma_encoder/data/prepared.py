@@ -217,10 +217,8 @@ def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
 def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
     """Creates a folder for a task's files or continues one; returns False if it is complete.
 
-    A folder that was begun for another description is used anew as long as it has no part.
-
     Raises:
-        InputError: it was prepared for another description, or cannot be written.
+        InputError: it has parts for another description, or cannot be written.
     """
     folder = epath.Path(folder)
     for path in (folder / INFO, folder / BEGUN):

@@ -1,6 +1,7 @@
 """Evaluation of a model on the mesh: metrics and predictions of every split of every task."""
 
 import collections
+import contextlib
 import dataclasses
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from gemma_encoder import distributed
+from gemma_encoder import activity, distributed
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
@@ -86,6 +88,8 @@ class Evaluator:
         self._workdir = workdir
         self._stop = stop
         self._forward = compile_forward(encoder, mesh)
+        self._is_compiled = False
+        self._truncated: set[str] = set()  # tasks whose truncated texts were logged
         # Candidates are scored independently, so lists need not fit in a batch.
         self._stream = dataclasses.replace(
             stream,
@@ -122,7 +126,8 @@ class Evaluator:
                 before = reused.get((task.name, split))
                 scored = before and before.of_task(task)
                 if scored is None:
-                    scored = self._predict(parameters, task_id, split)
+                    with activity.during(f"evaluating {task.name} on {split}"):
+                        scored = self._predict(parameters, task_id, split)
                 if self._workdir is not None and distributed.is_main_process():
                     scored.write(self._workdir / "predictions")
                 for name, value in scored.metrics().items():
@@ -132,6 +137,8 @@ class Evaluator:
             if not counts:
                 continue
             metrics[task.name] = values
+            if counts["cut_texts"]:
+                self._log_truncation(task.name, counts)
             figures = {
                 "examples": counts["examples"],
                 "cut_share": counts["cut_texts"] / max(counts["texts"], 1),
@@ -141,6 +148,20 @@ class Evaluator:
             for line in lines:
                 write(*line)
         return Evaluation(step, metrics, predictions)
+
+    def _log_truncation(self, task: str, counts: Mapping[str, int]) -> None:
+        """Logs how many texts of a task were truncated, in its first evaluation."""
+        if task in self._truncated:
+            return
+        self._truncated.add(task)
+        logging.warning(
+            "%s: %d of %d texts of %s exceed max_length=%d tokens and were truncated",
+            task,
+            counts["cut_texts"],
+            counts["texts"],
+            self._split,
+            self._stream.max_length,
+        )
 
     def _predict(self, parameters: Any, task_id: int, split: str) -> Predictions:
         """Returns predictions for every example of a split of the task at index `task_id`."""
@@ -158,7 +179,12 @@ class Evaluator:
         )
 
         def forward(batch: Batch) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-            encoded = self._forward(parameters, shard_batch(batch, self._mesh))
+            sharded = shard_batch(batch, self._mesh)
+            with contextlib.ExitStack() as stack:
+                if not self._is_compiled:
+                    stack.enter_context(activity.compiling("the evaluation"))
+                encoded = self._forward(parameters, sharded)
+            self._is_compiled = True
             return jax.device_get((encoded.scores, encoded.example_id, encoded.weight))
 
         task = source.task

@@ -131,6 +131,7 @@ def build(
     for_training: bool = False,
     dry: bool = False,
     stored: StoredTasks | None = None,
+    evaluates: bool = True,
 ) -> Recipe:
     """Validates a config and builds what it describes.
 
@@ -142,6 +143,7 @@ def build(
             step, but not to train: the tokenizer is the small one, the size must be named, and
             an `examples_per_step` that would be measured is a guess.
         stored: the tasks of the checkpoint that is resumed or evaluated.
+        evaluates: also check that the labels of `evaluate_split` suffice for the tasks' metrics.
 
     Raises:
         InputError: the config is invalid, contradicts the checkpoint, or its data or weights cannot
@@ -154,7 +156,8 @@ def build(
     _check_splits(parts.sources, parts.config.evaluate_split)
     unlabeled: tuple[str, ...] = ()
     if not dry:
-        unlabeled = _fit_sources(parts)
+        _fit_sources(parts)
+        unlabeled = _check_labels(parts) if evaluates else ()
     recipe = Recipe(
         parts.config,
         parts.sources,
@@ -174,22 +177,24 @@ def build(
     return recipe
 
 
-def _fit_sources(parts: Parts) -> tuple[str, ...]:
-    """Prepares the sources for reading; checks metrics against labels, and lengths.
-
-    Returns:
-        Names of the tasks whose evaluation splits have no labels.
-    """
-    config = parts.config
-    unlabeled = []
+def _fit_sources(parts: Parts) -> None:
+    """Prepares the sources for reading, and checks that templates leave room for a text."""
+    max_length = parts.config.max_length
     for source in parts.sources:
-        source.fit(parts.tokenizer, config.max_length)
+        source.fit(parts.tokenizer, max_length)
         task = source.task
         for template in (task.template, *(template for _, template in task.role_templates)):
-            check_template_length(parts.tokenizer, template, config.max_length, task.name)
-        splits = source.evaluation_splits(config.evaluate_split).values()
-        if not all([check_split_metrics(source, split) for split in splits]):
-            unlabeled.append(task.name)
+            check_template_length(parts.tokenizer, template, max_length, task.name)
+
+
+def _check_labels(parts: Parts) -> tuple[str, ...]:
+    """Checks metrics against labels; returns the tasks whose evaluation splits have no labels."""
+    unlabeled = []
+    for source in parts.sources:
+        splits = source.evaluation_splits(parts.config.evaluate_split).values()
+        labeled = [check_split_metrics(source, split) for split in splits]
+        if not all(labeled):
+            unlabeled.append(source.task.name)
     return tuple(unlabeled)
 
 

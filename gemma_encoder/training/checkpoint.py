@@ -88,8 +88,6 @@ class Checkpoints:
             background = jax.default_backend() != "cpu"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-            best_fn=lambda metrics: metrics["best"],
-            best_mode="min" if lowest else "max",
             create=True,
             enable_async_checkpointing=background,
         )
@@ -144,9 +142,10 @@ class Checkpoints:
                     data=FilesSave(data),
                     inference=FilesSave(inference),
                 ),
-                metrics=dict(metrics) or None,
                 force=True,
             )
+        if metrics:
+            self.add_evaluation(spec, metrics)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

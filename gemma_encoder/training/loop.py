@@ -11,7 +11,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from gemma_encoder import distributed, runtime
+from gemma_encoder import activity, distributed, runtime
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.evaluation.evaluator import Evaluation
 from gemma_encoder.evaluation.metrics import lowest_is_best
@@ -82,13 +82,24 @@ def train(
         InputError: the config, the data or the workdir cannot be used, or a hook failed; nothing
             of an earlier run is lost.
     """
-    config = TrainConfig.from_config_dict(config)
-    check_run(workdir, config)
-    recipe = build(config, for_training=True, stored=StoredTasks.of_newest(workdir))
+    with activity.reporting() as reporter:
+        with activity.during("reading the data"):
+            config = TrainConfig.from_config_dict(config)
+            check_run(workdir, config)
+            recipe = build(config, for_training=True, stored=StoredTasks.of_newest(workdir))
+            _ = recipe.fingerprints  # a file that changes during training cannot alter them
+        reporter.is_quiet = not distributed.is_main_process()
+        return _train(recipe, workdir, command, hooks)
+
+
+def _train(
+    recipe: Recipe, workdir: epath.PathLike, command: str, hooks: Sequence[Hook]
+) -> TrainingResult:
+    """Trains a recipe; arguments as for `train`."""
+    config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     cadence = Cadence.of(recipe)
-    _ = recipe.fingerprints  # cached now: a file that changes during training cannot alter them
     user_hooks = (*checked_hooks(hooks), *recipe.hooks)
     all_hooks = Hooks(standard_hooks(recipe, cadence), user_hooks)
     trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
@@ -97,6 +108,7 @@ def train(
 
     with contextlib.ExitStack() as resources:
         run = _open_run(trainer, cadence, workdir, command, resources)
+        resources.enter_context(activity.during(run.progress.__str__))
         all_hooks.start(run)
         while not run.is_over:
             all_hooks.before_step(run)
@@ -123,7 +135,8 @@ def _open_run(
     )
     resources.callback(checkpoints.close)
     stream = resources.enter_context(contextlib.closing(trainer.stream()))
-    trainer.initialize(_restore_latest(trainer, checkpoints, stream))
+    with activity.during("loading the weights"):
+        trainer.initialize(_restore_latest(trainer, checkpoints, stream))
     start = trainer.step_number
     log = resources.enter_context(contextlib.closing(MetricsLog(workdir, start)))
     progress = resources.enter_context(contextlib.closing(Progress(cadence.total, start)))
@@ -270,14 +283,23 @@ def evaluate(
         InputError: there is no checkpoint, it was not trained on a task of the config, a task of
             the config contradicts it, or there is nothing to calibrate.
     """
-    workdir = native.absolute(workdir)
+    with activity.reporting() as reporter:
+        reporter.is_quiet = not distributed.is_main_process()
+        return _evaluate(config, native.absolute(workdir), calibrate)
+
+
+def _evaluate(
+    config: ConfigDict | TrainConfig, workdir: epath.Path, calibrate: bool
+) -> TrainingResult:
+    """Evaluates the newest checkpoint of a workdir, see `evaluate`."""
     stored = StoredTasks.of_newest(workdir)
     if stored is None:
         raise InputError(
             f"{workdir} holds no checkpoint to evaluate; "
             "train first: gemma-encoder train with the same arguments"
         )
-    recipe = build(config, stored=stored)
+    with activity.during("reading the data"):
+        recipe = build(config, stored=stored)
     config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
@@ -287,7 +309,8 @@ def evaluate(
     recipe = dataclasses.replace(recipe, encoder=spec.encoder, tokenizer=spec.tokenizer)
     shapes = abstract_encoder(spec.encoder).shapes
     shardings = sharding.parameter_shardings(shapes, mesh)
-    parameters = native.load_parameters(checkpoint, spec.encoder, shardings)
+    with activity.during("loading the weights"):
+        parameters = native.load_parameters(checkpoint, spec.encoder, shardings)
     calibrated = Calibrated.stored(spec)
     if calibrate:
         calibrated = calibrate_checkpoint(recipe, mesh, parameters, checkpoint, spec)

@@ -4,13 +4,13 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tqdm
 from etils import epath
 
-from gemma_encoder import distributed, runtime
+from gemma_encoder import activity, distributed, runtime
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.event_file import EventFile
@@ -97,17 +97,22 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
 class Progress:
     """Progress bar on a terminal or in a notebook, plain lines elsewhere.
 
-    Only the main process prints.
+    Only the main process prints. The time left is that of the remaining steps, evaluations and
+    checkpoints, at the pace so far; the time of compiling does not count.
 
     Args:
         total: steps of the run.
         done: steps taken before this start.
+        clock: returns seconds.
     """
 
-    def __init__(self, total: int, done: int):
+    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic):
         self._total = total
+        self._step = done
         self._start_step = done
-        self._start_time = time.monotonic()
+        self._clock = clock
+        self._start_time = clock()
+        self._compiled = activity.compile_seconds()  # before the start
         self._quiet = not distributed.is_main_process()
         self._bar = None
         if not self._quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
@@ -118,30 +123,55 @@ class Progress:
                 unit="step",
                 dynamic_ncols=True,
                 mininterval=0.5,
+                smoothing=0,  # the time left is at the mean pace, as in plain lines
             )
+            if reporter := activity.current():
+                reporter.show = self._describe
 
     def advance(self, loss: float) -> None:
-        """Advances the bar by one step."""
+        """Advances by one step."""
+        self._step += 1
         if self._bar is not None:
+            self._exclude_compiling()
+            activity.note_output()
             self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
             self._bar.update()
 
     def report(self, step: int, text: str) -> None:
         """Prints a line about the latest steps, unless there is a bar."""
         if self._bar is None and not self._quiet:
-            elapsed = time.monotonic() - self._start_time
+            self._exclude_compiling()
+            elapsed = self._clock() - self._start_time
             seconds_per_step = elapsed / max(step - self._start_step, 1)
             minutes, seconds = divmod(int(seconds_per_step * (self._total - step)), 60)
+            activity.note_output()
             print(
                 f"step {step}/{self._total}  {text}  {minutes}:{seconds:02d} left",
                 file=sys.stderr,
                 flush=True,
             )
 
+    def _exclude_compiling(self) -> None:
+        """Moves the start by the time that was spent compiling since the last call."""
+        seconds = activity.compile_seconds() - self._compiled
+        self._compiled += seconds
+        self._start_time += seconds
+        if self._bar is not None:
+            self._bar.start_t += seconds
+
+    def __str__(self) -> str:
+        """Describes the run's state while nothing else is going on."""
+        return "training" if self._bar is not None else f"training, step {self._step}/{self._total}"
+
+    def _describe(self, text: str) -> None:
+        """Shows an activity in the bar."""
+        self._bar.set_description_str(text or "training")
+
     def say(self, text: str) -> None:
         """Prints a message without breaking the bar."""
         if self._quiet:
             return
+        activity.note_output()
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
@@ -151,3 +181,5 @@ class Progress:
         """Closes the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()
+            if reporter := activity.current():
+                reporter.show = activity.print_line

@@ -7,7 +7,7 @@ import math
 from absl import logging
 from etils import epath
 
-from gemma_encoder import distributed
+from gemma_encoder import activity, distributed
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.distributed import PreemptionSignal
 from gemma_encoder.evaluation.evaluator import Evaluation
@@ -160,7 +160,12 @@ class Run:
 
     def advance(self, batch: Batch) -> None:
         """Dispatches a step, then waits for the metrics of the previous step."""
+        is_compiled = self.trainer.is_compiled
+        if not is_compiled:
+            self.accumulator.pause()  # compiling is no training
         metrics = self.trainer.step(batch)
+        if not is_compiled:
+            self.accumulator.resume()
         self.settle()
         self._unread = self.step, metrics, batch
 
@@ -188,12 +193,13 @@ class Run:
         """Saves a checkpoint of the current step, with its `best_metric` if it was evaluated."""
         value = self.best_value()
         self.saved_step = self.step
-        self.checkpoints.save(
-            self.trainer.state,
-            self._inference_spec(),
-            self.stream.state(),
-            {} if value is None or math.isnan(value) else {"best": value},
-        )
+        with activity.during(f"saving step {self.step}"):
+            self.checkpoints.save(
+                self.trainer.state,
+                self._inference_spec(),
+                self.stream.state(),
+                {} if value is None or math.isnan(value) else {"best": value},
+            )
 
     def add_evaluation(self) -> None:
         """Adds the evaluation of the current step to the checkpoint of this step, if any."""
@@ -201,7 +207,8 @@ class Run:
             return
         value = self.best_value() if self.is_evaluated else self._logged_value()
         metrics = {} if value is None else {"best": value}
-        self.checkpoints.add_evaluation(self._inference_spec(), metrics)
+        with activity.during(f"saving the evaluation of step {self.step}"):
+            self.checkpoints.add_evaluation(self._inference_spec(), metrics)
 
     def _logged_value(self) -> float | None:
         """Returns `best_metric` of the current step from the log, on the main process."""

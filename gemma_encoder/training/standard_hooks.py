@@ -1,5 +1,6 @@
 """The program's own hooks: preemption, profiling, logging, checkpoints, evaluation, stopping."""
 
+from gemma_encoder import activity
 from gemma_encoder.evaluation.evaluator import EvaluationInterrupted
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.early_stopping import EarlyStoppingHook
@@ -47,7 +48,10 @@ def stop_for_preemption(run: Run) -> None:
 
 
 class LoggingHook(Hook):
-    """Logs the means of the training metrics since the last line."""
+    """Logs the means of the training metrics since the last line, and truncated texts."""
+
+    def __init__(self):
+        self._has_said_truncation = False
 
     def is_due(self, run: Run, step: int) -> bool:
         """Due every `log_every` steps."""
@@ -61,10 +65,31 @@ class LoggingHook(Hook):
         rate = values["texts_per_second"]
         run.progress.report(step, f"loss {loss:.4f}  {rate:.0f} texts/s")
 
+        if not self._has_said_truncation:
+            self._has_said_truncation = _say_truncation(run, "training texts so far")
+
     def on_end(self, run: Run) -> None:
         """Writes a line about the steps since the last line, if any."""
         if run.accumulator.steps:
             self.on_due(run, run.step)
+        if not run.preempted:
+            _say_truncation(run, "training texts")
+
+
+def _say_truncation(run: Run, texts: str) -> bool:
+    """Says how many texts were truncated, if any; returns True if it did.
+
+    With several processes, they are the texts of the main process.
+    """
+    counts = run.stream.counts
+    total = sum(values["texts"] for values in counts.values())
+    num_truncated = sum(values["cut_texts"] for values in counts.values())
+    if num_truncated:
+        run.progress.say(
+            f"{num_truncated} of {total} {texts} ({num_truncated / total:.1%}) exceed "
+            f"max_length={run.recipe.config.max_length} tokens and were truncated"
+        )
+    return bool(num_truncated)
 
 
 class CheckpointHook(Hook):
@@ -82,7 +107,8 @@ class CheckpointHook(Hook):
         """Saves the last step, if not done yet, and waits until all checkpoints are written."""
         if run.step != run.saved_step:
             run.save()
-        run.checkpoints.wait()
+        with activity.during(f"saving step {run.step}"):
+            run.checkpoints.wait()
 
 
 class EvaluationHook(Hook):

@@ -1,8 +1,11 @@
 """The trainer: takes training steps in memory, without a workdir."""
 
+import contextlib
+
 import jax
 from jax.sharding import Mesh
 
+from gemma_encoder import activity
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.evaluation.evaluator import Evaluation, Evaluator
 from gemma_encoder.inputs.batch import Batch
@@ -50,6 +53,7 @@ class Trainer:
         state: parameters, optimizer state and step; None before `initialize`. Each step donates
             it: do not read older references.
         step_number: steps taken.
+        is_compiled: whether a step was taken here, so that the program is compiled.
 
     Raises:
         InputError: the batch does not shard over the mesh, or `warmup` exceeds `total`.
@@ -63,6 +67,7 @@ class Trainer:
         self.program = make_program(recipe, mesh, total, warmup)
         self.state: TrainState | None = None
         self.step_number = 0
+        self.is_compiled = False
         self._evaluator: Evaluator | None = None
 
     def initialize(self, restored: TrainState | None = None) -> None:
@@ -119,7 +124,12 @@ class Trainer:
         Returns:
             The step's metrics, on the devices; reading them blocks until the step is done.
         """
-        self.state, metrics = self.program.step(self.state, self.program.shard(batch))
+        sharded = self.program.shard(batch)
+        with contextlib.ExitStack() as stack:
+            if not self.is_compiled:
+                stack.enter_context(activity.compiling("the training step"))
+            self.state, metrics = self.program.step(self.state, sharded)
+        self.is_compiled = True
         self.step_number += 1
         return metrics
 

@@ -223,6 +223,8 @@ def test_writing_resumes(tokenizer, tmp_path):
     source = raw("classes")
     folder = tmp_path / "classes"
     description = prepared.describe_prepared(source, tokenizer, 12)
+    # Preparing was refused or killed before a part was written: the folder is free.
+    assert prepared.begin(folder, prepared.describe_prepared(source, tokenizer, 13))
     assert prepared.begin(folder, description)
     first, second, *_ = prepared.parts(source)
     assert prepared.write_part(source, second, tokenizer, 12, folder)["texts"] == 16

@@ -1,6 +1,7 @@
 """Whole runs: metrics and files, exact resume after a kill, and errors that lose nothing."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -86,6 +87,32 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == len(lines)
     evaluated = loop.evaluate(micro(), tmp_path)
     assert evaluated.metrics == outcome.metrics
+
+
+def test_truncated_texts_are_counted_and_told(micro, tmp_path, capsys, caplog):
+    """The first line says so early, the last one about the whole run; and the log has the share."""
+    fields = {"max_length": 12, "max_eval_examples": 8, "log_every": "1 steps"}
+    loop.train(micro(**fields), tmp_path / "short")
+    shown = capsys.readouterr().err
+    message = r"(\d+) of (\d+) {} \(\d+\.\d%\) exceed max_length=12 tokens and were truncated"
+    [(early, _)] = re.findall(message.format("training texts so far"), shown)
+    [(truncated, texts)] = re.findall(message.format("training texts"), shown)
+    assert 0 < int(early) <= int(truncated) < int(texts)
+    assert re.search(
+        r"toy_ranking: \d+ of \d+ texts of validation exceed max_length=12 tokens", caplog.text
+    )
+    loop.train(micro(**fields | {"max_length": 64}), tmp_path / "long")
+    assert "truncated" not in capsys.readouterr().err
+
+
+def test_a_run_says_what_it_compiles(micro, tmp_path, capsys):
+    config = micro(tasks=("toy_sentiment",), max_eval_examples=4, train_for="2 steps")
+    loop.train(config, tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.count("compiling the training step …") == 1
+    assert lines.count("compiling the evaluation …") == 1
+    loop.evaluate(config, tmp_path)
+    assert capsys.readouterr().err.splitlines().count("compiling the evaluation …") == 1
 
 
 def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after, background):

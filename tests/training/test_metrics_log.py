@@ -8,6 +8,7 @@ import types
 import pytest
 from etils import epath
 
+from gemma_encoder import activity
 from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
 
 
@@ -41,3 +42,63 @@ def test_an_undefined_metric_is_null_in_the_file(tmp_path, value):
     lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
     assert [line["spearman"] for line in lines] == [None, None]
     assert all(math.isnan(line["spearman"]) for line in read_metrics(tmp_path))
+
+
+class Clock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_time_left_does_not_count_compiling(capsys, monkeypatch):
+    """Ten steps of two seconds are done, after compiling for a minute; ninety remain."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    clock = Clock()
+    with activity.compiling("another program", clock):  # before the run
+        clock.now += 500
+    progress = Progress(total=100, done=0, clock=clock)
+    with activity.compiling("the training step", clock):
+        clock.now += 60
+    for _ in range(10):
+        clock.now += 2
+        progress.advance(0.5)
+    progress.report(10, "loss 0.5000")
+    assert "step 10/100  loss 0.5000  3:00 left" in capsys.readouterr().err
+    with activity.compiling("the evaluation", clock):
+        clock.now += 30
+    clock.now += 20  # an evaluation, which is part of the run's pace
+    progress.report(20, "loss 0.4000")
+    assert "2:40 left" in capsys.readouterr().err  # 40 s for 20 steps, 80 remain
+
+
+@pytest.mark.parametrize("done", [0, 50])
+def test_the_bar_does_not_count_compiling(monkeypatch, done):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    clock = Clock()
+    progress = Progress(total=100, done=done, clock=clock)
+    bar = progress._bar
+    start = bar.start_t
+    with activity.compiling("the training step", clock):
+        clock.now += 60
+    progress.advance(0.5)
+    assert bar.start_t == start + 60 and bar.smoothing == 0
+    progress.advance(0.5)
+    assert bar.start_t == start + 60
+    progress.close()
+
+
+def test_the_bar_names_activities(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with activity.reporting() as reporter:
+        progress = Progress(total=4, done=0)
+        bar = progress._bar
+        with activity.during(progress.__str__):
+            with activity.compiling("the training step"):
+                assert bar.desc == "compiling the training step …"
+            assert bar.desc == "training"
+        progress.close()
+        assert reporter.show is activity.print_line

@@ -83,6 +83,73 @@ def test_a_preempted_run_saves_and_resumes_bit_exactly(
     assert sorted(map(str, untimed(tmp_path))) == sorted(map(str, untimed(straight)))
 
 
+class Killed(BaseException):
+    """Simulates SIGKILL, which no handler sees."""
+
+
+@pytest.mark.parametrize(
+    ("failure", "calls", "saved"),
+    [
+        (ValueError("a metric failed"), 1, 6),  # only an evaluation is due: saved afterwards
+        (ValueError("a metric failed"), 2, 12),
+        (Killed(), 2, 12),  # a checkpoint is due, too: saved before
+    ],
+)
+def test_a_failed_evaluation_leaves_its_step_and_is_repeated(
+    micro, tmp_path, straight, monkeypatch, failure, calls, saved
+):
+    run = evaluator.Evaluator.run
+    count = itertools.count(1)
+
+    def failing(self, *arguments):
+        if next(count) == calls:
+            raise failure
+        return run(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator.Evaluator, "run", failing)
+        with pytest.raises(type(failure)):
+            loop.train(micro(**STEPS), tmp_path)
+    assert native.checkpoint_steps(tmp_path)[-1] == saved
+    assert not any("task" in line for line in read_metrics(tmp_path) if line["step"] == saved)
+    outcome = loop.train(micro(**STEPS), tmp_path)
+    assert outcome.step == 12
+    assert sorted(map(str, untimed(tmp_path))) == sorted(map(str, untimed(straight)))
+    assert_same_parameters(tmp_path, straight)
+
+
+def assert_same_parameters(*workdirs):
+    paths = [native.find(workdir) for workdir in workdirs]
+    parameters = [
+        jax.device_get(native.load_parameters(path, native.load_inference_spec(path).encoder))
+        for path in paths
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *parameters)
+
+
+def test_a_kill_between_evaluation_and_checkpoint_is_repaired(
+    micro, tmp_path, straight, monkeypatch
+):
+    """The evaluation is in the log; the next start adds it to the checkpoint of its step."""
+
+    def killed(self, *arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpoints, "add_evaluation", killed)
+        with pytest.raises(Killed):
+            loop.train(micro(**STEPS | {"checkpoint_every": "6 steps"}), tmp_path)
+    path = native.find(tmp_path)
+    assert path.name == "6" and not native.load_inference_spec(path).record["metrics"]
+    outcome = loop.train(micro(**STEPS | {"checkpoint_every": "6 steps"}), tmp_path)
+    assert sorted(map(str, untimed(tmp_path))) == sorted(map(str, untimed(straight)))
+    folder = tmp_path / "checkpoints"
+    for step in (6, 12):
+        lines = native.load_inference_spec(folder / str(step)).record["metrics"]
+        assert {line["step"] for line in lines} == {step}
+    assert outcome.best is not None
+
+
 def test_the_best_checkpoint_remains_besides_the_newest(micro, tmp_path, monkeypatch):
     values = iter([0.2, 0.9, 0.4, 0.3, 0.1])
     run = evaluator.Evaluator.run

@@ -1,0 +1,160 @@
+"""Reports on stderr what a program is doing while it writes nothing else, such as compiling.
+
+    with activity.reporting():  # once, around a program
+        with activity.during("loading the weights"):
+            ...
+        with activity.compiling("the training step"):
+            ...
+
+An activity is named again whenever nothing was written for five seconds. Without `reporting`, as
+where the package is used as a library, nothing is written. Importing this module is fast.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from gemma_encoder.runtime import PROCESS_ID
+
+LONGEST_SILENCE = 5.0  # seconds
+TICK = 0.5  # seconds between two looks at the clock
+
+
+class _Activity(NamedTuple):
+    text: str | Callable[[], str]
+    began: float
+
+    def __str__(self) -> str:
+        return self.text if isinstance(self.text, str) else self.text()
+
+
+def print_line(text: str) -> None:
+    """Prints a line on stderr; nothing for an empty text."""
+    if text:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Reporter:
+    """Names the innermost activity when it begins, and again after each silence.
+
+    Args:
+        clock: returns seconds.
+
+    Attributes:
+        show: writes a text, "" after the last activity; replaced where there is a progress bar.
+        is_quiet: write nothing, as on all processes of a run but the main one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.show: Callable[[str], None] = print_line
+        self.is_quiet = os.environ.get(PROCESS_ID, "0") != "0"
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._activities: list[_Activity] = []
+        self._written_at = clock()
+
+    def note_output(self) -> None:
+        """Notes that something else was written, which ends the silence."""
+        self._written_at = self._clock()
+
+    @contextlib.contextmanager
+    def during(self, text: str | Callable[[], str], *, announce: bool = False) -> Iterator[None]:
+        """Names an activity while it lasts; at its beginning, too, with `announce`."""
+        activity = _Activity(text, self._clock())
+        with self._lock:
+            self._activities.append(activity)
+            if announce:
+                self._write(f"{activity} …")
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._activities.remove(activity)
+                if self.show is not print_line:
+                    self._write(str(self._activities[-1]) if self._activities else "")
+
+    def beat(self) -> None:
+        """Names the innermost activity if nothing was written for about five seconds."""
+        with self._lock:
+            now = self._clock()
+            if not self._activities or now - self._written_at < LONGEST_SILENCE - 2 * TICK:
+                return
+            activity = self._activities[-1]
+            self._write(f"{activity} … {now - activity.began:.0f} s")
+
+    def _write(self, text: str) -> None:
+        self.note_output()
+        if not self.is_quiet:
+            with contextlib.suppress(OSError, ValueError):  # stderr is closed
+                self.show(text)
+
+
+_reporters: list[Reporter] = []
+_compiled: list[float] = [0.0]  # seconds
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[Reporter]:
+    """Reports activities of this process; within another `reporting`, that one continues."""
+    if _reporters:
+        yield _reporters[0]
+        return
+    reporter = Reporter()
+    is_over = threading.Event()
+
+    def beat() -> None:
+        while not is_over.wait(TICK):
+            reporter.beat()
+
+    thread = threading.Thread(target=beat, name="activity", daemon=True)
+    thread.start()
+    _reporters.append(reporter)
+    try:
+        yield reporter
+    finally:
+        _reporters.remove(reporter)
+        is_over.set()
+        thread.join()
+
+
+def current() -> Reporter | None:
+    """Returns the reporter of this process; None outside `reporting`."""
+    return _reporters[0] if _reporters else None
+
+
+@contextlib.contextmanager
+def during(text: str | Callable[[], str], *, announce: bool = False) -> Iterator[None]:
+    """Names an activity while it lasts, see `Reporter.during`; does nothing without `reporting`."""
+    reporter = current()
+    if reporter is None:
+        yield
+    else:
+        with reporter.during(text, announce=announce):
+            yield
+
+
+def note_output() -> None:
+    """Notes that something was written, which ends the silence."""
+    for reporter in _reporters:
+        reporter.note_output()
+
+
+@contextlib.contextmanager
+def compiling(program: str, clock: Callable[[], float] | None = None) -> Iterator[None]:
+    """Says that a program is being compiled, and counts the time in `compile_seconds`."""
+    clock = clock or time.monotonic
+    began = clock()
+    try:
+        with during(f"compiling {program}", announce=True):
+            yield
+    finally:
+        _compiled[0] += clock() - began
+
+
+def compile_seconds() -> float:
+    """Returns the seconds that this process has spent in `compiling`."""
+    return _compiled[0]
