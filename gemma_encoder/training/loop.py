@@ -102,12 +102,14 @@ def _train(
     cadence = Cadence.of(recipe)
     user_hooks = (*checked_hooks(hooks), *recipe.hooks)
     all_hooks = Hooks(standard_hooks(recipe, cadence), user_hooks)
-    trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
+    with activity.during("setting up the training step"):
+        trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
     workdir = claim_workdir(workdir, config)
     runtime.enable_compilation_cache(config.compilation_cache)
 
     with contextlib.ExitStack() as resources:
-        run = _open_run(trainer, cadence, workdir, command, resources)
+        with activity.during("opening the workdir"):
+            run = _open_run(trainer, cadence, workdir, command, resources)
         resources.enter_context(activity.during(run.progress.__str__))
         all_hooks.start(run)
         while not run.is_over:
@@ -285,7 +287,8 @@ def evaluate(
     """
     with activity.reporting() as reporter:
         reporter.is_quiet = not distributed.is_main_process()
-        return _evaluate(config, native.absolute(workdir), calibrate)
+        with activity.during("setting up the evaluation"):
+            return _evaluate(config, native.absolute(workdir), calibrate)
 
 
 def _evaluate(
