@@ -171,6 +171,12 @@ def build(
         parts.hooks,
         unlabeled,
     )
+    if recipe.config.best_metric and recipe.best_metric[0] in unlabeled:
+        raise InputError(
+            f"best_metric={recipe.config.best_metric!r} needs labels, which the split "
+            f"{recipe.config.evaluate_split!r} does not have; leave it out, or evaluate another "
+            "split"
+        )
     recipe.losses.check(recipe.tasks)
     if recipe.config.prepared:
         check_prepared(recipe.sources, recipe.tokenizer, recipe.config.max_length)

@@ -160,3 +160,22 @@ def test_refusals_are_one_line(run, arguments, message):
     code, lines, error = run(*arguments)
     assert code == 2 and not lines
     assert len(error.strip().splitlines()) == 1 and error.startswith("error: ") and message in error
+
+
+def test_metrics_are_checked_as_in_training(run, tmp_path):
+    rows = [f"word {index},{'abc'[index % 3]},{index}\n" for index in range(12)]
+    (tmp_path / "train.csv").write_text("text,label,score\n" + "".join(rows))
+    (tmp_path / "dev.csv").write_text("text,label,score\n" + rows[3])
+    data = [
+        f"--config.own.train={tmp_path}/train.csv",
+        f"--config.own.validation={tmp_path}/dev.csv",
+    ]
+    data.append("--config.own.fields=('text',)")
+    code, _, error = run("--config=own:classification", *data, "--config.own.metrics=('f1',)")
+    assert code == 2 and "'f1' cannot be computed: it needs two classes" in error
+    regression = ["--config=own:regression", *data, "--config.own.label=score"]
+    code, lines, _ = run(*regression, "--split=validation")
+    text = " ".join(" ".join(lines).split())
+    assert code == 0 and "refused task 'own': the metric 'spearman' cannot be computed" in text
+    code, lines, _ = run(*regression)
+    assert code == 0 and not any(line.startswith("refused") for line in lines)

@@ -198,7 +198,7 @@ def test_training_refuses_before_it_takes_the_workdir(micro, tmp_path, own, mess
         build(micro(**fields))  # as `gemma-encoder evaluate` does before it loads the model
 
 
-def test_early_stopping_needs_labels(micro, tmp_path, monkeypatch):
+def test_early_stopping_and_the_best_metric_need_labels(micro, tmp_path, monkeypatch):
     task = make_task("classification", ["accuracy"])
 
     def source(options):
@@ -213,6 +213,8 @@ def test_early_stopping_needs_labels(micro, tmp_path, monkeypatch):
     monkeypatch.setitem(registry._TASKS, "t", source)
     fields = {"tasks": ("t",), "evaluate_split": "test", "evaluate_every": "2 steps"}
     assert build(micro(**fields)).unlabeled == ("t",)
+    with pytest.raises(InputError, match="best_metric='t/accuracy' needs labels"):
+        build(micro(**fields, best_metric="t/accuracy"), for_training=True)
     with pytest.raises(InputError, match="early_stopping.patience needs t/accuracy.*unlabeled"):
         loop.train(micro(**fields, early_stopping__patience=1), tmp_path / "run")
     assert not (tmp_path / "run").exists()
