@@ -116,6 +116,15 @@ class Table:
     def __len__(self) -> int:
         return len(self.arrow)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self._columns)
+
+    def numeric(self, column: str) -> np.ndarray:
+        """Returns the values of a numeric column, [N]."""
+        return np.concatenate([numeric_values(chunk) for chunk in self._columns[column].chunks])
+
     def value(self, column: str, index: int) -> Any:
         """Returns one value."""
         return self._columns[column][int(index)].as_py()

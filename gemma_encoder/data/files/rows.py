@@ -213,14 +213,14 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[Header, Iterator[Fil
 
     def read(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
         lines = records(path)
-        _, names = next(lines, (0, None))
+        first, names = next(lines, (0, None))
         if names is None:
             raise InputError(f"{path} is empty; its first line should name the columns")
-        if len(set(names)) < len(names) or not all(name.strip() for name in names):
-            hint = "; in pandas, write it with index=False" if not names[0] else ""
+        names = _named(names)
+        if len(set(names)) < len(names):
             raise InputError(
-                f"{path}:1: the first line should name every column, and none twice; got "
-                f"{', '.join(map(repr, names))}{hint}"
+                f"{path}:{first}: the first line should name no column twice; got "
+                f"{', '.join(map(repr, names))}"
             )
 
         def rows() -> Iterator[FileRow]:
@@ -235,6 +235,18 @@ def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[Header, Iterator[Fil
         return tuple(names), rows()
 
     return read
+
+
+def _named(names: Sequence[str]) -> list[str]:
+    """Names columns without a name, such as the index of a DataFrame, as pandas does."""
+    result = list(names)
+    for index in range(len(result)):
+        if not result[index].strip():
+            name = f"Unnamed: {index}"
+            while name in result:
+                name += ".1"
+            result[index] = name
+    return result
 
 
 def is_parquet(path: pathlib.Path) -> bool:

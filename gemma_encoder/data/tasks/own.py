@@ -17,6 +17,7 @@ from gemma_encoder.data.files import rows
 from gemma_encoder.data.ranking import report_hopeless_queries
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups
+from gemma_encoder.data.tasks.own_checks import check_columns
 from gemma_encoder.data.tasks.own_held_out import HeldOut
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_rows import Rows
@@ -189,6 +190,7 @@ def _make(options: DataOptions) -> Source:
     files = {
         split: Rows(own, columns, named, labeled=split != "test") for split, named in paths.items()
     }
+    check_columns(own, columns, files)
     task, reading = resolve_task(own, columns, files, stored)
     logging.info("own: %s", task)
     return OwnSource(task, options, files, own.held_out, reading)

@@ -52,7 +52,7 @@ def read_text(values: Mapping[str, Any], column: str, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(
             f"{where}: column {column!r} should contain text, got {type(value).__name__} "
-            f"{str(value)[:40]!r}"
+            f"{str(value)[:40]!r}; own.fields names the columns of the text"
         )
     if not value.strip():
         raise InputError(f"{where}: column {column!r} is empty")

@@ -35,7 +35,8 @@ class OwnOptions:
     name: str = option("own", "name of the task in metrics and file names")
     kind: str = option("classification", "kind of task, one whose labels fit in a column")
     fields: tuple[str, ...] = option(
-        (), "columns of the text, for ranking the query first; by default all but label and ids"
+        (),
+        "columns of the text, for ranking the query first; by default all but label and ids",
     )
     label: str = option(
         "label", "column of the class, the target, or (ranking) the grade, 0 for not relevant"

@@ -12,6 +12,7 @@ from gemma_encoder.data import cache
 from gemma_encoder.data.files import rows
 from gemma_encoder.data.table import Table
 from gemma_encoder.data.tasks import own_cells as cells
+from gemma_encoder.data.tasks.own_checks import is_index, without_indices
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_table import (
     TEXT_LABELS,
@@ -27,7 +28,6 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import UNLABELED, Label
 from gemma_encoder.inputs.task import Task
 
-NOT_FIELDS = ("id", "idx", "index")  # columns that are not part of the text by default
 MAX_CLASSES = 1000  # more distinct labels are unlikely to be classes
 QUERY_ID = "query_id"
 DOCUMENT_ID = "document_id"
@@ -55,7 +55,8 @@ class Columns:
         Options that are not set are inferred from the names of the columns.
 
         Raises:
-            InputError: an option names a missing column, or there are too few columns.
+            InputError: an option names a missing column, the label is among the fields, or there
+                are too few columns.
         """
         is_list = kinds.get(options.kind).is_list
 
@@ -76,10 +77,12 @@ class Columns:
                 ids[field] = field if field in present else ""
         if options.fields:
             names = [existing(name, "fields") for name in options.fields]
+            _refuse_labels(options, names, label, ids)
         elif is_list and {"query", "document"} <= set(present):
             names = ["query", "document"]
         else:
-            names = [name for name in present if name not in (label, *ids.values(), *NOT_FIELDS)]
+            names = [name for name in present if name not in (label, *ids.values())]
+            names = without_indices(names, str(path))
         if len(names) < 1 + is_list:
             needed = "the query and the document" if is_list else "the text"
             raise InputError(
@@ -119,9 +122,9 @@ class Rows:
         *,
         labeled: bool,
     ):
-        present = _common_columns(paths)
         ids = (columns.query_id, columns.document_id)
         required = [*columns.fields.values(), *ids, *([columns.label] if labeled else [])]
+        present = _common_columns(paths, required)
         missing = [name for name in required if name and name not in present]
         if missing:
             raise InputError(
@@ -176,13 +179,18 @@ class Rows:
         return len(self.table)
 
     @property
+    def has_classes(self) -> bool:
+        """True if the labels are names of classes."""
+        return self._as_text
+
+    @property
     def text_columns(self) -> list[str]:
         """Columns of the table with the fields of the text, in order."""
         return list(self._fields.values())
 
     def numeric_labels(self) -> np.ndarray:
         """Returns [N] float64, the labels of a kind whose labels are numbers."""
-        return self.table.arrow.column("label").to_numpy()
+        return self.table.numeric("label")
 
     def fields(self, row: int) -> dict[str, str]:
         """Returns the fields of the text."""
@@ -358,15 +366,33 @@ class Rows:
         return name if len(self.paths) == 1 else f"file{self.table.value('file', row) + 1}{name}"
 
 
-def _common_columns(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
-    """Returns the columns of the files; raises InputError if they differ."""
+def _refuse_labels(
+    options: OwnOptions, names: Sequence[str], label: str, ids: Mapping[str, str]
+) -> None:
+    """Raises InputError if a field is the label, or an id that no option names."""
+    if label in names:
+        raise InputError(
+            f"own.fields names {label!r}, which is the label: the text would contain the answer; "
+            "leave it out, or set own.label to another column"
+        )
+    for field, column in ids.items():
+        if column in names and not getattr(options, field):
+            raise InputError(
+                f"own.fields names {column!r}, which is taken for the ids; leave it out, or set "
+                f"own.{field} to the column of the ids"
+            )
+
+
+def _common_columns(paths: Sequence[pathlib.Path], required: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns of the files; raises InputError if they differ, but for indices."""
     first = rows.read_rows(paths[0])[0]
     for path in paths[1:]:
-        columns = rows.read_rows(path)[0]
-        if differing := set(first) ^ set(columns):
+        differing = sorted(set(first) ^ set(rows.read_rows(path)[0]))
+        differing = [name for name in differing if name in required or not is_index(name)]
+        if differing:
             raise InputError(
-                f"{path} and {paths[0]} differ in the column {sorted(differing)[0]!r}; all files "
-                "of a split must have the same columns"
+                f"{path} and {paths[0]} differ in the column {differing[0]!r}; all files of a "
+                "split must have the same columns"
             )
     return first
 

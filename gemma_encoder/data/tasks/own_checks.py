@@ -1,0 +1,158 @@
+"""Checks of the columns of the user's files: indices, ids, and words for missing values."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import logging
+
+from gemma_encoder.data.table import numeric_values, to_array
+from gemma_encoder.data.tasks.own_cells import split_names
+from gemma_encoder.data.tasks.own_options import OwnOptions
+from gemma_encoder.inputs.errors import InputError
+
+if TYPE_CHECKING:
+    from gemma_encoder.data.tasks.own_rows import Columns, Rows
+
+# Columns that programs add to number the rows. Columns without a name are "Unnamed: 0" and so on.
+_INDEX = re.compile(
+    r"\s*(unnamed: ?\d+(\.\d+)*|__index_level_\d+__|level_\d+|id|idx|index|row[._]?names?)?\s*",
+    re.IGNORECASE,
+)
+_CODE = r"^[+-]?[A-Za-z0-9]+([_.:#/+-][A-Za-z0-9]+)*$"  # an id, a number or a date
+_MISSING = ("nan", "-nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat")  # in lower case
+LONGEST_WORD = 16  # bytes of a text that may be one of them, with blanks
+LEAST_ROWS = 3  # of a column that looks like ids
+
+
+def is_index(column: str) -> bool:
+    """Returns True for the name of a column that numbers the rows, or of one without a name."""
+    return bool(_INDEX.fullmatch(column))
+
+
+def without_indices(names: Sequence[str], file: str) -> list[str]:
+    """Removes index columns from names of columns, and logs which."""
+    indices = [name for name in names if is_index(name)]
+    if indices:
+        logging.warning(
+            "%s: the columns %s are taken for indices and left out of the text; own.fields names "
+            "the columns of the text",
+            file,
+            ", ".join(map(repr, indices)),
+        )
+    return [name for name in names if name not in indices]
+
+
+def check_columns(options: OwnOptions, columns: "Columns", files: Mapping[str, "Rows"]) -> None:
+    """Checks the columns of all splits.
+
+    Raises:
+        InputError: a column that would be text by default contains ids.
+    """
+    names = tuple(columns.fields.values())
+    if not options.fields and names != ("query", "document"):
+        _refuse_ids(names, files["train"])
+    for file in files.values():
+        table = file.table
+        checked = dict(zip(file.text_columns, names, strict=True))
+        for column in (name for name in ("query_id", "document_id") if name in table.columns):
+            checked[column] = getattr(columns, column)
+        for column, name in checked.items():
+            _report_missing(options.name, name, _missing_texts(table.arrow.column(column)), file)
+        if file.has_classes:
+            _report_missing(options.name, columns.label, _missing_classes(file), file)
+
+
+def _refuse_ids(names: Sequence[str], file: "Rows") -> None:
+    """Raises InputError if a text has another value without words in every row."""
+    # A column called "text" is text, whatever it contains.
+    ids = [
+        name
+        for name, column in zip(names, file.text_columns, strict=True)
+        if name != "text" and _are_ids(file.table.arrow.column(column))
+    ]
+    if not ids:
+        return
+    others = tuple(name for name in names if name not in ids) or tuple(names)
+    fields = repr(others).replace(", ", ",")
+    column = file.text_columns[names.index(ids[0])]
+    raise InputError(
+        f"{file.name}: column {ids[0]!r} has another value in every row, such as "
+        f"{file.table.value(column, 0)!r}, as ids have; set own.fields to the columns of the text, "
+        f'e.g. --config.own.fields="{fields}", and name {ids[0]!r} there if it is text'
+    )
+
+
+def _are_ids(column: Any) -> bool:
+    """Returns True for a different code in every row, most of them with digits."""
+    import pyarrow.compute as pc
+
+    if len(column) < LEAST_ROWS:
+        return False
+    with_digits = 0
+    for chunk in column.chunks:  # texts end the loop at once
+        if not pc.all(pc.match_substring_regex(chunk, _CODE)).as_py():
+            return False
+        with_digits += pc.sum(pc.match_substring_regex(chunk, "[0-9]")).as_py() or 0
+    return with_digits >= len(column) / 2 and pc.count_distinct(column).as_py() == len(column)
+
+
+def _missing_texts(column: Any) -> dict[str, tuple[int, int]]:
+    """Returns (number of rows, first row) of each text that is a word for a missing value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    words = to_array(_MISSING, pa.large_string())
+    result: dict[str, tuple[int, int]] = {}
+    first = 0
+    for chunk in column.chunks:
+        short = np.flatnonzero(numeric_values(pc.binary_length(chunk)) <= LONGEST_WORD)
+        texts = pc.utf8_trim_whitespace(chunk.take(to_array(short, pa.int64())))
+        hits = pc.indices_nonzero(pc.is_in(pc.utf8_lower(texts), words))
+        rows = short[numeric_values(hits)] + first
+        encoded = texts.take(hits).dictionary_encode()
+        codes = numeric_values(encoded.indices)
+        for code, text in enumerate(encoded.dictionary.to_pylist()):
+            is_equal = codes == code
+            count, first_row = result.get(text, (0, int(rows[is_equal.argmax()])))
+            result[text] = count + int(is_equal.sum()), first_row
+        first += len(chunk)
+    return result
+
+
+def _missing_classes(file: "Rows") -> dict[str, tuple[int, int]]:
+    """Returns (number of rows, first row) of each class that is a word for a missing value."""
+    first_rows = file.table.summary["values"]
+    names = [name for name in first_rows if name.lower() in _MISSING]
+    if not names:
+        return {}
+    labels, codes = file.table.codes("label")
+    frequencies = np.bincount(codes)
+    return {
+        name: (
+            int(
+                sum(frequencies[i] for i, label in enumerate(labels) if name in split_names(label))
+            ),
+            first_rows[name],
+        )
+        for name in names
+    }
+
+
+def _report_missing(
+    task: str, column: str, missing: Mapping[str, tuple[int, int]], file: "Rows"
+) -> None:
+    """Logs the words for missing values in a column."""
+    if not missing:
+        return
+    parts = [
+        f"{value!r} in {count} of {len(file)} rows, the first {file.where(row)}"
+        for value, (count, row) in missing.items()
+    ]
+    logging.warning(
+        "%s: column %r contains %s: is a value missing there? It is read as it is",
+        task,
+        column,
+        "; ".join(parts),
+    )
