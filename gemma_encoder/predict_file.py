@@ -6,6 +6,7 @@ input still begins with the same rows.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -69,21 +70,11 @@ def predict_file(
         InputError: the file cannot be read, lacks a column, a row is not a valid text, or `keep`
             names a column of the output. Predictions of earlier chunks stay in OUTPUT.part.
     """
-    if output is not None and output.suffix not in SUFFIXES:
-        raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
     if blank not in BLANK:
         raise unknown("value of --blank", blank, BLANK)
-    certainty.check(task)
-    _check_keep(task, keep, source, output, certainty)
+    _check_output(task, keep, source, output, certainty)
     texts = read_texts(source, task, columns, keep)
     num_blank = _check(source, read_texts(source, task, columns, keep), task, blank == "null")
-    if output is None:
-        printed = _Printed()
-        chunks = _predict_chunks(predictor, task, texts, printed.write, 0, certainty)
-        done = sum(len(chunk) for chunk in chunks)
-        _report_blank(num_blank, done)
-        _report_abstentions(task, certainty, printed.abstentions, done)
-        return done
     settings = {
         "step": predictor.spec.step,
         "task": task.name,
@@ -92,25 +83,35 @@ def predict_file(
         "keep": list(keep),
         **dataclasses.asdict(certainty),
     }
-    with _PartialOutput(output, settings) as part:
-        done = part.resume(texts)
-        for chunk in _predict_chunks(predictor, task, texts, part.write, done, certainty):
-            part.commit(chunk)
-            done += len(chunk)
-    part.finish(task)
+    predict = functools.partial(_predict_chunks, predictor, task, texts, certainty)
+    if output is None:
+        printed = _Printed()
+        done = sum(len(chunk) for chunk in predict(printed.write))
+        abstentions = printed.abstentions
+    else:
+        with _PartialOutput(output, settings) as part:
+            done = part.resume(texts)
+            for chunk in predict(part.write, done):
+                part.commit(chunk)
+                done += len(chunk)
+        part.finish(task)
+        abstentions = part.abstentions
     _report_blank(num_blank, done)
-    _report_abstentions(task, certainty, part.abstentions, done)
+    _report_abstentions(task, certainty, abstentions, done)
     return done
 
 
-def _check_keep(
+def _check_output(
     task: Task,
     keep: Sequence[str],
     source: pathlib.Path,
     output: pathlib.Path | None,
     certainty: Certainty,
 ) -> None:
-    """Raises InputError if a column to keep would be overwritten by a prediction."""
+    """Raises InputError if there is no such output, or it would overwrite a column to keep."""
+    if output is not None and output.suffix not in SUFFIXES:
+        raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
+    certainty.check(task)
     is_table = output is not None and output.suffix != ".jsonl"
     message = f"--keep={{0}}: that column of {source}".format
     for form in ("records", "table") if is_table else ("records",):
@@ -174,9 +175,9 @@ def _predict_chunks(
     predictor: Predictor,
     task: Task,
     texts: Iterator[InputText],
-    write: Callable[[Mapping[str, Any], InputText], None],
-    done: int,
     certainty: Certainty,
+    write: Callable[[Mapping[str, Any], InputText], None],
+    done: int = 0,
 ) -> Iterator[list[InputText]]:
     """Predicts texts, calls `write` with each output line, and yields each written chunk.
 
@@ -184,9 +185,9 @@ def _predict_chunks(
         predictor: the predictor.
         task: one of its tasks.
         texts: the texts.
+        certainty: abstentions and conformal columns.
         write: takes a line and its text.
         done: number of texts before the first, for the progress bar.
-        certainty: abstentions and conformal columns.
     """
     with _progress_bar("predicting", done) as bar:
         while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):

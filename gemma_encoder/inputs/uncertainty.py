@@ -153,6 +153,11 @@ class ClassUncertainty(Uncertainty):
     one_class: bool
     conformal_columns = ("prediction_set",)
 
+    def output_scale(self, task: "Task") -> tuple[float, float]:
+        """Returns the temperature's factor of exported scores, if these are a logit per class."""
+        is_linear = self.has_temperature and self.num_outputs(task) == len(task.classes)
+        return (1 / task.temperature if is_linear else 1.0), 0.0
+
     def truth(self, task: "Task", labels: Sequence["Label"]) -> np.ndarray:
         """Returns the true classes, [N, C] of 0 and 1."""
         return np.eye(len(task.classes))[np.array(labels, int)]

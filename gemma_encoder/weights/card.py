@@ -16,6 +16,10 @@ from gemma_encoder.weights.native import InferenceSpec
 COUNTS = ("step", "split", "task", "examples", "cut_share")
 TERMS = "https://ai.google.dev/gemma/terms"
 RANDOM_WEIGHTS = "random weights"
+SCALED = (
+    "Logits of classes in this export are divided by the temperature already; `Predictor` applies "
+    "it itself."
+)
 
 
 def facts(spec: InferenceSpec) -> dict[str, str]:
@@ -141,7 +145,8 @@ def markdown(spec: InferenceSpec) -> str:
         "## Metrics\n\n" + _metrics(spec),
     ]
     if rows := calibration_rows(spec):
-        parts.append(f"## Calibration\n\n{_markdown_table(('task', 'calibration'), rows)}")
+        table = _markdown_table(("task", "calibration"), rows)
+        parts.append(f"## Calibration\n\n{table}\n\n{SCALED}")
     if spec.record.get("config"):
         config = to_json(spec.record["config"], indent=1)
         parts.append(f"## Config\n\n```json\n{config}\n```")

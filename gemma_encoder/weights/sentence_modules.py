@@ -140,7 +140,14 @@ def _read_projection(folder: epath.Path, settings: dict[str, Any], normalized: b
 
 
 def output_scale(head: str, tasks: Sequence[Task]) -> tuple[float, float]:
-    """Returns the (factor, offset) of a head's scores; raises InputError if its tasks differ."""
+    """Returns the (factor, offset) of a head's scores; raises InputError if its tasks differ.
+
+    Tasks without a calibration share the temperature of those that have one.
+    """
+    decisive = [
+        task for task in tasks if task.calibration.is_fitted or not task.kind.has_temperature
+    ]
+    tasks = decisive or tasks
     scales = {task.kind.output_scale(task): task.name for task in tasks}
     if len(scales) > 1:
         raise InputError(

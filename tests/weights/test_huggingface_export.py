@@ -14,12 +14,14 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.inputs.uncertainty import Calibration
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, PoolingConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_dict, parameter_paths
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import backbone as weights
 from gemma_encoder.weights import export
 from gemma_encoder.weights.native import InferenceSpec
+from gemma_encoder.weights.sentence_modules import output_scale
 from tests.weights.goldens import CASES, GOLDENS
 
 
@@ -277,3 +279,35 @@ def test_tasks_of_one_head_with_different_units_are_refused(tmp_path):
         export_huggingface(predictor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export_huggingface(predictor, tmp_path / "bare", heads=False)
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi_label", "ordinal"])
+def test_exported_scores_are_divided_by_the_temperature(tmp_path, kind):
+    """Loading the export gives the same calibrated bits: the undivided layer is stored beside."""
+    fitted = Calibration(2.5, (0.6,) * 50, "validation", 200, 7)
+    task = Task("t", kind, Template("{text}"), classes=("a", "b", "c"), calibration=fitted)
+    plain = make_predictor(TRANSFORMERS["gemma3"], classes=None, heads={"t": task.num_outputs})
+    predictor = Predictor(dataclasses.replace(plain.spec, tasks=(task,)), plain.parameters)
+    folder = export_huggingface(predictor, tmp_path / "out")
+    again = Predictor.load(folder)
+    np.testing.assert_array_equal(again.predict(TEXTS), predictor.predict(TEXTS))
+    assert again.tasks["t"] == task
+    if task.num_outputs == len(task.classes):
+        scores = exported_scores(folder, predictor.embed(TEXTS))
+        at_1 = task.uncalibrated()
+        np.testing.assert_allclose(
+            task.kind.postprocess(at_1, scores), predictor.predict(TEXTS), rtol=1e-4, atol=1e-4
+        )
+    else:  # of cumulative logits only `predict` computes probabilities
+        assert not list(folder.glob("*/unscaled.safetensors"))
+
+
+def test_an_uncalibrated_task_shares_the_temperature_of_a_head(tmp_path):
+    fitted = Calibration(2.5, (), "validation", 200, 7)
+    task = Task("t", "classification", Template("{text}"), classes=("a", "b"), head="t")
+    tasks = (dataclasses.replace(task, calibration=fitted), dataclasses.replace(task, name="u"))
+    assert output_scale("t", tasks) == (1 / 2.5, 0.0)
+    other = dataclasses.replace(fitted, temperature=2.0)
+    tasks = (tasks[0], dataclasses.replace(tasks[1], calibration=other))
+    with pytest.raises(InputError, match="tasks t and u share the head 't', but"):
+        output_scale("t", tasks)
