@@ -12,6 +12,7 @@ import pytest
 
 from gemma_encoder import report
 from gemma_encoder.cli import report as program
+from gemma_encoder.evaluation import details
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
@@ -57,6 +58,9 @@ def write_run(workdir, predictions, config=None, command="python -m it", steps=(
     for split_predictions in predictions:
         lines.append(evaluation_line(split_predictions, steps[-1]))
         split_predictions.write(workdir / "predictions")
+        name, split = split_predictions.task.name, split_predictions.split
+        values = details.describe(split_predictions, steps[-1], split_predictions.metrics())
+        details.write_details(workdir / "predictions", name, split, values)
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return workdir
 
@@ -223,6 +227,34 @@ def test_undefined_metrics_are_reported(tmp_path):
     path = run / "metrics.jsonl"
     path.write_text(re.sub(r'"f1": [\d.]+', '"f1": null', path.read_text()))
     assert "nan" in Page(report.render_report([run])).text
+
+
+def test_metrics_stand_beside_chance_and_classes_have_scores(tmp_path):
+    examples = [Example({"text": str(i)}, float(i % 6)) for i in range(12)]
+    degree = dataclasses.replace(DEGREE, metrics=("mae",))
+    predictions = [
+        moods([0, 0, 0, 1], [0.1, 0.1, 0.9, 0.9]),
+        Predictions(degree, "validation", np.arange(12) % 6 + 0.5, table(examples), constant=1.0),
+    ]
+    page = report.render_report([write_run(tmp_path / "one", predictions)])
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in page.split("<tr>")]
+    shown = {row[2]: (row[4], row[6]) for row in rows if len(row) == 8}
+    assert shown["accuracy"] == ("0.750", "0.750") and shown["f1"] == ("0.667", "0.000")
+    assert shown["mae ↓"] == ("0.500", "1.833")
+    assert ["sad", "1.000", "0.667", "0.800", "3"] in rows
+    assert ["glad", "0.500", "1.000", "0.667", "1"] in rows
+
+
+def test_many_classes_are_cut_to_the_worst(tmp_path):
+    names = tuple(f"class {index}" for index in range(300))
+    task = dataclasses.replace(MOOD, metrics=("accuracy",), classes=names)
+    examples = [Example({"text": str(i)}, float(i)) for i in range(300)]
+    outputs = np.eye(300)[np.maximum(np.arange(300) - 1, 0)]
+    predictions = Predictions(task, "validation", outputs, table(examples))
+    text = Page(report.render_report([write_run(tmp_path / "one", [predictions])])).text
+    assert "the 20 of lowest F1; 280 more in predictions/mood.validation.metrics.json" in text
+    assert "The most frequent confusions. 279 more pairs." in text
+    assert text.count("class 150") == 1  # among the task's classes
 
 
 def test_html_in_texts_is_escaped(tmp_path):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from gemma_encoder.evaluation.bootstrap import Interval
-from gemma_encoder.experiments.studies.statistics import Cell
+from gemma_encoder.experiments.studies.statistics import Cell, negated
 
 # Verdicts.
 HOLDS = "holds at this scale"
@@ -43,8 +43,8 @@ class Claim:
     Attributes:
         text: the claim.
         study: study with the rows.
-        rule: "beats" (all differences are positive), "equal" (all intervals contain zero and lie
-            within `MARGIN`) or "longer" (the first contrast is not positive, the last one is).
+        rule: "beats" (all differences are gains), "equal" (all intervals contain zero and lie
+            within `MARGIN`) or "longer" (the first contrast is no gain, the last one is).
         contrasts: compared rows.
         kinds: kinds of tasks that the claim is about.
         caution: limitation of the test, for the reader.
@@ -147,7 +147,8 @@ def judge(claim: Claim, cells: Sequence[Cell]) -> list[Judged]:
                 judged.append(Judged(cell, contrast, None, 0, UNKNOWN))
                 continue
             difference, seeds = measured
-            verdict = by_interval(rule, difference)
+            gain = negated(difference) if cell.lowest else difference
+            verdict = by_interval(rule, gain)
             judged.append(Judged(cell, contrast, difference, seeds, verdict))
     return judged
 

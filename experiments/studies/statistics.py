@@ -16,6 +16,7 @@ import numpy as np
 
 from gemma_encoder.evaluation import bootstrap, resampled_metrics
 from gemma_encoder.evaluation.bootstrap import Interval
+from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.experiments.studies.results import Results, RunKey
 from gemma_encoder.experiments.studies.study import Study
 from gemma_encoder.inputs import kinds
@@ -29,11 +30,22 @@ UNKNOWN = "cannot be told"
 ROUNDING = 1e-6  # result files have six digits
 
 
-def verdict(difference: Interval) -> str:
-    """Returns the verdict of a difference: better or worse only if its interval excludes zero."""
-    if difference.low > ROUNDING:
+def verdict(difference: Interval, lowest: bool = False) -> str:
+    """Returns the verdict of a difference: better or worse only if its interval excludes zero.
+
+    Args:
+        difference: a difference of a metric.
+        lowest: lower values of the metric are better.
+    """
+    gain = negated(difference) if lowest else difference
+    if gain.low > ROUNDING:
         return BETTER
-    return WORSE if difference.high < -ROUNDING else UNKNOWN
+    return WORSE if gain.high < -ROUNDING else UNKNOWN
+
+
+def negated(interval: Interval) -> Interval:
+    """Returns the interval of the negated value."""
+    return Interval(-interval.value, -interval.high, -interval.low)
 
 
 @dataclasses.dataclass
@@ -88,6 +100,11 @@ class Cell:
         """Worst and best value of the main metric."""
         outcome = self.example["outcomes"][self.metric]
         return bootstrap.bounds(self.metric if "values" in outcome else weighted_name(self.metric))
+
+    @property
+    def lowest(self) -> bool:
+        """True if lower values of the main metric are better."""
+        return lowest_is_best(self.metric)
 
     def values(self, row: str, metric: str = "") -> np.ndarray:
         """Returns a metric of each seed, [S]; by default the main metric."""
@@ -193,15 +210,13 @@ def weighted_name(metric: str) -> str:
 def chance(result: Mapping[str, Any]) -> float | None:
     """Returns the main metric of a model that ignores the texts.
 
-    Classification: the best constant prediction. Regression: 0, no correlation. Ranking (MRR@10):
-    the first stage's candidates in random order. Choice (accuracy): a random option. None for other
-    metrics of ranking and choice.
+    Classification: the best constant prediction. Regression: the mean label, whose correlation is
+    0. Ranking (MRR@10): the first stage's candidates in random order. Choice (accuracy): a random
+    option. None for other metrics of ranking and choice.
     """
     main = result["main_metric"]
     outcome = result["outcomes"][main]
     kind = kinds.get(result["kind"])
-    if kind.has_range:
-        return 0.0
     if kind.ranks:
         if main != "mrr@10":
             return None
@@ -211,10 +226,11 @@ def chance(result: Mapping[str, Any]) -> float | None:
     labels = np.array(outcome["labels"])
     once = np.ones((1, len(labels)), np.float32)
     metric = resampled_metrics.METRICS[weighted_name(main)]
-    return max(
-        float(metric(once, labels, np.full_like(labels, constant))[0])
-        for constant in np.unique(labels)
-    )
+    constants = [labels.mean()] if kind.has_range else np.unique(labels)
+    values = [
+        float(metric(once, labels, np.full(len(labels), constant))[0]) for constant in constants
+    ]
+    return min(values) if lowest_is_best(main) else max(values)
 
 
 def random_reciprocal_rank(grades: Sequence[int], cutoff: int = 10) -> float:

@@ -206,7 +206,7 @@ def _difference(cell: Cell, row: str) -> tuple[str, str]:
     if measured is None:
         return "", "baseline not run"
     difference, _ = measured
-    return format_interval(difference), verdict(difference)
+    return format_interval(difference), verdict(difference, cell.lowest)
 
 
 def _clears_chance(cell: Cell) -> str:
@@ -220,7 +220,7 @@ def _clears_chance(cell: Cell) -> str:
     if chance is None:
         return f"{value}; what chance gives is not known."
     outcome = "does not clear chance: differences between rows mean little"
-    if interval.low > chance:
+    if interval.high < chance if cell.lowest else interval.low > chance:
         outcome = "clears chance"
     return f"{value}, chance {chance:.3f}: it {outcome}."
 

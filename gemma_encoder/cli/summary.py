@@ -1,4 +1,4 @@
-"""Summary printed at the end of a run: metrics, baselines, some predictions, the next command."""
+"""Summary printed at the end of a run: metrics, chance, some predictions, the next command."""
 
 import os
 import pathlib
@@ -33,6 +33,7 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
     lines = [
         *outcome.notes,
         *_metric_lines(outcome, split),
+        *_class_lines(outcome),
         *_example_lines(outcome),
         "",
         f"checkpoint: {outcome.checkpoint}",
@@ -57,16 +58,45 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
 
 
 def _metric_lines(outcome: "TrainingResult", split: str) -> Iterator[str]:
-    """Yields a table of metrics and their baselines."""
+    """Yields a table of metrics and what chance gives."""
+    from gemma_encoder.evaluation.metrics import lowest_is_best
+
+    width = max([len(name) for name in outcome.metrics], default=0)
+    width = max(width, 18)
     yield ""
-    yield f"{'task':<18} {'metric':<24} {split:>10} {'baseline':>9}"
+    yield f"{'task':<{width}} {'metric':<24} {split:>10} {'chance':>10}"
     for name, values in outcome.metrics.items():
-        baselines = _baselines(outcome.predictions[name], split)
+        chances = _chances(outcome.predictions[name], split)
         for metric, value in values.items():
-            baseline = f"{baselines[metric]:.3f}" if metric in baselines else "-"
-            yield f"{name:<18} {metric:<24} {value:>10.3f} {baseline:>9}"
+            label = f"{metric} ↓" if lowest_is_best(metric) else metric
+            chance = f"{chances[metric]:.3f}" if metric in chances else "-"
+            yield f"{name:<{width}} {label:<24} {value:>10.3f} {chance:>10}"
         if not values:
-            yield f"{name:<18} predictions only: the {split} split has no labels"
+            yield f"{name:<{width}} predictions only: the {split} split has no labels"
+    if any(outcome.metrics.values()):
+        yield "chance: a baseline that ignores the texts; ↓: lower is better"
+
+
+def _class_lines(outcome: "TrainingResult") -> Iterator[str]:
+    """Yields a table of the scores of each class, for each split of each task with classes."""
+    from gemma_encoder.evaluation import class_scores
+
+    for name, predictions in outcome.predictions.items():
+        for of_split in predictions:
+            scores = class_scores.class_scores(of_split.task, of_split.outputs, of_split.table)
+            if not scores:
+                continue
+            rows = class_scores.format_scores(class_scores.selected_classes(scores))
+            title = name if len(predictions) == 1 else f"{name}, {of_split.split}"
+            width = min(max(len(title), *(len(row[0]) for row in rows)), 42)
+            yield ""
+            yield f"{title:<{width}} {'precision':>10} {'recall':>10} {'F1':>10} {'support':>10}"
+            for label, *values in rows:
+                shown = label if len(label) <= width else f"{label[: width - 1]}…"
+                yield f"{shown:<{width}} {' '.join(f'{value:>10}' for value in values)}"
+            if note := class_scores.others_note(len(scores)):
+                file = f"predictions/{name}.{of_split.split}.metrics.json"
+                yield f"{note} classes in {file}"
 
 
 def _example_lines(outcome: "TrainingResult") -> Iterator[str]:
@@ -81,19 +111,16 @@ def _example_lines(outcome: "TrainingResult") -> Iterator[str]:
             yield f"  {text}  ->  {_prediction(predictions[0], index)}"
 
 
-def _baselines(predictions: "Sequence[Predictions]", split: str) -> dict[str, float]:
-    """Returns baselines by metric name: the task's own, or that of the best constant prediction."""
-    from gemma_encoder.evaluation import metrics
+def _chances(predictions: "Sequence[Predictions]", split: str) -> dict[str, float]:
+    """Returns the values of chance by metric name."""
+    from gemma_encoder.evaluation import details
 
-    baselines = {}
+    chances = {}
     for of_split in predictions:
-        task = of_split.task
-        values = {} if task.kind.ranks else metrics.baseline(task, of_split.table)
-        if task.chance is not None:
-            values[task.metrics[0]] = task.chance
         suffix = of_split.split.removeprefix(split)  # "_matched" of validation_matched
-        baselines |= {f"{metric}{suffix}": value for metric, value in values.items()}
-    return baselines
+        values = details.chance_of(of_split)
+        chances |= {f"{metric}{suffix}": value for metric, value in values.items()}
+    return chances
 
 
 def _program() -> str:

@@ -232,7 +232,6 @@ def declare_t5(
     fields: str,
     metrics: str,
     classes: str = "",
-    chance: float | None = None,
     *,
     kind: str = "classification",
     splits: str = " ".join(Source.splits),
@@ -264,7 +263,6 @@ def declare_t5(
         tuple(classes.split()),
         label_range,
         head,
-        chance,
     )
     table["splits"] = tuple(splits.split())
     return name, lambda options: TfdsSource(task, options, tfds_name, **table)

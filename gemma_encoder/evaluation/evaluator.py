@@ -17,6 +17,7 @@ from gemma_encoder import activity, distributed
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
+from gemma_encoder.evaluation import details
 from gemma_encoder.evaluation.forward import compile_forward, shard_batch
 from gemma_encoder.evaluation.predictions import Predictions, score_split
 from gemma_encoder.inputs.batch import Batch, empty_batch
@@ -68,6 +69,8 @@ class Evaluator:
         workdir: folder for the predictions; None to write none.
         stop: called before every batch, with the same result on all processes; when it returns
             True, evaluation raises `EvaluationInterrupted`.
+        constants: by task, the constant output that fits its training labels best; empty if
+            unknown.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Evaluator:
         mesh: Mesh,
         workdir: epath.Path | None = None,
         stop: Callable[[], bool] = lambda: False,
+        constants: Mapping[str, Any] = types.MappingProxyType({}),
     ):
         self._sources = sources
         self._split = split
@@ -87,6 +91,7 @@ class Evaluator:
         self._mesh = mesh
         self._workdir = workdir
         self._stop = stop
+        self._constants = constants
         self._forward = compile_forward(encoder, mesh)
         self._is_compiled = False
         self._truncated: set[str] = set()  # tasks whose truncated texts were logged
@@ -130,7 +135,15 @@ class Evaluator:
                         scored = self._predict(parameters, task_id, split)
                 if self._workdir is not None and distributed.is_main_process():
                     scored.write(self._workdir / "predictions")
-                for name, value in scored.metrics().items():
+                of_part = scored.metrics()
+                if self._workdir is not None and distributed.is_main_process():
+                    details.write_details(
+                        self._workdir / "predictions",
+                        task.name,
+                        split,
+                        details.describe(scored, step, of_part),
+                    )
+                for name, value in of_part.items():
                     values[f"{name}_{part}" if part else name] = value
                 counts.update(scored.table.counts[task.name], examples=len(scored.table.labels))
                 predictions.setdefault(task.name, []).append(scored)
@@ -191,7 +204,14 @@ class Evaluator:
         scores = score_split(task, self._same_length(stream), forward)
         outputs = task.kind.postprocess(task, scores)
         return Predictions(
-            task, split, outputs, table, source.qrels(split), source.first_stage, scores=scores
+            task,
+            split,
+            outputs,
+            table,
+            source.qrels(split),
+            source.first_stage,
+            self._constants.get(task.name),
+            scores=scores,
         )
 
     def _same_length(self, stream: Iterator[Batch]) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import collections
 import re
 import string
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,27 @@ def _correlation(name: str) -> Metric:
     def metric(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
         import scipy.stats
 
+        if len(labels) < 2:
+            return 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
             value = float(getattr(scipy.stats, name)(labels, predictions).statistic)
         return 0.0 if np.isnan(value) else value  # undefined for constant predictions
 
     return metric
+
+
+def _r2(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
+    """Returns the coefficient of determination, 1 − squared errors / squared deviations of labels.
+
+    0 if labels are constant, where it is undefined. It is negative for predictions that are worse
+    than the mean label.
+    """
+    import sklearn.metrics
+
+    if np.ptp(labels) == 0:
+        return 0.0
+    return float(sklearn.metrics.r2_score(labels, predictions))
 
 
 def exact_match(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
@@ -73,25 +88,38 @@ def choose(table: ExampleTable, scores: np.ndarray) -> dict[str, int]:
     }
 
 
-def _choice_accuracy(labels: np.ndarray, scores: np.ndarray, table: ExampleTable) -> float:
-    correct = [labels[example] > 0 for example in choose(table, scores).values()]
-    return float(np.mean(correct))
+OptionValue = Callable[[np.ndarray, ExampleTable, int], float]  # of the option with that id
 
 
-def _over_answers(compare: Callable[[str, str], float]) -> Metric:
-    """Metric that compares each question's best-scored option with its correct answers.
+def _is_correct(labels: np.ndarray, table: ExampleTable, option: int) -> float:
+    return float(labels[option] > 0)
 
-    The value of a question is the maximum over its answers; the metric is the mean over questions.
-    """
 
-    def question_value(info: Mapping[str, Any]) -> float:
+def _best_match(compare: Callable[[str, str], float]) -> OptionValue:
+    """Compares an option with each correct answer to its question; the maximum counts."""
+
+    def value(labels: np.ndarray, table: ExampleTable, option: int) -> float:
+        info = table.infos[option]
         return max(compare(info["option"], answer) for answer in info["answers"])
+
+    return value
+
+
+def _of_best(value: OptionValue) -> Metric:
+    """Metric of each question's best-scored option, averaged over questions."""
 
     def metric(labels: np.ndarray, scores: np.ndarray, table: ExampleTable) -> float:
         selected = choose(table, scores).values()
-        return float(np.mean([question_value(table.infos[example]) for example in selected]))
+        return float(np.mean([value(labels, table, option) for option in selected]))
 
     return metric
+
+
+def _of_random(value: OptionValue, labels: np.ndarray, table: ExampleTable) -> float:
+    """Returns the expected value of the metric if each question's option is drawn at random."""
+    questions = table.groups().values()
+    means = [np.mean([value(labels, table, option) for option in group]) for group in questions]
+    return float(np.mean(means))
 
 
 def nll(labels: np.ndarray, outputs: np.ndarray, table: ExampleTable) -> float:
@@ -165,7 +193,15 @@ def average_precision(labels: np.ndarray, outputs: np.ndarray, table: ExampleTab
     return float(sklearn.metrics.average_precision_score(labels[:, present], outputs[:, present]))
 
 
-LOWEST_IS_BEST = ["perplexity", "nll", "mean_absolute_error"]  # of all other metrics, the highest
+# Of all other metrics, higher values are better.
+LOWEST_IS_BEST = ["perplexity", "nll", "mean_absolute_error", "mae", "rmse"]
+
+
+def plain_name(name: str) -> str:
+    """Returns a logged metric's name without the part of the split: "rmse_matched" is "rmse"."""
+    names = {metric for metrics in METRICS.values() for metric in metrics}
+    matching = [metric for metric in names if name == metric or name.startswith(f"{metric}_")]
+    return max(matching, key=len, default=name)
 
 
 def lowest_is_best(name: str) -> bool:
@@ -173,8 +209,14 @@ def lowest_is_best(name: str) -> bool:
 
     `name` may have a part of the split as suffix.
     """
-    return name.startswith(tuple(LOWEST_IS_BEST))
+    return plain_name(name) in LOWEST_IS_BEST
 
+
+OPTION_VALUES: dict[str, OptionValue] = {
+    "accuracy": _is_correct,
+    "exact_match": _best_match(answers_equal),
+    "token_f1": _best_match(token_f1),
+}
 
 # Metrics compare labels (`Kind.metric_labels`) with predictions (`Kind.decide`): class indices,
 # targets in the task's own units, scores of options, probabilities of several classes (multi-label)
@@ -190,7 +232,13 @@ METRICS: dict[str, dict[str, Metric]] = {
         "exact_match": exact_match,
         "gender_parity": gender_parity,
     },
-    "regression": {"pearson": _correlation("pearsonr"), "spearman": _correlation("spearmanr")},
+    "regression": {
+        "pearson": _correlation("pearsonr"),
+        "spearman": _correlation("spearmanr"),
+        "mae": _sklearn("mean_absolute_error"),  # in the task's units, as RMSE is
+        "rmse": _sklearn("root_mean_squared_error"),
+        "r2": _r2,
+    },
     "multi_label": {
         "micro_f1": _decided(_sklearn("f1_score", average="micro", zero_division=0.0)),
         # A class that no example has and that is never predicted is left out.
@@ -200,14 +248,11 @@ METRICS: dict[str, dict[str, Metric]] = {
     },
     "ordinal": {
         "quadratic_weighted_kappa": quadratic_weighted_kappa,
-        "mean_absolute_error": _sklearn("mean_absolute_error"),
+        "mean_absolute_error": _sklearn("mean_absolute_error"),  # in classes
+        "mae": _sklearn("mean_absolute_error"),
         "accuracy": _sklearn("accuracy_score"),
     },
-    "choice": {
-        "accuracy": _choice_accuracy,
-        "exact_match": _over_answers(answers_equal),
-        "token_f1": _over_answers(token_f1),
-    },
+    "choice": {name: _of_best(value) for name, value in OPTION_VALUES.items()},
     "language_model": {"perplexity": perplexity, "nll": nll},
 }
 
@@ -276,11 +321,41 @@ def compute_metrics(task: Task, outputs: np.ndarray, table: ExampleTable) -> dic
     return {name: metrics[name](labels, predictions, table) for name in task.metrics}
 
 
-def baseline(task: Task, table: ExampleTable) -> dict[str, float]:
-    """Returns the metrics of the best constant prediction; empty if there is none."""
-    if not table.labels or any(task.is_unlabeled(label) for label in table.labels):
+def baseline(task: Task, table: ExampleTable, constant: Any = None) -> dict[str, float]:
+    """Returns the metrics of the best constant prediction; empty if there is none.
+
+    Args:
+        task: a task of any kind but ranking.
+        table: the examples to predict.
+        constant: the constant output; by default the one that fits the table's labels best.
+    """
+    if not is_labeled(task, table):
         return {}
-    output = task.kind.baseline(task, table.labels)
-    if output is None:
+    if constant is None:
+        constant = task.kind.baseline(task, table.labels)
+    if constant is None:
         return {}
-    return compute_metrics(task, np.stack([output] * len(table.labels)), table)
+    outputs = np.stack([np.asarray(constant, np.float32)] * len(table.labels))
+    return compute_metrics(task, outputs, table)
+
+
+def chance_metrics(task: Task, table: ExampleTable, constant: Any = None) -> dict[str, float]:
+    """Returns the metrics of a prediction that ignores the texts; empty if none is defined.
+
+    For multiple choice that is a random option, for other kinds the best constant prediction, see
+    `baseline`. Ranking metrics compare runs with qrels and have no value here.
+    """
+    if task.kind.is_list and is_labeled(task, table):
+        labels = task.kind.metric_labels(task, table.labels)
+        names = [name for name in task.metrics if name in OPTION_VALUES]
+        values = {name: _of_random(OPTION_VALUES[name], labels, table) for name in names}
+    else:
+        values = baseline(task, table, constant)
+    if task.chance is not None and is_labeled(task, table):
+        values.setdefault(task.metrics[0], task.chance)
+    return values
+
+
+def is_labeled(task: Task, table: ExampleTable) -> bool:
+    """Returns True if there are examples and all have labels."""
+    return bool(table.labels) and not any(task.is_unlabeled(label) for label in table.labels)

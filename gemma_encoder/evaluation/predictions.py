@@ -28,6 +28,7 @@ class Predictions:
         table: the N examples.
         qrels: relevance grades of documents by query, if the benchmark has them.
         first_stage: True if the table lists each query's documents in first-stage order.
+        constant: the constant output that fits the task's training labels best; None if unknown.
     """
 
     task: Task
@@ -37,6 +38,7 @@ class Predictions:
     table: ExampleTable
     qrels: Mapping[str, Mapping[str, float]] | None = None
     first_stage: bool = False
+    constant: Any = None
 
     def of_task(self, task: Task) -> "Predictions":
         """Returns the same predictions for the task with another calibration."""

@@ -82,6 +82,31 @@ def spearman(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) ->
     return _correlation(counts, _ranks(counts, labels), _ranks(counts, predictions))
 
 
+def mae(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Returns the mean absolute error, [R]."""
+    return mean(counts, np.abs(_errors(labels, predictions)))
+
+
+def rmse(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Returns the root of the mean squared error, [R]."""
+    return np.sqrt(mean(counts, _errors(labels, predictions) ** 2))
+
+
+def r2(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Returns the coefficient of determination, [R]; 0 if labels are constant."""
+    centered = np.asarray(labels, np.float64) - np.mean(labels, dtype=np.float64)
+    squares = mean(counts, centered**2)
+    variance = squares - mean(counts, centered) ** 2
+    error = mean(counts, _errors(labels, predictions) ** 2)
+    # The variance of a constant is rounding error.
+    varies = variance > 1e-12 * squares
+    return np.where(varies, 1 - error / np.where(varies, variance, 1), 0.0)
+
+
+def _errors(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    return np.asarray(predictions, np.float64) - np.asarray(labels, np.float64)
+
+
 def _centered(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Returns values [n] minus their mean, broadcast to [R, n]."""
     values = np.asarray(values, np.float64)
@@ -130,4 +155,7 @@ METRICS: dict[str, Weighted] = {
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
     "spearman": spearman,
+    "mae": mae,
+    "rmse": rmse,
+    "r2": r2,
 }

@@ -128,6 +128,15 @@ class Kind(Uncertainty):
         """Returns the best constant output for these labels; None if there is none."""
         return None
 
+    def initial_score(self, task: "Task", constant: Any) -> float | None:
+        """Returns the score of every text before training; None for random scores.
+
+        Args:
+            task: the task.
+            constant: the output that `baseline` returns for the training labels.
+        """
+        return None
+
     def columns(self, task: "Task", outputs: np.ndarray) -> dict[str, Any]:
         """Returns predictions for users: "prediction" and further columns, each with N entries.
 

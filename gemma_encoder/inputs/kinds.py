@@ -229,7 +229,7 @@ class Regression(ResidualUncertainty, Kind):
 
     name = "regression"
     default_loss = "mean_squared_error"
-    default_metrics = ("spearman", "pearson")
+    default_metrics = ("spearman", "pearson", "mae", "rmse", "r2")
     has_range = True
     label_column = "number"
     mistake_measure = "error"
@@ -260,6 +260,10 @@ class Regression(ResidualUncertainty, Kind):
     def baseline(self, task, labels):
         """Returns the mean label."""
         return np.float32(np.mean(labels))
+
+    def initial_score(self, task, constant):
+        """Returns the scaled constant, so that training starts at the mean target."""
+        return self.check_label(task, float(constant), "the mean target")
 
     def describe(self, task):
         return "{:g} to {:g}".format(*task.label_range)

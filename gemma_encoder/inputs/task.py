@@ -97,8 +97,8 @@ class Task:
             metrics and predictions are in the task's own units.
         head: name of the head that scores the task, by default the task's name. Tasks with the same
             head name share the head.
-        chance: main metric of an untrained model, printed beside results; None if it is not a
-            constant.
+        chance: main metric of an untrained model, shown beside results where
+            `evaluation.details.chance_of` computes none; None if it is not a constant.
         role_templates: (role, template) pairs, for roles whose texts use another template.
         calibration: temperature and conformal thresholds, fitted by `gemma-encoder evaluate
             --calibrate`; by default none.

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.evaluation import bootstrap
+from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.report.markup import html_table
 from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.report.scoring import Scored
-from gemma_encoder.weights.card import COUNTS
+from gemma_encoder.weights.card import CHANCE_NOTE, COUNTS, chance_values
 
 NONE = "—"  # shown if the predictions on disk do not allow an interval
 _INTERVAL_COLUMN = 5
@@ -75,9 +76,12 @@ def metrics_section(runs: Sequence[RunFiles], scored: Mapping[str, Sequence[Scor
     if not rows:
         return '<p class="muted">Nothing was evaluated yet.</p>'
     difference = [f"difference to {runs[0].name}"] if compared else []
-    head = ["task", "split", "metric", "run", "value", "95 % interval", *difference, "units"]
+    head = ["task", "split", "metric", "run", "value", "95 % interval"]
+    head += ["chance", *difference, "units"]
     has_intervals = any(row[_INTERVAL_COLUMN] != NONE for row in rows)
-    note = NOTE if has_intervals else NOTE + NO_PREDICTIONS
+    note = f"{NOTE} {CHANCE_NOTE} ↓: lower is better."
+    if not has_intervals:
+        note += NO_PREDICTIONS
     return html_table(head, rows) + f'<p class="muted">{note}</p>'
 
 
@@ -101,6 +105,7 @@ def _rows(
 ) -> list[list[Any]]:
     """Returns the rows of one metric, one for each run that logged it."""
     task, split, metric = key
+    label = f"{metric} ↓" if lowest_is_best(metric) else metric
     rows = []
     base = None
     for run in runs:
@@ -121,7 +126,9 @@ def _rows(
                 difference = estimate.difference_to(base)
         value = f"{line[metric]:.3f}"
         differences = [difference] if compared else []
-        rows.append([task, split, metric, run.name, value, interval, *differences, units])
+        chances = chance_values(run.details(task, split), split)
+        chance = f"{chances[metric]:.3f}" if metric in chances else NONE
+        rows.append([task, split, label, run.name, value, interval, chance, *differences, units])
     return rows
 
 

@@ -86,6 +86,7 @@ def _sections(runs: Sequence[RunFiles]) -> dict[str, str]:
         "What differs": overview.differences_section(runs) if several else "",
         "Curves": overview.curves_section(runs, colors),
         "Metrics": comparison.metrics_section(runs, scored),
+        "Classes": per_run(predictions.classes_section),
         "Confusion": per_run(predictions.confusion_section),
         "Calibration": per_run(calibration.calibration_section),
         "Worst mistakes": per_run(predictions.mistakes_section),

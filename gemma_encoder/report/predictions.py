@@ -1,12 +1,14 @@
 """Sections about a run's predictions: confusion matrices, worst mistakes, changes by query."""
 
+import collections
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gemma_encoder.evaluation import ranking
+from gemma_encoder.evaluation import class_scores, ranking
+from gemma_encoder.evaluation.details import details_file
 from gemma_encoder.evaluation.predictions import mistake_file, prediction_file
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.report import plots
@@ -19,7 +21,10 @@ EXTREMES = 5  # queries shown with the largest gains, and with the largest losse
 
 
 def confusion_section(run: RunFiles, several: bool) -> str:
-    """Returns a confusion matrix for each split of each single-label task."""
+    """Returns a confusion matrix for each split of each single-label task.
+
+    With many classes, it is a list of the most frequent confusions.
+    """
     parts = []
     for task, split in task_splits(run):
         if not task.kind.one_class:
@@ -29,8 +34,44 @@ def confusion_section(run: RunFiles, several: bool) -> str:
         labeled = [line for line in lines if not task.is_unlabeled(line["label"])]
         if labeled:
             parts.append(f"<h3>{escape(titled(run, several, task.name, split))}</h3>")
-            parts.append(_confusion_table(task, labeled))
+            many = len(task.classes) > class_scores.SHOWN
+            parts.append((_confusion_list if many else _confusion_table)(task, labeled))
     return "".join(parts)
+
+
+def classes_section(run: RunFiles, several: bool) -> str:
+    """Returns precision, recall, F1 and support of each class, or of the worst of many."""
+    parts = []
+    for task, split in run.latest():
+        for full_split, details in run.details(task, split).items():
+            scores = details.get("classes")
+            if not scores:
+                continue
+            shown = class_scores.selected_classes(scores)
+            table = html_table(class_scores.COLUMNS, class_scores.format_scores(shown))
+            parts.append(f"<h3>{escape(titled(run, several, task, full_split))}</h3>{table}")
+            if note := class_scores.others_note(len(scores)):
+                file = details_file(run.workdir / "predictions", task, full_split).name
+                parts.append(f'<p class="muted">{note} in predictions/{escape(file)}.</p>')
+    return "".join(parts)
+
+
+def _confusion_list(task: Task, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the most frequent pairs of a label and another prediction."""
+    pairs = collections.Counter(
+        (line["label"], line["prediction"]) for line in lines if line["label"] != line["prediction"]
+    )
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    rows = [
+        [task.classes[label], task.classes[predicted], count]
+        for (label, predicted), count in ordered[: class_scores.SHOWN]
+    ]
+    if not rows:
+        return "<p>No class was confused with another.</p>"
+    more = f" {len(ordered) - len(rows):,} more pairs." if len(ordered) > len(rows) else ""
+    note = f"The most frequent confusions.{more}"
+    head = ["label", "predicted", "examples"]
+    return html_table(head, rows) + f'<p class="muted">{note}</p>'
 
 
 def _confusion_table(task: Task, lines: Sequence[Mapping[str, Any]]) -> str:

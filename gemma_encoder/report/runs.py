@@ -8,6 +8,7 @@ from typing import Any
 
 from gemma_encoder.data.files.ids import decode_id
 from gemma_encoder.evaluation import ranking
+from gemma_encoder.evaluation.details import read_details
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
@@ -70,6 +71,16 @@ class RunFiles:
             if name == split or (name.startswith(f"{split}_") and "." not in name):
                 parts[name.removeprefix(split).removeprefix("_")] = name
         return parts
+
+    def details(self, task: str, split: str) -> dict[str, dict[str, Any]]:
+        """Returns the details of the newest evaluation, by the full name of the split's parts."""
+        step = self.latest().get((task, split), {}).get("step", -1)
+        folder = self.workdir / "predictions"
+        values = {
+            full_split: read_details(folder, task, full_split, step)
+            for full_split in self.parts(task, split).values()
+        }
+        return {full_split: value for full_split, value in values.items() if value}
 
 
 def _step(path: pathlib.Path) -> int:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -21,6 +22,7 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import check_template_length
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model.config import EncoderConfig
+from gemma_encoder.training.baselines import best_constants, head_constants
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.durations import Duration
 from gemma_encoder.training.hooks import Hook
@@ -89,6 +91,15 @@ class Recipe:
             }
         return result
 
+    @functools.cached_property
+    def constants(self) -> dict[str, Any]:
+        """The constant output that fits the training labels best, of each task that has one."""
+        return best_constants(self.sources)
+
+    def head_constants(self) -> dict[str, float]:
+        """Returns the initial value of parameters of heads that start at a constant score."""
+        return head_constants(self.tasks, self.rates(), self.constants, self.encoder)
+
     def steps(self, field: str, epoch: int, total: int | None = None) -> int:
         """Returns a duration field of the config in steps; arguments as in `Duration.steps`."""
         duration = Duration.parse(getattr(self.config, field), field)
@@ -99,8 +110,12 @@ class Recipe:
         mesh: Mesh,
         workdir: epath.Path | None = None,
         stop: Callable[[], bool] = lambda: False,
+        constants: Mapping[str, Any] | None = None,
     ) -> Evaluator:
-        """Returns the evaluator of all tasks on `evaluate_split`; arguments as in `Evaluator`."""
+        """Returns the evaluator of all tasks on `evaluate_split`; arguments as in `Evaluator`.
+
+        `constants` are by default those of the config's training data.
+        """
         return Evaluator(
             self.sources,
             self.config.evaluate_split,
@@ -110,6 +125,7 @@ class Recipe:
             mesh,
             workdir,
             stop,
+            self.constants if constants is None else constants,
         )
 
     def check_rows(self, mesh: Mesh) -> None:

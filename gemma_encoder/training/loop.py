@@ -20,6 +20,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.training.accumulator import MetricsAccumulator
+from gemma_encoder.training.baselines import constants_of
 from gemma_encoder.training.build import Recipe, build
 from gemma_encoder.training.calibrate import Calibrated, calibrate_checkpoint
 from gemma_encoder.training.checkpoint import Checkpoints
@@ -319,7 +320,8 @@ def _evaluate(
         calibrated = calibrate_checkpoint(recipe, mesh, parameters, checkpoint, spec)
     recipe = calibrated.applied(recipe)
     with contextlib.closing(MetricsLog(workdir, spec.step)) as log:
-        evaluator = recipe.evaluator(mesh, workdir)
+        constants = constants_of(recipe.tasks, spec.tasks, spec.record.get("constants", {}))
+        evaluator = recipe.evaluator(mesh, workdir, constants=constants)
         evaluation = evaluator.run(parameters, spec.step, log.write, calibrated.predictions)
     return TrainingResult(
         spec.step,

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -10,6 +11,7 @@ from etils import epath
 from gemma_encoder import activity, distributed
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.distributed import PreemptionSignal
+from gemma_encoder.evaluation.details import read_details
 from gemma_encoder.evaluation.evaluator import Evaluation
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
@@ -249,6 +251,8 @@ class Run:
                 if source.inferred
             },
             "metrics": list(self.log.latest.values()),
+            "constants": recipe.constants,
+            "details": self._details(),
         }
         return InferenceSpec(
             recipe.encoder,
@@ -260,3 +264,14 @@ class Run:
             self.step,
             record,
         )
+
+    def _details(self) -> dict[str, dict[str, Any]]:
+        """Returns the chance values and class scores of the logged metrics, by task and split."""
+        folder = self.workdir / "predictions"
+        result: dict[str, dict[str, Any]] = {}
+        for (name, split), line in self.log.latest.items():
+            source = next((item for item in self.recipe.sources if item.task.name == name), None)
+            for full_split in source.evaluation_splits(split).values() if source else ():
+                if details := read_details(folder, name, full_split, line["step"]):
+                    result.setdefault(name, {})[full_split] = details
+        return result

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from gemma_encoder.evaluation import class_scores
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.weights.backbone import size_name
@@ -14,6 +15,10 @@ from gemma_encoder.weights.native import InferenceSpec
 
 # Fields of a line of metrics.jsonl that are not metrics.
 COUNTS = ("step", "split", "task", "examples", "cut_share")
+CHANCE_NOTE = (
+    "Chance ignores the texts: the majority class, the class frequencies or the mean of the "
+    "training labels, a random option, or a random order."
+)
 TERMS = "https://ai.google.dev/gemma/terms"
 RANDOM_WEIGHTS = "random weights"
 SCALED = (
@@ -46,14 +51,49 @@ def facts(spec: InferenceSpec) -> dict[str, str]:
     return result
 
 
-def metric_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str, str]]:
-    """Returns (task, split, metric, value, examples) of every recorded metric."""
-    return [
-        (line["task"], line["split"], name, _metric(value), str(line.get("examples", "")))
-        for line in spec.record.get("metrics", ())
-        for name, value in line.items()
-        if name not in COUNTS
-    ]
+METRIC_COLUMNS = ("task", "split", "metric", "value", "chance", "examples")
+
+
+def metric_rows(spec: InferenceSpec) -> list[tuple[str, ...]]:
+    """Returns a row of `METRIC_COLUMNS` for every recorded metric."""
+    details = spec.record.get("details", {})
+    rows = []
+    for line in spec.record.get("metrics", ()):
+        chances = chance_values(details.get(line["task"], {}), line["split"])
+        for name, value in line.items():
+            if name not in COUNTS:
+                chance = f"{chances[name]:.3f}" if name in chances else ""
+                examples = str(line.get("examples", ""))
+                rows.append((line["task"], line["split"], name, _metric(value), chance, examples))
+    return rows
+
+
+def chance_values(details: Mapping[str, Mapping[str, Any]], split: str) -> dict[str, float]:
+    """Returns the values of chance by logged metric name.
+
+    Args:
+        details: `evaluation.details.describe` of a task's splits, by their full names.
+        split: the evaluated split. The metrics of its part "validation_matched" end in "_matched".
+    """
+    return {
+        f"{name}{full_split.removeprefix(split)}": value
+        for full_split, values in details.items()
+        if full_split == split or full_split.startswith(f"{split}_")
+        for name, value in values.get("chance", {}).items()
+    }
+
+
+def class_tables(spec: InferenceSpec) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Returns (title, rows of `class_scores.COLUMNS`) for every recorded split with classes."""
+    tables = []
+    for task, splits in spec.record.get("details", {}).items():
+        for split, values in splits.items():
+            if scores := values.get("classes"):
+                note = class_scores.others_note(len(scores))
+                title = f"{task}, {split}" + (f": {note}" if note else "")
+                shown = class_scores.selected_classes(scores)
+                tables.append((title, class_scores.format_scores(shown)))
+    return tables
 
 
 def _metric(value: float | None) -> str:
@@ -92,9 +132,12 @@ def to_html(spec: InferenceSpec) -> str:
         "<strong>gemma_encoder.Predictor</strong>",
         _html_table((), list(facts(spec).items())),
         _html_table(("task", "kind", "classes", "trained on"), task_rows(spec)),
-        _html_table(("task", "split", "metric", "value", "examples"), metric_rows(spec)),
+        _html_table(METRIC_COLUMNS, metric_rows(spec)),
         _html_table(("task", "calibration"), calibration_rows(spec)),
     ]
+    for title, rows in class_tables(spec):
+        table = _html_table(class_scores.COLUMNS, rows)
+        parts.append(f"<details><summary>{html.escape(title)}</summary>{table}</details>")
     command = html.escape(spec.record.get("command", ""))
     if command:
         parts.append(f"<details><summary>command</summary><code>{command}</code></details>")
@@ -190,9 +233,14 @@ def _metrics(spec: InferenceSpec) -> str:
     rows = metric_rows(spec)
     if not rows:
         return "No metric is recorded in the checkpoint."
-    table = _markdown_table(("task", "split", "metric", "value", "examples"), rows)
-    command = spec.record.get("command")
-    return f"{table}\n\nMeasured at the end of:\n\n```\n{command}\n```" if command else table
+    parts = [_markdown_table(METRIC_COLUMNS, rows)]
+    if any(row[METRIC_COLUMNS.index("chance")] for row in rows):
+        parts.append(CHANCE_NOTE)
+    for title, class_rows in class_tables(spec):
+        parts += [f"### {title}", _markdown_table(class_scores.COLUMNS, class_rows)]
+    if command := spec.record.get("command"):
+        parts.append(f"Measured at the end of:\n\n```\n{command}\n```")
+    return "\n\n".join(parts)
 
 
 def _limits(spec: InferenceSpec) -> str:

@@ -215,3 +215,36 @@ def test_registering_a_metric(monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             metrics.register_metric(kind, name, worst)
+
+
+def test_errors_of_a_regression_by_hand():
+    names = ("mae", "rmse", "r2")
+    values = metrics.compute_metrics(
+        task("regression", names, label_range=(0.0, 10.0)),
+        np.array([1.0, 2, 3, 8]),
+        table([1, 2, 3, 4]),
+    )
+    # Errors 0, 0, 0 and 4; squared deviations of the labels sum to 5.
+    assert values == {"mae": 1, "rmse": 2, "r2": pytest.approx(1 - 16 / 5)}
+
+
+@pytest.mark.parametrize("labels", [[2.0], [3.0, 3.0]])
+def test_what_is_undefined_in_a_regression_is_zero(labels):
+    names = ("spearman", "pearson", "mae", "rmse", "r2")
+    outputs = np.array(labels) + 1
+    values = metrics.compute_metrics(
+        task("regression", names, label_range=(0.0, 5.0)), outputs, table(labels)
+    )
+    assert values == {"spearman": 0, "pearson": 0, "mae": 1, "rmse": 1, "r2": 0}
+
+
+@pytest.mark.parametrize("name", ["mae", "rmse", "mean_absolute_error", "rmse_matched"])
+def test_errors_are_best_when_low(name):
+    assert metrics.lowest_is_best(name)
+
+
+def test_a_longer_name_is_another_metric(monkeypatch):
+    monkeypatch.setitem(metrics.METRICS, "regression", dict(metrics.METRICS["regression"]))
+    metrics.register_metric("regression", "mae_skill", lambda *_: 1.0)
+    assert not metrics.lowest_is_best("mae_skill")
+    assert not metrics.lowest_is_best("mae_skill_matched")

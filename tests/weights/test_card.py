@@ -59,6 +59,32 @@ def test_weights_derived_from_gemma_have_its_license(spec, start):
     assert 'license: "gemma"' in text and card.TERMS in text and next(iter(start.values())) in text
 
 
+def test_metrics_stand_beside_chance_and_classes(spec):
+    scores = {"precision": 0.25, "recall": 0.5, "f1": 1 / 3, "support": 6}
+    classes = [{"class": name, **scores} for name in ("negative", "positive")]
+    values = {"step": 9, "chance": {"accuracy": 0.625}, "classes": classes}
+    details = {"details": {"toy_sentiment": {"validation": values}}}
+    recorded = dataclasses.replace(spec, record=record() | details)
+    text = card.markdown(recorded)
+    assert "| toy_sentiment | validation | accuracy | 0.500 | 0.625 | 12 |" in text
+    assert "### toy_sentiment, validation\n\n| class | precision | recall | f1 | support |" in text
+    assert "| positive | 0.250 | 0.500 | 0.333 | 6 |" in text and card.CHANCE_NOTE in text
+    html = card.to_html(recorded)
+    assert "0.625" in html and "<summary>toy_sentiment, validation</summary>" in html
+
+
+def test_chance_of_a_part_belongs_to_its_metric():
+    values = {
+        "validation_matched": {"chance": {"accuracy": 0.3}},
+        "validation_mismatched": {"chance": {"accuracy": 0.4}},
+        "test": {"chance": {"accuracy": 0.5}},
+    }
+    assert card.chance_values(values, "validation") == {
+        "accuracy_matched": 0.3,
+        "accuracy_mismatched": 0.4,
+    }
+
+
 def test_a_card_names_what_is_not_recorded(spec):
     text = card.markdown(dataclasses.replace(spec, record={}, tasks=()))
     assert "is not recorded" in text and "if they derive from Gemma's" in text

@@ -102,7 +102,7 @@ def _same(names: str) -> dict[str, str]:
 
 
 def _task(name: str, *names: Any, **more: Any) -> tuple[str, Callable[[DataOptions], Source]]:
-    """Declares a task by fields, metrics, classes and chance; other arguments as `declare_t5`."""
+    """Declares a task by fields, metrics and classes; other arguments as `declare_t5`."""
     builder = {"wsc": "wsc.fixed"}.get(name, name)
     return declare_t5(f"superglue_{name}", f"super_glue/{builder}:1.0.2", *names, **more)
 
@@ -115,7 +115,6 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             "copa",
             "choice premise question",
             "accuracy",
-            chance=0.5,
             kind="choice",
             truncation="premise choice",
             columns=_same("premise question choice1 choice2 idx"),
@@ -139,13 +138,12 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             columns=_same("query passage entities answers") | {"idx": "idx/query"},
             examples=_record,
         ),
-        _task("rte", _NLI, "accuracy", _NLI_CLASSES, 0.5),
+        _task("rte", _NLI, "accuracy", _NLI_CLASSES),
         _task(
             "wic",
             "sentence1 sentence2 word",
             "accuracy",
             _NO_YES,
-            0.5,
             truncation="sentence2 sentence1",
         ),
         _task(
@@ -163,12 +161,9 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
             _NLI,
             "matthews_correlation",
             _NLI_CLASSES,
-            0.0,
             columns={"premise": "sentence1", "hypothesis": "sentence2", "idx": "idx"},
             **_DIAGNOSTIC,
         ),
-        _task(
-            "axg", _NLI, "accuracy gender_parity", _NLI_CLASSES, 0.5, examples=_axg, **_DIAGNOSTIC
-        ),
+        _task("axg", _NLI, "accuracy gender_parity", _NLI_CLASSES, examples=_axg, **_DIAGNOSTIC),
     ]
 )

@@ -100,6 +100,27 @@ def test_a_verdict_needs_an_interval_that_excludes_zero(low, high, expected):
     assert verdict(Interval((low + high) / 2, low, high)) == expected
 
 
+def test_a_lower_error_is_better_in_verdicts_claims_and_chance(made, tmp_path):
+    labels = np.tile([0.0, 1.0, 2.0, 3.0], 50)
+    for row, error in (("bidirectional", 0.1), ("causal", 0.5), ("causal_random", 2.0)):
+        outcome = {"labels": labels.tolist(), "predictions": (labels + error).tolist()}
+        made(
+            *("attention", row, "stsb", 0, share(0.5)),
+            kind="regression",
+            main_metric="rmse",
+            metrics={"rmse": error},
+            outcomes={"rmse": outcome},
+        )
+    (cell,) = read(tmp_path)
+    assert cell.chance() == pytest.approx(np.sqrt(1.25))  # of the mean
+    judged = claims.judge(CLAIM["attention"], [cell])
+    assert judged[0].difference.value == pytest.approx(-0.4) and judged[0].verdict == HOLDS
+    text = tables.studies_report(results.read_results(tmp_path), tmp_path / "out.md", "command")
+    assert "chance 1.118: it clears chance" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| causal | 1 |")]
+    assert "| +0.400 [" in row and "| worse |" in row
+
+
 @pytest.mark.parametrize(
     ("above", "below", "expected"),
     [

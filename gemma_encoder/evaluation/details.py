@@ -1,0 +1,63 @@
+"""Details of an evaluation: chance values beside metrics, and scores of each class."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from gemma_encoder.evaluation import metrics
+from gemma_encoder.evaluation.class_scores import class_scores
+from gemma_encoder.evaluation.predictions import Predictions
+
+TRAINING = "training labels"
+EVALUATED = "evaluated labels"
+
+
+def chance_of(predictions: Predictions) -> dict[str, float]:
+    """Returns the metrics of predictions that ignore the texts; see `metrics.chance_metrics`."""
+    task = predictions.task
+    if task.kind.ranks:
+        return {} if task.chance is None else {task.metrics[0]: task.chance}
+    return metrics.chance_metrics(task, predictions.table, predictions.constant)
+
+
+def describe(predictions: Predictions, step: int, values: Mapping[str, float]) -> dict[str, Any]:
+    """Returns the details of an evaluated split, for JSON.
+
+    Args:
+        predictions: predictions of the split.
+        step: training step of the parameters.
+        values: the metrics, under their plain names.
+
+    Returns:
+        "step", "examples", "metrics"; "chance", by metric; "chance_from", the labels that the
+        constant prediction fits; and "classes", the scores of each class.
+    """
+    return {
+        "step": step,
+        "examples": len(predictions.table.labels),
+        "metrics": dict(values),
+        "chance": chance_of(predictions),
+        "chance_from": EVALUATED if predictions.constant is None else TRAINING,
+        "classes": class_scores(predictions.task, predictions.outputs, predictions.table),
+    }
+
+
+def details_file(folder: epath.Path, task: str, split: str) -> epath.Path:
+    """Path of the details of a task's split."""
+    return folder / f"{task}.{split}.metrics.json"
+
+
+def write_details(folder: epath.Path, task: str, split: str, values: Mapping[str, Any]) -> None:
+    """Writes the details of a task's split."""
+    details_file(folder, task, split).write_text(json.dumps(values, indent=1) + "\n")
+
+
+def read_details(folder: epath.Path, task: str, split: str, step: int) -> dict[str, Any]:
+    """Reads the details of a task's split at a step; empty if there are none of that step."""
+    try:
+        values = json.loads(details_file(folder, task, split).read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) and values.get("step") == step else {}

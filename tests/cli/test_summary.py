@@ -1,0 +1,72 @@
+"""The final summary: metrics beside chance, and a table of the classes."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from gemma_encoder.cli import summary
+from gemma_encoder.evaluation.predictions import Predictions
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import Template
+from gemma_encoder.training.loop import TrainingResult
+from tests.evaluation.conftest import table, task
+
+
+def printed(tmp_path, of_task, outputs, labels, split="validation", constant=None):
+    (tmp_path / "predictions").mkdir()
+    predictions = Predictions(of_task, split, outputs, table(labels), constant=constant)
+    suffix = split.removeprefix("validation")
+    metrics = {f"{name}{suffix}": value for name, value in predictions.metrics().items()}
+    result = TrainingResult(
+        step=4,
+        metrics={of_task.name: metrics},
+        predictions={of_task.name: [predictions]},
+        checkpoint=epath.Path(tmp_path / "checkpoints" / "4"),
+        seconds=0.0,
+    )
+    return summary._summary(result, "validation").splitlines()
+
+
+def cells(lines, start):
+    (line,) = [line for line in lines if line.startswith(start)]
+    return line.split()
+
+
+@pytest.mark.parametrize("split", ["validation", "validation_matched"])
+def test_each_metric_has_its_own_chance(tmp_path, split):
+    of_task = Task("mood", "classification", Template("{x}"), classes=("sad", "so so", "glad"))
+    outputs = np.eye(3)[[0, 0, 1, 2]]
+    lines = printed(tmp_path, of_task, outputs, [0, 0, 0, 2], split, [0.8, 0.1, 0.1])
+    suffix = split.removeprefix("validation")
+    assert lines[1].split() == ["task", "metric", "validation", "chance"]
+    assert [line.split()[1:] for line in lines[2:4]] == [
+        [f"accuracy{suffix}", "0.750", "0.750"],
+        [f"macro_f1{suffix}", "0.600", "0.429"],
+    ]
+    assert cells(lines, "sad") == ["sad", "1.000", "0.667", "0.800", "3"]
+    assert cells(lines, "so so") == ["so", "so", "0.000", "0.000", "0.000", "0"]
+    columns = [line for line in lines if "precision" in line or line.startswith(("sad", "so so"))]
+    assert len(columns) == 3 and len({len(line) for line in columns}) == 1
+
+
+def test_errors_are_marked_and_beside_the_mean(tmp_path):
+    of_task = task("regression", ("pearson", "mae", "r2"), label_range=(0.0, 5.0))
+    lines = printed(tmp_path, of_task, np.array([1.0, 2, 4]), [1, 2, 3], constant=3.0)
+    rows = [line for line in lines if line.startswith("t  ")]
+    assert [row.split()[1:] for row in rows] == [
+        ["pearson", "0.982", "0.000"],
+        ["mae", "↓", "0.333", "1.000"],
+        ["r2", "0.500", "-1.500"],
+    ]
+    assert len({len(row) for row in rows}) == 1
+    assert not any("precision" in line for line in lines)
+
+
+def test_many_classes_are_cut_to_the_worst(tmp_path):
+    names = tuple(f"class {index:03}" for index in range(100))
+    of_task = Task("topic", "classification", Template("{x}"), classes=names)
+    lines = printed(tmp_path, of_task, np.eye(100)[[0, 1, 2]], [0, 1, 99])
+    assert len([line for line in lines if line.startswith("class ")]) == 20
+    assert (
+        "the 20 of lowest F1; 80 more classes in predictions/topic.validation.metrics.json" in lines
+    )

@@ -1,0 +1,93 @@
+"""Chance values of each metric, and the file of an evaluation's details."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gemma_encoder.evaluation import details
+from gemma_encoder.evaluation.predictions import Predictions
+from gemma_encoder.inputs.task import Example, ExampleTable, Task
+from gemma_encoder.inputs.template import Template
+from tests.evaluation.conftest import one_hot, table, task
+
+
+def predicted(of_task, outputs, examples, constant=None):
+    return Predictions(of_task, "validation", outputs, examples, constant=constant)
+
+
+def test_the_majority_of_the_training_labels_is_scored():
+    of_task = task("classification", ("accuracy", "macro_f1", "f1", "matthews_correlation"))
+    examples = table([0, 0, 0, 1])
+    outputs = one_hot([0, 0, 1, 1])
+    # The training labels are mostly of class 1, unlike the evaluated ones.
+    assert details.chance_of(predicted(of_task, outputs, examples, [0.2, 0.8])) == {
+        "accuracy": 0.25,
+        "macro_f1": pytest.approx(0.2),
+        "f1": pytest.approx(0.4),
+        "matthews_correlation": 0.0,
+    }
+    without = details.chance_of(predicted(of_task, outputs, examples))
+    assert without["accuracy"] == 0.75 and without["f1"] == 0.0
+
+
+def test_the_mean_of_the_training_targets_is_scored():
+    of_task = task("regression", ("pearson", "mae", "rmse", "r2"), label_range=(0.0, 5.0))
+    examples = table([1, 3])
+    chance = details.chance_of(predicted(of_task, np.array([1.0, 2.0]), examples, 3.0))
+    assert chance == {"pearson": 0.0, "mae": 1.0, "rmse": pytest.approx(2**0.5), "r2": -1.0}
+
+
+def test_a_random_option_is_right_once_in_as_many_as_there_are():
+    infos = [
+        {"option": text, "answers": ["the dog"]} for text in ("dog", "cat", "cow", "a dog", "hen")
+    ]
+    examples = table([1, 0, 0, 1, 0], queries=["1", "1", "1", "2", "2"], infos=infos)
+    of_task = task("choice", ("accuracy", "exact_match", "token_f1"))
+    expected = pytest.approx((1 / 3 + 1 / 2) / 2)
+    values = details.chance_of(predicted(of_task, np.zeros(5), examples))
+    assert values == dict.fromkeys(("accuracy", "exact_match", "token_f1"), expected)
+
+
+def test_classes_at_once_are_scored_by_their_frequencies():
+    of_task = Task("t", "multi_label", Template("{x}"), classes=("a", "b"))
+    examples = ExampleTable()
+    for label in ((0,), (0, 1), (0,)):
+        examples.add(Example({"x": "x"}, label))
+    values = details.chance_of(predicted(of_task, np.zeros((3, 2)), examples, [0.9, 0.1]))
+    # Class a is always predicted, and has an F1 of 1; class b has 0.
+    assert values["micro_f1"] == pytest.approx(2 * 3 / (3 + 4)) and values["macro_f1"] == 0.5
+
+
+def test_a_declared_value_counts_where_none_is_computed():
+    ranked = task("ranking", ("mrr@10",), chance=0.3)
+    examples = table([1, 0], queries=["q", "q"], documents=["a", "b"])
+    assert details.chance_of(predicted(ranked, np.zeros(2), examples))["mrr@10"] > 0
+    declared = task("classification", ("accuracy",), chance=0.9)
+    values = details.chance_of(predicted(declared, one_hot([0, 1]), table([0, 1])))
+    assert values == {"accuracy": 0.5}
+
+
+def test_there_is_no_chance_without_labels():
+    of_task = task("classification", ("accuracy",), chance=0.5)
+    assert details.chance_of(predicted(of_task, one_hot([0, 1]), table([-1, -1]), [1, 0])) == {}
+
+
+def test_the_file_is_of_its_step(tmp_path):
+    of_task = task("classification", ("accuracy",))
+    predictions = predicted(of_task, one_hot([0, 1]), table([0, 0]), [0.75, 0.25])
+    values = details.describe(predictions, 7, predictions.metrics())
+    details.write_details(tmp_path, "t", "validation", values)
+    stored = json.loads((tmp_path / "t.validation.metrics.json").read_text())
+    assert stored["metrics"] == {"accuracy": 0.5} and stored["chance"] == {"accuracy": 1.0}
+    assert stored["chance_from"] == "training labels" and stored["examples"] == 2
+    assert stored["classes"][0] == {
+        "class": "a",
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3, abs=1e-6),
+        "support": 2,
+    }
+    assert details.read_details(tmp_path, "t", "validation", 7) == stored
+    assert details.read_details(tmp_path, "t", "validation", 8) == {}
+    assert details.read_details(tmp_path, "t", "test", 7) == {}
