@@ -4,7 +4,7 @@ B rows, L length, S segments, D embed, E width of a pooled state, C outputs of a
 """
 
 import itertools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 from flax import nnx
@@ -41,11 +41,16 @@ class HeadInputs(NamedTuple):
 class Head(nnx.Module):
     """Base class of heads. To add a kind, subclass it and call `register_head`.
 
+    Attributes:
+        output: path of the `Linear` whose results are the scores, "" for none.
+
     Args:
         config: config of this head.
         encoder: config of the encoder that the head belongs to.
         rngs: random number generators for initial values.
     """
+
+    output: ClassVar[str] = ""
 
     def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
         raise NotImplementedError
@@ -67,6 +72,8 @@ class Head(nnx.Module):
 
 class MLPHead(Head):
     """MLP with GELU on the pooled state; linear if it has no hidden layers."""
+
+    output = "out"
 
     def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
         widths = (encoder.pooled_dim, *config.hidden_dims)

@@ -1,6 +1,7 @@
 """The training state: parameters, optimizer state and step, created sharded on the mesh."""
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,7 @@ def initial_state(
     seed: int,
     pretrained: dict | None = None,
     is_trainable: Callable[[str], bool] = lambda path: True,
+    constants: Mapping[str, float] = types.MappingProxyType({}),
 ) -> TrainState:
     """Initializes a state with random parameters, each created on the devices of its shards.
 
@@ -83,6 +85,8 @@ def initial_state(
         pretrained: a subtree of the parameters, already on the mesh, to use instead of random
             ones.
         is_trainable: whether the parameter at a path is trained.
+        constants: value of all elements of the parameters at these paths, unless `pretrained` has
+            them.
     """
     abstract = abstract_state(config, optimizer, mesh, is_trainable)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -97,7 +101,12 @@ def initial_state(
 
     by_path = parameter_paths(shardings.parameters)
     draw_sharded = jax.jit(draw, out_shardings=without_pretrained(by_path))
-    values = {**draw_sharded(jax.random.key(seed)), **pretrained}
+    filled = {
+        path: jax.device_put(np.full(leaf.shape, constants[path], leaf.dtype), leaf.sharding)
+        for path, leaf in parameter_paths(abstract.parameters).items()
+        if path in constants
+    }
+    values = {**draw_sharded(jax.random.key(seed)), **filled, **pretrained}
     parameters = jax.tree.unflatten(
         jax.tree.structure(shardings.parameters), [values[path] for path in by_path]
     )

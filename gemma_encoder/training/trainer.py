@@ -78,7 +78,8 @@ class Trainer:
            a fine-tuned encoder.
         3. `model.pretrained`: the backbone of a pretrained Gemma, and the projection of the pooler
            where a sentence-transformers folder has one that fits.
-        4. Random values from the seed, also for the parameters that 2 and 3 lack.
+        4. Random values from the seed, also for the parameters that 2 and 3 lack. A
+           regression head starts at the mean training target for every text.
         """
         if restored is not None:
             self.state = restored
@@ -91,6 +92,7 @@ class Trainer:
             self.recipe.config.seed,
             self._weights(),
             self.program.is_trainable,
+            self.recipe.head_constants(),
         )
         self.step_number = 0
 
