@@ -141,9 +141,7 @@ def _ranking_outcome(predictions: Predictions) -> dict[str, Any]:
         "queries": list(qrels),
         "values": _values_by_query(predictions, qrels, predictions.run()),
     }
-    if predictions.first_stage:
-        order = -np.arange(len(table.query_ids), dtype=np.float32)
-        first_stage = ranking.make_run(table.query_ids, table.document_ids, order)
+    if first_stage := predictions.first_stage_run():
         result["first_stage"] = _values_by_query(predictions, qrels, first_stage)
     candidates = [groups.get(query, [])[:CANDIDATES] for query in qrels]
     result["scores"] = [

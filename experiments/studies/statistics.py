@@ -8,7 +8,6 @@ Shapes: n units, R resamples, S seeds.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from gemma_encoder.evaluation import bootstrap, resampled_metrics
 from gemma_encoder.evaluation.bootstrap import Interval
 from gemma_encoder.evaluation.metrics import lowest_is_best
+from gemma_encoder.evaluation.ranking_baselines import expected_reciprocal_rank
 from gemma_encoder.experiments.studies.results import Results, RunKey
 from gemma_encoder.experiments.studies.study import Study
 from gemma_encoder.inputs import kinds
@@ -220,7 +220,11 @@ def chance(result: Mapping[str, Any]) -> float | None:
     if kind.ranks:
         if main != "mrr@10":
             return None
-        return float(np.mean([random_reciprocal_rank(grades) for grades in outcome["grades"]]))
+        ranks = [
+            expected_reciprocal_rank(len(grades), sum(grade > 0 for grade in grades))
+            for grades in outcome["grades"]
+        ]
+        return float(np.mean(ranks))
     if kind.is_list:
         return float(np.mean(1 / np.array(outcome["options"]))) if main == "accuracy" else None
     labels = np.array(outcome["labels"])
@@ -231,21 +235,6 @@ def chance(result: Mapping[str, Any]) -> float | None:
         float(metric(once, labels, np.full(len(labels), constant))[0]) for constant in constants
     ]
     return min(values) if lowest_is_best(main) else max(values)
-
-
-def random_reciprocal_rank(grades: Sequence[int], cutoff: int = 10) -> float:
-    """Returns the expected truncated reciprocal rank of candidates in random order.
-
-    Σ_k 1/k · P(the first relevant candidate has rank k), for k up to the cutoff.
-    """
-    total = len(grades)
-    relevant = sum(grade > 0 for grade in grades)
-    if not relevant:
-        return 0.0
-    ways = math.comb(total, relevant)
-    return sum(
-        math.comb(total - k, relevant - 1) / ways / k for k in range(1, min(cutoff, total) + 1)
-    )
 
 
 def cells(results: Results, studies: Mapping[str, Study]) -> list[Cell]:

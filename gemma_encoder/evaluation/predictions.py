@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from gemma_encoder.data.files.ids import FIRST_STAGE_TAG
-from gemma_encoder.evaluation import metrics, ranking
+from gemma_encoder.evaluation import metrics, ranking, ranking_baselines
 from gemma_encoder.evaluation.columns import check_finite
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
@@ -57,6 +57,29 @@ class Predictions:
     def run(self) -> ranking.Run:
         """Returns the ranking of every query's candidates."""
         return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
+
+    def first_stage_run(self) -> ranking.Run | None:
+        """Returns the ranking of the first stage; None if its order is unknown."""
+        if not self.first_stage:
+            return None
+        order = -np.arange(len(self.table.query_ids), dtype=np.float32)
+        return ranking.make_run(self.table.query_ids, self.table.document_ids, order)
+
+    def chance(self) -> dict[str, float]:
+        """Computes the expected metrics of a ranking task for candidates in random order."""
+        groups = self.table.groups()
+        documents = self.table.document_ids
+        candidates = {query: [documents[i] for i in group] for query, group in groups.items()}
+        return ranking_baselines.random_order(
+            self.task.metrics, self.relevance_grades(), candidates
+        )
+
+    def first_stage_metrics(self) -> dict[str, float]:
+        """Computes the metrics of the first stage's order; empty if it is unknown."""
+        run = self.first_stage_run()
+        if run is None:
+            return {}
+        return ranking.compute_ranking_metrics(self.task.metrics, self.relevance_grades(), run)
 
     def relevance_grades(self) -> Mapping[str, Mapping[str, float]]:
         """Returns grades of documents by query: `qrels`, else the candidates' labels."""
@@ -115,13 +138,8 @@ class Predictions:
         name = f"{self.task.name}.{self.split}"
         table = self.table
         ranking.write_qrels(self.relevance_grades(), folder / f"{name}.qrels")
-        if self.first_stage:
-            order = -np.arange(len(table.query_ids), dtype=np.float32)
-            ranking.write_trec(
-                ranking.make_run(table.query_ids, table.document_ids, order),
-                folder / f"{name}.first_stage.trec",
-                FIRST_STAGE_TAG,
-            )
+        if first_stage := self.first_stage_run():
+            ranking.write_trec(first_stage, folder / f"{name}.first_stage.trec", FIRST_STAGE_TAG)
         query_field = self.task.template.fields[0]
         texts = {
             query: fields.get(query_field, "")

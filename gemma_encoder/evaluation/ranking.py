@@ -136,10 +136,10 @@ def check_ranking_metrics(metrics: Sequence[str]) -> None:
         _measure(name)
 
 
-def least_relevant_grade(name: str) -> int:
-    """Returns the lowest grade of a relevant document for a metric: 1, or that of "(rel=…)"."""
+def split_name(name: str) -> tuple[str, int]:
+    """Returns a metric's name in `METRICS`, and its lowest relevant grade."""
     grade = _GRADE.search(name)
-    return int(grade[0][5:-1]) if grade else 1
+    return _GRADE.sub("", name, count=1), int(grade[0][len("(rel=") : -1]) if grade else 1
 
 
 def _measure(name: str) -> str:

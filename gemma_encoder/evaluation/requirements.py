@@ -212,7 +212,7 @@ def _check_ranking(source: Source, split: str) -> bool:
         return False
     highest = max(grades)
     for name in task.metrics:
-        least = ranking.least_relevant_grade(name)
+        least = ranking.split_name(name)[1]
         if highest < least:
             lack = f"a document of grade {least} or above, but the highest grade is {highest:g}"
             _refuse(task, name, split, lack)

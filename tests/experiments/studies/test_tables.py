@@ -14,7 +14,6 @@ from gemma_encoder.experiments.studies.claims import CLAIMS, FAILS, HOLDS, UNKNO
 from gemma_encoder.experiments.studies.statistics import (
     cells,
     chance,
-    random_reciprocal_rank,
     verdict,
 )
 from gemma_encoder.inputs.errors import InputError
@@ -79,12 +78,13 @@ def test_chance_is_the_best_constant_or_a_random_order(made, tmp_path):
         "outcomes": {"f1": {"labels": [1, 1, 1, 0], "predictions": [0, 0, 0, 0]}},
     }
     assert chance(f1) == pytest.approx(6 / 7)
-    grades = [0] * 17 + [1, 2, 1]
+    grades = [[0] * 17 + [1, 2, 1], [0, 0], [1]]
     rng = np.random.default_rng(0)
-    sampled = [reranking.reciprocal_rank(rng.random(20), np.array(grades)) for _ in range(20_000)]
-    assert random_reciprocal_rank(grades) == pytest.approx(np.mean(sampled), abs=0.01)
-    assert random_reciprocal_rank([0, 0]) == 0
-    assert random_reciprocal_rank([1]) == 1
+    first = np.array(grades[0])
+    sampled = [reranking.reciprocal_rank(rng.random(20), first) for _ in range(20_000)]
+    ranked = {"main_metric": "mrr@10", "kind": "ranking", "outcomes": {"mrr@10": {}}}
+    ranked["outcomes"]["mrr@10"]["grades"] = grades
+    assert chance(ranked) == pytest.approx((np.mean(sampled) + 0 + 1) / 3, abs=0.004)
 
 
 @pytest.mark.parametrize(
