@@ -39,6 +39,7 @@ LEVEL = 0.95
 # Units' worth of prior mass at each bound. Of the masses from 0.5 to 1, this one has a coverage
 # nearest to 95 % in the six cases of the table.
 PRIOR = 0.7
+_BLOCK = 2**24  # weights that are drawn at once, 64 MiB
 
 Bounds = tuple[float, float]
 
@@ -126,6 +127,23 @@ def weights(units: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray
     depend only on the seed and the number of units.
     """
     return np.random.default_rng(seed).standard_exponential((resamples, units), np.float32)
+
+
+def weighted(
+    statistic: Callable[[np.ndarray], np.ndarray], units: int, seed: int = 0
+) -> np.ndarray:
+    """Computes a statistic on all resamples of n units, [R], in blocks that fit in memory.
+
+    Args:
+        statistic: function from weights [r, n] to values [r].
+        units: n.
+        seed: seed of the random draws; weights are those of `weights`.
+    """
+    rng = np.random.default_rng(seed)
+    rows = max(1, _BLOCK // units)
+    sizes = [min(rows, RESAMPLES - start) for start in range(0, RESAMPLES, rows)]
+    blocks = (rng.standard_exponential((size, units), np.float32) for size in sizes)
+    return np.concatenate([statistic(block) for block in blocks])
 
 
 def interval(value: float, values: np.ndarray, units: int, limits: Bounds | None) -> Interval:

@@ -48,7 +48,7 @@ class Scored:
         """Returns the metric on each resample of the units, [R]."""
         count = len(self.units)
         if metric in self.weighted:
-            return self.weighted[metric](bootstrap.weights(count))
+            return bootstrap.weighted(self.weighted[metric], count)
         return bootstrap.resampled(self.metrics[metric], count)
 
 

@@ -129,6 +129,12 @@ def test_equal_values_without_bounds_have_no_interval():
     assert bootstrap.interval(7.0, np.linspace(6, 8, 1000), 9, None).exists
 
 
+def test_blocks_of_resamples_equal_the_whole(monkeypatch):
+    monkeypatch.setattr(bootstrap, "_BLOCK", 7 * 30)
+    blocks = bootstrap.weighted(lambda weights: weights.sum(axis=1), 30)
+    np.testing.assert_allclose(blocks, bootstrap.weights(30).sum(axis=1), rtol=1e-6)
+
+
 def test_the_interval_of_a_mean_is_the_normal_interval():
     values = np.random.default_rng(0).normal(2.0, 3.0, 400)
     means = resampled_metrics.mean(bootstrap.weights(400, resamples=4000), values)
