@@ -245,6 +245,18 @@ def test_metrics_stand_beside_chance_and_classes_have_scores(tmp_path):
     assert ["glad", "0.500", "1.000", "0.667", "1"] in rows
 
 
+@pytest.mark.parametrize("first_stage", [True, False])
+def test_ranking_has_a_random_order_and_a_first_stage(tmp_path, first_stage):
+    predictions = searches([(3, 2, 1), (1, 3, 2)], first_stage)
+    page = report.render_report([write_run(tmp_path / "one", [predictions])])
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in page.split("<tr>")]
+    (head,) = [row for row in rows if "95 % interval" in row]
+    (values,) = [row for row in rows if row[:3] == ["search", "validation", "mrr@10"]]
+    shown = dict(zip(head, values, strict=True))
+    assert shown["value"] == "0.667" and shown["chance"] == f"{(1 + 1 / 2 + 1 / 3) / 3:.3f}"
+    assert shown.get("first stage") == ("0.500" if first_stage else None)
+
+
 def test_many_classes_are_cut_to_the_worst(tmp_path):
     names = tuple(f"class {index}" for index in range(300))
     task = dataclasses.replace(MOOD, metrics=("accuracy",), classes=names)

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gemma_encoder.inputs.json_text import to_json
@@ -58,23 +58,31 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
 
 
 def _metric_lines(outcome: "TrainingResult", split: str) -> Iterator[str]:
-    """Yields a table of metrics and what chance gives."""
+    """Yields a table of metrics, and what chance and a first stage give."""
+    from gemma_encoder.evaluation import details
     from gemma_encoder.evaluation.metrics import lowest_is_best
 
     width = max([len(name) for name in outcome.metrics], default=0)
     width = max(width, 18)
     yield ""
-    yield f"{'task':<{width}} {'metric':<24} {split:>10} {'chance':>10}"
+    others = {"chance": details.chance_of}
+    if any(part.first_stage for parts in outcome.predictions.values() for part in parts):
+        others["first stage"] = details.first_stage_of
+    heads = " ".join(f"{name:>11}" for name in others)
+    yield f"{'task':<{width}} {'metric':<24} {split:>10} {heads}"
     for name, values in outcome.metrics.items():
-        chances = _chances(outcome.predictions[name], split)
+        columns = [_by_metric(outcome.predictions[name], split, of) for of in others.values()]
         for metric, value in values.items():
             label = f"{metric} ↓" if lowest_is_best(metric) else metric
-            chance = f"{chances[metric]:.3f}" if metric in chances else "-"
-            yield f"{name:<{width}} {label:<24} {value:>10.3f} {chance:>10}"
+            shown = (f"{other[metric]:.3f}" if metric in other else "-" for other in columns)
+            cells = " ".join(f"{cell:>11}" for cell in shown)
+            yield f"{name:<{width}} {label:<24} {value:>10.3f} {cells}"
         if not values:
             yield f"{name:<{width}} predictions only: the {split} split has no labels"
     if any(outcome.metrics.values()):
         yield "chance: a baseline that ignores the texts; ↓: lower is better"
+    if "first stage" in others:
+        yield "first stage: the order of the candidates as they were read, for the same queries"
 
 
 def _class_lines(outcome: "TrainingResult") -> Iterator[str]:
@@ -111,16 +119,18 @@ def _example_lines(outcome: "TrainingResult") -> Iterator[str]:
             yield f"  {text}  ->  {_prediction(predictions[0], index)}"
 
 
-def _chances(predictions: "Sequence[Predictions]", split: str) -> dict[str, float]:
-    """Returns the values of chance by metric name."""
-    from gemma_encoder.evaluation import details
-
-    chances = {}
+def _by_metric(
+    predictions: "Sequence[Predictions]",
+    split: str,
+    values_of: "Callable[[Predictions], dict[str, float]]",
+) -> dict[str, float]:
+    """Returns values, such as those of chance, by the names of metrics with their part."""
+    result = {}
     for of_split in predictions:
         suffix = of_split.split.removeprefix(split)  # "_matched" of validation_matched
-        values = details.chance_of(of_split)
-        chances |= {f"{metric}{suffix}": value for metric, value in values.items()}
-    return chances
+        values = values_of(of_split)
+        result |= {f"{metric}{suffix}": value for metric, value in values.items()}
+    return result
 
 
 def _program() -> str:

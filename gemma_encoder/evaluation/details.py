@@ -15,11 +15,20 @@ EVALUATED = "evaluated labels"
 
 
 def chance_of(predictions: Predictions) -> dict[str, float]:
-    """Returns the metrics of predictions that ignore the texts; see `metrics.chance_metrics`."""
+    """Returns the metrics of predictions that ignore the texts.
+
+    For ranking, the expected metrics of candidates in random order; else see
+    `metrics.chance_metrics`.
+    """
     task = predictions.task
     if task.kind.ranks:
-        return {} if task.chance is None else {task.metrics[0]: task.chance}
+        return predictions.random_order_metrics()
     return metrics.chance_metrics(task, predictions.table, predictions.constant)
+
+
+def first_stage_of(predictions: Predictions) -> dict[str, float]:
+    """Returns the metrics of the first stage's order; empty unless the task ranks one."""
+    return predictions.first_stage_metrics() if predictions.task.kind.ranks else {}
 
 
 def describe(predictions: Predictions, step: int, values: Mapping[str, float]) -> dict[str, Any]:
@@ -32,7 +41,8 @@ def describe(predictions: Predictions, step: int, values: Mapping[str, float]) -
 
     Returns:
         "step", "examples", "metrics"; "chance", by metric; "chance_from", the labels that the
-        constant prediction fits; and "classes", the scores of each class.
+        constant prediction fits; "first_stage", the metrics of the first stage's order, empty
+        without one; and "classes", the scores of each class.
     """
     return {
         "step": step,
@@ -40,6 +50,7 @@ def describe(predictions: Predictions, step: int, values: Mapping[str, float]) -
         "metrics": dict(values),
         "chance": chance_of(predictions),
         "chance_from": EVALUATED if predictions.constant is None else TRAINING,
+        "first_stage": first_stage_of(predictions),
         "classes": class_scores(predictions.task, predictions.outputs, predictions.table),
     }
 

@@ -65,7 +65,7 @@ class Predictions:
         order = -np.arange(len(self.table.query_ids), dtype=np.float32)
         return ranking.make_run(self.table.query_ids, self.table.document_ids, order)
 
-    def chance(self) -> dict[str, float]:
+    def random_order_metrics(self) -> dict[str, float]:
         """Computes the expected metrics of a ranking task for candidates in random order."""
         groups = self.table.groups()
         documents = self.table.document_ids

@@ -11,7 +11,7 @@ from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.report.markup import html_table
 from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.report.scoring import Scored
-from gemma_encoder.weights.card import CHANCE_NOTE, COUNTS, chance_values
+from gemma_encoder.weights.card import CHANCE_NOTE, COUNTS, FIRST_STAGE, chance_values
 
 NONE = "—"  # shown if the predictions on disk do not allow an interval
 _INTERVAL_COLUMN = 5
@@ -77,7 +77,10 @@ def metrics_section(runs: Sequence[RunFiles], scored: Mapping[str, Sequence[Scor
         return '<p class="muted">Nothing was evaluated yet.</p>'
     difference = [f"difference to {runs[0].name}"] if compared else []
     head = ["task", "split", "metric", "run", "value", "95 % interval"]
-    head += ["chance", *difference, "units"]
+    head += ["chance", FIRST_STAGE, *difference, "units"]
+    column = head.index(FIRST_STAGE)
+    if all(row[column] == NONE for row in rows):  # no task has a first stage
+        head, *rows = [[*row[:column], *row[column + 1 :]] for row in (head, *rows)]
     has_intervals = any(row[_INTERVAL_COLUMN] != NONE for row in rows)
     note = f"{NOTE} {CHANCE_NOTE} ↓: lower is better."
     if not has_intervals:
@@ -126,9 +129,12 @@ def _rows(
                 difference = estimate.difference_to(base)
         value = f"{line[metric]:.3f}"
         differences = [difference] if compared else []
-        chances = chance_values(run.details(task, split), split)
-        chance = f"{chances[metric]:.3f}" if metric in chances else NONE
-        rows.append([task, split, label, run.name, value, interval, chance, *differences, units])
+        others = [
+            f"{values[metric]:.3f}" if metric in values else NONE
+            for field in ("chance", "first_stage")
+            for values in [chance_values(run.details(task, split), split, field)]
+        ]
+        rows.append([task, split, label, run.name, value, interval, *others, *differences, units])
     return rows
 
 

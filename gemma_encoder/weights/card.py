@@ -17,7 +17,7 @@ from gemma_encoder.weights.native import InferenceSpec
 COUNTS = ("step", "split", "task", "examples", "cut_share")
 CHANCE_NOTE = (
     "Chance ignores the texts: the majority class, the class frequencies or the mean of the "
-    "training labels, a random option, or a random order."
+    "training labels, a random option, or, on average, a random order of the candidates."
 )
 TERMS = "https://ai.google.dev/gemma/terms"
 RANDOM_WEIGHTS = "random weights"
@@ -51,35 +51,51 @@ def facts(spec: InferenceSpec) -> dict[str, str]:
     return result
 
 
-METRIC_COLUMNS = ("task", "split", "metric", "value", "chance", "examples")
+FIRST_STAGE = "first stage"
+METRIC_COLUMNS = ("task", "split", "metric", "value", "chance", FIRST_STAGE, "examples")
 
 
-def metric_rows(spec: InferenceSpec) -> list[tuple[str, ...]]:
-    """Returns a row of `METRIC_COLUMNS` for every recorded metric."""
+def metric_table(spec: InferenceSpec) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns columns, and a row for every recorded metric.
+
+    Columns are `METRIC_COLUMNS`, without the first stage's if no task has one.
+    """
     details = spec.record.get("details", {})
     rows = []
     for line in spec.record.get("metrics", ()):
-        chances = chance_values(details.get(line["task"], {}), line["split"])
+        of_task = details.get(line["task"], {})
+        chances = chance_values(of_task, line["split"])
+        first_stage = chance_values(of_task, line["split"], "first_stage")
         for name, value in line.items():
             if name not in COUNTS:
-                chance = f"{chances[name]:.3f}" if name in chances else ""
+                others = (
+                    f"{values[name]:.3f}" if name in values else ""
+                    for values in (chances, first_stage)
+                )
                 examples = str(line.get("examples", ""))
-                rows.append((line["task"], line["split"], name, _metric(value), chance, examples))
-    return rows
+                rows.append((line["task"], line["split"], name, _metric(value), *others, examples))
+    column = METRIC_COLUMNS.index(FIRST_STAGE)
+    if any(row[column] for row in rows):
+        return METRIC_COLUMNS, rows
+    table = [(*row[:column], *row[column + 1 :]) for row in (METRIC_COLUMNS, *rows)]
+    return table[0], table[1:]
 
 
-def chance_values(details: Mapping[str, Mapping[str, Any]], split: str) -> dict[str, float]:
-    """Returns the values of chance by logged metric name.
+def chance_values(
+    details: Mapping[str, Mapping[str, Any]], split: str, field: str = "chance"
+) -> dict[str, float]:
+    """Returns the values of chance, or of the first stage, by logged metric name.
 
     Args:
         details: `evaluation.details.describe` of a task's splits, by their full names.
         split: the evaluated split. The metrics of its part "validation_matched" end in "_matched".
+        field: "chance" or "first_stage".
     """
     return {
         f"{name}{full_split.removeprefix(split)}": value
         for full_split, values in details.items()
         if full_split == split or full_split.startswith(f"{split}_")
-        for name, value in values.get("chance", {}).items()
+        for name, value in values.get(field, {}).items()
     }
 
 
@@ -132,7 +148,7 @@ def to_html(spec: InferenceSpec) -> str:
         "<strong>gemma_encoder.Predictor</strong>",
         _html_table((), list(facts(spec).items())),
         _html_table(("task", "kind", "classes", "trained on"), task_rows(spec)),
-        _html_table(METRIC_COLUMNS, metric_rows(spec)),
+        _html_table(*metric_table(spec)),
         _html_table(("task", "calibration"), calibration_rows(spec)),
     ]
     for title, rows in class_tables(spec):
@@ -230,11 +246,11 @@ def _data(spec: InferenceSpec) -> str:
 
 
 def _metrics(spec: InferenceSpec) -> str:
-    rows = metric_rows(spec)
+    columns, rows = metric_table(spec)
     if not rows:
         return "No metric is recorded in the checkpoint."
-    parts = [_markdown_table(METRIC_COLUMNS, rows)]
-    if any(row[METRIC_COLUMNS.index("chance")] for row in rows):
+    parts = [_markdown_table(columns, rows)]
+    if any(row[columns.index("chance")] for row in rows):
         parts.append(CHANCE_NOTE)
     for title, class_rows in class_tables(spec):
         parts += [f"### {title}", _markdown_table(class_scores.COLUMNS, class_rows)]

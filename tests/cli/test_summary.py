@@ -6,15 +6,16 @@ from etils import epath
 
 from gemma_encoder.cli import summary
 from gemma_encoder.evaluation.predictions import Predictions
-from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.task import ExampleTable, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.training.loop import TrainingResult
 from tests.evaluation.conftest import table, task
 
 
-def printed(tmp_path, of_task, outputs, labels, split="validation", constant=None):
+def printed(tmp_path, of_task, outputs, labels, split="validation", **facts):
     (tmp_path / "predictions").mkdir()
-    predictions = Predictions(of_task, split, outputs, table(labels), constant=constant)
+    examples = labels if isinstance(labels, ExampleTable) else table(labels)
+    predictions = Predictions(of_task, split, outputs, examples, **facts)
     suffix = split.removeprefix("validation")
     metrics = {f"{name}{suffix}": value for name, value in predictions.metrics().items()}
     result = TrainingResult(
@@ -36,7 +37,7 @@ def cells(lines, start):
 def test_each_metric_has_its_own_chance(tmp_path, split):
     of_task = Task("mood", "classification", Template("{x}"), classes=("sad", "so so", "glad"))
     outputs = np.eye(3)[[0, 0, 1, 2]]
-    lines = printed(tmp_path, of_task, outputs, [0, 0, 0, 2], split, [0.8, 0.1, 0.1])
+    lines = printed(tmp_path, of_task, outputs, [0, 0, 0, 2], split, constant=[0.8, 0.1, 0.1])
     suffix = split.removeprefix("validation")
     assert lines[1].split() == ["task", "metric", "validation", "chance"]
     assert [line.split()[1:] for line in lines[2:4]] == [
@@ -60,6 +61,20 @@ def test_errors_are_marked_and_beside_the_mean(tmp_path):
     ]
     assert len({len(row) for row in rows}) == 1
     assert not any("precision" in line for line in lines)
+
+
+@pytest.mark.parametrize("first_stage", [True, False])
+def test_ranking_has_a_random_order_and_a_first_stage(tmp_path, first_stage):
+    of_task = task("ranking", ("mrr@10", "ndcg@10"))
+    examples = table([0, 1], queries=["q", "q"], documents=["a", "b"])
+    lines = printed(tmp_path, of_task, np.array([0, 1]), examples, first_stage=first_stage)
+    names = ["task", "metric", "validation", "chance", "first", "stage"]
+    assert lines[1].split() == names[: 6 if first_stage else 4]
+    rows = [line for line in lines if line.startswith("t  ")]
+    values = [["mrr@10", "1.000", "0.750", "0.500"], ["ndcg@10", "1.000", "0.815", "0.631"]]
+    assert [row.split()[1:] for row in rows] == [row[: 3 + first_stage] for row in values]
+    assert len({len(line) for line in [lines[1], *rows]}) == 1
+    assert any(line.startswith("first stage: ") for line in lines) == first_stage
 
 
 def test_many_classes_are_cut_to_the_worst(tmp_path):

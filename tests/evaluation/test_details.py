@@ -60,12 +60,37 @@ def test_classes_at_once_are_scored_by_their_frequencies():
 
 
 def test_a_declared_value_counts_where_none_is_computed():
-    ranked = task("ranking", ("mrr@10",), chance=0.3)
-    examples = table([1, 0], queries=["q", "q"], documents=["a", "b"])
-    assert details.chance_of(predicted(ranked, np.zeros(2), examples))["mrr@10"] > 0
     declared = task("classification", ("accuracy",), chance=0.9)
     values = details.chance_of(predicted(declared, one_hot([0, 1]), table([0, 1])))
     assert values == {"accuracy": 0.5}
+
+
+def ranked(first_stage):
+    """Two queries of four candidates: one relevant at rank 2 of the first stage, and none."""
+    of_task = task("ranking", ("mrr@10", "recall@100"), chance=0.9)
+    examples = table(
+        [0, 1, 0, 0, 0, 0, 0, 0],
+        queries=["q"] * 4 + ["r"] * 4,
+        documents=["a", "b", "c", "d"] * 2,
+    )
+    scores = np.array([0, 9, 0, 0, 0, 0, 0, 0], np.float32)
+    return Predictions(of_task, "validation", scores, examples, first_stage=first_stage)
+
+
+def test_ranking_has_a_random_order_and_a_first_stage():
+    """All are means over both queries, of which the second counts as zero."""
+    predictions = ranked(first_stage=True)
+    values = details.describe(predictions, 1, predictions.metrics())
+    assert values["metrics"] == {"mrr@10": 0.5, "recall@100": 0.5}
+    expected = (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4 / 2
+    assert values["chance"] == {"mrr@10": pytest.approx(expected), "recall@100": 0.5}
+    assert values["first_stage"] == {"mrr@10": 0.25, "recall@100": 0.5}
+
+
+def test_without_a_first_stage_there_is_no_value_of_it():
+    assert details.first_stage_of(ranked(first_stage=False)) == {}
+    of_task = task("classification", ("accuracy",))
+    assert details.first_stage_of(predicted(of_task, one_hot([0, 1]), table([0, 1]))) == {}
 
 
 def test_there_is_no_chance_without_labels():

@@ -144,8 +144,8 @@ def test_every_metric_is_refused_or_finite(kind, name):
 
 def test_every_ranking_metric_has_a_least_grade():
     for name in ranking.METRICS:
-        assert ranking.least_relevant_grade(name) == 1
-    assert ranking.least_relevant_grade("mrr(rel=12)@10") == 12
+        assert ranking.split_name(name)[1] == 1
+    assert ranking.split_name("mrr(rel=12)@10")[1] == 12
 
 
 def test_a_split_without_labels_is_accepted_and_told():

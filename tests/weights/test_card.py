@@ -73,6 +73,17 @@ def test_metrics_stand_beside_chance_and_classes(spec):
     assert "0.625" in html and "<summary>toy_sentiment, validation</summary>" in html
 
 
+@pytest.mark.parametrize("first_stage", [{"accuracy": 0.375}, {}])
+def test_the_first_stage_has_a_column_where_there_is_one(spec, first_stage):
+    values = {"step": 9, "chance": {"accuracy": 0.625}, "first_stage": first_stage}
+    details = {"details": {"toy_sentiment": {"validation": values}}}
+    recorded = dataclasses.replace(spec, record=record() | details)
+    shown = "0.625 | 0.375 | 12" if first_stage else "0.625 | 12"
+    assert f"| toy_sentiment | validation | accuracy | 0.500 | {shown} |" in card.markdown(recorded)
+    for text in (card.markdown(recorded), card.to_html(recorded)):
+        assert ("first stage" in text) == bool(first_stage)
+
+
 def test_chance_of_a_part_belongs_to_its_metric():
     values = {
         "validation_matched": {"chance": {"accuracy": 0.3}},

@@ -59,8 +59,6 @@ _RANKING = Task(
     "ranking",
     Template("query {query} document {document}", truncation=("document",)),
     ("mrr@10", "ndcg@10"),
-    # One relevant document among ten, in random order: MRR@10 is (1 + 1/2 + … + 1/10) / 10.
-    chance=round(sum(1 / rank for rank in range(1, 11)) / 10, 3),
 )
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = dict(

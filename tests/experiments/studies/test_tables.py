@@ -103,7 +103,9 @@ def test_a_verdict_needs_an_interval_that_excludes_zero(low, high, expected):
 def test_a_lower_error_is_better_in_verdicts_claims_and_chance(made, tmp_path):
     labels = np.tile([0.0, 1.0, 2.0, 3.0], 50)
     for row, error in (("bidirectional", 0.1), ("causal", 0.5), ("causal_random", 2.0)):
-        outcome = {"labels": labels.tolist(), "predictions": (labels + error).tolist()}
+        # Errors vary: without, the difference would have no interval.
+        predictions = labels + error * np.resize([0.9, 1.1], 200)
+        outcome = {"labels": labels.tolist(), "predictions": predictions.tolist()}
         made(
             *("attention", row, "stsb", 0, share(0.5)),
             kind="regression",
