@@ -1,0 +1,154 @@
+"""Metrics as functions of independent units, so that they can be resampled for intervals.
+
+Shapes: n units (examples, questions, pairs or queries), R resamples.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gemma_encoder.evaluation import bootstrap, metrics, ranking, resampled_metrics
+from gemma_encoder.inputs.kind import Kind
+from gemma_encoder.inputs.task import ExampleTable
+
+# Metrics that are means of one value a unit: of an example, or of a question or pair.
+_MEANS = {
+    "classification": ("exact_match", "gender_parity"),
+    "choice": ("accuracy", "exact_match", "token_f1"),
+}
+# Kinds whose metrics have the meaning of those in `resampled_metrics`.
+_WEIGHTED_KINDS = ("classification", "regression", "ordinal")
+
+
+@dataclasses.dataclass
+class Units:
+    """Metrics of a split as functions of its units.
+
+    Attributes:
+        units: names of the independent units: examples, questions, pairs or queries.
+        metrics: functions by name, each from the indices [n] of the units that count, with
+            repetitions, to the metric's value.
+        weighted: functions by name, each from weights [R, n] of the units to the metric's values
+            [R], for the metrics that take weights.
+        bounds: worst and best value by name, see `bootstrap.bounds`.
+    """
+
+    units: list[str]
+    metrics: dict[str, Callable[[np.ndarray], float]]
+    weighted: dict[str, Callable[[np.ndarray], np.ndarray]]
+    bounds: dict[str, bootstrap.Bounds | None]
+
+    def resampled(self, metric: str) -> np.ndarray:
+        """Returns the metric on each resample of the units, [R]."""
+        count = len(self.units)
+        if metric in self.weighted:
+            return bootstrap.weighted(self.weighted[metric], count)
+        return bootstrap.resampled(self.metrics[metric], count)
+
+    def interval(self, metric: str) -> bootstrap.Interval:
+        """Returns the metric with its 95 % interval."""
+        count = len(self.units)
+        value = self.metrics[metric](np.arange(count))
+        return bootstrap.interval(value, self.resampled(metric), count, self.bounds[metric])
+
+
+def units_of_queries(
+    names: Mapping[str, str], qrels: Mapping[str, Mapping[str, float]], run: ranking.Run
+) -> Units:
+    """Returns ranking metrics as functions of the judged queries.
+
+    Args:
+        names: names in `ranking.METRICS`, by the names under which they are logged.
+        qrels: relevance grade of each judged document of each query.
+        run: ranking of each query's candidates.
+    """
+    functions = {}
+    weighted = {}
+    for logged_name, metric in names.items():
+        by_query = ranking.by_query(metric, qrels, run)
+        values = np.array([by_query[query] for query in qrels])
+        functions[logged_name] = functools.partial(_mean_of, values)
+        weighted[logged_name] = functools.partial(resampled_metrics.mean, values=values)
+    return Units(list(qrels), functions, weighted, _bounds(names))
+
+
+def _mean_of(values: np.ndarray, indices: np.ndarray) -> float:
+    return float(values[indices].mean())
+
+
+def _bounds(names: Mapping[str, str]) -> dict[str, bootstrap.Bounds | None]:
+    return {logged_name: bootstrap.bounds(metric) for logged_name, metric in names.items()}
+
+
+def units_of_examples(
+    kind: Kind,
+    names: Mapping[str, str],
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    table: ExampleTable,
+) -> Units:
+    """Returns metrics as functions of the examples, or of the questions or pairs they belong to.
+
+    Args:
+        kind: kind of the task.
+        names: names in `metrics.METRICS`, by the names under which they are logged.
+        labels: of `Kind.metric_labels`.
+        predictions: of `Kind.decide`.
+        table: the examples.
+    """
+    if any(table.query_ids):
+        units = table.groups()
+    else:
+        # Unit names contain the label, so that runs on different data are never paired.
+        units = {f"{i} {label}": [i] for i, label in enumerate(table.labels)}
+    groups = [np.array(members) for members in units.values()]
+    infos = table.infos if kind.is_list else []
+    functions = {}
+    weighted = {}
+    for logged_name, metric in names.items():
+        function = metrics.METRICS[kind.name][metric]
+        functions[logged_name] = functools.partial(
+            _of_drawn, function, groups, labels, predictions, infos, any(table.query_ids)
+        )
+        if metric in _MEANS.get(kind.name, ()):
+            values = np.array([functions[logged_name](np.array([i])) for i in range(len(units))])
+            weighted[logged_name] = functools.partial(resampled_metrics.mean, values=values)
+        elif kind.name in _WEIGHTED_KINDS and metric in resampled_metrics.METRICS:
+            weighted[logged_name] = functools.partial(
+                _of_weights, metric, groups, labels, predictions
+            )
+    return Units(list(units), functions, weighted, _bounds(names))
+
+
+def _of_drawn(
+    metric: metrics.Metric,
+    groups: Sequence[np.ndarray],
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    infos: Sequence[Mapping[str, Any]],
+    grouped: bool,
+    drawn: np.ndarray,
+) -> float:
+    """Returns a metric of the examples of drawn units [n]; a unit that is drawn twice is two."""
+    members, draws = bootstrap.draw_groups(groups, drawn) if grouped else (drawn, ())
+    table = ExampleTable(
+        query_ids=[str(draw) for draw in draws], infos=[infos[i] for i in members if infos]
+    )
+    return metric(labels[members], predictions[members], table)
+
+
+def _of_weights(
+    metric: str,
+    groups: Sequence[np.ndarray],
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Returns a metric of examples for weights [R, n] of their units, [R]."""
+    unit = np.empty(len(labels), int)
+    for index, members in enumerate(groups):
+        unit[members] = index
+    return resampled_metrics.METRICS[metric](weights[:, unit], labels, predictions)
