@@ -51,7 +51,7 @@ class LoggingHook(Hook):
     """Logs the means of the training metrics since the last line, and truncated texts."""
 
     def __init__(self):
-        self._has_said_truncation = False
+        self._has_told_truncation = False
 
     def is_due(self, run: Run, step: int) -> bool:
         """Due every `log_every` steps."""
@@ -65,18 +65,18 @@ class LoggingHook(Hook):
         rate = values["texts_per_second"]
         run.progress.report(step, f"loss {loss:.4f}  {rate:.0f} texts/s")
 
-        if not self._has_said_truncation:
-            self._has_said_truncation = _say_truncation(run, "training texts so far")
+        if not self._has_told_truncation:
+            self._has_told_truncation = _tell_truncation(run, "training texts so far")
 
     def on_end(self, run: Run) -> None:
         """Writes a line about the steps since the last line, if any."""
         if run.accumulator.steps:
             self.on_due(run, run.step)
         if not run.preempted:
-            _say_truncation(run, "training texts")
+            _tell_truncation(run, "training texts")
 
 
-def _say_truncation(run: Run, texts: str) -> bool:
+def _tell_truncation(run: Run, texts: str) -> bool:
     """Says how many texts were truncated, if any; returns True if it did.
 
     With several processes, they are the texts of the main process.
