@@ -263,7 +263,9 @@ class Regression(ResidualUncertainty, Kind):
 
     def initial_score(self, task, constant):
         """Returns the scaled constant, so that training starts at the mean target."""
-        return self.check_label(task, float(constant), "the mean target")
+        low, high = task.label_range
+        # A rounded mean may lie just outside the range.
+        return (min(max(float(constant), low), high) - low) / (high - low)
 
     def describe(self, task):
         return "{:g} to {:g}".format(*task.label_range)

@@ -21,11 +21,18 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool =
     """Returns a table that scrolls in its own frame.
 
     Args:
-        head: column names. Columns named "text" are wide; "query" is never right-aligned.
+        head: column names. Columns named "text" are wide.
         rows: one value per column.
-        plain: whether to left-align all values; by default, numeric values are right-aligned.
+        plain: whether to left-align all values; by default, numeric values are right-aligned, and
+            so is the name of a column that has one.
     """
-    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    numeric = [
+        any(_is_numeric(row[index], name, plain) for row in rows) for index, name in enumerate(head)
+    ]
+    names = "".join(
+        f'<th class="number">{html.escape(name)}</th>' if right else f"<th>{html.escape(name)}</th>"
+        for name, right in zip(head, numeric, strict=True)
+    )
     lines = []
     for row in rows:
         cells = [_cell(value, name, plain) for value, name in zip(row, head, strict=True)]
@@ -34,11 +41,15 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool =
 
 
 def _cell(value: Any, column: str, plain: bool) -> str:
-    text = str(value)
-    is_numeric = text[:1] in tuple("+-0123456789")
-    content = html.escape(text)
+    content = html.escape(str(value))
     if column == "text":
         return f'<td class="text">{content}</td>'
-    if is_numeric and column != "query" and not plain:
+    if _is_numeric(value, column, plain):
         return f'<td class="number">{content}</td>'
     return f"<td>{content}</td>"
+
+
+def _is_numeric(value: Any, column: str, plain: bool) -> bool:
+    """Returns True if a value is right-aligned: a figure that is no name."""
+    names = ("text", "query", "class", "task", "run")
+    return not plain and column not in names and str(value)[:1] in tuple("+-0123456789")

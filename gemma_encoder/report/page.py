@@ -27,7 +27,7 @@ th, td {
   vertical-align: top;
   border-bottom: 1px solid var(--line)
 }
-td.number { text-align: right; white-space: nowrap }
+td.number, th.number { text-align: right; white-space: nowrap }
 td.text { min-width: 220px; max-width: 60ch; overflow-wrap: anywhere }
 td.cell { text-align: center; padding: 8px 12px; border: 1px solid var(--line) }
 code, pre { font-size: .9em; overflow-wrap: anywhere; white-space: pre-wrap }

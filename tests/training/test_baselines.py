@@ -118,6 +118,13 @@ def test_each_head_of_a_mixture_starts_at_its_own_mean():
     assert values["heads/high/out/bias"] == pytest.approx(0.9)
 
 
+def test_a_rounded_mean_stays_in_the_range():
+    task = regression(label_range=(0.0, 0.1))
+    constants = baselines.best_constants([source(task, [0.1, 0.1])])
+    assert constants["t"] > 0.1  # in float32
+    assert task.kind.initial_score(task, constants["t"]) == 1
+
+
 def test_a_restored_head_keeps_its_bias(micro, tmp_path):
     config = with_targets(micro, tmp_path, [3, 4, 5, 5])
     outcome = loop.train(config, tmp_path / "run")
