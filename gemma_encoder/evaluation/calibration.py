@@ -176,6 +176,11 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(index))
 
 
+def task_calibration_error(task: Task, outputs: np.ndarray, labels: Sequence[Label]) -> float:
+    """Returns the expected calibration error of the kind's events."""
+    return expected_calibration_error(*task.kind.events(task, outputs, labels))
+
+
 def noise_floor(probabilities: np.ndarray, bins: int = BINS) -> NoiseFloor:
     """Simulates the expected calibration error of outcomes drawn with these probabilities."""
     index, _ = _binned(probabilities, bins)

@@ -8,15 +8,15 @@ import collections
 import re
 import string
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gemma_encoder.evaluation import ranking
+from gemma_encoder.evaluation import calibration, ranking
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.kind import Kind
+from gemma_encoder.inputs.kind import Kind, Label
 from gemma_encoder.inputs.task import ExampleTable, Task
 
 Metric = Callable[[np.ndarray, np.ndarray, ExampleTable], float]
@@ -257,6 +257,48 @@ METRICS: dict[str, dict[str, Metric]] = {
 }
 
 
+class ProbabilityMetric:
+    """Metric of the probabilities of classes, in place of the decisions; the lowest is best.
+
+    Args:
+        measure: function of (task, outputs, labels).
+    """
+
+    def __init__(self, measure: Callable[[Task, np.ndarray, Sequence[Label]], float]):
+        self.measure = measure
+
+    def __call__(self, labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
+        """Refuses decisions: a metric is only called with these."""
+        raise TypeError("use compute_metric, which passes the probabilities")
+
+
+for _kind in ("classification", "ordinal", "multi_label"):
+    METRICS[_kind] |= {
+        "brier_score": ProbabilityMetric(calibration.brier_score),
+        "calibration_error": ProbabilityMetric(calibration.task_calibration_error),
+        "log_loss": ProbabilityMetric(calibration.log_loss),
+    }
+LOWEST_IS_BEST += ["brier_score", "calibration_error", "log_loss"]
+
+
+def compute_metric(
+    task: Task, name: str, outputs: np.ndarray, labels: Sequence[Label], table: ExampleTable
+) -> float:
+    """Computes one metric of `METRICS`.
+
+    Args:
+        task: the task.
+        name: name of the metric.
+        outputs: [N, …], from `Kind.postprocess`.
+        labels: the N labels.
+        table: groups of the examples.
+    """
+    metric = METRICS[task.kind.name][name]
+    if isinstance(metric, ProbabilityMetric):
+        return metric.measure(task, outputs, labels)
+    return metric(task.kind.metric_labels(task, labels), task.kind.decide(task, outputs), table)
+
+
 def register_metric(kind: str, name: str, metric: Metric, *, lowest: bool = False) -> None:
     """Registers a metric for a kind of task.
 
@@ -315,10 +357,7 @@ def compute_metrics(task: Task, outputs: np.ndarray, table: ExampleTable) -> dic
     check_metrics(task.kind, task.metrics)
     if not has_labels(task, table):
         return {}
-    labels = task.kind.metric_labels(task, table.labels)
-    predictions = task.kind.decide(task, outputs)
-    metrics = METRICS[task.kind.name]
-    return {name: metrics[name](labels, predictions, table) for name in task.metrics}
+    return {name: compute_metric(task, name, outputs, table.labels, table) for name in task.metrics}
 
 
 def baseline(task: Task, table: ExampleTable, constant: Any = None) -> dict[str, float]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.evaluation import bootstrap, metrics, ranking, resampled_metrics
-from gemma_encoder.inputs.kind import Kind
-from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.inputs.kind import Label
+from gemma_encoder.inputs.task import ExampleTable, Task
 
 # Metrics that are means of one value a unit: of an example, or of a question or pair.
 _MEANS = {
@@ -84,21 +84,24 @@ def _bounds(names: Mapping[str, str]) -> dict[str, bootstrap.Bounds | None]:
 
 
 def units_of_examples(
-    kind: Kind,
+    task: Task,
     names: Mapping[str, str],
     labels: np.ndarray,
     predictions: np.ndarray,
     table: ExampleTable,
+    probabilities: np.ndarray,
 ) -> Units:
     """Returns metrics as functions of the examples, or of the questions or pairs they belong to.
 
     Args:
-        kind: kind of the task.
+        task: the task.
         names: names in `metrics.METRICS`, by the names under which they are logged.
         labels: of `Kind.metric_labels`.
         predictions: of `Kind.decide`.
         table: the examples.
+        probabilities: of classes, [N, C]; C is 0 for a kind without them.
     """
+    kind = task.kind
     if any(table.query_ids):
         units = table.groups()
     else:
@@ -110,6 +113,11 @@ def units_of_examples(
     weighted = {}
     for logged_name, metric in names.items():
         function = metrics.METRICS[kind.name][metric]
+        if isinstance(function, metrics.ProbabilityMetric):
+            functions[logged_name] = functools.partial(
+                _of_probabilities, function, task, groups, probabilities, table.labels
+            )
+            continue
         functions[logged_name] = functools.partial(
             _of_drawn, function, groups, labels, predictions, infos, any(table.query_ids)
         )
@@ -138,6 +146,19 @@ def _of_drawn(
         query_ids=[str(draw) for draw in draws], infos=[infos[i] for i in members if infos]
     )
     return metric(labels[members], predictions[members], table)
+
+
+def _of_probabilities(
+    metric: metrics.ProbabilityMetric,
+    task: Task,
+    groups: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    labels: Sequence[Label],
+    drawn: np.ndarray,
+) -> float:
+    """Returns a metric of the probabilities for the examples of drawn units [n]."""
+    members = np.concatenate([groups[unit] for unit in drawn])
+    return metric.measure(task, probabilities[members], [labels[index] for index in members])
 
 
 def _of_weights(

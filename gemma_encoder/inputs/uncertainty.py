@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gemma_encoder.inputs.task import Task
 
 LEVELS = tuple(percent / 100 for percent in range(50, 100))
-SMALLEST_PROBABILITY = 1e-300  # float64; keeps the logarithm of a probability of 0 finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,12 +188,16 @@ class ClassUncertainty(Uncertainty):
     def log_likelihood(
         self, task: "Task", outputs: np.ndarray, labels: Sequence["Label"]
     ) -> np.ndarray:
-        """Returns the natural logarithm of each label's probability, [N] float64."""
+        """Returns the natural logarithm of each label's probability, [N] float64.
+
+        A probability of 0, which has underflowed, counts as the smallest number of its dtype.
+        """
         truth = self.truth(task, labels)
+        smallest = np.finfo(outputs.dtype).tiny
         probabilities = np.asarray(outputs, np.float64)
-        logs = truth * np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
+        logs = truth * np.log(np.maximum(probabilities, smallest))
         if not self.one_class:
-            logs += (1 - truth) * np.log(np.maximum(1 - probabilities, SMALLEST_PROBABILITY))
+            logs += (1 - truth) * np.log(np.maximum(1 - probabilities, smallest))
         return logs.sum(axis=-1)
 
     def nonconformity(self, task, outputs, labels):

@@ -12,7 +12,7 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.report import plots
 from gemma_encoder.report.markup import escape, html_table, titled
 from gemma_encoder.report.predictions import task_splits
-from gemma_encoder.report.runs import RunFiles, read_jsonl
+from gemma_encoder.report.runs import RunFiles, read_jsonl, read_probabilities
 
 POINTS = 200  # of a risk–coverage curve
 COLUMNS = (
@@ -44,7 +44,7 @@ def calibration_section(run: RunFiles, several: bool) -> str:
         labels = [task.kind.read_label(line) for line in lines]
         if not lines or any(task.is_unlabeled(label) for label in labels):
             continue
-        outputs = np.array([line["probabilities"] for line in lines])
+        outputs = read_probabilities(lines)
         parts.append(f"<h3>{escape(titled(run, several, task.name, split))}</h3>")
         parts.append(_measures(task, split, outputs, labels))
         parts.append(f'<div class="plots">{_plots(task, outputs, labels)}</div>')

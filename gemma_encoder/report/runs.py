@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from gemma_encoder.data.files.ids import decode_id
 from gemma_encoder.evaluation import ranking
@@ -127,6 +129,15 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
                 f"{path}:{line_number}: not a JSON object; run gemma-encoder evaluate again"
             ) from None
     return lines
+
+
+def read_probabilities(lines: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Returns the probabilities of a prediction file's lines, [N, C]; C is 0 if there are none.
+
+    They are rounded to six digits: a 0 stands for less than 5e-7, and has no finite log loss.
+    """
+    probabilities = np.array([line.get("probabilities", ()) for line in lines], float)
+    return np.clip(probabilities, 5e-7, 1 - 5e-7)
 
 
 def read_trec_run(path: pathlib.Path) -> ranking.Run:

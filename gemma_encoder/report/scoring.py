@@ -9,7 +9,13 @@ import numpy as np
 from gemma_encoder.evaluation.predictions import prediction_file
 from gemma_encoder.evaluation.units import Units, units_of_examples, units_of_queries
 from gemma_encoder.inputs.task import ExampleTable, Task
-from gemma_encoder.report.runs import RunFiles, read_jsonl, read_trec_qrels, read_trec_run
+from gemma_encoder.report.runs import (
+    RunFiles,
+    read_jsonl,
+    read_probabilities,
+    read_trec_qrels,
+    read_trec_run,
+)
 from gemma_encoder.weights.card import COUNTS
 
 
@@ -71,5 +77,5 @@ def _scored_examples(run: RunFiles, task: Task, split: str, names: Mapping[str, 
     )
     labels = kind.metric_labels(task, table.labels)
     predictions = np.array([kind.read_line(line) for line in lines])
-    units = units_of_examples(kind, names, labels, predictions, table)
+    units = units_of_examples(task, names, labels, predictions, table, read_probabilities(lines))
     return Scored(**vars(units), task=task.name, split=split)

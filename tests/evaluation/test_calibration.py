@@ -12,10 +12,10 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_encoder.evaluation import calibration
+from gemma_encoder.evaluation import calibration, metrics
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import cumulative_logits
-from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.uncertainty import Calibration
 
@@ -192,6 +192,32 @@ def test_several_labels_are_scored_class_by_class():
     losses = [sklearn.metrics.log_loss(truth[:, i], outputs[:, i]) for i in range(4)]
     assert calibration.brier_score(task, outputs, labels) == pytest.approx(np.mean(briers))
     assert calibration.log_loss(task, outputs, labels) == pytest.approx(np.sum(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_measures_of_probabilities_are_metrics(kind):
+    """They read probabilities, which a temperature changes, in place of decisions."""
+    names = ("brier_score", "calibration_error", "log_loss")
+    of_kind = Task("t", kind, Template("{x}"), names, classes=("a", "b", "c"))
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0, 2, (60, of_kind.num_outputs)).astype(np.float32)
+    labels = [(0, 2) if kind == "multi_label" else float(i % 3) for i in range(60)]
+    examples = ExampleTable()
+    for label in labels:
+        examples.add(Example({"x": "x"}, label))
+    warm = dataclasses.replace(of_kind, calibration=Calibration(2.0))
+    values = [
+        metrics.compute_metrics(at, at.kind.postprocess(at, scores), examples)
+        for at in (of_kind, warm)
+    ]
+    expected = calibration.quality(warm, warm.kind.postprocess(warm, scores), labels)
+    assert values[1] == {
+        "brier_score": expected.brier,
+        "calibration_error": expected.calibration_error,
+        "log_loss": expected.log_loss,
+    }
+    assert values[0]["log_loss"] > values[1]["log_loss"]  # these labels are random
+    assert all(metrics.lowest_is_best(name) for name in names)
 
 
 # --- Risk and coverage ---
