@@ -152,7 +152,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
     supported = Task(
         task.name, task.kind, task.template, task.metrics, task.classes, task.label_range
     )
-    if supported != task:
+    if supported != task.uncalibrated():
         raise InputError(
             f"task {task.name!r}: fine_tune supports a task's name, kind, template, metrics, "
             "classes and label_range; leave out head, chance and role_templates"

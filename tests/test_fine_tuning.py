@@ -1,5 +1,6 @@
 """`fine_tune`: kinds, tasks and configs on data in memory or in files, and errors."""
 
+import dataclasses
 import json
 import shlex
 
@@ -9,6 +10,7 @@ import pytest
 
 import gemma_encoder as ge
 from gemma_encoder import fine_tuning
+from gemma_encoder.inputs.uncertainty import Calibration
 from gemma_encoder.row_files import to_jsonl
 from gemma_encoder.training import loop
 
@@ -302,3 +304,9 @@ def test_a_damaged_config_in_a_workdir_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text("")
     with pytest.raises(ge.InputError, match="config.json is damaged: expected a JSON object"):
         ge.fine_tune("quickstart:smoke", workdir=tmp_path, overrides=SMALL)
+
+
+def test_a_task_may_come_from_a_calibrated_checkpoint():
+    task = ge.Task("tone", "classification", PLAIN, classes=("bad", "good"))
+    calibrated = dataclasses.replace(task, calibration=Calibration(2.0, (), "validation", 9, 1))
+    assert fine_tuning._task_fields(calibrated) == fine_tuning._task_fields(task)

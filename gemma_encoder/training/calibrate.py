@@ -21,6 +21,7 @@ from gemma_encoder.training.build import Recipe
 from gemma_encoder.weights import native
 
 SPLIT = "validation"
+FEW = 100  # examples; the standard error of a temperature is then 10 to 20 %
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,8 @@ def _fit(predictions: Sequence[Predictions], step: int) -> tuple[Calibration, st
     split = " and ".join(part.split for part in predictions)
     fitted = calibration.calibrate(task, split, scores, labels, step)
     note = f"calibrated {task.name}: {fitted.describe()}"
+    if len(labels) < FEW:
+        note += f"\n  {len(labels)} examples are few: temperature and thresholds are rough"
     if calibration.has_probabilities(task):
         note += f"\n  {_quality_line(task, fitted, scores, labels)}"
     return fitted, note
