@@ -4,7 +4,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemma_encoder.inputs.json_text import to_json
 
@@ -68,14 +68,16 @@ def _metric_lines(outcome: "TrainingResult", split: str) -> Iterator[str]:
     others = {"chance": details.chance_of}
     if any(part.first_stage for parts in outcome.predictions.values() for part in parts):
         others["first stage"] = details.first_stage_of
-    heads = " ".join(f"{name:>11}" for name in others)
+    heads = " ".join(["    95 % interval", *(f"{name:>11}" for name in others)])
     yield f"{'task':<{width}} {'metric':<24} {split:>10} {heads}"
     for name, values in outcome.metrics.items():
         columns = [_by_metric(outcome.predictions[name], split, of) for of in others.values()]
+        bounds = _by_metric(outcome.predictions[name], split, details.intervals_of)
         for metric, value in values.items():
             label = f"{metric} ↓" if lowest_is_best(metric) else metric
             shown = (f"{other[metric]:.3f}" if metric in other else "-" for other in columns)
-            cells = " ".join(f"{cell:>11}" for cell in shown)
+            interval = details.format_bounds(bounds[metric]) if metric in bounds else "-"
+            cells = " ".join([f"{interval:>17}", *(f"{cell:>11}" for cell in shown)])
             yield f"{name:<{width}} {label:<24} {value:>10.3f} {cells}"
         if not values:
             yield f"{name:<{width}} predictions only: the {split} split has no labels"
@@ -122,8 +124,8 @@ def _example_lines(outcome: "TrainingResult") -> Iterator[str]:
 def _by_metric(
     predictions: "Sequence[Predictions]",
     split: str,
-    values_of: "Callable[[Predictions], dict[str, float]]",
-) -> dict[str, float]:
+    values_of: "Callable[[Predictions], dict[str, Any]]",
+) -> dict[str, Any]:
     """Returns values, such as those of chance, by the names of metrics with their part."""
     result = {}
     for of_split in predictions:

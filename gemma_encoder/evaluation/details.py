@@ -1,7 +1,7 @@
 """Details of an evaluation: chance values beside metrics, and scores of each class."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -9,6 +9,7 @@ from etils import epath
 from gemma_encoder.evaluation import metrics
 from gemma_encoder.evaluation.class_scores import class_scores
 from gemma_encoder.evaluation.predictions import Predictions
+from gemma_encoder.evaluation.units import units_of_examples, units_of_queries
 
 TRAINING = "training labels"
 EVALUATED = "evaluated labels"
@@ -31,6 +32,40 @@ def first_stage_of(predictions: Predictions) -> dict[str, float]:
     return predictions.first_stage_metrics() if predictions.task.kind.ranks else {}
 
 
+def intervals_of(predictions: Predictions) -> dict[str, list[float]]:
+    """Returns the bounds [low, high] of each metric's 95 % interval, see `evaluation.bootstrap`.
+
+    Metrics that take no weights, such as those of several classes at once, are left out: their
+    resamples take long. The report has them.
+    """
+    task = predictions.task
+    names = {name: name for name in task.metrics}
+    if task.kind.ranks:
+        qrels = predictions.relevance_grades()
+        if not qrels:
+            return {}
+        units = units_of_queries(names, qrels, predictions.run())
+    elif metrics.is_labeled(task, predictions.table):
+        labels = task.kind.metric_labels(task, predictions.table.labels)
+        decided = task.kind.decide(task, predictions.outputs)
+        units = units_of_examples(
+            task, names, labels, decided, predictions.table, predictions.outputs
+        )
+    else:
+        return {}
+    intervals = {name: units.interval(name) for name in units.weighted}
+    return {
+        name: [round(interval.low, 6), round(interval.high, 6)]
+        for name, interval in intervals.items()
+        if interval.exists
+    }
+
+
+def format_bounds(bounds: Sequence[float]) -> str:
+    """Formats the bounds of an interval."""
+    return f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
 def describe(predictions: Predictions, step: int, values: Mapping[str, float]) -> dict[str, Any]:
     """Returns the details of an evaluated split, for JSON.
 
@@ -40,14 +75,15 @@ def describe(predictions: Predictions, step: int, values: Mapping[str, float]) -
         values: the metrics, under their plain names.
 
     Returns:
-        "step", "examples", "metrics"; "chance", by metric; "chance_from", the labels that the
-        constant prediction fits; "first_stage", the metrics of the first stage's order, empty
-        without one; and "classes", the scores of each class.
+        "step", "examples", "metrics"; "intervals", [low, high] by metric; "chance", by metric;
+        "chance_from", the labels that the constant prediction fits; "first_stage", the metrics of
+        the first stage's order, empty without one; and "classes", the scores of each class.
     """
     return {
         "step": step,
         "examples": len(predictions.table.labels),
         "metrics": dict(values),
+        "intervals": intervals_of(predictions),
         "chance": chance_of(predictions),
         "chance_from": EVALUATED if predictions.constant is None else TRAINING,
         "first_stage": first_stage_of(predictions),

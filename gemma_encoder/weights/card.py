@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from gemma_encoder.evaluation import class_scores
+from gemma_encoder.evaluation.details import format_bounds
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.weights.backbone import size_name
@@ -52,7 +53,10 @@ def facts(spec: InferenceSpec) -> dict[str, str]:
 
 
 FIRST_STAGE = "first stage"
-METRIC_COLUMNS = ("task", "split", "metric", "value", "chance", FIRST_STAGE, "examples")
+METRIC_COLUMNS = (
+    *("task", "split", "metric", "value", "95 % interval", "chance"),
+    *(FIRST_STAGE, "examples"),
+)
 
 
 def metric_table(spec: InferenceSpec) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -64,16 +68,16 @@ def metric_table(spec: InferenceSpec) -> tuple[tuple[str, ...], list[tuple[str, 
     rows = []
     for line in spec.record.get("metrics", ()):
         of_task = details.get(line["task"], {})
-        chances = chance_values(of_task, line["split"])
-        first_stage = chance_values(of_task, line["split"], "first_stage")
+        split = line["split"]
+        bounds = chance_values(of_task, split, "intervals")
+        others = [chance_values(of_task, split, field) for field in ("chance", "first_stage")]
         for name, value in line.items():
             if name not in COUNTS:
-                others = (
-                    f"{values[name]:.3f}" if name in values else ""
-                    for values in (chances, first_stage)
-                )
+                interval = format_bounds(bounds[name]) if name in bounds else ""
+                shown = (f"{values[name]:.3f}" if name in values else "" for values in others)
                 examples = str(line.get("examples", ""))
-                rows.append((line["task"], line["split"], name, _metric(value), *others, examples))
+                row = (line["task"], split, name, _metric(value), interval, *shown, examples)
+                rows.append(row)
     column = METRIC_COLUMNS.index(FIRST_STAGE)
     if any(row[column] for row in rows):
         return METRIC_COLUMNS, rows
@@ -84,12 +88,12 @@ def metric_table(spec: InferenceSpec) -> tuple[tuple[str, ...], list[tuple[str, 
 def chance_values(
     details: Mapping[str, Mapping[str, Any]], split: str, field: str = "chance"
 ) -> dict[str, float]:
-    """Returns the values of chance, or of the first stage, by logged metric name.
+    """Returns the values of chance, of the first stage or of intervals, by logged metric name.
 
     Args:
         details: `evaluation.details.describe` of a task's splits, by their full names.
         split: the evaluated split. The metrics of its part "validation_matched" end in "_matched".
-        field: "chance" or "first_stage".
+        field: "chance", "first_stage" or "intervals".
     """
     return {
         f"{name}{full_split.removeprefix(split)}": value

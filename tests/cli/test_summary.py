@@ -1,5 +1,7 @@
 """The final summary: metrics beside chance, and a table of the classes."""
 
+import re
+
 import numpy as np
 import pytest
 from etils import epath
@@ -28,6 +30,11 @@ def printed(tmp_path, of_task, outputs, labels, split="validation", **facts):
     return summary._summary(result, "validation").splitlines()
 
 
+def bounds_out(row):
+    """Returns a row of the table without its interval."""
+    return re.sub(r"-?\d\.\d{3} to -?\d\.\d{3}", "", row)
+
+
 def cells(lines, start):
     (line,) = [line for line in lines if line.startswith(start)]
     return line.split()
@@ -39,11 +46,13 @@ def test_each_metric_has_its_own_chance(tmp_path, split):
     outputs = np.eye(3)[[0, 0, 1, 2]]
     lines = printed(tmp_path, of_task, outputs, [0, 0, 0, 2], split, constant=[0.8, 0.1, 0.1])
     suffix = split.removeprefix("validation")
-    assert lines[1].split() == ["task", "metric", "validation", "chance"]
-    assert [line.split()[1:] for line in lines[2:4]] == [
+    assert lines[1].split() == ["task", "metric", "validation", "95", "%", "interval", "chance"]
+    assert [[*line.split()[1:3], line.split()[-1]] for line in lines[2:4]] == [
         [f"accuracy{suffix}", "0.750", "0.750"],
         [f"macro_f1{suffix}", "0.600", "0.429"],
     ]
+    bounds = re.search(r"(0\.\d{3}) to (0\.\d{3})", lines[2])
+    assert 0.2 < float(bounds[1]) < 0.75 < float(bounds[2]) < 1  # three of four
     assert cells(lines, "sad") == ["sad", "1.000", "0.667", "0.800", "3"]
     assert cells(lines, "so so") == ["so", "so", "0.000", "0.000", "0.000", "0"]
     columns = [line for line in lines if "precision" in line or line.startswith(("sad", "so so"))]
@@ -54,7 +63,7 @@ def test_errors_are_marked_and_beside_the_mean(tmp_path):
     of_task = task("regression", ("pearson", "mae", "r2"), label_range=(0.0, 5.0))
     lines = printed(tmp_path, of_task, np.array([1.0, 2, 4]), [1, 2, 3], constant=3.0)
     rows = [line for line in lines if line.startswith("t  ")]
-    assert [row.split()[1:] for row in rows] == [
+    assert [bounds_out(row).split()[1:] for row in rows] == [
         ["pearson", "0.982", "0.000"],
         ["mae", "↓", "0.333", "1.000"],
         ["r2", "0.500", "-1.500"],
@@ -68,11 +77,12 @@ def test_ranking_has_a_random_order_and_a_first_stage(tmp_path, first_stage):
     of_task = task("ranking", ("mrr@10", "ndcg@10"))
     examples = table([0, 1], queries=["q", "q"], documents=["a", "b"])
     lines = printed(tmp_path, of_task, np.array([0, 1]), examples, first_stage=first_stage)
-    names = ["task", "metric", "validation", "chance", "first", "stage"]
-    assert lines[1].split() == names[: 6 if first_stage else 4]
+    names = ["task", "metric", "validation", "95", "%", "interval", "chance", "first", "stage"]
+    assert lines[1].split() == names[: 9 if first_stage else 7]
     rows = [line for line in lines if line.startswith("t  ")]
     values = [["mrr@10", "1.000", "0.750", "0.500"], ["ndcg@10", "1.000", "0.815", "0.631"]]
-    assert [row.split()[1:] for row in rows] == [row[: 3 + first_stage] for row in values]
+    shown = [bounds_out(row).split()[1:] for row in rows]
+    assert shown == [row[: 3 + first_stage] for row in values]
     assert len({len(line) for line in [lines[1], *rows]}) == 1
     assert any(line.startswith("first stage: ") for line in lines) == first_stage
 

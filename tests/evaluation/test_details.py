@@ -87,6 +87,31 @@ def test_ranking_has_a_random_order_and_a_first_stage():
     assert values["first_stage"] == {"mrr@10": 0.25, "recall@100": 0.5}
 
 
+INTERVALS = [
+    (task("classification", ("accuracy", "f1")), one_hot([1] * 80), table([1] * 80)),
+    (task("regression", ("pearson",), label_range=(0.0, 5.0)), np.arange(80.0) % 5, None),
+    (task("ordinal", ("accuracy",), classes=("a", "b")), one_hot([1] * 80), table([1] * 80)),
+]
+
+
+@pytest.mark.parametrize(("of_task", "outputs", "examples"), INTERVALS)
+def test_perfect_predictions_have_an_interval(of_task, outputs, examples):
+    predictions = predicted(of_task, outputs, examples or table(outputs.tolist()))
+    values = details.describe(predictions, 1, predictions.metrics())
+    assert set(values["intervals"]) == set(of_task.metrics)
+    for name, (low, high) in values["intervals"].items():
+        assert values["metrics"][name] == pytest.approx(1) and high == 1
+        assert 0.9 < low < 0.975
+    assert details.intervals_of(predicted(of_task, outputs, table([-1] * 80))) == {}
+
+
+def test_an_interval_of_ranking_is_over_queries():
+    low, high = details.intervals_of(ranked(first_stage=False))["mrr@10"]
+    assert low < 0.1 and high > 0.9  # two queries
+    task_of_texts = task("language_model", ("perplexity",))
+    assert details.intervals_of(predicted(task_of_texts, np.ones((2, 2)), table([0, 0]))) == {}
+
+
 def test_without_a_first_stage_there_is_no_value_of_it():
     assert details.first_stage_of(ranked(first_stage=False)) == {}
     of_task = task("classification", ("accuracy",))

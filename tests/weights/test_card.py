@@ -63,10 +63,12 @@ def test_metrics_stand_beside_chance_and_classes(spec):
     scores = {"precision": 0.25, "recall": 0.5, "f1": 1 / 3, "support": 6}
     classes = [{"class": name, **scores} for name in ("negative", "positive")]
     values = {"step": 9, "chance": {"accuracy": 0.625}, "classes": classes}
+    values["intervals"] = {"accuracy": [0.2469, 0.7531]}
     details = {"details": {"toy_sentiment": {"validation": values}}}
     recorded = dataclasses.replace(spec, record=record() | details)
     text = card.markdown(recorded)
-    assert "| toy_sentiment | validation | accuracy | 0.500 | 0.625 | 12 |" in text
+    row = "| toy_sentiment | validation | accuracy | 0.500 | 0.247 to 0.753 | 0.625 | 12 |"
+    assert row in text and "| value | 95 % interval | chance |" in text
     assert "### toy_sentiment, validation\n\n| class | precision | recall | f1 | support |" in text
     assert "| positive | 0.250 | 0.500 | 0.333 | 6 |" in text and card.CHANCE_NOTE in text
     html = card.to_html(recorded)
@@ -79,7 +81,8 @@ def test_the_first_stage_has_a_column_where_there_is_one(spec, first_stage):
     details = {"details": {"toy_sentiment": {"validation": values}}}
     recorded = dataclasses.replace(spec, record=record() | details)
     shown = "0.625 | 0.375 | 12" if first_stage else "0.625 | 12"
-    assert f"| toy_sentiment | validation | accuracy | 0.500 | {shown} |" in card.markdown(recorded)
+    row = f"| toy_sentiment | validation | accuracy | 0.500 |  | {shown} |"
+    assert row in card.markdown(recorded)
     for text in (card.markdown(recorded), card.to_html(recorded)):
         assert ("first stage" in text) == bool(first_stage)
 
