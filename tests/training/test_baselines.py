@@ -15,6 +15,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.config import HeadConfig
 from gemma_encoder.training import baselines, loop
 from gemma_encoder.training.build import build
+from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.weights import native
 
@@ -144,8 +145,17 @@ def test_other_heads_start_as_before(micro):
 
 
 def test_a_checkpoint_records_constants_and_details(micro, tmp_path):
-    config = with_targets(micro, tmp_path, [3, 4, 5, 5])
+    config = with_targets(
+        micro,
+        tmp_path,
+        [3, 4, 5, 5],
+        best_metric="own/mae",
+        evaluate_every="1 steps",
+        checkpoint_every="1 steps",
+    )
     outcome = loop.train(config, tmp_path / "run")
+    logged = [line["mae"] for line in read_metrics(tmp_path / "run") if "mae" in line]
+    assert len(logged) == 2 and outcome.best[1] == min(logged)
     record = native.load_inference_spec(outcome.checkpoint).record
     assert record["constants"] == {"own": 4.25}
     stored = record["details"]["own"]["validation"]
