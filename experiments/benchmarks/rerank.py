@@ -21,6 +21,7 @@ import time
 
 import numpy as np
 
+from gemma_encoder.data.files.lines import text_lines
 from gemma_encoder.experiments.benchmarks import harness, models
 
 TASK = "msmarco"
@@ -37,7 +38,7 @@ def read_lists(file: pathlib.Path) -> list[tuple[str, list[str]]]:
         file: `top100.dev.tsv` or `top1000.dev.tsv`: qid, pid, query, passage.
     """
     lists: dict[str, tuple[str, list[str]]] = {}
-    for line in file.read_text().splitlines():
+    for _, line in text_lines(file):
         qid, _, query, passage = line.split("\t")
         lists.setdefault(qid, (query, []))[1].append(passage)
     return list(lists.values())

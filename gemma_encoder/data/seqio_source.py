@@ -32,6 +32,7 @@ from absl import logging
 
 from gemma_encoder import runtime
 from gemma_encoder.data import table
+from gemma_encoder.data.files.lines import parse_number
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Groups, Table
 from gemma_encoder.inputs import kinds
@@ -310,11 +311,8 @@ def _plain(value: Any) -> str:
 
 def _parse_number(text: str) -> float | None:
     """Parses a finite number; returns None for any other text."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+    value = parse_number(text)
+    return None if math.isnan(value) else value
 
 
 def _parse_grade(text: str) -> float | None:

@@ -95,9 +95,9 @@ class Corpus:
         ids = IdWriter(folder, self.path, self._layout.id_name)
         end = 0
         for lines in read_lines(self.path):
-            ids.add(self._layout.ids(lines))
-            cache.save_array(folder, "offsets", lines.offset + lines.starts)
-            end = lines.offset + len(lines.data)
+            ids.add(self._layout.ids(lines), lines.positions)
+            cache.save_array(folder, "offsets", lines.offsets)
+            end = lines.end
         if not end:
             raise InputError(f"{self.path} is empty")
         cache.save_array(folder, "offsets", np.array([end], np.int64))
@@ -134,12 +134,12 @@ class Corpus:
         text_id = None
         if len(line) == end - start:
             with contextlib.suppress(ValueError):
-                line = line.decode().removesuffix("\n").removesuffix("\r")
+                line = line.partition(b"\n")[0].decode().removesuffix("\r")  # blank lines follow
                 text_id, text = self._layout.parse(line)
         if text_id != self.ids[index]:
             raise InputError(
-                f"{self.path} has changed since it was opened: line {index + 1} has moved; run "
-                "again"
+                f"{self.path} has changed since it was opened: line {index + 1}, blank "
+                "ones not counted, has moved; run again"
             )
         return text
 
@@ -174,9 +174,12 @@ class IdWriter:
         self._first = 0
         self._is_consecutive = True
         self._hashes: list[np.ndarray] = []
+        self._gaps: list[tuple[int, int]] = []  # index of an id after skipped lines, its line
 
-    def add(self, ids: Spans) -> None:
-        """Writes the ids of the next lines."""
+    def add(self, ids: Spans, positions: np.ndarray | None = None) -> None:
+        """Writes the ids of the next lines; `positions` are their lines in the file, from 1."""
+        if positions is not None:
+            self._note_gaps(positions)
         values, is_canonical = _canonical(ids)
         if not self._count and len(values):
             self._first = int(values[0])
@@ -188,6 +191,20 @@ class IdWriter:
         cache.save_array(self._folder, "id_ends", ends)
         self._count += len(values)
         self._num_bytes = int(ends[-1])
+
+    def _note_gaps(self, positions: np.ndarray) -> None:
+        """Remembers after which ids blank lines were skipped."""
+        skipped = positions - np.arange(self._count, self._count + len(positions))
+        before = self._gaps[-1][1] - self._gaps[-1][0] if self._gaps else 1
+        for index in np.flatnonzero(np.diff(skipped, prepend=before)):
+            self._gaps.append((self._count + int(index), int(positions[index])))
+
+    def _line(self, index: int) -> int:
+        """Returns the line of an id in the file."""
+        line = index + 1
+        for first, position in self._gaps:
+            line = position + index - first if first <= index else line
+        return line
 
     def finish(self) -> None:
         """Completes the arrays; raises InputError for a repeated id."""
@@ -216,7 +233,8 @@ class IdWriter:
         if repeated:
             index = min(repeated)
             raise InputError(
-                f"{self._path}:{index + 1}: {self._id_name} {ids[index]!r} appears a second time"
+                f"{self._path}:{self._line(index)}: {self._id_name} {ids[index]!r} appears a "
+                "second time"
             )
 
 

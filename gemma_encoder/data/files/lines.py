@@ -1,8 +1,13 @@
-"""Vectorized parsing of lines and columns in large text files, block by block.
+"""The reader of all text files, block by block: lines, columns and numbers.
 
 Shapes: n lines, C columns, N bytes. Lines are byte offsets in arrays instead of Python objects,
-which takes seconds and megabytes in place of minutes and gigabytes. Lines end with \\n or \\r\\n;
-the last one may end with the file.
+which takes seconds and megabytes in place of minutes and gigabytes.
+
+One rule for every format: text is UTF-8, optionally after a byte order mark. Lines end with \\n or
+\\r\\n, the last one also with the file; another \\r, or a NUL, is a character of the text. A blank
+line, of whitespace only, is no row and is skipped, except where every line is a text (.txt) and
+within quotes (CSV). A number is decimal, in ASCII digits, with an optional sign, fraction and
+exponent; a whole number may have a fraction of zeros, as pandas writes it.
 """
 
 import codecs
@@ -12,6 +17,7 @@ import gzip
 import io
 import math
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -104,6 +110,16 @@ class Spans:
             values[active] = values[active] * 10 + (byte.astype(np.int64) - ord("0"))
         return np.where(is_negative, -values, values), is_valid
 
+    def whole_numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Parses whole numbers such as 3, +3 and 3.0: as `integers`, but not for ids."""
+        values, is_valid = self.integers()
+        for index in np.flatnonzero(~is_valid):
+            value = parse_number(self.text(index))
+            if value.is_integer() and abs(value) < 2**53:
+                values[index] = int(value)
+                is_valid[index] = True
+        return values, is_valid
+
     def floats(self) -> tuple[np.ndarray, np.ndarray]:
         """Parses finite numbers: [n] float64 values, and [n] bool, True if valid."""
         import pyarrow as pa  # only here, so that reading a config does not import it
@@ -114,7 +130,8 @@ class Spans:
         try:
             values = texts.cast(pa.float64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:  # which names no row
-            values = np.array([_float(self.text(index)) for index in range(len(self.starts))])
+            texts = map(self.text, range(len(self.starts)))
+            values = np.array([parse_number(text) for text in texts])
         return values, np.isfinite(values)
 
     def _bytes(self, limit: int | None = None) -> Iterator[tuple[np.ndarray | slice, np.ndarray]]:
@@ -127,36 +144,59 @@ class Spans:
             yield active, self.data[self.starts[active] + offset]
 
 
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def parse_number(text: str) -> float:
+    """Parses a decimal number, with or without blanks around it; returns NaN for other texts.
+
+    Python's `float` also accepts digits of other scripts, underscores, "nan" and "infinity".
+    """
+    text = text.strip()
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines(Spans):
-    """Complete lines of a file, without line breaks.
+    """Complete lines of a file that are not blank, without line breaks.
 
     Attributes:
         path: the file.
-        offset: byte offset of `data` in the (decompressed) file.
-        first_line: 1-based line of the first span in the file.
+        positions: [n] int64, the 1-based line of each span in the file.
+        offsets: [n] int64, the byte offset of each span in the (decompressed) file.
+        end: byte offset of the end of the lines in that file.
     """
 
     path: pathlib.Path
-    offset: int
-    first_line: int
+    positions: np.ndarray
+    offsets: np.ndarray
+    end: int
 
     def where(self, index: int) -> str:
         """Returns the location of a line, for messages."""
-        return f"{self.path}:{self.first_line + int(index)}"
+        return f"{self.path}:{self.positions[index]}"
 
     def without_first(self) -> "Lines":
         """Returns all lines except the first."""
         start = int(self.starts[1]) if len(self.starts) > 1 else len(self.data)
         spans = self.data[start:], self.starts[1:] - start, self.ends[1:] - start
-        return Lines(*spans, self.path, self.offset + start, self.first_line + 1)
+        return Lines(*spans, self.path, self.positions[1:], self.offsets[1:], self.end)
+
+    def without_blank(self) -> "Lines":
+        """Returns the lines that are not blank."""
+        is_blank = self.ends == self.starts
+        for index in np.flatnonzero(_BLANK[self.data[self.starts]] & ~is_blank):
+            is_blank[index] = not self.text(index).strip()
+        if not is_blank.any():
+            return self
+        lengths = np.diff(np.append(self.starts, len(self.data)))
+        data = self.data[np.repeat(~is_blank, lengths)]
+        lines = ~is_blank
+        starts = np.cumsum(lengths * lines)[lines] - lengths[lines]
+        ends = starts + self.lengths[lines]
+        spans = data, starts, ends
+        return Lines(*spans, self.path, self.positions[lines], self.offsets[lines], self.end)
 
 
 COMPRESSED = (".gz", ".zst")  # suffixes of compressed files
@@ -203,49 +243,107 @@ def has_byte_order_mark(path: pathlib.Path) -> bool:
 
 
 def read_lines(path: pathlib.Path) -> Iterator[Lines]:
-    """Yields all lines of a plain or compressed file, block by block, without a byte order mark.
+    """Yields the lines of a plain or compressed file that are not blank, block by block.
 
     Raises:
-        InputError: the file is not valid UTF-8, or damaged.
+        InputError: the file is not text in UTF-8, or damaged.
     """
+    for content, offset, first_line in _blocks(path):
+        if first_line == 1 and b"\n" not in content:
+            refuse_returns(path, content[:-1])
+        lines = _split(path, content, offset, first_line).without_blank()
+        if len(lines.starts):
+            yield lines
+
+
+def refuse_returns(path: pathlib.Path, first: bytes) -> None:
+    """Raises InputError if the first line of a table seems to contain all the others."""
+    if b"\r" in first:
+        raise InputError(
+            f"{path}:1: lines end with a carriage return alone, as in files of old Macs; save the "
+            "file with line feeds"
+        )
+
+
+def numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """Yields (1-based line, text with its line break), blank lines included; errors as above."""
+    for content, _, first_line in _blocks(path):
+        for line, text in enumerate(io.BytesIO(content), first_line):
+            yield line, text.decode()
+
+
+def text_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """Yields (1-based line, text without its line break), blank lines included."""
+    for line, text in numbered(path):
+        yield line, text.removesuffix("\n").removesuffix("\r")
+
+
+def text_blocks(path: pathlib.Path, size: int) -> Iterator[str]:
+    """Yields a file as blocks of text of about `size` bytes, for formats without lines."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    line = 1
+    with open_binary(path) as file:
+        while True:
+            block = file.read(size)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                line += error.object.count(b"\n", 0, error.start)
+                raise InputError(
+                    f"{path}: not valid UTF-8 in line {line} ({error.reason})"
+                ) from None
+            if text:
+                yield text
+            if not block:
+                return
+            line += text.count("\n")
+
+
+def _blocks(path: pathlib.Path) -> Iterator[tuple[bytes, int, int]]:
+    """Yields (complete lines, their byte offset, the 1-based line of the first), checked."""
     first_line = 1
     with open_binary(path) as file:
-        remainder = file.read(len(codecs.BOM_UTF8))  # the incomplete last line so far
-        offset = 0
-        if remainder == codecs.BOM_UTF8:
-            remainder = b""
-            offset = len(codecs.BOM_UTF8)
+        start = file.read(len(codecs.BOM_UTF8))
+        remainder = start.removeprefix(codecs.BOM_UTF8)  # the incomplete last line so far
+        offset = len(start) - len(remainder)
         while True:
             block = file.read(BLOCK)
             content = remainder + block
             size = content.rfind(b"\n") + 1 if block else len(content)
             remainder = content[size:]
             if size:
-                lines = _split(path, content[:size], offset, first_line)
-                yield lines
+                content = content[:size]
+                try:
+                    content.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise _bad_utf8(path, first_line, error) from None
+                yield content, offset, first_line
                 offset += size
-                first_line += len(lines.starts)
+                first_line += content.count(b"\n")
             if not block:
                 return
 
 
+def _bad_utf8(path: pathlib.Path, first_line: int, error: UnicodeDecodeError) -> InputError:
+    line = first_line + error.object.count(b"\n", 0, error.start)
+    column = error.start - error.object.rfind(b"\n", 0, error.start) - 1
+    is_utf16 = line == 1 and error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    hint = "; it is in UTF-16, save it as UTF-8" if is_utf16 else ""
+    return InputError(
+        f"{path}:{line}: not valid UTF-8 ({error.reason} at byte {column} of the line){hint}"
+    )
+
+
 def _split(path: pathlib.Path, content: bytes, offset: int, first_line: int) -> Lines:
-    """Splits bytes into lines."""
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = first_line + content.count(b"\n", 0, error.start)
-        column = error.start - content.rfind(b"\n", 0, error.start) - 1
-        raise InputError(
-            f"{path}:{line}: not valid UTF-8 ({error.reason} at byte {column} of the line)"
-        ) from None
+    """Splits bytes into lines, blank ones included."""
     data = np.frombuffer(content, np.uint8)
     ends = np.flatnonzero(data == _NEWLINE)
     if data[-1] != _NEWLINE:
         ends = np.append(ends, len(data))
     starts = np.concatenate([[0], ends[:-1] + 1])
     ends = ends - ((ends > starts) & (data[ends - 1] == _RETURN))
-    return Lines(data, starts, ends, path, offset, first_line)
+    positions = first_line + np.arange(len(starts))
+    return Lines(data, starts, ends, path, positions, offset + starts, offset + len(data))
 
 
 def columns(lines: Lines, names: tuple[str, ...], *, whitespace: bool = False) -> list[Spans]:
@@ -301,10 +399,3 @@ def _fields(lines: Lines, whitespace: bool) -> tuple[np.ndarray, np.ndarray]:
 def _first_true(mask: np.ndarray) -> int:
     """Returns the index of the first True, or the length if there is none."""
     return int(mask.argmax()) if mask.any() else len(mask)
-
-
-def numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Yields (1-based line, text with its line break), without a byte order mark."""
-    for lines in read_lines(path):
-        for line, content in enumerate(io.BytesIO(lines.data.tobytes()), lines.first_line):
-            yield line, content.decode()

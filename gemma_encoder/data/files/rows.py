@@ -8,11 +8,10 @@
 | .tsv | tabs, a header, no quoting |
 | .parquet | read by pyarrow |
 
-Text is UTF-8. Text files may be .gz or .zst. Blank lines are skipped.
+Text files may be .gz or .zst. Rules for lines, such as that blank ones are skipped, are in `lines`.
 """
 
 import csv
-import io
 import itertools
 import json
 import pathlib
@@ -20,12 +19,19 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gemma_encoder.data.files.lines import COMPRESSED, numbered, open_binary, without_compression
+from gemma_encoder.data.files.lines import (
+    COMPRESSED,
+    numbered,
+    refuse_returns,
+    text_blocks,
+    text_lines,
+    without_compression,
+)
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.json_text import to_json
 
 BATCH = 10_000  # rows of a Parquet file held as Python objects at a time
-BLOCK = 1 << 20  # characters of a JSON file read at a time
+BLOCK = 1 << 20  # bytes of a JSON file read at a time
 MAX_VALUE = 1 << 26  # characters of a JSON value
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
@@ -153,7 +159,7 @@ class _TextBuffer:
     """Buffered text of a file, from the current offset on."""
 
     def __init__(self, path: pathlib.Path):
-        self._blocks = _text_blocks(path)
+        self._blocks = text_blocks(path, BLOCK)
         self._text = ""
         self.offset = 0
 
@@ -187,29 +193,44 @@ class _TextBuffer:
         return self._text[self.offset : self.offset + 80]
 
 
-def _text_blocks(path: pathlib.Path) -> Iterator[str]:
-    with open_binary(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        try:
-            while block := text.read(BLOCK):
-                yield block
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from None
+def _csv_records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields (1-based first line, values) of the rows of a CSV file, the header included."""
+    csv.field_size_limit(1 << 30)  # the default limit is shorter than a long document
+    last = ""
+
+    def texts() -> Iterator[str]:
+        nonlocal last
+        for _, last in numbered(path):
+            yield last
+
+    reader = csv.reader(texts(), strict=True)
+    line = 1
+    try:
+        for values in reader:
+            if len(values) > 1 or last.strip():  # a value "" in quotes is not a blank line
+                yield line, values
+            line = reader.line_num + 1
+    except csv.Error as error:
+        problem = str(error)
+        if "new-line character" in problem:
+            refuse_returns(path, last.rstrip().encode() if line == 1 else b"")
+            problem = "a carriage return in a value without quotes"
+        raise InputError(f"{path}:{line}: malformed ({problem})") from None
 
 
-def _delimited(**dialect) -> Callable[[pathlib.Path], tuple[Header, Iterator[FileRow]]]:
-    """Returns the reader of files in a dialect of the `csv` module."""
+def _tsv_records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
+    """Yields (1-based line, values) of the rows of a TSV file, the header included."""
+    for line, text in text_lines(path):
+        if line == 1:
+            refuse_returns(path, text.encode())
+        if text.strip():
+            yield line, text.split("\t")
 
-    def records(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-        csv.field_size_limit(1 << 30)  # the default limit is shorter than a long document
-        reader = csv.reader((text for _, text in numbered(path)), strict=True, **dialect)
-        line = 1
-        try:
-            for values in reader:
-                if values:
-                    yield line, values
-                line = reader.line_num + 1
-        except csv.Error as error:
-            raise InputError(f"{path}:{line}: malformed ({error})") from None
+
+def _delimited(
+    records: Callable[[pathlib.Path], Iterator[tuple[int, list[str]]]],
+) -> Callable[[pathlib.Path], tuple[Header, Iterator[FileRow]]]:
+    """Returns the reader of tables that `records` yields as (position, values)."""
 
     def read(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
         lines = records(path)
@@ -312,7 +333,7 @@ _READERS = {
     ".jsonl": _objects(_jsonl_values),
     ".ndjson": _objects(_jsonl_values),
     ".json": _objects(_json_values),
-    ".csv": _delimited(),
-    ".tsv": _delimited(delimiter="\t", quoting=csv.QUOTE_NONE),
+    ".csv": _delimited(_csv_records),
+    ".tsv": _delimited(_tsv_records),
     ".parquet": _parquet,
 }

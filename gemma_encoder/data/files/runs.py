@@ -72,8 +72,7 @@ class Qrels:
             queries = _find(query, self._queries)
             grades = _integers(lines, grade, "relevance")
             documents = self._document_indices(document, queries >= 0)
-            line = lines.first_line + np.arange(len(queries))
-            entries = np.stack([queries, documents, grades, line])
+            entries = np.stack([queries, documents, grades, lines.positions])
             parts.append(entries[:, queries >= 0])
             total += len(queries)
         if not total:
@@ -306,11 +305,11 @@ def _run_columns(lines: Lines) -> tuple[str, ...]:
 
 def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]]:
     """Yields lines of a qrels file without the header, and their (query, document, grade)."""
-    has_header = False
+    has_header = None
     for lines in read_lines(path):
-        if lines.first_line == 1 and tuple(lines.text(0).split("\t")) == BEIR_HEADER:
-            has_header = True
-            lines = lines.without_first()
+        if has_header is None:
+            has_header = tuple(lines.text(0).split("\t")) == BEIR_HEADER
+            lines = lines.without_first() if has_header else lines
         if has_header:
             yield lines, columns(lines, BEIR_HEADER)
         else:
@@ -345,7 +344,7 @@ def _indices(lines: Lines, ids: Spans, texts: Corpus, ours: bool = False) -> np.
 
 def _integers(lines: Lines, spans: Spans, column: str) -> np.ndarray:
     """Returns [n] int64; raises InputError naming the first that is not a 32-bit integer."""
-    values, is_valid = spans.integers()
+    values, is_valid = spans.whole_numbers()
     for line in np.flatnonzero(~is_valid | (np.abs(values) >= 2**31))[:1]:
         text = spans.text(line)
         raise InputError(f"{lines.where(line)}: {column} must be a whole number, got {text!r}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gemma_encoder.data.files.lines import parse_number
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.class_names import canonical_name
@@ -114,7 +115,7 @@ def _parse_number(
     """Returns a finite number of at least `least`; if `whole`, without a fraction."""
     value = _present(values, column, where)
     try:
-        result = float(value)
+        result = parse_number(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     is_valid = math.isfinite(result) and result >= least and not isinstance(value, bool)

@@ -167,7 +167,9 @@ class Rows:
             options.separator,
             dataclasses.astuple(columns),
             self.labeled,
-            *(["whole labels"] if self._kind.whole_labels else []),  # invalidates old tables
+            # These invalidate tables that earlier versions wrote.
+            *(["whole labels"] if self._kind.whole_labels else []),
+            *(["decimal labels"] if self._kind.label_column == "number" else []),
         )
 
         def write(folder: pathlib.Path) -> None:

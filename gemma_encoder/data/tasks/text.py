@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data import cache, table, tfds
-from gemma_encoder.data.files.lines import numbered
+from gemma_encoder.data.files.lines import text_lines
 from gemma_encoder.data.files.paths import named_files
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
@@ -98,8 +98,7 @@ class UnlabeledTexts:
 def _file_texts(path: pathlib.Path) -> Iterator[str]:
     """Yields one text per line, from tables (`.tsv`) the last column."""
     is_table = ".tsv" in path.suffixes
-    for _, line in numbered(path):
-        text = line.rstrip("\r\n")
+    for _, text in text_lines(path):
         yield text.rpartition("\t")[2] if is_table else text
 
 

@@ -155,8 +155,8 @@ def test_integers_are_parsed_as_by_python(texts):
     [
         (b"", "is empty"),
         (
-            b"1\ta\n\n2\tb\n",
-            r":2: expected 2 tab-separated columns, none empty \(pid, passage\); got 1: ''",
+            b"1\ta\n\n2 b\n",
+            r":3: expected 2 tab-separated columns, none empty \(pid, passage\); got 1: '2 b'",
         ),
         (b"1\ta\n2 b\n", r":2: expected 2 .* got 1: '2 b'"),
         (b"1\ta\tb\n", r":1: .*got 3"),
