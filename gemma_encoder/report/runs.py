@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.data.files.ids import decode_id
+from gemma_encoder.data.files.lines import text_lines
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.evaluation.details import read_details
 from gemma_encoder.inputs import options
@@ -121,7 +122,9 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line_number, text in enumerate(path.read_text().splitlines(), 1):
+    for line_number, text in text_lines(path):
+        if not text.strip():
+            continue
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
@@ -158,11 +161,12 @@ def read_trec_qrels(path: pathlib.Path) -> dict[str, dict[str, float]]:
 
 def _trec_lines(path: pathlib.Path, num_columns: int) -> Iterator[list[str]]:
     """Yields the columns of each line; raises InputError for a line with more or fewer."""
-    for line_number, line in enumerate(path.read_text().splitlines(), 1):
+    for line_number, line in text_lines(path):
         values = line.split()
-        if len(values) != num_columns:
+        if values and len(values) != num_columns:
             raise InputError(
                 f"{path}:{line_number}: expected {num_columns} columns, got {len(values)}, maybe "
                 "by an id with blanks; run gemma-encoder evaluate again"
             )
-        yield values
+        if values:
+            yield values

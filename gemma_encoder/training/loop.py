@@ -217,6 +217,8 @@ def _first_difference(before: Sequence[Sequence[str]], current: Sequence[Sequenc
     for old, new in itertools.zip_longest(before, current, fillvalue=("", "")):
         if old[0] != new[0]:
             return f"the list of files ({old[0] or 'none'} -> {new[0] or 'none'})"
+        if old != new and old[1].split(", ")[0] == new[1].split(", ")[0]:
+            return f"the selection of held-out records of {new[0]}"
         if old != new:
             return new[0]
     raise AssertionError("the lists are equal")

@@ -119,7 +119,7 @@ def test_another_held_out_selection_is_other_data(micro, tmp_path, monkeypatch):
     assert loop.train(config, tmp_path / "run").step == 2
     assert loop.train(config, tmp_path / "run").step == 2
     monkeypatch.setattr(own_held_out, "VERSION", 0)  # as if by an earlier version
-    with pytest.raises(InputError, match="held-out records of its train split changed"):
+    with pytest.raises(InputError, match="held-out records of train.csv of its train split"):
         loop.train(config, tmp_path / "run")
 
 

@@ -185,18 +185,16 @@ class Lines(Spans):
 
     def without_blank(self) -> "Lines":
         """Returns the lines that are not blank."""
-        is_blank = self.ends == self.starts
-        for index in np.flatnonzero(_BLANK[self.data[self.starts]] & ~is_blank):
-            is_blank[index] = not self.text(index).strip()
-        if not is_blank.any():
+        lines = self.ends > self.starts
+        for index in np.flatnonzero(_BLANK[self.data[self.starts]] & lines):
+            lines[index] = bool(self.text(index).strip())
+        if lines.all():
             return self
         lengths = np.diff(np.append(self.starts, len(self.data)))
-        data = self.data[np.repeat(~is_blank, lengths)]
-        lines = ~is_blank
+        data = self.data[np.repeat(lines, lengths)]
         starts = np.cumsum(lengths * lines)[lines] - lengths[lines]
-        ends = starts + self.lengths[lines]
-        spans = data, starts, ends
-        return Lines(*spans, self.path, self.positions[lines], self.offsets[lines], self.end)
+        which = self.positions[lines], self.offsets[lines]
+        return Lines(data, starts, starts + self.lengths[lines], self.path, *which, self.end)
 
 
 COMPRESSED = (".gz", ".zst")  # suffixes of compressed files
@@ -289,9 +287,8 @@ def text_blocks(path: pathlib.Path, size: int) -> Iterator[str]:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 line += error.object.count(b"\n", 0, error.start)
-                raise InputError(
-                    f"{path}: not valid UTF-8 in line {line} ({error.reason})"
-                ) from None
+                problem = f"not valid UTF-8 in line {line} ({error.reason})"
+                raise InputError(f"{path}: {problem}") from None
             if text:
                 yield text
             if not block:

@@ -92,7 +92,7 @@ class Qrels:
 
     def _document_indices(self, ids: Spans, is_used: np.ndarray) -> np.ndarray:
         """Returns [n] int64, the indices of ids; new ones for documents the collection lacks."""
-        indices = self._documents.ids.find(ids).astype(np.int64)
+        indices = _find(ids, self._documents).astype(np.int64)
         for line in np.flatnonzero((indices < 0) & is_used):
             document = ids.text(line)
             if document not in self._missing:

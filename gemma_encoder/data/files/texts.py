@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gemma_encoder.data.files.lines import numbered, without_compression
+from gemma_encoder.data.files.lines import text_lines, without_compression
 from gemma_encoder.data.files.rows import read_rows
 from gemma_encoder.data.files.rows import where as row_name
 from gemma_encoder.inputs.errors import InputError
@@ -47,8 +47,8 @@ def _read_lines(
             f"{', '.join([*fields, *keep])} give a .csv, .jsonl or .parquet file"
         )
     return (
-        InputText(f"{source}:{line_number}", {fields[0]: line.rstrip("\r\n")}, {})
-        for line_number, line in numbered(source)
+        InputText(f"{source}:{line_number}", {fields[0]: line}, {})
+        for line_number, line in text_lines(source)
     )
 
 

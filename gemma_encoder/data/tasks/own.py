@@ -135,10 +135,11 @@ class OwnSource(Source):
         return self._files[split].paths
 
     def fingerprints(self, split: str) -> list[tuple[str, str]]:
-        """Returns the fingerprints of the selection of held-out records, and of the files."""
+        """Returns the fingerprints of the files and, with them, of the held-out selection."""
         result = super().fingerprints(split)
         if self._held_out is not None and split in self._held_out.records:
-            result.insert(0, self._held_out.fingerprint)
+            facts = self._held_out.facts
+            result = [(name, f"{fingerprint}, {facts}") for name, fingerprint in result]
         return result
 
     def count(self, split: str) -> int:

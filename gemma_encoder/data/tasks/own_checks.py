@@ -1,5 +1,6 @@
 """Checks of the columns of the user's files: indices, ids, and words for missing values."""
 
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
+from gemma_encoder.data.files import rows
 from gemma_encoder.data.table import numeric_values, to_array
 from gemma_encoder.data.tasks.own_cells import split_names
 from gemma_encoder.data.tasks.own_options import OwnOptions
@@ -42,6 +44,37 @@ def without_indices(names: Sequence[str], file: str) -> list[str]:
             ", ".join(map(repr, indices)),
         )
     return [name for name in names if name not in indices]
+
+
+def refuse_labels(
+    options: OwnOptions, names: Sequence[str], label: str, ids: Mapping[str, str]
+) -> None:
+    """Raises InputError if a field is the label, or an id that no option names."""
+    if label in names:
+        raise InputError(
+            f"own.fields names {label!r}, which is the label: the text would contain the answer; "
+            "leave it out, or set own.label to another column"
+        )
+    for field, column in ids.items():
+        if column in names and not getattr(options, field):
+            raise InputError(
+                f"own.fields names {column!r}, which is taken for the ids; leave it out, or set "
+                f"own.{field} to the column of the ids"
+            )
+
+
+def common_columns(paths: Sequence[pathlib.Path], required: Sequence[str]) -> tuple[str, ...]:
+    """Returns the columns of the files; raises InputError if they differ, but for indices."""
+    first = rows.read_rows(paths[0])[0]
+    for path in paths[1:]:
+        differing = sorted(set(first) ^ set(rows.read_rows(path)[0]))
+        differing = [name for name in differing if name in required or not is_index(name)]
+        if differing:
+            raise InputError(
+                f"{path} and {paths[0]} differ in the column {differing[0]!r}; all files of a "
+                "split must have the same columns"
+            )
+    return first
 
 
 def check_columns(options: OwnOptions, columns: "Columns", files: Mapping[str, "Rows"]) -> None:

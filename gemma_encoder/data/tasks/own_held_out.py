@@ -88,9 +88,9 @@ class HeldOut:
         self.summary = counts + labels.describe(is_held_out)
 
     @property
-    def fingerprint(self) -> tuple[str, str]:
-        """A name, and the facts other than files that the selection depends on."""
-        return "held-out records", f"version {VERSION}, {self._fraction:g} of the records"
+    def facts(self) -> str:
+        """Facts other than files that the selection depends on, for fingerprints."""
+        return f"held out {self._fraction:g}, version {VERSION}"
 
 
 class _Labels:

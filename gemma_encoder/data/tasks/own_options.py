@@ -78,7 +78,7 @@ class OwnOptions:
     held_out: float = option(
         0.1,
         "fraction of training records (queries, for ranking) held out if there is no validation "
-        "file; the same records for every seed",
+        "file, by class and with equal texts together; the same records for every seed",
     )
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ from gemma_encoder.data import cache
 from gemma_encoder.data.files import rows
 from gemma_encoder.data.table import Table
 from gemma_encoder.data.tasks import own_cells as cells
-from gemma_encoder.data.tasks.own_checks import is_index, without_indices
+from gemma_encoder.data.tasks.own_checks import common_columns, refuse_labels, without_indices
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_table import (
     TEXT_LABELS,
@@ -77,7 +77,7 @@ class Columns:
                 ids[field] = field if field in present else ""
         if options.fields:
             names = [existing(name, "fields") for name in options.fields]
-            _refuse_labels(options, names, label, ids)
+            refuse_labels(options, names, label, ids)
         elif is_list and {"query", "document"} <= set(present):
             names = ["query", "document"]
         else:
@@ -124,7 +124,7 @@ class Rows:
     ):
         ids = (columns.query_id, columns.document_id)
         required = [*columns.fields.values(), *ids, *([columns.label] if labeled else [])]
-        present = _common_columns(paths, required)
+        present = common_columns(paths, required)
         missing = [name for name in required if name and name not in present]
         if missing:
             raise InputError(
@@ -366,37 +366,6 @@ class Rows:
             return self.table.value(DOCUMENT_ID, row)
         name = f"row{self.table.value('row', row)}"
         return name if len(self.paths) == 1 else f"file{self.table.value('file', row) + 1}{name}"
-
-
-def _refuse_labels(
-    options: OwnOptions, names: Sequence[str], label: str, ids: Mapping[str, str]
-) -> None:
-    """Raises InputError if a field is the label, or an id that no option names."""
-    if label in names:
-        raise InputError(
-            f"own.fields names {label!r}, which is the label: the text would contain the answer; "
-            "leave it out, or set own.label to another column"
-        )
-    for field, column in ids.items():
-        if column in names and not getattr(options, field):
-            raise InputError(
-                f"own.fields names {column!r}, which is taken for the ids; leave it out, or set "
-                f"own.{field} to the column of the ids"
-            )
-
-
-def _common_columns(paths: Sequence[pathlib.Path], required: Sequence[str]) -> tuple[str, ...]:
-    """Returns the columns of the files; raises InputError if they differ, but for indices."""
-    first = rows.read_rows(paths[0])[0]
-    for path in paths[1:]:
-        differing = sorted(set(first) ^ set(rows.read_rows(path)[0]))
-        differing = [name for name in differing if name in required or not is_index(name)]
-        if differing:
-            raise InputError(
-                f"{path} and {paths[0]} differ in the column {differing[0]!r}; all files of a "
-                "split must have the same columns"
-            )
-    return first
 
 
 def identifier(column: str) -> str:
