@@ -97,8 +97,8 @@ def describe_prepared(source: Source, tokenizer: Tokenizer, max_length: int) -> 
         "first_stage": source.first_stage,
         "mixture": [source.mixture, source.rate],
         "data": {split: source.fingerprints(split) for split in spans},
+        "inferred": dict(source.inferred) or None,
     }
-    facts |= {"inferred": dict(source.inferred)} if source.inferred else {}
     return _as_json(facts) | _contract(source.options, tokenizer, max_length)
 
 
@@ -116,7 +116,6 @@ def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> di
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `values` as they are after a round trip through JSON."""
     return json.loads(to_json(values, default=list))
 
 
@@ -222,9 +221,8 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
     """
     folder = epath.Path(folder)
     for path in (folder / INFO, folder / BEGUN):
-        if not path.exists():
-            continue
-        if path.name == BEGUN and not any(folder.glob(f"*/*/{table.FILE}")):
+        is_empty = path.name == BEGUN and not any(folder.glob(f"*/*/{table.FILE}"))
+        if is_empty or not path.exists():
             continue
         if differences := _differences(_read_info(path), description):
             raise InputError(
@@ -288,9 +286,8 @@ class PreparedSource(Source):
     def __init__(self, name: str, root: epath.PathLike, options: DataOptions):
         self.folder = epath.Path(root) / task_name(name)
         if not (self.folder / INFO).exists():
-            state = "does not exist"
-            if (self.folder / BEGUN).exists():
-                state = "is incomplete: the program that prepares it did not finish"
+            incomplete = "is incomplete: the program that prepares it did not finish"
+            state = incomplete if (self.folder / BEGUN).exists() else "does not exist"
             raise InputError(
                 f"task {name!r}: the prepared folder {self.folder} {state}; "
                 "run gemma-encoder prepare with this config"
@@ -313,7 +310,7 @@ class PreparedSource(Source):
                 f"{self.folder} contains the task {task.name!r}, not {task_name(name)!r}"
             )
         super().__init__(task, options)
-        self.inferred = self.info.get("inferred", {})
+        self.inferred = self.info.get("inferred") or {}
         self._table = functools.cache(self._open)
 
     def count(self, split: str) -> int:
