@@ -71,13 +71,16 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
     assert {"spearman", "pearson"} <= final["toy_similarity"].keys()
     assert final["toy_ranking"]["examples"] == 240  # 24 queries of ten documents
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        "toy_ranking.validation.metrics.json",
         "toy_ranking.validation.qrels",
         "toy_ranking.validation.queries.jsonl",
         "toy_ranking.validation.trec",
         "toy_ranking.validation.tsv",
         "toy_sentiment.validation.jsonl",
+        "toy_sentiment.validation.metrics.json",
         "toy_sentiment.validation.mistakes.jsonl",
         "toy_similarity.validation.jsonl",
+        "toy_similarity.validation.metrics.json",
         "toy_similarity.validation.mistakes.jsonl",
     ]
     assert list((tmp_path / "tensorboard").iterdir())
