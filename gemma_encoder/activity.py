@@ -47,11 +47,13 @@ class Reporter:
     Attributes:
         show: writes a text, "" after the last activity; replaced where there is a progress bar.
         is_quiet: write nothing, as on all processes of a run but the main one.
+        announces: name compiling when it begins, too, as in training, which shows its progress.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.show: Callable[[str], None] = print_line
         self.is_quiet = os.environ.get(PROCESS_ID, "0") != "0"
+        self.announces = False
         self._clock = clock
         self._lock = threading.RLock()
         self._activities: list[_Activity] = []
@@ -146,10 +148,12 @@ def note_output() -> None:
 @contextlib.contextmanager
 def compiling(program: str, clock: Callable[[], float] | None = None) -> Iterator[None]:
     """Says that a program is being compiled, and counts the time in `compile_seconds`."""
+    reporter = current()
+    announce = reporter is not None and reporter.announces
     clock = clock or time.monotonic
     began = clock()
     try:
-        with during(f"compiling {program}", announce=True):
+        with during(f"compiling {program}", announce=announce):
             yield
     finally:
         _compiled[0] += clock() - began

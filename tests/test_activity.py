@@ -107,6 +107,9 @@ def test_nothing_is_written_outside_reporting(capsys):
         assert inner is outer is activity.current()
         with activity.compiling("a program"):
             pass
+        inner.announces = True
+        with activity.compiling("a program"):
+            pass
     assert capsys.readouterr().err == "compiling a program …\n"
     assert activity.current() is None
     assert "activity" not in [thread.name for thread in threading.enumerate()]

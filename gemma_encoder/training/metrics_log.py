@@ -115,6 +115,8 @@ class Progress:
         self._compiled = activity.compile_seconds()  # before the start
         self._quiet = not distributed.is_main_process()
         self._bar = None
+        if reporter := activity.current():
+            reporter.announces = True
         if not self._quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             self._bar = tqdm.tqdm(
                 total=total,
@@ -181,5 +183,6 @@ class Progress:
         """Closes the bar, which stays on the screen."""
         if self._bar is not None:
             self._bar.close()
-            if reporter := activity.current():
-                reporter.show = activity.print_line
+        if reporter := activity.current():
+            reporter.announces = False
+            reporter.show = activity.print_line
