@@ -139,6 +139,20 @@ def during(text: str | Callable[[], str], *, announce: bool = False) -> Iterator
             yield
 
 
+@contextlib.contextmanager
+def starting(text: str) -> Iterator[None]:
+    """Names an activity, on a terminal only, before a program has checked its arguments.
+
+    Elsewhere a refusal stays the only line on stderr, however slow imports are.
+    """
+    if sys.stderr.isatty():
+        with during(text):
+            yield
+    else:
+        yield
+    note_output()
+
+
 def note_output() -> None:
     """Notes that something was written, which ends the silence."""
     for reporter in _reporters:

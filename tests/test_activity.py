@@ -115,6 +115,14 @@ def test_nothing_is_written_outside_reporting(capsys):
     assert "activity" not in [thread.name for thread in threading.enumerate()]
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_start_is_named_on_a_terminal_only(monkeypatch, is_terminal):
+    """A refusal is one line on stderr, even if imports take long."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    with activity.reporting() as reporter, activity.starting("starting"):
+        assert len(reporter._activities) == is_terminal
+
+
 def test_compiling_is_counted(clock):
     before = activity.compile_seconds()
     with pytest.raises(KeyError), activity.compiling("a program", clock):

@@ -39,7 +39,7 @@ def evaluate_and_report(
 ) -> int:
     """Evaluates the newest checkpoint, prints the metrics, and returns the exit code."""
     runtime.require_training()
-    with activity.during("starting"):
+    with activity.starting("starting"):
         from gemma_encoder import distributed
         from gemma_encoder.cli.summary import summarize
         from gemma_encoder.training import loop

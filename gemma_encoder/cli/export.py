@@ -36,7 +36,7 @@ def _main(argv: Sequence[str]) -> int:
     flags.parse(argv)
     workdir = flags.required("workdir", "name a run's folder or one of its checkpoints")
     output = flags.required("output", "name a new folder")
-    with activity.during(f"exporting to {output}"):
+    with activity.starting(f"exporting to {output}"):
         if flags["format"] == "gemma":
             _export_gemma(workdir, output)
         else:

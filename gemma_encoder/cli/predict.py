@@ -67,7 +67,7 @@ def predict_from_flags(flags: commandline.Flags) -> int:
     from gemma_encoder.evaluation.certainty import Certainty
 
     certainty = Certainty(flags["conformal"], flags["abstain_below"])
-    with activity.during("loading the model"):
+    with activity.starting("loading the model"):
         from gemma_encoder.inference import Predictor
         from gemma_encoder.predict_file import predict_file
 

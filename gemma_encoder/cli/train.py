@@ -77,7 +77,7 @@ def train_and_report(config: ml_collections.ConfigDict, workdir: str, command: s
         command: command that started the run; recorded in checkpoints.
     """
     runtime.require_training()
-    with activity.during("starting"):
+    with activity.starting("starting"):
         from gemma_encoder import distributed
         from gemma_encoder.cli.summary import summarize
         from gemma_encoder.training import loop
