@@ -310,6 +310,12 @@ def _evaluate(
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)
     spec = stored.spec
+    if config.max_length != spec.max_length:
+        logging.warning(
+            "texts are truncated to max_length=%d tokens; the checkpoint was trained with %d",
+            config.max_length,
+            spec.max_length,
+        )
     checkpoint = native.find(workdir)
     runtime.enable_compilation_cache(config.compilation_cache)
     recipe = dataclasses.replace(recipe, encoder=spec.encoder, tokenizer=spec.tokenizer)
