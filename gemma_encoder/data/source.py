@@ -22,6 +22,8 @@ from gemma_encoder.inputs.options import check_at_least
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
+HELD_OUT = "held out"  # begins the facts on held-out records in fingerprints
+
 
 class StoredTask(NamedTuple):
     """A task as a checkpoint stores it.
@@ -229,6 +231,10 @@ class Source(abc.ABC):
             return [(path.name, cache.fingerprint_as_read(path)) for path in self.files(split)]
         except OSError as error:
             raise InputError(f"task {self.task.name!r}: {one_line(error)}") from error
+
+    def is_held_out(self, split: str) -> bool:
+        """Returns True if the records of a split are held out of the training files."""
+        return any(f", {HELD_OUT} " in fingerprint for _, fingerprint in self.fingerprints(split))
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """Returns relevance grades by query and document; None if the labels are complete."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 # No leading zeros: "007" is a code. The limit keeps the decimal exact and the name short.
-_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]{0,9})?")
+_NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]{0,17})(\.[0-9]{0,9})?|\.[0-9]{1,9})")
 
 
 def canonical_name(name: str) -> str:

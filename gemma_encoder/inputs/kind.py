@@ -38,6 +38,7 @@ class Kind(Uncertainty):
         one_class: an example has exactly one class, so a confusion matrix is defined.
         label_column: type of a table's label column: "class" (a name), "classes" (several names),
             "number", or "" if a table cannot hold the label.
+        fractional_classes: True if numbers with a fraction may be classes, such as 0.5 stars.
         label_word: noun for a number in that column.
         least_label: the lowest valid number in a label column.
         whole_labels: True if the numbers of a label column must be whole.
@@ -57,6 +58,7 @@ class Kind(Uncertainty):
     one_class = False
     has_range = False
     label_column = ""
+    fractional_classes = False
     label_word = "label"
     least_label = -math.inf
     whole_labels = False

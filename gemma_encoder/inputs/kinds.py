@@ -68,6 +68,7 @@ class Ordinal(ClassKind):
     default_loss = "cumulative_link"
     default_metrics = ("quadratic_weighted_kappa", "mean_absolute_error")
     label_column = "class"
+    fractional_classes = True
     one_class = True
     score_meaning = (
         "the first shifts the cumulative logits of all classes, the others are the gaps between "

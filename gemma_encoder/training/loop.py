@@ -22,7 +22,7 @@ from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.training.accumulator import MetricsAccumulator
 from gemma_encoder.training.baselines import constants_of
 from gemma_encoder.training.build import Recipe, build
-from gemma_encoder.training.calibrate import Calibrated, calibrate_checkpoint
+from gemma_encoder.training.calibrate import SPLIT, Calibrated, calibrate_checkpoint
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.hooks import Hook, Hooks, checked_hooks
@@ -306,6 +306,8 @@ def _evaluate(
         )
     with activity.during("reading the data"):
         recipe = build(config, stored=stored)
+        for split in dict.fromkeys((recipe.config.evaluate_split, *([SPLIT] if calibrate else []))):
+            stored.report_other_records(recipe.sources, split)
     config = recipe.config
     mesh = sharding.make_mesh(config.mesh)
     recipe.check_rows(mesh)

@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 
-from gemma_encoder.data.source import StoredTask
+from gemma_encoder.data.source import Source, StoredTask
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.weights import native
@@ -69,6 +70,24 @@ class StoredTasks:
                 if task.head == owner.head:
                     self._refuse(task, owner, task.output_differences(owner))
 
+    def report_other_records(self, sources: Sequence[Source], split: str) -> None:
+        """Logs tasks whose evaluation records are held out otherwise than the run held them out."""
+        data = self.spec.record.get("data") or {}
+        for source in sources:
+            before = data.get(source.task.name)
+            for name in source.evaluation_splits(split).values():
+                if before is None or not source.is_held_out(name):
+                    continue
+                if _digests(before.get(name, ())) != _digests(source.fingerprints(name)):
+                    logging.warning(
+                        "%s: the %s records are held out of the training file, but other ones than "
+                        "in training: %s may have been trained on them; name a file to evaluate, "
+                        "e.g. --config.own.validation=FILE",
+                        source.task.name,
+                        name,
+                        self.origin,
+                    )
+
     def _refuse(self, task: Task, stored: Task, differences: Sequence[str]) -> None:
         """Raises InputError for the first of the fields in which a task differs."""
         for field in differences:
@@ -77,6 +96,10 @@ class StoredTasks:
                 f"{self.origin} trained {stored.name!r} with {_shown(getattr(stored, field))}; "
                 "restore it, or train again in another workdir"
             )
+
+
+def _digests(fingerprints: Sequence[Sequence[str]]) -> list[str]:
+    return [fingerprint for _, fingerprint in fingerprints]
 
 
 def _shown(value: Any) -> str:

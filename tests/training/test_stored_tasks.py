@@ -184,3 +184,48 @@ def test_a_warm_start_reuses_heads_of_the_same_classes(
     assert all(equal) == reused
     message = "its classes is ('a', 'b', 'c'), for task 'own' it is ('b', 'c', 'd')"
     assert (message in caplog.text) == (not reused)
+
+
+def test_another_kind_is_refused_before_labels_are_read(micro, trained):
+    workdir, changes = trained
+    with pytest.raises(InputError, match=r"own.kind is 'regression', but .* 'classification'"):
+        loop.evaluate(micro(**changes | {"own__kind": "regression"}), workdir)
+
+
+def test_decisions_of_another_source_are_not_those_of_files(micro, trained):
+    """A task of seqio may be evaluated on a file under its name."""
+    workdir, changes = trained
+    stored = StoredTasks.of_newest(workdir)
+    record = stored.spec.record | {"inferred": {"own": {"range_is_inferred": True}}}
+    spec = dataclasses.replace(stored.spec, record=record)
+    recipe = build(micro(**changes), stored=dataclasses.replace(stored, spec=spec))
+    assert recipe.tasks == stored.spec.tasks
+
+
+@pytest.mark.parametrize(
+    ("change", "is_reported"),
+    [("none", False), ("rows", True), ("own__held_out", True), ("own__validation", False)],
+)
+def test_records_that_the_run_did_not_hold_out_are_reported(
+    micro, trained, tmp_path, caplog, change, is_reported
+):
+    workdir, changes = trained
+    stored = StoredTasks.of_newest(workdir)
+    train = write(tmp_path / "train.csv", "abc" * 20)
+    changes = changes | {"own__train": train, "own__validation": ""}
+    (source,) = build(micro(**changes)).sources
+    data = {"own": {name: source.fingerprints(name) for name in ("train", "validation")}}
+    record = stored.spec.record | {"data": data}
+    stored = dataclasses.replace(stored, spec=dataclasses.replace(stored.spec, record=record))
+    if change == "rows":
+        write(tmp_path / "train.csv", "abc" * 21)
+    elif change != "none":
+        changes |= {change: {"own__held_out": 0.3, "own__validation": train}[change]}
+    stored.report_other_records(build(micro(**changes), stored=stored).sources, "validation")
+    assert ("may have been trained on them" in caplog.text) == is_reported
+
+
+def test_evaluating_other_held_out_records_is_reported(micro, trained, caplog):
+    workdir, changes = trained  # the run has a validation file
+    loop.evaluate(micro(**changes | {"own__validation": ""}), workdir)
+    assert "held out of the training file, but other ones than in training" in caplog.text

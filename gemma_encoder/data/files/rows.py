@@ -69,6 +69,11 @@ def read_rows(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
     return _READERS[suffix](path)
 
 
+def has_keys(path: pathlib.Path) -> bool:
+    """Returns True if each row names its values, so that later rows may have other columns."""
+    return _suffix(path) in (".jsonl", ".ndjson", ".json")
+
+
 def where(path: pathlib.Path, position: int) -> str:
     """Returns the location of a row, for messages."""
     is_by_row = _suffix(path) in (".parquet", ".json")

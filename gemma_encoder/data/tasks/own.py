@@ -188,8 +188,10 @@ def _make(options: DataOptions) -> Source:
     paths = own.paths()
     first = paths["train"][0]
     columns = resolve_columns(own, first, rows.read_rows(first)[0], stored)
+    origin = str(first) if stored is None else f"the data of {stored.origin}"
     files = {
-        split: Rows(own, columns, named, labeled=split != "test") for split, named in paths.items()
+        split: Rows(own, columns, named, origin, labeled=split != "test")
+        for split, named in paths.items()
     }
     check_columns(own, columns, files)
     task, reading = resolve_task(own, columns, files, stored)

@@ -1,6 +1,7 @@
 """Parsing and checking of single values in rows of the user's files."""
 
 import ast
+import decimal
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from gemma_encoder.data.files.lines import parse_number
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
-from gemma_encoder.inputs.class_names import canonical_name
+from gemma_encoder.inputs.class_names import are_numbers, canonical_name
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import UNLABELED
 
@@ -20,7 +21,8 @@ def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any
     """Returns the function that reads the label from the values and the location of a row."""
     kind = kinds.get(options.kind)
     if kind.label_column == "class":
-        return lambda values, where: read_name(values, column, where)
+        fractions = kind.fractional_classes
+        return lambda values, where: read_class(values, column, where, fractions)
     if kind.label_column == "classes":
         return lambda values, where: JOIN.join(_names(values, column, options.separator, where))
     return lambda values, where: _parse_number(
@@ -65,8 +67,25 @@ def read_name(values: Mapping[str, Any], column: str, where: str) -> str:
     return _as_name(_present(values, column, where), column, where)
 
 
+def read_class(values: Mapping[str, Any], column: str, where: str, fractions: bool = False) -> str:
+    """Returns a class, as `read_name`; if `fractions`, also from a number such as 0.5."""
+    return _as_class(_present(values, column, where), column, where, fractions)
+
+
+def _as_class(value: Any, column: str, where: str, fractions: bool = False) -> str:
+    if fractions and isinstance(value, float) and are_numbers([str(value)]):
+        value = str(value)
+    name = _as_name(value, column, where)
+    if JOIN in name:
+        raise InputError(
+            f"{where}: column {column!r} contains a class with the control character U+001F: "
+            f"{name[:40]!r}; remove it"
+        )
+    return name
+
+
 def _as_name(value: Any, column: str, where: str) -> str:
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | decimal.Decimal) and math.isfinite(value) and value == int(value):
         value = int(value)
     if not isinstance(value, str | int):
         raise InputError(
@@ -91,7 +110,7 @@ def _names(values: Mapping[str, Any], column: str, separator: str, where: str) -
         value = [part for part in value.split(separator)] if value.strip() else []
     elif not isinstance(value, Sequence):
         value = [value]
-    names = [_as_name(item, column, where) for item in value]
+    names = [_as_class(item, column, where) for item in value]
     if len(set(map(canonical_name, names))) < len(names):
         raise InputError(f"{where}: column {column!r} names a class twice: {', '.join(names)}")
     return names

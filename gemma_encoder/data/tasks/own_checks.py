@@ -13,6 +13,7 @@ from gemma_encoder.data.table import numeric_values, to_array
 from gemma_encoder.data.tasks.own_cells import split_names
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import Kind
 
 if TYPE_CHECKING:
     from gemma_encoder.data.tasks.own_rows import Columns, Rows
@@ -75,6 +76,39 @@ def common_columns(paths: Sequence[pathlib.Path], required: Sequence[str]) -> tu
                 "split must have the same columns"
             )
     return first
+
+
+def check_present(
+    columns: "Columns",
+    required: Sequence[str],
+    present: Sequence[str],
+    path: pathlib.Path,
+    origin: str,
+) -> None:
+    """Raises InputError naming the first required column that a file lacks, and who needs it."""
+    for name in required:
+        if name and name not in present:
+            need = f"{name!r} is a column of {origin}"
+            if name == columns.label:
+                need = "own.label names the column of the labels"
+            listed = ", ".join(map(repr, present))
+            raise InputError(f"{path} has no column {name!r}; it has {listed}; {need}")
+
+
+def report_unused_ids(
+    columns: "Columns", kind: Kind, present: Sequence[str], file: str, origin: str
+) -> None:
+    """Logs columns of ids that are not used since the training data lack them."""
+    if not kind.is_list:
+        return
+    for column, used, units in (
+        ("query_id", columns.query_id, "queries are told apart by their texts"),
+        ("document_id", columns.document_id, "documents are named by their rows"),
+    ):
+        if not used and column in present and column not in columns.fields.values():
+            logging.warning(
+                "%s: the column %r is not used, since %s lacks it: %s", file, column, origin, units
+            )
 
 
 def check_columns(options: OwnOptions, columns: "Columns", files: Mapping[str, "Rows"]) -> None:

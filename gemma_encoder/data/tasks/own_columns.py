@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from gemma_encoder.data.tasks.own_cells import JOIN
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
 
@@ -20,7 +21,7 @@ def label_check(options: OwnOptions) -> Check:
     """Returns the function that checks the labels of a column."""
     kind = kinds.get(options.kind)
     if kind.label_column == "class":
-        return class_or_id_names
+        return class_names
     if kind.label_column == "classes":
         return lambda column: None
     return lambda column: finite_numbers(column, kind.least_label, kind.whole_labels)
@@ -35,6 +36,16 @@ def nonblank_texts(column: Any) -> Any:
         return None
     is_blank = pc.equal(pc.binary_length(pc.utf8_ltrim(column, WHITESPACE)), 0)
     return None if pc.any(is_blank).as_py() else column
+
+
+def class_names(column: Any) -> Any:
+    """Checks for classes, as `class_or_id_names`, none of which looks like several."""
+    import pyarrow.compute as pc
+
+    column = class_or_id_names(column)
+    if column is None or pc.any(pc.match_substring(column, JOIN)).as_py():
+        return None
+    return column
 
 
 def class_or_id_names(column: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gemma_encoder.data.source import HELD_OUT
 from gemma_encoder.data.table import Groups, Table
 from gemma_encoder.data.tasks.own_cells import split_names
 from gemma_encoder.data.tasks.own_rows import Rows
@@ -90,7 +91,7 @@ class HeldOut:
     @property
     def facts(self) -> str:
         """Facts other than files that the selection depends on, for fingerprints."""
-        return f"held out {self._fraction:g}, version {VERSION}"
+        return f"{HELD_OUT} {self._fraction:g}, version {VERSION}"
 
 
 class _Labels:

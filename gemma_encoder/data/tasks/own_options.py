@@ -8,6 +8,7 @@ import re
 
 from gemma_encoder.data.files.paths import named_files
 from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.class_names import canonical_name
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import option
 from gemma_encoder.inputs.template import PROTECTED_SHARE
@@ -50,7 +51,7 @@ class OwnOptions:
         "file, sorted. Labels are names, or indices from 0",
     )
     label_range: tuple[float, ...] = option(
-        (), "lowest and highest target (regression); by default those of the files"
+        (), "lowest and highest target (regression); by default those of the training file"
     )
     template: str = option(
         "",
@@ -101,7 +102,8 @@ class OwnOptions:
                 f"own.protected_share must be above 0 and at most 1, got {self.protected_share}"
             )
         kind = kinds.get(self.kind)
-        if self.classes and (not kind.has_classes or len(set(self.classes)) < len(self.classes)):
+        num_distinct = len(set(map(canonical_name, self.classes)))
+        if self.classes and (not kind.has_classes or num_distinct < len(self.classes)):
             raise InputError(
                 "own.classes must be distinct names, for a kind of task with classes, got "
                 f"{self.classes} for {self.kind}"

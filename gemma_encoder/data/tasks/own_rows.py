@@ -12,7 +12,13 @@ from gemma_encoder.data import cache
 from gemma_encoder.data.files import rows
 from gemma_encoder.data.table import Table
 from gemma_encoder.data.tasks import own_cells as cells
-from gemma_encoder.data.tasks.own_checks import common_columns, refuse_labels, without_indices
+from gemma_encoder.data.tasks.own_checks import (
+    check_present,
+    common_columns,
+    refuse_labels,
+    report_unused_ids,
+    without_indices,
+)
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_table import (
     TEXT_LABELS,
@@ -31,6 +37,10 @@ from gemma_encoder.inputs.task import Task
 MAX_CLASSES = 1000  # more distinct labels are unlikely to be classes
 QUERY_ID = "query_id"
 DOCUMENT_ID = "document_id"
+INDICES_RULE = (
+    "labels are indices only if own.classes gives the order of the classes and the labels of all "
+    "files are indices"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +115,7 @@ class Rows:
         options: `config.own`.
         columns: meaning of the columns.
         paths: the files.
+        origin: names the data that the columns are of, for messages.
         labeled: require labels. They are optional in test files, which have none if there is no
             label column, or if it is empty or -1 throughout, as in the files of GLUE.
 
@@ -119,27 +130,18 @@ class Rows:
         options: OwnOptions,
         columns: Columns,
         paths: Sequence[pathlib.Path],
+        origin: str,
         *,
         labeled: bool,
     ):
+        self.paths = paths
+        self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         ids = (columns.query_id, columns.document_id)
         required = [*columns.fields.values(), *ids, *([columns.label] if labeled else [])]
         present = common_columns(paths, required)
-        missing = [name for name in required if name and name not in present]
-        if missing:
-            raise InputError(
-                f"{paths[0]} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}"
-            )
-        self.paths = paths
-        self.labeled = columns.label in present
-        self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-        if self.labeled and not labeled and are_placeholders(paths, columns.label):
-            self.labeled = False
-            logging.warning(
-                "%s: every label is -1 or empty, that is unlabeled: there will be predictions, but "
-                "no metrics",
-                self.name,
-            )
+        check_present(columns, required, present, paths[0], origin)
+        report_unused_ids(columns, kinds.get(options.kind), present, self.name, origin)
+        self.labeled = labeled or self._has_labels(columns.label, columns.label in present)
         self.has_query_id, self.has_document_id = map(bool, ids)
         self._kind = kinds.get(options.kind)
         self._as_text = self.labeled and self._kind.label_column in TEXT_LABELS
@@ -148,6 +150,20 @@ class Rows:
         self.table = self._open_table(options, columns)
         if not len(self.table):
             raise InputError(f"{self.name} has no rows")
+
+    def _has_labels(self, column: str, is_present: bool) -> bool:
+        """Returns True if any row has a label; logs if there are placeholders only."""
+        if not is_present and not any(map(rows.has_keys, self.paths)):
+            return False
+        if not are_placeholders(self.paths, column):
+            return True
+        if is_present:
+            logging.warning(
+                "%s: every label is -1 or empty, that is unlabeled: there will be predictions, but "
+                "no metrics",
+                self.name,
+            )
+        return False
 
     def _open_table(self, options: OwnOptions, columns: Columns) -> Table:
         """Reads and checks the rows, or opens their cached table."""
@@ -288,12 +304,8 @@ class Rows:
                 "classes, as the labels of all files are"
             )
         is_index = name in map(str, range(len(task.classes)))
-        hint = (
-            "; labels are indices only if own.classes gives the order of the classes and the "
-            "labels of all files are indices"
-        )
-        problem = unknown("class", name, task.classes)
-        raise InputError(f"{where}: {problem}{hint if is_index else ''}")
+        hint = f"; {INDICES_RULE}" if is_index else ""
+        raise InputError(f"{where}: {unknown('class', name, task.classes)}{hint}")
 
     def class_indices(self, task: Task, are_indices: bool) -> dict[str, int]:
         """Returns the class index of each label of the file that is valid.

@@ -13,10 +13,17 @@ from absl import logging
 
 from gemma_encoder.data.source import StoredTask
 from gemma_encoder.data.tasks.own_options import OwnOptions
-from gemma_encoder.data.tasks.own_rows import DOCUMENT_ID, QUERY_ID, Columns, Rows, identifier
+from gemma_encoder.data.tasks.own_rows import (
+    DOCUMENT_ID,
+    INDICES_RULE,
+    QUERY_ID,
+    Columns,
+    Rows,
+    identifier,
+)
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.class_names import canonical_name, differing_names
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import PROTECTED_SHARE, Template
@@ -43,8 +50,11 @@ class Reading:
 
     @classmethod
     def stored(cls, task: StoredTask) -> "Reading | None":
-        """Returns the reading that a checkpoint stores; None for checkpoints without one."""
-        return cls(**task.inferred) if task.inferred else None
+        """Returns the reading that a checkpoint stores.
+
+        None for checkpoints of earlier versions, and of tasks that another source read.
+        """
+        return cls(**task.inferred) if "fields" in task.inferred else None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields, JSON-ready."""
@@ -67,6 +77,8 @@ def resolve_columns(
     """
     if stored is None:
         return _without_unused(own, Columns.of(own, path, present))
+    kind = kinds.get(own.kind)
+    _refuse(stored, "kind", kind.name, stored.task.kind.name, kind != stored.task.kind)
     reading = Reading.stored(stored)
     if reading is None:  # an earlier version wrote the checkpoint
         fields = stored.task.template.fields
@@ -135,11 +147,30 @@ def resolve_task(
 
 
 def _labels_are_indices(task: Task, files: Mapping[str, Rows]) -> bool:
-    """Returns True if no file has a class's name as a label, and all have whole numbers."""
-    names = {canonical_name(name) for file in files.values() for name in file.label_names()}
-    if names & set(map(canonical_name, task.classes)):
+    """Returns True if no file has a class's name as a label, and all have whole numbers.
+
+    Raises:
+        InputError: the labels of the training file are indices, but not those of another file.
+    """
+    classes = set(map(canonical_name, task.classes))
+
+    def is_index(name: str) -> bool:
+        name = canonical_name(name)
+        return name.isdecimal() and name not in classes
+
+    train = files["train"]
+    if not train.label_names() or not all(map(is_index, train.label_names())):
         return False
-    return bool(names) and all(map(str.isdecimal, names))
+    for file in files.values():
+        for name, row in file.label_names().items():
+            if not is_index(name):
+                label, first = next(iter(train.label_names().items()))
+                problem = unknown("class", label, task.classes)
+                raise InputError(
+                    f"{train.where(first)}: {problem}; {INDICES_RULE}, but {file.where(row)} has "
+                    f"{name!r}"
+                )
+    return True
 
 
 def _stored_task(own: OwnOptions, columns: Columns, stored: StoredTask) -> Task:
@@ -149,8 +180,6 @@ def _stored_task(own: OwnOptions, columns: Columns, stored: StoredTask) -> Task:
         InputError: an option contradicts the checkpoint.
     """
     task = stored.task
-    kind = kinds.get(own.kind)
-    _refuse(stored, "kind", kind.name, task.kind.name, kind != task.kind)
     template = task.template
     _refuse(stored, "template", own.template, template.text, _differs(own.template, template.text))
     truncation = tuple(name for name in map(identifier, own.truncation) if name in template.fields)

@@ -146,3 +146,16 @@ def test_each_word_is_noticed_in_several_classes(tmp_path, caplog, word):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source(path, kind="multi_label")
     assert f"'label' contains {word!r} in 1 of 40 rows, the first {path}:7" in caplog.text
+
+
+def test_ids_that_only_another_file_has_are_noted(tmp_path, caplog):
+    plain = [{name: row[name] for name in ("query", "document", "label")} for row in RANKED]
+    train = write(tmp_path / "train.csv", plain)
+    other = write(tmp_path / "other.csv", RANKED)
+    source(train, validation=other, kind="ranking")
+    for name in ("query_id", "document_id"):
+        assert f"other.csv: the column {name!r} is not used, since {train} lacks it" in caplog.text
+    with pytest.raises(
+        InputError, match=r"train.csv has no column 'query_id'; .* is a column of .*other.csv"
+    ):
+        source(other, validation=train, kind="ranking")

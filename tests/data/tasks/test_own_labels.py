@@ -199,3 +199,51 @@ def test_columns_that_the_template_leaves_out(tmp_path):
         InputError, match=r"names 'word', which is not among the fields text, price"
     ):
         source(path, template="Say: {word}")
+
+
+@pytest.mark.parametrize("write_labels", [write_csv, write_json, SPELLINGS["jsonl of fractions"]])
+def test_ordered_classes_may_be_fractions(tmp_path, write_labels):
+    train = write_csv(tmp_path / "train", [".5", "1.0", "1.50"] * 4)
+    other = write_labels(tmp_path / "other", [1.5, 0.5])
+    made = source(train, validation=other, kind="ordinal")
+    assert made.task.classes == ("0.5", "1", "1.5")
+    assert labels_of(made) == [2, 0]
+
+
+def test_a_class_is_not_divided_at_a_control_character(tmp_path):
+    rows = [{"text": f"text {i}", "label": ["b\x1fa", "c"][i % 2]} for i in range(20)]
+    for name in ("t.jsonl", "t.parquet"):
+        for kind in ("classification", "multi_label"):
+            path = write(tmp_path / name, rows)
+            with pytest.raises(InputError, match=rf"{name}.*1: .*control character U\+001F"):
+                source(path, kind=kind)
+
+
+def test_classes_that_are_equal_numbers_are_not_distinct(tmp_path):
+    train = write_csv(tmp_path / "train", ["1", "2"] * 4)
+    with pytest.raises(InputError, match=r"own.classes must be distinct names.*'1', '1.0'"):
+        source(train, classes=("1", "1.0", "2"))
+
+
+@pytest.mark.parametrize("kind", ["classification", "ordinal", "multi_label"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_names_beside_indices_name_their_file(tmp_path, kind, split):
+    train = write_csv(tmp_path / "train", ["0", "1"] * 4)
+    other = write_csv(tmp_path / "other", ["1", "good"])
+    with pytest.raises(
+        InputError,
+        match=r"train.csv:2: .* labels are indices only if .*, but .*other.csv:3 has 'good'",
+    ):
+        source(train, kind=kind, classes=("bad", "good"), **{split: other})
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression", "multi_label"])
+def test_labels_after_a_first_row_without_one(tmp_path, kind):
+    train = write_json(tmp_path / "train", [1, 2] * 4)
+    test = tmp_path / "test.jsonl"
+    test.write_text('{"text": "a"}\n{"text": "b", "label": 2}\n')
+    with pytest.raises(InputError, match=r"test.jsonl:1: column 'label' is missing"):
+        source(train, validation=train, test=test, kind=kind)
+    test.write_text('{"text": "a"}\n{"text": "b", "label": null}\n')
+    made = source(train, validation=train, test=test, kind=kind)
+    assert labels_of(made, "test") == [-1, -1]
