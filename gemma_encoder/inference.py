@@ -24,7 +24,7 @@ from gemma_encoder.evaluation.columns import (
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
-from gemma_encoder.inputs.text_inputs import as_list, index_of, named_fields
+from gemma_encoder.inputs.text_inputs import as_list, index_of, named_fields, with_field_names
 from gemma_encoder.model import sharding
 from gemma_encoder.text_encoder import MAX_ROWS, TextEncoder
 from gemma_encoder.weights import backbone, card, export, native
@@ -338,7 +338,7 @@ class Predictor:
         result = []
         for index, text in enumerate(as_list(texts, "texts")):
             if isinstance(text, Mapping):
-                result.append(text)
+                result.append(with_field_names(selected, text))
             else:
                 where = names[index] if names else f"text {index}"
                 result.append(named_fields(selected, text, where))

@@ -1,6 +1,7 @@
 """Predictions of files: formats, resuming after an interruption, and refused inputs."""
 
 import csv
+import dataclasses
 import gzip
 import json
 
@@ -10,7 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from gemma_encoder import predict_file as bulk
+from gemma_encoder.data.files.texts import read_texts
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.template import Template
 
 TEXTS = [
     f"the {word} was {'very ' * (i % 5)}good , “naïve” 😀 ."
@@ -107,6 +110,17 @@ def test_columns_of_a_pair_may_have_other_names(predictor, tmp_path):
         rtol=1e-5,
     )
     assert [(row["note"], row["a"]) for row in rows] == [("x", "one ."), ("y", "three .")]
+
+
+def test_columns_may_have_the_names_of_the_training_file(task, tmp_path):
+    """A template spells the column "my text" as my_text."""
+    renamed = dataclasses.replace(task, template=Template("{my_text}"))
+    (tmp_path / "t.csv").write_text("my text,note\na dull one .,x\n")
+    (text,) = read_texts(tmp_path / "t.csv", renamed, (), ())
+    assert text.fields == {"my_text": "a dull one ."}
+    (tmp_path / "t.csv").write_text("my text,my-text\na,b\n")
+    with pytest.raises(InputError, match="t.csv has no column 'my_text'"):
+        read_texts(tmp_path / "t.csv", renamed, (), ())
 
 
 def test_predictions_are_printed_without_an_output(predictor, task, tmp_path, capsys):

@@ -47,10 +47,10 @@ def selected_classes(scores: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 
 
 def format_scores(scores: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Formats scores as rows of `COLUMNS`."""
+    """Formats scores as rows of `COLUMNS`; names of classes without line breaks."""
     return [
         (
-            row["class"],
+            " ".join(row["class"].split()),
             *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")),
             f"{row['support']:,}",
         )

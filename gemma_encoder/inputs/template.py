@@ -9,6 +9,7 @@ no text is too long, unless the template's own words are.
 
 import dataclasses
 import functools
+import re
 import string
 import warnings
 from collections.abc import Mapping, Sequence
@@ -295,3 +296,9 @@ def _remove(
 def _is_empty(piece: Piece) -> bool:
     _, begin, end = piece
     return begin == end
+
+
+def identifier(column: str) -> str:
+    """Returns a column's name as a valid field name of a template."""
+    name = re.sub(r"\W", "_", column)
+    return name if name.isidentifier() else f"_{name}"

@@ -1,10 +1,11 @@
 """Texts in memory as users give them: lists, DataFrames, and texts of one or several fields."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import identifier
 
 
 def as_list(texts: Any, name: str) -> list:
@@ -28,6 +29,22 @@ def index_of(texts: Any) -> Any:
     """Returns the index of a DataFrame or a Series; None for other collections."""
     index = getattr(texts, "index", None)
     return None if callable(index) else index  # lists have a method of that name
+
+
+def column_of(field: str, names: Collection[str]) -> str:
+    """Returns the column of a field: that name, or the only one that a template spells so."""
+    if field in names:
+        return field
+    spelled = [name for name in names if isinstance(name, str) and identifier(name) == field]
+    return spelled[0] if len(spelled) == 1 else field
+
+
+def with_field_names(task: Task, text: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns values by column with those of the task's fields under the names of the fields."""
+    columns = {field: column_of(field, text) for field in task.template.fields}
+    if all(field == column for field, column in columns.items()):
+        return text
+    return {**text, **{field: text[name] for field, name in columns.items() if name in text}}
 
 
 def named_fields(task: Task, text: Any, where: str) -> dict[str, str]:

@@ -74,3 +74,9 @@ def test_of_many_classes_the_worst_are_shown():
     assert [row["class"] for row in shown[:3]] == ["class 400", "class 5", "class 17"]
     assert class_scores.others_note(count) == "the 20 of lowest F1; 980 more"
     assert class_scores.format_scores(shown[:1]) == [("class 400", "0.000", "0.000", "0.000", "2")]
+
+
+def test_names_of_classes_stay_on_their_line():
+    made = of_kind("classification", ("two\nlines", "b"))
+    rows = class_scores.class_scores(made, np.eye(2), table([0, 1]))
+    assert [row[0] for row in class_scores.format_scores(rows)] == ["two lines", "b"]

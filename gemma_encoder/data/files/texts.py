@@ -9,6 +9,7 @@ from gemma_encoder.data.files.rows import read_rows
 from gemma_encoder.data.files.rows import where as row_name
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.text_inputs import column_of
 
 
 class InputText(NamedTuple):
@@ -62,9 +63,10 @@ def _read_columns(
             f"--columns names {len(columns)} columns; task {task.name!r} needs {len(fields)}, for "
             f"its fields {', '.join(fields)}"
         )
-    column_of = dict(zip(fields, columns or fields, strict=True))
     names, rows = read_rows(source)
-    for name in (*column_of.values(), *keep):
+    columns = columns or [column_of(field, names) for field in fields]
+    by_field = dict(zip(fields, columns, strict=True))
+    for name in (*by_field.values(), *keep):
         if name not in names:
             raise InputError(
                 f"{source} has no column {name!r}; its columns: {', '.join(names)}. Task "
@@ -78,7 +80,7 @@ def _read_columns(
             if missing:
                 raise InputError(f"{where}: there is no {missing[0]!r}, which --keep names")
             # Predictor.predict reports missing fields.
-            text = {field: values[name] for field, name in column_of.items() if name in values}
+            text = {field: values[name] for field, name in by_field.items() if name in values}
             yield InputText(where, text, {name: values[name] for name in keep})
 
     return convert()

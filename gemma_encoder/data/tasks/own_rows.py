@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,6 +32,7 @@ from gemma_encoder.inputs.class_names import canonical_name
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import UNLABELED, Label
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import identifier
 
 MAX_CLASSES = 1000  # more distinct labels are unlikely to be classes
 QUERY_ID = "query_id"
@@ -378,9 +378,3 @@ class Rows:
             return self.table.value(DOCUMENT_ID, row)
         name = f"row{self.table.value('row', row)}"
         return name if len(self.paths) == 1 else f"file{self.table.value('file', row) + 1}{name}"
-
-
-def identifier(column: str) -> str:
-    """Returns a column's name as a valid field name of a template."""
-    name = re.sub(r"\W", "_", column)
-    return name if name.isidentifier() else f"_{name}"

@@ -19,14 +19,13 @@ from gemma_encoder.data.tasks.own_rows import (
     QUERY_ID,
     Columns,
     Rows,
-    identifier,
 )
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.class_names import canonical_name, differing_names
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.task import Task
-from gemma_encoder.inputs.template import PROTECTED_SHARE, Template
+from gemma_encoder.inputs.template import PROTECTED_SHARE, Template, identifier
 
 
 @dataclasses.dataclass(frozen=True)
