@@ -86,7 +86,8 @@ class Reporter:
             if not self._activities or now - self._written_at < LONGEST_SILENCE - 2 * TICK:
                 return
             activity = self._activities[-1]
-            self._write(f"{activity} … {now - activity.began:.0f} s")
+            seconds = round(now - activity.began)
+            self._write(f"{activity} … {seconds} s" if seconds else f"{activity} …")
 
     def _write(self, text: str) -> None:
         self.note_output()

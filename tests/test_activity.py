@@ -58,6 +58,14 @@ def test_an_activity_is_named_with_its_seconds(reporter, clock):
     ]
 
 
+def test_a_new_activity_has_no_seconds(reporter, clock):
+    with reporter.during("starting"):
+        clock.now += 3.9
+        with reporter.during("loading"):
+            run_for(reporter, clock, 0.5)
+    assert reporter.lines[0] == "loading …"
+
+
 def test_output_ends_the_silence(reporter, clock):
     with reporter.during("training"):
         for _ in range(20):

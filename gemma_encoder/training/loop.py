@@ -113,6 +113,7 @@ def _train(
             run = _open_run(trainer, cadence, workdir, command, resources)
         resources.enter_context(activity.during(run.progress.__str__))
         all_hooks.start(run)
+        run.progress.start_training()
         while not run.is_over:
             all_hooks.before_step(run)
             batch = run.accumulator.wait_for(run.stream)

@@ -145,18 +145,23 @@ class Progress:
             self._exclude_compiling()
             elapsed = self._clock() - self._start_time
             seconds_per_step = elapsed / max(step - self._start_step, 1)
-            minutes, seconds = divmod(int(seconds_per_step * (self._total - step)), 60)
+            left = _duration(seconds_per_step * (self._total - step))
             activity.note_output()
-            print(
-                f"step {step}/{self._total}  {text}  {minutes}:{seconds:02d} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"step {step}/{self._total}  {text}  {left} left", file=sys.stderr, flush=True)
+
+    def start_training(self) -> None:
+        """Restarts the clock: what precedes the first step, as a late evaluation, is no pace."""
+        self._exclude_compiling()
+        self._exclude(self._clock() - self._start_time)
 
     def _exclude_compiling(self) -> None:
-        """Moves the start by the time that was spent compiling since the last call."""
+        """Excludes the time that was spent compiling since the last call."""
         seconds = activity.compile_seconds() - self._compiled
         self._compiled += seconds
+        self._exclude(seconds)
+
+    def _exclude(self, seconds: float) -> None:
+        """Moves the start by some of the time that has passed."""
         self._start_time += seconds
         if self._bar is not None:
             self._bar.start_t += seconds
@@ -186,3 +191,10 @@ class Progress:
         if reporter := activity.current():
             reporter.announces = False
             reporter.show = activity.print_line
+
+
+def _duration(seconds: float) -> str:
+    """Formats a duration as minutes and seconds, with hours if there are any."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

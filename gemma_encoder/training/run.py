@@ -197,10 +197,7 @@ class Run:
         self.saved_step = self.step
         with activity.during(f"saving step {self.step}"):
             self.checkpoints.save(
-                self.trainer.state,
-                self._inference_spec(),
-                self.stream.state(),
-                {} if value is None or math.isnan(value) else {"best": value},
+                self.trainer.state, self._inference_spec(), self.stream.state(), _selecting(value)
             )
 
     def add_evaluation(self) -> None:
@@ -208,9 +205,8 @@ class Run:
         if not self.step or self.step != self.saved_step:
             return
         value = self.best_value() if self.is_evaluated else self._logged_value()
-        metrics = {} if value is None else {"best": value}
         with activity.during(f"saving the evaluation of step {self.step}"):
-            self.checkpoints.add_evaluation(self._inference_spec(), metrics)
+            self.checkpoints.add_evaluation(self._inference_spec(), _selecting(value))
 
     def _logged_value(self) -> float | None:
         """Returns `best_metric` of the current step from the log, on the main process."""
@@ -275,3 +271,8 @@ class Run:
                 if details := read_details(folder, name, full_split, line["step"]):
                     result.setdefault(name, {})[full_split] = details
         return result
+
+
+def _selecting(value: float | None) -> dict[str, float]:
+    """Returns the metrics that select the best checkpoint; none for an undefined value."""
+    return {} if value is None or math.isnan(value) else {"best": value}

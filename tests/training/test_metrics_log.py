@@ -75,6 +75,39 @@ def test_time_left_does_not_count_compiling(capsys, monkeypatch):
     assert "2:40 left" in capsys.readouterr().err  # 40 s for 20 steps, 80 remain
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_time_left_does_not_count_a_late_evaluation(capsys, monkeypatch, is_terminal):
+    """A run resumes at step 50 with the evaluation that its last start missed."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    clock = Clock()
+    progress = Progress(total=100, done=50, clock=clock)
+    began = progress._bar.start_t if is_terminal else None
+    with activity.compiling("the evaluation", clock):
+        clock.now += 30
+    clock.now += 600
+    progress.start_training()
+    if is_terminal:
+        assert progress._bar.start_t == began + 630
+    else:
+        clock.now += 2
+        progress.report(51, "loss 0.5000")
+        clock.now += 98
+        progress.report(52, "loss 0.4000")
+        shown = capsys.readouterr().err
+        assert "1:38 left" in shown and "40:00 left" in shown
+    progress.close()
+
+
+def test_hours_left_are_shown(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    clock = Clock()
+    progress = Progress(total=1000, done=0, clock=clock)
+    clock.now += 62
+    progress.report(1, "loss 0.5000")
+    assert "17:12:18 left" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("done", [0, 50])
 def test_the_bar_does_not_count_compiling(monkeypatch, done):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -151,7 +152,7 @@ def test_a_kill_between_evaluation_and_checkpoint_is_repaired(
 
 
 def test_the_best_checkpoint_remains_besides_the_newest(micro, tmp_path, monkeypatch):
-    values = iter([0.2, 0.9, 0.4, 0.3, 0.1])
+    values = iter([math.nan, 0.9, math.nan, 0.3, 0.1])  # an undefined metric is never the best
     run = evaluator.Evaluator.run
 
     def evaluated(self, *args):
