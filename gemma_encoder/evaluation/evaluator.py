@@ -129,20 +129,11 @@ class Evaluator:
             counts = collections.Counter()
             for part, split in source.evaluation_splits(self._split).items():
                 before = reused.get((task.name, split))
-                scored = before and before.of_task(task)
-                if scored is None:
-                    with activity.during(f"evaluating {task.name} on {split}"):
+                with activity.during(f"evaluating {task.name} on {split}"):
+                    scored = before and before.of_task(task)
+                    if scored is None:
                         scored = self._predict(parameters, task_id, split)
-                if self._workdir is not None and distributed.is_main_process():
-                    scored.write(self._workdir / "predictions")
-                of_part = scored.metrics()
-                if self._workdir is not None and distributed.is_main_process():
-                    details.write_details(
-                        self._workdir / "predictions",
-                        task.name,
-                        split,
-                        details.describe(scored, step, of_part),
-                    )
+                    of_part = self._score(scored, step)
                 for name, value in of_part.items():
                     values[f"{name}_{part}" if part else name] = value
                 counts.update(scored.table.counts[task.name], examples=len(scored.table.labels))
@@ -161,6 +152,21 @@ class Evaluator:
             for line in lines:
                 write(*line)
         return Evaluation(step, metrics, predictions)
+
+    def _score(self, scored: Predictions, step: int) -> dict[str, float]:
+        """Returns the metrics of a split; writes its predictions and details to files."""
+        writes = self._workdir is not None and distributed.is_main_process()
+        if writes:
+            scored.write(self._workdir / "predictions")
+        values = scored.metrics()
+        if writes:
+            details.write_details(
+                self._workdir / "predictions",
+                scored.task.name,
+                scored.split,
+                details.describe(scored, step, values),
+            )
+        return values
 
     def _log_truncation(self, task: str, counts: Mapping[str, int]) -> None:
         """Logs how many texts of a task were truncated, in its first evaluation."""

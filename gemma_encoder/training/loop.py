@@ -105,6 +105,7 @@ def _train(
     all_hooks = Hooks(standard_hooks(recipe, cadence), user_hooks)
     with activity.during("setting up the training step"):
         trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
+        trainer.trace()
     workdir = claim_workdir(workdir, config)
     runtime.enable_compilation_cache(config.compilation_cache)
 

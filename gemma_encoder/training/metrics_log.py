@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import tqdm
@@ -30,14 +30,12 @@ class MetricsLog:
 
     def __init__(self, workdir: epath.Path, step: int):
         self.path = workdir / "metrics.jsonl"
+        self._workdir = workdir
         self._writer = None
         self.latest: dict[tuple[str, str], dict[str, Any]] = {}
         if not distributed.is_main_process():
             return
-        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
-        for line in lines:
-            self._remember(line)
-        runtime.write_whole(self.path, "".join(to_json(line) + "\n" for line in lines))
+        self._replace([line for line in read_metrics(workdir) if line["step"] <= step])
         try:
             self._writer = EventFile(workdir / "tensorboard")
         except OSError as error:
@@ -58,6 +56,31 @@ class MetricsLog:
         self._remember(line)
         prefix = f"{split}/{task}/" if task else f"{split}/"
         self._writer.write(step, {prefix + name: value for name, value in values.items()})
+
+    def has_evaluation(self, step: int, split: str, tasks: Set[str]) -> bool:
+        """Returns True if there is a line of each task; drops the lines if there are only some.
+
+        Only for the main process.
+        """
+        others = []
+        evaluated = set()
+        for line in read_metrics(self._workdir):
+            if "task" in line and (line["step"], line["split"]) == (step, split):
+                evaluated.add(line["task"])
+            else:
+                others.append(line)
+        if tasks <= evaluated:
+            return True
+        if evaluated:
+            self._replace(others)
+        return False
+
+    def _replace(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Replaces all lines."""
+        self.latest.clear()
+        for line in lines:
+            self._remember(line)
+        runtime.write_whole(self.path, "".join(to_json(line) + "\n" for line in lines))
 
     def _remember(self, line: dict[str, Any]) -> None:
         if "task" in line:

@@ -12,14 +12,17 @@ class ProfileHook(Hook):
 
     Args:
         steps: (first, last) step; empty for no profile.
+        total: steps of the whole run.
 
     Raises:
-        InputError: `steps` is not a valid range.
+        InputError: `steps` is not a valid range, or begins after the last step.
     """
 
-    def __init__(self, steps: tuple[int, ...]):
+    def __init__(self, steps: tuple[int, ...], total: int):
         if steps and (len(steps) != 2 or not 1 <= steps[0] <= steps[1]):
             raise InputError(f"profile must be (first step, last step), got {tuple(steps)}")
+        if steps and steps[0] > total:
+            raise InputError(f"profile={tuple(steps)} begins after the last of {total} steps")
         self._steps = tuple(steps)
         self._is_running = False
 
@@ -28,8 +31,8 @@ class ProfileHook(Hook):
         run.resources.callback(self._stop)
 
     def before_step(self, run: Run, step: int) -> None:
-        """Starts the profile before its first step."""
-        if self._steps and step == self._steps[0]:
+        """Starts the profile before its first step; a resumed run may start within it."""
+        if self._steps and self._steps[0] <= step <= self._steps[1] and not self._is_running:
             jax.profiler.start_trace(str(run.workdir / "profile"))
             self._is_running = True
 

@@ -19,7 +19,7 @@ from gemma_encoder.training.accumulator import MetricsAccumulator, NotFinite
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.checkpoint import Checkpoints
 from gemma_encoder.training.failure import report_failure
-from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
+from gemma_encoder.training.metrics_log import MetricsLog, Progress
 from gemma_encoder.training.step import StepMetrics
 from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.weights.native import InferenceSpec
@@ -153,11 +153,14 @@ class Run:
         return self.evaluation.metrics.get(task, {}).get(metric)
 
     def was_evaluated(self) -> bool:
-        """Returns True if the log has an evaluation of the current step, of any start."""
-        lines = read_metrics(self.workdir) if distributed.is_main_process() else []
+        """Returns True if the log has a whole evaluation of the current step, of any start.
+
+        The lines of an evaluation that was killed between two tasks are dropped.
+        """
         split = self.recipe.config.evaluate_split
+        tasks = {s.task.name for s in self.recipe.sources if s.evaluation_splits(split)}
         return distributed.decided_by_main(
-            any(line["step"] == self.step and line["split"] == split for line in lines)
+            distributed.is_main_process() and self.log.has_evaluation(self.step, split, tasks)
         )
 
     def advance(self, batch: Batch) -> None:

@@ -19,7 +19,7 @@ def standard_hooks(recipe: Recipe, cadence: Cadence) -> list[Hook]:
     stopping = [EarlyStoppingHook(recipe, cadence)] if config.early_stopping.patience else []
     return [
         PreemptionHook(),
-        ProfileHook(config.profile),
+        ProfileHook(config.profile, cadence.total),
         LoggingHook(),
         CheckpointHook(),  # before the evaluation, which may fail
         EvaluationHook(),

@@ -70,6 +70,14 @@ class Trainer:
         self.is_compiled = False
         self._evaluator: Evaluator | None = None
 
+    def trace(self) -> None:
+        """Traces the step, before the weights are loaded; the first step uses the same trace.
+
+        Raises:
+            InputError: the model cannot run on these devices.
+        """
+        self.program.step.trace(self.program.abstract, self.program.batch)
+
     def initialize(self, restored: TrainState | None = None) -> None:
         """Sets the initial state, from the first of these sources that is given.
 

@@ -21,7 +21,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.training import checkpoint, loop
 from gemma_encoder.training.build import build
-from gemma_encoder.training.metrics_log import read_metrics
+from gemma_encoder.training.metrics_log import MetricsLog, read_metrics
 from gemma_encoder.training.profile import ProfileHook
 from gemma_encoder.training.step import make_program
 from gemma_encoder.weights import native
@@ -149,6 +149,29 @@ def test_a_kill_between_evaluation_and_checkpoint_is_repaired(
         lines = native.load_inference_spec(folder / str(step)).record["metrics"]
         assert {line["step"] for line in lines} == {step}
     assert outcome.best is not None
+
+
+def test_a_kill_between_the_lines_of_two_tasks_is_repaired(micro, tmp_path, monkeypatch):
+    """The log has an evaluation whole or not at all: each task and step has one line."""
+    fields = STEPS | {"tasks": ("toy_sentiment", "toy_ranking"), "train_for": "2 steps"}
+    remember = MetricsLog._remember
+
+    def killed(self, line):
+        if line["split"] == "validation":
+            raise Killed
+        remember(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "_remember", killed)
+        with pytest.raises(Killed):
+            loop.train(micro(**fields), tmp_path)
+    assert [line["task"] for line in read_metrics(tmp_path) if "task" in line] == ["toy_sentiment"]
+    outcome = loop.train(micro(**fields), tmp_path)
+    tasks = [line["task"] for line in read_metrics(tmp_path) if "task" in line]
+    assert tasks == ["toy_sentiment", "toy_ranking"]
+    record = native.load_inference_spec(outcome.checkpoint).record
+    assert [line["task"] for line in record["metrics"]] == tasks
+    assert record["details"].keys() == set(tasks)
 
 
 def test_the_best_checkpoint_remains_besides_the_newest(micro, tmp_path, monkeypatch):
@@ -361,7 +384,9 @@ def test_some_steps_are_profiled(micro, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert "backbone/embedding" in (tmp_path / "parameters.txt").read_text()
     with pytest.raises(InputError, match="profile must be"):
-        ProfileHook((3, 2))
+        ProfileHook((3, 2), 4)
+    with pytest.raises(InputError, match=r"profile=\(5, 9\) begins after the last of 4 steps"):
+        ProfileHook((5, 9), 4)
 
 
 def test_processes_connect_by_all_three_variables_or_none(monkeypatch):

@@ -76,6 +76,12 @@ REFUSED = [
     ({"best_metric": "toy_sentiment/f2"}, {"best_metric": ""}, "unknown best_metric"),
     ({"hooks": ("no_such",)}, {"hooks": ()}, "unknown hook"),
     ({"profile": (3, 2)}, {"profile": ()}, "profile"),
+    ({"profile": (50, 60)}, {"profile": (2, 3)}, "begins after the last of 4 steps"),
+    (
+        {"model__attention_implementation": "splash"},
+        {"model__attention_implementation": "xla"},
+        "'splash' cannot be used: it needs a TPU",
+    ),
     ({"max_length": 3}, {"max_length": 64}, "own words alone exceed max_length=3"),
     ({"model__pretrained": "absent"}, {"model__pretrained": ""}, "absent"),
 ]
