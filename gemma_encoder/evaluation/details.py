@@ -38,6 +38,12 @@ def intervals_of(predictions: Predictions) -> dict[str, list[float]]:
     Metrics that take no weights, such as those of several classes at once, are left out: their
     resamples take long. The report has them.
     """
+    if predictions.intervals is None:
+        predictions.intervals = _compute_intervals(predictions)
+    return predictions.intervals
+
+
+def _compute_intervals(predictions: Predictions) -> dict[str, list[float]]:
     task = predictions.task
     names = {name: name for name in task.metrics}
     if task.kind.ranks:

@@ -29,6 +29,7 @@ class Predictions:
         qrels: relevance grades of documents by query, if the benchmark has them.
         first_stage: True if the table lists each query's documents in first-stage order.
         constant: the constant output that fits the task's training labels best; None if unknown.
+        intervals: bounds of metrics by name, kept by `details.intervals_of`, since they take long.
     """
 
     task: Task
@@ -39,6 +40,9 @@ class Predictions:
     qrels: Mapping[str, Mapping[str, float]] | None = None
     first_stage: bool = False
     constant: Any = None
+    intervals: dict[str, list[float]] | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def of_task(self, task: Task) -> "Predictions":
         """Returns the same predictions for the task with another calibration."""

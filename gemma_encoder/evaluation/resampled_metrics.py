@@ -7,6 +7,7 @@ Shapes: R resamples, n examples, C classes. Counts [R, n] are the weights, see `
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,49 +25,91 @@ def accuracy(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) ->
     return mean(counts, labels == predictions)
 
 
-def _confusion(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Returns confusion matrices, [R, C, C]: labels by predictions."""
-    classes = int(max(labels.max(), predictions.max())) + 1
-    cells = np.eye(classes * classes)[labels.astype(int) * classes + predictions.astype(int)]
-    return (counts @ cells).reshape(len(counts), classes, classes)
+class _ClassCounts(NamedTuple):
+    """Weights by class in each resample, [R, C]; C counts the classes that examples have.
+
+    The whole confusion matrix would need C² columns: a terabyte with a thousand classes.
+
+    Attributes:
+        correct: of examples with this label and prediction.
+        labeled: of examples with this label.
+        predicted: of examples with this prediction.
+    """
+
+    correct: np.ndarray
+    labeled: np.ndarray
+    predicted: np.ndarray
 
 
-def _f1(confusion: np.ndarray) -> np.ndarray:
-    """Returns F1 of each class, [R, C]; 0 for a class without labels and predictions."""
-    correct = np.einsum("rcc->rc", confusion)
-    total = confusion.sum(axis=1) + confusion.sum(axis=2)
-    return np.divide(2 * correct, total, out=np.zeros_like(correct), where=total > 0)
+def _class_counts(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> _ClassCounts:
+    import scipy.sparse
+
+    classes, group = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+    label, prediction = np.split(group, 2)
+    example = np.arange(len(label))
+
+    def by_class(group: np.ndarray, included: np.ndarray) -> np.ndarray:
+        shape = (len(label), len(classes))
+        members = scipy.sparse.csr_array((included.astype(float), (example, group)), shape)
+        return counts @ members
+
+    everywhere = np.ones(len(label), bool)
+    return _ClassCounts(
+        by_class(label, label == prediction),
+        by_class(label, everywhere),
+        by_class(prediction, everywhere),
+    )
+
+
+def _quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Divides; 0 where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator > 0)
 
 
 def f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Returns F1 of class 1, [R]."""
-    per_class = _f1(_confusion(counts, labels, predictions))
-    return per_class[:, 1] if per_class.shape[1] > 1 else np.zeros(len(counts))
+    labeled = labels == 1
+    predicted = predictions == 1
+    weight = counts.astype(np.float64)
+    return _quotient(2 * (weight @ (labeled & predicted)), weight @ labeled + weight @ predicted)
 
 
 def macro_f1(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Returns F1 averaged over the classes with labels or predictions in a resample, [R]."""
-    confusion = _confusion(counts, labels, predictions)
-    present = (confusion.sum(axis=1) + confusion.sum(axis=2)) > 0
-    return _f1(confusion).sum(axis=1) / present.sum(axis=1)
+    by_class = _class_counts(counts, labels, predictions)
+    total = by_class.labeled + by_class.predicted
+    return _quotient(2 * by_class.correct, total).sum(axis=1) / (total > 0).sum(axis=1)
 
 
 def matthews_correlation(
     counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray
 ) -> np.ndarray:
     """Returns Matthews' correlation of C classes, [R]; 0 if labels or predictions are constant."""
-    confusion = _confusion(counts, labels, predictions)
-    total = confusion.sum(axis=(1, 2))
-    correct = np.einsum("rcc->r", confusion)
-    labeled = confusion.sum(axis=2)
-    predicted = confusion.sum(axis=1)
-    covariance = correct * total - (labeled * predicted).sum(axis=1)
-    predicted_variance = total**2 - (predicted**2).sum(axis=1)
-    labeled_variance = total**2 - (labeled**2).sum(axis=1)
+    by_class = _class_counts(counts, labels, predictions)
+    total = counts.sum(axis=1, dtype=np.float64)
+    correct = by_class.correct.sum(axis=1)
+    covariance = correct * total - (by_class.labeled * by_class.predicted).sum(axis=1)
+    predicted_variance = total**2 - (by_class.predicted**2).sum(axis=1)
+    labeled_variance = total**2 - (by_class.labeled**2).sum(axis=1)
     # The variance of a constant is rounding error.
     varies = (predicted_variance > 1e-12 * total**2) & (labeled_variance > 1e-12 * total**2)
     scale = np.sqrt(np.abs(predicted_variance * labeled_variance))
     return np.divide(covariance, scale, out=np.zeros_like(covariance), where=varies)
+
+
+def quadratic_weighted_kappa(
+    counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray
+) -> np.ndarray:
+    """Returns Cohen's kappa with squared distances, [R]; 0 if both sides are one class.
+
+    1 − E[(label − prediction)²] / E[(label − another example's prediction)²].
+    """
+    label_mean, label_square = (mean(counts, labels.astype(float) ** power) for power in (1, 2))
+    mean_of, square_of = (mean(counts, predictions.astype(float) ** power) for power in (1, 2))
+    observed = mean(counts, _errors(labels, predictions) ** 2)
+    by_chance = label_square + square_of - 2 * label_mean * mean_of
+    varies = by_chance > 1e-12 * (label_square + square_of)
+    return np.where(varies, 1 - observed / np.where(varies, by_chance, 1), 0.0)
 
 
 def pearson(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
@@ -153,6 +196,8 @@ METRICS: dict[str, Weighted] = {
     "f1a": f1,
     "macro_f1": macro_f1,
     "matthews_correlation": matthews_correlation,
+    "quadratic_weighted_kappa": quadratic_weighted_kappa,
+    "mean_absolute_error": mae,
     "pearson": pearson,
     "spearman": spearman,
     "mae": mae,

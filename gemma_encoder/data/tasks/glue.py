@@ -24,7 +24,7 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
         _task("sst2", "sentence", "accuracy", "negative positive"),
         _task("mrpc", _SENTENCES, "f1 accuracy", "not_equivalent equivalent"),
         _task("qqp", "question1 question2", "f1 accuracy", "not_duplicate duplicate"),
-        _task("stsb", _SENTENCES, "spearman pearson", **_SIMILARITY),
+        _task("stsb", _SENTENCES, "spearman pearson mae rmse r2", **_SIMILARITY),
         _task("mnli", _NLI, "accuracy", _NLI_CLASSES, splits=_MNLI_SPLITS),
         _task("qnli", "question sentence", "accuracy", "entailment not_entailment"),
         _task("rte", _SENTENCES, "accuracy", "entailment not_entailment"),
