@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import tqdm
 from absl import logging
 
@@ -28,7 +30,7 @@ from gemma_encoder.evaluation.columns import (
     null_record,
     prediction_records,
 )
-from gemma_encoder.evaluation.tables import write_csv, write_parquet
+from gemma_encoder.evaluation.tables import ParquetTypes, to_line, write_csv, write_parquet
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.json_text import to_json
@@ -68,27 +70,28 @@ def predict_file(
 
     Raises:
         InputError: the file cannot be read, lacks a column, a row is not a valid text, or `keep`
-            names a column of the output. Predictions of earlier chunks stay in OUTPUT.part.
+            names a column of the output, or one that the output's format cannot hold. Predictions
+            of earlier chunks stay in OUTPUT.part.
     """
     if blank not in BLANK:
         raise unknown("value of --blank", blank, BLANK)
     _check_output(task, keep, source, output, certainty)
-    texts = read_texts(source, task, columns, keep)
-    num_blank = _check(source, read_texts(source, task, columns, keep), task, blank == "null")
-    settings = {
-        "step": predictor.spec.step,
-        "task": task.name,
-        "input": str(source),
-        "columns": list(columns),
-        "keep": list(keep),
-        **dataclasses.asdict(certainty),
-    }
+    texts, checked = (read_texts(source, task, columns, keep) for _ in range(2))
+    num_blank = _check(source, _check_repeated(checked, keep, output), task, blank == "null")
     predict = functools.partial(_predict_chunks, predictor, task, texts, certainty)
     if output is None:
         printed = _Printed()
         done = sum(len(chunk) for chunk in predict(printed.write))
         abstentions = printed.abstentions
     else:
+        settings = {
+            "checkpoint": _identify(predictor),
+            "task": task.name,
+            "input": str(source),
+            "columns": list(columns),
+            "keep": list(keep),
+            **dataclasses.asdict(certainty),
+        }
         with _PartialOutput(output, settings) as part:
             done = part.resume(texts)
             for chunk in predict(part.write, done):
@@ -111,11 +114,45 @@ def _check_output(
     """Raises InputError if there is no such output, or it would overwrite a column to keep."""
     if output is not None and output.suffix not in SUFFIXES:
         raise InputError(f"--output={output}: expected a file that ends in {', '.join(SUFFIXES)}")
+    if output is not None and output.is_dir():
+        raise InputError(f"--output={output} is a folder; name a file")
+    if output is not None and output.exists() and source.exists() and output.samefile(source):
+        raise InputError(f"--output={output} is the input, which it would replace; name another")
     certainty.check(task)
     is_table = output is not None and output.suffix != ".jsonl"
     message = f"--keep={{0}}: that column of {source}".format
     for form in ("records", "table") if is_table else ("records",):
         check_column_names(task, keep, form, message, certainty)
+
+
+def _identify(predictor: Predictor) -> str:
+    """Returns the step, and a digest that tells apart checkpoints of one step and calibrations."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(to_json(predictor.spec.description(), sort_keys=True, default=str).encode())
+    for values in jax.tree.leaves(predictor.parameters.get("heads", {})):
+        digest.update(np.asarray(values).tobytes())
+    return f"step {predictor.spec.step}, {digest.hexdigest()}"
+
+
+def _check_repeated(
+    texts: Iterator[InputText], keep: Sequence[str], output: pathlib.Path | None
+) -> Iterator[InputText]:
+    """Yields the texts; raises InputError if the output cannot hold a column to repeat."""
+    if not keep:
+        yield from texts
+        return
+    types = ParquetTypes() if output is not None and output.suffix == ".parquet" else None
+    while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
+        lines = [to_line(text.extra, text.name) for text in chunk]
+        if types is not None:
+            types.add(_columns(list(map(json.loads, lines))))
+        yield from chunk
+    if types is not None:
+        types.check()
+
+
+def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    return {name: [record[name] for record in records] for name in records[0]}
 
 
 def _check(source: pathlib.Path, texts: Iterator[InputText], task: Task, accept_blank: bool) -> int:
@@ -166,9 +203,9 @@ class _Printed:
 
     abstentions = 0
 
-    def write(self, line: Mapping[str, Any], _: InputText) -> None:
+    def write(self, line: Mapping[str, Any], text: InputText) -> None:
         self.abstentions += is_abstention(line)
-        print(to_json(line, ensure_ascii=False))
+        print(to_line(line, text.name).decode(), end="")
 
 
 def _predict_chunks(
@@ -257,7 +294,7 @@ class _PartialOutput:
         """
         size = 0
         if self.state_path.exists():
-            state = json.loads(self.state_path.read_text())
+            state = self._read_state()
             self._check_settings(state)
             for text in itertools.islice(texts, state["rows"]):
                 self._count(text)
@@ -266,11 +303,25 @@ class _PartialOutput:
                     f"{self.path} was made from other texts than {self.settings['input']} has now; "
                     f"remove it and {self.state_path.name}, or name another --output"
                 )
-            size = state.get("bytes", 0)
+            size = state["bytes"]
             self.abstentions = state.get("abstentions", 0)
             print(f"resuming after {self._num_texts} texts of {self.path}", file=sys.stderr)
         self._file.truncate(size)
         return self._num_texts
+
+    def _read_state(self) -> dict[str, Any]:
+        """Reads the state; raises InputError if it, or the lines that it counts, are damaged."""
+        try:
+            state = json.loads(self.state_path.read_text())
+            is_whole = self.path.stat().st_size >= state["bytes"]
+        except (ValueError, TypeError, KeyError):
+            is_whole = False
+        if not is_whole:
+            raise InputError(
+                f"{self.path} and {self.state_path.name} do not match, since one of them was "
+                "changed or deleted; remove both, and all texts are predicted again"
+            )
+        return state
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
         changed = [
@@ -291,12 +342,7 @@ class _PartialOutput:
     def write(self, line: Mapping[str, Any], text: InputText) -> None:
         """Appends the line of a text."""
         self.abstentions += is_abstention(line)
-        try:
-            self._file.write(to_json(line, ensure_ascii=False).encode() + b"\n")
-        except TypeError as error:
-            raise InputError(
-                f"{text.name}: a column of --keep cannot be written: {error}"
-            ) from None
+        self._file.write(to_line(line, text.name))
 
     def commit(self, chunk: Sequence[InputText]) -> None:
         """Flushes the lines of a chunk to disk, then records it as done."""
@@ -337,7 +383,7 @@ class _PartialOutput:
         with self.path.open(encoding="utf-8") as file:
             while lines := list(itertools.islice(file, TEXTS_PER_CHUNK)):
                 records = [json.loads(line) for line in lines]
-                table = {name: [record[name] for record in records] for name in records[0]}
+                table = _columns(records)
                 if task.kind.has_classes:
                     probabilities = table[PROBABILITIES]
                     table[PROBABILITIES] = {

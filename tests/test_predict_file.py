@@ -2,18 +2,23 @@
 
 import csv
 import dataclasses
+import datetime
+import decimal
 import gzip
 import json
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
 from gemma_encoder import predict_file as bulk
+from gemma_encoder.data.files.rows import read_rows
 from gemma_encoder.data.files.texts import read_texts
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.template import Template
+from gemma_encoder.inputs.uncertainty import Calibration
 
 TEXTS = [
     f"the {word} was {'very ' * (i % 5)}good , “naïve” 😀 ."
@@ -385,3 +390,123 @@ def test_scores_that_are_not_finite_keep_earlier_work(predictor, task, tmp_path,
             bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl")
     assert len((tmp_path / "o.jsonl.part").read_text().splitlines()) == 10
     assert bulk.predict_file(predictor, task, path, tmp_path / "o.jsonl") == len(TEXTS)
+
+
+@pytest.mark.parametrize("target", ["o.jsonl", "o.csv", "o.parquet"])
+def test_values_of_parquet_files_become_text(predictor, task, tmp_path, target):
+    dates = [datetime.datetime(2026, 1, 2, 3, 4), None]
+    columns = {"d": dates, "t": [datetime.time(3, 4)] * 2, "n": [decimal.Decimal("1.10"), None]}
+    table = pa.table({"sentence": ["a .", "b ."], **columns})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    output = tmp_path / target
+    bulk.predict_file(predictor, task, tmp_path / "a.parquet", output, keep=tuple(columns))
+    null = "" if target == "o.csv" else None
+    assert [[row[name] for name in columns] for row in read(output)] == [
+        ["2026-01-02T03:04:00", "03:04:00", "1.10"],
+        [null, "03:04:00", null],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "message"),
+    [
+        ('{"\\ud800": 1}', "o.jsonl", "a.jsonl:7: a column of --keep cannot .*: surrogates not"),
+        ('"\\ud800"', None, "a.jsonl:7: a column of --keep cannot .*: surrogates not allowed"),
+        ('"x"', "o.parquet", "--keep=x: the column has values of several types.*use .jsonl"),
+        ("[1]", "o.parquet", "--keep=x: the column has values of several types.*use .jsonl"),
+        ("123456789012345678901234567890", "o.parquet", "--keep=x: the column .*use .jsonl"),
+    ],
+)
+def test_columns_to_keep_are_refused_first(
+    predictor, task, tmp_path, monkeypatch, values, target, message
+):
+    """Before the first prediction, also where a later chunk has the value."""
+    path = tmp_path / "a.jsonl"
+    lines = [f'{{"sentence": "a .", "x": {value}}}\n' for value in [*[1] * 6, values]]
+    path.write_text("".join(lines))
+    interrupt(predictor, monkeypatch, 0)
+    output = tmp_path / target if target else None
+    with pytest.raises(InputError, match=message):
+        bulk.predict_file(predictor, task, path, output, keep=("x",))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_objects_without_keys_do_not_fit_in_parquet(predictor, task, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"sentence": "a .", "x": {}}\n')
+    with pytest.raises(InputError, match="--keep=x: .*no child field.*use .jsonl"):
+        bulk.predict_file(predictor, task, path, tmp_path / "o.parquet", keep=("x",))
+    path.write_text("".join(f'{{"sentence": "a .", "x": {x}}}\n' for x in ["{}"] * 5 + ['{"k":1}']))
+    bulk.predict_file(predictor, task, path, tmp_path / "o.parquet", keep=("x",))
+    assert [row["x"]["k"] for row in read(tmp_path / "o.parquet")] == [None] * 5 + [1]
+
+
+def test_cells_of_csv_files_can_be_read_again(predictor, task, tmp_path):
+    values = [{"k": [1, None]}, "a\rb", "a\r\nb", 'a"b', "a,b", True]
+    rows = [{"sentence": "a .", "x": value} for value in values]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bulk.predict_file(predictor, task, path, tmp_path / "o.csv", keep=("x",))
+    expected = ['{"k": [1, null]}', *values[1:-1], "True"]
+    assert [row["x"] for row in read(tmp_path / "o.csv")] == expected
+    _, read_again = read_rows(tmp_path / "o.csv")
+    assert [row.values["x"] for row in read_again] == expected
+    assert b"\r\n" not in (tmp_path / "o.csv").read_bytes().replace(b"a\r\nb", b"")
+
+
+def test_a_run_resumes_only_with_its_checkpoint(predictor, task, tmp_path, monkeypatch):
+    source = write(tmp_path, "a.csv")
+    output = tmp_path / "o.jsonl"
+    with monkeypatch.context() as patch:
+        interrupt(predictor, patch, 2)
+        with pytest.raises(Interruption):
+            bulk.predict_file(predictor, task, source, output)
+    heads = jax.tree.map(lambda values: values + 1, predictor.parameters["heads"])
+    other_model = type(predictor)(predictor.spec, {**predictor.parameters, "heads": heads})
+    hotter = dataclasses.replace(task, calibration=Calibration(temperature=2.0))
+    tasks = tuple(hotter if each == task else each for each in predictor.spec.tasks)
+    spec = dataclasses.replace(predictor.spec, tasks=tasks)
+    calibrated = type(predictor)(spec, predictor.parameters)
+    for changed in (other_model, calibrated):
+        with pytest.raises(InputError, match=r"left by another command \(checkpoint: "):
+            bulk.predict_file(changed, changed.task(task.name), source, output)
+    assert bulk.predict_file(predictor, task, source, output) == len(TEXTS)
+
+
+@pytest.mark.parametrize("damage", ["no state", "no bytes", "no lines", "short lines"])
+def test_damaged_partial_outputs_are_refused(predictor, task, tmp_path, monkeypatch, damage):
+    source = write(tmp_path, "a.csv")
+    output = tmp_path / "o.jsonl"
+    with monkeypatch.context() as patch:
+        interrupt(predictor, patch, 2)
+        with pytest.raises(Interruption):
+            bulk.predict_file(predictor, task, source, output)
+    part, state = tmp_path / "o.jsonl.part", tmp_path / "o.jsonl.part.json"
+    if damage == "no lines":
+        part.unlink()
+    elif damage == "short lines":
+        part.write_bytes(part.read_bytes()[:-1])
+    else:
+        state.write_text({"no state": "{tru", "no bytes": "{}"}[damage])
+    with pytest.raises(InputError, match="o.jsonl.part and o.jsonl.part.json do not match"):
+        bulk.predict_file(predictor, task, source, output)
+
+
+def test_the_input_is_never_replaced(predictor, task, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"sentence": "a ."}\n')
+    (tmp_path / "link.jsonl").symlink_to(path)
+    for output in (path, tmp_path / "link.jsonl"):
+        with pytest.raises(InputError, match="is the input, which it would replace"):
+            bulk.predict_file(predictor, task, path, output)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(InputError, match="folder.csv is a folder; name a file"):
+        bulk.predict_file(predictor, task, path, tmp_path / "folder.csv")
+    assert path.read_text() == '{"sentence": "a ."}\n'
+
+
+def test_parquet_columns_have_different_names(predictor, task, tmp_path):
+    table = pa.table([pa.array(["a ."]), pa.array(["b ."])], names=["sentence", "sentence"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="should name no column twice; got 'sentence', 'sentenc"):
+        bulk.predict_file(predictor, task, tmp_path / "a.parquet")

@@ -324,9 +324,15 @@ def _parquet_file(path: pathlib.Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    names = file.schema_arrow.names
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"{path}: the file should name no column twice; got {', '.join(map(repr, names))}"
+        )
+    return file
 
 
 def _parquet(path: pathlib.Path) -> tuple[Header, Iterator[FileRow]]:
