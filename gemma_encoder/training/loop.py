@@ -140,7 +140,7 @@ def _open_run(
     )
     resources.callback(checkpoints.close)
     stream = resources.enter_context(contextlib.closing(trainer.stream()))
-    with activity.during("loading the weights"):
+    with activity.during("initializing the model"):
         trainer.initialize(_restore_latest(trainer, checkpoints, stream))
     start = trainer.step_number
     log = resources.enter_context(contextlib.closing(MetricsLog(workdir, start)))
