@@ -242,7 +242,7 @@ class Candidates:
         ours = False
         for lines in read_lines(self.path):
             names = names or _run_columns(lines)
-            spans = columns(lines, names, whitespace="query" not in names)
+            spans = columns(lines, names) if "query" in names else _fields(lines, names)
             by_name = dict(zip(names, spans, strict=True))
             ours = ours or ("tag" in names and lines.text(0).split()[-1] in OUR_TAGS)
             queries = _indices(lines, by_name["qid"], self._queries, ours)
@@ -292,15 +292,25 @@ def _run_columns(lines: Lines) -> tuple[str, ...]:
     line = lines.text(0)
     if len(line.split("\t")) == 4:
         return ("qid", "pid", "query", "passage")
-    num_columns = len(line.split())
-    if num_columns == 3:
-        return ("qid", "pid", "rank")
-    if num_columns == 6:
-        return ("qid", "Q0", "pid", "rank", "score", "tag")
+    for fields in (line.split("\t"), line.split()):  # ids between tabs may contain blanks
+        if len(fields) == 3:
+            return ("qid", "pid", "rank")
+        if len(fields) == 6:
+            return ("qid", "Q0", "pid", "rank", "score", "tag")
     raise InputError(
         f"{lines.where(0)}: not a line of a run; expected qid, pid, rank, or qid, Q0, docid, rank, "
         f"score, tag, or qid, pid, query, passage separated by tabs; got {line[:80]!r}"
     )
+
+
+def _fields(lines: Lines, names: tuple[str, ...]) -> list[Spans]:
+    """Splits lines at any whitespace, or only at tabs if fields contain blanks."""
+    try:
+        return columns(lines, names, whitespace=True)
+    except InputError:
+        with contextlib.suppress(InputError):
+            return columns(lines, names)
+        raise
 
 
 def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]]:
@@ -314,7 +324,7 @@ def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]
             yield lines, columns(lines, BEIR_HEADER)
         else:
             names = ("qid", "0", "pid", "relevance")
-            query, _, document, grade = columns(lines, names, whitespace=True)
+            query, _, document, grade = _fields(lines, names)
             yield lines, (query, document, grade)
 
 
@@ -354,6 +364,7 @@ def _integers(lines: Lines, spans: Spans, column: str) -> np.ndarray:
 def _scores(lines: Lines, spans: Spans) -> np.ndarray:
     """Returns [n] float32; raises InputError naming the first that is not a finite number."""
     values, is_valid = spans.floats()
+    is_valid &= np.abs(values) <= np.finfo(np.float32).max
     for line in np.flatnonzero(~is_valid)[:1]:
         text = spans.text(line)
         raise InputError(f"{lines.where(line)}: score must be a finite number, got {text!r}")

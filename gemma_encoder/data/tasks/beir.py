@@ -56,20 +56,26 @@ class JsonLayout:
     def ids(self, lines: Lines) -> Spans:
         """Returns the ids and checks the objects."""
         ids = []
-        for line in range(len(lines.starts)):
+        for index in range(len(lines.starts)):
+            line = lines.text(index)
             try:
-                text_id, _ = self.parse(lines.text(line))
+                text_id, text = self.parse(line)
+                ids.append(text_id.encode())
+                if "\\u" in line:  # an escape may be half of a character
+                    text.encode()
             except ValueError as error:
-                raise InputError(f"{lines.where(line)}: {error}") from None
-            ids.append(text_id.encode())
+                problem = getattr(error, "reason", None)
+                problem = f"not valid Unicode ({problem})" if problem else error
+                raise InputError(f"{lines.where(index)}: {problem}") from None
         return Spans.of(ids)
 
     def parse(self, line: str) -> tuple[str, str]:
         """Returns the id, and title and text joined; raises ValueError for a malformed line."""
         try:
             record: Mapping[str, Any] = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not a JSON object ({error.msg}): {line[:80]!r}") from None
+        except (ValueError, RecursionError) as error:
+            problem = getattr(error, "msg", error)
+            raise ValueError(f"not a JSON object ({problem}): {line[:80]!r}") from None
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object with _id and text, got {line[:80]!r}")
         text_id = record.get("_id")

@@ -84,6 +84,13 @@ class OwnSource(Source):
             self._held_out.summary,
             train.name,
         )
+        if self._held_out.splits_classes:
+            logging.warning(
+                "%s: no class of %s has two records: those to validate on are of classes that "
+                "training does not see",
+                self.task.name,
+                train.name,
+            )
         if self._held_out.splits_equal_texts:
             logging.warning(
                 "%s: too few texts of %s are different: the held-out ones are in training, too",

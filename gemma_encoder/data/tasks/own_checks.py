@@ -27,6 +27,7 @@ _CODE = r"^[+-]?[A-Za-z0-9]+([_.:#/+-][A-Za-z0-9]+)*$"  # an id, a number or a d
 _MISSING = ("nan", "-nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat")  # in lower case
 LONGEST_WORD = 16  # bytes of a text that may be one of them, with blanks
 LEAST_ROWS = 3  # of a column that looks like ids
+TEXT_NAMES = ("text", "sentence")  # of columns that are text, whatever they contain, in lower case
 
 
 def is_index(column: str) -> bool:
@@ -34,9 +35,9 @@ def is_index(column: str) -> bool:
     return bool(_INDEX.fullmatch(column))
 
 
-def without_indices(names: Sequence[str], file: str) -> list[str]:
-    """Removes index columns from names of columns, and logs which."""
-    indices = [name for name in names if is_index(name)]
+def without_indices(names: Sequence[str], used: Sequence[str], file: str) -> list[str]:
+    """Removes index columns that are not used from names of columns, and logs which."""
+    indices = [name for name in names if is_index(name) and name not in used]
     if indices:
         logging.warning(
             "%s: the columns %s are taken for indices and left out of the text; own.fields names "
@@ -119,7 +120,7 @@ def check_columns(options: OwnOptions, columns: "Columns", files: Mapping[str, "
     """
     names = tuple(columns.fields.values())
     if not options.fields and names != ("query", "document"):
-        _refuse_ids(names, files["train"])
+        _refuse_ids(names, options.columns_of_template(names), files["train"])
     for file in files.values():
         table = file.table
         checked = dict(zip(file.text_columns, names, strict=True))
@@ -131,13 +132,14 @@ def check_columns(options: OwnOptions, columns: "Columns", files: Mapping[str, "
             _report_missing(options.name, columns.label, _missing_classes(file), file)
 
 
-def _refuse_ids(names: Sequence[str], file: "Rows") -> None:
-    """Raises InputError if a text has another value without words in every row."""
-    # A column called "text" is text, whatever it contains.
+def _refuse_ids(names: Sequence[str], used: Sequence[str], file: "Rows") -> None:
+    """Raises InputError if a text that is not `used` has another code in every row."""
     ids = [
         name
         for name, column in zip(names, file.text_columns, strict=True)
-        if name != "text" and _are_ids(file.table.arrow.column(column))
+        if name not in used
+        and name.strip().lower() not in TEXT_NAMES
+        and _are_ids(file.table.arrow.column(column))
     ]
     if not ids:
         return

@@ -2,9 +2,10 @@
 
 Records with equal texts form a group, which is held out as a whole; texts that differ only in
 spaces, tabs and line breaks are equal. Every class with at least two groups has one on each side;
-beyond that, classes are held out in proportion. If no class has two groups, groups are divided,
-with a warning. Regression is stratified by quantiles of the target, several classes per row by the
-rarest of them; queries of a ranking are not stratified.
+beyond that, classes are held out in proportion. If no class has two groups, groups are divided, and
+if no class has two records, records are held out whatever their class, each with a warning.
+Regression is stratified by quantiles of the target, several classes per row by the rarest of them;
+queries of a ranking are not stratified.
 
 The order of groups is that of a hash of their texts: the same on every host and for every seed, and
 few records change sides when a file grows. scikit-learn's `StratifiedGroupKFold` loops over groups
@@ -22,12 +23,12 @@ from gemma_encoder.data.source import HELD_OUT
 from gemma_encoder.data.table import Groups, Table
 from gemma_encoder.data.tasks.own_cells import split_names
 from gemma_encoder.data.tasks.own_rows import Rows
+from gemma_encoder.data.tasks.own_task import LISTED_CLASSES
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
 VERSION = 1  # incremented when other records are held out
 BINS = 10  # quantiles of the target of a regression
-LISTED_CLASSES = 20
 _FACTORS = [np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
 _IS_SPACE = np.zeros(256, bool)
 _IS_SPACE[list(b" \t\n\r\v\f")] = True
@@ -46,6 +47,7 @@ class HeldOut:
     Attributes:
         records: split -> indices of its records, in a fixed random order.
         splits_equal_texts: True if equal texts are on both sides, since too few are different.
+        splits_classes: True if no class is on both sides, since each has a single record.
         summary: number of records by split and, if there are classes, by class, for messages.
 
     Raises:
@@ -68,23 +70,31 @@ class HeldOut:
         else:
             groups = text_hashes(file.table, file.text_columns[:1])[queries.first_rows()]
             strata = np.zeros(len(queries), np.int64)
-        cover = bool(task.classes)
-        is_held_out = select_records(groups, strata, fraction, cover=cover)
-        self.splits_equal_texts = is_held_out is None
-        if is_held_out is None:
-            groups = _mixed(np.arange(len(groups), dtype=np.uint64))
-            is_held_out = select_records(groups, strata, fraction, cover=cover)
+        records = _mixed(np.arange(len(groups), dtype=np.uint64))
+        no_strata = np.zeros_like(strata)
+        attempts = (
+            (groups, strata, bool(task.classes)),
+            (records, strata, bool(task.classes)),
+            (groups, no_strata, False),
+            (records, no_strata, False),
+        )
+        for used_groups, used_strata, cover in attempts:
+            is_held_out = select_records(used_groups, used_strata, fraction, cover=cover)
+            if is_held_out is not None:
+                break
+        unit = "records" if queries is None else "queries"
         if is_held_out is None:
             raise InputError(
-                f"{file.name}: {len(groups)} records are too few to hold out {fraction:.0%} for "
-                "validation; set own.validation"
+                f"{file.name}: {len(groups)} {unit} are too few to hold out {100 * fraction:g}% "
+                "for validation; set own.validation, or own.held_out"
             )
+        self.splits_equal_texts = bool(np.isin(groups[is_held_out], groups[~is_held_out]).any())
+        self.splits_classes = used_strata is no_strata and bool(task.classes)
         rng = np.random.default_rng(0)
         self.records = {
             "train": rng.permutation(np.flatnonzero(~is_held_out)),
             "validation": rng.permutation(np.flatnonzero(is_held_out)),
         }
-        unit = "records" if queries is None else "queries"
         counts = f"{is_held_out.sum()} of {len(groups)} {unit}"
         self.summary = counts + labels.describe(is_held_out)
 

@@ -5,13 +5,14 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+from collections.abc import Iterable
 
 from gemma_encoder.data.files.paths import named_files
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.class_names import canonical_name
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.options import option
-from gemma_encoder.inputs.template import PROTECTED_SHARE
+from gemma_encoder.inputs.template import PROTECTED_SHARE, Template, identifier
 
 
 def table_kinds() -> tuple[str, ...]:
@@ -115,6 +116,11 @@ class OwnOptions:
             )
         if not self.separator:
             raise InputError("own.separator must be at least one character, e.g. ','")
+
+    def columns_of_template(self, names: Iterable[str]) -> list[str]:
+        """Returns the columns among `names` that `template` uses."""
+        fields = Template(self.template).fields if self.template else ()
+        return [name for name in names if identifier(name) in fields]
 
     def paths(self) -> dict[str, list[pathlib.Path]]:
         """Returns the files by split; raises InputError if one is missing."""

@@ -92,7 +92,7 @@ class Columns:
             names = ["query", "document"]
         else:
             names = [name for name in present if name not in (label, *ids.values())]
-            names = without_indices(names, str(path))
+            names = without_indices(names, options.columns_of_template(names), str(path))
         if len(names) < 1 + is_list:
             needed = "the query and the document" if is_list else "the text"
             raise InputError(

@@ -27,6 +27,8 @@ from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import PROTECTED_SHARE, Template, identifier
 
+LISTED_CLASSES = 20  # in messages
+
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
@@ -250,7 +252,8 @@ def _inferred_task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows])
     classes = own.classes
     if kind.has_classes and not classes:
         classes = train.class_names()
-        inferred.append(f"classes {', '.join(classes)}")
+        more = f" and {len(classes) - LISTED_CLASSES} more" if len(classes) > LISTED_CLASSES else ""
+        inferred.append(f"classes {', '.join(classes[:LISTED_CLASSES])}{more}")
         if len(classes) < 2:
             only_class = classes[0] if classes else ""
             raise InputError(

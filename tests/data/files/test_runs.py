@@ -177,3 +177,35 @@ def test_ids_of_external_files_are_taken_as_they_are(tmp_path):
     qrels = Qrels(tmp_path / "qrels", queries, documents)
     grades = {"100%": {"a%20b": 1}, "query 0": {"My File 0.pdf": 1}}
     assert qrels.by_id(np.arange(len(BLANK_IDS))) == dict(sorted(grades.items(), reverse=True))
+
+
+@pytest.mark.parametrize("block", [1 << 20, 20])
+@pytest.mark.parametrize(
+    "line", ["{}\t{}\t{}\n", "{}\tQ0\t{}\t0\t-{}\tthe tag\n", "{}\tQ0\t{}\t0\t-{}\ttag\n"]
+)
+def test_ids_between_tabs_may_contain_blanks(tmp_path, monkeypatch, line, block):
+    monkeypatch.setattr(lines, "BLOCK", block)
+    queries = Corpus(_json_texts(tmp_path / "q.jsonl", ["query 0", "q1"]), JsonLayout(False))
+    ids = ["My File 0.pdf", "other.pdf", "a  b"]
+    documents = Corpus(_json_texts(tmp_path / "d.jsonl", ids), JsonLayout(False))
+    entries = [(0, 2, 1), (0, 1, 2), (1, 1, 1), (0, 0, 3), (1, 0, 2)]
+    text = "".join(line.format(["query 0", "q1"][q], ids[d], rank) for q, d, rank in entries)
+    (tmp_path / "run.tsv").write_text(text)
+    compact = Candidates(tmp_path / "run.tsv", queries, documents)
+    assert [compact.of(query).tolist() for query in range(2)] == [[2, 1, 0], [1, 0]]
+    (tmp_path / "qrels.tsv").write_text("query 0\t0\tMy File 0.pdf\t1\nq1\t0\tother.pdf\t2\n")
+    qrels = Qrels(tmp_path / "qrels.tsv", queries, documents)
+    assert qrels.by_id(np.arange(2)) == {"query 0": {ids[0]: 1}, "q1": {"other.pdf": 2}}
+
+
+def test_scores_beyond_float32_are_refused(tmp_path):
+    _, queries = texts(tmp_path / "q.tsv", "qid", 1, 0)
+    _, documents = texts(tmp_path / "d.tsv", "pid", 2, 0)
+    (tmp_path / "run").write_text("0 Q0 0 1 1e38 t\n0 Q0 1 2 1e39 t\n")
+    with pytest.raises(InputError, match="run:2: score must be a finite number, got '1e39'"):
+        Candidates(tmp_path / "run", queries, documents)
+
+
+def _json_texts(path, ids):
+    path.write_text("".join(json.dumps({"_id": name, "text": "a"}) + "\n" for name in ids))
+    return path

@@ -97,6 +97,15 @@ def test_run_option_selects_a_file(beir, tmp_path):
         ),
         ({"run__test__tsv": "q1\tq1\t1\n"}, r"run.test.tsv is empty"),
         ({"corpus__jsonl": '{"_id": "d1"}\n'}, r"corpus.jsonl:1: expected _id and text"),
+        (
+            {"corpus__jsonl": '{"_id": "d\\ud800", "text": "a"}\n'},
+            r"corpus.jsonl:1: not valid Unicode \(surrogates not allowed\)",
+        ),
+        (
+            {"corpus__jsonl": '{"_id": "d1", "text": "a \\udc00"}\n'},
+            r"corpus.jsonl:1: not valid Unicode",
+        ),
+        ({"corpus__jsonl": "[" * 100_000}, r"corpus.jsonl:1: not a JSON object \(maximum recur"),
     ],
 )
 def test_malformed_files_name_the_line(beir, changes, message):

@@ -101,9 +101,19 @@ def test_texts_are_not_taken_for_ids(tmp_path, values):
     assert fields(source(write(tmp_path / "t.csv", rows))) == ["title", "text"]
 
 
-def test_a_column_called_text_is_text(tmp_path):
-    rows = [{"text": f"code{i}", "label": "ab"[i % 2]} for i in range(30)]
-    assert fields(source(write(tmp_path / "t.csv", rows))) == ["text"]
+@pytest.mark.parametrize("name", ["text", "Text", "sentence"])
+def test_a_column_called_text_is_text(tmp_path, name):
+    rows = [{name: f"code{i}", "label": "ab"[i % 2]} for i in range(30)]
+    assert fields(source(write(tmp_path / "t.csv", rows))) == [name]
+
+
+@pytest.mark.parametrize("name", ["id", "ticket id"])
+def test_columns_that_the_template_names_are_used(tmp_path, caplog, name):
+    rows = [{"index": i, name: f"T{i}", "code": f"C{i}", **row} for i, row in enumerate(ROWS)]
+    path = write(tmp_path / "t.csv", rows)
+    made = source(path, template=f"{{{name.replace(' ', '_')}}}: {{text}}")
+    assert fields(made) == [name.replace(" ", "_"), "text"]
+    assert f"{name!r} are taken for indices" not in caplog.text
 
 
 def test_the_label_is_no_field(tmp_path):

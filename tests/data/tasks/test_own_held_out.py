@@ -8,6 +8,7 @@ import pytest
 
 from gemma_encoder.data.table import Table, write_table_rows
 from gemma_encoder.data.tasks import own_held_out
+from gemma_encoder.inputs.errors import InputError
 from tests.data.tasks.own_files import everything, source, write
 
 
@@ -171,3 +172,27 @@ def test_hashes_are_those_of_words(tmp_path, batch):
     assert len(set(by_text.values())) == len(by_text) > 300
     shares = (np.array(sorted(by_text.values())) >> np.uint64(62)).astype(int)
     assert np.bincount(shares).min() > len(by_text) / 8  # spread over all values
+
+
+@pytest.mark.parametrize("text", ["text {}", "same"])
+def test_classes_of_one_record_are_held_out_anyway(tmp_path, caplog, text):
+    rows = [{"text": text.format(i), "label": f"class {i}"} for i in range(20)]
+    train, validation = sides(source(write(tmp_path / "t.csv", rows)))
+    assert len(train) == 18 and len(validation) == 2
+    assert "has two records: those to validate on are of classes that training does" in caplog.text
+    assert ("are in training, too" in caplog.text) == (text == "same")
+
+
+@pytest.mark.parametrize(
+    ("fraction", "shown"), [(0.001, "0.1%"), (0.999, "99.9%"), (0.005, "0.5%")]
+)
+def test_fractions_that_leave_a_side_empty_are_refused(tmp_path, fraction, shown):
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(100)]
+    with pytest.raises(InputError, match=f"100 records are too few to hold out {shown} for valid"):
+        source(write(tmp_path / "t.csv", rows), held_out=fraction)
+
+
+def test_many_classes_are_listed_in_part(tmp_path, caplog):
+    rows = [{"text": f"text {i}", "label": f"c{i % 50}"} for i in range(200)]
+    source(write(tmp_path / "t.csv", rows))
+    assert ", c25, c26 and 30 more" in caplog.text and "and 30 classes that are more" in caplog.text
