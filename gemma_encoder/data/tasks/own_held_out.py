@@ -88,7 +88,9 @@ class HeldOut:
                 f"{file.name}: {len(groups)} {unit} are too few to hold out {100 * fraction:g}% "
                 "for validation; set own.validation, or own.held_out"
             )
-        self.splits_equal_texts = bool(np.isin(groups[is_held_out], groups[~is_held_out]).any())
+        self.splits_equal_texts = used_groups is records and bool(
+            np.isin(groups[is_held_out], groups[~is_held_out]).any()
+        )
         self.splits_classes = used_strata is no_strata and bool(task.classes)
         rng = np.random.default_rng(0)
         self.records = {
