@@ -35,6 +35,8 @@ from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.training.workdir import check_run, claim_workdir
 from gemma_encoder.weights import native
 
+SELECTION = "the selection of held-out records"
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingResult:
@@ -208,9 +210,12 @@ def _check_data(recipe: Recipe, spec: native.InferenceSpec, folder: epath.Path) 
             if before == current:
                 continue
             name = _first_difference(before, current)
+            remedy = "restore the data"
+            if name.startswith(SELECTION):
+                remedy = "set own.held_out as it was, finish it with the version that started it"
             raise InputError(
                 f"task {task!r}: {name} of its {split} split changed since the run in "
-                f"{folder.parent} was started; restore the data, or choose another workdir"
+                f"{folder.parent} was started; {remedy}, or choose another workdir"
             )
 
 
@@ -220,7 +225,7 @@ def _first_difference(before: Sequence[Sequence[str]], current: Sequence[Sequenc
         if old[0] != new[0]:
             return f"the list of files ({old[0] or 'none'} -> {new[0] or 'none'})"
         if old != new and old[1].split(", ")[0] == new[1].split(", ")[0]:
-            return f"the selection of held-out records of {new[0]}"
+            return f"{SELECTION} of {new[0]}"
         if old != new:
             return new[0]
     raise AssertionError("the lists are equal")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder.data import registry
-from gemma_encoder.data.tasks import toy
+from gemma_encoder.data.tasks import own_held_out, toy
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.template import Template
@@ -229,3 +229,11 @@ def test_evaluating_other_held_out_records_is_reported(micro, trained, caplog):
     workdir, changes = trained  # the run has a validation file
     loop.evaluate(micro(**changes | {"own__validation": ""}), workdir)
     assert "held out of the training file, but other ones than in training" in caplog.text
+
+
+def test_a_version_that_holds_out_other_records_does_not_resume(micro, tmp_path, monkeypatch):
+    changes = STEPS | {"own__train": write(tmp_path / "train.csv", "ab" * 20)}
+    loop.train(micro(**changes), tmp_path / "run")
+    monkeypatch.setattr(own_held_out, "VERSION", 99)
+    with pytest.raises(InputError, match="held-out records of train.csv .* the version that start"):
+        loop.train(micro(**changes), tmp_path / "run")
