@@ -10,6 +10,7 @@ from gemma_encoder.evaluation import metrics
 from gemma_encoder.evaluation.class_scores import class_scores
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.evaluation.units import units_of_examples, units_of_queries
+from gemma_encoder.inputs.json_text import to_json
 
 TRAINING = "training labels"
 EVALUATED = "evaluated labels"
@@ -104,7 +105,7 @@ def details_file(folder: epath.Path, task: str, split: str) -> epath.Path:
 
 def write_details(folder: epath.Path, task: str, split: str, values: Mapping[str, Any]) -> None:
     """Writes the details of a task's split."""
-    details_file(folder, task, split).write_text(json.dumps(values, indent=1) + "\n")
+    details_file(folder, task, split).write_text(to_json(values, indent=1) + "\n")
 
 
 def read_details(folder: epath.Path, task: str, split: str, step: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ no value, and True as "True" where JSON has true.
 
 import decimal
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 # No leading zeros: "007" is a code. The limit keeps the decimal exact and the name short.
@@ -15,13 +16,13 @@ _NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]{0,17})(\.[0-9]{0,9})?|\.[0-9]{1,9})")
 def canonical_name(name: str) -> str:
     """Returns the form in which a class name is compared.
 
-    Numbers are equal by value ("1", "1.0" and "+1" are "1"), and truth values in any case. Any
-    other name is returned as it is.
+    Numbers are equal by value ("1", "1.0" and "+1" are "1"), truth values in any case, and letters
+    with accents in either form of Unicode. Any other name is returned as it is.
     """
     if name in ("True", "TRUE", "False", "FALSE"):
         return name.lower()
     if not _NUMBER.fullmatch(name):
-        return name
+        return unicodedata.normalize("NFC", name)
     value = decimal.Decimal(name)
     return format(value.normalize() if value else abs(value).quantize(1), "f")
 

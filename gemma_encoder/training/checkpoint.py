@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -14,6 +13,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights import native
 from gemma_encoder.weights.native import InferenceSpec, absolute
@@ -180,7 +180,7 @@ class Checkpoints:
                 runtime.write_whole(folder / "inference" / "inference.json", description)
                 if metrics:
                     (folder / "metrics").mkdir(exist_ok=True)
-                    runtime.write_whole(folder / "metrics" / "metrics", json.dumps(dict(metrics)))
+                    runtime.write_whole(folder / "metrics" / "metrics", to_json(dict(metrics)))
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"evaluation_of_step_{spec.step}")
             for info in self._manager._checkpoints:

@@ -78,6 +78,7 @@ def test_truth_values_in_any_case(tmp_path):
         ("100", "100"),
         ("007", "007"),
         ("1e3", "1e3"),
+        ("cafe\u0301", "caf\u00e9"),
         ("٣", "٣"),
         ("Truex", "Truex"),
         ("1.0.0", "1.0.0"),
