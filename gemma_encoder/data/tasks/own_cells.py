@@ -142,9 +142,18 @@ def _parse_number(
         expected = "a whole number" if whole else "a number"
         bound = f" of at least {least:g}" if least > -math.inf else ""
         raise InputError(
-            f"{where}: column {column!r} should contain {expected}{bound}, got {value!r}"
+            f"{where}: column {column!r} should contain {expected}{bound}, got {_shortened(value)}"
         )
     return result
+
+
+def _shortened(value: Any) -> str:
+    """Returns the repr of a value for messages; the first characters of a long one."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return "a number of too many digits"
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _present(values: Mapping[str, Any], column: str, where: str) -> Any:

@@ -278,3 +278,20 @@ def test_a_fractional_grade_is_refused_by_its_line(tmp_path, monkeypatch, suffix
     frame["label"] = [1.0, 0.0, 2.0, 0.0]  # whole, whatever their type
     write()
     assert registry.get("own", options).count("train") == 1
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["classification", "multi_label"])
+def test_a_class_with_the_separator_of_tables_is_refused(tmp_path, suffix, kind):
+    labels = [["a\x1fb"], ["c"]] if kind == "multi_label" else ["a\x1fb", "c"]
+    rows = [{"text": f"text {i}", "label": labels[i % 2]} for i in range(20)]
+    with pytest.raises(InputError, match=r"1: column 'label' contains a class with the control"):
+        source(write(tmp_path / f"t.{suffix}", rows), kind=kind)
+
+
+@pytest.mark.parametrize("value", ['"' + "a long text " * 99 + '"', "9" * 400])
+def test_long_values_are_shortened_in_messages(tmp_path, value):
+    (tmp_path / "t.jsonl").write_text(f'{{"text": "a", "label": {value}}}\n')
+    with pytest.raises(InputError, match="t.jsonl:1: .*should contain a number, got .*…$") as error:
+        source(tmp_path / "t.jsonl", kind="regression")
+    assert len(str(error.value)) < 200 + len(str(tmp_path))
