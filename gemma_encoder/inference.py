@@ -286,7 +286,13 @@ class Predictor:
         """
         if task is None:
             template = BARE
-            fields = [{"text": text} for text in as_list(texts, "texts")]
+            items = as_list(texts, "texts")
+            if items and isinstance(items[0], Mapping):
+                raise InputError(
+                    "texts with fields, such as a DataFrame's, need task=…, whose template they "
+                    'fill; or give the texts alone, e.g. frame["text"]'
+                )
+            fields = [{"text": text} for text in items]
         else:
             template = self.task(task).template
             fields = self.fields(task, texts)

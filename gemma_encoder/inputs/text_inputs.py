@@ -50,7 +50,7 @@ def with_field_names(task: Task, text: Mapping[str, Any]) -> Mapping[str, Any]:
 def named_fields(task: Task, text: Any, where: str) -> dict[str, str]:
     """Returns a string or tuple as a dictionary of the task's fields."""
     fields = task.template.fields
-    if not isinstance(text, str | Sequence):
+    if not isinstance(text, str | Sequence) or isinstance(text, bytes):
         raise InputError(
             f"{where}: expected a string, a dictionary of fields or a tuple of them, got "
             f"{type(text).__name__}"

@@ -4,8 +4,8 @@ Records with equal texts form a group, which is held out as a whole; texts that 
 spaces, tabs and line breaks are equal. Every class with at least two groups has one on each side;
 beyond that, classes are held out in proportion. If no class has two groups, groups are divided, and
 if no class has two records, records are held out whatever their class, each with a warning.
-Regression is stratified by quantiles of the target, several classes per row by the rarest of them;
-queries of a ranking are not stratified.
+Regression is stratified by quantiles of the target, several classes per row by the rarest of them,
+queries of a ranking by whether they have a relevant document and another one.
 
 The order of groups is that of a hash of their texts: the same on every host and for every seed, and
 few records change sides when a file grows. scikit-learn's `StratifiedGroupKFold` loops over groups
@@ -27,7 +27,7 @@ from gemma_encoder.data.tasks.own_task import LISTED_CLASSES
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
-VERSION = 1  # incremented when other records are held out
+VERSION = 2  # incremented when other records are held out
 BINS = 10  # quantiles of the target of a regression
 _FACTORS = [np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
 _IS_SPACE = np.zeros(256, bool)
@@ -69,17 +69,18 @@ class HeldOut:
             strata = labels.strata(fraction)
         else:
             groups = text_hashes(file.table, file.text_columns[:1])[queries.first_rows()]
-            strata = np.zeros(len(queries), np.int64)
+            strata = queries.has_both_labels(file.numeric_labels()).astype(np.int64)
+        cover = bool(task.classes) or queries is not None
         records = _mixed(np.arange(len(groups), dtype=np.uint64))
         no_strata = np.zeros_like(strata)
         attempts = (
-            (groups, strata, bool(task.classes)),
-            (records, strata, bool(task.classes)),
+            (groups, strata, cover),
+            (records, strata, cover),
             (groups, no_strata, False),
             (records, no_strata, False),
         )
-        for used_groups, used_strata, cover in attempts:
-            is_held_out = select_records(used_groups, used_strata, fraction, cover=cover)
+        for used_groups, used_strata, covers in attempts:
+            is_held_out = select_records(used_groups, used_strata, fraction, cover=covers)
             if is_held_out is not None:
                 break
         unit = "records" if queries is None else "queries"
@@ -179,11 +180,11 @@ def select_records(
     order = np.argsort(stratum, kind="stable")  # by stratum, then by hash
     bounds = np.searchsorted(stratum[order], np.arange(strata.max() + 2))
     counts = np.bincount(stratum, weights=sizes, minlength=len(bounds) - 1)
-    least = (np.diff(bounds) > 1).astype(int) if cover else 0
-    quotas = _quotas(counts * fraction, round(len(groups) * fraction), least)
+    is_divisible = np.diff(bounds) > 1  # a single group stays in training
+    quotas = _quotas(counts * fraction, round(len(groups) * fraction), is_divisible, cover)
     is_selected = np.zeros(len(sizes), bool)
     for first, last, quota in zip(bounds[:-1], bounds[1:], quotas, strict=True):
-        if quota and last - first > 1:  # a single group stays in training
+        if quota and last - first > 1:
             members = order[first:last]
             is_selected[members[_closest(sizes[members], quota)]] = True
     if cover:
@@ -204,14 +205,16 @@ def _rarest_strata(group: np.ndarray, strata: np.ndarray, num_groups: int) -> np
     return by_frequency[lowest]
 
 
-def _quotas(shares: np.ndarray, total: int, least: np.ndarray | int) -> np.ndarray:
+def _quotas(shares: np.ndarray, total: int, is_divisible: np.ndarray, cover: bool) -> np.ndarray:
     """Rounds shares [S] to whole numbers: the largest remainders up, up to the sum `total`.
 
-    Shares below `least` are rounded up to it, even if the sum then exceeds `total`.
+    With `cover`, the share of a divisible stratum is at least 1, even if the sum then exceeds
+    `total`. Those of other strata are rounded up last.
     """
-    result = np.maximum(np.floor(shares).astype(np.int64), least)
+    result = np.maximum(np.floor(shares).astype(np.int64), is_divisible & cover)
     missing = max(total - result.sum(), 0)
-    result[np.argsort(result - shares, kind="stable")[:missing]] += 1
+    order = np.argsort(np.where(is_divisible, result - shares, np.inf), kind="stable")
+    result[order[:missing]] += 1
     return result
 
 

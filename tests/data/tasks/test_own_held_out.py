@@ -196,3 +196,17 @@ def test_many_classes_are_listed_in_part(tmp_path, caplog):
     rows = [{"text": f"text {i}", "label": f"c{i % 50}"} for i in range(200)]
     source(write(tmp_path / "t.csv", rows))
     assert ", c25, c26 and 30 more" in caplog.text and "and 30 classes that are more" in caplog.text
+
+
+@pytest.mark.parametrize("relevant", [{3}, {6}, {3, 5}, {6, 7, 8}])
+def test_few_relevant_queries_are_on_both_sides(tmp_path, relevant):
+    rows = [
+        {"query": f"query {q}", "document": f"document {d}", "label": int(d == 0 and q in relevant)}
+        for q in range(60)
+        for d in range(3)
+    ]
+    made = source(write(tmp_path / "t.csv", rows), kind="ranking")
+    assert made.size("validation") == 6 and 1 <= made.size("train") <= len(relevant)
+    has_relevant = [any(e.label for e in record) for record in everything(made, "validation")]
+    assert made.size("train") + sum(has_relevant) == len(relevant)
+    assert any(has_relevant) == (len(relevant) > 1)
