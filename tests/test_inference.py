@@ -240,6 +240,15 @@ def test_warm_up_compiles_every_program_that_texts_need(predictor):
     assert fresh._encoder._forward._cache_size() == compiled
 
 
+def test_inputs_of_the_wrong_form_are_refused_in_words(predictor):
+    with pytest.raises(InputError, match="text 0: expected a string, .* got bytes"):
+        predictor.predict([b"a film"], "toy_sentiment")
+    frame = pytest.importorskip("pandas").DataFrame({"sentence": ["a film"]})
+    with pytest.raises(InputError, match='such as a DataFrame\'s, need task=.*frame."text".'):
+        predictor.embed(frame)
+    assert predictor.embed(frame, task="toy_sentiment").shape == (1, 32)
+
+
 def test_embeddings_are_pooled_states(predictor):
     bare = predictor.embed(["a fine film", "a dull one"])
     assert bare.shape == (2, 32) and bare.dtype == np.float32
