@@ -38,6 +38,21 @@ def print_line(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def shows_bars() -> bool:
+    """Returns True if stderr shows progress bars: in a notebook, or on a terminal with a size.
+
+    On a terminal of no size, such as that of a job or of `script`, tqdm writes nothing.
+    """
+    if "ipykernel" in sys.modules:
+        return True
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return all(os.get_terminal_size(sys.stderr.fileno()))
+    except (OSError, ValueError):  # the size is unknown, and tqdm assumes one
+        return True
+
+
 class Reporter:
     """Names the innermost activity when it begins, and again after each silence.
 

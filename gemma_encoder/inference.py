@@ -4,7 +4,6 @@ predictor = Predictor.load("runs/sst2")
 predictor.predict(["a fine film"], task="glue_sst2")
 """
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from gemma_encoder import runtime
+from gemma_encoder import activity, runtime
 from gemma_encoder.evaluation.certainty import Certainty
 from gemma_encoder.evaluation.columns import (
     check_column_names,
@@ -389,4 +388,4 @@ def _shows_progress(progress: bool | None) -> bool:
     """Returns True if progress bars are shown; by default on a terminal and in a notebook."""
     if progress is not None:
         return progress
-    return "ipykernel" in sys.modules or sys.stderr.isatty()
+    return activity.shows_bars()

@@ -5,6 +5,7 @@ written, they are converted to OUTPUT. Rerun an interrupted command to resume it
 input still begins with the same rows.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,6 +22,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from gemma_encoder import activity
 from gemma_encoder.data.files.texts import InputText, check_texts, is_blank, read_texts
 from gemma_encoder.evaluation.certainty import PLAIN, Certainty, is_abstention
 from gemma_encoder.evaluation.columns import (
@@ -157,8 +159,8 @@ def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, list]:
 
 def _check(source: pathlib.Path, texts: Iterator[InputText], task: Task, accept_blank: bool) -> int:
     """Checks the whole file and returns the number of blank texts."""
-    with _progress_bar("checking", 0) as bar:
-        count, num_blank = check_texts(texts, task, accept_blank, bar.update)
+    with _progress("checking", 0) as advance:
+        count, num_blank = check_texts(texts, task, accept_blank, advance)
     if not count:
         raise InputError(f"{source} has no text")
     return num_blank
@@ -187,15 +189,22 @@ def _report_abstentions(task: Task, certainty: Certainty, count: int, total: int
         )
 
 
-def _progress_bar(title: str, done: int) -> tqdm.tqdm:
-    return tqdm.tqdm(
-        desc=title,
-        initial=done,
-        unit=" texts",
-        delay=PROGRESS_DELAY,
-        dynamic_ncols=True,
-        disable=not sys.stderr.isatty(),
-    )
+@contextlib.contextmanager
+def _progress(title: str, done: int) -> Iterator[Callable[[int], object]]:
+    """Yields a function to call with numbers of texts: of a progress bar, else of an activity."""
+    if activity.shows_bars():
+        with tqdm.tqdm(
+            desc=title, initial=done, unit=" texts", delay=PROGRESS_DELAY, dynamic_ncols=True
+        ) as bar:
+            yield bar.update
+        return
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+
+    with activity.during(lambda: f"{title}, {done:,} texts done"):
+        yield advance
 
 
 class _Printed:
@@ -226,13 +235,13 @@ def _predict_chunks(
         write: takes a line and its text.
         done: number of texts before the first, for the progress bar.
     """
-    with _progress_bar("predicting", done) as bar:
+    with _progress("predicting", done) as advance:
         while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
             records = _records(predictor, task, chunk, certainty)
             for text, record in zip(chunk, records, strict=True):
                 write({**text.extra, **record}, text)
             yield chunk
-            bar.update(len(chunk))
+            advance(len(chunk))
 
 
 def _records(

@@ -1,6 +1,9 @@
 """Activities are named while a program writes nothing, by a clock that the tests move."""
 
+import os
+import sys
 import threading
+import types
 
 import pytest
 
@@ -129,6 +132,21 @@ def test_the_start_is_named_on_a_terminal_only(monkeypatch, is_terminal):
     monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
     with activity.reporting() as reporter, activity.starting("starting"):
         assert len(reporter._activities) == is_terminal
+
+
+@pytest.mark.parametrize(
+    ("size", "is_notebook", "shows"),
+    [((80, 24), False, True), ((0, 0), False, False), ((0, 0), True, True), (None, False, False)],
+)
+def test_bars_need_a_terminal_with_a_size(monkeypatch, size, is_notebook, shows):
+    """Terminals of jobs have none, and tqdm would write nothing, however long the run."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if is_notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: size is not None, raising=False)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    monkeypatch.setattr(os, "get_terminal_size", lambda descriptor: os.terminal_size(size))
+    assert activity.shows_bars() == shows
 
 
 def test_compiling_is_counted(clock):

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from gemma_encoder import activity
 from gemma_encoder import predict_file as bulk
 from gemma_encoder.data.files.rows import read_rows
 from gemma_encoder.data.files.texts import read_texts
@@ -172,6 +173,20 @@ def test_an_interrupted_run_resumes(predictor, task, tmp_path, monkeypatch, caps
     assert (tmp_path / target).read_bytes() == (tmp_path / f"whole-{target}").read_bytes()
     assert (f"resuming after {5 * chunks} texts" in capsys.readouterr().err) == bool(chunks)
     assert not part.exists() and not (tmp_path / f"{target}.part.json").exists()
+
+
+def test_progress_is_named_where_no_bar_is(predictor, task, tmp_path, monkeypatch):
+    activities = []
+    records = bulk._records
+
+    def recorded(*arguments):
+        activities.append(str(activity.current()._activities[-1]))
+        return records(*arguments)
+
+    monkeypatch.setattr(bulk, "_records", recorded)
+    with activity.reporting():
+        bulk.predict_file(predictor, task, write(tmp_path, "in.txt"), tmp_path / "out.csv")
+    assert activities == [f"predicting, {done} texts done" for done in range(0, 24, 5)]
 
 
 def test_a_partial_output_is_not_mixed_with_other_texts(predictor, task, tmp_path, monkeypatch):

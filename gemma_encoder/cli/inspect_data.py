@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gemma_encoder import runtime
+from gemma_encoder import activity, runtime
 from gemma_encoder.cli import commandline, inspect
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -68,7 +68,8 @@ def _main(argv: Sequence[str]) -> int:
     flags.whole("seed", "Seed of the order of records and of the sample.", default=0)
     flags.text("tokenizer", "Tokenizer, as config.tokenizer; only without --config.", "small")
     flags.whole("max_length", "Tokens per text; only without --config.", default=128)
-    settings = _settings(flags, argv)
+    with activity.during("reading the data"):
+        settings = _settings(flags, argv)
     split = flags["split"] or _first_split(settings.source)
     for line in data_report(settings, split, flags["n"], flags["sample"], flags["seed"]):
         print(line)
@@ -152,13 +153,16 @@ def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) 
     if task.kind.has_range:
         yield from _entry("range", task.kind.describe(task))
     yield from _entry("metrics", ", ".join(task.metrics))
-    yield from _unmet_requirements(source, split)
+    with activity.during("reading the labels"):
+        unmet = list(_unmet_requirements(source, split))
+    yield from unmet
     yield from _entry(
         "tokenizer",
         f"{settings.tokenizer.name}, {settings.tokenizer.vocab_size:,} pieces; "
         f"at most {settings.max_length} tokens per text",
     )
-    texts = _texts(settings, split, min(sample or count, count), seed)
+    with activity.during("tokenizing the texts"):
+        texts = _texts(settings, split, min(sample or count, count), seed)
     for record in range(min(n, count)):
         yield from _show([text for text in texts if text.record == record], record, settings)
     if n and texts:

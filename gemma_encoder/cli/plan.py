@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from gemma_encoder import runtime
+from gemma_encoder import activity, runtime
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
@@ -51,7 +51,8 @@ def _main(argv: Sequence[str]) -> int:
 def _plan(config: ml_collections.ConfigDict, flags: commandline.Flags):
     from gemma_encoder.launch.plan import make_plan
 
-    plan = make_plan(config, flags["topology"], flags["slices"])
+    with activity.during("compiling for the topology"):
+        plan = make_plan(config, flags["topology"], flags["slices"])
     print("\n".join(plan.lines()))
     if not plan.fits:
         print(

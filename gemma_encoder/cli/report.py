@@ -10,7 +10,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from gemma_encoder import runtime
+from gemma_encoder import activity, runtime
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -41,9 +41,10 @@ def _main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     runtime.require_training()  # metrics and confidence intervals are recomputed
-    from gemma_encoder.report import render_report
+    with activity.during("computing the report"):
+        from gemma_encoder.report import render_report
 
-    page = render_report(arguments.workdirs)
+        page = render_report(arguments.workdirs)
     try:
         arguments.output.write_text(page, encoding="utf-8")
     except OSError as error:

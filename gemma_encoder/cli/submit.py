@@ -11,6 +11,7 @@ it is complete.
 import argparse
 from collections.abc import Sequence
 
+from gemma_encoder import activity
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -31,7 +32,8 @@ def _main(argv: Sequence[str]) -> int:
     if arguments.command == "make":
         path = epath.Path(arguments.output)
         benchmark = arguments.benchmark
-        content = submission.make_submission(benchmark, arguments.workdirs)
+        with activity.during("reading the predictions"):
+            content = submission.make_submission(benchmark, arguments.workdirs)
     else:
         path = epath.Path(arguments.submission)
         if not path.exists():

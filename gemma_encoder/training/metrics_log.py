@@ -140,7 +140,7 @@ class Progress:
         self._bar = None
         if reporter := activity.current():
             reporter.announces = True
-        if not self._quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        if not self._quiet and activity.shows_bars():
             self._bar = tqdm.tqdm(
                 total=total,
                 initial=done,
