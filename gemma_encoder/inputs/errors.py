@@ -62,7 +62,9 @@ def one_line(error: Exception) -> str:
 
     If the message quotes a traceback, only its last line is returned, without the exception's name.
     """
-    text = str(error.args[0] if error.args else error).strip()
+    # The first argument of an error of the system is its number.
+    quotes_message = error.args and not isinstance(error, OSError)
+    text = str(error.args[0] if quotes_message else error).strip()
     if "Traceback" in text or isinstance(error, OSError):
         last = text.splitlines()[-1].strip()
         return re.sub(r"^[\w.]+(Error|Exception): ", "", last)

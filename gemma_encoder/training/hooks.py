@@ -117,18 +117,23 @@ class Hooks:
 
     @contextlib.contextmanager
     def _guard(self, hook: Hook, event: str, run: "Run") -> Iterator[None]:
-        """Saves the state if a hook fails, and names a user's hook in the error."""
+        """Saves the state if a hook fails; names a user's hook, or the file that failed."""
         try:
             yield
         except Exception as error:
             run.rescue()
-            if not any(hook is user_hook for user_hook in self._users):
+            is_users = any(hook is user_hook for user_hook in self._users)
+            if not is_users and not isinstance(error, OSError):  # InputError, or a bug of ours
                 raise
-            name = type(hook).__name__
             step = run.checkpoints.latest_step()
             saved = "no step is saved" if step is None else f"step {step} is saved"
+            if not is_users:
+                raise InputError(
+                    f"step {run.step}: {described(error)}; {saved} in {run.workdir}; free disk "
+                    "space or restore the file, then rerun the same command"
+                ) from error
             raise InputError(
-                f"hook {name} failed in {event} at step {run.step}{_line(error)}: "
+                f"hook {type(hook).__name__} failed in {event} at step {run.step}{_line(error)}: "
                 f"{described(error)}; {saved} in {run.workdir}; "
                 "fix the hook and rerun the same command"
             ) from error

@@ -1,8 +1,10 @@
 """InputError, and the message for an unknown name."""
 
+import errno
+
 import pytest
 
-from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.errors import InputError, one_line, unknown
 
 
 def test_unknown_names_the_nearest_and_every_valid_name():
@@ -49,3 +51,12 @@ def test_only_the_last_component_of_a_path_is_compared():
 
 def test_a_notebook_shows_one_line():
     assert InputError("a is not b")._render_traceback_() == ["InputError: a is not b"]
+
+
+def test_an_error_of_the_system_is_its_message():
+    error = OSError(errno.ENOSPC, "No space left on device", "runs/a")
+    assert one_line(error) == "[Errno 28] No space left on device: 'runs/a'"
+    assert one_line(OSError("Traceback (most recent call last):\nValueError: no such model")) == (
+        "no such model"
+    )
+    assert one_line(KeyError("name")) == "name"

@@ -1,5 +1,7 @@
 """Hooks: order of calls, users' hooks, failing hooks, and stopping a run."""
 
+import errno
+
 import jax
 import numpy as np
 import pytest
@@ -208,20 +210,34 @@ def test_a_failing_hook_is_named_and_the_steps_are_saved(
     jax.tree.map(np.testing.assert_array_equal, *final)
 
 
-def test_an_evaluation_that_raises_loses_no_step(micro, tmp_path, straight, monkeypatch):
+@pytest.mark.parametrize(
+    ("failure", "shown", "message"),
+    [
+        (KeyError("accuracy"), KeyError, "accuracy"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "predictions/t.jsonl"),
+            InputError,
+            "step 4: OSError: .*No space left on device: 'predictions/t.jsonl'; step 4 is saved in "
+            ".*; free disk space .* then rerun",
+        ),
+    ],
+)
+def test_an_evaluation_that_raises_loses_no_step(
+    micro, tmp_path, straight, monkeypatch, failure, shown, message
+):
     """The checkpoint is saved without a value, and the evaluation is caught up on."""
     config = micro(**EVALUATED)
     run = evaluator.Evaluator.run
 
     def broken(self, parameters, step, write=None):
         if step == 4:
-            raise KeyError("accuracy")
+            raise failure
         return run(self, parameters, step, write)
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluator.Evaluator, "run", broken)
         for _ in range(2):  # once in training, once on catching up
-            with pytest.raises(KeyError, match="accuracy"):
+            with pytest.raises(shown, match=message):
                 loop.train(config, tmp_path)
             assert native.checkpoint_steps(tmp_path) == [4]
             checkpoints = Checkpoints(tmp_path)
