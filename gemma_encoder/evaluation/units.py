@@ -34,12 +34,14 @@ class Units:
         weighted: functions by name, each from weights [R, n] of the units to the metric's values
             [R], for the metrics that take weights.
         bounds: worst and best value by name, see `bootstrap.bounds`.
+        effective: `bootstrap.effective_units` by name; all units for names that are missing.
     """
 
     units: list[str]
     metrics: dict[str, Callable[[np.ndarray], float]]
     weighted: dict[str, Callable[[np.ndarray], np.ndarray]]
     bounds: dict[str, bootstrap.Bounds | None]
+    effective: dict[str, float] = dataclasses.field(default_factory=dict, kw_only=True)
 
     def resampled(self, metric: str) -> np.ndarray:
         """Returns the metric on each resample of the units, [R]."""
@@ -50,9 +52,21 @@ class Units:
 
     def interval(self, metric: str) -> bootstrap.Interval:
         """Returns the metric with its 95 % interval."""
-        count = len(self.units)
-        value = self.metrics[metric](np.arange(count))
-        return bootstrap.interval(value, self.resampled(metric), count, self.bounds[metric])
+        value = self.metrics[metric](np.arange(len(self.units)))
+        return self.interval_of(metric, value, self.resampled(metric))
+
+    def interval_of(self, metric: str, value: float, resampled: np.ndarray) -> bootstrap.Interval:
+        """Returns the interval of a metric's value from its resampled values [R].
+
+        The calibration error has none: resampling adds to it, so that most resampled values exceed
+        the value itself; `calibration.noise_floor` tells what chance adds.
+        """
+        if metrics.plain_name(metric) == "calibration_error":
+            return bootstrap.Interval(value, np.nan, np.nan)
+        units = self.effective.get(metric, len(self.units))
+        limits = self.bounds[metric]
+        mass = 0.0 if limits is None else bootstrap.prior_mass(value, resampled, units, limits)
+        return bootstrap.interval(value, resampled, units, limits, mass)
 
 
 def units_of_queries(
@@ -128,7 +142,13 @@ def units_of_examples(
             weighted[logged_name] = functools.partial(
                 _of_weights, metric, groups, labels, predictions
             )
-    return Units(list(units), functions, weighted, _bounds(names))
+    effective = {}
+    if kind.has_classes and not any(table.query_ids):
+        effective = {
+            logged_name: bootstrap.effective_units(metric, labels, predictions)
+            for logged_name, metric in names.items()
+        }
+    return Units(list(units), functions, weighted, _bounds(names), effective=effective)
 
 
 def _of_drawn(

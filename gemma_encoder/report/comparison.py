@@ -16,15 +16,16 @@ from gemma_encoder.weights.card import CHANCE_NOTE, COUNTS, FIRST_STAGE, chance_
 NONE = "—"  # shown if the predictions on disk do not allow an interval
 _INTERVAL_COLUMN = 5
 NOTE = (
-    f"Intervals: Bayesian bootstrap with {bootstrap.RESAMPLES:,} resamples of units. Units are "
-    "examples, or the questions, pairs or queries that a metric groups them by. A prior mass of "
-    f"{bootstrap.PRIOR} units at the metric's worst and best value keeps an interval from "
-    "collapsing where all units agree; for accuracy it is the interval of "
-    f"Beta(k + {bootstrap.PRIOR}, n − k + {bootstrap.PRIOR}). Metrics without a worst or best "
-    "value, such as perplexity, have a plain percentile interval. Intervals reflect the sampling "
-    "of the test set, not the variance between seeds. Differences are paired: both runs use the "
-    "same resamples. A difference of zero still has an interval: on other examples of the same "
-    "kind the runs may differ by so much."
+    f"Intervals: Bayesian bootstrap with {bootstrap.RESAMPLES:,} resamples of units, fewer of "
+    "many. Units are examples, or the questions, pairs or queries that a metric groups them "
+    f"by. A prior mass of {bootstrap.PRIOR} units at the metric's worst and best value, less where "
+    "values lie close together, keeps an interval from collapsing where all units agree; for "
+    f"accuracy it is the interval of Beta(k + {bootstrap.PRIOR}, n − k + {bootstrap.PRIOR}). "
+    "Metrics without a worst or best value, such as perplexity, have a plain percentile interval; "
+    "the calibration error has none, since resampling raises it: see its noise floor. Intervals "
+    "reflect the sampling of the test set, not the variance between seeds. Differences are paired: "
+    "both runs use the same resamples. A difference of zero still has an interval: on other "
+    "examples of the same kind the runs may differ by so much."
 )
 NO_PREDICTIONS = " No predictions match these values; run gemma-encoder evaluate to write them."
 
@@ -33,31 +34,29 @@ NO_PREDICTIONS = " No predictions match these values; run gemma-encoder evaluate
 class _Estimate:
     """A metric of one run on one split, and its values on bootstrap resamples of the units."""
 
-    units: list[str]
+    scored: Scored
+    metric: str
     value: float
     resampled: np.ndarray
-    bounds: bootstrap.Bounds | None
 
     @classmethod
     def of(cls, scored: Scored, metric: str) -> "_Estimate":
-        statistic = scored.metrics[metric]
-        count = len(scored.units)
-        value = statistic(np.arange(count))
-        return cls(scored.units, value, scored.resampled(metric), scored.bounds[metric])
+        value = scored.metrics[metric](np.arange(len(scored.units)))
+        return cls(scored, metric, value, scored.resampled(metric))
 
     def interval(self) -> str:
-        interval = bootstrap.interval(self.value, self.resampled, len(self.units), self.bounds)
+        interval = self.scored.interval_of(self.metric, self.value, self.resampled)
         return f"{interval.low:.3f} to {interval.high:.3f}" if interval.exists else NONE
 
     def difference_to(self, base: "_Estimate | None") -> str:
         """Returns the paired difference; NONE if the base is missing or has other units."""
-        if base is None or base.units != self.units:
+        if base is None or base.scored.units != self.scored.units:
             return NONE
         change = bootstrap.interval(
             self.value - base.value,
             self.resampled - base.resampled,
-            len(self.units),
-            bootstrap.bounds_of_difference(self.bounds),
+            len(self.scored.units),
+            bootstrap.bounds_of_difference(self.scored.bounds[self.metric]),
         )
         if not change.exists:
             return f"{change.value:+.3f}"

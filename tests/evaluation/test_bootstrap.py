@@ -12,20 +12,26 @@ CASES = [(units, share) for units in (50, 200) for share in (0.5, 0.9, 0.99)]
 DRAWS = 2000
 
 
-def intervals(values, limits):
+def estimate(value, resampled, units, limits):
+    """Returns the interval of a metric of a model."""
+    mass = bootstrap.prior_mass(value, resampled, units, limits)
+    return bootstrap.interval(value, resampled, units, limits, mass)
+
+
+def intervals(values, limits, of=estimate):
     """Returns the intervals of the means of draws [D, n]."""
     count = values.shape[1]
     weights = bootstrap.weights(count)
     resampled = weights @ values.T.astype(np.float32) / weights.sum(axis=1, keepdims=True)
     return [
-        bootstrap.interval(drawn.mean(), means, count, limits)
+        of(drawn.mean(), means, count, limits)
         for drawn, means in zip(values, resampled.T, strict=True)
     ]
 
 
-def coverage(values, truth, limits):
+def coverage(values, truth, limits, of=estimate):
     """Returns the share of draws [D, n] whose interval contains the true mean."""
-    return np.mean([low <= truth <= high for _, low, high in intervals(values, limits)])
+    return np.mean([low <= truth <= high for _, low, high in intervals(values, limits, of)])
 
 
 @pytest.mark.parametrize(("units", "share"), CASES)
@@ -71,7 +77,7 @@ def test_intervals_of_differences_contain_the_truth(units, gained, lost):
     draws = np.random.default_rng(1).random((DRAWS, units))
     difference = (draws < gained).astype(float) - (draws > 1 - lost)
     limits = bootstrap.bounds_of_difference(bootstrap.bounds("accuracy"))
-    assert coverage(difference, gained - lost, limits) >= 0.93
+    assert coverage(difference, gained - lost, limits, bootstrap.interval) >= 0.93
 
 
 def test_intervals_of_reciprocal_ranks_contain_the_truth():
@@ -92,6 +98,70 @@ def test_examples_of_a_group_count_as_one_unit():
         _, low, high = bootstrap.interval(right.mean(), values, 100, (0.0, 1.0))
         covered.append(low <= 0.9 <= high)
     assert np.mean(covered) >= 0.9  # 80 % if answers were taken for independent ones, or less
+
+
+def rare_class(rng, units):
+    labels = (rng.random(units) < 0.02).astype(int)
+    wrong = rng.random(units) < np.where(labels == 1, 0.1, 0.002)
+    return labels, np.where(wrong, 1 - labels, labels)
+
+
+def correlated(rng, units):
+    targets = rng.normal(size=units)
+    return targets, 0.98 * targets + np.sqrt(1 - 0.98**2) * rng.normal(size=units)
+
+
+@pytest.mark.parametrize(
+    ("name", "draw", "units", "widest"),
+    [
+        ("pearson", correlated, 100, 0.03),
+        ("f1", rare_class, 500, 0.4),
+        ("macro_f1", rare_class, 500, 0.2),
+        ("matthews_correlation", rare_class, 500, 0.4),
+    ],
+)
+def test_other_metrics_have_intervals_of_their_variance(name, draw, units, widest):
+    """Of high correlations and rare classes, with some room for the bootstrap's own error."""
+    rng = np.random.default_rng(4)
+    metric = resampled_metrics.METRICS[name]
+    limits = bootstrap.bounds(name)
+    many = draw(rng, 500_000)
+    truth = metric(np.ones((1, 500_000), np.float32), *many)[0]
+    covered = []
+    widths = []
+    for _ in range(100):
+        drawn = draw(rng, units)
+        value = metric(np.ones((1, units), np.float32), *drawn)[0]
+        resampled = metric(bootstrap.weights(units, resamples=300), *drawn)
+        effective = bootstrap.effective_units(name, *drawn)
+        _, low, high = estimate(value, resampled, effective, limits)
+        covered.append(low <= truth <= high)
+        widths.append(high - low)
+    assert np.mean(covered) >= 0.89
+    assert np.mean(widths) <= widest
+
+
+def test_values_close_together_have_little_prior_mass():
+    """Seventy-five queries with nDCG of 0.01 to 0.1: the interval is that of their mean."""
+    values = np.random.default_rng(5).beta(2, 40, (300, 75))
+    assert coverage(values, 2 / 42, (0.0, 1.0)) >= 0.91
+    assert np.mean([high - low for _, low, high in intervals(values, (0.0, 1.0))]) < 0.02
+
+
+def test_perfect_f1_of_ten_among_a_thousand_is_not_certain():
+    labels = (np.arange(1000) < 10).astype(int)
+    assert bootstrap.effective_units("f1", labels, labels) == 10
+    interval = estimate(1.0, np.ones(1000), 10, (0.0, 1.0))
+    assert interval.low < 0.85 and interval.high == 1
+    assert bootstrap.effective_units("macro_f1", labels, labels) == pytest.approx(39.6)
+    assert bootstrap.effective_units("accuracy", labels, labels) == 1000
+
+
+def test_large_splits_have_fewer_resamples():
+    def count(units):
+        return len(bootstrap.weighted(lambda weights: weights[:, 0], units))
+
+    assert count(10) == bootstrap.RESAMPLES and count(40_000) == 500
 
 
 ALL = sorted(ranking.METRICS) + sorted({n for names in metrics.METRICS.values() for n in names})
