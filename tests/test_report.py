@@ -226,7 +226,7 @@ def test_undefined_metrics_are_reported(tmp_path):
     run = write_run(tmp_path / "run", [moods([0, 1], [0.2, 0.8])])
     path = run / "metrics.jsonl"
     path.write_text(re.sub(r'"f1": [\d.]+', '"f1": null', path.read_text()))
-    assert "nan" in Page(report.render_report([run])).text
+    assert "undefined" in Page(report.render_report([run])).text
 
 
 def test_metrics_stand_beside_chance_and_classes_have_scores(tmp_path):

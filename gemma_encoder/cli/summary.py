@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.number_text import format_number
 
 if TYPE_CHECKING:
     from gemma_encoder.evaluation.predictions import Predictions
@@ -41,7 +42,7 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
     if outcome.best and outcome.best[0] != outcome.step:
         best_step, best_value = outcome.best
         best_checkpoint = outcome.checkpoint.parent / str(best_step)
-        lines.append(f"best checkpoint: {best_checkpoint}, {best_value:.3f}")
+        lines.append(f"best checkpoint: {best_checkpoint}, {format_number(best_value)}")
     if outcome.seconds:
         lines.append(f"training took {outcome.seconds:.0f} s, without evaluation and checkpointing")
     task, predictions = next(iter(outcome.predictions.items()))
@@ -75,10 +76,13 @@ def _metric_lines(outcome: "TrainingResult", split: str) -> Iterator[str]:
         bounds = _by_metric(outcome.predictions[name], split, details.intervals_of)
         for metric, value in values.items():
             label = f"{metric} ↓" if lowest_is_best(metric) else metric
-            shown = (f"{other[metric]:.3f}" if metric in other else "-" for other in columns)
-            interval = details.format_bounds(bounds[metric]) if metric in bounds else "-"
+            shown = (
+                details.format_metric(metric, other[metric]) if metric in other else "-"
+                for other in columns
+            )
+            interval = details.format_bounds(metric, bounds[metric]) if metric in bounds else "-"
             cells = " ".join([f"{interval:>17}", *(f"{cell:>11}" for cell in shown)])
-            yield f"{name:<{width}} {label:<24} {value:>10.3f} {cells}"
+            yield f"{name:<{width}} {label:<24} {details.format_metric(metric, value):>10} {cells}"
         if not values:
             yield f"{name:<{width}} predictions only: the {split} split has no labels"
     if any(outcome.metrics.values()):
@@ -102,11 +106,19 @@ def _class_lines(outcome: "TrainingResult") -> Iterator[str]:
             yield ""
             yield f"{title:<{width}} {'precision':>10} {'recall':>10} {'F1':>10} {'support':>10}"
             for label, *values in rows:
-                shown = label if len(label) <= width else f"{label[: width - 1]}…"
+                shown = _shortened(label, width)
                 yield f"{shown:<{width}} {' '.join(f'{value:>10}' for value in values)}"
             if note := class_scores.others_note(len(scores)):
                 file = f"predictions/{name}.{of_split.split}.metrics.json"
                 yield f"{note} classes in {file}"
+
+
+def _shortened(name: str, width: int) -> str:
+    """Leaves out the middle of a long name: such names often differ only at the end."""
+    if len(name) <= width:
+        return name
+    end = (width - 1) // 2
+    return f"{name[: width - 1 - end]}…{name[-end:]}"
 
 
 def _example_lines(outcome: "TrainingResult") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Details of an evaluation: chance values beside metrics, and scores of each class."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from gemma_encoder.evaluation.class_scores import class_scores
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.evaluation.units import units_of_examples, units_of_queries
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.number_text import format_number
 
 TRAINING = "training labels"
 EVALUATED = "evaluated labels"
@@ -62,15 +64,29 @@ def _compute_intervals(predictions: Predictions) -> dict[str, list[float]]:
         return {}
     intervals = {name: units.interval(name) for name in units.weighted}
     return {
-        name: [round(interval.low, 6), round(interval.high, 6)]
+        name: [float(f"{bound:.6g}") for bound in (interval.low, interval.high)]
         for name, interval in intervals.items()
         if interval.exists
     }
 
 
-def format_bounds(bounds: Sequence[float]) -> str:
-    """Formats the bounds of an interval."""
-    return f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+def format_metric(name: str, value: float | None, sign: str = "") -> str:
+    """Formats a metric, errors of a regression in any unit; "undefined" for null and NaN.
+
+    Args:
+        name: logged name of the metric.
+        value: its value, a bound, or a difference.
+        sign: "+" for a sign in front of positive values, too.
+    """
+    if value is None or math.isnan(value):
+        return "undefined"
+    in_units = metrics.plain_name(name) in ("mae", "rmse")
+    return format_number(value, sign) if in_units else f"{value:{sign}.3f}"
+
+
+def format_bounds(name: str, bounds: Sequence[float]) -> str:
+    """Formats the bounds of a metric's interval."""
+    return " to ".join(format_metric(name, bound) for bound in bounds)
 
 
 def describe(predictions: Predictions, step: int, values: Mapping[str, float]) -> dict[str, Any]:

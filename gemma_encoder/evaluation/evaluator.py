@@ -50,7 +50,9 @@ class Evaluation(NamedTuple):
         """Formats all metrics on one line."""
         tasks = []
         for task, values in self.metrics.items():
-            metrics = " ".join(f"{name} {value:.3f}" for name, value in values.items())
+            metrics = " ".join(
+                f"{name} {details.format_metric(name, value)}" for name, value in values.items()
+            )
             tasks.append(f"{task} {metrics or '(no labels)'}")
         return "  ".join(tasks)
 

@@ -205,10 +205,7 @@ def plain_name(name: str) -> str:
 
 
 def lowest_is_best(name: str) -> bool:
-    """Returns True if lower values of the metric are better.
-
-    `name` may have a part of the split as suffix.
-    """
+    """Returns True if lower values of the metric, maybe with a part's suffix, are better."""
     return plain_name(name) in LOWEST_IS_BEST
 
 
@@ -374,7 +371,8 @@ def baseline(task: Task, table: ExampleTable, constant: Any = None) -> dict[str,
         constant = task.kind.baseline(task, table.labels)
     if constant is None:
         return {}
-    outputs = np.stack([np.asarray(constant, np.float32)] * len(table.labels))
+    row = np.asarray(constant, np.float32 if np.ndim(constant) else np.float64)
+    outputs = np.broadcast_to(row, (len(table.labels), *row.shape))
     return compute_metrics(task, outputs, table)
 
 

@@ -97,9 +97,7 @@ def matthews_correlation(
     return np.divide(covariance, scale, out=np.zeros_like(covariance), where=varies)
 
 
-def quadratic_weighted_kappa(
-    counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray
-) -> np.ndarray:
+def kappa(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Returns Cohen's kappa with squared distances, [R]; 0 if both sides are one class.
 
     1 − E[(label − prediction)²] / E[(label − another example's prediction)²].
@@ -196,7 +194,7 @@ METRICS: dict[str, Weighted] = {
     "f1a": f1,
     "macro_f1": macro_f1,
     "matthews_correlation": matthews_correlation,
-    "quadratic_weighted_kappa": quadratic_weighted_kappa,
+    "quadratic_weighted_kappa": kappa,
     "mean_absolute_error": mae,
     "pearson": pearson,
     "spearman": spearman,

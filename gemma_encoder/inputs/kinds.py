@@ -25,6 +25,7 @@ from gemma_encoder.inputs.kind import (
     names,
     register,
 )
+from gemma_encoder.inputs.number_text import format_label, format_number
 from gemma_encoder.inputs.uncertainty import ResidualUncertainty
 
 __all__ = ["Kind", "cumulative_logits", "get", "names", "register"]
@@ -251,16 +252,16 @@ class Regression(ResidualUncertainty, Kind):
         return task.scale(label)
 
     def postprocess(self, task, scores):
-        return task.unscale(scores[:, 0])
+        """Returns targets, [N] float64: at 1.7 billion, float32 has steps of 128."""
+        return task.unscale(np.asarray(scores[:, 0], np.float64))
 
     def output_scale(self, task):
         """Returns the map from [0, 1] to the task's own units."""
-        low, high = task.label_range
-        return high - low, low
+        return task.label_range[1] - task.label_range[0], task.label_range[0]
 
     def baseline(self, task, labels):
         """Returns the mean label."""
-        return np.float32(np.mean(labels))
+        return np.mean(labels, dtype=np.float64)
 
     def initial_score(self, task, constant):
         """Returns the scaled constant, so that training starts at the mean target."""
@@ -269,24 +270,28 @@ class Regression(ResidualUncertainty, Kind):
         return (min(max(float(constant), low), high) - low) / (high - low)
 
     def describe(self, task):
-        return "{:g} to {:g}".format(*task.label_range)
+        return " to ".join(map(format_label, task.label_range))
+
+    def show(self, task, output):
+        return format_number(output)
+
+    def show_label(self, task, label):
+        return format_label(label)
 
     def severity(self, task, outputs, labels):
         """Returns the absolute error."""
         return np.abs(outputs - np.array(labels))
 
     def mistake(self, task, line):
-        label = line["label"]
-        prediction = line["prediction"]
-        return f"{label:g}", f"{prediction:.3f}", f"{prediction - label:+.3f}"
+        error = line["prediction"] - line["label"]
+        prediction = format_number(line["prediction"])
+        return format_label(line["label"]), prediction, format_number(error, "+")
 
     def summarize_labels(self, task, labels):
         values = np.array(labels)
-        spread = f"standard deviation {values.std():.3g}"
-        return (
-            "targets",
-            f"mean {values.mean():.3g}, {spread}, from {values.min():g} to {values.max():g}",
-        )
+        span = f"from {format_label(values.min())} to {format_label(values.max())}"
+        mean = format_number(values.mean())
+        return "targets", f"mean {mean}, standard deviation {format_number(values.std())}, {span}"
 
 
 class Ranking(Kind):

@@ -88,10 +88,14 @@ class Calibration:
             for level, value in zip(LEVELS, self.thresholds, strict=False)
             if value is not None
         ]
-        conformal = f", conformal levels {levels[0]:g} to {levels[-1]:g}" if levels else ""
+        span = (
+            " to ".join(f"{level:g}" for level in sorted({levels[0], levels[-1]})) if levels else ""
+        )
+        conformal = f", conformal level{'s' if ' to ' in span else ''} {span}" if span else ""
+        examples = f"{self.examples:,} example{'' if self.examples == 1 else 's'}"
         return (
-            f"temperature {self.temperature:.3g}{conformal}; fitted on {self.examples:,} examples "
-            f"of {self.split} at step {self.step:,}"
+            f"temperature {self.temperature:.3g}{conformal}; fitted on {examples} of {self.split} "
+            f"at step {self.step:,}"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.evaluation import bootstrap
+from gemma_encoder.evaluation.details import format_bounds, format_metric
 from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.report.markup import html_table
 from gemma_encoder.report.runs import RunFiles
@@ -46,7 +47,7 @@ class _Estimate:
 
     def interval(self) -> str:
         interval = self.scored.interval_of(self.metric, self.value, self.resampled)
-        return f"{interval.low:.3f} to {interval.high:.3f}" if interval.exists else NONE
+        return format_bounds(self.metric, interval[1:]) if interval.exists else NONE
 
     def difference_to(self, base: "_Estimate | None") -> str:
         """Returns the paired difference; NONE if the base is missing or has other units."""
@@ -58,9 +59,8 @@ class _Estimate:
             len(self.scored.units),
             bootstrap.bounds_of_difference(self.scored.bounds[self.metric]),
         )
-        if not change.exists:
-            return f"{change.value:+.3f}"
-        return f"{change.value:+.3f} ({change.low:+.3f} to {change.high:+.3f})"
+        value, low, high = (format_metric(self.metric, item, "+") for item in change)
+        return f"{value} ({low} to {high})" if change.exists else value
 
 
 def metrics_section(runs: Sequence[RunFiles], scored: Mapping[str, Sequence[Scored]]) -> str:
@@ -126,10 +126,10 @@ def _rows(
                 base = estimate
             else:
                 difference = estimate.difference_to(base)
-        value = f"{line[metric]:.3f}"
+        value = format_metric(metric, line[metric])
         differences = [difference] if compared else []
         others = [
-            f"{values[metric]:.3f}" if metric in values else NONE
+            format_metric(metric, values[metric]) if metric in values else NONE
             for field in ("chance", "first_stage")
             for values in [chance_values(run.details(task, split), split, field)]
         ]

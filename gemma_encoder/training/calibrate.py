@@ -122,7 +122,8 @@ def _fit(predictions: Sequence[Predictions], step: int) -> tuple[Calibration, st
     fitted = calibration.calibrate(task, split, scores, labels, step)
     note = f"calibrated {task.name}: {fitted.describe()}"
     if len(labels) < FEW:
-        note += f"\n  {len(labels)} examples are few: temperature and thresholds are rough"
+        few = "1 example is" if len(labels) == 1 else f"{len(labels)} examples are"
+        note += f"\n  {few} few: temperature and thresholds are rough"
     if calibration.has_probabilities(task):
         note += f"\n  {_quality_line(task, fitted, scores, labels)}"
     return fitted, note

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from gemma_encoder.evaluation import class_scores
-from gemma_encoder.evaluation.details import format_bounds
+from gemma_encoder.evaluation.details import format_bounds, format_metric
+from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.weights.backbone import size_name
@@ -73,10 +74,21 @@ def metric_table(spec: InferenceSpec) -> tuple[tuple[str, ...], list[tuple[str, 
         others = [chance_values(of_task, split, field) for field in ("chance", "first_stage")]
         for name, value in line.items():
             if name not in COUNTS:
-                interval = format_bounds(bounds[name]) if name in bounds else ""
-                shown = (f"{values[name]:.3f}" if name in values else "" for values in others)
+                label = f"{name} ↓" if lowest_is_best(name) else name
+                interval = format_bounds(name, bounds[name]) if name in bounds else ""
+                shown = (
+                    format_metric(name, values[name]) if name in values else "" for values in others
+                )
                 examples = str(line.get("examples", ""))
-                row = (line["task"], split, name, _metric(value), interval, *shown, examples)
+                row = (
+                    line["task"],
+                    split,
+                    label,
+                    format_metric(name, value),
+                    interval,
+                    *shown,
+                    examples,
+                )
                 rows.append(row)
     column = METRIC_COLUMNS.index(FIRST_STAGE)
     if any(row[column] for row in rows):
@@ -114,11 +126,6 @@ def class_tables(spec: InferenceSpec) -> list[tuple[str, list[tuple[str, ...]]]]
                 shown = class_scores.selected_classes(scores)
                 tables.append((title, class_scores.format_scores(shown)))
     return tables
-
-
-def _metric(value: float | None) -> str:
-    """Formats a metric; null and NaN mean that it is undefined, like a constant's correlation."""
-    return "undefined" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def task_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str]]:

@@ -95,3 +95,11 @@ def test_many_classes_are_cut_to_the_worst(tmp_path):
     assert (
         "the 20 of lowest F1; 80 more classes in predictions/topic.validation.metrics.json" in lines
     )
+
+
+def test_long_class_names_differ_in_the_table(tmp_path):
+    names = tuple(f"a long name of which only the end tells, number {i}" for i in range(3))
+    of_task = Task("mood", "classification", Template("{x}"), classes=names)
+    lines = printed(tmp_path, of_task, np.eye(3)[[0, 1, 2]], [0, 1, 2])
+    assert [line for line in lines if line.startswith("a long name") and "number 1 " in line]
+    assert len({line.partition("  ")[0] for line in lines if line.startswith("a long")}) == 3

@@ -141,3 +141,33 @@ def test_the_file_is_of_its_step(tmp_path):
     assert details.read_details(tmp_path, "t", "validation", 7) == stored
     assert details.read_details(tmp_path, "t", "validation", 8) == {}
     assert details.read_details(tmp_path, "t", "test", 7) == {}
+
+
+def test_errors_are_shown_in_any_unit():
+    assert details.format_metric("mae", 8.4521e-6) == "8.45e-06"
+    assert details.format_metric("rmse_matched", 0.5) == "0.500"
+    assert details.format_metric("accuracy", 0.0001) == "0.000"
+    assert details.format_metric("mine", float("nan")) == "undefined"
+    assert details.format_bounds("mae", [1e-6, 2e-6]) == "1e-06 to 2e-06"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1e-5), (1.7e9, 1.7e9 + 100)])
+def test_targets_of_any_size_are_exact(low, high):
+    of_task = task("regression", ("mae",), label_range=(low, high))
+    scores = np.linspace(0, 1, 11, dtype=np.float32)
+    labels = [low + (high - low) * index / 10 for index in range(11)]
+    examples = table(labels)
+    outputs = of_task.kind.postprocess(of_task, scores[:, None])
+    span = high - low
+    predictions = predicted(of_task, outputs, examples, of_task.kind.baseline(of_task, labels))
+    values = details.describe(predictions, 1, predictions.metrics())
+    assert values["metrics"]["mae"] == pytest.approx(0, abs=1e-5 * span)
+    assert values["chance"]["mae"] == pytest.approx(3 / 11 * span, rel=1e-3)
+    assert values["intervals"]["mae"][1] <= 1e-5 * span
+
+
+def test_intervals_are_computed_once(monkeypatch):
+    predictions = predicted(task("regression", ("mae",)), np.array([1.0, 2.0]), table([1.0, 3.0]))
+    first = details.intervals_of(predictions)
+    monkeypatch.setattr(details, "units_of_examples", None)
+    assert details.intervals_of(predictions) is first

@@ -95,3 +95,11 @@ def test_a_calibration_describes_its_origin():
         "temperature 1.5, conformal levels 0.5 to 0.98; fitted on 60 examples of validation at "
         "step 20"
     )
+
+
+def test_one_example_is_described_in_the_singular():
+    thresholds = (0.5, *[None] * (len(LEVELS) - 1))
+    one = Calibration(1.0, thresholds, "validation", 1, 2)
+    assert one.describe() == (
+        "temperature 1, conformal level 0.5; fitted on 1 example of validation at step 2"
+    )

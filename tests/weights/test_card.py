@@ -150,5 +150,5 @@ def test_an_export_has_a_card_and_prompts(random_predictor, tmp_path):
 def test_an_undefined_metric_is_named(spec, value):
     metrics = [{**METRICS[0], "accuracy": value}]
     altered = dataclasses.replace(spec, record={**spec.record, "metrics": metrics})
-    assert "| accuracy | undefined | 12 |" in card.markdown(altered)
+    assert "| accuracy | undefined |  |  | 12 |" in card.markdown(altered)
     assert "undefined" in card.to_html(altered)
