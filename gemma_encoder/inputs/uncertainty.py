@@ -88,10 +88,10 @@ class Calibration:
             for level, value in zip(LEVELS, self.thresholds, strict=False)
             if value is not None
         ]
-        span = (
-            " to ".join(f"{level:g}" for level in sorted({levels[0], levels[-1]})) if levels else ""
-        )
-        conformal = f", conformal level{'s' if ' to ' in span else ''} {span}" if span else ""
+        conformal = ""
+        if levels:
+            span = " to ".join(f"{level:g}" for level in sorted({levels[0], levels[-1]}))
+            conformal = f", conformal level{'s' if len(levels) > 1 else ''} {span}"
         examples = f"{self.examples:,} example{'' if self.examples == 1 else 's'}"
         return (
             f"temperature {self.temperature:.3g}{conformal}; fitted on {examples} of {self.split} "
