@@ -134,7 +134,7 @@ def _print_calibrations(checkpoint: "Checkpoint") -> None:
         return
     for task in checkpoint.spec.tasks:
         if task.kind.conformal_columns:
-            print(f"calibration {task.name}: {task.calibration.describe() or 'none'}")
+            print(f"calibration {task.name}: {task.calibration.describe(task.kind) or 'none'}")
 
 
 def _tokenizer_text(checkpoint: "Checkpoint", config: "TransformerConfig") -> str:

@@ -66,8 +66,10 @@ class Predictions:
         """Returns the ranking of the first stage; None if its order is unknown."""
         if not self.first_stage:
             return None
-        order = -np.arange(len(self.table.query_ids), dtype=np.float32)
-        return ranking.make_run(self.table.query_ids, self.table.document_ids, order)
+        ranks = np.empty(len(self.table.query_ids), np.float32)
+        for group in self.table.groups().values():  # float32 counts exactly within a query
+            ranks[group] = np.arange(len(group))
+        return ranking.make_run(self.table.query_ids, self.table.document_ids, -ranks)
 
     def random_order_metrics(self) -> dict[str, float]:
         """Computes the expected metrics of a ranking task for candidates in random order."""

@@ -79,8 +79,8 @@ class Calibration:
             )
         return threshold
 
-    def describe(self) -> str:
-        """Describes the calibration and its origin; "" if nothing was fitted."""
+    def describe(self, kind: "Uncertainty") -> str:
+        """Describes the calibration of a kind of task and its origin; "" if nothing was fitted."""
         if not self.is_fitted:
             return ""
         levels = [
@@ -88,15 +88,13 @@ class Calibration:
             for level, value in zip(LEVELS, self.thresholds, strict=False)
             if value is not None
         ]
-        conformal = ""
+        parts = [f"temperature {self.temperature:.3g}"] if kind.has_temperature else []
         if levels:
             span = " to ".join(f"{level:g}" for level in sorted({levels[0], levels[-1]}))
-            conformal = f", conformal level{'s' if len(levels) > 1 else ''} {span}"
+            parts.append(f"conformal level{'s' if len(levels) > 1 else ''} {span}")
         examples = f"{self.examples:,} example{'' if self.examples == 1 else 's'}"
-        return (
-            f"temperature {self.temperature:.3g}{conformal}; fitted on {examples} of {self.split} "
-            f"at step {self.step:,}"
-        )
+        fitted = f"fitted on {examples} of {self.split} at step {self.step:,}"
+        return f"{', '.join(parts)}; {fitted}"
 
 
 NO_CALIBRATION = Calibration()

@@ -72,7 +72,7 @@ def _origin(task: Task, split: str) -> str:
     fitted = task.calibration
     if not fitted.is_fitted:
         return "Not calibrated: gemma-encoder evaluate --calibrate fits a temperature."
-    text = f"The checkpoint's calibration: {fitted.describe()}."
+    text = f"The checkpoint's calibration: {fitted.describe(task.kind)}."
     if split in fitted.split.split(" and "):
         return f"{text} These are the examples it was fitted on: on others, errors are larger."
     return f"{text} It is in these probabilities if they were evaluated after it was fitted."

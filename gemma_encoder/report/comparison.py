@@ -18,9 +18,9 @@ NONE = "—"  # shown if the predictions on disk do not allow an interval
 _INTERVAL_COLUMN = 5
 NOTE = (
     f"Intervals: Bayesian bootstrap with {bootstrap.RESAMPLES:,} resamples of units, fewer if "
-    "there are many. Units are examples, or the questions, pairs or queries that a metric groups them "
-    f"by. A prior mass of {bootstrap.PRIOR} units at the metric's worst and best value, less where "
-    "values lie close together, keeps an interval from collapsing where all units agree; for "
+    "there are many. Units are examples, or the questions, pairs or queries that a metric groups "
+    f"them by. A prior mass of {bootstrap.PRIOR} units at the metric's worst and best value, less "
+    "where values lie close together, keeps an interval from collapsing where all units agree; for "
     f"accuracy it is the interval of Beta(k + {bootstrap.PRIOR}, n − k + {bootstrap.PRIOR}). "
     "Metrics without a worst or best value, such as perplexity, have a plain percentile interval; "
     "the calibration error has none, since resampling raises it: see its noise floor. Intervals "

@@ -127,7 +127,9 @@ def first_stage_section(run: RunFiles, several: bool) -> str:
             stem = f"{name}.{full_split}"
             first_stage = folder / f"{stem}.first_stage.trec"
             if first_stage.exists() and (folder / f"{stem}.qrels").exists():
-                metric = next(metric for metric in line if metric not in COUNTS)
+                metric = next((metric for metric in line if metric not in COUNTS), None)
+                if metric is None:  # no query is judged
+                    continue
                 parts.append(f"<h3>{escape(titled(run, several, name, full_split))}</h3>")
                 parts.append(_first_stage_changes(folder, stem, metric))
     return "".join(parts)

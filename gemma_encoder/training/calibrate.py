@@ -120,10 +120,10 @@ def _fit(predictions: Sequence[Predictions], step: int) -> tuple[Calibration, st
     labels: list[Label] = [label for part in predictions for label in part.table.labels]
     split = " and ".join(part.split for part in predictions)
     fitted = calibration.calibrate(task, split, scores, labels, step)
-    note = f"calibrated {task.name}: {fitted.describe()}"
+    note = f"calibrated {task.name}: {fitted.describe(task.kind)}"
     if len(labels) < FEW:
         few = "1 example is" if len(labels) == 1 else f"{len(labels)} examples are"
-        note += f"\n  {few} few: temperature and thresholds are rough"
+        note += f"\n  {few} few: what is fitted on them is rough"
     if calibration.has_probabilities(task):
         note += f"\n  {_quality_line(task, fitted, scores, labels)}"
     return fitted, note

@@ -145,7 +145,7 @@ def task_rows(spec: InferenceSpec) -> list[tuple[str, str, str, str]]:
 def calibration_rows(spec: InferenceSpec) -> list[tuple[str, str]]:
     """Returns (task, its calibration with its origin) of every calibrated task."""
     return [
-        (task.name, task.calibration.describe())
+        (task.name, task.calibration.describe(task.kind))
         for task in spec.tasks
         if task.calibration.is_fitted
     ]

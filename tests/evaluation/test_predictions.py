@@ -8,6 +8,7 @@ import pytest
 from gemma_encoder.evaluation.predictions import Predictions, predict_split
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import ExampleTable
 from tests.evaluation.conftest import table, task
 
 
@@ -98,3 +99,15 @@ def test_prediction_files_of_options_and_answers(tmp_path):
         "label": -1,
         "prediction": 0.5,
     }
+
+
+def test_the_first_stage_keeps_its_order_beyond_float32():
+    """Counting on over the queries, float32 would give equal scores from 2**24 pairs on."""
+    order = Predictions(
+        task("ranking", ("mrr@10",)),
+        "validation",
+        np.zeros(4),
+        ExampleTable([1, 0, 1, 0], ["q", "q", "p", "p"], ["z", "a", "y", "b"], [{}] * 4),
+        first_stage=True,
+    ).first_stage_run()
+    assert order == {"q": [("z", 0.0), ("a", -1.0)], "p": [("y", 0.0), ("b", -1.0)]}

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
@@ -90,8 +91,8 @@ def test_kinds_without_probabilities_have_no_confidence(kind):
 
 
 def test_a_calibration_describes_its_origin():
-    assert NO_CALIBRATION.describe() == ""
-    assert FITTED.describe() == (
+    assert NO_CALIBRATION.describe(kinds.get("classification")) == ""
+    assert FITTED.describe(kinds.get("classification")) == (
         "temperature 1.5, conformal levels 0.5 to 0.98; fitted on 60 examples of validation at "
         "step 20"
     )
@@ -100,6 +101,7 @@ def test_a_calibration_describes_its_origin():
 def test_one_example_is_described_in_the_singular():
     thresholds = (0.5, *[None] * (len(LEVELS) - 1))
     one = Calibration(1.0, thresholds, "validation", 1, 2)
-    assert one.describe() == (
+    assert one.describe(kinds.get("classification")) == (
         "temperature 1, conformal level 0.5; fitted on 1 example of validation at step 2"
     )
+    assert "temperature" not in one.describe(kinds.get("regression"))
