@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from gemma_encoder.data.files.ids import FIRST_STAGE_TAG
 from gemma_encoder.evaluation import metrics, ranking, ranking_baselines
 from gemma_encoder.evaluation.columns import check_finite
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.ids import FIRST_STAGE_TAG
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import ExampleTable, Task
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from gemma_encoder.data.files.ids import RUN_TAG, encode_id
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.ids import RUN_TAG, encode_id
 
 # Names of ir-measures by our names. Binary metrics take the lowest relevant grade, by default 1, as
 # in "mrr(rel=2)@10".

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gemma_encoder.data.files.ids import decode_id
 from gemma_encoder.data.files.lines import text_lines
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.evaluation.details import read_details
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.ids import decode_id
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.metrics_log import read_metrics

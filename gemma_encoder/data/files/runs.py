@@ -14,9 +14,9 @@ from absl import logging
 
 from gemma_encoder.data import cache
 from gemma_encoder.data.files.corpus import Corpus
-from gemma_encoder.data.files.ids import OUR_TAGS, decode_id
 from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans, columns, read_lines
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.ids import OUR_TAGS, decode_id
 
 PART = 64 << 20  # bytes of a run sorted at a time
 MOST_PARTS = 256  # files open at a time

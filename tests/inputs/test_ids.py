@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_encoder.data.files.ids import decode_id, encode_id
+from gemma_encoder.inputs.ids import decode_id, encode_id
 
 
 @pytest.mark.parametrize(
