@@ -51,7 +51,7 @@ class LoggingHook(Hook):
     """Logs the means of the training metrics since the last line, and truncated texts."""
 
     def __init__(self):
-        self._has_told_truncation = False
+        self._texts_told = 0  # texts of the newest message about truncation
 
     def is_due(self, run: Run, step: int) -> bool:
         """Due every `log_every` steps."""
@@ -65,31 +65,30 @@ class LoggingHook(Hook):
         rate = values["texts_per_second"]
         run.progress.report(step, f"loss {loss:.4f}  {rate:.0f} texts/s")
 
-        if not self._has_told_truncation:
-            self._has_told_truncation = _tell_truncation(run, "training texts so far")
+        if not self._texts_told:
+            self._tell_truncation(run, "training texts so far")
 
     def on_end(self, run: Run) -> None:
         """Writes a line about the steps since the last line, if any."""
         if run.accumulator.steps:
             self.on_due(run, run.step)
         if not run.preempted:
-            _tell_truncation(run, "training texts")
+            self._tell_truncation(run, "training texts")
 
+    def _tell_truncation(self, run: Run, texts: str) -> None:
+        """Says how many texts were truncated, if any, and if there are more than before.
 
-def _tell_truncation(run: Run, texts: str) -> bool:
-    """Says how many texts were truncated, if any; returns True if it did.
-
-    With several processes, they are the texts of the main process.
-    """
-    counts = run.stream.counts
-    total = sum(values["texts"] for values in counts.values())
-    num_truncated = sum(values["cut_texts"] for values in counts.values())
-    if num_truncated:
-        run.progress.say(
-            f"{num_truncated} of {total} {texts} ({num_truncated / total:.1%}) exceed "
-            f"max_length={run.recipe.config.max_length} tokens and were truncated"
-        )
-    return bool(num_truncated)
+        With several processes, they are the texts of the main process.
+        """
+        counts = run.stream.counts
+        total = sum(values["texts"] for values in counts.values())
+        num_truncated = sum(values["cut_texts"] for values in counts.values())
+        if num_truncated and total != self._texts_told:
+            self._texts_told = total
+            run.progress.say(
+                f"{num_truncated} of {total} {texts} ({num_truncated / total:.1%}) exceed "
+                f"max_length={run.recipe.config.max_length} tokens and were truncated"
+            )
 
 
 class CheckpointHook(Hook):

@@ -63,7 +63,7 @@ def accuracies(monkeypatch):
     def give(values):
         steps = []
 
-        def evaluated(self, parameters, step, write=None, *_):
+        def evaluated(self, parameters, step, write=None, *scored_before):
             evaluation = run(self, parameters, step)
             steps.append(step)
             evaluation.metrics["toy_sentiment"]["accuracy"] = values[step]

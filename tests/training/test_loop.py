@@ -98,9 +98,9 @@ def test_truncated_texts_are_counted_and_told(micro, tmp_path, capsys, caplog):
     loop.train(micro(**fields), tmp_path / "short")
     shown = capsys.readouterr().err
     message = r"(\d+) of (\d+) {} \(\d+\.\d%\) exceed max_length=12 tokens and were truncated"
-    [(early, _)] = re.findall(message.format("training texts so far"), shown)
+    [(early, before)] = re.findall(message.format("training texts so far"), shown)
     [(truncated, texts)] = re.findall(message.format("training texts"), shown)
-    assert 0 < int(early) <= int(truncated) < int(texts)
+    assert 0 < int(early) <= int(truncated) < int(texts) and int(before) < int(texts)
     assert re.search(
         r"toy_ranking: \d+ of \d+ texts of validation exceed max_length=12 tokens", caplog.text
     )
