@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from gemma_encoder import activity
 from gemma_encoder.data import registry
 from gemma_encoder.data.memory import MemorySource
 from gemma_encoder.data.tasks import toy_text
+from gemma_encoder.evaluation import details
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
@@ -116,6 +118,20 @@ def test_a_run_says_what_it_compiles(micro, tmp_path, capsys):
     assert lines.count("compiling the evaluation …") == 1
     loop.evaluate(config, tmp_path)  # names it only if it takes long
     assert "compiling the evaluation …\n" not in capsys.readouterr().err
+
+
+def test_computing_metrics_is_named_as_evaluating(micro, tmp_path, monkeypatch):
+    """Intervals and metrics of large splits take long after their last batch."""
+    names = []
+    describe = details.describe
+
+    def described(*arguments):
+        names.append(str(activity.current()._activities[-1]))
+        return describe(*arguments)
+
+    monkeypatch.setattr(details, "describe", described)
+    loop.train(micro(tasks=("toy_sentiment",), max_eval_examples=4, train_for="1 steps"), tmp_path)
+    assert names == ["evaluating toy_sentiment on validation"]
 
 
 def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_after, background):
