@@ -16,7 +16,7 @@ FLOORS = (
     ("runtime", "activity", "distributed", "inputs"),
     ("model", "data"),
     ("weights", "evaluation"),
-    ("inference", "text_encoder", "explain", "predict_file"),
+    ("inference", "text_encoder", "explain", "predict_file", "partial_output"),
     ("training", "report"),
     ("configs", "row_files", "fine_tuning", "prepare"),
     ("cli", "main", "__main__"),
