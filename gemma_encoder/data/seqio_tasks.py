@@ -239,7 +239,7 @@ def _metric_fn(source: Source) -> Callable[[Sequence[Any], Any], dict[str, float
             label = tuple(label) if isinstance(label, list) else label
             table.add(Example({}, label, target["query_id"], target["document_id"], target["info"]))
         split = targets[0]["split"]
-        outputs = np.asarray(predictions, np.float32)
+        outputs = np.asarray(predictions)  # of `Kind.postprocess`, whose type counts
         return Predictions(source.task, split, outputs, table, source.qrels(split)).metrics()
 
     return compute
