@@ -173,6 +173,7 @@ def build(
     unlabeled: tuple[str, ...] = ()
     if not dry:
         _fit_sources(parts)
+        _ = parts.encoder  # tasks that cannot share a head are refused before labels are read
         unlabeled = _check_labels(parts) if evaluates else ()
     recipe = Recipe(
         parts.config,
