@@ -34,7 +34,7 @@ ELSEWHERE = {  # what a command begins with, and where it is tried, or why it is
     "eval ": "an agent for that key",
 }
 PROGRAM = ".venv/bin/gemma-encoder"
-SHORT = ["--config.train_for=2 steps", "--config.max_eval_examples=8"]
+SHORT = ["--config.train_for=2 steps", "--config.max_eval_examples=16"]
 
 
 def ours(page: str) -> list[str]:
