@@ -1,5 +1,6 @@
 """Predictions of an unfinished run, from which the same command resumes."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gemma_encoder.claims import claim
 from gemma_encoder.data.files.texts import InputText
 from gemma_encoder.evaluation.certainty import is_abstention
 from gemma_encoder.evaluation.columns import PROBABILITIES, flatten_columns
@@ -20,6 +22,8 @@ from gemma_encoder.inputs.task import Task
 
 class PartialOutput:
     """Predictions of an unfinished run, and the state from which it resumes.
+
+    One process at a time writes them.
 
     The state has the settings, the number of texts, a digest of them and the size of OUTPUT.part
     at the last commit. Bytes after that size are discarded.
@@ -39,16 +43,19 @@ class PartialOutput:
         self._num_texts = 0
 
     def __enter__(self) -> "PartialOutput":
-        try:
-            self._file = self.path.open("ab")
-        except OSError as error:
-            raise InputError(
-                f"--output={self.output} cannot be written: {error.strerror}"
-            ) from None
+        subject = f"--output={self.output}"
+        lock = self.output.with_name(f"{self.output.name}.lock")
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(claim(lock, subject, "wait for it, or name another --output"))
+            try:
+                self._file = stack.enter_context(self.path.open("ab"))
+            except OSError as error:
+                raise InputError(f"{subject} cannot be written: {error.strerror}") from None
+            self._resources = stack.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        self._resources.close()
 
     def resume(self, texts: Iterator[InputText]) -> int:
         """Skips the texts that are already predicted and returns their number.
@@ -132,6 +139,7 @@ class PartialOutput:
 
     def finish(self, task: Task, chunk: int) -> None:
         """Converts the lines to the output file, `chunk` at a time; removes the partial files."""
+        self._file.close()
         if self.output.suffix == ".jsonl":
             self.path.replace(self.output)
         else:

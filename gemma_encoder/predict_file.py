@@ -96,7 +96,7 @@ def predict_file(
             for chunk in predict(part.write, done):
                 part.commit(chunk)
                 done += len(chunk)
-        part.finish(task, TEXTS_PER_CHUNK)
+            part.finish(task, TEXTS_PER_CHUNK)
         abstentions = part.abstentions
     _report_blank(num_blank, done)
     _report_abstentions(task, certainty, abstentions, done)

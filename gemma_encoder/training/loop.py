@@ -32,7 +32,7 @@ from gemma_encoder.training.standard_hooks import standard_hooks
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.trainer import Trainer
-from gemma_encoder.training.workdir import check_run, claim_workdir
+from gemma_encoder.training.workdir import check_run, claim_workdir, exclusive_workdir
 from gemma_encoder.weights import native
 
 SELECTION = "the selection of held-out records"
@@ -108,10 +108,12 @@ def _train(
     with activity.during("setting up the training step"):
         trainer = Trainer(recipe, mesh, cadence.total, cadence.warmup)
         trainer.trace()
-    workdir = claim_workdir(workdir, config)
     runtime.enable_compilation_cache(config.compilation_cache)
 
     with contextlib.ExitStack() as resources:
+        advice = "wait for it, or choose another workdir"
+        workdir = resources.enter_context(exclusive_workdir(workdir, advice))
+        claim_workdir(workdir, config)
         with activity.during("opening the workdir"):
             run = _open_run(trainer, cadence, workdir, command, resources)
         resources.enter_context(activity.during(run.progress.__str__))
@@ -311,6 +313,15 @@ def _evaluate(
             f"{workdir} holds no checkpoint to evaluate; "
             "train first: gemma-encoder train with the same arguments"
         )
+    advice = "wait for it, or evaluate a copy of the workdir"
+    with exclusive_workdir(workdir, advice):
+        return _evaluate_stored(config, workdir, stored, calibrate)
+
+
+def _evaluate_stored(
+    config: ConfigDict | TrainConfig, workdir: epath.Path, stored: StoredTasks, calibrate: bool
+) -> TrainingResult:
+    """Evaluates the newest checkpoint of a workdir, whose tasks are `stored`; see `evaluate`."""
     with activity.during("reading the data"):
         recipe = build(config, stored=stored)
         for split in dict.fromkeys((recipe.config.evaluate_split, *([SPLIT] if calibrate else []))):

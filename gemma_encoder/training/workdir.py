@@ -1,19 +1,48 @@
 """The workdir of a run: with its first checkpoint it belongs to the config in its config.json."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
 
-from gemma_encoder import runtime
+from gemma_encoder import distributed, runtime
+from gemma_encoder.claims import claim
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
+
+LOCK = "run.lock"  # of the process that writes to the workdir
+
+
+@contextlib.contextmanager
+def exclusive_workdir(workdir: epath.PathLike, advice: str) -> Iterator[epath.Path]:
+    """Creates a workdir if needed, and keeps other processes from writing to it meanwhile.
+
+    Args:
+        workdir: folder of a run.
+        advice: what to do if another process writes to it, for the message.
+
+    Yields:
+        The absolute path.
+
+    Raises:
+        InputError: another process uses the workdir, or it cannot be written.
+    """
+    workdir = native.absolute(workdir)
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main_process():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise _cannot_be_written(workdir, error) from error
+            stack.enter_context(claim(workdir / LOCK, f"workdir {workdir}", advice))
+        yield workdir
 
 
 def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
@@ -32,10 +61,12 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
         if not check_run(workdir, config) and jax.process_index() == 0:
             _write_fields(path, fields)
     except OSError as error:
-        raise InputError(
-            f"workdir {workdir} cannot be written: {error.strerror or error}"
-        ) from error
+        raise _cannot_be_written(workdir, error) from error
     return workdir
+
+
+def _cannot_be_written(workdir: epath.Path, error: OSError) -> InputError:
+    return InputError(f"workdir {workdir} cannot be written: {error.strerror or error}")
 
 
 def check_run(workdir: epath.PathLike, config: TrainConfig) -> bool:
