@@ -102,12 +102,12 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for encoded in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = json.loads(encoded)
+        except (ValueError, RecursionError):  # invalid UTF-8, too
             continue
-        if isinstance(line, dict) and {"step", "split"} <= line.keys():
+        if _is_log_line(line):
             lines.append(
                 {
                     FORMER_KEYS.get(key, key): math.nan if value is None else value
@@ -115,6 +115,16 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
                 }
             )
     return lines
+
+
+def _is_log_line(line: Any) -> bool:
+    """Returns True for an object with a step and a split, the task a name if there is one."""
+    return (
+        isinstance(line, dict)
+        and type(line.get("step")) is int
+        and isinstance(line.get("split"), str)
+        and isinstance(line.get("task", ""), str)
+    )
 
 
 class Progress:

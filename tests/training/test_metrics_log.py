@@ -44,6 +44,29 @@ def test_an_undefined_metric_is_null_in_the_file(tmp_path, value):
     assert all(math.isnan(line["spearman"]) for line in read_metrics(tmp_path))
 
 
+DAMAGED = [
+    b"{}",
+    b"[1]",
+    b"\xff\xfe",
+    b'{"step": 1, "split": "train", "loss": 0.',
+    b'{"step": "1", "split": "train"}',
+    b'{"step": true, "split": "train"}',
+    b'{"step": 1, "split": ["train"]}',
+    b'{"step": 1, "split": "train", "task": {}}',
+    b"[" * 100_000,
+    b"1" * 5_000,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=lambda damage: repr(damage[:40]))
+def test_damaged_lines_are_skipped_alone(tmp_path, damage):
+    lines = [b'{"step": %d, "split": "train", "loss": 1.0}' % step for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([lines[0], damage, lines[1]]) + b"\n")
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+    MetricsLog(epath.Path(tmp_path), 2).close()  # a resumed run
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"\n".join(lines) + b"\n"
+
+
 class Clock:
     """A clock that moves only when it is told to."""
 
