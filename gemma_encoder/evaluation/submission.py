@@ -9,7 +9,10 @@ one workdir or several.
 
 import io
 import json
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +23,7 @@ from gemma_encoder.data import registry
 from gemma_encoder.evaluation.leaderboards import BENCHMARKS, HEADER, IDS, File, Line
 from gemma_encoder.evaluation.metrics import choose
 from gemma_encoder.evaluation.predictions import prediction_file
-from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.errors import InputError, one_line, unknown
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
 
@@ -133,11 +136,38 @@ def _nest(labels: Sequence[tuple[Mapping[str, int], Any]]) -> list[dict[str, Any
     return entries
 
 
+# What `zipfile` and its decompressors raise for damaged, encrypted or unknown content.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
+LARGEST_FILE = 1 << 27  # bytes; the largest real one, of QQP, has 5 MB
+
+
 def _open(content: bytes) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(io.BytesIO(content))
-    except zipfile.BadZipFile as error:
-        raise InputError("the submission is not a zip file") from error
+    except _DAMAGE as error:
+        raise InputError(f"the submission is not a zip file: {one_line(error)}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Returns a file of the archive; raises InputError if it is damaged or too large."""
+    try:
+        with archive.open(name) as file:
+            content = file.read(LARGEST_FILE + 1)
+    except _DAMAGE as error:
+        raise InputError(f"{name} is damaged: {one_line(error)}") from error
+    if len(content) > LARGEST_FILE:
+        raise InputError(f"{name} has more than {LARGEST_FILE >> 20} MiB, more than any submission")
+    return content
 
 
 def read_submission(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]:
@@ -163,11 +193,9 @@ def read_submission(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]
     labels = {}
     for name in (name for name in files if name in present):
         try:
-            labels[name] = _parse(files[name], archive.read(name))
+            labels[name] = _parse(files[name], _read_member(archive, name))
         except InputError as error:
             faults.append(str(error))
-        except zipfile.BadZipFile as error:
-            faults.append(f"{name} is damaged: {error}")
     if faults:
         raise InputError("; ".join(faults))
     return labels
@@ -204,7 +232,8 @@ def _parse(file: File, content: bytes) -> dict[Any, Any]:
 
 def _parse_row(line: str, where: str) -> list[tuple[int, str]]:
     index, tab, label = line.partition("\t")
-    if not tab or "\t" in label or not (index.isascii() and index.isdigit()):
+    is_index = index.isascii() and index.isdigit() and len(index) < 19
+    if not tab or "\t" in label or not is_index:
         raise InputError(
             f"{where}: expected a whole number, a tab and the prediction, got {line[:80]!r}"
         )
@@ -227,7 +256,7 @@ def _parse_object(line: str, where: str, nested: bool) -> list[tuple[Any, Any]]:
             ]
         else:
             labels = [(entry["idx"], entry["label"])]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{where}: expected an object {shape}, got {line[:80]!r}") from error
     for index, _ in labels:
         if not all(type(part) is int and part >= 0 for part in (index if nested else [index])):

@@ -226,3 +226,58 @@ def test_the_program_checks_a_file(tmp_path, capsys):
         zipped.writestr("other.txt", "")
     assert program.main(["check", str(path)]) == 2
     assert "holds no file of glue or superglue" in capsys.readouterr().err
+
+
+DAMAGES = {
+    "a flipped bit": lambda data, at: data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :],
+    "a cut": lambda data, at: data[:at],
+    "a deleted byte": lambda data, at: data[:at] + data[at + 1 :],
+    "zeros": lambda data, at: data[:at] + bytes(len(data[at : at + 40])) + data[at + 40 :],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]
+)
+def test_a_damaged_submission_is_right_or_one_line(damage, compression):
+    names = sizes("glue", 20)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as zipped:
+        for name in names:
+            zipped.writestr(name, content(name, 20))
+    data = buffer.getvalue()
+    outcomes = set()
+    for position in range(0, len(data), max(len(data) // 120, 1)):
+        try:
+            submission.check_submission(DAMAGES[damage](data, position), "glue", names)
+            outcomes.add("right")
+        except InputError as error:
+            outcomes.add("refused")
+            assert "\n" not in str(error)
+    assert "refused" in outcomes
+
+
+def test_encrypted_and_too_large_files_are_refused(monkeypatch):
+    data = bytearray(archive("glue"))
+    data[6] |= 1  # the flag of encryption, in the local header and in the directory
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    with pytest.raises(InputError, match="CoLA.tsv is damaged: .*encrypted"):
+        submission.check_submission(bytes(data), "glue", sizes("glue"))
+    monkeypatch.setattr(submission, "LARGEST_FILE", 20)
+    with pytest.raises(InputError, match="CoLA.tsv has more than 0 MiB, more than any submission"):
+        submission.check_submission(archive("glue"), "glue", sizes("glue"))
+
+
+@pytest.mark.parametrize("row", ["9" * 5_000 + "\t1", "0" * 30 + "\t1"])
+def test_an_index_of_many_digits_is_refused(row):
+    data = archive("glue", CoLA__tsv=f"index\tprediction\n{row}\n")
+    with pytest.raises(InputError, match="CoLA.tsv line 2: expected a whole number, a tab"):
+        submission.check_submission(data, "glue", sizes("glue"))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"idx": ' + "9" * 5_000 + ', "label": 1}'])
+def test_extreme_json_is_refused(line):
+    data = archive("superglue", BoolQ__jsonl=line + "\n")
+    with pytest.raises(InputError, match="BoolQ.jsonl line 1: expected an object"):
+        submission.check_submission(data, "superglue", sizes("superglue"))
