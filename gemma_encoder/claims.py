@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import to_json
 
 
 @contextlib.contextmanager
@@ -65,7 +66,7 @@ def _open_locked(lock: pathlib.Path) -> IO[str] | None:
         file.close()  # its former holder removed it after it was opened here
     holder = {"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}
     file.truncate(0)
-    file.write(json.dumps(holder, allow_nan=False))
+    file.write(to_json(holder))
     file.flush()
     return file
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gemma_encoder import runtime
 from gemma_encoder.claims import claim
 from gemma_encoder.data.files.texts import InputText
 from gemma_encoder.evaluation.certainty import is_abstention
@@ -128,9 +129,7 @@ class PartialOutput:
                 "digest": self._digest.hexdigest(),
                 "abstentions": self.abstentions,
             }
-            temporary = self.state_path.with_name(self.state_path.name + ".tmp")
-            temporary.write_text(to_json(state))
-            temporary.replace(self.state_path)
+            runtime.write_whole(self.state_path, to_json(state))
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be written: {error.strerror}; earlier predictions are saved, "

@@ -37,6 +37,11 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {name!r}{hint} Valid: {', '.join(valid_names) or 'none'}")
 
 
+def format_value(value: object) -> str:
+    """Formats the value of an option or a field for messages; several are listed."""
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else repr(value)
+
+
 def location(error: BaseException, file: str = "") -> str:
     """Returns FILE:LINE where an error was raised, or the line of a syntax error.
 

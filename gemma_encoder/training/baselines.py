@@ -49,17 +49,10 @@ def constants_of(
         task.name: constants[owner.name]
         for task in tasks
         for owner in sorted(trained, key=lambda owner: owner.name == task.name)
-        if owner.name in constants and _same_outputs(task, owner)
+        if owner.name in constants
+        and task.head == owner.head
+        and not task.output_differences(owner)
     }
-
-
-def _same_outputs(task: Task, owner: Task) -> bool:
-    """Returns True if an output of one task means the same for the other."""
-
-    def outputs(of: Task) -> tuple:
-        return of.head, of.kind, of.classes, of.label_range
-
-    return outputs(task) == outputs(owner)
 
 
 def training_labels(source: Source) -> list[Label]:

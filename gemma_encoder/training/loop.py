@@ -336,7 +336,7 @@ def _evaluate_stored(
             config.max_length,
             spec.max_length,
         )
-    checkpoint = native.find(workdir)
+    checkpoint = stored.checkpoint
     runtime.enable_compilation_cache(config.compilation_cache)
     recipe = dataclasses.replace(recipe, encoder=spec.encoder, tokenizer=spec.tokenizer)
     shapes = abstract_encoder(spec.encoder).shapes

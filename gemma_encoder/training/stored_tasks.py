@@ -6,13 +6,12 @@ and never infer it again from the files that they read.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from absl import logging
 from etils import epath
 
 from gemma_encoder.data.source import Source, StoredTask
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, format_value
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.weights import native
 
@@ -22,10 +21,12 @@ class StoredTasks:
     """The tasks of a checkpoint.
 
     Attributes:
-        spec: the checkpoint's inference spec.
+        checkpoint: the checkpoint.
+        spec: its inference spec.
         origin: names the checkpoint, for messages.
     """
 
+    checkpoint: epath.Path
     spec: native.InferenceSpec
     origin: str
 
@@ -34,7 +35,9 @@ class StoredTasks:
         """Returns the tasks of the newest checkpoint of a workdir; None if it has none."""
         if not native.checkpoint_steps(workdir):
             return None
-        return cls(native.load_inference_spec(native.find(workdir)), f"the run in {workdir}")
+        checkpoint = native.find(workdir)
+        spec = native.load_inference_spec(checkpoint)
+        return cls(checkpoint, spec, f"the run in {workdir}")
 
     def by_name(self) -> dict[str, StoredTask]:
         """Returns the tasks by name, for `DataOptions.stored`; without their calibrations."""
@@ -92,15 +95,12 @@ class StoredTasks:
         """Raises InputError for the first of the fields in which a task differs."""
         for field in differences:
             raise InputError(
-                f"task {task.name!r}: its {field} is {_shown(getattr(task, field))}, but "
-                f"{self.origin} trained {stored.name!r} with {_shown(getattr(stored, field))}; "
-                "restore it, or train again in another workdir"
+                f"task {task.name!r}: its {field} is {format_value(getattr(task, field))}, but "
+                f"{self.origin} trained {stored.name!r} with "
+                f"{format_value(getattr(stored, field))}; restore it, or train again in "
+                "another workdir"
             )
 
 
 def _digests(fingerprints: Sequence[Sequence[str]]) -> list[str]:
     return [fingerprint for _, fingerprint in fingerprints]
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -22,7 +22,7 @@ from gemma_encoder.data.tasks.own_rows import (
 )
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.class_names import canonical_name, differing_names
-from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.errors import InputError, format_value, unknown
 from gemma_encoder.inputs.kind import Kind
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import PROTECTED_SHARE, Template, identifier
@@ -182,36 +182,17 @@ def _stored_task(own: OwnOptions, columns: Columns, stored: StoredTask) -> Task:
     """
     task = stored.task
     template = task.template
-    _refuse(stored, "template", own.template, template.text, _differs(own.template, template.text))
     truncation = tuple(name for name in map(identifier, own.truncation) if name in template.fields)
-    _refuse(
-        stored,
-        "truncation",
-        truncation,
-        template.truncation,
-        _differs(truncation, template.truncation),
-    )
-    _refuse(
-        stored,
-        "protected_share",
-        own.protected_share,
-        template.protected_share,
-        own.protected_share not in (PROTECTED_SHARE, template.protected_share),
-    )
-    _refuse(
-        stored,
-        "classes",
-        own.classes,
-        task.classes,
-        own.classes and differing_names(own.classes, task.classes),
-    )
-    _refuse(
-        stored,
-        "label_range",
-        own.label_range,
-        task.label_range,
-        _differs(own.label_range, task.label_range),
-    )
+    share = "" if own.protected_share == PROTECTED_SHARE else own.protected_share
+    for field, option, before in (
+        ("template", own.template, template.text),
+        ("truncation", truncation, template.truncation),
+        ("protected_share", share, template.protected_share),
+        ("label_range", own.label_range, task.label_range),
+    ):
+        _refuse(stored, field, option, before, option and option != before)
+    is_other = own.classes and differing_names(own.classes, task.classes)
+    _refuse(stored, "classes", own.classes, task.classes, is_other)
     if unknown_fields := set(template.fields) - set(columns.fields):
         raise InputError(
             f"own.fields: the template of {stored.origin} needs {sorted(unknown_fields)[0]!r}: "
@@ -220,21 +201,13 @@ def _stored_task(own: OwnOptions, columns: Columns, stored: StoredTask) -> Task:
     return dataclasses.replace(task, metrics=own.metrics or task.metrics)
 
 
-def _differs(option: Any, stored: Any) -> bool:
-    """Returns True if an option is set, and to another value."""
-    return bool(option) and option != stored
-
-
 def _refuse(stored: StoredTask, field: str, option: Any, before: Any, is_other: Any) -> None:
     if is_other:
         raise InputError(
-            f"own.{field} is {_shown(option)}, but {stored.origin} was trained with "
-            f"{_shown(before)}; leave own.{field} as it was, or train again in another workdir"
+            f"own.{field} is {format_value(option)}, but {stored.origin} was trained with "
+            f"{format_value(before)}; leave own.{field} as it was, or train again in another "
+            "workdir"
         )
-
-
-def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else repr(value)
 
 
 def _inferred_task(own: OwnOptions, columns: Columns, files: Mapping[str, Rows]) -> Task:
