@@ -14,7 +14,7 @@ import gemma_encoder as ge
 from gemma_encoder import text_encoder
 from gemma_encoder.data.evaluation_stream import evaluation_stream
 from gemma_encoder.evaluation.forward import shard_batch
-from gemma_encoder.evaluation.predictions import predict_split
+from gemma_encoder.evaluation.predictions import score_split
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.uncertainty import Calibration
@@ -67,12 +67,11 @@ def test_same_rows_give_the_same_bits_as_evaluation(trained, predictors):
         )
         return output.scores, output.example_id, output.weight
 
-    for task_id, (task, (predictions,)) in enumerate(outcome.predictions.items()):
+    for task_id, (name, (predictions,)) in enumerate(outcome.predictions.items()):
         assert spread.mesh.size == 8
-        np.testing.assert_array_equal(
-            predict_split(spread.tasks[task], evaluation_batches(task_id), forward),
-            predictions.outputs,
-        )
+        task = spread.tasks[name]
+        scores = score_split(task, evaluation_batches(task_id), forward)
+        np.testing.assert_array_equal(task.kind.postprocess(task, scores), predictions.outputs)
 
 
 def test_predictions_equal_the_evaluations_in_any_packing(trained, predictor):

@@ -179,15 +179,6 @@ def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
     return folder / f"{task}.{split}.mistakes.jsonl"
 
 
-def predict_split(
-    task: Task,
-    batches: Iterator[Batch],
-    forward: Callable[[Batch], tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]],
-) -> np.ndarray:
-    """Computes the outputs of every example by example id, see `score_split`."""
-    return task.kind.postprocess(task, score_split(task, batches, forward))
-
-
 def score_split(
     task: Task,
     batches: Iterator[Batch],

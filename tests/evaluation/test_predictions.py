@@ -5,11 +5,16 @@ import json
 import numpy as np
 import pytest
 
-from gemma_encoder.evaluation.predictions import Predictions, predict_split
+from gemma_encoder.evaluation.predictions import Predictions, score_split
 from gemma_encoder.inputs.batch import BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
 from tests.evaluation.conftest import table, task
+
+
+def predict_split(task, batches, forward):
+    """Returns the outputs of every example by example id."""
+    return task.kind.postprocess(task, score_split(task, batches, forward))
 
 
 def batches(ids):

@@ -11,7 +11,7 @@ from gemma_encoder.cli import submit
 from gemma_encoder.data import registry
 from gemma_encoder.data.tasks import glue, superglue
 from gemma_encoder.evaluation import leaderboards, submission
-from gemma_encoder.evaluation.predictions import Predictions, predict_split
+from gemma_encoder.evaluation.predictions import Predictions, score_split
 from gemma_encoder.inputs.errors import InputError
 from tests import official
 
@@ -40,7 +40,8 @@ def predicted(tables, tmp_path_factory):
             def forward(batch, task=task, scores=scores):
                 return {task.head: scores[batch.example_id]}, batch.example_id, batch.weight
 
-            outputs = predict_split(task, iter(batches), forward)
+            scores = score_split(task, iter(batches), forward)
+            outputs = task.kind.postprocess(task, scores)
             Predictions(task, split, outputs, table).write(workdir / "predictions")
             predictions[name, split] = [
                 (info, table.query_ids[i], outputs[i]) for i, info in enumerate(table.infos)
