@@ -19,6 +19,7 @@ DEPENDENCIES = [
     "etils[epath]>=1.9",
     "filelock>=3.12",  # JAX limits its cache size with it but does not declare it
     "flax>=0.12.8",
+    "google-crc32c>=1.6",
     "importlib_resources>=6",  # imported by etils.epath, which does not declare it
     "jax>=0.10",
     "jaxtyping>=0.3",

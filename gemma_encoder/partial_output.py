@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gemma_encoder import runtime
-from gemma_encoder.claims import claim
 from gemma_encoder.data.files.texts import InputText
 from gemma_encoder.evaluation.certainty import is_abstention
 from gemma_encoder.evaluation.columns import PROBABILITIES, flatten_columns
@@ -19,6 +17,7 @@ from gemma_encoder.evaluation.tables import to_line, write_csv, write_parquet
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.whole_files import claim, write_whole
 
 
 class PartialOutput:
@@ -129,7 +128,7 @@ class PartialOutput:
                 "digest": self._digest.hexdigest(),
                 "abstentions": self.abstentions,
             }
-            runtime.write_whole(self.state_path, to_json(state))
+            write_whole(self.state_path, to_json(state))
         except OSError as error:
             raise InputError(
                 f"{self.path} cannot be written: {error.strerror}; earlier predictions are saved, "

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.whole_files import write_whole
 
 EXPECTED = "a path, a list of paths, a DataFrame, a dictionary of columns or an iterable of records"
 
@@ -68,7 +68,7 @@ def write_rows(path: pathlib.Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        runtime.write_whole(path, text)
+        write_whole(path, text)
     except UnicodeEncodeError as error:
         raise InputError(f"{path.stem}: a text is not valid Unicode: {error.reason}") from None
     except (OSError, ValueError) as error:

@@ -142,30 +142,6 @@ def require_training() -> None:
         )
 
 
-def write_whole(path: pathlib.PurePath, text: str) -> None:
-    """Writes a file atomically; replaces a symbolic link instead of writing through it."""
-    if "://" in str(path):
-        path.write_text(text)  # cloud storage writes objects atomically
-        return
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def cache_folder() -> pathlib.Path:
     """Returns the cache folder: `GEMMA_ENCODER_CACHE`, by default `~/.cache/gemma_encoder`."""
     folder = os.environ.get("GEMMA_ENCODER_CACHE") or "~/.cache/gemma_encoder"

@@ -25,6 +25,7 @@ from etils import epath
 from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.whole_files import write_whole
 
 Result = TypeVar("Result")
 
@@ -187,7 +188,7 @@ def fingerprint(path: File) -> str:
     if is_large:
         with contextlib.suppress(OSError):  # an unwritable cache only costs time
             memo.parent.mkdir(parents=True, exist_ok=True)
-            runtime.write_whole(memo, f"{stamp}\n{result}\n")
+            write_whole(memo, f"{stamp}\n{result}\n")
     return result
 
 

@@ -1,9 +1,10 @@
 """The exception for invalid user input, and helpers that word one-line messages."""
 
+import contextlib
 import difflib
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -76,3 +77,32 @@ def one_line(error: Exception) -> str:
     # ml_collections quotes messages that contain line breaks by their repr.
     text = text[1:-1] if text[:1] == text[-1:] == "'" else text
     return " ".join(text.replace("\\n", " ").replace("\\'", "'").split())
+
+
+def reason(error: BaseException) -> str:
+    """Returns the message of any library's error on one short line, without source locations."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split()) or type(error).__name__
+    for marker in (" [tensorstore_spec", " [source locations"):  # appended by TensorStore
+        text = text.split(marker)[0]
+    return text if len(text) <= 300 else f"{text[:300]} …"
+
+
+@contextlib.contextmanager
+def in_one_line(problem: str, advice: str = "") -> Iterator[None]:
+    """Turns any error of a library into an InputError, with the error as its cause.
+
+    Use it at a door: where files of unknown content are opened.
+
+    Args:
+        problem: the message's beginning, such as "FILE cannot be read".
+        advice: its end; what to do.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        end = f"; {advice}" if advice else ""
+        raise InputError(f"{problem}: {reason(error)}{end}") from error

@@ -1,9 +1,12 @@
-"""JSON that every reader accepts: standard JSON has neither NaN nor infinity."""
+"""JSON: writing what every reader accepts, and reading what strangers may have written."""
 
 import json
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+from gemma_encoder.inputs.errors import InputError, reason
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -17,6 +20,40 @@ def to_json(value: Any, **options: Any) -> str:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:  # a number is not finite
         return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def from_json(text: str | bytes) -> Any:
+    """Parses JSON as `json.loads` does.
+
+    Raises:
+        ValueError: the text is not JSON in UTF-8, is nested too deeply, or has an integer of
+            thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_object(
+    path: pathlib.Path, advice: str = "it is damaged or incompletely copied"
+) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Args:
+        path: a file, local or of `epath`.
+        advice: the end of the message.
+
+    Raises:
+        InputError: the file cannot be read, or holds no JSON object.
+    """
+    try:
+        content = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}); {advice}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object; {advice}")
+    return content
 
 
 def _finite(value: Any) -> Any:

@@ -11,12 +11,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights import native
 from gemma_encoder.weights.native import InferenceSpec, absolute
+from gemma_encoder.whole_files import write_whole
 
 RESCUE_MILLISECONDS = 10_000  # to wait for the other processes after a failure
 
@@ -177,10 +177,10 @@ class Checkpoints:
         with self._errors_in_one_line(f"updated with the evaluation of step {spec.step}"):
             if jax.process_index() == 0:
                 description = spec.files()["inference.json"].decode()
-                runtime.write_whole(folder / "inference" / "inference.json", description)
+                write_whole(folder / "inference" / "inference.json", description)
                 if metrics:
                     (folder / "metrics").mkdir(exist_ok=True)
-                    runtime.write_whole(folder / "metrics" / "metrics", to_json(dict(metrics)))
+                    write_whole(folder / "metrics" / "metrics", to_json(dict(metrics)))
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"evaluation_of_step_{spec.step}")
             for info in self._manager._checkpoints:

@@ -34,6 +34,7 @@ from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.training.workdir import check_run, claim_workdir, exclusive_workdir
 from gemma_encoder.weights import native
+from gemma_encoder.whole_files import write_whole
 
 SELECTION = "the selection of held-out records"
 
@@ -241,7 +242,7 @@ def _log_parameters(trainer: Trainer, workdir: epath.Path) -> None:
     table = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
     logging.info("%s", table)
     if distributed.is_main_process():
-        runtime.write_whole(workdir / "parameters.txt", table + "\n")
+        write_whole(workdir / "parameters.txt", table + "\n")
 
 
 def _summary(trainer: Trainer, cadence: Cadence) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from gemma_encoder import activity, distributed, runtime
+from gemma_encoder import activity, distributed
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.event_file import EventFile
+from gemma_encoder.whole_files import write_whole
 
 
 class MetricsLog:
@@ -80,7 +81,7 @@ class MetricsLog:
         self.latest.clear()
         for line in lines:
             self._remember(line)
-        runtime.write_whole(self.path, "".join(to_json(line) + "\n" for line in lines))
+        write_whole(self.path, "".join(to_json(line) + "\n" for line in lines))
 
     def _remember(self, line: dict[str, Any]) -> None:
         if "task" in line:

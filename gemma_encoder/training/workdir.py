@@ -9,13 +9,13 @@ import jax
 from absl import logging
 from etils import epath
 
-from gemma_encoder import distributed, runtime
-from gemma_encoder.claims import claim
+from gemma_encoder import distributed
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
+from gemma_encoder.whole_files import claim, write_whole
 
 LOCK = "run.lock"  # of the process that writes to the workdir
 
@@ -102,7 +102,7 @@ def _write_fields(path: epath.Path, fields: Mapping[str, Any]) -> None:
             "; ".join(changes),
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    runtime.write_whole(path, to_json(fields, indent=1))
+    write_whole(path, to_json(fields, indent=1))
 
 
 def _changes(path: epath.Path, fields: Mapping[str, Any]) -> list[str]:

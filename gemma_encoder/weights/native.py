@@ -22,7 +22,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from gemma_encoder import runtime
 from gemma_encoder.inputs.descriptions import check_mapping, from_fields
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
@@ -34,6 +33,7 @@ from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
+from gemma_encoder.whole_files import write_whole
 
 # Increased whenever a field or a parameter is added, renamed or given another meaning.
 # Format 1 is upgraded by `_upgrade_heads`. Fields renamed since format 2 have the metadata
@@ -240,7 +240,7 @@ def store_calibrations(checkpoint: epath.Path, calibrations: Mapping[str, Calibr
         for task in values["tasks"]:
             if task["name"] in calibrations:
                 task["calibration"] = dataclasses.asdict(calibrations[task["name"]])
-        runtime.write_whole(path, to_json(values, indent=1))
+        write_whole(path, to_json(values, indent=1))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from gemma_encoder.inputs.errors import InputError, one_line, unknown
+from gemma_encoder.inputs.errors import InputError, in_one_line, one_line, unknown
 
 
 def test_unknown_names_the_nearest_and_every_valid_name():
@@ -60,3 +60,27 @@ def test_an_error_of_the_system_is_its_message():
         "no such model"
     )
     assert one_line(KeyError("name")) == "name"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("two\nlines"), "two lines"),
+        (OSError(errno.EIO, "Input/output error", "file"), "Input/output error"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("bad [tensorstore_spec='{}']"), "bad"),
+        (ValueError("x" * 1000), "x" * 300 + " …"),
+    ],
+)
+def test_an_error_of_a_library_is_one_line(error, text):
+    with pytest.raises(InputError) as caught, in_one_line("F cannot be read", "copy it again"):
+        raise error
+    assert str(caught.value) == f"F cannot be read: {text}; copy it again"
+    assert caught.value.__cause__ is error
+
+
+def test_refusals_and_interruptions_pass_unchanged():
+    for error in (InputError("refused"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, in_one_line("F cannot be read"):
+            raise error
+        assert caught.value is error

@@ -8,7 +8,8 @@ import pathlib
 import pytest
 
 import gemma_encoder
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import from_json, read_object, to_json
 
 ROOT = pathlib.Path(gemma_encoder.__file__).parent
 
@@ -40,3 +41,19 @@ def test_all_json_is_written_by_the_helper(folder):
         and "allow_nan" not in [keyword.arg for keyword in node.keywords]
     ]
     assert not calls
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "{", b"\xff", "", "nul"])
+def test_any_text_that_is_no_json_is_one_error(text, tmp_path):
+    with pytest.raises(ValueError):
+        from_json(text)
+    path = tmp_path / "it.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"it.json cannot be read \(.*; it is damaged"):
+        read_object(path)
+
+
+def test_a_file_that_holds_no_object_is_refused(tmp_path):
+    (tmp_path / "it.json").write_text("[]")
+    with pytest.raises(InputError, match="it.json holds no JSON object; copy it again"):
+        read_object(tmp_path / "it.json", "copy it again")

@@ -1,6 +1,9 @@
 """One process at a time writes to a workdir or an output; the lock of a killed one is free."""
 
+import concurrent.futures
+import errno
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -8,16 +11,16 @@ import sys
 
 import pytest
 
-from gemma_encoder import claims
-from gemma_encoder.claims import claim
+from gemma_encoder import whole_files
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.predict_file import predict_file
 from gemma_encoder.training import loop
 from gemma_encoder.training.workdir import LOCK, exclusive_workdir
+from gemma_encoder.whole_files import claim, whole_file, whole_folder, write_whole
 
 HOLDER = """
 import pathlib, sys, time
-from gemma_encoder.claims import claim
+from gemma_encoder.whole_files import claim
 with claim(pathlib.Path(sys.argv[1]), "it", ""):
     print("held", flush=True)
     time.sleep(600)
@@ -55,7 +58,7 @@ def test_the_holder_is_named_and_a_killed_one_is_gone(tmp_path, holder):
 def test_a_lock_that_was_removed_meanwhile_is_opened_again(tmp_path, monkeypatch):
     """Its holder may end between the opening of the file and its locking."""
     lock = tmp_path / "it.lock"
-    flock = claims.fcntl.flock
+    flock = whole_files.fcntl.flock
     calls = []
 
     def slow(file, operation):
@@ -64,7 +67,7 @@ def test_a_lock_that_was_removed_meanwhile_is_opened_again(tmp_path, monkeypatch
         calls.append(operation)
         flock(file, operation)
 
-    monkeypatch.setattr(claims.fcntl, "flock", slow)
+    monkeypatch.setattr(whole_files.fcntl, "flock", slow)
     with claim(lock, "it", ""):
         assert len(calls) == 2 and lock.exists()
     assert not lock.exists()
@@ -114,3 +117,86 @@ def test_an_output_in_use_is_not_written(random_predictor, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
     assert predict_file(predictor, task, tmp_path / "a.txt", output) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "o.jsonl"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "it"
+    write_whole(path, "früher")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == "früher".encode() and os.listdir(tmp_path) == ["it"]
+    write_whole(path, b"\0")
+    assert path.read_bytes() == b"\0" and os.listdir(tmp_path) == ["it"]
+
+
+def test_the_leftover_of_a_killed_process_is_overwritten(tmp_path):
+    (tmp_path / ".it.tmp").write_text("a long text that was left")
+    write_whole(tmp_path / "it", "short")
+    assert (tmp_path / "it").read_text() == "short" and os.listdir(tmp_path) == ["it"]
+
+
+def test_a_link_is_replaced_and_a_device_is_written(tmp_path):
+    (tmp_path / "target").write_text("safe")
+    (tmp_path / "link").symlink_to("target")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "target").read_text() == "safe"
+    assert (tmp_path / "link").read_text() == "new" and not (tmp_path / "link").is_symlink()
+    (tmp_path / ".trap.tmp").symlink_to("target")
+    with pytest.raises(OSError):  # a name that was set up in a shared folder
+        write_whole(tmp_path / "trap", "new")
+    assert (tmp_path / "target").read_text() == "safe"
+    write_whole(pathlib.Path("/dev/null"), "gone")
+    assert not pathlib.Path("/dev/null").is_file()
+
+
+def test_writers_of_one_file_take_turns(tmp_path):
+    def write(index):
+        for _ in range(20):
+            write_whole(tmp_path / "it", str(index) * 100_000)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert len(set((tmp_path / "it").read_text())) == 1
+    assert os.listdir(tmp_path) == ["it"]
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "it", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "it").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "it"
+    with pytest.raises(ZeroDivisionError), whole_folder(path, "wait") as folder:
+        (folder / "file").write_text("half")
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "new" / ".it.tmp").mkdir()
+    (tmp_path / "new" / ".it.tmp" / "left").write_text("by a killed process")
+    path.mkdir()
+    with (
+        whole_folder(path, "wait") as folder,
+        pytest.raises(InputError, match="it is in use by process .*; wait"),
+        whole_folder(path, "wait"),
+    ):
+        pass
+    with whole_folder(path, "wait") as folder:
+        (folder / "file").write_text("whole")
+        assert os.listdir(path) == []
+    assert os.listdir(path) == ["file"] and os.listdir(tmp_path / "new") == ["it"]
+
+
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def unsupported(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(whole_files.fcntl, "flock", unsupported)
+    with claim(tmp_path / "it.lock", "it", ""):
+        write_whole(tmp_path / "it", "text")
+    assert (tmp_path / "it").read_text() == "text"
+    assert "without locks" in caplog.text

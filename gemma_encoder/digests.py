@@ -1,0 +1,214 @@
+"""Digests of the files of a folder, by which damage is noticed when they are read.
+
+    FOLDER/digests.json = {"algorithm": "crc32c", "files": {NAME: [SIZE-CRC, …]}, "digest": CRC}
+
+A file is whole if it has one of its digests: several are listed only while `update` replaces it, so
+that a kill in between leaves no file that seems damaged. CRC-32C finds every flipped bit and is
+computed faster than files are read; it does not protect from people who change files on purpose.
+"""
+
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import read_object, to_json
+from gemma_encoder.inputs.untrusted import inside
+from gemma_encoder.whole_files import is_remote, write_whole
+
+NAME = "digests.json"
+ALGORITHM = "crc32c"
+OFF = "GEMMA_ENCODER_CHECK_DIGESTS"  # set to 0 to read files without checking them
+CHUNK = 1 << 20  # bytes read at a time: they stay in the processor's cache for the digest
+ABSENT = "absent"  # among the digests of a file that `update` is about to create
+SMALL = 1 << 20  # bytes; smaller files are checked before the folder is read, others meanwhile
+THREADS = 2
+
+
+class DamagedFileError(InputError):
+    """Raised if a file is not as it was written.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: pathlib.PurePath, problem: str):
+        super().__init__(f"{path} {problem}")
+        self.path = path
+
+
+def write(folder: pathlib.Path) -> None:
+    """Writes the digests of all files of a folder, subfolders included.
+
+    On cloud storage, which checks its objects itself, nothing is written.
+    """
+    if is_remote(folder):
+        return
+    folder = pathlib.Path(folder)
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    files = {name: [_digest_of_file(folder / name)] for name in names if name != NAME}
+    _write(folder, files)
+
+
+def update(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
+    """Writes or replaces small files of a folder, each as a whole, and their digests.
+
+    Args:
+        folder: the folder, whose other files keep their digests.
+        contents: contents by name relative to the folder; subfolders must exist.
+    """
+    if is_remote(folder):
+        for name, content in contents.items():
+            write_whole(folder / name, content)
+        return
+    folder = pathlib.Path(folder)
+    before = _read(folder) if (folder / NAME).exists() else {}
+    new = {name: [_digest_of(content)] for name, content in contents.items()}
+    either = {name: [*new[name], *before.get(name, [ABSENT])] for name in new}
+    _write(folder, before | either)
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    _write(folder, before | new)
+
+
+@contextlib.contextmanager
+def verified(folder: pathlib.Path, parts: Sequence[str] = ("",)) -> Iterator[None]:
+    """Checks files of a folder while the context reads them.
+
+    Small files are checked before, the others meanwhile. An error of the context is replaced by the
+    one that names a damaged file, if there is one. A folder without `digests.json` is not checked.
+
+    Args:
+        folder: the folder.
+        parts: the files or subfolders that are read; "" for all.
+
+    Raises:
+        DamagedFileError: a file is damaged or missing.
+    """
+    folder = _checked_folder(folder)
+    if folder is None:
+        yield
+        return
+    small, large = _select(folder, parts)
+    for name, digests in small.items():
+        _check(folder, name, digests)
+    is_over = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        checks = [
+            pool.submit(_check, folder, name, digests, is_over) for name, digests in large.items()
+        ]
+        try:
+            yield
+        except Exception:
+            _raise_first(checks)
+            raise
+        except BaseException:
+            is_over.set()
+            raise
+        _raise_first(checks)
+
+
+def check(folder: pathlib.Path, parts: Sequence[str] = ("",)) -> None:
+    """Checks files of a folder, see `verified`."""
+    with verified(folder, parts):
+        pass
+
+
+def _checked_folder(folder: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder as a local path; None if it has no digests or they are switched off."""
+    if is_remote(folder) or os.environ.get(OFF) == "0":
+        return None
+    folder = pathlib.Path(folder)
+    return folder if (folder / NAME).exists() else None
+
+
+def _select(
+    folder: pathlib.Path, parts: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Returns the digests of the small and of the large files below `parts`, by name."""
+    small: dict[str, list[str]] = {}
+    large: dict[str, list[str]] = {}
+    for name, digests in _read(folder).items():
+        if any(not part or name == part or name.startswith(f"{part}/") for part in parts):
+            is_small = max(_sizes(digests), default=0) < SMALL
+            (small if is_small else large)[name] = digests
+    return small, large
+
+
+def _sizes(digests: Sequence[str]) -> set[int]:
+    """Returns the sizes that a file may have."""
+    return {int(digest.partition("-")[0]) for digest in digests if digest != ABSENT}
+
+
+def _raise_first(checks: Sequence[concurrent.futures.Future]) -> None:
+    """Waits for checks and raises the error of the first that failed."""
+    for future in checks:
+        future.result()
+
+
+def _check(
+    folder: pathlib.Path, name: str, digests: Sequence[str], is_over: threading.Event | None = None
+) -> None:
+    path = inside(folder, name, folder / NAME)
+    try:
+        if not path.is_file():
+            if ABSENT in digests:
+                return
+            raise DamagedFileError(path, "is missing")
+        actual = path.stat().st_size
+        sizes = _sizes(digests)
+        if actual not in sizes:
+            expected = " or ".join(map(str, sorted(sizes)))
+            raise DamagedFileError(path, f"is damaged: it has {actual} bytes, not {expected}")
+        if _digest_of_file(path, is_over) not in digests and not (is_over and is_over.is_set()):
+            raise DamagedFileError(path, "is damaged: its content is not what was written")
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read: {error.strerror}") from error
+
+
+def _digest_of(content: bytes) -> str:
+    import google_crc32c
+
+    return f"{len(content)}-{google_crc32c.value(content):08x}"
+
+
+def _digest_of_file(path: pathlib.Path, is_over: threading.Event | None = None) -> str:
+    """Returns the digest of a file, read in chunks until `is_over` is set."""
+    import google_crc32c
+
+    crc = 0
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        while (chunk := file.read(CHUNK)) and not (is_over and is_over.is_set()):
+            crc = google_crc32c.extend(crc, chunk)
+            size += len(chunk)
+    return f"{size}-{crc:08x}"
+
+
+def _write(folder: pathlib.Path, files: Mapping[str, Sequence[str]]) -> None:
+    content = {"algorithm": ALGORITHM, "files": files, "digest": _digest_of_names(files)}
+    write_whole(folder / NAME, to_json(content, indent=1))
+
+
+def _digest_of_names(files: Mapping[str, Sequence[str]]) -> str:
+    return _digest_of(to_json(files, sort_keys=True).encode())
+
+
+def _read(folder: pathlib.Path) -> dict[str, list[str]]:
+    """Reads the digests by name; raises DamagedFileError if the file itself is damaged."""
+    path = folder / NAME
+    try:
+        content = read_object(path)
+        if content.get("algorithm", ALGORITHM) != ALGORITHM:
+            raise InputError(f"{path} uses {content['algorithm']!r}, expected {ALGORITHM!r}")
+        is_whole = content["digest"] == _digest_of_names(content["files"])
+    except (InputError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise DamagedFileError(path, "is damaged; without it, nothing is checked")
+    return content["files"]

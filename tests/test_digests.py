@@ -1,0 +1,124 @@
+"""Damage of any file of a folder is noticed; updates that are killed leave no seeming damage."""
+
+import shutil
+
+import pytest
+
+from gemma_encoder import digests, whole_files
+from gemma_encoder.digests import DamagedFileError
+from gemma_encoder.inputs.json_text import read_object, to_json
+
+CONTENTS = {"a": b"", "sub/b": b"small", "sub/deep/c": bytes(range(256)) * 4096 * 2}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with digests, of small and of large files."""
+    folder = tmp_path / "it"
+    for name, content in CONTENTS.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    digests.write(folder)
+    return folder
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "delete":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "append":
+        path.write_bytes(content + b"\0")
+    else:
+        position = len(content) * 2 // 3
+        changed = bytes([content[position] ^ 1])
+        path.write_bytes(content[:position] + changed + content[position + 1 :])
+
+
+@pytest.mark.parametrize("how", ["delete", "cut", "append", "flip"])
+@pytest.mark.parametrize("name", [*CONTENTS, digests.NAME])
+def test_damage_of_a_file_is_named(folder, name, how):
+    digests.check(folder)
+    if name == "a" and how in ("cut", "flip"):
+        return  # it is empty
+    damage(folder / name, how)
+    if (name, how) == (digests.NAME, "delete"):
+        digests.check(folder)  # nothing to compare with
+        return
+    with pytest.raises(DamagedFileError) as caught:
+        digests.check(folder)
+    assert caught.value.path == folder / name
+    assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_only_the_files_that_are_read_are_checked(folder):
+    damage(folder / "sub" / "b", "flip")
+    digests.check(folder, ["a", "sub/deep"])
+    with pytest.raises(DamagedFileError):
+        digests.check(folder, ["sub"])
+
+
+def test_the_check_can_be_switched_off(folder, monkeypatch):
+    damage(folder / "sub" / "b", "flip")
+    monkeypatch.setenv(digests.OFF, "0")
+    digests.check(folder)
+
+
+def test_damage_is_named_rather_than_the_error_it_causes(folder):
+    damage(folder / "sub" / "deep" / "c", "flip")
+    with pytest.raises(DamagedFileError, match="deep/c is damaged"), digests.verified(folder):
+        raise ValueError("a library's message")
+
+
+def test_an_error_of_whole_files_passes(folder):
+    with pytest.raises(ZeroDivisionError), digests.verified(folder):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["../b", "/etc/passwd", "sub/../../b", "\0"])
+def test_names_outside_the_folder_are_refused(folder, name):
+    content = read_object(folder / digests.NAME)
+    files = content["files"] | {name: ["0-00000000"]}
+    check = digests._digest_of_names(files)
+    (folder / digests.NAME).write_text(to_json(content | {"files": files, "digest": check}))
+    with pytest.raises(digests.InputError, match="not inside its folder"):
+        digests.check(folder)
+
+
+class Killed(BaseException):
+    """Simulates SIGKILL, which no handler sees."""
+
+
+@pytest.mark.parametrize("survivors", range(5))
+def test_an_update_that_is_killed_leaves_whole_files(folder, tmp_path, monkeypatch, survivors):
+    """After each of its file operations: the digests, two contents, the digests again."""
+    new = {"sub/b": b"new", "sub/d": b"another"}
+    replaced = []
+    replace = whole_files.os.replace
+
+    def counted(source, target):
+        if len(replaced) == survivors:
+            raise Killed
+        replaced.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(whole_files.os, "replace", counted)
+        if survivors < 4:
+            with pytest.raises(Killed):
+                digests.update(folder, new)
+        else:
+            digests.update(folder, new)
+    digests.check(folder)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy / "sub" / "b", "delete")
+    with pytest.raises(DamagedFileError, match="b is missing"):
+        digests.check(copy)
+    digests.update(folder, new)
+    digests.check(folder)
+    assert (folder / "sub" / "b").read_bytes() == b"new"
+    damage(folder / "sub" / "b", "flip")
+    with pytest.raises(DamagedFileError):
+        digests.check(folder)
