@@ -12,12 +12,12 @@ import contextlib
 import os
 import pathlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.inputs.untrusted import inside
-from gemma_encoder.whole_files import is_remote, write_whole
+from gemma_encoder.whole_files import is_remote, whole_file, write_whole
 
 NAME = "digests.json"
 ALGORITHM = "crc32c"
@@ -55,24 +55,31 @@ def write(folder: pathlib.Path) -> None:
     _write(folder, files)
 
 
-def update(folder: pathlib.Path, contents: Mapping[str, bytes]) -> None:
-    """Writes or replaces small files of a folder, each as a whole, and their digests.
+def update(folder: pathlib.Path, contents: Mapping[str, bytes | Iterable[bytes]]) -> None:
+    """Writes or replaces files of a folder, each as a whole, and their digests.
 
     Args:
         folder: the folder, whose other files keep their digests.
-        contents: contents by name relative to the folder; subfolders must exist.
+        contents: contents by name relative to the folder, as a whole or in pieces, which are not
+            held in memory; subfolders must exist.
     """
+    pieces = {
+        name: [content] if isinstance(content, bytes) else content
+        for name, content in contents.items()
+    }
     if is_remote(folder):
-        for name, content in contents.items():
-            write_whole(folder / name, content)
+        for name, content in pieces.items():
+            write_whole(folder / name, b"".join(content))
         return
     folder = pathlib.Path(folder)
     before = _read(folder) if (folder / NAME).exists() else {}
-    new = {name: [_digest_of(content)] for name, content in contents.items()}
-    either = {name: [*new[name], *before.get(name, [ABSENT])] for name in new}
-    _write(folder, before | either)
-    for name, content in contents.items():
-        write_whole(folder / name, content)
+    with contextlib.ExitStack() as replaced_at_the_end:
+        new = {}
+        for name, content in pieces.items():
+            temporary = replaced_at_the_end.enter_context(whole_file(folder / name))
+            new[name] = [_write_pieces(temporary, content)]
+        either = {name: [*new[name], *before.get(name, [ABSENT])] for name in new}
+        _write(folder, before | either)
     _write(folder, before | new)
 
 
@@ -175,6 +182,20 @@ def _digest_of(content: bytes) -> str:
     import google_crc32c
 
     return f"{len(content)}-{google_crc32c.value(content):08x}"
+
+
+def _write_pieces(path: pathlib.Path, pieces: Iterable[bytes]) -> str:
+    """Writes a file piece by piece and returns its digest."""
+    import google_crc32c
+
+    crc = 0
+    size = 0
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+            crc = google_crc32c.extend(crc, piece)
+            size += len(piece)
+    return f"{size}-{crc:08x}"
 
 
 def _digest_of_file(path: pathlib.Path, is_over: threading.Event | None = None) -> str:

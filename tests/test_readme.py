@@ -150,6 +150,7 @@ def run(home, words: list[str], folder: pathlib.Path | None = None) -> subproces
 
 def enlarge(predictions: pathlib.Path) -> None:
     """Repeats the predictions of the small test sets until they are as many as a leaderboard's."""
+    (predictions / "digests.json").unlink()
     for file in leaderboards.BENCHMARKS["glue"]:
         path = predictions / f"{file.task}.{file.split}.jsonl"
         line = json.loads(path.read_text().splitlines()[0])

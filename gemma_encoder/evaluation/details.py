@@ -1,6 +1,5 @@
 """Details of an evaluation: chance values beside metrics, and scores of each class."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +8,14 @@ from etils import epath
 
 from gemma_encoder.evaluation import metrics
 from gemma_encoder.evaluation.class_scores import class_scores
+from gemma_encoder.evaluation.prediction_files import (
+    ADVICE,
+    check_prediction_files,
+    write_prediction_files,
+)
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.evaluation.units import units_of_examples, units_of_queries
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.inputs.number_text import format_number
 
 TRAINING = "training labels"
@@ -121,13 +125,17 @@ def details_file(folder: epath.Path, task: str, split: str) -> epath.Path:
 
 def write_details(folder: epath.Path, task: str, split: str, values: Mapping[str, Any]) -> None:
     """Writes the details of a task's split."""
-    details_file(folder, task, split).write_text(to_json(values, indent=1) + "\n")
+    name = details_file(folder, task, split).name
+    write_prediction_files(folder, {name: [to_json(values, indent=1) + "\n"]})
 
 
 def read_details(folder: epath.Path, task: str, split: str, step: int) -> dict[str, Any]:
-    """Reads the details of a task's split at a step; empty if there are none of that step."""
-    try:
-        values = json.loads(details_file(folder, task, split).read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) and values.get("step") == step else {}
+    """Reads the details of a task's split at a step; empty if there are none of that step.
+
+    Raises:
+        InputError: the file was changed, cut or deleted.
+    """
+    path = details_file(folder, task, split)
+    check_prediction_files(folder, [path.name])
+    values = read_object(path, ADVICE) if path.exists() else {}
+    return values if values.get("step") == step else {}

@@ -19,6 +19,7 @@ from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation import details
 from gemma_encoder.evaluation.forward import compile_forward, shard_batch
+from gemma_encoder.evaluation.prediction_files import FOLDER
 from gemma_encoder.evaluation.predictions import Predictions, score_split
 from gemma_encoder.inputs.batch import Batch, empty_batch
 from gemma_encoder.inputs.task import ExampleTable
@@ -159,11 +160,11 @@ class Evaluator:
         """Returns the metrics of a split; writes its predictions and details to files."""
         writes = self._workdir is not None and distributed.is_main_process()
         if writes:
-            scored.write(self._workdir / "predictions")
+            scored.write(self._workdir / FOLDER)
         values = scored.metrics()
         if writes:
             details.write_details(
-                self._workdir / "predictions",
+                self._workdir / FOLDER,
                 scored.task.name,
                 scored.split,
                 details.describe(scored, step, values),

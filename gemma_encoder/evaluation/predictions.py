@@ -1,7 +1,7 @@
 """Predictions for every example of a split, with their metrics and files."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,15 @@ from etils import epath
 
 from gemma_encoder.evaluation import metrics, ranking, ranking_baselines
 from gemma_encoder.evaluation.columns import check_finite
+from gemma_encoder.evaluation.prediction_files import (
+    json_lines,
+    mistake_file,
+    prediction_file,
+    write_prediction_files,
+)
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.ids import FIRST_STAGE_TAG
-from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import ExampleTable, Task
 
 
@@ -107,22 +112,25 @@ class Predictions:
         Returns:
             The path of the predictions or of the TREC run.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         if self.task.kind.ranks:
-            run = self.run()
             path = folder / f"{self.task.name}.{self.split}.trec"
-            ranking.write_trec(run, path)
-            ranking.write_msmarco(run, folder / f"{self.task.name}.{self.split}.tsv")
-            self._write_queries(folder)
-            return path
-        path = prediction_file(folder, self.task.name, self.split)
-        path.write_text(_json_lines(self._line(index) for index in range(len(self.outputs))))
-        if self.task.kind.mistake_measure:
-            mistakes = (
-                {**self._line(index), "fields": self.table.fields[index]}
-                for index in self.mistakes()
-            )
-            mistake_file(folder, self.task.name, self.split).write_text(_json_lines(mistakes))
+            run = self.run()
+            files = {
+                path.name: ranking.trec_lines(run),
+                f"{self.task.name}.{self.split}.tsv": ranking.msmarco_lines(run),
+                **self._query_files(),
+            }
+        else:
+            path = prediction_file(folder, self.task.name, self.split)
+            files = {path.name: json_lines(map(self._line, range(len(self.outputs))))}
+            if self.task.kind.mistake_measure:
+                mistakes = (
+                    {**self._line(index), "fields": self.table.fields[index]}
+                    for index in self.mistakes()
+                )
+                name = mistake_file(folder, self.task.name, self.split).name
+                files[name] = json_lines(mistakes)
+        write_prediction_files(folder, files)
         return path
 
     def mistakes(self, count: int = 50) -> list[int]:
@@ -140,19 +148,20 @@ class Predictions:
         ]
         return sorted(candidates, key=lambda index: -severity[index])[:count]
 
-    def _write_queries(self, folder: epath.Path) -> None:
+    def _query_files(self) -> dict[str, Iterator[str]]:
+        """Returns the lines of the files about queries, by file name."""
         name = f"{self.task.name}.{self.split}"
         table = self.table
-        ranking.write_qrels(self.relevance_grades(), folder / f"{name}.qrels")
+        files = {f"{name}.qrels": ranking.qrels_lines(self.relevance_grades())}
         if first_stage := self.first_stage_run():
-            ranking.write_trec(first_stage, folder / f"{name}.first_stage.trec", FIRST_STAGE_TAG)
+            files[f"{name}.first_stage.trec"] = ranking.trec_lines(first_stage, FIRST_STAGE_TAG)
         query_field = self.task.template.fields[0]
         texts = {
             query: fields.get(query_field, "")
             for query, fields in zip(table.query_ids, table.fields, strict=False)
         }
         lines = ({"query": query, "text": text} for query, text in texts.items())
-        (folder / f"{name}.queries.jsonl").write_text(_json_lines(lines))
+        return {**files, f"{name}.queries.jsonl": json_lines(lines)}
 
     def _line(self, index: int) -> dict[str, Any]:
         """Returns one line of the prediction file; `idx` is the benchmark's own index."""
@@ -163,20 +172,6 @@ class Predictions:
         if table.document_ids[index]:
             line["document"] = table.document_ids[index]
         return line | self.task.kind.line(self.task, self.outputs[index], table.labels[index])
-
-
-def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(to_json(row) + "\n" for row in rows)
-
-
-def prediction_file(folder: epath.Path, task: str, split: str) -> epath.Path:
-    """Path of the predictions of a task's split, one JSON object per example."""
-    return folder / f"{task}.{split}.jsonl"
-
-
-def mistake_file(folder: epath.Path, task: str, split: str) -> epath.Path:
-    """Path of the worst mistakes of a task's split, with their texts."""
-    return folder / f"{task}.{split}.mistakes.jsonl"
 
 
 def score_split(

@@ -6,10 +6,9 @@ lowered to the next float32 below it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.ids import RUN_TAG, encode_id
@@ -47,41 +46,32 @@ def make_run(query_ids: Sequence[str], document_ids: Sequence[str], scores: np.n
     return run
 
 
-def write_trec(run: Run, path: epath.PathLike, tag: str = RUN_TAG) -> None:
-    """Writes `qid Q0 docid rank score tag` lines; ids with whitespace are encoded, see `ids`.
+def trec_lines(run: Run, tag: str = RUN_TAG) -> Iterator[str]:
+    """Yields `qid Q0 docid rank score tag` lines; ids with whitespace are encoded, see `ids`.
 
     Scores have nine digits, enough to restore a float32 exactly.
     """
     tag = encode_id(tag or RUN_TAG)
-    lines = [
-        f"{encode_id(query)} Q0 {encode_id(document)} {rank} {score:.9g} {tag}\n"
-        for query, scored in run.items()
-        for rank, (document, score) in enumerate(scored, 1)
-    ]
-    epath.Path(path).write_text("".join(lines))
+    for query, scored in run.items():
+        for rank, (document, score) in enumerate(scored, 1):
+            yield f"{encode_id(query)} Q0 {encode_id(document)} {rank} {score:.9g} {tag}\n"
 
 
-def write_msmarco(run: Run, path: epath.PathLike, depth: int = 1000) -> None:
-    """Writes tab-separated `qid pid rank` lines for the `depth` best documents of each query.
+def msmarco_lines(run: Run, depth: int = 1000) -> Iterator[str]:
+    """Yields tab-separated `qid pid rank` lines for the `depth` best documents of each query.
 
-    This is the format of MS MARCO's passage-ranking leaderboard. Ids are as in `write_trec`.
+    This is the format of MS MARCO's passage-ranking leaderboard. Ids are as in `trec_lines`.
     """
-    lines = [
-        f"{encode_id(query)}\t{encode_id(document)}\t{rank}\n"
-        for query, scored in run.items()
-        for rank, (document, _) in enumerate(scored[:depth], 1)
-    ]
-    epath.Path(path).write_text("".join(lines))
+    for query, scored in run.items():
+        for rank, (document, _) in enumerate(scored[:depth], 1):
+            yield f"{encode_id(query)}\t{encode_id(document)}\t{rank}\n"
 
 
-def write_qrels(qrels: Mapping[str, Mapping[str, float]], path: epath.PathLike) -> None:
-    """Writes `qid 0 docid grade` lines, the TREC format. Ids are as in `write_trec`."""
-    lines = [
-        f"{encode_id(query)} 0 {encode_id(document)} {int(grade)}\n"
-        for query, grades in qrels.items()
-        for document, grade in grades.items()
-    ]
-    epath.Path(path).write_text("".join(lines))
+def qrels_lines(qrels: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Yields `qid 0 docid grade` lines, the TREC format. Ids are as in `trec_lines`."""
+    for query, grades in qrels.items():
+        for document, grade in grades.items():
+            yield f"{encode_id(query)} 0 {encode_id(document)} {int(grade)}\n"
 
 
 def by_query(metric: str, qrels: Mapping[str, Mapping[str, float]], run: Run) -> dict[str, float]:

@@ -22,9 +22,14 @@ from etils import epath
 from gemma_encoder.data import registry
 from gemma_encoder.evaluation.leaderboards import BENCHMARKS, HEADER, IDS, File, Line
 from gemma_encoder.evaluation.metrics import choose
-from gemma_encoder.evaluation.predictions import prediction_file
-from gemma_encoder.inputs.errors import InputError, one_line, unknown
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.evaluation.prediction_files import (
+    ADVICE,
+    FOLDER,
+    check_prediction_files,
+    prediction_file,
+)
+from gemma_encoder.inputs.errors import InputError, in_one_line, one_line, reason, unknown
+from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
 
 
@@ -60,33 +65,38 @@ def make_submission(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes
                     f"{file.task}.{file.split} was predicted in two workdirs: {path} and "
                     f"{duplicates[0]}; name one of them"
                 )
-            content = _write(file, _read_predictions(path))
+            lines = _read_predictions(path)
+            with in_one_line(f"{path} does not hold predictions of {file.task}", ADVICE):
+                content = _write(file, lines)
             archive.writestr(zipfile.ZipInfo(file.name), content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
 def _prediction_paths(file: File, workdirs: Sequence[epath.PathLike]) -> list[epath.Path]:
-    paths = [
-        prediction_file(epath.Path(workdir) / "predictions", file.task, file.split)
-        for workdir in workdirs
-    ]
-    return [path for path in paths if path.exists()]
+    paths = []
+    for workdir in workdirs:
+        path = prediction_file(epath.Path(workdir) / FOLDER, file.task, file.split)
+        check_prediction_files(path.parent, [path.name])  # notices that it was deleted, too
+        if path.exists():
+            paths.append(path)
+    return paths
 
 
 def _read_predictions(path: epath.Path) -> list[Line]:
     lines = []
-    for line_number, text in enumerate(_split_lines(path.read_text()), 1):
+    content = path.read_bytes().removesuffix(b"\n")
+    for line_number, text in enumerate(content.split(b"\n") if content else (), 1):
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
+            line = from_json(text)
+        except ValueError as error:
             raise InputError(
-                f"{path}:{line_number}: not a JSON object ({error.msg}); predict again"
+                f"{path}:{line_number}: not a JSON object ({reason(error)}); {ADVICE}"
             ) from error
         if not isinstance(line, dict) or not {"idx", "prediction"} <= line.keys():
-            raise InputError(f"{path}:{line_number}: lacks 'idx' or 'prediction'; predict again")
+            raise InputError(f"{path}:{line_number}: lacks 'idx' or 'prediction'; {ADVICE}")
         lines.append(line)
     if not lines:
-        raise InputError(f"{path} is empty; predict again")
+        raise InputError(f"{path} is empty; {ADVICE}")
     return lines
 
 

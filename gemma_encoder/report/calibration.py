@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gemma_encoder.evaluation import calibration
-from gemma_encoder.evaluation.predictions import prediction_file
+from gemma_encoder.evaluation.prediction_files import FOLDER, prediction_file
 from gemma_encoder.inputs.kind import Label
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.report import plots
@@ -39,7 +39,7 @@ def calibration_section(run: RunFiles, several: bool) -> str:
     for task, split in task_splits(run):
         if not calibration.has_probabilities(task):
             continue
-        path = pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split))
+        path = pathlib.Path(prediction_file(run.workdir / FOLDER, task.name, split))
         lines = read_jsonl(path)
         labels = [task.kind.read_label(line) for line in lines]
         if not lines or any(task.is_unlabeled(label) for label in labels):

@@ -9,7 +9,7 @@ import numpy as np
 
 from gemma_encoder.evaluation import class_scores, ranking
 from gemma_encoder.evaluation.details import details_file
-from gemma_encoder.evaluation.predictions import mistake_file, prediction_file
+from gemma_encoder.evaluation.prediction_files import FOLDER, mistake_file, prediction_file
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.report import plots
 from gemma_encoder.report.markup import escape, html_table, titled
@@ -29,7 +29,7 @@ def confusion_section(run: RunFiles, several: bool) -> str:
     for task, split in task_splits(run):
         if not task.kind.one_class:
             continue
-        path = pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split))
+        path = pathlib.Path(prediction_file(run.workdir / FOLDER, task.name, split))
         lines = read_jsonl(path)
         labeled = [line for line in lines if not task.is_unlabeled(line["label"])]
         if labeled:
@@ -51,7 +51,7 @@ def classes_section(run: RunFiles, several: bool) -> str:
             table = html_table(class_scores.COLUMNS, class_scores.format_scores(shown))
             parts.append(f"<h3>{escape(titled(run, several, task, full_split))}</h3>{table}")
             if note := class_scores.others_note(len(scores)):
-                file = details_file(run.workdir / "predictions", task, full_split).name
+                file = details_file(run.workdir / FOLDER, task, full_split).name
                 parts.append(f'<p class="muted">{note} in predictions/{escape(file)}.</p>')
     return "".join(parts)
 
@@ -102,7 +102,7 @@ def mistakes_section(run: RunFiles, several: bool) -> str:
         if not measure:
             continue
         parts.append(f"<h3>{escape(titled(run, several, task.name, split))}</h3>")
-        path = pathlib.Path(mistake_file(run.workdir / "predictions", task.name, split))
+        path = pathlib.Path(mistake_file(run.workdir / FOLDER, task.name, split))
         if not path.exists():
             parts.append(
                 '<p class="muted">This run has no mistakes on disk; '
@@ -121,7 +121,7 @@ def mistakes_section(run: RunFiles, several: bool) -> str:
 def first_stage_section(run: RunFiles, several: bool) -> str:
     """Returns the changes by query against the first stage, for each ranking task."""
     parts = []
-    folder = run.workdir / "predictions"
+    folder = run.workdir / FOLDER
     for (name, split), line in run.latest().items():
         for full_split in run.parts(name, split).values():
             stem = f"{name}.{full_split}"

@@ -1,7 +1,6 @@
 """Reads the files that training leaves in a workdir."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,9 +10,11 @@ import numpy as np
 from gemma_encoder.data.files.lines import text_lines
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.evaluation.details import read_details
+from gemma_encoder.evaluation.prediction_files import ADVICE, FOLDER, check_prediction_files
 from gemma_encoder.inputs import options
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.ids import decode_id
+from gemma_encoder.inputs.json_text import from_json, read_object
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.metrics_log import read_metrics
@@ -45,15 +46,17 @@ class RunFiles:
         if not (workdir / "config.json").is_file():
             reason = "has no config.json" if workdir.is_dir() else "does not exist"
             raise InputError(f"{workdir} {reason}; give the workdir of a run")
-        config = read_json_object(workdir / "config.json")
+        config = read_object(workdir / "config.json")
         config = options.with_current_names(TrainConfig, config)
         specs = sorted(workdir.glob("checkpoints/*/inference/inference.json"), key=_step)
-        description = read_json_object(specs[-1]) if specs else {}
-        tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
-        command = description.get("record", {}).get("command", "")
+        description = read_object(specs[-1]) if specs else {}
+        with in_one_line(f"{specs[-1]} cannot be read" if specs else ""):
+            tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
+            command = str(description.get("record", {}).get("command", ""))
         lines = read_metrics(workdir)
         if not lines:
             raise InputError(f"{workdir} has no line in metrics.jsonl yet; train first")
+        check_prediction_files(workdir / FOLDER)
         return cls(name, workdir, config, lines, tasks, command)
 
     def latest(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -66,7 +69,7 @@ class RunFiles:
         A split without parts is its own only part, with the suffix "". The suffixes are those of
         `Source.evaluation_splits`: "validation_matched" is the part "matched" of "validation".
         """
-        folder = self.workdir / "predictions"
+        folder = self.workdir / FOLDER
         files = [*folder.glob(f"{task}.{split}*.jsonl"), *folder.glob(f"{task}.{split}*.trec")]
         parts = {}
         for path in sorted(files):
@@ -78,7 +81,7 @@ class RunFiles:
     def details(self, task: str, split: str) -> dict[str, dict[str, Any]]:
         """Returns the details of the newest evaluation, by the full name of the split's parts."""
         step = self.latest().get((task, split), {}).get("step", -1)
-        folder = self.workdir / "predictions"
+        folder = self.workdir / FOLDER
         values = {
             full_split: read_details(folder, task, full_split, step)
             for full_split in self.parts(task, split).values()
@@ -104,19 +107,6 @@ def unique_names(workdirs: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
-def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON file; raises InputError if it cannot be read or holds no object."""
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}); it is damaged or incompletely copied"
-        ) from None
-    return content
-
-
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads the objects of a JSONL file; returns an empty list if the file does not exist."""
     if not path.exists():
@@ -126,11 +116,12 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
         if not text.strip():
             continue
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            raise InputError(
-                f"{path}:{line_number}: not a JSON object; run gemma-encoder evaluate again"
-            ) from None
+            line = from_json(text)
+        except ValueError:
+            line = None
+        if not isinstance(line, dict):
+            raise InputError(f"{path}:{line_number}: not a JSON object; {ADVICE}")
+        lines.append(line)
     return lines
 
 
@@ -144,7 +135,7 @@ def read_probabilities(lines: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
 
 def read_trec_run(path: pathlib.Path) -> ranking.Run:
-    """Reads a run that `ranking.write_trec` wrote: (document, score) pairs by query."""
+    """Reads a run that `ranking.trec_lines` wrote: (document, score) pairs by query."""
     run: ranking.Run = {}
     for query, _, document, _, score, _ in _trec_lines(path, 6):
         run.setdefault(decode_id(query), []).append((decode_id(document), float(score)))
@@ -152,7 +143,7 @@ def read_trec_run(path: pathlib.Path) -> ranking.Run:
 
 
 def read_trec_qrels(path: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Reads judgments that `ranking.write_qrels` wrote: grades by query and document."""
+    """Reads judgments that `ranking.qrels_lines` wrote: grades by query and document."""
     qrels: dict[str, dict[str, float]] = {}
     for query, _, document, grade in _trec_lines(path, 4):
         qrels.setdefault(decode_id(query), {})[decode_id(document)] = float(grade)
@@ -166,7 +157,7 @@ def _trec_lines(path: pathlib.Path, num_columns: int) -> Iterator[list[str]]:
         if values and len(values) != num_columns:
             raise InputError(
                 f"{path}:{line_number}: expected {num_columns} columns, got {len(values)}, maybe "
-                "by an id with blanks; run gemma-encoder evaluate again"
+                f"by an id with blanks; {ADVICE}"
             )
         if values:
             yield values

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gemma_encoder.evaluation.predictions import prediction_file
+from gemma_encoder.evaluation.prediction_files import FOLDER, prediction_file
 from gemma_encoder.evaluation.units import Units, units_of_examples, units_of_queries
 from gemma_encoder.inputs.task import ExampleTable, Task
 from gemma_encoder.report.runs import (
@@ -38,7 +38,7 @@ def score(run: RunFiles) -> list[Scored]:
     for (name, split), line in run.latest().items():
         for part, full_split in run.parts(name, split).items():
             plain_names = _plain_names(line, part)
-            if (run.workdir / "predictions" / f"{name}.{full_split}.trec").exists():
+            if (run.workdir / FOLDER / f"{name}.{full_split}.trec").exists():
                 scored += _scored_ranking(run, name, full_split, plain_names)
             elif name in run.tasks and not run.tasks[name].kind.ranks:
                 task = run.tasks[name]
@@ -56,7 +56,7 @@ def _plain_names(line: Mapping[str, object], part: str) -> dict[str, str]:
 
 
 def _scored_ranking(run: RunFiles, task: str, split: str, names: Mapping[str, str]) -> list[Scored]:
-    folder = run.workdir / "predictions"
+    folder = run.workdir / FOLDER
     qrels_file = folder / f"{task}.{split}.qrels"
     if not qrels_file.exists():
         return []
@@ -67,7 +67,7 @@ def _scored_ranking(run: RunFiles, task: str, split: str, names: Mapping[str, st
 
 
 def _scored_examples(run: RunFiles, task: Task, split: str, names: Mapping[str, str]) -> Scored:
-    lines = read_jsonl(pathlib.Path(prediction_file(run.workdir / "predictions", task.name, split)))
+    lines = read_jsonl(pathlib.Path(prediction_file(run.workdir / FOLDER, task.name, split)))
     kind = task.kind
     table = ExampleTable(
         [kind.read_label(line) for line in lines],

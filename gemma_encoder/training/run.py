@@ -13,6 +13,7 @@ from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.distributed import PreemptionSignal
 from gemma_encoder.evaluation.details import read_details
 from gemma_encoder.evaluation.evaluator import Evaluation
+from gemma_encoder.evaluation.prediction_files import FOLDER
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.accumulator import MetricsAccumulator, NotFinite
@@ -266,12 +267,17 @@ class Run:
 
     def _details(self) -> dict[str, dict[str, Any]]:
         """Returns the chance values and class scores of the logged metrics, by task and split."""
-        folder = self.workdir / "predictions"
+        folder = self.workdir / FOLDER
         result: dict[str, dict[str, Any]] = {}
         for (name, split), line in self.log.latest.items():
             source = next((item for item in self.recipe.sources if item.task.name == name), None)
             for full_split in source.evaluation_splits(split).values() if source else ():
-                if details := read_details(folder, name, full_split, line["step"]):
+                try:
+                    details = read_details(folder, name, full_split, line["step"])
+                except InputError as error:  # they only inform: training goes on
+                    logging.warning("%s", error)
+                    continue
+                if details:
                     result.setdefault(name, {})[full_split] = details
         return result
 

@@ -51,7 +51,7 @@ def test_ties_are_ordered_by_document_id(tmp_path):
     for i in range(20):
         first, second = rng.choice(20, 2, replace=False)
         qrels[f"q{i}"] = {f"d{first}": 1, f"d{second}": 2}
-    ranking.write_trec(run, tmp_path / "run.trec")
+    (tmp_path / "run.trec").write_text("".join(ranking.trec_lines(run)))
     written = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
     measures = [ir_measures.RR @ 10, ir_measures.nDCG @ 10]
     expected = ir_measures.calc_aggregate(measures, qrels, written)
@@ -68,15 +68,10 @@ def test_ties_are_ordered_by_document_id(tmp_path):
     assert actual["mrr@10"] == pytest.approx(by_hand)
 
 
-def test_a_written_score_restores_the_float32_exactly(tmp_path):
+def test_a_written_score_restores_the_float32_exactly():
     scores = np.random.default_rng(1).standard_normal(50).astype(np.float32)
-    ranking.write_trec(
-        ranking.make_run(["q"] * 50, [f"d{i}" for i in range(50)], scores), tmp_path / "run.trec"
-    )
-    read = {
-        line.split()[2]: np.float32(line.split()[4])
-        for line in (tmp_path / "run.trec").read_text().splitlines()
-    }
+    run = ranking.make_run(["q"] * 50, [f"d{i}" for i in range(50)], scores)
+    read = {line.split()[2]: np.float32(line.split()[4]) for line in ranking.trec_lines(run)}
     assert all(read[f"d{i}"] == scores[i] for i in range(50))
 
 
@@ -87,7 +82,7 @@ def test_a_duplicate_document_is_refused():
 
 def test_an_msmarco_run_is_truncated_at_depth(tmp_path):
     run = ranking.make_run(["q"] * 4, ["b", "a", "d", "c"], np.array([1.0, 1.0, 3.0, 2.0]))
-    ranking.write_msmarco(run, tmp_path / "run.tsv", depth=3)
+    (tmp_path / "run.tsv").write_text("".join(ranking.msmarco_lines(run, depth=3)))
     # a before b: equal scores are ordered by document id.
     assert (tmp_path / "run.tsv").read_text() == "q\td\t1\nq\tc\t2\nq\ta\t3\n"
 
@@ -115,9 +110,9 @@ def test_tools_read_files_with_blanks_in_ids(tmp_path, tag):
     scores = np.random.default_rng(0).permutation(len(pairs)).astype(np.float32)
     run = ranking.make_run(*zip(*pairs, strict=True), scores)
     qrels = {query: {IDS[i]: 1, IDS[i - 3]: 2} for i, query in enumerate(IDS)}
-    ranking.write_trec(run, tmp_path / "run.trec", tag)
-    ranking.write_qrels(qrels, tmp_path / "x.qrels")
-    ranking.write_msmarco(run, tmp_path / "run.tsv")
+    (tmp_path / "run.trec").write_text("".join(ranking.trec_lines(run, tag)))
+    (tmp_path / "x.qrels").write_text("".join(ranking.qrels_lines(qrels)))
+    (tmp_path / "run.tsv").write_text("".join(ranking.msmarco_lines(run)))
     expected = ranking.compute_ranking_metrics(("mrr@10",), qrels, run)["mrr@10"]
     written_run = list(ir_measures.read_trec_run(str(tmp_path / "run.trec")))
     written_qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "x.qrels")))

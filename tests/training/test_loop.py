@@ -73,6 +73,7 @@ def test_a_run_leaves_metrics_predictions_and_a_checkpoint(micro, tmp_path):
     assert {"spearman", "pearson"} <= final["toy_similarity"].keys()
     assert final["toy_ranking"]["examples"] == 240  # 24 queries of ten documents
     assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [
+        "digests.json",
         "toy_ranking.validation.metrics.json",
         "toy_ranking.validation.qrels",
         "toy_ranking.validation.queries.jsonl",

@@ -161,7 +161,7 @@ def test_files_of_ours_with_blanks_in_ids_are_read_back(tmp_path, monkeypatch):
     scores = np.random.default_rng(0).permutation(len(pairs)).astype(np.float32)
     run = ranking.make_run(*zip(*pairs, strict=True), scores)
     for tag in ("gemma_encoder", "first_stage", ""):
-        ranking.write_trec(run, tmp_path / "run.trec", tag)
+        (tmp_path / "run.trec").write_text("".join(ranking.trec_lines(run, tag)))
         read = Candidates(tmp_path / "run.trec", queries, documents)
         order = {q: [documents.ids[d] for d in read.of(i)] for i, q in enumerate(BLANK_IDS)}
         assert order == {q: [document for document, _ in ranked] for q, ranked in run.items()}
