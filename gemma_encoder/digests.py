@@ -184,16 +184,21 @@ def _digest_of(content: bytes) -> str:
     return f"{len(content)}-{google_crc32c.value(content):08x}"
 
 
-def _write_pieces(path: pathlib.Path, pieces: Iterable[bytes]) -> str:
-    """Writes a file piece by piece and returns its digest."""
+def extend_crc(crc: int, content: bytes) -> int:
+    """Returns the CRC-32C of earlier bytes, 0 without any, and of more bytes."""
     import google_crc32c
 
+    return google_crc32c.extend(crc, content)
+
+
+def _write_pieces(path: pathlib.Path, pieces: Iterable[bytes]) -> str:
+    """Writes a file piece by piece and returns its digest."""
     crc = 0
     size = 0
     with path.open("wb") as file:
         for piece in pieces:
             file.write(piece)
-            crc = google_crc32c.extend(crc, piece)
+            crc = extend_crc(crc, piece)
             size += len(piece)
     return f"{size}-{crc:08x}"
 

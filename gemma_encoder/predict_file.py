@@ -22,6 +22,7 @@ from absl import logging
 
 from gemma_encoder import activity
 from gemma_encoder.data.files.texts import InputText, check_texts, is_blank, read_texts
+from gemma_encoder.digests import CHUNK, extend_crc
 from gemma_encoder.evaluation.certainty import PLAIN, Certainty, is_abstention
 from gemma_encoder.evaluation.columns import (
     check_column_names,
@@ -84,8 +85,8 @@ def predict_file(
         abstentions = printed.abstentions
     else:
         settings = {
-            "checkpoint": _identify(predictor),
             "task": task.name,
+            "checkpoint": _identify(predictor, task),
             "input": str(source),
             "columns": list(columns),
             "keep": list(keep),
@@ -124,12 +125,23 @@ def _check_output(
         check_column_names(task, keep, form, message, certainty)
 
 
-def _identify(predictor: Predictor) -> str:
-    """Returns the step, and a digest that tells apart checkpoints of one step and calibrations."""
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update(to_json(predictor.spec.description(), sort_keys=True, default=str).encode())
-    for values in jax.tree.leaves(predictor.parameters.get("heads", {})):
-        digest.update(np.asarray(values).tobytes())
+def _identify(predictor: Predictor, task: Task) -> str:
+    """Returns the step, and a digest of everything that predictions depend on.
+
+    Parameters are read once, an array at a time, which is faster than loading them.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    description = predictor.spec.description() | {"record": None}  # predictions do not depend on it
+    for values in (description, task.to_dict()):
+        digest.update(to_json(values, sort_keys=True, default=str).encode())
+    digest.update(predictor.spec.tokenizer.model)
+    for path, values in jax.tree_util.tree_leaves_with_path(predictor.parameters):
+        content = np.ravel(np.asarray(values)).view(np.uint8)
+        crc = 0
+        for start in range(0, content.size, CHUNK):
+            crc = extend_crc(crc, content[start : start + CHUNK].tobytes())
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {values.dtype} {values.shape} {crc:08x}".encode())
     return f"step {predictor.spec.step}, {digest.hexdigest()}"
 
 

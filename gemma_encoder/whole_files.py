@@ -75,6 +75,12 @@ def whole_file(path: pathlib.PurePath) -> Iterator[pathlib.Path]:
     _sync_folder(path.parent)
 
 
+def move_whole(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames a local file that is flushed to disk, replacing `target`."""
+    os.replace(source, target)
+    _sync_folder(target.parent)
+
+
 @contextlib.contextmanager
 def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
     """Writes a folder atomically: the context fills a temporary one, which is renamed to `path`.

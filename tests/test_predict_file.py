@@ -242,13 +242,15 @@ def test_a_run_resumes_only_with_its_checkpoint(predictor, task, tmp_path, monke
         interrupt(predictor, patch, 2)
         with pytest.raises(Interruption):
             bulk.predict_file(predictor, task, source, output)
-    heads = jax.tree.map(lambda values: values + 1, predictor.parameters["heads"])
-    other_model = type(predictor)(predictor.spec, {**predictor.parameters, "heads": heads})
+    others = []
+    for part in ("heads", "backbone"):
+        changed = jax.tree.map(lambda values: values + 1, predictor.parameters[part])
+        others.append(type(predictor)(predictor.spec, {**predictor.parameters, part: changed}))
     hotter = dataclasses.replace(task, calibration=Calibration(temperature=2.0))
     tasks = tuple(hotter if each == task else each for each in predictor.spec.tasks)
     spec = dataclasses.replace(predictor.spec, tasks=tasks)
     calibrated = type(predictor)(spec, predictor.parameters)
-    for changed in (other_model, calibrated):
+    for changed in (*others, calibrated):
         with pytest.raises(InputError, match=r"left by another command \(checkpoint: "):
             bulk.predict_file(changed, changed.task(task.name), source, output)
     assert bulk.predict_file(predictor, task, source, output) == len(TEXTS)

@@ -13,7 +13,7 @@ MODULES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in PROGRAMS
 )
 FLOORS = (
-    ("runtime", "activity", "whole_files", "digests", "distributed", "inputs"),
+    ("runtime", "activity", "whole_files", "digests", "continued_files", "distributed", "inputs"),
     ("model", "data"),
     ("weights", "evaluation"),
     ("inference", "text_encoder", "explain", "predict_file", "partial_output"),
