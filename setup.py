@@ -105,7 +105,7 @@ setuptools.setup(
         "gemma_encoder.experiments": ["decoders/**/*"],
     },
     include_package_data=False,
-    entry_points={"console_scripts": ["gemma-encoder = gemma_encoder.cli:main"]},
+    entry_points={"console_scripts": ["gemma-encoder = gemma_encoder.__main__:main"]},
     install_requires=DEPENDENCIES,
     extras_require=EXTRAS,
 )

@@ -4,10 +4,11 @@ Importing the package is fast: each public name is loaded on first use.
 """
 
 import importlib
+import os
 
-from gemma_encoder.runtime import quiet_compiler
-
-quiet_compiler()
+# Silences the logs of XLA and TensorFlow on stderr, see `runtime.quiet_compiler`; nothing is
+# imported for it, since a program handles signals only after this module is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.1.0"
 

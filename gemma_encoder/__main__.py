@@ -1,8 +1,22 @@
-"""Entry point of `python -m gemma_encoder`, equivalent to the command `gemma-encoder`."""
+"""Entry point of the command `gemma-encoder` and of `python -m gemma_encoder`."""
 
-import sys
+from gemma_encoder import stopping
 
-from gemma_encoder.cli import main
+stopping.start()  # before other imports, so that Ctrl-C ends them in one line, too
+
+
+def main() -> int:
+    """Runs the command of this process and returns its exit code."""
+    return stopping.run(_main)
+
+
+def _main() -> int:
+    from gemma_encoder import cli
+
+    return cli.main()
+
 
 if __name__ == "__main__":
+    import sys
+
     sys.exit(main())

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from gemma_encoder import terminal
 from gemma_encoder.runtime import PROCESS_ID
 
 LONGEST_SILENCE = 5.0  # seconds
@@ -35,7 +36,7 @@ class _Activity(NamedTuple):
 def print_line(text: str) -> None:
     """Prints a line on stderr; nothing for an empty text."""
     if text:
-        print(text, file=sys.stderr, flush=True)
+        terminal.print_message(text)
 
 
 def shows_bars() -> bool:
@@ -45,12 +46,19 @@ def shows_bars() -> bool:
     """
     if "ipykernel" in sys.modules:
         return True
-    if not sys.stderr.isatty():
+    if not _is_terminal():
         return False
     try:
         return all(os.get_terminal_size(sys.stderr.fileno()))
     except (OSError, ValueError):  # the size is unknown, and tqdm assumes one
         return True
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
 
 
 class Reporter:
@@ -161,7 +169,7 @@ def starting(text: str) -> Iterator[None]:
 
     Elsewhere a refusal stays the only line on stderr, however slow imports are.
     """
-    if sys.stderr.isatty():
+    if _is_terminal():
         with during(text):
             yield
     else:

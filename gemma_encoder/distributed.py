@@ -78,11 +78,15 @@ class PreemptionSignal:
     Use it as a context manager. A single process has its own signal handler. With several
     processes, a process that gets the signal notifies JAX's coordination service, and all agree on
     the step to stop at; for that, all must call `reached` equally often.
+
+    A signal after the last call of `reached` is passed on at the end to the handler that was set
+    before, which `stopping` sets in a program.
     """
 
     def __init__(self):
         self._received = threading.Event()
         self._calls = 0
+        self._is_answered = False
         self._former_handler = None
 
     def __enter__(self) -> "PreemptionSignal":
@@ -94,8 +98,11 @@ class PreemptionSignal:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._former_handler is not None:
-            signal.signal(signal.SIGTERM, self._former_handler)
+        if self._former_handler is None:
+            return
+        signal.signal(signal.SIGTERM, self._former_handler)
+        if self._received.is_set() and not self._is_answered and callable(self._former_handler):
+            signal.raise_signal(signal.SIGTERM)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._received.set()
@@ -105,4 +112,5 @@ class PreemptionSignal:
         self._calls += 1
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(self._calls)
-        return self._received.is_set()
+        self._is_answered = self._received.is_set()
+        return self._is_answered

@@ -6,6 +6,11 @@
 It is `gemma-encoder train`, `evaluate` and `predict` in one program, with the flags of all three.
 """
 
+from gemma_encoder import stopping
+
+if __name__ == "__main__":
+    stopping.start()  # before other imports, so that Ctrl-C ends them in one line, too
+
 import shlex
 import sys
 from collections.abc import Sequence
@@ -36,7 +41,11 @@ def _main(argv: Sequence[str]) -> int:
     return train.train_and_report(config, workdir, command)
 
 
-if __name__ == "__main__":
+def _program() -> int:
     runtime.use_huge_pages()
     runtime.quiet()
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(stopping.run(_program))

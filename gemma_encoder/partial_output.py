@@ -4,10 +4,10 @@ import hashlib
 import itertools
 import json
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gemma_encoder import terminal
 from gemma_encoder.continued_files import ContinuedFile
 from gemma_encoder.data.files.texts import InputText
 from gemma_encoder.evaluation.certainty import is_abstention
@@ -59,7 +59,7 @@ class PartialOutput:
                     f"{self._file.state_path.name}, or name another --output"
                 )
             self.abstentions = progress["abstentions"]
-            print(f"resuming after {self._num_texts} texts of {path}", file=sys.stderr)
+            terminal.print_message(f"resuming after {self._num_texts} texts of {path}")
         self._file.begin()
         return self._num_texts
 

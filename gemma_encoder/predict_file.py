@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from gemma_encoder import activity
+from gemma_encoder import activity, terminal
 from gemma_encoder.data.files.texts import InputText, check_texts, is_blank, read_texts
 from gemma_encoder.digests import CHUNK, extend_crc
 from gemma_encoder.evaluation.certainty import PLAIN, Certainty, is_abstention
@@ -219,7 +219,7 @@ class _Printed:
 
     def write(self, line: Mapping[str, Any], text: InputText) -> None:
         self.abstentions += is_abstention(line)
-        print(to_line(line, text.name).decode(), end="")
+        terminal.print_json(to_line(line, text.name).decode())
 
 
 def _predict_chunks(

@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epath
 
+from gemma_encoder import terminal
 from gemma_encoder.data import mixtures, prepared, registry
 from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import Source
@@ -52,7 +53,7 @@ def prepare(recipe: Recipe, output: epath.PathLike, pipeline_options: Sequence[s
         _run_pipeline(pipeline)
     for name in sorted({name for name, _ in jobs}):
         prepared.finish(epath.Path(output) / task_name(name))
-    print(f"next, train: add --config.prepared={output} to the command")
+    terminal.print_note(f"next, train: add --config.prepared={output} to the command")
 
 
 def _start_folders(recipe: Recipe, output: epath.PathLike) -> list[tuple[str, prepared.Part]]:
@@ -65,7 +66,7 @@ def _start_folders(recipe: Recipe, output: epath.PathLike) -> list[tuple[str, pr
         if prepared.begin(folder, description):
             jobs += [(name, part) for part in prepared.parts(source)]
         else:
-            print(f"{source.task.name}: {folder} is already complete")
+            terminal.print_note(f"{source.task.name}: {folder} is already complete")
     return jobs
 
 
@@ -83,7 +84,8 @@ def _run_pipeline(pipeline: Any) -> None:
         for counter in result.metrics().query()["counters"]
         if counter.key.metric.namespace == __name__
     }
-    print(", ".join(f"{totals.get(name, 0):,} {label}" for name, label in _TOTALS.items()))
+    counts = (f"{totals.get(name, 0):,} {label}" for name, label in _TOTALS.items())
+    terminal.print_note(", ".join(counts))
 
 
 # Counters of `prepared.write_part`, and their names in the summary.

@@ -18,11 +18,9 @@ import tempfile
 import types
 from collections.abc import Iterator
 
+from gemma_encoder import stopping, terminal
 from gemma_encoder.inputs.errors import InputError
-
-# Exit code of a preempted program that has saved a checkpoint: rerun it to resume (EX_TEMPFAIL of
-# sysexits.h).
-EXIT_PREEMPTED = 75
+from gemma_encoder.stopping import EXIT_PREEMPTED as EXIT_PREEMPTED
 
 # Environment variables by which the processes of a run find each other; set all three or none.
 COORDINATOR_ADDRESS = "JAX_COORDINATOR_ADDRESS"
@@ -96,18 +94,23 @@ def import_quietly(name: str) -> types.ModuleType:
 @contextlib.contextmanager
 def without_start_up_notes() -> Iterator[None]:
     """Drops the lines that TensorFlow's C++ code writes to stderr during import."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
+    try:
+        stderr = os.dup(2)
+    except OSError:  # stderr is closed
+        yield
+        return
+    terminal.flush_messages()
     with tempfile.TemporaryFile() as written:
         os.dup2(written.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
+            terminal.flush_messages()
             os.dup2(stderr, 2)
             written.seek(0)
             lines = [line for line in written if not START_UP_NOTE.match(line)]
-            os.write(stderr, b"".join(lines))
+            with contextlib.suppress(OSError):  # its reader has exited, or it is full
+                os.write(stderr, b"".join(lines))
             os.close(stderr)
 
 
@@ -124,7 +127,11 @@ def use_huge_pages() -> None:
     if not on_cpu or not _glibc_has_huge_pages() or is_configured or not sys.orig_argv[1:]:
         return
     os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    stopping.hold()
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    finally:
+        stopping.release()
 
 
 def _glibc_has_huge_pages() -> bool:

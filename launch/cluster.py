@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 
-from gemma_encoder import configs
+from gemma_encoder import configs, terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.cli.commandline import EXIT_BAD_INPUT
 from gemma_encoder.inputs.errors import InputError
@@ -238,10 +238,10 @@ def run_launcher(launcher: Callable[[], int]) -> int:
     try:
         return launcher()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.print_message(f"error: {error}")
         return EXIT_BAD_INPUT
     except NotDeleted as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.print_message(f"error: {error}")
         return EXIT_FAILED
     except command.Interrupted as interrupted:
         say(f"stopped by {interrupted}")
@@ -250,7 +250,7 @@ def run_launcher(launcher: Callable[[], int]) -> int:
 
 def say(text: str) -> None:
     """Prints a status line of the launcher to stderr, marked off from the log that it streams."""
-    print(f"launch: {text}", file=sys.stderr, flush=True)
+    terminal.print_message(f"launch: {text}")
 
 
 def pack(job: Job) -> None:
@@ -267,7 +267,7 @@ def explain(job: Job, step: str) -> None:
         step: the step that failed, e.g. "copying the code".
     """
     lines = job.file(".log").read_text(errors="replace").splitlines()[-command.TAIL :]
-    print("\n".join(["", *lines, ""]), file=sys.stderr)
+    terminal.print_message("\n".join(["", *lines, ""]))
     say(
         f"failed while {step}; the last lines are above. "
         f"See {job.file('.log')}, {job.workdir}/metrics.jsonl and the table in launch/README.md"
@@ -277,7 +277,7 @@ def explain(job: Job, step: str) -> None:
 def print_dry_run(steps: Sequence[Sequence[str]]) -> None:
     """Prints argument lists, one per line, quoted for a shell."""
     for step in steps:
-        print(command.line(step))
+        terminal.print_result(command.line(step))
 
 
 def _git(*arguments: str) -> command.CommandResult:

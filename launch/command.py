@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from gemma_encoder import terminal
 from gemma_encoder.inputs.errors import InputError
 
 TAIL = 30  # lines of output that are repeated after a failure
@@ -92,7 +93,7 @@ def stream(
     ):
         file.write(f"$ {line(arguments)}\n")
         for text in process.stdout:
-            print(text, end="", flush=True)
+            terminal.print_note(text.rstrip("\n"))
             file.write(text)
             file.flush()
             tail.append(text)

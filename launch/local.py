@@ -19,8 +19,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from types import FrameType
 from typing import IO
 
+from gemma_encoder import stopping, terminal
 from gemma_encoder.runtime import COORDINATOR_ADDRESS, EXIT_PREEMPTED, NUM_PROCESSES, PROCESS_ID
 
 GRACE = 60.0  # seconds between SIGTERM and SIGKILL
@@ -33,20 +35,21 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         for environment in environments(args.processes, args.devices_per_process, "127.0.0.1:PORT"):
             variables = [f"{name}={value}" for name, value in environment.items()]
-            print(shlex.join(["env", *variables, *command]))
+            terminal.print_result(shlex.join(["env", *variables, *command]))
         return 0
     for restarts_left in reversed(range(args.restarts + 1)):
         coordinator = f"127.0.0.1:{_free_port()}"
         job = LocalJob(command, environments(args.processes, args.devices_per_process, coordinator))
         code = job.run()
         can_resume = code < 0 or code == EXIT_PREEMPTED
-        if not restarts_left or not can_resume:
+        if not restarts_left or not can_resume or job.received:
             break
-        print(
-            f"launch local: exit code {code}; restarting, {restarts_left - 1} restarts left",
-            file=sys.stderr,
-            flush=True,
+        terminal.print_message(
+            f"launch local: exit code {code}; restarting, {restarts_left - 1} restarts left"
         )
+    if job.received and code == -signal.SIGTERM:  # it came before Python handled signals
+        terminal.print_message(stopping.LINES[job.received])
+        return stopping.CODES[job.received]
     return 128 - code if code < 0 else code  # the way shells report a signal
 
 
@@ -111,44 +114,74 @@ class LocalJob:
     Args:
         command: the argument list that every process runs.
         environments: environment variables of each process, added to the current environment.
+
+    Attributes:
+        received: the first signal to stop; None before.
     """
 
     def __init__(self, command: Sequence[str], environments: Sequence[dict[str, str]]):
-        self._processes = []
-        for index, environment in enumerate(environments):
+        self._command = command
+        self._environments = environments
+        self._processes: list[subprocess.Popen] = []
+        self.received: int | None = None
+
+    def run(self) -> int:
+        """Starts all processes, waits for them and returns an exit code.
+
+        The code is that of the first process that failed, negative for a signal, or 0.
+        """
+        handlers = {
+            signum: signal.signal(signum, self._receive)
+            for signum in (signal.SIGTERM, signal.SIGINT)
+        }
+        try:
+            printers = self._start()
+            failure = self._wait()
+            for printer in printers:
+                printer.join()
+            return failure or self._first_failure()
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signum
+            return
+        for process in self._processes:  # at the second signal, without waiting for them
+            process.kill()
+
+    def _start(self) -> list[threading.Thread]:
+        """Starts the processes, and threads that print the output of all but the first."""
+        for index, environment in enumerate(self._environments):
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if index else {}
             self._processes.append(
-                subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
+                subprocess.Popen(self._command, env={**os.environ, **environment}, **pipes)
             )
-        self._printers = [
+        printers = [
             threading.Thread(target=_print_lines, args=(index, process.stdout))
             for index, process in enumerate(self._processes)
             if index
         ]
-
-    def run(self) -> int:
-        """Waits for all processes and returns an exit code.
-
-        The code is that of the first process that failed, negative for a signal, or 0.
-        """
-        for printer in self._printers:
+        for printer in printers:
             printer.start()
-        handlers = {
-            signum: signal.signal(signum, lambda *_: self._stop())
-            for signum in (signal.SIGTERM, signal.SIGINT)
-        }
+        return printers
+
+    def _wait(self) -> int:
+        """Waits for all processes, and stops them when one fails or a signal was received.
+
+        Returns:
+            The exit code of the first process that failed by itself.
+        """
         failure = 0
         while self._running():
             failure = failure or self._first_failure()
-            if failure:
+            if failure or self.received:
                 # The remaining processes would wait a long time for one that is gone.
-                self._stop(GRACE if failure == EXIT_PREEMPTED else 0.0)
+                is_urgent = failure not in (0, EXIT_PREEMPTED) and not self.received
+                self._stop(0.0 if is_urgent else GRACE)
             time.sleep(0.1)
-        for printer in self._printers:
-            printer.join()
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        return failure or self._first_failure()
+        return failure
 
     def _first_failure(self) -> int:
         """Returns the first nonzero exit code in process order, 0 if there is none."""
@@ -174,5 +207,5 @@ class LocalJob:
 
 def _print_lines(index: int, stream: IO[bytes]) -> None:
     for line in stream:
-        sys.stderr.write(f"[{index}] {line.decode(errors='replace')}")
-        sys.stderr.flush()
+        text = line.decode(errors="replace").rstrip("\n")
+        terminal.print_message(f"[{index}] {text}")

@@ -17,6 +17,7 @@ import ml_collections
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from gemma_encoder import terminal
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.launch import flops, hlo
 from gemma_encoder.launch.chips import CHIPS, Chip
@@ -215,7 +216,7 @@ def search(
             continue
         if time.monotonic() - began > seconds:
             remaining = len(all_fields) - index
-            print(f"time is up; {remaining} of {len(all_fields)} were not tried", flush=True)
+            terminal.print_result(f"time is up; {remaining} of {len(all_fields)} were not tried")
             break
         plan = _try_candidate(config, fields, topology, slices)
         if plan is None or not plan.fits:
@@ -255,12 +256,11 @@ def _try_candidate(
         with with_fields(config, **fields) as candidate:
             plan = make_plan(candidate, topology, slices)
     except InputError as error:
-        print(f"{label} not possible: {error}"[:160], flush=True)
+        terminal.print_result(f"{label} not possible: {error}"[:160])
         return None
     verdict = "fits" if plan.fits else "too much"
-    print(
+    terminal.print_result(
         f"{label} {plan.peak / GIB:>6.1f} GiB {verdict}, "
-        f"at most {plan.tokens_per_second:>12,.0f} tokens/s",
-        flush=True,
+        f"at most {plan.tokens_per_second:>12,.0f} tokens/s"
     )
     return plan

@@ -13,7 +13,10 @@ MODULES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] not in PROGRAMS
 )
 FLOORS = (
-    ("runtime", "activity", "whole_files", "digests", "continued_files", "distributed", "inputs"),
+    (
+        *("stopping", "terminal", "runtime", "activity", "distributed", "inputs"),
+        *("whole_files", "continued_files", "digests"),
+    ),
     ("model", "data"),
     ("weights", "evaluation"),
     ("inference", "text_encoder", "explain", "predict_file", "partial_output"),

@@ -11,7 +11,6 @@ import itertools
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from gemma_encoder import stopping, terminal
 from gemma_encoder.experiments import ablations
 from gemma_encoder.experiments.studies import results
 from gemma_encoder.experiments.studies.results import RunKey
@@ -178,12 +178,14 @@ def sweep(
         try:
             content = train_run(run, workdir)
         except (InputError, ArithmeticError, RuntimeError, ValueError) as error:
+            if stopping.is_requested():  # a library has turned Ctrl-C into its own error
+                raise
             failures += 1
             if distributed.is_main_process():
                 _write_failure(name, run, error, folder)
             continue
         if content is None:
-            print(f"{name}: preempted; rerun the command to resume", file=sys.stderr)
+            terminal.print_message(f"{name}: preempted; rerun the command to resume")
             return distributed.EXIT_PREEMPTED
         by_digest[run.digest] = key
         if distributed.is_main_process():
@@ -191,9 +193,8 @@ def sweep(
             if not keep:
                 workdir.rmtree(missing_ok=True)
     if failures:
-        print(
-            f"{failures} of {len(runs)} runs failed; rerun the command to retry them",
-            file=sys.stderr,
+        terminal.print_message(
+            f"{failures} of {len(runs)} runs failed; rerun the command to retry them"
         )
     return 1 if failures else 0
 
@@ -213,7 +214,7 @@ def _broadcast(finished: Sequence[bool]) -> Sequence[bool]:
 def _write_failure(name: str, run: SweepRun, error: Exception, folder: pathlib.Path) -> None:
     kind = "" if isinstance(error, InputError) else type(error).__name__
     reason = " ".join(f"{kind} {error}".split())[:500]
-    print(f"{name}: failed: {reason}", file=sys.stderr, flush=True)
+    terminal.print_message(f"{name}: failed: {reason}")
     results.write_result(
         run.key.file(folder, failed=True),
         {**dataclasses.asdict(run.key), "command": run.command, "error": reason},
@@ -227,7 +228,7 @@ def _write_success(
     run.key.file(folder, failed=True).unlink(missing_ok=True)
     main_metric = content["main_metric"]
     value = content["metrics"][main_metric]
-    print(f"{name}: {main_metric} {value:.3f}, {content['seconds']:.0f} s", flush=True)
+    terminal.print_note(f"{name}: {main_metric} {value:.3f}, {content['seconds']:.0f} s")
 
 
 def _share(run: SweepRun, source: RunKey, folder: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from gemma_encoder import __version__, runtime
+from gemma_encoder import __version__, runtime, terminal
 from gemma_encoder.inputs.errors import unknown
 
 # Modules of this package by name, each with its line in `gemma-encoder --help`.
@@ -42,16 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     command, arguments = (words[0], words[1:]) if words else ("", [])
     if command in HELP:
-        print(usage())
+        terminal.print_result(usage())
         return 0
     if command == "--version":
-        print(__version__)
+        terminal.print_result(__version__)
         return 0
     if not command:
-        print(usage(), file=sys.stderr)
+        terminal.print_message(usage())
         return 2
     if command not in COMMANDS:
-        print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
+        terminal.print_message(f"error: {unknown('command', command, COMMANDS)}")
         return 2
     if argv is None and command in LONG and not set(HELP) & set(arguments):
         runtime.use_huge_pages()

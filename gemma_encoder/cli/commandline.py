@@ -1,10 +1,8 @@
 """Command-line flags of the subcommands, configs, exit codes, one-line errors and logging."""
 
 import inspect
-import logging as standard_logging
-import os
 import shutil
-import sys
+import signal
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,32 +11,34 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from gemma_encoder import activity, configs, runtime
+from gemma_encoder import activity, configs, runtime, stopping, terminal
 from gemma_encoder.inputs.errors import InputError, one_line
 
 EXIT_BAD_INPUT = 2
-# As shells report SIGINT and SIGPIPE.
-EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
+EXIT_BROKEN_PIPE = 141  # as shells report SIGPIPE
 HELP = {"--help", "-help", "-h", "-?"}
 
 
 def run_program(program: Callable[[], int]) -> int:
     """Runs a program and returns its exit code.
 
-    InputError and KeyboardInterrupt are reported as one line on stderr.
+    InputError and Ctrl-C are reported as one line on stderr. In a process that `stopping` watches,
+    it writes that line itself, whatever this function returns.
     """
+    terminal.guard_logs()
     try:
         with activity.reporting():
-            return program()
+            code = program()
+        terminal.flush_results()
+        return code
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        terminal.print_message(f"error: {error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("interrupted; rerun the command to resume from saved work", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        terminal.print_message(stopping.LINES[signal.SIGINT])
+        return stopping.EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of stdout, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.discard_results()
         return EXIT_BROKEN_PIPE
 
 
@@ -126,7 +126,7 @@ class Flags:
             SystemExit: after `--help`.
         """
         if HELP & set(argv):
-            print(self.usage())
+            terminal.print_result(self.usage())
             raise SystemExit(0)
         words = list(argv)
         if self._config is not None:
@@ -143,7 +143,8 @@ class Flags:
         logging.use_absl_handler()
         if not verbosity.present:
             logging.set_verbosity(logging.WARNING)
-            logging.get_absl_handler().setFormatter(standard_logging.Formatter("%(message)s"))
+        formatter = logging.PythonFormatter() if verbosity.present else None
+        logging.get_absl_handler().setFormatter(terminal.PrintableFormatter(formatter))
         return config
 
     def _parse_values(self) -> tuple[ml_collections.ConfigDict | None, list[str]]:

@@ -10,7 +10,7 @@ package, with tokenizer.model.
 
 from collections.abc import Sequence
 
-from gemma_encoder import activity
+from gemma_encoder import activity, terminal
 from gemma_encoder.cli import commandline
 
 FORMATS = ("huggingface", "gemma")
@@ -43,7 +43,7 @@ def _main(argv: Sequence[str]) -> int:
             from gemma_encoder.inference import Predictor, export_huggingface
 
             export_huggingface(Predictor.load(workdir), output, heads=flags["heads"])
-    print(f"wrote {output}")
+    terminal.print_note(f"wrote {output}")
     return 0
 
 

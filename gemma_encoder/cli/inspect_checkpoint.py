@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemma_encoder import terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -47,7 +48,7 @@ def _main(argv: Sequence[str]) -> int:
     parser.add_argument("--sizes", action="store_true", help="print the table of published sizes")
     options = parser.parse_args(argv)
     if options.sizes:
-        print(size_table())
+        terminal.print_result(size_table())
         return 0
     if options.path is None:
         parser.error("name a checkpoint, or ask for --sizes")
@@ -58,18 +59,18 @@ def _main(argv: Sequence[str]) -> int:
     if options.read and not problems:
         problems = list(unreadable(checkpoint))
     if problems:
-        print("loads       no")
+        terminal.print_result("loads       no")
     else:
-        print(f"loads       yes{', every tensor was read' if options.read else ''}")
+        terminal.print_result(f"loads       yes{', every tensor was read' if options.read else ''}")
     for problem in problems:
-        print(f"            {problem}")
+        terminal.print_result(f"            {problem}")
     return 1 if problems else 0
 
 
 def describe_checkpoint(checkpoint: "Checkpoint") -> list[str]:
     """Prints the contents of a checkpoint and returns the problems that prevent loading it."""
-    print(checkpoint.description)
-    print(f"parameters  {_parameters_text(checkpoint)}")
+    terminal.print_result(checkpoint.description)
+    terminal.print_result(f"parameters  {_parameters_text(checkpoint)}")
     problems: list[str] = []
     try:
         config = checkpoint.config()
@@ -80,7 +81,7 @@ def describe_checkpoint(checkpoint: "Checkpoint") -> list[str]:
     _print_calibrations(checkpoint)
     _print_tensors(checkpoint)
     if checkpoint.skipped:
-        print(f"not read    {_skipped_text(checkpoint)}")
+        terminal.print_result(f"not read    {_skipped_text(checkpoint)}")
     return problems
 
 
@@ -112,7 +113,7 @@ def _parameters_text(checkpoint: "Checkpoint") -> str:
 def _print_config(checkpoint: "Checkpoint", config: "TransformerConfig") -> None:
     from gemma_encoder.weights.backbone import size_name
 
-    print(
+    terminal.print_result(
         f"size        {size_name(config) or 'custom'}: {config.num_layers} layers, "
         f"width {config.embed_dim}, hidden {config.hidden_dim}, {config.num_heads} query and "
         f"{config.num_kv_heads} key-value heads of {config.head_dim}, "
@@ -122,8 +123,8 @@ def _print_config(checkpoint: "Checkpoint", config: "TransformerConfig") -> None
     if "local" in config.layer_kinds:
         left, right = config.reach("local", "bidirectional")
         attention += f"; bidirectional, local layers reach {left} to the left, {right} to the right"
-    print(f"attention   {attention}")
-    print(f"tokenizer   {_tokenizer_text(checkpoint, config)}")
+    terminal.print_result(f"attention   {attention}")
+    terminal.print_result(f"tokenizer   {_tokenizer_text(checkpoint, config)}")
 
 
 def _print_calibrations(checkpoint: "Checkpoint") -> None:
@@ -134,7 +135,8 @@ def _print_calibrations(checkpoint: "Checkpoint") -> None:
         return
     for task in checkpoint.spec.tasks:
         if task.kind.conformal_columns:
-            print(f"calibration {task.name}: {task.calibration.describe(task.kind) or 'none'}")
+            calibration = task.calibration.describe(task.kind) or "none"
+            terminal.print_result(f"calibration {task.name}: {calibration}")
 
 
 def _tokenizer_text(checkpoint: "Checkpoint", config: "TransformerConfig") -> str:
@@ -158,7 +160,7 @@ def _print_tensors(checkpoint: "Checkpoint") -> None:
     width = max((len(name) for name, _, _ in rows), default=0)
     for (name, shape, dtype), count in rows.items():
         times = f"  x {count}" if count > 1 else ""
-        print(f"  {name:<{width}}  {shape!s:<20} {dtype}{times}")
+        terminal.print_result(f"  {name:<{width}}  {shape!s:<20} {dtype}{times}")
 
 
 def _skipped_text(checkpoint: "Checkpoint") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gemma_encoder import activity, runtime
+from gemma_encoder import activity, runtime, terminal
 from gemma_encoder.cli import commandline, inspect
 from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
@@ -72,7 +72,7 @@ def _main(argv: Sequence[str]) -> int:
         settings = _settings(flags, argv)
     split = flags["split"] or _first_split(settings.source)
     for line in data_report(settings, split, flags["n"], flags["sample"], flags["seed"]):
-        print(line)
+        terminal.print_result(line)
     return 0
 
 

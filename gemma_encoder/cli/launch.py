@@ -14,9 +14,9 @@ repository is a guide from a cloud project to a running job.
 
 import importlib
 import inspect
-import sys
 from collections.abc import Sequence
 
+from gemma_encoder import terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import unknown
 
@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the launcher that the first argument names and returns its exit code."""
     launcher, arguments = (argv[0], argv[1:]) if argv else ("", [])
     if launcher in commandline.HELP:
-        print(inspect.cleandoc(__doc__))
+        terminal.print_result(inspect.cleandoc(__doc__))
         return 0
     if launcher not in LAUNCHERS:
-        print(f"error: {unknown('launcher', launcher, LAUNCHERS)}", file=sys.stderr)
+        terminal.print_message(f"error: {unknown('launcher', launcher, LAUNCHERS)}")
         return commandline.EXIT_BAD_INPUT
     return importlib.import_module(f"gemma_encoder.launch.{launcher}").main(arguments)

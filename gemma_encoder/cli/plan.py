@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from gemma_encoder import activity, runtime
+from gemma_encoder import activity, runtime, terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
@@ -53,9 +53,9 @@ def _plan(config: ml_collections.ConfigDict, flags: commandline.Flags):
 
     with activity.during("compiling for the topology"):
         plan = make_plan(config, flags["topology"], flags["slices"])
-    print("\n".join(plan.lines()))
+    terminal.print_result("\n".join(plan.lines()))
     if not plan.fits:
-        print(
+        terminal.print_result(
             "\ntry --search, a mesh that shards parameters, such as --config.mesh='(1,-1,1)', "
             "--config.model.remat=full, or more micro-batches"
         )
@@ -67,10 +67,10 @@ def _search(config: ml_collections.ConfigDict, flags: commandline.Flags):
 
     plan = search(config, flags["topology"], flags["slices"], flags["search_minutes"] * 60)
     if plan is None:
-        print("\nno plan that was tried fits")
+        terminal.print_result("\nno plan that was tried fits")
         return None
-    print("\nfastest plan that fits\n\n" + "\n".join(plan.lines()))
-    print(
+    terminal.print_result("\nfastest plan that fits\n\n" + "\n".join(plan.lines()))
+    terminal.print_result(
         f"\n--config.mesh='{tuple(plan.mesh)}' --config.batch.rows={plan.rows} "
         f"--config.model.remat={plan.remat}"
     )

@@ -10,7 +10,7 @@ rerun the command to resume.
 import pathlib
 from collections.abc import Sequence
 
-from gemma_encoder import activity
+from gemma_encoder import activity, terminal
 from gemma_encoder.cli import commandline
 
 
@@ -83,5 +83,5 @@ def predict_from_flags(flags: commandline.Flags) -> int:
         certainty,
     )
     if flags["output"]:
-        print(f"wrote {flags['output']}, {count} texts")
+        terminal.print_note(f"wrote {flags['output']}, {count} texts")
     return 0

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
+from gemma_encoder import terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.cli.train import add_run_flags
 from gemma_encoder.inputs.errors import InputError
@@ -49,7 +50,7 @@ def _main(argv: Sequence[str]) -> int:
     if outcome.preempted:
         return distributed.EXIT_PREEMPTED
     record = pretrain_decoder.write_decoder(config, workdir, outcome, output, command)
-    print(
+    terminal.print_note(
         f"\n{output}: validation perplexity {record['validation_perplexity']:.2f} over "
         f"{record['validation_tokens_predicted']:,} tokens; a trigram model has "
         f"{record['trigram_perplexity']:.2f}\n"

@@ -10,7 +10,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from gemma_encoder import activity, runtime
+from gemma_encoder import activity, runtime, terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -51,5 +51,6 @@ def _main(argv: Sequence[str]) -> int:
         raise InputError(
             f"--output={arguments.output} cannot be written: {error.strerror}"
         ) from None
-    print(f"wrote {arguments.output}, {len(page) / 1024:.0f} KiB: open it in a browser")
+    size = f"{len(page) / 1024:.0f} KiB"
+    terminal.print_note(f"wrote {arguments.output}, {size}: open it in a browser")
     return 0

@@ -11,7 +11,7 @@ it is complete.
 import argparse
 from collections.abc import Sequence
 
-from gemma_encoder import activity
+from gemma_encoder import activity, terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -43,9 +43,9 @@ def _main(argv: Sequence[str]) -> int:
     counts = submission.check_submission(content, benchmark)
     if arguments.command == "make":
         path.write_bytes(content)
-    print(f"{path} is a complete {benchmark} submission")
+    terminal.print_result(f"{path} is a complete {benchmark} submission")
     for name, count in counts.items():
-        print(f"  {name:<14} {count:>7}")
+        terminal.print_result(f"  {name:<14} {count:>7}")
     return 0
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gemma_encoder import terminal
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.number_text import format_number
 
@@ -26,7 +27,7 @@ def summarize(outcome: "TrainingResult", split: str) -> int:
     if outcome.preempted:
         return distributed.EXIT_PREEMPTED
     if distributed.is_main_process():
-        print(_summary(outcome, split))
+        terminal.print_note(_summary(outcome, split))
     return 0
 
 

@@ -17,7 +17,7 @@ import contextlib
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from gemma_encoder import runtime
+from gemma_encoder import runtime, terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -45,7 +45,7 @@ def _main(argv: Sequence[str]) -> int:
     )
     runs = sweep.shard(runs, arguments.shard)
     if arguments.dry_run:
-        print("\n".join(run.command for run in runs))
+        terminal.print_result("\n".join(run.command for run in runs))
         return 0
     folder = pathlib.Path(arguments.results)
     workdirs = epath.Path(arguments.workdirs or sweep.default_workdirs(folder))

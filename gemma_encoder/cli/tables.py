@@ -9,7 +9,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from gemma_encoder import runtime
+from gemma_encoder import runtime, terminal
 from gemma_encoder.cli import commandline
 from gemma_encoder.inputs.errors import InputError
 
@@ -46,5 +46,5 @@ def _main(argv: Sequence[str]) -> int:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output={output} cannot be written: {error.strerror}") from None
-    print(f"wrote {output}")
+    terminal.print_note(f"wrote {output}")
     return 0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from gemma_encoder import activity, configs, runtime
+from gemma_encoder import activity, configs, runtime, terminal
 from gemma_encoder.cli import commandline
 
 
@@ -32,7 +32,7 @@ def _main(argv: Sequence[str]) -> int:
     )
     config = flags.parse(argv)
     if flags["help_config"]:
-        print(config_fields(config))
+        terminal.print_result(config_fields(config))
         return 0
     config, workdir = checked(flags, config)
     command = shlex.join(["gemma-encoder", "train", *argv])

@@ -1,15 +1,18 @@
 """Texts and paths that strangers may have written."""
 
 import pathlib
-import unicodedata
+import re
 from typing import TypeVar
 
 from gemma_encoder.inputs.errors import InputError
 
 Path = TypeVar("Path", bound=pathlib.PurePath)
 
-# Characters that change the direction of the text around them.
-BIDIRECTIONAL = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c")
+# Control characters, characters that change the direction of the text around them, and halves of
+# surrogate pairs.
+CONTROLS = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def printable(text: str, allowed: str = "\n\t") -> str:
@@ -19,15 +22,16 @@ def printable(text: str, allowed: str = "\n\t") -> str:
         text: any text, of data, a file name or a message that quotes one.
         allowed: control characters to leave as they are.
     """
-    return "".join(
-        character if character in allowed or not _controls(character) else _escape(character)
-        for character in text
-    )
+    return CONTROLS.sub(lambda match: match[0] if match[0] in allowed else _escape(match[0]), text)
 
 
-def _controls(character: str) -> bool:
-    """Returns True for control characters, marks of direction and halves of surrogate pairs."""
-    return character in BIDIRECTIONAL or unicodedata.category(character) in ("Cc", "Cs")
+def json_printable(line: str) -> str:
+    """Returns a line of JSON without control over a terminal, which is equal when parsed.
+
+    JSON leaves control characters above U+007E and marks of direction as they are; they occur only
+    in its strings, where they may be written as escapes.
+    """
+    return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 def _escape(character: str) -> str:

@@ -10,9 +10,10 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from gemma_encoder import activity, distributed
+from gemma_encoder import activity, distributed, terminal
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.untrusted import printable
 from gemma_encoder.training.event_file import EventFile
 from gemma_encoder.whole_files import write_whole
 
@@ -181,7 +182,7 @@ class Progress:
             seconds_per_step = elapsed / max(step - self._start_step, 1)
             left = _duration(seconds_per_step * (self._total - step))
             activity.note_output()
-            print(f"step {step}/{self._total}  {text}  {left} left", file=sys.stderr, flush=True)
+            terminal.print_message(f"step {step}/{self._total}  {text}  {left} left")
 
     def start_training(self) -> None:
         """Restarts the clock: what precedes the first step, as a late evaluation, is no pace."""
@@ -206,7 +207,7 @@ class Progress:
 
     def _describe(self, text: str) -> None:
         """Shows an activity in the bar."""
-        self._bar.set_description_str(text or "training")
+        self._bar.set_description_str(printable(text, allowed="") or "training")
 
     def say(self, text: str) -> None:
         """Prints a message without breaking the bar."""
@@ -214,9 +215,9 @@ class Progress:
             return
         activity.note_output()
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(printable(text), file=sys.stderr)
         else:
-            print(text, file=sys.stderr, flush=True)
+            terminal.print_message(text)
 
     def close(self) -> None:
         """Closes the bar, which stays on the screen."""
