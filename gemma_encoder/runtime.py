@@ -127,11 +127,11 @@ def use_huge_pages() -> None:
     if not on_cpu or not _glibc_has_huge_pages() or is_configured or not sys.orig_argv[1:]:
         return
     os.environ["GLIBC_TUNABLES"] = HUGE_PAGES
-    stopping.hold()
+    stopping.hold_signals()
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     finally:
-        stopping.release()
+        stopping.release_signals()
 
 
 def _glibc_has_huge_pages() -> bool:

@@ -123,8 +123,8 @@ def is_requested() -> bool:
     return _state.signum is not None
 
 
-def hold() -> None:
-    """Blocks signals, if `start` handles them, until the next `start` or `release`.
+def hold_signals() -> None:
+    """Blocks signals, if `start` handles them, until `release_signals` or the next `start`.
 
     For a process that replaces itself: the signals then reach the new program.
     """
@@ -132,8 +132,8 @@ def hold() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
 
 
-def release() -> None:
-    """Handles the signals that came since `hold`."""
+def release_signals() -> None:
+    """Handles the signals that came since `hold_signals`."""
     if _state.is_started:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
 
