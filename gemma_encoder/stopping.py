@@ -89,7 +89,7 @@ def start() -> None:
     _open_streams()
     _state.stderr = os.dup(2)
     sys.unraisablehook = _end_if_stop_was_lost
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_hold, after_in_parent=_unhold, after_in_child=_forget)
     atexit.register(_ignore_signals)  # registered first, hence called last
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -227,13 +227,13 @@ def _exit_after(seconds: float, code: int) -> None:
 
 def _watch(reader: int) -> None:
     """Reads the signals on a thread, and sees to it that the program stops."""
-    count = 0
+    first = None
     while True:
         for signum in os.read(reader, 64):
             if signum not in CODES or signal.getsignal(signum) is not _receive:
                 continue  # another part of the program handles it
-            count += 1
-            if count == 1:
+            if first is None:
+                first = signum
                 _thread.start_new_thread(_enforce, (signum,))
             elif _state.exit_code is not None:
                 os._exit(_state.exit_code)
@@ -241,7 +241,7 @@ def _watch(reader: int) -> None:
                 os._exit(CODES[_state.signum])
             elif not _state.is_ending:
                 if _state.signum is None:
-                    _begin_to_stop(signum)
+                    _begin_to_stop(first)
                 _end()
 
 
@@ -271,6 +271,17 @@ def _ignore_signals() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
+_masks: dict[int, set[int]] = {}  # of threads that are forking a process
+
+
+def _hold() -> None:
+    _masks[_thread.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
+
+
+def _unhold() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(_thread.get_ident()))
+
+
 def _forget() -> None:
     """Lets signals end a forked process, whose copy of the pipe would wake this one."""
     signal.set_wakeup_fd(-1)
@@ -278,6 +289,7 @@ def _forget() -> None:
         if signal.getsignal(signum) is _receive:
             signal.signal(signum, signal.SIG_DFL)
     sys.unraisablehook = sys.__unraisablehook__
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
 
 
 class _LenientFile(io.FileIO):

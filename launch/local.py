@@ -23,6 +23,7 @@ from types import FrameType
 from typing import IO
 
 from gemma_encoder import stopping, terminal
+from gemma_encoder.cli import commandline
 from gemma_encoder.runtime import COORDINATOR_ADDRESS, EXIT_PREEMPTED, NUM_PROCESSES, PROCESS_ID
 
 GRACE = 60.0  # seconds between SIGTERM and SIGKILL
@@ -54,10 +55,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = commandline.ArgumentParser(
         prog="gemma-encoder launch local",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--processes", type=_count, default=2, help="number of processes (default 2)"

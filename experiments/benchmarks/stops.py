@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
     (args.folder / "tmp").mkdir(parents=True)
     (args.folder / "texts.txt").write_text("".join(f"a fine film {i}\n" for i in range(20000)))
     process = popen(Command(("train", *TRAIN, "--workdir=run")), args.folder)

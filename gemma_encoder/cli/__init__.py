@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from gemma_encoder import __version__, runtime, terminal
-from gemma_encoder.inputs.errors import unknown
+from gemma_encoder.inputs.errors import InputError, unknown
 
 # Modules of this package by name, each with its line in `gemma-encoder --help`.
 COMMANDS = {
@@ -42,11 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     command, arguments = (words[0], words[1:]) if words else ("", [])
     if command in HELP:
-        terminal.print_result(usage())
-        return 0
+        return _show(usage())
     if command == "--version":
-        terminal.print_result(__version__)
-        return 0
+        return _show(__version__)
     if not command:
         terminal.print_message(usage())
         return 2
@@ -57,6 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         runtime.use_huge_pages()
     runtime.quiet()
     return importlib.import_module(f"gemma_encoder.cli.{command}").main(arguments)
+
+
+def _show(text: str) -> int:
+    """Prints a text and returns the exit code, as `commandline.run_program` without its imports."""
+    try:
+        terminal.print_result(text)
+    except InputError as error:
+        terminal.print_message(f"error: {error}")
+        return 2
+    except BrokenPipeError:
+        terminal.discard_results()
+        return 141
+    return 0
 
 
 def usage() -> str:

@@ -1,11 +1,13 @@
 """Command-line flags of the subcommands, configs, exit codes, one-line errors and logging."""
 
+import argparse
 import inspect
 import shutil
 import signal
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import ml_collections
 from absl import flags, logging
@@ -28,9 +30,7 @@ def run_program(program: Callable[[], int]) -> int:
     terminal.guard_logs()
     try:
         with activity.reporting():
-            code = program()
-        terminal.flush_results()
-        return code
+            return _flushed(program)
     except InputError as error:
         terminal.print_message(f"error: {error}")
         return EXIT_BAD_INPUT
@@ -40,6 +40,29 @@ def run_program(program: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has exited
         terminal.discard_results()
         return EXIT_BROKEN_PIPE
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Parser of arguments whose output leaves as that of `terminal`; its help is its docstring."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        write = terminal.print_result if file is sys.stdout else terminal.print_message
+        if message:
+            write(message.rstrip("\n"))
+
+
+def _flushed(program: Callable[[], int]) -> int:
+    """Runs a program and writes what is left of its output, also if it exits, as after `--help`."""
+    try:
+        code = program()
+    except SystemExit:
+        terminal.flush_results()
+        raise
+    terminal.flush_results()
+    return code
 
 
 class Flags:

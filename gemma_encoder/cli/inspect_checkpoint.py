@@ -7,7 +7,6 @@ Exit codes: 0 if the checkpoint loads; 1 if it is of another model or has a dama
 format is not recognized.
 """
 
-import argparse
 import collections
 import re
 from collections.abc import Sequence
@@ -30,10 +29,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = commandline.ArgumentParser(
         prog="gemma-encoder inspect",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "path",

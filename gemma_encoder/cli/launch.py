@@ -25,6 +25,10 @@ LAUNCHERS = ("local", "tpu_vm", "xpk")
 
 def main(argv: Sequence[str]) -> int:
     """Runs the launcher that the first argument names and returns its exit code."""
+    return commandline.run_program(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str]) -> int:
     launcher, arguments = (argv[0], argv[1:]) if argv else ("", [])
     if launcher in commandline.HELP:
         terminal.print_result(inspect.cleandoc(__doc__))

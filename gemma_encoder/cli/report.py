@@ -6,7 +6,6 @@ The report shows config differences, curves, metrics with confidence intervals, 
 and losses against the first run. It reads only the workdirs of the runs.
 """
 
-import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -21,10 +20,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = commandline.ArgumentParser(
         prog="gemma-encoder report",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "workdirs",

@@ -5,7 +5,6 @@
 Plots are written to a folder beside the report: RESULTS.md uses RESULTS_plots/attention.png.
 """
 
-import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -20,10 +19,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = commandline.ArgumentParser(
         prog="gemma-encoder tables",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "results", type=pathlib.Path, help="folder of result files from gemma-encoder sweep"

@@ -63,7 +63,8 @@ class LoggingHook(Hook):
         run.log.write(step, "train", values)
         loss = values["loss"]
         rate = values["texts_per_second"]
-        run.progress.report(step, f"loss {loss:.4f}  {rate:.0f} texts/s")
+        if not run.preempted:  # the line about it is the last
+            run.progress.report(step, f"loss {loss:.4f}  {rate:.0f} texts/s")
 
         if not self._texts_told:
             self._tell_truncation(run, "training texts so far")
