@@ -56,5 +56,4 @@ def _export_gemma(workdir: str, output: str) -> None:
     if epath.Path(output).exists():
         raise InputError(f"--output={output} exists; name a new folder")
     tokenizer = backbone.load_tokenizer(workdir)
-    backbone.save_gemma(backbone.load_backbone(workdir), output)
-    (epath.Path(output) / "tokenizer.model").write_bytes(tokenizer.model)
+    backbone.save_gemma(backbone.load_backbone(workdir), output, tokenizer)

@@ -1,10 +1,12 @@
 """Dataclasses from their JSON descriptions; unknown fields, of a newer version, are errors."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, reason, shortened
+from gemma_encoder.inputs.options import check_type, former_names
 
 Described = TypeVar("Described")
 
@@ -14,6 +16,23 @@ def tupled(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(tupled(item) for item in value)
     return value
+
+
+@contextlib.contextmanager
+def described_at(where: object = "", advice: str = "") -> Iterator[None]:
+    """Completes the messages of errors in a description with where it is and what to do.
+
+    Errors of other types, which only a damaged description raises, become an InputError.
+    """
+    begin = f"{where}: " if where else ""
+    end = f"; {advice}" if advice else ""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{begin}{error}{end}") from None
+    except Exception as error:
+        problem = f"{begin}the description is damaged ({reason(error)}){end}"
+        raise InputError(problem) from error
 
 
 def check_mapping(values: Any, subject: str, *needed: str) -> None:
@@ -27,15 +46,6 @@ def check_mapping(values: Any, subject: str, *needed: str) -> None:
             )
 
 
-def former_names(cls: type) -> dict[str, str]:
-    """Returns the current name of each renamed field by its former name (metadata `former`)."""
-    return {
-        field.metadata["former"]: field.name
-        for field in dataclasses.fields(cls)
-        if "former" in field.metadata
-    }
-
-
 def from_fields(cls: type[Described], values: Mapping[str, Any], subject: str) -> Described:
     """Builds a dataclass from its description, with lists converted to tuples.
 
@@ -45,7 +55,8 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], subject: str) -
         subject: names the description in error messages, e.g. "a task".
 
     Raises:
-        InputError: a field is unknown to this version, or a required field is missing.
+        InputError: a field is unknown to this version, a required field is missing, or a value has
+            another type than the field.
     """
     check_mapping(values, subject)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -65,4 +76,10 @@ def from_fields(cls: type[Described], values: Mapping[str, Any], subject: str) -
         and field.default_factory is dataclasses.MISSING
     ]
     check_mapping(values, subject, *missing)
+    for name, value in values.items():
+        try:
+            check_type(cls, name, value)
+        except InputError as error:
+            problem = f"the description of {subject} is damaged"
+            raise InputError(f"{shortened(str(error))}; {problem}") from None
     return cls(**{name: tupled(value) for name, value in values.items()})

@@ -6,6 +6,8 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator
 
+MAX_TEXT = 300  # characters of a library's message, or of a quoted value
+
 
 class InputError(ValueError):
     """Raised for invalid user input.
@@ -86,7 +88,12 @@ def reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     for marker in (" [tensorstore_spec", " [source locations"):  # appended by TensorStore
         text = text.split(marker)[0]
-    return text if len(text) <= 300 else f"{text[:300]} …"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Returns a text without its end if it is too long for a message."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 
 from gemma_encoder.inputs.errors import InputError, reason
 
+MAX_BYTES = 64 << 20  # of a file that is read as a whole
+
 
 def to_json(value: Any, **options: Any) -> str:
     """Serializes a value as `json.dumps` does, with null in place of NaN and infinities.
@@ -35,6 +37,18 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def read_json(path: pathlib.Path, advice: str = "it is damaged or incompletely copied") -> Any:
+    """Reads a file of JSON; arguments and errors as in `read_object`."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
+        return from_json(text)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}); {advice}") from error
+
+
 def read_object(
     path: pathlib.Path, advice: str = "it is damaged or incompletely copied"
 ) -> dict[str, Any]:
@@ -47,10 +61,7 @@ def read_object(
     Raises:
         InputError: the file cannot be read, or holds no JSON object.
     """
-    try:
-        content = from_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}); {advice}") from error
+    content = read_json(path, advice)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object; {advice}")
     return content

@@ -6,6 +6,7 @@ the default, the checks of names and types in a mapping, and the help text.
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import re
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
-from gemma_encoder.inputs.descriptions import former_names
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.json_text import to_json
 
@@ -101,6 +101,15 @@ def from_mapping(cls: type[Options], values: Mapping[str, Any], name: str = "") 
     return cls(**field_values(cls, values, name))
 
 
+def former_names(cls: type) -> dict[str, str]:
+    """Returns the current name of each renamed field by its former name (metadata `former`)."""
+    return {
+        field.metadata["former"]: field.name
+        for field in dataclasses.fields(cls)
+        if "former" in field.metadata
+    }
+
+
 def current_path(cls: type, path: str) -> str:
     """Returns a field's path, such as "own.truncation", with former names replaced."""
     first, dot, remainder = path.partition(".")
@@ -163,6 +172,17 @@ def field_values(cls: type, values: Mapping[str, Any], name: str = "") -> dict[s
         if fields[key].default_factory is not dataclasses.MISSING:
             result[key] = {**fields[key].default_factory(), **result[key]}
     return result
+
+
+def check_type(cls: type, field: str, value: Any) -> None:
+    """Raises InputError if a value does not have the type of a dataclass's field.
+
+    Fields of types that JSON does not have, such as a `Kind`, are left to their class.
+    """
+    annotation = _annotations(cls)[field]
+    is_json = annotation in NAMES or dataclasses.is_dataclass(annotation)
+    if is_json or not inspect.isclass(annotation):
+        convert(annotation, value, field)
 
 
 def check_path(cls: type, path: str, name: str = "") -> None:

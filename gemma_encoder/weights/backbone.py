@@ -104,21 +104,25 @@ def load_backbone(
     return nnx.merge(graph, parameter_state(parameters))
 
 
-def save_gemma(backbone: Transformer, path: epath.PathLike) -> None:
+def save_gemma(
+    backbone: Transformer, path: epath.PathLike, tokenizer: Tokenizer | None = None
+) -> None:
     """Writes a checkpoint for the gemma package's `gm.ckpts.load_params` and for `load_backbone`.
 
     Args:
         backbone: transformer from `load_backbone`, or `encoder.backbone` of a fine-tuned encoder;
             LoRA adapters are merged.
         path: a new folder, local or `gs://`.
+        tokenizer: tokenizer to store in the folder.
 
     Raises:
-        InputError: the folder exists.
+        InputError: the folder exists, or cannot be written.
     """
     parameters = parameter_dict(nnx.state(backbone))
     if backbone.lora.rank:
         parameters = merge_backbone_lora(parameters, backbone.lora)
-    gemma.save(parameters, backbone.config, native.absolute(path))
+    model = tokenizer.model if tokenizer else None
+    gemma.save(parameters, backbone.config, native.absolute(path), model)
 
 
 def load_pretrained(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: dict) -> dict:

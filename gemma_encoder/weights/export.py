@@ -7,6 +7,7 @@ modules.json, 1_Pooling, 2_Dense, …   sentence-transformers' modules: pooling,
                                       units; unscaled.safetensors has the layer before scaling
 gemma_encoder.json                    the inference spec, as in our own checkpoints
 README.md                             the model card
+digests.json                          digests of these files, by which damage is noticed
 """
 
 import dataclasses
@@ -25,8 +26,10 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import merge_backbone_lora
 from gemma_encoder.weights import card, huggingface, tensors
-from gemma_encoder.weights.huggingface import LAYER_TYPES, SPEC_FILE
+from gemma_encoder.weights.huggingface import SPEC_FILE
+from gemma_encoder.weights.huggingface_config import LAYER_TYPES
 from gemma_encoder.weights.native import InferenceSpec, absolute
+from gemma_encoder.weights.new_folders import check_is_new, new_folder
 from gemma_encoder.weights.sentence_modules import POOLING, UNSCALED, output_scale, scaled_layer
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
@@ -68,8 +71,7 @@ def export(
         InputError: the folder is not empty, or the format cannot represent the model.
     """
     folder = absolute(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} exists and is not empty; name a new folder for the export")
+    check_is_new(folder, "the export", may_be_empty=True)
     prompts = _prompts(spec.tasks)
     if not heads:
         spec = _without_heads(spec)
@@ -81,11 +83,11 @@ def export(
     modules = list(_modules(encoder, parameters, spec.tasks))
     files = huggingface_files(spec.tokenizer, spec.max_length, spec.padding)
     files |= _descriptions(spec, config, prompts)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_tensors(folder, parameters["backbone"], encoder.transformer)
-    for file_name, content in files.items():
-        (folder / file_name).write_bytes(content)
-    _write_modules(folder, modules)
+    with new_folder(folder) as unfinished:
+        _write_tensors(unfinished, parameters["backbone"], encoder.transformer)
+        for file_name, content in files.items():
+            (unfinished / file_name).write_bytes(content)
+        _write_modules(unfinished, modules)
     return folder
 
 

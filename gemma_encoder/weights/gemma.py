@@ -11,26 +11,34 @@ tensor is stored as
     params/layer_0/mlp/linear                                    kauldron: a whole training state
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
-from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.model.config import TransformerConfig
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import tensors
+from gemma_encoder.weights.doors import ADVICE, check_layers, check_sizes, explained, opened
+from gemma_encoder.weights.new_folders import check_is_new, new_folder
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Tensor
 
 CONFIG_FILE = "transformer.json"  # written by `save`, so that unpublished sizes load too
+TOKENIZER_FILE = "tokenizer.model"
+# Files that are read when a checkpoint is opened; the others are when its tensors are.
+METADATA_FILES = (
+    *(CONFIG_FILE, TOKENIZER_FILE),
+    *("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "manifest.ocdbt", "array_metadatas"),
+)
 PUBLISHED_NAME = re.compile(r"GEMMA[23]_(270M|[0-9]+B)_(PT|IT)")  # in the package's CheckpointPath
 # Tensors of the vision tower and its projection.
 VISION = re.compile(r"vision_encoder/|SigLiPFromPatches_0/|embedder/mm_")
@@ -90,15 +98,21 @@ class GemmaCheckpoint(Checkpoint):
 
     def __init__(self, path: epath.Path):
         self.folder = path
+        self._root = path
         self._reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         self._last_location: Stored | None = None
         self._last_value: jax.Array | None = None
+        self.tensors: dict[str, Tensor] = {}
+        self._stored: dict[str, Stored] = {}
+        with explained(self._root, [""]), opened(self._root, METADATA_FILES):
+            self._read_metadata()
+
+    def _read_metadata(self) -> None:
+        """Reads names, shapes and locations of the tensors."""
         leaves = _flatten(self._metadata())
         layout = _layout(leaves)
         period = _pattern_period(leaves)
-        self.description = f"the gemma package's checkpoint {path} ({layout} layout)"
-        self.tensors: dict[str, Tensor] = {}
-        self._stored: dict[str, Stored] = {}
+        self.description = f"the gemma package's checkpoint {self._root} ({layout} layout)"
         skipped = []
         for keys, leaf in leaves.items():
             name = "/".join(keys[1:] if layout == "kauldron" else keys).removeprefix("transformer/")
@@ -112,6 +126,7 @@ class GemmaCheckpoint(Checkpoint):
                 self._add(name, tensor, Stored(keys, None))
                 continue
             layer_tensor = Tensor(tensor.shape[1:], tensor.dtype)
+            check_layers(tensor.shape[0] * period, self.description)
             for repeat in range(tensor.shape[0]):
                 layer = repeat * period + int(stacked[1])
                 self._add(f"layer_{layer}/{stacked[2]}", layer_tensor, Stored(keys, repeat))
@@ -122,13 +137,14 @@ class GemmaCheckpoint(Checkpoint):
         for folder in (self.folder, self.folder / "default"):
             try:
                 metadata = self._reader.metadata(folder)
-            except (FileNotFoundError, ValueError, KeyError):
+            except Exception:  # of a damaged _METADATA, Orbax raises many types
                 continue
             if metadata is not None and metadata.item_metadata is not None:
                 self.folder = folder
                 return metadata.item_metadata.tree
         raise InputError(
-            f"{self.folder} has no readable Orbax checkpoint: its _METADATA is missing or damaged"
+            f"{self.folder} has no readable Orbax checkpoint: its _METADATA is missing or damaged; "
+            f"{ADVICE}"
         )
 
     def _add(self, name: str, tensor: Tensor, stored: Stored) -> None:
@@ -158,7 +174,11 @@ class GemmaCheckpoint(Checkpoint):
         """
         config_file = self.folder / CONFIG_FILE
         if config_file.exists():
-            return TransformerConfig.from_dict(json.loads(config_file.read_text()))
+            with opened(self._root, []):
+                config = TransformerConfig.from_dict(read_object(config_file, ADVICE))
+                shapes = [tensor.shape for tensor in self.tensors.values()]
+                check_sizes(config, shapes, config_file)
+            return config
         for config in (hint, *GEMMA_CONFIGS.values()):
             if config is not None and self._fits(config):
                 return config
@@ -182,6 +202,13 @@ class GemmaCheckpoint(Checkpoint):
         return expected.keys() == self.tensors.keys() and all(
             self.tensors[name].shape in shapes for name, shapes in expected.items()
         )
+
+    def load(
+        self, config: TransformerConfig, shapes: dict, shardings: dict, dtype: jnp.dtype
+    ) -> dict:
+        """Loads the backbone's parameters, and checks the files' digests meanwhile."""
+        with opened(self._root, [""]):
+            return super().load(config, shapes, shardings, dtype)
 
     def read(self, name: str, sharding: Sharding) -> jax.Array:
         """Restores one tensor; an array of several tensors is cached until another is read."""
@@ -249,19 +276,21 @@ def published_path(name: str) -> str | None:
     return f"gs://gemma-data/checkpoints/{name.lower().replace('_', '-')}"
 
 
-def save(backbone: dict, config: TransformerConfig, path: epath.Path) -> None:
+def save(
+    backbone: dict, config: TransformerConfig, path: epath.Path, tokenizer: bytes | None = None
+) -> None:
     """Writes a checkpoint that `gm.ckpts.load_params` reads (nested layout), and its config.
 
     Args:
         backbone: nested dict of our parameters.
         config: the transformer.
         path: a folder that does not exist yet.
+        tokenizer: the serialized SentencePiece model to store beside the tensors.
 
     Raises:
-        InputError: the folder exists.
+        InputError: the folder exists, or cannot be written.
     """
-    if path.exists():
-        raise InputError(f"{path} exists; name a new folder for the checkpoint")
+    check_is_new(path, "the checkpoint", may_be_empty=False)
     is_gemma2_2b = (config.num_layers, config.embed_dim) == (26, 2304)
     table = _table("C D F" if is_gemma2_2b else "C F D")  # as the package's own model classes
     tree: dict = {}
@@ -274,9 +303,13 @@ def save(backbone: dict, config: TransformerConfig, path: epath.Path) -> None:
     if config.num_heads == config.num_kv_heads:
         for layer in range(config.num_layers):
             _fuse_query_key_value(tree[f"layer_{layer}"]["attn"])
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, tree)
-    (path / CONFIG_FILE).write_text(to_json(config.to_dict(), indent=1))
+    with new_folder(path) as unfinished:
+        problem = f"{path} cannot be written"
+        with in_one_line(problem), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished, tree, force=True)  # replaces the folder, which is empty
+        (unfinished / CONFIG_FILE).write_text(to_json(config.to_dict(), indent=1))
+        if tokenizer is not None:
+            (unfinished / TOKENIZER_FILE).write_bytes(tokenizer)
 
 
 def _fuse_query_key_value(attention: dict) -> None:

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from gemma_encoder.inputs.descriptions import check_mapping, from_fields
+from gemma_encoder.inputs.descriptions import check_mapping, described_at, from_fields
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
@@ -32,6 +32,7 @@ from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
+from gemma_encoder.weights.doors import check_lengths, check_sizes, check_stored
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 from gemma_encoder.whole_files import write_whole
 
@@ -96,37 +97,27 @@ class InferenceSpec:
         Raises:
             InputError: the description is damaged, or a newer version wrote it.
         """
-        try:
+        with described_at(where):
             check_mapping(values, "a checkpoint", "format_version", "encoder", "tasks")
             if not isinstance(values["tasks"], list | tuple):
                 raise InputError("the description's tasks are not a list; it is damaged")
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
         version = values["format_version"]
         if version not in range(1, FORMAT_VERSION + 1):
             raise InputError(
                 f"{where} has format version {version!r}, this library reads versions 1 to "
                 f"{FORMAT_VERSION}; use the version of gemma_encoder that wrote it, or train again"
             )
-        if version == 1:
-            values = _upgrade_heads(values)
-        try:
-            fields = _parse_fields(values, model)
-        except InputError as error:
+        with described_at(where):
             absent = _absent_modules(values)
-            hint = f"; import {', '.join(absent)} first (--modules), as training did"
-            raise InputError(f"{where}: {error}{hint if absent else ''}") from None
-        record = values.get("record", {})
-        plain = {
-            name: value
-            for name, value in values.items()
-            if name not in ("format_version", "record")
-        }
-        try:
-            spec = from_fields(cls, {**plain, **fields}, "a checkpoint")
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        return dataclasses.replace(spec, record=record)
+            hint = f"import {', '.join(absent)} first (--modules), as training did"
+            with described_at(advice=hint if absent else ""):
+                values = _upgrade_heads(values) if version == 1 else values
+                fields = _parse_fields(values, model)
+            plain = {name: value for name, value in values.items() if name != "format_version"}
+            check_mapping(values.get("record", {}), "a record")
+            spec = from_fields(cls, {**plain, **fields, "record": {}}, "a checkpoint")
+            check_lengths(spec.max_length, spec.row_length)
+        return dataclasses.replace(spec, record=values.get("record", {}))
 
     def files(self) -> dict[str, bytes]:
         """Returns the files of the `inference` folder, by name."""
@@ -150,8 +141,13 @@ def _parse_fields(values: Mapping[str, Any], model: bytes) -> dict[str, Any]:
 
 def _absent_modules(values: Mapping[str, Any]) -> list[str]:
     """Returns the modules that the training run imported and this process did not."""
-    modules = values.get("record", {}).get("config", {}).get("modules", ())
-    return [name for name in modules if name not in sys.modules]
+    config = _mapping(_mapping(values.get("record")).get("config"))
+    return [name for name in config.get("modules") or () if name not in sys.modules]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Returns a value if it is a mapping, else an empty one: records are not checked."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _check_tasks(tasks: Sequence[Task], encoder: EncoderConfig) -> None:
@@ -312,6 +308,8 @@ def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) 
     if has_former_names(checkpoint):
         shapes = rename_remainder(shapes, "remainder", "rest")
         shardings = rename_remainder(shardings, "remainder", "rest")
+    stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "parameters").tree
+    check_stored(parameter_paths(shapes), parameter_paths(stored), checkpoint)
     arguments = jax.tree.map(
         lambda leaf, sharding: ocp.ArrayRestoreArgs(
             sharding=sharding, global_shape=leaf.shape, dtype=dtype
@@ -357,6 +355,7 @@ class NativeCheckpoint(Checkpoint):
             if name.startswith("backbone/")
         }
         self.skipped = tuple(name for name in parameters if not name.startswith("backbone/"))
+        check_sizes(self.spec.encoder, [leaf.shape for leaf in parameters.values()], self.folder)
 
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
         """Returns the transformer of the stored spec."""

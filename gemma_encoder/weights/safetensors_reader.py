@@ -5,20 +5,26 @@ other. Tensors are read by byte offset instead of mapped into memory, so that fi
 memory and files in a bucket can be read too.
 """
 
-import json
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.inputs.json_text import from_json, read_object
+from gemma_encoder.inputs.untrusted import inside
 from gemma_encoder.weights.tensors import Tensor
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
-MAX_HEADER = 1 << 30  # bytes; a larger length means that this is another kind of file
+MAX_HEADER = 2 << 20  # bytes; ten times that of the largest Gemma
+MAX_RANK = 8  # dimensions of a tensor
+MAX_DIMENSION = 1 << 48
+MAX_LISTED = 20  # missing tensors in a message
 ALIGNMENT = 64  # bytes; a CPU device adopts aligned memory without a copy
+ADVICE = "copy or download it again"
 
 
 class Slot(NamedTuple):
@@ -36,52 +42,70 @@ def read_header(file: epath.Path) -> dict[str, Slot]:
     """Reads the locations of all tensors in a safetensors file, by name.
 
     Raises:
-        InputError: the file is damaged or truncated.
+        InputError: the file is damaged or truncated. As the format demands, the tensors fill the
+            file without gaps or overlaps.
     """
-    try:
+    with in_one_line(f"{file} is not a safetensors file, or it is damaged", ADVICE):
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length)) if 0 < length < MAX_HEADER else None
             file_size = stream.seek(0, 2)
+            stream.seek(0)
+            length = int.from_bytes(stream.read(8), "little")
+            if not 0 < length <= min(file_size - 8, MAX_HEADER):
+                raise ValueError(f"its header has {length} bytes")
+            header = from_json(stream.read(length))
+        header.pop("__metadata__", None)
+        ranges = {name: _byte_range(entry) for name, entry in header.items()}
+        _check_is_contiguous(file, ranges, file_size - 8 - length)
         return {
-            name: _slot(file, name, entry, 8 + length, file_size)
+            name: Slot(file, 8 + length + ranges[name][0], _tensor(file, name, entry))
             for name, entry in header.items()
-            if name != "__metadata__"
         }
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file} is not a safetensors file, or it is damaged ({type(error).__name__})"
-        ) from error
 
 
-def _slot(
-    file: epath.Path, name: str, entry: dict[str, Any], data_start: int, file_size: int
-) -> Slot:
-    """Checks one entry of a header and returns the tensor's location."""
+def _byte_range(entry: dict[str, Any]) -> tuple[int, int]:
     first, last = entry["data_offsets"]
-    tensor = Tensor(tuple(entry["shape"]), DTYPES.get(entry["dtype"], np.dtype(object)))
-    if data_start + last > file_size:
+    if type(first) is not int or type(last) is not int or not 0 <= first <= last:
+        raise ValueError(f"a tensor's bytes are {first!r:.30} to {last!r:.30}")
+    return first, last
+
+
+def _check_is_contiguous(
+    file: epath.Path, ranges: Mapping[str, tuple[int, int]], num_bytes: int
+) -> None:
+    """Raises InputError unless the tensors fill the bytes after the header, each its own."""
+    position = 0
+    for name, (first, last) in sorted(ranges.items(), key=lambda item: item[1]):
+        if last > num_bytes:
+            raise InputError(
+                f"{file} is truncated: {name} ends at byte {last}, the data at {num_bytes}; "
+                f"{ADVICE}"
+            )
+        if first != position:
+            kind = "overlaps another tensor" if first < position else "leaves a gap before it"
+            raise InputError(f"{file} is damaged: {name} {kind}; {ADVICE}")
+        position = last
+    if position != num_bytes:
         raise InputError(
-            f"{file} is truncated: {name} ends at byte {data_start + last}, the file at "
-            f"{file_size}; copy or download it again"
+            f"{file} is damaged: {num_bytes - position} bytes belong to no tensor; {ADVICE}"
         )
-    num_bytes = math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def _tensor(file: epath.Path, name: str, entry: dict[str, Any]) -> Tensor:
+    """Returns a tensor's shape and dtype, which its number of bytes must confirm."""
+    shape = tuple(entry["shape"])
+    if len(shape) > MAX_RANK or not all(
+        type(size) is int and 0 <= size < MAX_DIMENSION for size in shape
+    ):
+        raise ValueError(f"{name} has no valid shape")
+    tensor = Tensor(shape, DTYPES.get(entry["dtype"], np.dtype(object)))
+    first, last = entry["data_offsets"]
+    num_bytes = math.prod(shape) * tensor.dtype.itemsize
     if tensor.dtype != object and last - first != num_bytes:
         raise InputError(
             f"{file}: {name} has {last - first} bytes, expected {num_bytes} for its shape "
-            f"{tensor.shape}; the file is damaged"
+            f"{shape}; the file is damaged, {ADVICE}"
         )
-    return Slot(file, data_start + first, tensor)
-
-
-def read_json(file: epath.Path) -> dict:
-    """Reads a JSON object; raises InputError if the file cannot be read or parsed."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({type(error).__name__})") from error
+    return tensor
 
 
 def read_folder(folder: epath.Path) -> dict[str, Slot]:
@@ -102,21 +126,22 @@ def read_folder(folder: epath.Path) -> dict[str, Slot]:
 
 
 def _read_index(folder: epath.Path, index: epath.Path) -> dict[str, Slot]:
-    file_of = read_json(index)["weight_map"]
+    file_of = read_object(index, ADVICE).get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
+        raise InputError(f"{index} has no weight_map; {ADVICE}")
     headers = {}
-    for name in sorted(set(file_of.values())):
-        if not (folder / name).exists():
-            raise InputError(
-                f"{folder}: {index.name} names {name}, which is missing; copy or download it again"
-            )
-        headers[name] = read_header(folder / name)
+    for name in {str(name): name for name in file_of.values()}.values():
+        file = inside(folder, name, index)
+        if not file.exists():
+            raise InputError(f"{index} names {name}, which is missing; {ADVICE}")
+        headers[name] = read_header(file)
     missing = [
         f"{tensor} is not in {file}"
         for tensor, file in file_of.items()
         if tensor not in headers[file]
     ]
     if missing:
-        raise InputError(f"{folder}: {'; '.join(missing)}")
+        raise InputError(f"{folder}: {'; '.join(missing[:MAX_LISTED])}; {ADVICE}")
     return {tensor: headers[file][tensor] for tensor, file in file_of.items()}
 
 
@@ -143,7 +168,7 @@ def read_block(slot: Slot, index: tuple[slice, ...] = ()) -> np.ndarray:
         while view:
             num_read = _read_into(stream, view)
             if not num_read:
-                raise InputError(f"{slot.file} is truncated; copy or download it again")
+                raise InputError(f"{slot.file} is truncated; {ADVICE}")
             view = view[num_read:]
     return block.view(dtype).reshape(last - first, *row_shape)[(slice(None), *index[1:])]
 

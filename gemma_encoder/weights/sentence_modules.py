@@ -7,9 +7,11 @@ import numpy as np
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import read_json, read_object
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.untrusted import inside
 from gemma_encoder.model.config import PoolingConfig
-from gemma_encoder.weights.safetensors_reader import Slot, read_block, read_header, read_json
+from gemma_encoder.weights.safetensors_reader import ADVICE, Slot, read_block, read_header
 
 # Our poolers: the name in sentence-transformers 6, and the flag of earlier versions.
 POOLING = {
@@ -23,18 +25,30 @@ POOLING = {
 UNSCALED = "unscaled.safetensors"
 
 
+class HeadLayer(NamedTuple):
+    """Tensors of a layer of a head, as in `torch.nn.Linear`: (out, in) and (out,)."""
+
+    weight: Slot
+    bias: Slot
+
+
 class Modules(NamedTuple):
     """The modules that `modules.json` lists after the transformer.
 
     Attributes:
         pooling: pooler, widths of the projection, normalization.
         projection: tensors of its linear layers, (out, in) each.
-        head: folders of the layers that compute "scores", as in our exports.
+        head: the layers that compute "scores", as in our exports.
     """
 
     pooling: PoolingConfig
     projection: tuple[Slot, ...]
-    head: tuple[epath.Path, ...]
+    head: tuple[HeadLayer, ...]
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """All tensors."""
+        return (*self.projection, *(slot for layer in self.head for slot in layer))
 
     def projection_kernels(self) -> dict[str, np.ndarray]:
         """Reads the projection's kernels, (in, out) each, by layer index."""
@@ -45,37 +59,49 @@ class Modules(NamedTuple):
 
     def head_parameters(self) -> dict:
         """Reads a head's parameters, nested as in `gemma_encoder.model.heads.Head`."""
-        layers = []
-        for folder in self.head:
-            unscaled = folder / UNSCALED
-            file = unscaled if unscaled.exists() else folder / "model.safetensors"
-            slots = read_header(file)
-            layers.append(
-                {
-                    "kernel": read_block(slots["linear.weight"]).T,
-                    "bias": read_block(slots["linear.bias"]),
-                }
-            )
+        layers = [
+            {"kernel": read_block(layer.weight).T, "bias": read_block(layer.bias)}
+            for layer in self.head
+        ]
         hidden = {str(index): layer for index, layer in enumerate(layers[:-1])}
         return {**({"hidden": hidden} if hidden else {}), "out": layers[-1]}
+
+
+def module_folders(folder: epath.Path) -> list[tuple[dict[str, Any], epath.Path]]:
+    """Returns the entries of `modules.json`, in order, with their folders; none without the file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = folder / "modules.json"
+    if not file.exists():
+        return []
+    entries = read_json(file, ADVICE)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{file} holds no list of modules; {ADVICE}")
+    for entry in entries:
+        for name, kind in (("idx", int), ("type", str), ("path", str)):
+            if not isinstance(entry.get(name), kind):
+                raise InputError(f"{file}: a module has no valid {name!r}; {ADVICE}")
+    entries.sort(key=lambda entry: entry["idx"])
+    return [(entry, inside(folder, entry["path"], file)) for entry in entries]
 
 
 def read_modules(folder: epath.Path) -> Modules | None:
     """Reads the modules of a sentence-transformers folder; None without a `modules.json`.
 
     Raises:
-        InputError: a module has no counterpart in this library.
+        InputError: a module has no counterpart in this library, or a file is damaged.
     """
     modules_file = folder / "modules.json"
     if not modules_file.exists():
         return None
     pooler = ""
     projection: list[Slot] = []
-    head: list[epath.Path] = []
+    head: list[HeadLayer] = []
     normalize = False
-    for module in sorted(read_json(modules_file), key=lambda module: module["idx"]):
+    for module, module_folder in module_folders(folder):
         kind = module["type"].rpartition(".")[2]
-        module_folder = folder / module["path"]
         if kind == "Transformer":
             continue
         if kind == "Normalize":
@@ -83,10 +109,10 @@ def read_modules(folder: epath.Path) -> Modules | None:
         elif kind == "Pooling":
             pooler = _read_pooler(module_folder / "config.json")
         elif kind == "Dense":
-            settings = read_json(module_folder / "config.json")
+            settings = read_object(module_folder / "config.json", ADVICE)
             output = settings.get("module_output_name", "sentence_embedding")
             if output != "sentence_embedding":
-                head.append(module_folder)
+                head.append(_read_head_layer(module_folder))
             else:
                 projection.append(_read_projection(module_folder, settings, normalize))
         else:
@@ -101,9 +127,34 @@ def read_modules(folder: epath.Path) -> Modules | None:
     return Modules(pooling, tuple(projection), tuple(head))
 
 
+def _read_head_layer(folder: epath.Path) -> HeadLayer:
+    """Returns the tensors of a layer of a head, those before scaling if they are stored."""
+    unscaled = folder / UNSCALED
+    file = unscaled if unscaled.exists() else folder / "model.safetensors"
+    slots = _read_slots(file, {"linear.weight": 2, "linear.bias": 1})
+    return HeadLayer(slots["linear.weight"], slots["linear.bias"])
+
+
+def _read_slots(file: epath.Path, ranks: Mapping[str, int]) -> dict[str, Slot]:
+    """Reads the header of a module's tensors; raises InputError unless it has exactly these.
+
+    Args:
+        file: the safetensors file.
+        ranks: the tensors' numbers of dimensions, by name.
+    """
+    slots = read_header(file)
+    actual = {name: len(slot.tensor.shape) for name, slot in slots.items()}
+    if actual != dict(ranks) or any(slot.tensor.dtype == object for slot in slots.values()):
+        raise InputError(
+            f"{file}: unsupported tensors; expected {' and '.join(ranks)}, a matrix and a vector, "
+            "in float32, float16 or bfloat16"
+        )
+    return slots
+
+
 def _read_pooler(config: epath.Path) -> str:
     """Returns our name of the pooler that a Pooling module's config describes."""
-    settings = read_json(config)
+    settings = read_object(config, ADVICE)
     matching = [
         name
         for name, (mode, flag) in POOLING.items()
@@ -125,18 +176,16 @@ def _read_projection(folder: epath.Path, settings: dict[str, Any], normalized: b
         settings: config of the module.
         normalized: whether a Normalize module came before it.
     """
-    slots = read_header(folder / "model.safetensors")
     if (
         settings.get("bias")
-        or not settings.get("activation_function", "").endswith("Identity")
-        or set(slots) != {"linear.weight"}
+        or not str(settings.get("activation_function", "")).endswith("Identity")
         or normalized
     ):
         raise InputError(
             f"{folder}: unsupported Dense module; expected no bias, no activation and no Normalize "
             "before it"
         )
-    return slots["linear.weight"]
+    return _read_slots(folder / "model.safetensors", {"linear.weight": 2})["linear.weight"]
 
 
 def output_scale(head: str, tasks: Sequence[Task]) -> tuple[float, float]:

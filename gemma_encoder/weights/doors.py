@@ -1,0 +1,149 @@
+"""Doors: where folders that strangers may have written or damaged are opened."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from gemma_encoder import digests
+from gemma_encoder.digests import DamagedFileError
+from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.model.config import EncoderConfig, TransformerConfig
+
+ADVICE = "copy, download or export it again"
+MAX_LAYERS = 1024  # the largest Gemma has 62
+MAX_TOKENS = 1 << 20  # in a text or row; Gemma 3 reads 131,072
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in messages of XLA, about the device
+
+
+@contextlib.contextmanager
+def opened(folder: epath.Path, parts: Iterable[str]) -> Iterator[None]:
+    """Guards the reading of a folder: checks digests, and words any error in one line.
+
+    Args:
+        folder: the folder, which may have no digests.
+        parts: the files and subfolders that are read; "" for all.
+
+    Raises:
+        InputError: a file is damaged or missing, or the context failed.
+    """
+    try:
+        with digests.verified(folder, list(parts)):
+            yield
+    except DamagedFileError as error:
+        raise InputError(f"{error}; {ADVICE}") from error
+    except InputError:
+        raise
+    except Exception as error:
+        if OUT_OF_MEMORY in str(error):
+            raise
+        with in_one_line(f"{folder} cannot be read", ADVICE):
+            raise
+
+
+@contextlib.contextmanager
+def explained(folder: epath.Path, parts: Iterable[str]) -> Iterator[None]:
+    """Replaces an error of the context by the one that names a damaged file, if there is one.
+
+    Large files are read for it, unlike in `opened`, only after an error.
+    """
+    try:
+        yield
+    except Exception:
+        with opened(folder, parts):
+            pass
+        raise
+
+
+def check_layers(layers: int, where: object) -> None:
+    """Raises InputError for a number of layers that no Gemma has."""
+    if layers > MAX_LAYERS:
+        raise InputError(
+            f"{where}: it declares more than {MAX_LAYERS} layers; it is damaged, {ADVICE}"
+        )
+
+
+def check_sizes(
+    config: TransformerConfig | EncoderConfig, shapes: Iterable[tuple[int, ...]], where: object
+) -> None:
+    """Checks declared sizes before anything of these sizes is computed or allocated.
+
+    No axis may be larger than the largest stored tensor, and there may be no more layers than
+    tensors.
+
+    Args:
+        config: the declared transformer or encoder.
+        shapes: shapes of the stored tensors.
+        where: names the checkpoint in the message.
+
+    Raises:
+        InputError: the files cannot hold such a model.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    largest = max(sizes, default=0)
+    transformer = config.transformer if isinstance(config, EncoderConfig) else config
+    check_layers(max(transformer.num_layers, len(transformer.pattern)), where)
+    limits = {}
+    for name in ("vocab_size", "embed_dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim"):
+        limits[name] = (getattr(transformer, name), largest)
+    if isinstance(config, EncoderConfig):
+        limits |= _encoder_limits(config, largest, len(sizes))
+    for name, (size, limit) in limits.items():
+        if size > limit:
+            # Of integers with thousands of digits, Python refuses to print the decimal digits.
+            declared = size if size < 10**18 else "more than 10^18"
+            raise InputError(
+                f"{where}: {name} is {declared}, but its files can hold at most {limit}; it is "
+                f"damaged, {ADVICE}"
+            )
+
+
+def check_stored(expected: Mapping[str, Any], stored: Mapping[str, Any], where: object) -> None:
+    """Checks that a checkpoint holds parameters of the declared shapes before they are read.
+
+    Args:
+        expected: objects with a shape, by path.
+        stored: the same of the checkpoint, which may hold more.
+        where: names the checkpoint in the message.
+
+    Raises:
+        InputError: a parameter is missing or has another shape.
+    """
+    for path, leaf in expected.items():
+        actual = tuple(stored[path].shape) if path in stored else None
+        if actual != tuple(leaf.shape):
+            problem = "is missing" if actual is None else f"has shape {actual}"
+            raise InputError(
+                f"{where}: the parameter {path} {problem}, the description declares "
+                f"{tuple(leaf.shape)}; it is damaged, {ADVICE}"
+            )
+
+
+def check_lengths(max_length: int, row_length: int) -> None:
+    """Raises InputError for lengths of texts and rows, in tokens, that cannot be meant."""
+    if not 3 <= max_length <= row_length <= MAX_TOKENS:
+        raise InputError(
+            f"max_length and row_length are {max_length:.6g} and {row_length:.6g}; expected texts "
+            f"of at least 3 tokens in rows that hold them, of at most {MAX_TOKENS}; it is damaged"
+        )
+
+
+def _encoder_limits(
+    config: EncoderConfig, largest: int, num_tensors: int
+) -> dict[str, tuple[int, int]]:
+    """Returns the declared sizes outside the transformer with their limits, by name."""
+    pooling = config.pooling
+    layers = list(pooling.projection)
+    for head in config.heads.values():
+        layers += [*head.hidden_dims, head.outputs]
+    return {
+        "the number of heads": (len(config.heads), num_tensors),
+        "the number of layers in heads and projection": (len(layers), num_tensors),
+        "a width of a head or projection": (max(layers, default=1), largest),
+        "pooling.probes": (pooling.probes, largest),
+        "pooling.k": (pooling.k, MAX_TOKENS),
+        "pooling.heads": (pooling.heads, largest),
+        "lora.rank": (config.lora.rank, largest),
+    }
