@@ -122,50 +122,20 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def changed():
     """`changed(config, {"batch__rows": 8})` sets fields of a config, without type checks."""
+    from tests.micro import changed
 
-    def change(config, changes):
-        for path, value in changes.items():
-            *parents, field = path.split("__")
-            node = config
-            for parent in parents:
-                node = node[parent]
-            with node.ignore_type():
-                node[field] = value
-        return config
-
-    return change
+    return changed
 
 
 @pytest.fixture(scope="session")
-def micro(changed):
+def micro():
     """`micro(**changes)`: the quickstart's config with a model so small that a run takes seconds.
 
     Changes are given as `batch__rows=8`. The model has one local and one global layer.
     """
-    import importlib
+    from tests.micro import micro_config
 
-    small = {
-        "num_layers": 2,
-        "embed_dim": 32,
-        "hidden_dim": 64,
-        "head_dim": 8,
-        "query_scale": 8**-0.5,
-    }
-
-    def make(**changes):
-        config = importlib.import_module("gemma_encoder.experiments.quickstart").get_config("smoke")
-        defaults = {
-            "model__size": "gemma2_tiny",
-            "model__transformer": small,
-            "max_length": 64,
-            "batch__row_length": 64,
-            "batch__rows": 8,
-            "batch__segments": 4,
-            "train_for": "4 steps",
-        }
-        return changed(config, defaults | changes)
-
-    return make
+    return micro_config
 
 
 @pytest.fixture(scope="session")
