@@ -25,7 +25,7 @@ import gemma_encoder
 from gemma_encoder.inputs.errors import InputError
 from tests.fuzz.damages import damage
 
-LIMIT = 30  # seconds; a read takes at most a few
+LIMIT = 60  # seconds; a read takes at most a few, if the machine has time
 MEMORY = 1 << 30  # bytes above the memory at the start of a case
 LONGEST = 700  # characters of a message
 LIBRARY = pathlib.Path(gemma_encoder.__file__).parent
@@ -46,6 +46,7 @@ class Target:
         weight: share of the cases.
         accepts: decides, for an answer that differs, if it is right, too; see `Reading`.
         names: words that a message may name instead of a path.
+        advice: what a message must contain.
         is_checked: False for files without digests, whose damages cannot all be noticed.
     """
 
@@ -55,6 +56,7 @@ class Target:
     weight: int = 1
     accepts: Callable[["Reading"], bool] = lambda reading: False
     names: tuple[str, ...] = ()
+    advice: str = ""
     is_checked: bool = True
 
 
@@ -156,7 +158,7 @@ class Fuzzer:
                 with _limit(LIMIT):
                     answer = target.read(self._copy)
             except InputError as error:
-                return _outcome_of_message(str(error), names)
+                return _outcome_of_message(str(error), names, target.advice)
             except _OvertimeError as error:
                 return "hang", f"more than {LIMIT} s, in {_frames(error)}"
             except MemoryError as error:
@@ -188,13 +190,15 @@ def _names(original: pathlib.Path) -> set[str]:
     return {path.name for path in original.rglob("*")}
 
 
-def _outcome_of_message(message: str, names: Sequence[str]) -> tuple[str, str]:
+def _outcome_of_message(message: str, names: Sequence[str], advice: str) -> tuple[str, str]:
     if "\n" in message or len(message) > LONGEST or "Traceback" in message:
         return "message", f"{len(message)} characters, {message.count(chr(10)) + 1} lines: " + (
             message[:200]
         )
     if not any(name in message for name in names):
         return "message", f"names no file: {message[:300]}"
+    if advice not in message:
+        return "message", f"lacks its advice: {message[:300]}"
     return "one line", message
 
 

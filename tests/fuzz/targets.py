@@ -37,7 +37,7 @@ def _targets_of_models(root: pathlib.Path) -> list[Target]:
     load, transformer = doors.load_predictor, doors.load_transformer
     return [
         Target("checkpoint", "checkpoint", load, 6),
-        Target("workdir", "run", load, 6, falls_back(load)),
+        Target("workdir", "run", load, 6, falls_back(load), advice="whole checkpoint before it"),
         Target("checkpoint as backbone", "checkpoint", transformer, 2),
         Target("checkpoint, inspected", "checkpoint", doors.inspect, 2),
         Target("checkpoint without digests", "run_without_digests", load, 3, is_checked=False),
@@ -89,7 +89,7 @@ def _targets_of_data(root: pathlib.Path) -> list[Target]:
 def _is_gone(reading: Reading) -> bool:
     """Returns True if the newest checkpoint is gone or empty, or a warning says it is not used."""
     newest = reading.copy / "checkpoints" / str(originals.STEPS[-1])
-    return not newest.is_dir() or not any(newest.iterdir()) or str(newest) in reading.log
+    return not any(path.is_file() for path in newest.rglob("*")) or str(newest) in reading.log
 
 
 def _is_about_less(reading: Reading) -> bool:
