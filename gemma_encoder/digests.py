@@ -1,6 +1,6 @@
 """Digests of the files of a folder, by which damage is noticed when they are read.
 
-    FOLDER/digests.json = {"algorithm": "crc32c", "files": {NAME: [SIZE-CRC, …]}, "digest": CRC}
+    FOLDER/digests.json = {"algorithm": "crc32c", "files": {NAME: [DIGEST, …]}, "digest": DIGEST}
 
 A file is whole if it has one of its digests: several are listed only while `update` replaces it, so
 that a kill in between leaves no file that seems damaged. CRC-32C finds every flipped bit and is
@@ -9,10 +9,12 @@ computed faster than files are read; it does not protect from people who change 
 
 import concurrent.futures
 import contextlib
+import io
 import os
 import pathlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object, to_json
@@ -83,16 +85,25 @@ def update(folder: pathlib.Path, contents: Mapping[str, bytes | Iterable[bytes]]
     _write(folder, before | new)
 
 
+def is_checked(folder: pathlib.Path) -> bool:
+    """Returns True if `verified` checks the files of a folder: it has digests, not switched off."""
+    return _checked_folder(folder) is not None
+
+
 @contextlib.contextmanager
-def verified(folder: pathlib.Path, parts: Sequence[str] = ("",)) -> Iterator[None]:
+def verified(
+    folder: pathlib.Path, parts: Sequence[str] = ("",), share: tuple[int, int] = (0, 1)
+) -> Iterator[None]:
     """Checks files of a folder while the context reads them.
 
-    Small files are checked before, the others meanwhile. An error of the context is replaced by the
-    one that names a damaged file, if there is one. A folder without `digests.json` is not checked.
+    Sizes and small files are checked before, the content of large files meanwhile. An error of the
+    context is replaced by the one that names a damaged file, if there is one. A folder without
+    `digests.json` is not checked.
 
     Args:
         folder: the folder.
         parts: the files or subfolders that are read; "" for all.
+        share: (i, n) checks the content of every n-th large file, the i-th first; (0, 0) of none.
 
     Raises:
         DamagedFileError: a file is damaged or missing.
@@ -104,6 +115,9 @@ def verified(folder: pathlib.Path, parts: Sequence[str] = ("",)) -> Iterator[Non
     small, large = _select(folder, parts)
     for name, digests in small.items():
         _check(folder, name, digests)
+    for name, digests in large.items():
+        _check_size(folder, name, digests)
+    large = _share_of(large, *share)
     is_over = threading.Event()
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         checks = [
@@ -147,6 +161,14 @@ def _select(
     return small, large
 
 
+def _share_of(files: Mapping[str, list[str]], index: int, count: int) -> dict[str, list[str]]:
+    """Returns a share of the files, such that all shares have about as many bytes."""
+    if not count:
+        return {}
+    ordered = sorted(files, key=lambda name: (-max(_sizes(files[name])), name))
+    return {name: files[name] for name in ordered[index::count]}
+
+
 def _sizes(digests: Sequence[str]) -> set[int]:
     """Returns the sizes that a file may have."""
     return {int(digest.partition("-")[0]) for digest in digests if digest != ABSENT}
@@ -161,27 +183,36 @@ def _raise_first(checks: Sequence[concurrent.futures.Future]) -> None:
 def _check(
     folder: pathlib.Path, name: str, digests: Sequence[str], is_over: threading.Event | None = None
 ) -> None:
-    path = inside(folder, name, folder / NAME)
+    path = _check_size(folder, name, digests)
+    if path is None:
+        return
     try:
-        if not path.is_file():
-            if ABSENT in digests:
-                return
-            raise DamagedFileError(path, "is missing")
-        actual = path.stat().st_size
-        sizes = _sizes(digests)
-        if actual not in sizes:
-            expected = " or ".join(map(str, sorted(sizes)))
-            raise DamagedFileError(path, f"is damaged: it has {actual} bytes, not {expected}")
         if _digest_of_file(path, is_over) not in digests and not (is_over and is_over.is_set()):
             raise DamagedFileError(path, "is damaged: its content is not what was written")
     except OSError as error:
         raise DamagedFileError(path, f"cannot be read: {error.strerror}") from error
 
 
-def _digest_of(content: bytes) -> str:
-    import google_crc32c
+def _check_size(folder: pathlib.Path, name: str, digests: Sequence[str]) -> pathlib.Path | None:
+    """Returns the path of a file that has one of its sizes; None if it is rightly absent."""
+    path = inside(folder, name, folder / NAME)
+    try:
+        if not path.is_file():
+            if ABSENT in digests:
+                return None
+            raise DamagedFileError(path, "is missing")
+        actual = path.stat().st_size
+    except OSError as error:
+        raise DamagedFileError(path, f"cannot be read: {error.strerror}") from error
+    sizes = _sizes(digests)
+    if actual not in sizes:
+        expected = " or ".join(map(str, sorted(sizes)))
+        raise DamagedFileError(path, f"is damaged: it has {actual} bytes, not {expected}")
+    return path
 
-    return f"{len(content)}-{google_crc32c.value(content):08x}"
+
+def _digest_of(content: bytes) -> str:
+    return _digest_of_stream(io.BytesIO(content), len(content))
 
 
 def extend_crc(crc: int, content: bytes) -> int:
@@ -193,27 +224,32 @@ def extend_crc(crc: int, content: bytes) -> int:
 
 def _write_pieces(path: pathlib.Path, pieces: Iterable[bytes]) -> str:
     """Writes a file piece by piece and returns its digest."""
-    crc = 0
-    size = 0
     with path.open("wb") as file:
-        for piece in pieces:
-            file.write(piece)
-            crc = extend_crc(crc, piece)
-            size += len(piece)
-    return f"{size}-{crc:08x}"
+        file.writelines(pieces)
+    return _digest_of_file(path)
 
 
 def _digest_of_file(path: pathlib.Path, is_over: threading.Event | None = None) -> str:
     """Returns the digest of a file, read in chunks until `is_over` is set."""
-    import google_crc32c
-
-    crc = 0
-    size = 0
     with path.open("rb", buffering=0) as file:
-        while (chunk := file.read(CHUNK)) and not (is_over and is_over.is_set()):
-            crc = google_crc32c.extend(crc, chunk)
-            size += len(chunk)
-    return f"{size}-{crc:08x}"
+        return _digest_of_stream(file, os.fstat(file.fileno()).st_size, is_over)
+
+
+def _digest_of_stream(stream: IO[bytes], size: int, is_over: threading.Event | None = None) -> str:
+    """Returns the size, the CRC-32C of all but the last four bytes, and these.
+
+    All files that end with their own CRC-32C, as those of OCDBT do, have the same CRC-32C: without
+    these four bytes, it depends on the content again.
+    """
+    crc = 0
+    remaining = max(size - 4, 0)
+    while remaining and not (is_over and is_over.is_set()):
+        chunk = stream.read(min(CHUNK, remaining))
+        if not chunk:
+            break
+        crc = extend_crc(crc, chunk)
+        remaining -= len(chunk)
+    return f"{size}-{crc:08x}-{stream.read(4).hex()}"
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, Sequence[str]]) -> None:

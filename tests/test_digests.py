@@ -2,6 +2,7 @@
 
 import shutil
 
+import google_crc32c
 import pytest
 
 from gemma_encoder import digests, whole_files
@@ -75,6 +76,38 @@ def test_damage_is_named_rather_than_the_error_it_causes(folder):
 def test_an_error_of_whole_files_passes(folder):
     with pytest.raises(ZeroDivisionError), digests.verified(folder):
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("body", [b"", b"\1", b"one body", b"its size" * 999])
+def test_files_that_end_with_their_own_crc_differ(folder, body):
+    """So do all files of OCDBT, and the CRC-32C of each as a whole is the same."""
+    contents = [body, bytes(byte ^ 1 for byte in body)]
+    contents = [each + google_crc32c.value(each).to_bytes(4, "little") for each in contents]
+    assert len({google_crc32c.value(each) for each in contents}) == 1
+    (folder / "a").write_bytes(contents[0])
+    digests.write(folder)
+    digests.check(folder)
+    (folder / "a").write_bytes(contents[1])
+    if body:
+        with pytest.raises(DamagedFileError, match="a is damaged"):
+            digests.check(folder)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("how", ["delete", "cut", "flip"])
+def test_one_share_checks_the_content_of_a_large_file(folder, count, how):
+    damage(folder / "sub" / "deep" / "c", how)
+    seen = []
+    for index in range(count):
+        try:
+            with digests.verified(folder, share=(index, count)):
+                pass
+        except DamagedFileError:
+            seen.append(index)
+    assert len(seen) == (1 if how == "flip" else count)
+    if how == "flip":
+        with digests.verified(folder, share=(0, 0)):
+            pass
 
 
 @pytest.mark.parametrize("name", ["../b", "/etc/passwd", "sub/../../b", "\0"])
