@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO
@@ -268,8 +269,12 @@ def _read(folder: pathlib.Path) -> dict[str, list[str]]:
         content = read_object(path)
         if content.get("algorithm", ALGORITHM) != ALGORITHM:
             raise InputError(f"{path} uses {content['algorithm']!r}, expected {ALGORITHM!r}")
-        is_whole = content["digest"] == _digest_of_names(content["files"])
-    except (InputError, KeyError, TypeError):
+        is_whole = content["digest"] == _digest_of_names(content["files"]) and all(
+            digest == ABSENT or re.fullmatch(r"\d{1,18}-[0-9a-f]{8}-[0-9a-f]{0,8}", digest)
+            for digests in content["files"].values()
+            for digest in digests
+        )
+    except (InputError, KeyError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:
         raise DamagedFileError(path, "is damaged; without it, nothing is checked")

@@ -1,9 +1,11 @@
 """Multi-process runs: initialization, joint decisions, the preemption signal."""
 
+import contextlib
 import glob
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -70,6 +72,30 @@ def any_process(answer: bool) -> bool:
     if jax.process_count() == 1:
         return answer
     return bool(np.any(multihost_utils.process_allgather(np.array(answer))))
+
+
+def process_share() -> tuple[int, int]:
+    """Returns the index of this process and the number of all."""
+    return jax.process_index(), jax.process_count()
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Makes all processes leave the context with an error if it fails on any of them.
+
+    Every process must enter it.
+
+    Raises:
+        InputError: the context failed on another process, whose message tells why.
+    """
+    try:
+        yield
+    except Exception:
+        with contextlib.suppress(Exception):  # the others may have ended already
+            any_process(True)
+        raise
+    if any_process(False):
+        raise InputError("another process of this run failed; see its message")
 
 
 class PreemptionSignal:

@@ -113,10 +113,20 @@ def test_one_share_checks_the_content_of_a_large_file(folder, count, how):
 @pytest.mark.parametrize("name", ["../b", "/etc/passwd", "sub/../../b", "\0"])
 def test_names_outside_the_folder_are_refused(folder, name):
     content = read_object(folder / digests.NAME)
-    files = content["files"] | {name: ["0-00000000"]}
+    files = content["files"] | {name: ["0-00000000-"]}
     check = digests._digest_of_names(files)
     (folder / digests.NAME).write_text(to_json(content | {"files": files, "digest": check}))
     with pytest.raises(digests.InputError, match="not inside its folder"):
+        digests.check(folder)
+
+
+@pytest.mark.parametrize("entry", [5, "x", ["x"], [5], [None], ["9" * 5000 + "-00000000-"]])
+def test_digests_of_another_form_are_damaged(folder, entry):
+    content = read_object(folder / digests.NAME)
+    files = content["files"] | {"a": entry}
+    check = digests._digest_of_names(files)
+    (folder / digests.NAME).write_text(to_json(content | {"files": files, "digest": check}))
+    with pytest.raises(DamagedFileError, match="digests.json is damaged"):
         digests.check(folder)
 
 

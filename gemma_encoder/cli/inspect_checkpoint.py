@@ -94,6 +94,8 @@ def unreadable(checkpoint: "Checkpoint") -> list[str]:
         try:
             if not bool(jnp.isfinite(checkpoint.read(name, device)).all()):
                 problems.append(f"{name} has values that are not finite")
+        except InputError as error:  # a damaged file, which may hold other tensors, too
+            return [*problems, str(error)]
         except Exception as error:  # any error of the file system or Orbax is a problem to report
             problems.append(f"{name} cannot be read ({type(error).__name__})")
     return problems

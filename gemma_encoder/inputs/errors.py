@@ -86,7 +86,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
-    for marker in (" [tensorstore_spec", " [source locations"):  # appended by TensorStore
+    # Appended by TensorStore, and by Orbax to its messages.
+    for marker in (" [tensorstore_spec", " [source locations", " See full TensorStore details"):
         text = text.split(marker)[0]
     return shortened(text)
 

@@ -41,7 +41,7 @@ class Tokenizer:
         self.name = name
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the latter if its message is no text
             raise InputError(f"{name}: not a SentencePiece model") from error
         ids = (
             self._processor.pad_id(),

@@ -12,12 +12,13 @@ from gemma_encoder.evaluation import ranking
 from gemma_encoder.evaluation.details import read_details
 from gemma_encoder.evaluation.prediction_files import ADVICE, FOLDER, check_prediction_files
 from gemma_encoder.inputs import options
-from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.ids import decode_id
 from gemma_encoder.inputs.json_text import from_json, read_object
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.metrics_log import read_metrics
+from gemma_encoder.weights import checkpoint_folders
 
 
 @dataclasses.dataclass
@@ -48,11 +49,7 @@ class RunFiles:
             raise InputError(f"{workdir} {reason}; give the workdir of a run")
         config = read_object(workdir / "config.json")
         config = options.with_current_names(TrainConfig, config)
-        specs = sorted(workdir.glob("checkpoints/*/inference/inference.json"), key=_step)
-        description = read_object(specs[-1]) if specs else {}
-        with in_one_line(f"{specs[-1]} cannot be read" if specs else ""):
-            tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
-            command = str(description.get("record", {}).get("command", ""))
+        tasks, command = _newest_checkpoint(workdir)
         lines = read_metrics(workdir)
         if not lines:
             raise InputError(f"{workdir} has no line in metrics.jsonl yet; train first")
@@ -89,10 +86,15 @@ class RunFiles:
         return {full_split: value for full_split, value in values.items() if value}
 
 
-def _step(path: pathlib.Path) -> int:
-    """Returns the step of the checkpoint that holds an inference.json; -1 if it has none."""
-    step = path.parts[-3]
-    return int(step) if step.isdigit() else -1
+def _newest_checkpoint(workdir: pathlib.Path) -> tuple[dict[str, Task], str]:
+    """Returns the tasks of a run by name, and its command; nothing without a checkpoint."""
+    if not checkpoint_folders.checkpoint_steps(workdir):
+        return {}, ""
+    checkpoint = checkpoint_folders.find(workdir)
+    with checkpoint_folders.reading(checkpoint, [checkpoint_folders.DESCRIPTION]):
+        description = checkpoint_folders.read_description(checkpoint)
+        tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
+        return tasks, description.get("record", {}).get("command", "")
 
 
 def unique_names(workdirs: Sequence[pathlib.Path]) -> list[str]:

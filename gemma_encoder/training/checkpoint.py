@@ -1,7 +1,9 @@
 """Orbax checkpoints of a run: written atomically, each enough to resume and to predict."""
 
+import asyncio
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -11,14 +13,18 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder import digests
+from gemma_encoder.digests import DamagedFileError
+from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.training.state import TrainState
-from gemma_encoder.weights import native
-from gemma_encoder.weights.native import InferenceSpec, absolute
-from gemma_encoder.whole_files import write_whole
+from gemma_encoder.weights import checkpoint_folders, native
+from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, absolute, reading
+from gemma_encoder.weights.native import InferenceSpec
+from gemma_encoder.whole_files import is_remote
 
 RESCUE_MILLISECONDS = 10_000  # to wait for the other processes after a failure
+METRICS = "metrics/metrics"  # as Orbax's CheckpointManager names the file
 
 
 class FilesHandler(ocp.CheckpointHandler):
@@ -55,6 +61,31 @@ class FilesRestore(ocp.args.CheckpointArgs):
     names: list[str] = dataclasses.field(default_factory=list)
 
 
+class DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """Temporary folder of a checkpoint, which gets its final name together with its digests."""
+
+    async def finalize(self) -> None:
+        """Writes the last files, then their digests, and renames the folder.
+
+        Orbax calls it on the main process, once all processes have written their files; and before
+        that for each item of the checkpoint, whose folders have names rather than steps.
+        """
+        final = self._final_path
+        if not final.name.isdigit():
+            await super().finalize()
+            return
+        # Orbax writes two files itself and renames at once: here to another temporary name.
+        whole = self.get().with_name(f"{self.get().name}-whole")
+        shutil.rmtree(whole, ignore_errors=True)  # of a save of this step that failed
+        self._final_path = whole
+        try:
+            await super().finalize()
+            await asyncio.to_thread(digests.write, whole)
+            whole.rename(final)
+        finally:
+            self._final_path = final
+
+
 class Checkpoints:
     """The checkpoints of one workdir.
 
@@ -86,16 +117,18 @@ class Checkpoints:
         )
         if background is None:
             background = jax.default_backend() != "cpu"
+        self.folder = absolute(workdir) / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
             create=True,
             enable_async_checkpointing=background,
+            temporary_path_class=None if is_remote(self.folder) else DigestedPath,
         )
-        self.folder = absolute(workdir) / "checkpoints"
         self._saving: int | None = None  # step of the newest save
         self._keep = keep
         self._sign = -1 if lowest else 1
         with self._errors_in_one_line("opened"):
+            self._check_before_opening()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     @contextlib.contextmanager
@@ -106,7 +139,19 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"{self.folder} cannot be {action}: {_reason(error)}") from error
+            raise InputError(f"{self.folder} cannot be {action}: {reason(error)}") from error
+
+    def _check_before_opening(self) -> None:
+        """Removes what killed saves left, and checks what Orbax reads of every checkpoint."""
+        if jax.process_index() == 0:
+            checkpoint_folders.remove_unfinished(self.folder.parent)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unfinished_checkpoints_are_removed")
+        for step in native.checkpoint_steps(self.folder.parent):
+            checkpoint = self.folder / str(step)
+            with reading(checkpoint, [METRICS]):
+                if (checkpoint / METRICS).exists():
+                    _check_metrics(checkpoint / METRICS)
 
     def save(
         self,
@@ -155,7 +200,7 @@ class Checkpoints:
         except Exception as error:
             raise InputError(
                 f"the checkpoint of step {self._saving} could not be written to {self.folder}: "
-                f"{_reason(error)}; earlier checkpoints are complete. "
+                f"{reason(error)}; earlier checkpoints are complete. "
                 "Free disk space or repair the folder, then rerun the same command"
             ) from error
 
@@ -176,11 +221,11 @@ class Checkpoints:
         folder = self.folder / str(spec.step)
         with self._errors_in_one_line(f"updated with the evaluation of step {spec.step}"):
             if jax.process_index() == 0:
-                description = spec.files()["inference.json"].decode()
-                write_whole(folder / "inference" / "inference.json", description)
+                contents = {DESCRIPTION: spec.files()["inference.json"]}
                 if metrics:
-                    (folder / "metrics").mkdir(exist_ok=True)
-                    write_whole(folder / "metrics" / "metrics", to_json(dict(metrics)))
+                    (folder / METRICS).parent.mkdir(exist_ok=True)
+                    contents[METRICS] = to_json(dict(metrics)).encode()
+                digests.update(folder, contents)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"evaluation_of_step_{spec.step}")
             for info in self._manager._checkpoints:
@@ -249,13 +294,9 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is damaged, or belongs to another model.
         """
-        advice = (
-            f"choose another workdir, or move {self.folder / str(step)} away to resume from the "
-            "checkpoint before it"
-        )
-        action = f"read at step {step}, which is damaged or belongs to another run ({advice})"
-        with self._errors_in_one_line(action):
-            if native.has_former_names(epath.Path(self.folder) / str(step)):
+        checkpoint = epath.Path(self.folder) / str(step)
+        with reading(checkpoint, large="share"):
+            if native.has_former_names(checkpoint):
                 abstract = native.rename_remainder(abstract, "remainder", "rest")
             restored = self._manager.restore(
                 step,
@@ -279,7 +320,9 @@ class Checkpoints:
             logging.warning("the last checkpoint of %s may not have been written", self.folder)
 
 
-def _reason(error: BaseException) -> str:
-    """Returns an error's message without the C++ source locations that TensorStore appends."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(" [tensorstore_spec")[0].split(" [source locations")[0][:300]
+def _check_metrics(path: epath.Path) -> None:
+    """Raises DamagedFileError if a file has no value of the best metric."""
+    try:
+        float(read_object(path)["best"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(path, "is damaged: it has no value of the best metric") from error

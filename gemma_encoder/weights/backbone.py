@@ -10,7 +10,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.model import sharding
@@ -25,18 +25,22 @@ from gemma_encoder.model.encoder import (
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
-from gemma_encoder.weights import gemma, native
+from gemma_encoder.weights import checkpoint_folders, gemma, native
 from gemma_encoder.weights.gemma import GemmaCheckpoint
 from gemma_encoder.weights.huggingface import SPEC_FILE, HuggingFaceCheckpoint
 from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.weights.tensors import Checkpoint
 
-# Files that identify each format, in the order in which the formats are tried.
-CHECKPOINT_FORMATS: dict[type[Checkpoint], tuple[str, ...]] = {
-    native.NativeCheckpoint: ("inference/inference.json", "checkpoints"),
-    HuggingFaceCheckpoint: ("config.json",),
-    GemmaCheckpoint: ("_METADATA", "_CHECKPOINT_METADATA", "default"),
-}
+# Files that identify each format, in the order in which the formats are tried. One of ours that
+# lacks its description is still ours, and damaged.
+CHECKPOINT_FORMATS: tuple[tuple[type[Checkpoint], tuple[str, ...]], ...] = (
+    (native.NativeCheckpoint, (checkpoint_folders.DESCRIPTION, "checkpoints")),
+    (HuggingFaceCheckpoint, ("config.json",)),
+    (native.NativeCheckpoint, checkpoint_folders.PARTS),
+    (GemmaCheckpoint, ("_METADATA", "_CHECKPOINT_METADATA", "default")),
+)
+
+ADVICE = "it is damaged or was only partly copied"
 
 
 def open_checkpoint(path: epath.PathLike) -> Checkpoint:
@@ -56,9 +60,10 @@ def open_checkpoint(path: epath.PathLike) -> Checkpoint:
             f"{path} does not exist; give a checkpoint's folder, a workdir, or a published name "
             "such as GEMMA2_2B_PT or GEMMA3_270M_IT"
         )
-    for checkpoint_class, files in CHECKPOINT_FORMATS.items():
+    for checkpoint_class, files in CHECKPOINT_FORMATS:
         if any((folder / file).exists() for file in files):
-            return checkpoint_class(folder)
+            with in_one_line(f"{folder} cannot be opened", ADVICE):
+                return checkpoint_class(folder)
     raise InputError(
         f"{folder} is not a checkpoint: expected the gemma package's (_METADATA), Hugging Face's "
         "(config.json, *.safetensors) or a workdir of this project"
@@ -90,7 +95,8 @@ def load_backbone(
             or misshapen tensor is listed.
     """
     checkpoint = open_checkpoint(path)
-    config = config or checkpoint.config()
+    with in_one_line(f"{checkpoint.description} cannot be read", ADVICE):
+        config = config or checkpoint.config()
     if checkpoint.skipped:
         logging.info("%s: skipped %s", checkpoint.description, ", ".join(checkpoint.skipped))
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
@@ -100,7 +106,8 @@ def load_backbone(
         shardings = jax.tree.map(lambda _: device, shapes)
     else:
         shardings = sharding.parameter_shardings({"backbone": shapes}, mesh)["backbone"]
-    parameters = checkpoint.load(config, shapes, shardings, dtype)
+    with in_one_line(f"{checkpoint.description} cannot be read", ADVICE):
+        parameters = checkpoint.load(config, shapes, shardings, dtype)
     return nnx.merge(graph, parameter_state(parameters))
 
 
@@ -144,9 +151,10 @@ def load_pretrained(checkpoint: Checkpoint, encoder: EncoderConfig, abstract: di
         select(tree["backbone"], lambda path: not is_adapter(path))
         for tree in (abstract, shardings)
     )
-    backbone = checkpoint.load(
-        encoder.transformer, backbone_shapes, backbone_shardings, jnp.float32
-    )
+    with in_one_line(f"{checkpoint.description} cannot be read", ADVICE):
+        backbone = checkpoint.load(
+            encoder.transformer, backbone_shapes, backbone_shardings, jnp.float32
+        )
     loaded = {"backbone": backbone}
     modules = checkpoint.modules if isinstance(checkpoint, HuggingFaceCheckpoint) else None
     projection = encoder.pooling.projection
@@ -291,7 +299,9 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
         InputError: it cannot be read, or has more pieces than the transformer has embeddings.
     """
     checkpoint = open_checkpoint(path)
-    return checkpoint_tokenizer(checkpoint, checkpoint.config())
+    with in_one_line(f"{checkpoint.description} cannot be read", ADVICE):
+        config = checkpoint.config()
+    return checkpoint_tokenizer(checkpoint, config)
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint, config: TransformerConfig) -> Tokenizer:

@@ -6,11 +6,10 @@ WORKDIR/checkpoints/STEP/
     parameters/                 Orbax
     training/, data/            state that only resuming needs
     metrics/                    the value of best_metric, if it was evaluated
+    digests.json                size and digest of every file, see `gemma_encoder.digests`
 """
 
 import dataclasses
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from gemma_encoder import digests
+from gemma_encoder.digests import DamagedFileError
 from gemma_encoder.inputs.descriptions import check_mapping, described_at, from_fields
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
@@ -32,14 +33,17 @@ from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
+from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, find, read_description, reading
+from gemma_encoder.weights.checkpoint_folders import absolute as absolute
+from gemma_encoder.weights.checkpoint_folders import checkpoint_steps as checkpoint_steps
 from gemma_encoder.weights.doors import check_lengths, check_sizes, check_stored
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
-from gemma_encoder.whole_files import write_whole
 
 # Increased whenever a field or a parameter is added, renamed or given another meaning.
 # Format 1 is upgraded by `_upgrade_heads`. Fields renamed since format 2 have the metadata
 # `former`; its parameters are renamed by `rename_remainder`.
 FORMAT_VERSION = 3
+PARAMETER_FILES = (DESCRIPTION, "parameters")  # that are read to restore parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,65 +183,42 @@ def _upgrade_heads(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "encoder": encoder}
 
 
-def absolute(path: epath.PathLike) -> epath.Path:
-    """Returns the absolute path, which Orbax needs; a `gs://` path is unchanged."""
-    text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
-
-
-def checkpoint_steps(workdir: epath.PathLike) -> list[int]:
-    """Returns the steps of a workdir's complete checkpoints, in ascending order."""
-    folder = absolute(workdir) / "checkpoints"
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
-
-
-def find(path: epath.PathLike) -> epath.Path:
-    """Returns the checkpoint at `path`: itself, or the latest one of a workdir.
-
-    Raises:
-        InputError: there is no checkpoint.
-    """
-    path = absolute(path)
-    if (path / "inference" / "inference.json").exists():
-        return path
-    steps = checkpoint_steps(path)
-    if not steps:
-        problem = "has no checkpoint" if path.exists() else "does not exist"
-        raise InputError(
-            f"{path} {problem}; give the workdir of a training run, or one of its checkpoints/STEP "
-            "folders"
-        )
-    return path / "checkpoints" / str(steps[-1])
-
-
 def load_inference_spec(checkpoint: epath.Path) -> InferenceSpec:
     """Loads the spec of a checkpoint.
 
     Raises:
         InputError: the checkpoint is damaged, or a newer version of the format.
     """
-    folder = checkpoint / "inference"
+    with reading(checkpoint, ["inference"]):
+        values = read_description(checkpoint)
+        tokenizer_file = checkpoint / "inference" / "tokenizer.model"
+        model = tokenizer_file.read_bytes()
+        try:
+            return InferenceSpec.from_description(values, model, checkpoint)
+        except InputError:
+            _check_tokenizer(tokenizer_file, model)
+            raise
+
+
+def _check_tokenizer(path: epath.Path, model: bytes) -> None:
+    """Raises DamagedFileError if a stored tokenizer is damaged."""
     try:
-        values = json.loads((folder / "inference.json").read_text())
-        model = (folder / "tokenizer.model").read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{checkpoint}: the inference folder is incomplete ({type(error).__name__}); the "
-            "checkpoint is damaged or was only partly copied"
-        ) from error
-    return InferenceSpec.from_description(values, model, checkpoint)
+        Tokenizer(model, path.name)
+    except InputError as error:
+        raise DamagedFileError(path, f"is damaged ({error})") from error
 
 
 def store_calibrations(checkpoint: epath.Path, calibrations: Mapping[str, Calibration]) -> None:
     """Stores calibrations by task in a checkpoint; its `inference.json` is replaced atomically."""
-    path = checkpoint / "inference" / "inference.json"
-    try:
-        values = json.loads(path.read_text())
+    with reading(checkpoint, [DESCRIPTION]):
+        values = read_description(checkpoint)
         for task in values["tasks"]:
             if task["name"] in calibrations:
                 task["calibration"] = dataclasses.asdict(calibrations[task["name"]])
-        write_whole(path, to_json(values, indent=1))
+    try:
+        digests.update(checkpoint, {DESCRIPTION: to_json(values, indent=1).encode()})
     except OSError as error:
+        path = checkpoint / DESCRIPTION
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
@@ -252,11 +233,12 @@ def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = abstract_encoder(config).shapes
     shardings = sharding if isinstance(sharding, dict) else jax.tree.map(lambda _: sharding, shapes)
-    return _restore(checkpoint, shapes, shardings, None)
+    with reading(checkpoint, PARAMETER_FILES, "share"):
+        return _restore(checkpoint, shapes, shardings, None)
 
 
 def load_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
-    """Restores some parameters of a checkpoint.
+    """Restores some parameters of a checkpoint, whose files are checked.
 
     Args:
         checkpoint: folder returned by `find`.
@@ -265,6 +247,12 @@ def load_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruc
     Returns:
         A nested dict of the parameters.
     """
+    with reading(checkpoint, PARAMETER_FILES, "share"):
+        return _restore_part(checkpoint, abstract)
+
+
+def _restore_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
+    """Restores some parameters, without a check; see `load_part`."""
     shapes: dict = {}
     for path, leaf in abstract.items():
         *parents, name = path.split("/")
@@ -296,8 +284,7 @@ def _holds_backbone(node: Any) -> bool:
 
 def has_former_names(checkpoint: epath.Path) -> bool:
     """Returns True for checkpoints of formats 1 and 2, which name some parameters differently."""
-    description = json.loads((checkpoint / "inference" / "inference.json").read_text())
-    return description["format_version"] < 3
+    return read_description(checkpoint)["format_version"] < 3
 
 
 def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) -> dict:
@@ -344,16 +331,20 @@ class NativeCheckpoint(Checkpoint):
         self.folder = find(path)
         self.spec = load_inference_spec(self.folder)
         self.description = f"the fine-tuned checkpoint {self.folder}"
-        metadata = ocp.PyTreeCheckpointHandler().metadata(self.folder / "parameters").tree
-        metadata = rename_remainder(dict(metadata), "rest", "remainder")
-        parameters = {
-            name: leaf for name, leaf in parameter_paths(metadata).items() if not is_adapter(name)
-        }
-        self.tensors = {
-            name.removeprefix("backbone/"): Tensor(tuple(leaf.shape), np.dtype(leaf.dtype))
-            for name, leaf in parameters.items()
-            if name.startswith("backbone/")
-        }
+        self._is_checked = False
+        with reading(self.folder, PARAMETER_FILES, "skip"):
+            metadata = ocp.PyTreeCheckpointHandler().metadata(self.folder / "parameters").tree
+            metadata = rename_remainder(dict(metadata), "rest", "remainder")
+            parameters = {
+                name: leaf
+                for name, leaf in parameter_paths(metadata).items()
+                if not is_adapter(name)
+            }
+            self.tensors = {
+                name.removeprefix("backbone/"): Tensor(tuple(leaf.shape), np.dtype(leaf.dtype))
+                for name, leaf in parameters.items()
+                if name.startswith("backbone/")
+            }
         self.skipped = tuple(name for name in parameters if not name.startswith("backbone/"))
         check_sizes(self.spec.encoder, [leaf.shape for leaf in parameters.values()], self.folder)
 
@@ -368,10 +359,13 @@ class NativeCheckpoint(Checkpoint):
         return {name: [leaf.shape] for name, leaf in parameter_paths(shapes).items()}
 
     def read(self, name: str, sharding: Sharding) -> jax.Array:
-        """Restores one parameter."""
+        """Restores one parameter; the first call checks the files of all."""
         tensor = self.tensors[name]
         abstract = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding)
-        parameters = load_part(self.folder, {f"backbone/{name}": abstract})
+        parts = [] if self._is_checked else PARAMETER_FILES
+        with reading(self.folder, parts, "share"):
+            parameters = _restore_part(self.folder, {f"backbone/{name}": abstract})
+        self._is_checked = True
         return jax.tree.leaves(parameters)[0]
 
     def load(
@@ -393,5 +387,6 @@ class NativeCheckpoint(Checkpoint):
         return merge_backbone_lora(backbone, lora)
 
     def _restore_backbone(self, shapes: dict, shardings: dict, dtype: jnp.dtype) -> dict:
-        parameters = _restore(self.folder, {"backbone": shapes}, {"backbone": shardings}, dtype)
+        with reading(self.folder, PARAMETER_FILES, "share"):
+            parameters = _restore(self.folder, {"backbone": shapes}, {"backbone": shardings}, dtype)
         return parameters["backbone"]
