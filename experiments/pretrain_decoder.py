@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training import recipe
+from gemma_encoder.whole_files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ def write_decoder(
     backbone = ge.load_backbone(outcome.checkpoint)
     folder = pathlib.Path(output)
     ge.save_gemma(backbone, folder)
-    (folder / "tokenizer.model").write_bytes(tokenizer.model)
+    write_whole(folder / "tokenizer.model", tokenizer.model)
     batch_tokens = config.batch.rows * config.batch.row_length
     log = read_metrics(workdir)
     held_out = f"a share of {source.text.held_out:g} of train, held out"
@@ -113,8 +114,8 @@ def write_decoder(
         "trigram_perplexity": trigram.perplexity(validation),
         "command": command,
     }
-    (folder / "record.json").write_text(to_json(record, indent=1) + "\n")
-    (folder / "README.md").write_text(_card(record))
+    write_whole(folder / "record.json", to_json(record, indent=1) + "\n")
+    write_whole(folder / "README.md", _card(record))
     return record
 
 

@@ -15,9 +15,12 @@ import pathlib
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import IO
+
+from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
@@ -35,7 +38,7 @@ def write_whole(path: pathlib.PurePath, content: str | bytes) -> None:
     """Writes a file atomically; text as UTF-8. See `whole_file`."""
     encoded = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        path.write_bytes(encoded)
+        epath.Path(path).write_bytes(encoded)
         return
     with whole_file(path) as temporary:
         temporary.write_bytes(encoded)
@@ -47,14 +50,21 @@ def whole_file(path: pathlib.PurePath) -> Iterator[pathlib.Path]:
 
     If the context fails, the former file stays. A symbolic link is replaced rather than written
     through; a device or a pipe is written directly. Another process that writes the same file is
-    waited for.
+    waited for. A file in cloud storage is written locally first.
 
     Args:
-        path: a local file; its folder must exist.
+        path: a file, local or of `epath`; its folder must exist.
 
     Yields:
         The file to write, which exists and is empty.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = pathlib.Path(folder, "file")
+            local.touch()
+            yield local
+            epath.Path(local).copy(path, overwrite=True)
+        return
     path = pathlib.Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         yield path

@@ -266,8 +266,8 @@ def explain(job: Job, step: str) -> None:
         job: the failed job.
         step: the step that failed, e.g. "copying the code".
     """
-    lines = job.file(".log").read_text(errors="replace").splitlines()[-command.TAIL :]
-    terminal.print_message("\n".join(["", *lines, ""]))
+    text = job.file(".log").read_text(encoding="utf-8", errors="replace")
+    terminal.print_message("\n".join(["", *text.splitlines()[-command.TAIL :], ""]))
     say(
         f"failed while {step}; the last lines are above. "
         f"See {job.file('.log')}, {job.workdir}/metrics.jsonl and the table in launch/README.md"

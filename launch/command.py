@@ -88,7 +88,7 @@ def stream(
     """
     tail = collections.deque(maxlen=TAIL)
     with (
-        log.open("a") as file,
+        log.open("a", encoding="utf-8") as file,
         _started(arguments, stderr=subprocess.STDOUT, stdin=stdin) as process,
     ):
         file.write(f"$ {line(arguments)}\n")
@@ -115,7 +115,7 @@ def _started(
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             start_new_session=True,
         )

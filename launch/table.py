@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import jax
 
 from gemma_encoder.launch.figures import GIB
+from gemma_encoder.whole_files import write_whole
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -112,7 +113,7 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
     )
     example = " ".join(plan_command(*plans[-1])).replace("(1,-1,1)", "'(1,-1,1)'")
     text = header + "\n".join(rows) + PLANS_FOOTER.format(example=example)
-    (_ROOT / "launch" / "PLANS.md").write_text(text)
+    write_whole(_ROOT / "launch" / "PLANS.md", text)
     return 0
 
 
@@ -123,7 +124,7 @@ def _run_planner(arguments: Sequence[str]) -> dict:
         subprocess.run(
             [*program, *arguments, f"--json={file.name}"], cwd=_ROOT, stdout=subprocess.DEVNULL
         )
-        return json.loads(pathlib.Path(file.name).read_text())
+        return json.loads(pathlib.Path(file.name).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def run_once(folder: pathlib.Path, command: list) -> int:
             if over:
                 break
             time.sleep(POLL)
-    return int(exit_code.read_text()) if exit_code.exists() else LOST
+    return int(exit_code.read_text(encoding="utf-8")) if exit_code.exists() else LOST
 
 
 def _start(folder: pathlib.Path, command: list) -> subprocess.Popen:
@@ -84,7 +84,7 @@ def _start(folder: pathlib.Path, command: list) -> subprocess.Popen:
         process = subprocess.Popen(
             supervisor, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    (folder / "pid").write_text(str(process.pid))
+    _write_whole(folder / "pid", process.pid)
     return process
 
 
@@ -94,10 +94,16 @@ def supervise(folder: pathlib.Path, command: list) -> int:
     # supervisor waits for it. It installs a handler because the command would inherit SIG_IGN.
     signal.signal(signal.SIGTERM, lambda *_: None)
     code = subprocess.run(command, cwd=folder / "code").returncode
-    partial = folder / "exit_code.partial"
-    partial.write_text(str(code if code >= 0 else 128 - code))  # the way shells report a signal
-    partial.replace(folder / "exit_code")
+    shown = code if code >= 0 else 128 - code  # the way shells report a signal
+    _write_whole(folder / "exit_code", shown)
     return 0
+
+
+def _write_whole(path: pathlib.Path, value: int) -> None:
+    """Writes a whole number to a file that appears as a whole."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(str(value), encoding="utf-8")
+    partial.replace(path)
 
 
 def _claim(path: pathlib.Path) -> bool:
@@ -112,7 +118,7 @@ def _claim(path: pathlib.Path) -> bool:
 def _alive(path: pathlib.Path) -> bool:
     """Returns True if the process whose ID is in a file exists."""
     try:
-        os.kill(int(path.read_text()), 0)
+        os.kill(int(path.read_text(encoding="utf-8")), 0)
     except (FileNotFoundError, ProcessLookupError, ValueError):
         return False
     return True

@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
+from gemma_encoder.whole_files import write_whole
+
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkCommand:
@@ -194,7 +196,7 @@ def succeeds(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     file = folder / f"{run.name}.txt"
-    file.write_text(done.stdout)
+    write_whole(file, done.stdout)
     if done.returncode:
         print(f"FAILED with exit code {done.returncode}; the end of {file}:\n{done.stdout[-2000:]}")
     else:

@@ -22,6 +22,7 @@ from typing import Any
 
 from gemma_encoder import runtime
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.whole_files import write_whole
 
 # Does the work of turn n, with inputs that differ from turn to turn, and returns its figures.
 Turn = Callable[[int], dict[str, float]]
@@ -271,7 +272,7 @@ def publish(
             "rows": [dict(zip(columns, row, strict=True)) for row in rows],
             "notes": list(notes),
         }
-        file.write_text(to_json(table, indent=1))
+        write_whole(file, to_json(table, indent=1))
 
 
 def data_file(variable: str, name: str) -> pathlib.Path:

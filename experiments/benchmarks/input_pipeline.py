@@ -39,6 +39,7 @@ from gemma_encoder.experiments import glue
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.tokenizer import SMALL, Tokenizer
 from gemma_encoder.training import loop
+from gemma_encoder.whole_files import write_whole
 
 TASK = "glue_sst2"
 ROW = 128
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = measure(pathlib.Path(temporary), args.texts, args.repeats, args.steps)
     print_tables(result)
     if args.json:
-        pathlib.Path(args.json).write_text(to_json(result, indent=1))
+        write_whole(pathlib.Path(args.json), to_json(result, indent=1))
 
 
 if __name__ == "__main__":

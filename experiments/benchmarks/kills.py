@@ -23,6 +23,7 @@ import numpy as np
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.metrics_log import read_metrics
 from gemma_encoder.weights import native
+from gemma_encoder.whole_files import write_whole
 
 FIELDS = {
     "train_for": "240 steps",
@@ -152,7 +153,7 @@ def main() -> None:
     }
     print(to_json(result))
     if args.json:
-        args.json.write_text(to_json(result, indent=1))
+        write_whole(args.json, to_json(result, indent=1))
     equal = result["losses_equal"] and result["parameters_equal"]
     sys.exit(0 if equal and result["kills"] >= args.kills else 1)
 

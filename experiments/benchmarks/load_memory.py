@@ -24,6 +24,7 @@ import numpy as np
 
 from gemma_encoder.experiments.benchmarks import harness
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.whole_files import write_whole
 
 if TYPE_CHECKING:
     from gemma_encoder.model.config import TransformerConfig
@@ -213,7 +214,7 @@ def main() -> None:
         if options.folder is None:
             shutil.rmtree(folder)
     if options.output:
-        options.output.write_text(to_json(rows, indent=1))
+        write_whole(options.output, to_json(rows, indent=1))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from absl import app, flags, logging
 
 from gemma_encoder.experiments.benchmarks import harness
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.whole_files import write_whole
 
 FOLDER = flags.DEFINE_string(
     "folder",
@@ -223,7 +224,7 @@ def main(_: list[str]) -> None:
         figures = measure(folder)
         print_figures(figures)
         if JSON.value:
-            pathlib.Path(JSON.value).write_text(to_json(figures, indent=1) + "\n")
+            write_whole(pathlib.Path(JSON.value), to_json(figures, indent=1) + "\n")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

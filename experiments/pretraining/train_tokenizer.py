@@ -20,6 +20,7 @@ import sentencepiece
 from gemma_encoder.data.tasks import toy_text
 from gemma_encoder.data.tasks.text import TFDS, UnlabeledTexts
 from gemma_encoder.inputs.tokenizer import BOS_ID, EOS_ID, MASK_ID, PAD_ID, SMALL, UNK_ID, Tokenizer
+from gemma_encoder.whole_files import write_whole
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
@@ -85,7 +86,7 @@ def main() -> None:
     assert tokenizer.pieces([MASK_ID]) == ["<mask>"]
 
     flags.output.parent.mkdir(parents=True, exist_ok=True)
-    flags.output.write_bytes(model)
+    write_whole(flags.output, model)
     print(
         f"{flags.output}: {tokenizer.vocab_size} pieces from {len(texts)} texts, "
         f"{len(model)} bytes, sha256 {hashlib.sha256(model).hexdigest()}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from gemma_encoder.experiments.studies.reranking import WEIGHTS, Comparison
 from gemma_encoder.experiments.studies.statistics import Cell
+from gemma_encoder.whole_files import whole_file
 
 # Colors.
 BASELINE = "#b3590a"
@@ -87,5 +88,6 @@ def _save(figure, path: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)

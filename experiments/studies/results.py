@@ -19,6 +19,7 @@ from gemma_encoder.experiments.studies.study import MINI
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import ExampleTable
+from gemma_encoder.whole_files import write_whole
 
 CANDIDATES = 100  # first-stage documents per query whose scores are stored for interpolation
 FIELDS = {  # fields of every result, with their types
@@ -166,9 +167,7 @@ def _values_by_query(
 def write_result(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes a result file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(to_json(content, separators=(",", ":")) + "\n")
-    partial.replace(path)
+    write_whole(path, to_json(content, separators=(",", ":")) + "\n")
 
 
 def read_results(folder: pathlib.Path) -> Results:
@@ -205,7 +204,7 @@ def read_results(folder: pathlib.Path) -> Results:
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a result: not JSON ({error})") from None
     if not isinstance(content, dict):

@@ -292,7 +292,7 @@ def describe_machine() -> str:
     import jax
 
     cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
         platform.machine(),

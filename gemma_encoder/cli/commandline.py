@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import pathlib
 import shutil
 import signal
 import sys
@@ -14,7 +15,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gemma_encoder import activity, configs, runtime, stopping, terminal
-from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.inputs.errors import InputError, one_line, reason
+from gemma_encoder.whole_files import write_whole
 
 EXIT_BAD_INPUT = 2
 EXIT_BROKEN_PIPE = 141  # as shells report SIGPIPE
@@ -24,8 +26,9 @@ HELP = {"--help", "-help", "-h", "-?"}
 def run_program(program: Callable[[], int]) -> int:
     """Runs a program and returns its exit code.
 
-    InputError and Ctrl-C are reported as one line on stderr. In a process that `stopping` watches,
-    it writes that line itself, whatever this function returns.
+    InputError, Ctrl-C and errors of the system, such as a full disk, are reported as one line on
+    stderr. In a process that `stopping` watches, it writes the line about Ctrl-C itself, whatever
+    this function returns.
     """
     terminal.guard_logs()
     try:
@@ -40,6 +43,19 @@ def run_program(program: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of stdout, such as `head`, has exited
         terminal.discard_results()
         return EXIT_BROKEN_PIPE
+    except OSError as error:  # such as a full disk
+        logging.debug("the error was raised here:", exc_info=True)
+        where = f"{error.filename}: " if error.filename else ""
+        terminal.print_message(f"error: {where}{reason(error)}")
+        return EXIT_BAD_INPUT
+
+
+def write_output(path: pathlib.PurePath, content: str | bytes, flag: str = "--output") -> None:
+    """Writes the file that a flag names, as a whole; raises InputError if it cannot be written."""
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise InputError(f"{flag}={path} cannot be written: {reason(error)}") from error
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -44,7 +44,8 @@ def _main(argv: Sequence[str]) -> int:
         )
     plan = _search(config, flags) if flags["search"] else _plan(config, flags)
     if flags["json"] and plan is not None:
-        pathlib.Path(flags["json"]).write_text(to_json(plan.figures(), indent=1))
+        figures = to_json(plan.figures(), indent=1)
+        commandline.write_output(pathlib.Path(flags["json"]), figures, "--json")
     return 0 if plan is not None and plan.fits else 1
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from gemma_encoder import activity, runtime, terminal
 from gemma_encoder.cli import commandline
-from gemma_encoder.inputs.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,12 +42,7 @@ def _main(argv: Sequence[str]) -> int:
         from gemma_encoder.report import render_report
 
         page = render_report(arguments.workdirs)
-    try:
-        arguments.output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"--output={arguments.output} cannot be written: {error.strerror}"
-        ) from None
+    commandline.write_output(arguments.output, page)
     size = f"{len(page) / 1024:.0f} KiB"
     terminal.print_note(f"wrote {arguments.output}, {size}: open it in a browser")
     return 0

@@ -42,7 +42,7 @@ def _main(argv: Sequence[str]) -> int:
         benchmark = submission.benchmark_of(content)
     counts = submission.check_submission(content, benchmark)
     if arguments.command == "make":
-        path.write_bytes(content)
+        commandline.write_output(path, content)
     terminal.print_result(f"{path} is a complete {benchmark} submission")
     for name, count in counts.items():
         terminal.print_result(f"  {name:<14} {count:>7}")

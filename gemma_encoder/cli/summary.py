@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_encoder import terminal
+from gemma_encoder.inputs.errors import reason
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.number_text import format_number
+from gemma_encoder.whole_files import write_whole
 
 if TYPE_CHECKING:
     from gemma_encoder.evaluation.predictions import Predictions
@@ -50,7 +52,11 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
     folder = outcome.checkpoint.parent.parent
     texts = folder / "predictions" / f"{task}.examples.jsonl"
     examples = predictions[0].table.fields[:10]
-    texts.write_text("".join(to_json(fields) + "\n" for fields in examples))
+    try:
+        write_whole(texts, "".join(to_json(fields) + "\n" for fields in examples))
+    except OSError as error:  # the run itself is complete
+        lines.append(f"{texts} cannot be written: {reason(error)}")
+        return "\n".join(lines)
     lines += [
         "",
         "next, score texts; replace the file with one of your own:",

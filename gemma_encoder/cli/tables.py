@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gemma_encoder import runtime, terminal
 from gemma_encoder.cli import commandline
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, reason
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +41,8 @@ def _main(argv: Sequence[str]) -> int:
     command = f"gemma-encoder tables {arguments.results} --output={output}"
     try:
         text = studies_report(results.read_results(arguments.results), output, command)
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output={output} cannot be written: {error.strerror}") from None
+    except OSError as error:  # of a plot
+        raise InputError(f"--output={output} cannot be written: {reason(error)}") from error
+    commandline.write_output(output, text)
     terminal.print_note(f"wrote {output}")
     return 0

@@ -4,10 +4,11 @@ The cache folder is `GEMMA_ENCODER_CACHE` (`~/.cache/gemma_encoder` by default),
 the data. Files derived from small sources are not cached: rebuilding them takes less than a second.
 """
 
+import atexit
 import contextlib
+import errno
 import glob
 import hashlib
-import json
 import mmap
 import os
 import pathlib
@@ -15,7 +16,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from etils import epath
 
 from gemma_encoder import runtime
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.whole_files import write_whole
 
 Result = TypeVar("Result")
@@ -35,6 +36,9 @@ CONTENTS = "contents.json"  # lists the other files of an entry, with their size
 
 File = epath.Path | pathlib.Path
 
+FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of full disks and used up quotas
+
+_without_space: dict[pathlib.Path, pathlib.Path] = {}  # temporary folders, by cache entry
 _as_read: dict[str, str] = {}  # path -> fingerprint of the content that was last read
 
 
@@ -61,16 +65,13 @@ def derive(
     if sum(path.stat().st_size for path in sources) >= KEEP_FROM:
         return load(keep(sources, description, build))
     fingerprints = _fingerprints(sources)
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            build(pathlib.Path(temporary))
-            _check_unchanged(sources, fingerprints, description)
-            return load(pathlib.Path(temporary))
-    except OSError as error:
-        raise InputError(
-            f"cannot build the {_title(description)} of {sources[0]} in {tempfile.gettempdir()} "
-            f"({error.strerror or error}); free disk space or set TMPDIR to another folder"
-        ) from error
+    with (
+        _temporary_space(sources, description),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+    ):
+        build(pathlib.Path(temporary))
+        _check_unchanged(sources, fingerprints, description)
+        return load(pathlib.Path(temporary))
 
 
 def keep(
@@ -89,6 +90,8 @@ def keep(
     target = folder() / f"{prefix}{_digest(str(VERSION), *fingerprints)[:16]}"
     if _is_complete(target):
         return target
+    if target in _without_space:
+        return _without_space[target]
     began = time.monotonic()
     try:
         folder().mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,8 @@ def keep(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
+        if error.errno in FULL:
+            return _keep_until_exit(sources, description, build, target, fingerprints)
         raise InputError(
             f"cannot cache the {_title(description)} of {sources[0]} in {folder()} "
             f"({error.strerror or error}); set GEMMA_ENCODER_CACHE to another folder"
@@ -118,9 +123,45 @@ def keep(
     return target
 
 
+def _keep_until_exit(
+    sources: Sequence[File],
+    description: str,
+    build: Callable[[pathlib.Path], None],
+    target: pathlib.Path,
+    fingerprints: Sequence[str],
+) -> pathlib.Path:
+    """Builds an entry in a temporary folder of this process, since the cache has no space left."""
+    logging.warning(
+        "%s is full: the %s of %s is not cached; free disk space or set GEMMA_ENCODER_CACHE to "
+        "another folder",
+        folder(),
+        _title(description),
+        sources[0],
+    )
+    with _temporary_space(sources, description):
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix="gemma_encoder-"))
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+        build(temporary)
+        _check_unchanged(sources, fingerprints, description)
+    _without_space[target] = temporary
+    return temporary
+
+
+@contextlib.contextmanager
+def _temporary_space(sources: Sequence[File], description: str) -> Iterator[None]:
+    """Turns errors of writing temporary files into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"cannot build the {_title(description)} of {sources[0]} in {tempfile.gettempdir()} "
+            f"({error.strerror or error}); free disk space or set TMPDIR to another folder"
+        ) from error
+
+
 def _publish(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Flushes a complete folder to disk and renames it to its cache entry."""
-    (temporary / CONTENTS).write_text(to_json(_contents(temporary)))
+    write_whole(temporary / CONTENTS, to_json(_contents(temporary)))
     _flush(temporary)
     try:
         temporary.rename(target)
@@ -143,8 +184,8 @@ def _contents(entry: pathlib.Path) -> dict[str, int]:
 
 def _is_complete(entry: pathlib.Path) -> bool:
     try:
-        return json.loads((entry / CONTENTS).read_text()) == _contents(entry)
-    except (OSError, ValueError):
+        return read_object(entry / CONTENTS) == _contents(entry)
+    except (OSError, InputError):
         return False
 
 
@@ -180,7 +221,7 @@ def fingerprint(path: File) -> str:
     is_large = size >= KEEP_FROM
     if is_large:
         with contextlib.suppress(OSError, ValueError):  # absent or damaged
-            stored, _, result = memo.read_text().partition("\n")
+            stored, _, result = memo.read_text(encoding="utf-8").partition("\n")
             if stored == stamp and re.fullmatch(rf"{size} [0-9a-f]{{64}}\n", result):
                 return result.strip()
     with path.open("rb") as file:

@@ -16,11 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import socket
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,10 +29,11 @@ from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError, described, one_line
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import EncodedText
 from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.whole_files import whole_file, write_whole
 
 FORMER_NAMES = {
     "cut": "truncation",
@@ -156,15 +153,11 @@ def write_part(
         "labels": pa.list_(pa.float64()),
         "about": pa.large_string(),  # JSON: everything else
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        table.write_table_rows(pathlib.Path(temporary), types, rows(), batch=1000)
-        writer = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
-        partial = path.with_name(f"{path.name}.{writer}.part")
-        epath.Path(temporary, table.FILE).copy(partial, overwrite=True)
-        partial.replace(path)
     qrels = source.qrels(part.split) if part.split != "train" else None
     if qrels is not None:
-        _qrels_file(folder, part.split).write_text(to_json(qrels))
+        write_whole(_qrels_file(folder, part.split), to_json(qrels))
+    with whole_file(path) as temporary:
+        table.write_table_rows(temporary.parent, types, rows(), batch=1000, name=temporary.name)
     return counts
 
 
@@ -233,7 +226,7 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
             return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / BEGUN).write_text(to_json(description, indent=1))
+        write_whole(folder / BEGUN, to_json(description, indent=1))
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
     return True
@@ -245,18 +238,17 @@ def finish(folder: epath.PathLike) -> None:
 
 
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Renames fields of a JSON object to their current names."""
-    return {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+    """Renames fields of a JSON object, and of those in it, to their current names."""
+    return {
+        FORMER_NAMES.get(name, name): _with_current_names(value)
+        if isinstance(value, dict)
+        else value
+        for name, value in values.items()
+    }
 
 
 def _read_info(path: epath.Path) -> dict[str, Any]:
-    try:
-        info = json.loads(path.read_text(), object_hook=_with_current_names)
-    except ValueError:
-        info = None
-    if not isinstance(info, dict):
-        raise InputError(f"{path} is damaged; delete the folder and prepare it again")
-    return info
+    return _with_current_names(read_object(path, "delete the folder and prepare it again"))
 
 
 def _differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
@@ -374,7 +366,7 @@ class PreparedSource(Source):
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """Returns the qrels of the raw data."""
         file = _qrels_file(self.folder, split)
-        return json.loads(file.read_text()) if file.exists() else None
+        return read_object(file, "prepare it again") if file.exists() else None
 
 
 def check_prepared(

@@ -5,7 +5,6 @@ without copying, so memory use does not grow with the number of rows.
 """
 
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import read_object, to_json
+from gemma_encoder.whole_files import write_whole
 
 Row = TypeVar("Row")
 
@@ -26,6 +26,7 @@ def write_table_rows(
     types: Mapping[str, Any],
     rows: Iterator[Sequence[Any]],
     batch: int = BATCH,
+    name: str = FILE,
 ) -> None:
     """Writes a table to a folder, row by row.
 
@@ -34,19 +35,23 @@ def write_table_rows(
         types: Arrow type of each column, by name.
         rows: values in the order of the columns.
         batch: rows held in memory.
+        name: name of the file, for one that is renamed to `FILE` when it is complete.
     """
     batches = (to_arrays(chunk, types) for chunk in chunks(rows, batch))
-    write_table_batches(folder, types, batches)
+    write_table_batches(folder, types, batches, name)
 
 
 def write_table_batches(
-    folder: pathlib.Path, types: Mapping[str, Any], batches: Iterable[Sequence[Any]]
+    folder: pathlib.Path,
+    types: Mapping[str, Any],
+    batches: Iterable[Sequence[Any]],
+    name: str = FILE,
 ) -> None:
     """Writes a table to a folder from batches, each with an Arrow array per column."""
     import pyarrow as pa
 
     schema = pa.schema(list(types.items()))
-    with pa.OSFile(str(folder / FILE), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in batches:
             writer.write_batch(pa.record_batch(list(batch), schema))
 
@@ -91,7 +96,7 @@ def numeric_values(array: Any) -> np.ndarray:
 
 def write_summary(folder: pathlib.Path, summary: Mapping[str, Any]) -> None:
     """Stores facts about all rows next to the table."""
-    (folder / "summary.json").write_text(to_json(summary))
+    write_whole(folder / "summary.json", to_json(summary))
 
 
 class Table:
@@ -111,7 +116,7 @@ class Table:
         self.arrow = pa.ipc.open_file(pa.memory_map(str(folder / FILE))).read_all()
         self._columns = {name: self.arrow.column(name) for name in self.arrow.column_names}
         summary = folder / "summary.json"
-        self.summary: dict[str, Any] = json.loads(summary.read_text()) if summary.exists() else {}
+        self.summary: dict[str, Any] = read_object(summary) if summary.exists() else {}
 
     def __len__(self) -> int:
         return len(self.arrow)

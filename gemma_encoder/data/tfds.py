@@ -6,7 +6,6 @@ read the table from the cache folder.
 
 import functools
 import itertools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from gemma_encoder.data import cache, table
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError, described
+from gemma_encoder.inputs.json_text import from_json
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import Template
 
@@ -187,7 +187,7 @@ class TfdsSource(Source):
         """Returns the number of rows from the dataset's metadata."""
         path = self._dataset.folder / "dataset_info.json"
         try:
-            info = json.loads(path.read_text())
+            info = from_json(path.read_bytes())
             counts = {
                 metadata["name"]: sum(map(int, metadata["shardLengths"]))
                 for metadata in info["splits"]

@@ -1,5 +1,6 @@
 """Dumps diagnostics when the loss or the gradient of a step is NaN or infinite."""
 
+import io
 from collections.abc import Iterator
 
 import jax
@@ -11,6 +12,7 @@ from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.step import StepMetrics
+from gemma_encoder.whole_files import write_whole
 
 
 def report_failure(
@@ -45,11 +47,13 @@ def report_failure(
         for name in ("loss", "gradient_norm", "parameter_norm", "texts", "real_tokens")
     }
     report = {"error": error, "step": step, **scalars, "tasks": tasks}
-    with (folder / f"batch.process_{jax.process_index()}.npz").open("wb") as file:
-        np.savez_compressed(file, **batch._asdict())
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **batch._asdict())
+    write_whole(folder / f"batch.process_{jax.process_index()}.npz", arrays.getvalue())
     if distributed.is_main_process():
-        (folder / "report.json").write_text(to_json(report, indent=1))
-        (folder / "texts.txt").write_text("".join(f"{text}\n" for text in _texts(recipe, batch)))
+        write_whole(folder / "report.json", to_json(report, indent=1))
+        texts = "".join(f"{text}\n" for text in _texts(recipe, batch))
+        write_whole(folder / "texts.txt", texts)
     return folder
 
 

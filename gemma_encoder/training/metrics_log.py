@@ -53,7 +53,7 @@ class MetricsLog:
         if task:
             line["task"] = task
         line |= values
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(to_json(line) + "\n")
         self._remember(line)
         prefix = f"{split}/{task}/" if task else f"{split}/"

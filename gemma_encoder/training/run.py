@@ -15,7 +15,7 @@ from gemma_encoder.evaluation.details import read_details
 from gemma_encoder.evaluation.evaluator import Evaluation
 from gemma_encoder.evaluation.prediction_files import FOLDER
 from gemma_encoder.inputs.batch import Batch
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, reason
 from gemma_encoder.training.accumulator import MetricsAccumulator, NotFinite
 from gemma_encoder.training.build import Recipe
 from gemma_encoder.training.checkpoint import Checkpoints
@@ -187,10 +187,14 @@ class Run:
         try:
             loss = self.accumulator.add(step, metrics)
         except NotFinite as error:
-            folder = report_failure(self.workdir, self.recipe, self._unread, str(error))
+            try:
+                folder = report_failure(self.workdir, self.recipe, self._unread, str(error))
+                diagnostics = f"Diagnostics are in {folder}"
+            except OSError as problem:
+                diagnostics = f"Diagnostics cannot be written: {reason(problem)}"
             raise InputError(
                 f"{error}; lower optimizer.learning_rate or lengthen warmup. "
-                f"Diagnostics are in {folder}; earlier checkpoints are intact"
+                f"{diagnostics}; earlier checkpoints are intact"
             ) from error
         self._unread = None
         self.progress.advance(loss)

@@ -115,7 +115,7 @@ def _changes(path: epath.Path, fields: Mapping[str, Any]) -> list[str]:
 def _read_fields(path: epath.Path) -> dict[str, Any]:
     """Reads the config of a run; raises InputError if the file is damaged."""
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
