@@ -80,7 +80,9 @@ def update(folder: pathlib.Path, contents: Mapping[str, bytes | Iterable[bytes]]
         new = {}
         for name, content in pieces.items():
             temporary = replaced_at_the_end.enter_context(whole_file(folder / name))
-            new[name] = [_write_pieces(temporary, content)]
+            with temporary.open("wb") as file:
+                file.writelines(content)
+            new[name] = [_digest_of_file(temporary)]
         either = {name: [*new[name], *before.get(name, [ABSENT])] for name in new}
         _write(folder, before | either)
     _write(folder, before | new)
@@ -221,13 +223,6 @@ def extend_crc(crc: int, content: bytes) -> int:
     import google_crc32c
 
     return google_crc32c.extend(crc, content)
-
-
-def _write_pieces(path: pathlib.Path, pieces: Iterable[bytes]) -> str:
-    """Writes a file piece by piece and returns its digest."""
-    with path.open("wb") as file:
-        file.writelines(pieces)
-    return _digest_of_file(path)
 
 
 def _digest_of_file(path: pathlib.Path, is_over: threading.Event | None = None) -> str:

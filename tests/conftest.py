@@ -1,11 +1,13 @@
 """Setup of all tests: eight CPU devices, fast cached compilation, deterministic hypothesis."""
 
 import atexit
+import contextlib
 import importlib.metadata
 import logging
 import os
 import pathlib
 import shutil
+import subprocess
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -168,3 +170,40 @@ def random_predictor(tiny_config):
         )
 
     return make
+
+
+class SmallDisk:
+    """A file system of a few megabytes.
+
+    Attributes:
+        folder: where it is mounted.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self, free=0):
+        """Leaves no more than `free` bytes."""
+        with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
+            while file.write(b"\0" * 4096) == 4096:
+                pass
+        os.truncate(self._filler, self._filler.stat().st_size - free)
+
+    def clear(self):
+        """Frees the space that `fill` took."""
+        self._filler.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MB; the test is skipped where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("file systems cannot be mounted here")
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

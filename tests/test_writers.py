@@ -26,7 +26,7 @@ WRITERS = {  # methods and functions that write, rename or replace files
 ALLOWED = {
     "gemma_encoder/whole_files.py": "is the mechanism",
     "gemma_encoder/continued_files.py:begin": "bytes that are committed by a digest",
-    "gemma_encoder/digests.py:_write_pieces": "a temporary file of whole_file",
+    "gemma_encoder/digests.py:update": "a temporary file of whole_file",
     "gemma_encoder/evaluation/tables.py:write_csv": "a temporary file of whole_file",
     "gemma_encoder/evaluation/tables.py:write_parquet": "a temporary file of whole_file",
     "gemma_encoder/evaluation/tables.py:check": "in memory",

@@ -28,7 +28,7 @@ from gemma_encoder.data.segments import CHUNK, count_texts, encode_examples
 from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
-from gemma_encoder.inputs.errors import InputError, described, one_line
+from gemma_encoder.inputs.errors import InputError, described, one_line, reason
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.inputs.task import Example, Task
 from gemma_encoder.inputs.template import EncodedText
@@ -154,10 +154,15 @@ def write_part(
         "about": pa.large_string(),  # JSON: everything else
     }
     qrels = source.qrels(part.split) if part.split != "train" else None
-    if qrels is not None:
-        write_whole(_qrels_file(folder, part.split), to_json(qrels))
-    with whole_file(path) as temporary:
-        table.write_table_rows(temporary.parent, types, rows(), batch=1000, name=temporary.name)
+    try:
+        if qrels is not None:
+            write_whole(_qrels_file(folder, part.split), to_json(qrels))
+        with whole_file(path) as temporary:
+            table.write_table_rows(temporary.parent, types, rows(), 1000, temporary.name)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {reason(error)}; rerun the command to resume"
+        ) from error
     return counts
 
 

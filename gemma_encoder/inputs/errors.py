@@ -2,11 +2,14 @@
 
 import contextlib
 import difflib
+import os
 import re
 import traceback
 from collections.abc import Iterable, Iterator
 
 MAX_TEXT = 300  # characters of a library's message, or of a quoted value
+# How TensorStore and PyArrow quote an error of the system, behind text of their own.
+_SYSTEM_ERROR = re.compile(r"\[(?:os_error_code='|errno )(\d+)'?\]")
 
 
 class InputError(ValueError):
@@ -83,9 +86,11 @@ def one_line(error: Exception) -> str:
 
 def reason(error: BaseException) -> str:
     """Returns the message of any library's error on one short line, without source locations."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if code := _SYSTEM_ERROR.search(text):
+        return os.strerror(int(code[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split()) or type(error).__name__
     # Appended by TensorStore, and by Orbax to its messages.
     for marker in (" [tensorstore_spec", " [source locations", " See full TensorStore details"):
         text = text.split(marker)[0]

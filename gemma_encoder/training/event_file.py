@@ -1,35 +1,43 @@
 """TensorBoard event files, written without TensorFlow."""
 
+import contextlib
+import time
 from collections.abc import Mapping
 
 from etils import epath
 
 
 class EventFile:
-    """Event file of scalars, written in the background.
+    """Event file of scalars.
+
+    It is written when `write` is called: the thread in which a SummaryWriter writes would end at a
+    full disk, and training would wait for it.
 
     Args:
         folder: local or `gs://`; created if absent.
     """
 
     def __init__(self, folder: epath.Path):
-        from tensorboardX import SummaryWriter, record_writer
+        from tensorboardX import event_file_writer, record_writer
 
         record_writer.register_writer_factory("gs", _RemoteFiles())
-        self._writer = SummaryWriter(str(folder))
+        record_writer.directory_check(str(folder))
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends the scalars of a step."""
+        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        # Not add_scalar, which would replace the @ in names such as mrr@10.
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._writer.file_writer.add_summary(Summary(value=scalars), step)
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))
+        self._writer.write_event(event)
         self._writer.flush()
 
     def close(self) -> None:
-        """Writes the remaining scalars and closes the file."""
-        self._writer.close()
+        """Closes the file; errors of scalars that could not be written were raised before."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
 
 class _RemoteFiles:

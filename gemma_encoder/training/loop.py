@@ -19,6 +19,7 @@ from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import abstract_encoder
+from gemma_encoder.training import failed_writes
 from gemma_encoder.training.accumulator import MetricsAccumulator
 from gemma_encoder.training.baselines import constants_of
 from gemma_encoder.training.build import Recipe, build
@@ -112,6 +113,7 @@ def _train(
     runtime.enable_compilation_cache(config.compilation_cache)
 
     with contextlib.ExitStack() as resources:
+        resources.enter_context(failed_writes.reported_once())
         advice = "wait for it, or choose another workdir"
         workdir = resources.enter_context(exclusive_workdir(workdir, advice))
         claim_workdir(workdir, config)

@@ -37,8 +37,8 @@ class MetricsLog:
         self.latest: dict[tuple[str, str], dict[str, Any]] = {}
         if not distributed.is_main_process():
             return
-        self._replace([line for line in read_metrics(workdir) if line["step"] <= step])
         try:
+            self._replace([line for line in read_metrics(workdir) if line["step"] <= step])
             self._writer = EventFile(workdir / "tensorboard")
         except OSError as error:
             raise InputError(f"{workdir} cannot be written: {one_line(error)}") from error

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from gemma_encoder.inputs import errors
 from gemma_encoder.inputs.errors import InputError, in_one_line, one_line, unknown
 
 
@@ -84,3 +85,15 @@ def test_refusals_and_interruptions_pass_unchanged():
         with pytest.raises(type(error)) as caught, in_one_line("F cannot be read"):
             raise error
         assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(28, "Error writing bytes. Detail: [errno 28] No space left on device"),
+        ValueError("Failed writing: x: No space left on device [os_error_code='28'] [source …"),
+    ],
+)
+def test_the_reason_of_a_full_disk_is_the_same_from_every_library(error):
+    assert errors.reason(error) == "No space left on device"
