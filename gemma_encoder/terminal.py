@@ -10,7 +10,9 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from types import TracebackType
+from typing import Any
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.untrusted import json_printable, printable
@@ -108,10 +110,19 @@ class PrintableFormatter(logging.Formatter):
 
 
 def guard_logs() -> None:
-    """Makes log lines printable before a program sets up its logging, and tracebacks of bugs."""
+    """Makes printable: log lines before a program sets up logging, warnings, tracebacks of bugs."""
     logging.lastResort.setFormatter(PrintableFormatter())
+    if warnings.formatwarning is _format_warning:
+        warnings.formatwarning = _format_printable_warning
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _print_traceback
+
+
+_format_warning = warnings.formatwarning
+
+
+def _format_printable_warning(*args: Any, **options: Any) -> str:
+    return printable(_format_warning(*args, **options))
 
 
 def _print_traceback(

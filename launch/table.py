@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 
+from gemma_encoder import terminal
 from gemma_encoder.launch.figures import GIB
 from gemma_encoder.whole_files import write_whole
 
@@ -104,7 +105,7 @@ def main(plans: Sequence[tuple[str, str, int]] = PLANS) -> int:
     rows = []
     for size, topology, batch_rows in plans:
         rows.append(row(_run_planner(plan_command(size, topology, batch_rows))))
-        print(rows[-1], flush=True)
+        terminal.print_result(rows[-1])
     header = PLANS_HEADER.format(
         date=datetime.date.today(),
         jax=jax.__version__,
