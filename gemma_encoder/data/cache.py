@@ -12,7 +12,6 @@ import hashlib
 import mmap
 import os
 import pathlib
-import re
 import shutil
 import tempfile
 import time
@@ -23,7 +22,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from gemma_encoder import runtime
+from gemma_encoder import digests, runtime
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.whole_files import write_whole
@@ -32,7 +31,7 @@ Result = TypeVar("Result")
 
 VERSION = 2  # of derived files; incremented when the meaning of one changes
 KEEP_FROM = 4 << 20  # bytes; files derived from at least this much source data are cached
-CONTENTS = "contents.json"  # lists the other files of an entry, with their sizes
+CONTENTS = "contents.json"  # lists the other files of an entry, digests.json too, with their sizes
 
 File = epath.Path | pathlib.Path
 
@@ -81,8 +80,8 @@ def keep(
 
     An entry is renamed into the cache only when it is complete, so neither a crash nor a concurrent
     process exposes a partial one. Its name includes the fingerprints of the sources, and entries of
-    former versions of the sources are removed. A damaged entry (a missing or truncated file) is
-    rebuilt.
+    former versions of the sources are removed. All files of an entry are checked whenever it is
+    opened, at several GB/s; a damaged entry is rebuilt.
     """
     fingerprints = _fingerprints(sources)
     owner = _digest(description, *map(_absolute, sources))[:12]
@@ -161,6 +160,7 @@ def _temporary_space(sources: Sequence[File], description: str) -> Iterator[None
 
 def _publish(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Flushes a complete folder to disk and renames it to its cache entry."""
+    digests.write(temporary)
     write_whole(temporary / CONTENTS, to_json(_contents(temporary)))
     _flush(temporary)
     try:
@@ -183,10 +183,20 @@ def _contents(entry: pathlib.Path) -> dict[str, int]:
 
 
 def _is_complete(entry: pathlib.Path) -> bool:
+    """Returns True if an entry has all its files, undamaged; those of former versions lack digests.
+
+    Also without checks of digests, the sizes are compared.
+    """
     try:
-        return read_object(entry / CONTENTS) == _contents(entry)
+        if read_object(entry / CONTENTS) != _contents(entry):
+            return False
+        digests.check(entry)
+    except digests.DamagedFileError as error:
+        logging.warning("%s; it is built again", error)
+        return False
     except (OSError, InputError):
         return False
+    return True
 
 
 def _fingerprints(sources: Sequence[File]) -> list[str]:
@@ -221,16 +231,21 @@ def fingerprint(path: File) -> str:
     is_large = size >= KEEP_FROM
     if is_large:
         with contextlib.suppress(OSError, ValueError):  # absent or damaged
-            stored, _, result = memo.read_text(encoding="utf-8").partition("\n")
-            if stored == stamp and re.fullmatch(rf"{size} [0-9a-f]{{64}}\n", result):
-                return result.strip()
+            stored, result, check = memo.read_text(encoding="utf-8").splitlines()
+            if stored == stamp and check == _memo_check(stored, result):
+                return result
     with path.open("rb") as file:
         result = f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
     if is_large:
         with contextlib.suppress(OSError):  # an unwritable cache only costs time
             memo.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(memo, f"{stamp}\n{result}\n")
+            write_whole(memo, f"{stamp}\n{result}\n{_memo_check(stamp, result)}\n")
     return result
+
+
+def _memo_check(*lines: str) -> str:
+    """Returns the last line of a cached fingerprint, by which damage is noticed."""
+    return _digest(*lines)[:16]
 
 
 def _absolute(path: File) -> str:
@@ -256,7 +271,7 @@ def load_arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns the memory-mapped arrays of a folder by name; pages are loaded when accessed."""
     arrays = {}
     for path in folder.iterdir():
-        if path.name == CONTENTS:
+        if path.name in (CONTENTS, digests.NAME):
             continue
         content = b""  # empty files cannot be mapped
         if path.stat().st_size:

@@ -293,6 +293,43 @@ def test_a_damaged_entry_is_rebuilt(cache_folder, tmp_path, damage):
     assert Corpus(path, LAYOUT)["3"] == "text 1" and entries(cache_folder) == [entry]
 
 
+def test_an_entry_with_a_flipped_bit_is_rebuilt(cache_folder, tmp_path, caplog):
+    path = write(tmp_path / "c.tsv", 50)
+    expected = {name: values.tolist() for name, values in Corpus(path, LAYOUT)._arrays.items()}
+    (entry,) = entries(cache_folder)
+    names = [file.name for file in sorted(entry.iterdir()) if file.stat().st_size]
+    assert cache.digests.NAME in names and cache.CONTENTS in names
+    for name in names:
+        content = bytearray((entry / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (entry / name).write_bytes(content)
+        read = Corpus(path, LAYOUT)
+        assert {name: values.tolist() for name, values in read._arrays.items()} == expected
+        assert entries(cache_folder) == [entry]
+    assert "is damaged: its content is not what was written; it is built again" in caplog.text
+
+
+def test_an_entry_of_a_former_version_is_used(cache_folder, tmp_path, monkeypatch):
+    """It has no digests; only its sizes are compared."""
+    path = write(tmp_path / "c.tsv", 50)
+    Corpus(path, LAYOUT)
+    (entry,) = entries(cache_folder)
+    (entry / cache.digests.NAME).unlink()
+    (entry / cache.CONTENTS).write_text(json.dumps(cache._contents(entry)))
+    monkeypatch.setattr(Corpus, "_build", None)
+    assert Corpus(path, LAYOUT)["3"] == "text 1"
+
+
+def test_no_changed_byte_changes_a_cached_fingerprint(cache_folder, tmp_path):
+    path = write(tmp_path / "c.tsv", 50)
+    first = cache.fingerprint(path)
+    (memo,) = (cache_folder / "fingerprints").iterdir()
+    content = memo.read_bytes()
+    for position in range(len(content)):
+        memo.write_bytes(content[:position] + b"1" + content[position + 1 :])
+        assert cache.fingerprint(path) == first
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"stamp\nwrong\n", None])
 def test_a_damaged_fingerprint_is_recomputed(cache_folder, tmp_path, content):
     path = write(tmp_path / "c.tsv", 50)
