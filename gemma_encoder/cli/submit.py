@@ -34,15 +34,18 @@ def _main(argv: Sequence[str]) -> int:
         benchmark = arguments.benchmark
         with activity.during("reading the predictions"):
             content = submission.make_submission(benchmark, arguments.workdirs)
+        counts = submission.check_submission(content, benchmark)
+        commandline.write_output(path, content)
     else:
         path = epath.Path(arguments.submission)
         if not path.exists():
             raise InputError(f"{path} does not exist")
         content = path.read_bytes()
-        benchmark = submission.benchmark_of(content)
-    counts = submission.check_submission(content, benchmark)
-    if arguments.command == "make":
-        commandline.write_output(path, content)
+        try:
+            benchmark = submission.benchmark_of(content)
+            counts = submission.check_submission(content, benchmark)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     terminal.print_result(f"{path} is a complete {benchmark} submission")
     for name, count in counts.items():
         terminal.print_result(f"  {name:<14} {count:>7}")

@@ -212,7 +212,7 @@ def test_the_program_checks_a_file(tmp_path, capsys):
     path.write_bytes(archive("superglue"))
     assert program.main(["check", str(path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: BoolQ.jsonl holds 3 predictions, expected 3245; ")
+    assert error.startswith(f"error: {path}: BoolQ.jsonl holds 3 predictions, expected 3245; ")
     assert error.count("\n") == 1
     path.write_bytes(archive("superglue", None))
     assert program.main(["check", str(path)]) == 0

@@ -95,5 +95,5 @@ def test_refusals_and_interruptions_pass_unchanged():
         ValueError("Failed writing: x: No space left on device [os_error_code='28'] [source …"),
     ],
 )
-def test_the_reason_of_a_full_disk_is_the_same_from_every_library(error):
+def test_a_full_disk_has_the_same_reason_in_every_library(error):
     assert errors.reason(error) == "No space left on device"

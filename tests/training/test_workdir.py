@@ -18,12 +18,19 @@ def test_differences_skip_fields_that_may_change():
     assert config_differences(before, after) == ["optimizer.learning_rate: 0.1 -> 0.2"]
 
 
+def make_checkpoint(workdir):
+    """Makes a folder that is no empty one, and hence a checkpoint."""
+    folder = workdir / "checkpoints" / "7" / "inference"
+    folder.mkdir(parents=True)
+    (folder / "inference.json").write_text("{}")
+
+
 def test_the_workdir_of_an_older_version_is_accepted(tmp_path):
     """Fields that did not exist when the run started have their defaults."""
     stored = TrainConfig().to_dict()
     del stored["early_stopping"], stored["seed"], stored["model"]["transformer"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    make_checkpoint(tmp_path)
     claim_workdir(tmp_path, TrainConfig())
     with pytest.raises(InputError, match="seed: 0 -> 1"):
         claim_workdir(tmp_path, TrainConfig(seed=1))
@@ -38,7 +45,7 @@ def test_a_workdir_with_former_field_names_is_accepted(tmp_path):
     stored["max_train"] = stored.pop("max_train_examples")
     stored["own"]["cut"] = stored["own"].pop("truncation")
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    make_checkpoint(tmp_path)
     claim_workdir(tmp_path, TrainConfig(max_train_examples=5))
     with pytest.raises(InputError, match="max_train_examples: 5 -> 0"):
         claim_workdir(tmp_path, TrainConfig())
@@ -57,7 +64,7 @@ def test_a_workdir_without_a_checkpoint_belongs_to_nobody(tmp_path, caplog, cont
     caplog.clear()
     claim_workdir(tmp_path, TrainConfig(seed=2))
     assert not caplog.text
-    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    make_checkpoint(tmp_path)
     with pytest.raises(InputError, match="seed: 2 -> 3"):
         claim_workdir(tmp_path, TrainConfig(seed=3))
 
