@@ -1,14 +1,19 @@
-"""Kills a training run at random moments and compares its result with that of an undisturbed run.
+"""Kills a run at random moments and compares its result with that of an undisturbed run.
 
     python -m gemma_encoder.experiments.benchmarks.kills --kills=30 --folder=/tmp/kills
+    python -m gemma_encoder.experiments.benchmarks.kills --predict --kills=20 --folder=/tmp/kills
 
 The run trains a mixture with packing and dropout and saves every few steps, so that some kills hit
 saves. Each kill is a SIGKILL at a random moment between the first step of a start and the time in
 which all steps would be done. Every rerun must restore a complete checkpoint or start
 from scratch, and in the end losses and parameters must be equal to the bit.
+
+With --predict, the run is the prediction of a file. After each kill, it is started with another
+model of the same step, which must be refused; in the end, its output must be equal to the byte.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import random
@@ -16,7 +21,8 @@ import signal
 import subprocess
 import sys
 import time
-from typing import IO, NamedTuple
+from collections.abc import Mapping
+from typing import IO, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -49,13 +55,15 @@ class Start(NamedTuple):
     in_save: bool = False
 
 
-def command(workdir: pathlib.Path) -> list[str]:
+TEXTS = 150_000  # of the predicted file
+PROGRAM = [sys.executable, "-m", "gemma_encoder"]
+
+
+def command(workdir: pathlib.Path, **changes: object) -> list[str]:
     """Returns the command line of the run."""
-    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
+    fields = [f"--config.{name}={value}" for name, value in (FIELDS | changes).items()]
     return [
-        sys.executable,
-        "-m",
-        "gemma_encoder",
+        *PROGRAM,
         "train",
         "--config=quickstart:smoke",
         *fields,
@@ -130,6 +138,86 @@ def equal_parameters(first: pathlib.Path, second: pathlib.Path) -> bool:
     return jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), *trees))
 
 
+class FilePrediction:
+    """The prediction of a file by one of two models, which is killed.
+
+    Args:
+        folder: a folder, to which the models and the texts are written.
+        log: receives the output of the programs.
+    """
+
+    def __init__(self, folder: pathlib.Path, log: IO[str]):
+        self._log = log
+        self._texts = folder / "texts.txt"
+        self._output = folder / "killed.jsonl"
+        self._straight = folder / "straight.jsonl"
+        self._part = folder / "killed.jsonl.part"
+        self._models = [folder / f"model_{seed}" for seed in range(2)]
+        for seed, model in enumerate(self._models):
+            short = {"train_for": "6 steps", "evaluate_every": "0 steps", "tasks": "toy_sentiment"}
+            subprocess.run(command(model, seed=seed, **short), stdout=log, stderr=log, check=True)
+        words = ("good", "dull", "very", "long", "plot", "cast", "the", "an", "end", "was")
+        lines = (" ".join(words[int(digit)] for digit in str(index)) for index in range(TEXTS))
+        write_whole(self._texts, "".join(f"{line} .\n" for line in lines))
+
+    def command(self, model: int, output: pathlib.Path) -> list[str]:
+        """Returns the command line of a prediction."""
+        files = [f"--workdir={self._models[model]}", f"--input={self._texts}"]
+        return [*PROGRAM, "predict", *files, f"--output={output}"]
+
+    def run_straight(self) -> float:
+        """Predicts without a kill and returns the seconds that it took."""
+        began = time.monotonic()
+        subprocess.run(
+            self.command(0, self._straight), stdout=self._log, stderr=self._log, check=True
+        )
+        return time.monotonic() - began
+
+    def done(self) -> int:
+        """Returns the number of texts that are committed."""
+        state = self._part.with_name(f"{self._part.name}.json")
+        return json.loads(state.read_text())["progress"]["rows"] if state.exists() else 0
+
+    def killed(self, seconds: float) -> bool:
+        """Starts and kills it, at the earliest after the first commit; False if it has ended."""
+        process = subprocess.Popen(
+            self.command(0, self._output), stdout=self._log, stderr=self._log
+        )
+        deadline = time.monotonic() + seconds
+        while process.poll() is None and (time.monotonic() < deadline or not self.done()):
+            time.sleep(0.005)
+        if process.poll() is not None:
+            return False
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+    def is_refused(self) -> bool:
+        """Returns True if the other model is refused in one line and leaves everything as it is."""
+        before = self._part.read_bytes(), self.done()
+        other = subprocess.run(
+            self.command(1, self._output), capture_output=True, text=True, check=False
+        )
+        is_told = "was left by another command (checkpoint: " in other.stderr.splitlines()[-1]
+        return (
+            other.returncode == 2 and is_told and before == (self._part.read_bytes(), self.done())
+        )
+
+    def kill_repeatedly(self, kills: int, seed: int) -> dict[str, int | bool]:
+        """Kills it and starts it with another model in between, then lets it finish."""
+        limit = self.run_straight()
+        print(f"the undisturbed prediction: {limit:.0f} s", flush=True)
+        rng = random.Random(seed)
+        counts = {"kills": 0, "refused": 0}
+        while counts["kills"] < kills and self.killed(rng.uniform(0, limit / 3)):
+            counts["kills"] += 1
+            counts["refused"] += self.is_refused()
+            print(f"kill {counts['kills']}: {self.done()} texts are done", flush=True)
+        while self.killed(3600.0):
+            pass
+        return {**counts, "equal": self._output.read_bytes() == self._straight.read_bytes()}
+
+
 def main() -> None:
     """Runs, kills, compares and prints; exits with code 1 if the runs differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -137,8 +225,13 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="a folder to create")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--predict", action="store_true", help="kill the prediction of a file")
     args = parser.parse_args()
     args.folder.mkdir(parents=True)
+    if args.predict:
+        with (args.folder / "log").open("w") as log:
+            result = FilePrediction(args.folder, log).kill_repeatedly(args.kills, args.seed)
+        _end(result, args.json, result["equal"] and result["refused"] == args.kills)
     straight = args.folder / "straight"
     interrupted = args.folder / "killed"
     with (args.folder / "log").open("w") as log:
@@ -151,11 +244,16 @@ def main() -> None:
         "losses_equal": losses(straight) == losses(interrupted),
         "parameters_equal": equal_parameters(straight, interrupted),
     }
-    print(to_json(result))
-    if args.json:
-        write_whole(args.json, to_json(result, indent=1))
     equal = result["losses_equal"] and result["parameters_equal"]
-    sys.exit(0 if equal and result["kills"] >= args.kills else 1)
+    _end(result, args.json, equal and result["kills"] >= args.kills)
+
+
+def _end(result: Mapping[str, int | bool], file: pathlib.Path | None, is_right: bool) -> NoReturn:
+    """Prints and writes the figures; exits with code 1 if they are not right."""
+    print(to_json(result))
+    if file:
+        write_whole(file, to_json(result, indent=1))
+    sys.exit(0 if is_right else 1)
 
 
 if __name__ == "__main__":
