@@ -16,6 +16,7 @@ from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.evaluation.evaluator import Evaluation
 from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.evaluation.predictions import Predictions
+from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import abstract_encoder
@@ -124,11 +125,20 @@ def _train(
         run.progress.start_training()
         while not run.is_over:
             all_hooks.before_step(run)
-            batch = run.accumulator.wait_for(run.stream)
+            batch = _next_batch(run)
             run.advance(batch)  # dispatches this step, then reads the previous step's metrics
             all_hooks.after_step(run)
         all_hooks.end(run)
     return _result(run)
+
+
+def _next_batch(run: Run) -> Batch:
+    """Returns the next batch; saves the steps taken if the data cannot be read."""
+    try:
+        return run.accumulator.wait_for(run.stream)
+    except Exception:
+        run.rescue()
+        raise
 
 
 def _open_run(

@@ -119,6 +119,26 @@ def test_a_failed_evaluation_leaves_its_step_and_is_repeated(
     assert_same_parameters(tmp_path, straight)
 
 
+@pytest.mark.parametrize("failure", [InputError("line 9 is damaged"), OSError(5, "I/O error")])
+def test_data_that_cannot_be_read_lose_no_step(micro, tmp_path, straight, monkeypatch, failure):
+    read = loop.TrainStream.__next__
+    calls = itertools.count(1)
+
+    def failing(self):
+        if next(calls) == 8:
+            raise failure
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainStream, "__next__", failing)
+        with pytest.raises(type(failure)):
+            loop.train(micro(**STEPS), tmp_path)
+    assert native.checkpoint_steps(tmp_path)[-1] == 7
+    assert loop.train(micro(**STEPS), tmp_path).step == 12
+    assert sorted(map(str, untimed(tmp_path))) == sorted(map(str, untimed(straight)))
+    assert_same_parameters(tmp_path, straight)
+
+
 def assert_same_parameters(*workdirs):
     paths = [native.find(workdir) for workdir in workdirs]
     parameters = [
