@@ -20,8 +20,6 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-from etils import epath
-
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 
@@ -38,7 +36,7 @@ def write_whole(path: pathlib.PurePath, content: str | bytes) -> None:
     """Writes a file atomically; text as UTF-8. See `whole_file`."""
     encoded = content.encode() if isinstance(content, str) else content
     if is_remote(path):
-        epath.Path(path).write_bytes(encoded)
+        path.write_bytes(encoded)
         return
     with whole_file(path) as temporary:
         temporary.write_bytes(encoded)
@@ -59,6 +57,8 @@ def whole_file(path: pathlib.PurePath) -> Iterator[pathlib.Path]:
         The file to write, which exists and is empty.
     """
     if is_remote(path):
+        from etils import epath  # takes a fifth of a second to import
+
         with tempfile.TemporaryDirectory() as folder:
             local = pathlib.Path(folder, "file")
             local.touch()

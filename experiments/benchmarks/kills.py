@@ -55,7 +55,7 @@ class Start(NamedTuple):
     in_save: bool = False
 
 
-TEXTS = 150_000  # of the predicted file
+TEXTS = 80_000  # of the predicted file
 PROGRAM = [sys.executable, "-m", "gemma_encoder"]
 
 
@@ -209,7 +209,7 @@ class FilePrediction:
         print(f"the undisturbed prediction: {limit:.0f} s", flush=True)
         rng = random.Random(seed)
         counts = {"kills": 0, "refused": 0}
-        while counts["kills"] < kills and self.killed(rng.uniform(0, limit / 3)):
+        while counts["kills"] < kills and self.killed(rng.uniform(0, limit / 6)):
             counts["kills"] += 1
             counts["refused"] += self.is_refused()
             print(f"kill {counts['kills']}: {self.done()} texts are done", flush=True)
