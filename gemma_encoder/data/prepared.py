@@ -253,7 +253,10 @@ def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_info(path: epath.Path) -> dict[str, Any]:
-    return _with_current_names(read_object(path, "delete the folder and prepare it again"))
+    try:
+        return _with_current_names(read_object(path))
+    except InputError as error:
+        raise InputError(f"{path} is damaged; delete the folder and prepare it again") from error
 
 
 def _differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:

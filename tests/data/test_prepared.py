@@ -305,7 +305,7 @@ def test_damaged_files_are_one_line_errors(tokenizer, tmp_path, content):
         ready.examples("train", 20)
     for content in ("{", "3"):
         (folder / prepared.INFO).write_text(content)
-        with pytest.raises(InputError, match="info.json cannot be read"):
+        with pytest.raises(InputError, match="info.json is damaged"):
             PreparedSource("classes", tmp_path, DATA)
 
 
