@@ -88,7 +88,7 @@ def stream(
     """
     tail = collections.deque(maxlen=TAIL)
     with (
-        log.open("a", encoding="utf-8") as file,
+        log.open("a", encoding="utf-8", errors="backslashreplace") as file,
         _started(arguments, stderr=subprocess.STDOUT, stdin=stdin) as process,
     ):
         file.write(f"$ {line(arguments)}\n")

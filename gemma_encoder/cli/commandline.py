@@ -214,7 +214,7 @@ class Flags:
     def usage(self) -> str:
         """Returns the text of `--help`: the description and the program's own flags."""
         lines = [inspect.cleandoc(self._description), "", "options:"]
-        width = min(shutil.get_terminal_size().columns, 110)
+        width = max(40, min(shutil.get_terminal_size().columns, 110))
         declared = {
             flag.name: flag
             for module in self._values.flags_by_module_dict().values()

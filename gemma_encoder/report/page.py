@@ -66,10 +66,11 @@ def render_report(workdirs: Sequence[pathlib.Path]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style>"
     )
-    return (
+    page = (
         f'<!doctype html><html lang="en"><head>{head}</head>'
         f"<body><h1>{title}</h1>{body}</body></html>\n"
     )
+    return page.encode(errors="backslashreplace").decode()  # names of files may be no Unicode
 
 
 def _sections(runs: Sequence[RunFiles]) -> dict[str, str]:

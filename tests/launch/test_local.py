@@ -91,6 +91,46 @@ def test_restarts_follow_kills_and_preemptions(monkeypatch, tmp_path):
     assert starts.read_text() == "xxx"
 
 
+# Starts leave a line each; the launcher of process 0 gets a signal at the first.
+IS_STOPPED = """
+import os, pathlib, signal, sys, time
+first = os.environ["JAX_PROCESS_ID"] == "0"
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))
+if first:
+    with open({path!r}, "a") as file: file.write("x")
+    os.kill(os.getppid(), signal.{signum})
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signum", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("code", [75, 3])
+def test_a_job_that_is_told_to_stop_is_not_restarted(signum, code, monkeypatch, tmp_path):
+    starts = str(tmp_path / "starts")
+    program = IS_STOPPED.format(path=starts, signum=signum, code=code)
+    command = [sys.executable, "-c", program]
+    local_job = local.LocalJob
+    monkeypatch.setattr(local, "LocalJob", lambda _, environments: local_job(command, environments))
+    before = signal.getsignal(signal.SIGTERM)
+    assert local.main(["--restarts=3"]) == code
+    assert pathlib.Path(starts).read_text() == "x"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("signum", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_job_that_is_stopped_too_early_is_one_line(signum, code, monkeypatch, capsys):
+    """Before Python handles signals in the processes, which then die of the forwarded one."""
+    kill = f"import os, signal, time; os.kill(os.getppid(), signal.{signum}); time.sleep(60)"
+    local_job = local.LocalJob
+    monkeypatch.setattr(
+        local,
+        "LocalJob",
+        lambda _, environments: local_job([sys.executable, "-c", kill], environments),
+    )
+    assert local.main(["--processes=1", "--restarts=3"]) == code
+    assert capsys.readouterr().err.count("rerun the command to resume from saved work\n") == 1
+
+
 def child(parent: int, index: int) -> int | None:
     """Returns the ID of the child of `parent` with a process index, None if it is not running."""
     variable = f"JAX_PROCESS_ID={index}".encode()
