@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import os
 import re
 import subprocess
 import sys
@@ -282,6 +283,12 @@ def test_html_in_texts_is_escaped(tmp_path):
     page = Page(report.render_report(runs))
     assert "script" not in page.tags
     assert page.text.count(evil) >= 6
+
+
+def test_names_in_no_encoding_are_shown_as_escapes(tmp_path):
+    workdir = tmp_path / os.fsdecode(b"run\xff")
+    write_run(workdir, [moods([0, 1], [0.2, 0.8])])
+    assert r"run\udcff" in report.render_report([workdir])
 
 
 def test_runs_are_compared_with_the_first(tmp_path, rng):

@@ -26,7 +26,9 @@ EARLIEST = 0.05  # seconds after the start: before, Python has not yet started
 NOISE = ("Traceback", "Exception ignored", "Fatal", "terminate called", "Error")
 PREEMPTED = "preempted: saving step"
 TRAIN = ("--config=quickstart:smoke",)
-RIGHT = ("one line", "finished", "saved")
+# "finished": the signal came while Python was exiting.
+RIGHT = ("one line", "finished", "saved", "over before")
+LONGEST_EXIT = 2.0  # seconds
 
 
 class Command(NamedTuple):
@@ -124,11 +126,17 @@ def stop_repeatedly(
         moment = rng.uniform(EARLIEST, seconds)
         process = popen(command, folder)
         time.sleep(moment)
+        if process.poll() is not None:
+            process.communicate()
+            counts["over before"] += 1
+            continue
         process.send_signal(signum)
         stopped = time.monotonic()
         _, errors = process.communicate()
         waited = time.monotonic() - stopped
         result = outcome(process.returncode, errors, signum, usual)
+        if result == "finished" and waited > LONGEST_EXIT:
+            result = "not stopped"
         counts[result] += 1
         if remains := leftovers(folder):
             counts["with temporary files"] += 1

@@ -65,6 +65,21 @@ def straight(micro, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.parametrize("is_read", [False, True])
+def test_a_signal_that_no_step_reads_is_passed_on(is_read):
+    passed_on = []
+    before = signal.signal(signal.SIGTERM, lambda *_: passed_on.append("SIGTERM"))
+    try:
+        with distributed.PreemptionSignal() as preemption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if is_read:
+                assert preemption.reached()
+            assert not passed_on
+        assert passed_on == ([] if is_read else ["SIGTERM"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "count", "saved"),
     [(loop.TrainStream, "__next__", 9, 9), (evaluator.Evaluator, "_predict", 2, 6)],
