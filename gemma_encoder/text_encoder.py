@@ -26,9 +26,9 @@ PROGRESS_DELAY = 2.0  # seconds of work before a progress bar appears
 class TextEncoder:
     """Runs an encoder over texts, which are packed into shared rows; results keep their order.
 
-    The row length is training's, halved as often as it stays a multiple of 128 tokens and the
-    longest text fits. One program is compiled per row length and power of two up to 32 rows (fewer
-    on several devices), however many texts there are.
+    The row length is training's, halved down to 128 tokens while the longest text fits. One program
+    is compiled per row length and power of two up to 32 rows (fewer on several devices), however
+    many texts there are.
 
     Args:
         spec: the inference spec.
@@ -147,8 +147,9 @@ class TextEncoder:
     def _lengths(self) -> list[int]:
         """Returns the possible row lengths in tokens, longest first."""
         lengths = [self.spec.row_length]
-        while lengths[-1] % (2 * SHORTEST_ROW) == 0:
-            lengths.append(lengths[-1] // 2)
+        while lengths[-1] > SHORTEST_ROW:
+            half = -(-lengths[-1] // 2)
+            lengths.append(-(-half // SHORTEST_ROW) * SHORTEST_ROW)
         return lengths
 
     def _shape(self, lengths: Sequence[int]) -> BatchShape:

@@ -375,8 +375,8 @@ def test_rows_are_as_short_as_the_longest_text_allows(predictor, lengths, rows, 
     long = ge.Predictor(dataclasses.replace(predictor.spec, row_length=512), predictor.parameters)
     shape = long._encoder._shape(lengths)
     assert (shape.rows, shape.row_length) == (rows, row_length)
-    odd = ge.Predictor(dataclasses.replace(predictor.spec, row_length=384), predictor.parameters)
-    assert odd._encoder._shape(lengths).row_length == 384  # its half is no multiple of 128
+    odd = ge.Predictor(dataclasses.replace(predictor.spec, row_length=1_000), predictor.parameters)
+    assert odd._encoder._lengths() == [1000, 512, 256, 128]
 
 
 def test_outputs_do_not_depend_on_the_row_length(predictor):

@@ -38,9 +38,7 @@ def _main(argv: Sequence[str]) -> int:
         commandline.write_output(path, content)
     else:
         path = epath.Path(arguments.submission)
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        content = path.read_bytes()
+        content = submission.read_archive(path)
         try:
             benchmark = submission.benchmark_of(content)
             counts = submission.check_submission(content, benchmark)

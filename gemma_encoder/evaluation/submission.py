@@ -8,12 +8,11 @@ one workdir or several.
 """
 
 import io
-import json
 import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,7 +157,10 @@ _DAMAGE = (
     RuntimeError,
     ValueError,
 )
-LARGEST_FILE = 1 << 27  # bytes; the largest real one, of QQP, has 5 MB
+LARGEST_FILE = 1 << 24  # bytes; the largest real one, of QQP, has 5 MB
+LARGEST_LINE = 1 << 20  # bytes
+LARGEST_ARCHIVE = 1 << 25  # bytes; GLUE's, without compression, has 10 MB
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # of little memory
 
 
 def _open(content: bytes) -> zipfile.ZipFile:
@@ -170,6 +172,8 @@ def _open(content: bytes) -> zipfile.ZipFile:
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     """Returns a file of the archive; raises InputError if it is damaged or too large."""
+    if archive.getinfo(name).compress_type not in METHODS:
+        raise InputError(f"{name} is compressed by another method than deflate; zip it again")
     try:
         with archive.open(name) as file:
             content = file.read(LARGEST_FILE + 1)
@@ -177,6 +181,17 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         raise InputError(f"{name} is damaged: {one_line(error)}") from error
     if len(content) > LARGEST_FILE:
         raise InputError(f"{name} has more than {LARGEST_FILE >> 20} MiB, more than any submission")
+    return content
+
+
+def read_archive(path: epath.Path) -> bytes:
+    """Reads the file of a submission; raises InputError if it does not exist or is too large."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    with in_one_line(f"{path} cannot be read"), path.open("rb") as file:
+        content = file.read(LARGEST_ARCHIVE + 1)
+    if len(content) > LARGEST_ARCHIVE:
+        raise InputError(f"{path} has more than {LARGEST_ARCHIVE >> 20} MiB, unlike a submission")
     return content
 
 
@@ -212,19 +227,17 @@ def read_submission(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]
 
 
 def _parse(file: File, content: bytes) -> dict[Any, Any]:
-    try:
-        lines = _split_lines(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file.name} is not valid UTF-8") from error
     is_table = file.name.endswith(".tsv")
-    if is_table and lines[:1] != [HEADER]:
-        raise InputError(
-            f"{file.name} line 1: expected the header {HEADER!r}, got {lines[0] if lines else ''!r}"
-        )
+    lines = enumerate(_decoded_lines(content, file.name), 1)
+    if is_table:
+        _, header = next(lines, (1, ""))
+        if header != HEADER:
+            raise InputError(
+                f"{file.name} line 1: expected the header {HEADER!r}, got {header[:80]!r}"
+            )
     task = registry.get(file.task).task
-    labels = {}
-    first = 1 if is_table else 0
-    for line_number, line in enumerate(lines[first:], first + 1):
+    labels: dict[Any, Any] = {}
+    for line_number, line in lines:
         where = f"{file.name} line {line_number}"
         if is_table:
             entries = _parse_row(line, where)
@@ -235,9 +248,24 @@ def _parse(file: File, content: bytes) -> dict[Any, Any]:
                 raise InputError(f"{where}: index {index} appears a second time")
             if not file.label.valid(task, label):
                 expected = file.label.expected(task)
-                raise InputError(f"{where}: label {label!r} of index {index}: expected {expected}")
+                raise InputError(
+                    f"{where}: label {repr(label)[:80]} of index {index}: expected {expected}"
+                )
             labels[index] = label
+        if len(labels) > 2 * file.count:
+            raise InputError(f"{file.name} holds more than twice the {file.count} examples")
     return labels
+
+
+def _decoded_lines(content: bytes, name: str) -> Iterator[str]:
+    """Yields lines without line breaks, one at a time: a small archive may hold many millions."""
+    for line in io.BytesIO(content):
+        if len(line) > LARGEST_LINE:
+            raise InputError(f"{name} has a line of {len(line)} bytes, more than any submission")
+        try:
+            yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{name} is not valid UTF-8") from error
 
 
 def _parse_row(line: str, where: str) -> list[tuple[int, str]]:
@@ -257,7 +285,7 @@ def _parse_object(line: str, where: str, nested: bool) -> list[tuple[Any, Any]]:
         else '{"idx", "label"}'
     )
     try:
-        entry = json.loads(line)
+        entry = from_json(line)
         if nested:
             labels = [
                 ((entry["idx"], question["idx"], answer["idx"]), answer["label"])
@@ -266,7 +294,7 @@ def _parse_object(line: str, where: str, nested: bool) -> list[tuple[Any, Any]]:
             ]
         else:
             labels = [(entry["idx"], entry["label"])]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where}: expected an object {shape}, got {line[:80]!r}") from error
     for index, _ in labels:
         if not all(type(part) is int and part >= 0 for part in (index if nested else [index])):

@@ -22,6 +22,8 @@ POOLERS = ["first_k", "last_k", "mean", "attention_kv", "attention_query"]
 PROBE_POOLERS = ("attention_kv", "attention_query")  # split the model's width into `heads`
 COMPUTE_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots", "offload")
+MAX_TOKENS = 1 << 20  # of a row; Gemma 3 reads texts of 131,072
+MAX_WINDOW = 1 << 30  # in tokens; positions are 32-bit integers
 LAYER_KINDS = ("local", "global")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn", "tokamax")
 
@@ -89,6 +91,7 @@ class TransformerConfig:
         sizes = ("num_layers", "vocab_size", "embed_dim", "hidden_dim", "num_heads")
         sizes += ("num_kv_heads", "head_dim", "sliding_window")
         check_at_least("", self, sizes, 1)
+        check_at_least("", self, ("sliding_window",), 1, below=MAX_WINDOW)
         if not self.pattern:
             raise InputError(
                 "pattern must name at least one kind of layer, e.g. ('local', 'global')"
@@ -98,10 +101,17 @@ class TransformerConfig:
                 raise InputError(
                     f"{field} must be above 0, or None for none, got {getattr(self, field)}"
                 )
+        scales = ("local_rope_base", "global_rope_base", "global_rope_scale", "query_scale")
+        for field in scales:
+            if not 0 < getattr(self, field) < math.inf:
+                raise InputError(f"{field} must be above 0 and finite, got {getattr(self, field)}")
         reach = self.bidirectional_reach
-        if reach is not None and (len(reach) != 2 or min(reach) < 0):
+        if reach is not None and not (
+            len(reach) == 2 and min(reach) >= 0 and max(reach) < MAX_WINDOW
+        ):
             raise InputError(
-                f"bidirectional_reach must be (left, right), both at least 0, or None, got {reach}"
+                f"bidirectional_reach must be (left, right), both at least 0 and below {MAX_WINDOW}"
+                f", or None, got {reach}"
             )
         if self.num_heads % self.num_kv_heads:
             raise InputError(

@@ -24,7 +24,12 @@ from gemma_encoder.data.tasks.text import TextOptions
 from gemma_encoder.inputs import kinds, options
 from gemma_encoder.inputs.errors import InputError, described, location, one_line, unknown
 from gemma_encoder.inputs.options import option
-from gemma_encoder.model.config import LoraConfig, PoolingConfig, TransformerConfig
+from gemma_encoder.model.config import (
+    MAX_TOKENS,
+    LoraConfig,
+    PoolingConfig,
+    TransformerConfig,
+)
 from gemma_encoder.training.durations import Duration
 from gemma_encoder.training.loss_options import LossOptionsConfig
 from gemma_encoder.training.optimizer_config import OptimizerConfig
@@ -111,6 +116,7 @@ class BatchConfig:
         options.check_at_least(
             "batch", self, ("rows", "row_length", "segments", "micro_batches", "readers"), 1
         )
+        options.check_at_least("batch", self, ("row_length",), 1, below=MAX_TOKENS + 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -99,6 +99,7 @@ def load_backbone(
         config = config or checkpoint.config()
     if checkpoint.skipped:
         logging.info("%s: skipped %s", checkpoint.description, ", ".join(checkpoint.skipped))
+    checkpoint.check(config)
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     shapes = parameter_dict(state)
     if mesh is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,11 +11,16 @@ from etils import epath
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
 from gemma_encoder.inputs.errors import InputError, in_one_line
-from gemma_encoder.model.config import EncoderConfig, TransformerConfig
+from gemma_encoder.model.config import MAX_TOKENS, EncoderConfig, TransformerConfig
+from gemma_encoder.weights.tensors import Tensor
+from gemma_encoder.whole_files import is_remote
 
 ADVICE = "copy, download or export it again"
 MAX_LAYERS = 1024  # the largest Gemma has 62
-MAX_TOKENS = 1 << 20  # in a text or row; Gemma 3 reads 131,072
+MAX_PATTERN = 128  # layers before the pattern repeats; Gemma 3 has 6
+TENSORS_PER_LAYER = 9  # at least, in every format
+MAX_COMPRESSION = 100  # of Orbax's arrays, which may be compressed; that of weights is below 3
+ALWAYS_READ = 64 << 20  # bytes that are read even if the files are smaller by more than that
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in messages of XLA, about the device
 
 
@@ -84,8 +90,13 @@ def check_sizes(
     sizes = [math.prod(shape) for shape in shapes]
     largest = max(sizes, default=0)
     transformer = config.transformer if isinstance(config, EncoderConfig) else config
-    check_layers(max(transformer.num_layers, len(transformer.pattern)), where)
-    limits = {}
+    check_layers(transformer.num_layers, where)
+    period = len(transformer.pattern)
+    distinct = min(period, transformer.num_layers) + transformer.num_layers % period
+    limits = {
+        "the length of pattern": (period, MAX_PATTERN),
+        "the number of distinct layers": (distinct, len(sizes) // TENSORS_PER_LAYER),
+    }
     for name in ("vocab_size", "embed_dim", "hidden_dim", "num_heads", "num_kv_heads", "head_dim"):
         limits[name] = (getattr(transformer, name), largest)
     if isinstance(config, EncoderConfig):
@@ -98,6 +109,23 @@ def check_sizes(
                 f"{where}: {name} is {declared}, but its files can hold at most {limit}; it is "
                 f"damaged, {ADVICE}"
             )
+
+
+def check_bytes(folder: epath.Path, tensors: Iterable[Tensor], where: object) -> None:
+    """Checks that a local folder's files can hold the tensors that their metadata declare.
+
+    Arrays without data, or of zeros that are compressed, could fill the memory otherwise.
+    """
+    if is_remote(folder):
+        return
+    declared = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors)
+    files = pathlib.Path(folder).rglob("*")
+    held = sum(path.stat().st_size for path in files if path.is_file())
+    if declared > max(MAX_COMPRESSION * held, ALWAYS_READ):
+        raise InputError(
+            f"{where}: its tensors have {declared:.3g} bytes, but its files only {held:.3g}; it is "
+            f"damaged, {ADVICE}"
+        )
 
 
 def check_stored(expected: Mapping[str, Any], stored: Mapping[str, Any], where: object) -> None:

@@ -28,7 +28,14 @@ from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.model.config import TransformerConfig
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import tensors
-from gemma_encoder.weights.doors import ADVICE, check_layers, check_sizes, explained, opened
+from gemma_encoder.weights.doors import (
+    ADVICE,
+    check_bytes,
+    check_layers,
+    check_sizes,
+    explained,
+    opened,
+)
 from gemma_encoder.weights.new_folders import check_is_new, new_folder
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Tensor
 
@@ -131,6 +138,7 @@ class GemmaCheckpoint(Checkpoint):
                 layer = repeat * period + int(stacked[1])
                 self._add(f"layer_{layer}/{stacked[2]}", layer_tensor, Stored(keys, repeat))
         self.skipped = tuple(sorted(skipped))
+        check_bytes(self.folder, self.tensors.values(), self.description)
 
     def _metadata(self):
         """Reads the tree of array metadata; a folder with several items has it under `default`."""

@@ -36,7 +36,7 @@ from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, find, read_description, reading
 from gemma_encoder.weights.checkpoint_folders import absolute as absolute
 from gemma_encoder.weights.checkpoint_folders import checkpoint_steps as checkpoint_steps
-from gemma_encoder.weights.doors import check_lengths, check_sizes, check_stored
+from gemma_encoder.weights.doors import check_bytes, check_lengths, check_sizes, check_stored
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
 # Increased whenever a field or a parameter is added, renamed or given another meaning.
@@ -346,7 +346,9 @@ class NativeCheckpoint(Checkpoint):
                 if name.startswith("backbone/")
             }
         self.skipped = tuple(name for name in parameters if not name.startswith("backbone/"))
-        check_sizes(self.spec.encoder, [leaf.shape for leaf in parameters.values()], self.folder)
+        stored = [Tensor(tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in parameters.values()]
+        check_sizes(self.spec.encoder, [tensor.shape for tensor in stored], self.folder)
+        check_bytes(self.folder, stored, self.folder)
 
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
         """Returns the transformer of the stored spec."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 import zipfile
 
 import pytest
@@ -238,7 +239,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
-    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]
 )
 def test_a_damaged_submission_is_right_or_one_line(damage, compression):
     names = sizes("glue", 20)
@@ -267,6 +268,49 @@ def test_encrypted_and_too_large_files_are_refused(monkeypatch):
     monkeypatch.setattr(submission, "LARGEST_FILE", 20)
     with pytest.raises(InputError, match="CoLA.tsv has more than 0 MiB, more than any submission"):
         submission.check_submission(archive("glue"), "glue", sizes("glue"))
+
+
+BOMBS = {
+    "zeros": (b"\0" * (1 << 28), "CoLA.tsv has more than 16 MiB"),
+    "empty lines": (
+        b"index\tprediction\n" + b"\n" * (1 << 23),
+        "CoLA.tsv line 2: expected a whole",
+    ),
+    "one line": (b"index\tprediction\n" + b"0" * (1 << 23), "CoLA.tsv has a line of 8388608 bytes"),
+    "rows": (
+        b"index\tprediction\n" + b"".join(b"%d\t1\n" % index for index in range(9_000)),
+        "CoLA.tsv holds more than twice the 1063 examples",
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_an_archive_that_decompresses_hugely_is_refused(bomb):
+    content, message = BOMBS[bomb]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("CoLA.tsv", content)
+    del content
+    tracemalloc.start()
+    with pytest.raises(InputError, match=message):
+        submission.check_submission(buffer.getvalue(), "glue", sizes("glue"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+
+
+def test_an_archive_of_another_method_or_size_is_refused(tmp_path, monkeypatch):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as zipped:  # may ask for 4 GB of memory
+        zipped.writestr("CoLA.tsv", "index\tprediction\n")
+    with pytest.raises(InputError, match="CoLA.tsv is compressed by another method than deflate"):
+        submission.check_submission(buffer.getvalue(), "glue", sizes("glue"))
+    path = tmp_path / "s.zip"
+    path.write_bytes(archive("glue"))
+    assert submission.read_archive(path) == archive("glue")
+    monkeypatch.setattr(submission, "LARGEST_ARCHIVE", 20)
+    with pytest.raises(InputError, match="s.zip has more than 0 MiB, unlike a submission"):
+        submission.read_archive(path)
 
 
 @pytest.mark.parametrize("row", ["9" * 5_000 + "\t1", "0" * 30 + "\t1"])
