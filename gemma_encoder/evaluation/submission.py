@@ -27,7 +27,7 @@ from gemma_encoder.evaluation.prediction_files import (
     check_prediction_files,
     prediction_file,
 )
-from gemma_encoder.inputs.errors import InputError, in_one_line, one_line, reason, unknown
+from gemma_encoder.inputs.errors import InputError, in_one_line, reason, unknown
 from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
 
@@ -167,7 +167,7 @@ def _open(content: bytes) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(io.BytesIO(content))
     except _DAMAGE as error:
-        raise InputError(f"the submission is not a zip file: {one_line(error)}") from error
+        raise InputError(f"the submission is not a zip file, or damaged: {reason(error)}") from error
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -178,7 +178,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         with archive.open(name) as file:
             content = file.read(LARGEST_FILE + 1)
     except _DAMAGE as error:
-        raise InputError(f"{name} is damaged: {one_line(error)}") from error
+        raise InputError(f"{name} is damaged: {reason(error)}") from error
     if len(content) > LARGEST_FILE:
         raise InputError(f"{name} has more than {LARGEST_FILE >> 20} MiB, more than any submission")
     return content

@@ -35,7 +35,7 @@ from gemma_encoder.weights.tensors import Checkpoint
 # lacks its description is still ours, and damaged.
 CHECKPOINT_FORMATS: tuple[tuple[type[Checkpoint], tuple[str, ...]], ...] = (
     (native.NativeCheckpoint, (checkpoint_folders.DESCRIPTION, "checkpoints")),
-    (HuggingFaceCheckpoint, ("config.json",)),
+    (HuggingFaceCheckpoint, ("config.json", SPEC_FILE)),
     (native.NativeCheckpoint, checkpoint_folders.PARTS),
     (GemmaCheckpoint, ("_METADATA", "_CHECKPOINT_METADATA", "default")),
 )

@@ -23,6 +23,7 @@ from etils import epath
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
+from gemma_encoder.inputs.descriptions import described_at
 from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.model.config import TransformerConfig
@@ -182,7 +183,7 @@ class GemmaCheckpoint(Checkpoint):
         """
         config_file = self.folder / CONFIG_FILE
         if config_file.exists():
-            with opened(self._root, []):
+            with described_at(config_file):
                 config = TransformerConfig.from_dict(read_object(config_file, ADVICE))
                 shapes = [tensor.shape for tensor in self.tensors.values()]
                 check_sizes(config, shapes, config_file)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Sharding
 
+from gemma_encoder.inputs.descriptions import described_at
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -158,10 +159,10 @@ class HuggingFaceCheckpoint(Checkpoint):
         spec_file = self.folder / SPEC_FILE
         if not spec_file.exists():
             return self._config
-        with opened(self.folder, [SPEC_FILE]):
-            values = read_object(spec_file, ADVICE)["encoder"]["transformer"]
-            config = TransformerConfig.from_dict(values)
-            self._check_sizes(config)
+        values = read_object(spec_file, ADVICE)
+        with described_at(spec_file):
+            config = TransformerConfig.from_dict(values["encoder"]["transformer"])
+        self._check_sizes(config)
         return config
 
     def inference_spec(self) -> InferenceSpec:

@@ -1,5 +1,6 @@
 """Reading Hugging Face folders: hidden states equal those of transformers (goldens.py)."""
 
+import json
 import shutil
 
 import jax
@@ -15,6 +16,7 @@ from gemma_encoder.model.sharding import make_mesh
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import backbone as weights
 from gemma_encoder.weights import huggingface
+from gemma_encoder.weights.safetensors_reader import read_header
 from tests.weights.goldens import CASES, GOLDENS
 
 # Both sides compute in float32, with sums in another order; hidden states have size 4 after at most
@@ -244,3 +246,58 @@ def test_the_tokenizer_is_loaded_and_checked(tmp_path, caplog):
         weights.load_tokenizer(tmp_path / "small")
     assert weights.family(GEMMA_CONFIGS["gemma2_9b"]) == "gemma2"
     assert weights.family(GEMMA_CONFIGS["gemma3_270m"]) == "gemma3"
+
+
+def write_safetensors(path, header, data=b""):
+    """Writes a file of the format with any header, an object or bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def entry(first, last, shape=(1,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [first, last]}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": entry(0, 4), "b": entry(0, 4)}, "b overlaps another tensor"),
+        ({"a": entry(0, 4), "b": entry(2, 6), "c": entry(6, 8)}, "b overlaps another tensor"),
+        ({"a": entry(4, 8)}, "a leaves a gap before it"),
+        ({"a": entry(0, 4)}, "4 bytes belong to no tensor"),
+        ({"a": entry(0, 4), "b": entry(4, 12)}, "is truncated: b ends at byte 12, the data at 8"),
+        ({"a": entry(-4, 0), "b": entry(0, 8)}, "a tensor's bytes are -4 to 0"),
+        ({"a": entry(8, 4)}, "a tensor's bytes are 8 to 4"),
+        ({"a": entry(0, 8, (-1, -2))}, "a has no valid shape"),
+        ({"a": entry(0, 8, (10**30, 0))}, "a has no valid shape"),
+        ({"a": entry(0, 8, (True, 2))}, "a has no valid shape"),
+        ({"a": entry(0, 8, (1,) * 60)}, "a has no valid shape"),
+        ({"a": entry(0, 8, (10**12,))}, "a has 8 bytes, expected 4000000000000"),
+        ({"a": entry(0, 8, (2,), ["F32"])}, "is not a safetensors file, or it is damaged"),
+        ({"a": [0, 8]}, "is not a safetensors file, or it is damaged"),
+        (b"[]", "is not a safetensors file, or it is damaged"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"1" * 5_000 + b"}", "is not a safetensors file, or it is damaged"),
+        (b'{"\xff": 1}', "is not a safetensors file, or it is damaged"),
+    ],
+)
+def test_malformed_headers_are_refused(tmp_path, header, message):
+    path = write_safetensors(tmp_path / "model.safetensors", header, bytes(8))
+    with pytest.raises(InputError, match=message) as caught:
+        read_header(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [0, 9, 1 << 20, 1 << 30, (1 << 64) - 1])
+def test_the_header_is_no_longer_than_the_file(tmp_path, length):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(InputError, match=f"its header has {length} bytes; copy or download"):
+        read_header(path)
+
+
+def test_empty_tensors_and_metadata_are_read(tmp_path):
+    header = {"__metadata__": {"format": "pt"}, "b": entry(0, 8, (2,)), "a": entry(8, 8, (0, 3))}
+    slots = read_header(write_safetensors(tmp_path / "model.safetensors", header, bytes(8)))
+    assert {name: slot.tensor.shape for name, slot in slots.items()} == {"a": (0, 3), "b": (2,)}
