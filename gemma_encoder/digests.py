@@ -58,6 +58,15 @@ def write(folder: pathlib.Path) -> None:
     _write(folder, files)
 
 
+def add(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Adds the digests of files that are already written; see `write`."""
+    if is_remote(folder):
+        return
+    folder = pathlib.Path(folder)
+    before = _read(folder) if (folder / NAME).exists() else {}
+    _write(folder, before | {name: [_digest_of_file(folder / name)] for name in names})
+
+
 def update(folder: pathlib.Path, contents: Mapping[str, bytes | Iterable[bytes]]) -> None:
     """Writes or replaces files of a folder, each as a whole, and their digests.
 

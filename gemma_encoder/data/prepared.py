@@ -5,6 +5,7 @@ A prepared task is a folder:
     info.json                     task, tokenizer, length, fingerprints of the raw data, sizes
     train/00003/rows.arrow        the records of the fourth part of a split, with their tokens
     validation.qrels.json         the qrels of a ranking task
+    digests.json                  of the other files beside it, here and in each part
 
 A record stores every text that may be drawn from it. Shuffling, the drawing of training lists and
 the mixing of tasks are the same as for raw data, so a folder is valid for any seed, number of
@@ -23,17 +24,18 @@ from typing import Any, NamedTuple
 from absl import logging
 from etils import epath
 
+from gemma_encoder import digests
 from gemma_encoder.data import cache, table
-from gemma_encoder.data.segments import CHUNK, count_texts, encode_examples
+from gemma_encoder.data.prepared_rows import column_types, encoded_records, from_row, to_row
+from gemma_encoder.data.segments import count_texts
 from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
-from gemma_encoder.inputs.errors import InputError, described, one_line, reason
+from gemma_encoder.inputs.errors import InputError, described, in_one_line, reason
 from gemma_encoder.inputs.json_text import read_object, to_json
-from gemma_encoder.inputs.task import Example, Task
-from gemma_encoder.inputs.template import EncodedText
+from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.whole_files import whole_file, write_whole
+from gemma_encoder.whole_files import is_remote, whole_file, write_whole
 
 FORMER_NAMES = {
     "cut": "truncation",
@@ -132,79 +134,33 @@ def write_part(
     Returns:
         Counts of records, texts, tokens, truncated texts and truncated tokens.
     """
-    import pyarrow as pa
-
     path = epath.Path(folder) / part.path / table.FILE
     counts = dict.fromkeys(("records", "texts", "tokens", "cut_texts", "cut_tokens"), 0)
-    if path.exists():
+    if path.exists() and (is_remote(path) or (path.parent / digests.NAME).exists()):
         return counts
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def rows() -> Iterator[list[Any]]:
-        for examples in _encoded(source, part, tokenizer, max_length):
+        records = range(part.first, part.last)
+        for examples in encoded_records(source, part.split, records, tokenizer, max_length):
             counts["records"] += 1
             counts["tokens"] += sum(len(example.encoded.tokens) for example in examples)
             count_texts(counts, [example.encoded for example in examples])
-            yield _row(examples, with_fields=part.split != "train")
+            yield to_row(examples, with_fields=part.split != "train")
 
-    types = {
-        "tokens": pa.large_list(pa.list_(pa.int32())),
-        "cut": pa.list_(pa.int32()),  # truncated tokens of each text
-        "labels": pa.list_(pa.float64()),
-        "about": pa.large_string(),  # JSON: everything else
-    }
     qrels = source.qrels(part.split) if part.split != "train" else None
     try:
         if qrels is not None:
             write_whole(_qrels_file(folder, part.split), to_json(qrels))
         with whole_file(path) as temporary:
+            types = column_types()
             table.write_table_rows(temporary.parent, types, rows(), 1000, temporary.name)
+        digests.add(path.parent, [table.FILE])  # last: a part without digests is written again
     except OSError as error:
         raise InputError(
             f"{path} cannot be written: {reason(error)}; rerun the command to resume"
         ) from error
     return counts
-
-
-def _encoded(
-    source: Source, part: Part, tokenizer: Tokenizer, max_length: int
-) -> Iterator[list[Example]]:
-    """Yields the encoded examples of each record of a part, in order."""
-    is_drawn = part.split == "train" and source.task.is_list
-    for first in range(part.first, part.last, CHUNK):
-        indices = range(first, min(first + CHUNK, part.last))
-        records: list[list[Example]] = []
-        where: list[str] = []
-        for index in indices:
-            record = source.record(part.split, index, training=is_drawn)
-            records.append([record.example(i) for i in range(len(record.labels))])
-            where += [source.where(part.split, index)] * len(record.labels)
-        flat = [example for examples in records for example in examples]
-        encoded = iter(encode_examples(source.task, flat, where, tokenizer, max_length))
-        for examples in records:
-            yield [example._replace(encoded=next(encoded)) for example in examples]
-
-
-def _row(examples: Sequence[Example], with_fields: bool) -> list[Any]:
-    """Returns the row of a record: tokens, truncated tokens, labels, and JSON."""
-    labels = [0.0 if isinstance(e.label, tuple) else float(e.label) for e in examples]
-    return [
-        [example.encoded.tokens for example in examples],
-        [example.encoded.num_truncated for example in examples],
-        labels,
-        to_json([_about(example, with_fields) for example in examples]),
-    ]
-
-
-def _about(example: Example, with_fields: bool) -> dict[str, Any]:
-    """Returns everything about an example that has no column of its own, for JSON."""
-    about = {"query": example.query_id, "document": example.document_id}
-    about |= {"info": dict(example.info), "role": example.role}
-    if with_fields:
-        about["fields"] = example.fields
-    if isinstance(example.label, tuple):
-        about["classes"] = example.label
-    return about
 
 
 def _qrels_file(folder: epath.PathLike, split: str) -> epath.Path:
@@ -222,6 +178,8 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
         is_empty = path.name == BEGUN and not any(folder.glob(f"*/*/{table.FILE}"))
         if is_empty or not path.exists():
             continue
+        if path.name == INFO:
+            _check_digests(folder, folder)
         if differences := _differences(_read_info(path), description):
             raise InputError(
                 f"{folder} was prepared differently ({'; '.join(differences)}); choose another "
@@ -239,7 +197,30 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
 
 def finish(folder: epath.PathLike) -> None:
     """Marks a folder as complete."""
-    (epath.Path(folder) / BEGUN).replace(epath.Path(folder) / INFO)
+    folder = epath.Path(folder)
+    digests.add(folder, sorted(path.name for path in folder.glob("*.qrels.json")))
+    digests.update(folder, {INFO: (folder / BEGUN).read_bytes()})
+    (folder / BEGUN).unlink()
+
+
+def _check_digests(part: epath.Path, folder: epath.Path) -> None:
+    """Checks the files of a part, or those beside the parts; former versions have no digests.
+
+    Args:
+        part: the folder with the files.
+        folder: the folder of the task.
+
+    Raises:
+        InputError: a file is damaged or missing.
+    """
+    try:
+        digests.check(part)
+    except digests.DamagedFileError as error:
+        raise InputError(f"{error}; {_advice(folder)}") from error
+
+
+def _advice(folder: epath.Path) -> str:
+    return f"delete {folder} and prepare it again"
 
 
 def _with_current_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +273,7 @@ class PreparedSource(Source):
                 f"task {name!r}: the prepared folder {self.folder} {state}; "
                 "run gemma-encoder prepare with this config"
             )
+        _check_digests(self.folder, self.folder)
         self.info = _read_info(self.folder / INFO)
         if self.info.get("version") != VERSION:
             raise InputError(
@@ -333,22 +315,8 @@ class PreparedSource(Source):
         part = bisect.bisect_right(spans, index, key=lambda span: span[1])
         rows = self._table(split, part)
         row = index - spans[part][0]
-        about = json.loads(rows.value("about", row))
-        texts = rows.arrow.column("tokens")[row].values
-        num_truncated = rows.value("cut", row)
-        labels = [
-            tuple(facts["classes"]) if "classes" in facts else label
-            for facts, label in zip(about, rows.value("labels", row), strict=True)
-        ]
-
-        def example(i: int) -> Example:
-            facts = about[i]
-            fields = facts.get("fields", {})
-            ids = (facts["query"], facts["document"])
-            encoded = EncodedText(table.numeric_values(texts[i].values), num_truncated[i])
-            return Example(fields, labels[i], *ids, facts["info"], encoded, facts["role"])
-
-        return Record(labels, example)
+        with in_one_line(f"record {row} in {self.folder / split} is damaged", _advice(self.folder)):
+            return from_row(rows, row)
 
     def _open(self, split: str, part: int) -> Table:
         """Opens the table of a part; a remote one is first copied to the cache folder."""
@@ -358,23 +326,23 @@ class PreparedSource(Source):
             folder = cache.keep(
                 [file], "prepared part", lambda to: file.copy(epath.Path(to) / table.FILE)
             )
+        _check_digests(folder, self.folder)
         first, last = self.info["parts"][split][part]
-        try:
+        with in_one_line(f"{folder} is damaged or missing", _advice(self.folder)):
             rows = Table(pathlib.Path(folder))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder} is damaged or missing ({one_line(error)}); prepare it again"
-            ) from error
+            if not (folder / digests.NAME).exists():  # of a former version, or of the cache
+                rows.arrow.validate(full=True)  # else Arrow may end the process
         if len(rows) != last - first:
             raise InputError(
-                f"{folder} has {len(rows)} records instead of {last - first}; prepare it again"
+                f"{folder} has {len(rows)} records instead of {last - first}; "
+                f"{_advice(self.folder)}"
             )
         return rows
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]] | None:
         """Returns the qrels of the raw data."""
         file = _qrels_file(self.folder, split)
-        return read_object(file, "prepare it again") if file.exists() else None
+        return read_object(file, _advice(self.folder)) if file.exists() else None
 
 
 def check_prepared(

@@ -27,7 +27,7 @@ from gemma_encoder.evaluation.prediction_files import (
     check_prediction_files,
     prediction_file,
 )
-from gemma_encoder.inputs.errors import InputError, in_one_line, reason, unknown
+from gemma_encoder.inputs.errors import InputError, in_one_line, reason, shortened, unknown
 from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
 
@@ -167,7 +167,7 @@ def _open(content: bytes) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(io.BytesIO(content))
     except _DAMAGE as error:
-        raise InputError(f"the submission is not a zip file, or damaged: {reason(error)}") from error
+        raise InputError(f"it is not a zip file, or damaged: {reason(error)}") from error
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -212,7 +212,7 @@ def read_submission(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]
     faults = [f"{name} is missing" for name in files if name not in present]
     faults += [f"{name} appears twice" for name in files if listed.count(name) > 1]
     faults += [
-        f"{name} is unexpected; expected top-level files named {', '.join(files)}"
+        f"{shortened(name)} is unexpected; expected top-level files named {', '.join(files)}"
         for name in sorted(present - files.keys())[:1]
     ]
     labels = {}
@@ -347,7 +347,7 @@ def benchmark_of(content: bytes) -> str:
     best = max(matching, key=lambda benchmark: len(matching[benchmark]))
     if not matching[best]:
         raise InputError(
-            f"the submission holds no file of {' or '.join(BENCHMARKS)}; expected top-level files "
+            f"it holds no file of {' or '.join(BENCHMARKS)}; expected top-level files "
             f"such as {BENCHMARKS[best][0].name}"
         )
     return best

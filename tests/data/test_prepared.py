@@ -1,8 +1,10 @@
 """Prepared tasks: batches are bitwise equal to those of raw data; incompatible data are errors."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -291,22 +293,79 @@ def test_incompatible_folders_are_errors(root, tokenizer, tmp_path):
         prepared.begin(tmp_path / "file" / "classes", {})
 
 
-@pytest.mark.parametrize("content", [b"", b"no table", None])
-def test_damaged_files_are_one_line_errors(tokenizer, tmp_path, content):
-    folder = write(raw("classes"), tokenizer, tmp_path)
-    path = folder / "train/00001/rows.arrow"
-    if content is None:
-        path.write_bytes((folder / "train/00002/rows.arrow").read_bytes())
+def damage(path, how):
+    """Damages a file so that only its digest, or only its format, tells."""
+    content = path.read_bytes()
+    if how == "deleted":
+        path.unlink()
+    elif how == "replaced":
+        other = path.parent.parent / "00002" / path.name
+        path.write_bytes(other.read_bytes() if other.exists() else b"")
     else:
-        path.write_bytes(content)
+        at = len(content) // 2
+        changed = {"flipped": bytes([content[at] ^ 1]), "zeroed": bytes(100), "cut": b""}[how]
+        rest = content[at + len(changed) :] if changed else b""
+        path.write_bytes(content[:at] + changed + rest)
+
+
+@pytest.mark.parametrize("how", ["flipped", "zeroed", "cut", "replaced", "deleted"])
+@pytest.mark.parametrize("name", ["rows.arrow", "info.json", "validation.qrels.json"])
+def test_damage_is_noticed_and_the_file_is_named(root, tmp_path, name, how):
+    folder = shutil.copytree(root / "lists", tmp_path / "lists")
+    damage(folder / ("train/00001/rows.arrow" if name == "rows.arrow" else name), how)
+
+    def read():
+        ready = PreparedSource("lists", tmp_path, DATA)
+        return [len(ready.record("train", i, training=True).labels) for i in range(40)]
+
+    message = "does not exist" if (name, how) == ("info.json", "deleted") else f"{name} is "
+    with pytest.raises(InputError, match=message) as caught:
+        read()
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+    if name == "info.json" and how != "deleted":
+        with pytest.raises(InputError, match="info.json is .*; delete .*lists and prepare it"):
+            prepared.begin(folder, {})
+
+
+@pytest.mark.parametrize("content", [b"", b"no table", None, "flips"])
+def test_damage_without_digests_is_one_line(root, tmp_path, content):
+    """Folders of former versions have no digests; Arrow must not end the process."""
+    folder = shutil.copytree(root / "classes", tmp_path / "classes")
+    for path in folder.rglob(prepared.digests.NAME):
+        path.unlink()
+    assert len(PreparedSource("classes", tmp_path, DATA).examples("train", 20)) == 1
+    path = folder / "train/00001/rows.arrow"
+    whole = path.read_bytes()
+    if content == "flips":
+        for at in range(0, len(whole), 97):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+            ready = PreparedSource("classes", tmp_path, DATA)
+            for index in range(16, 32):
+                with contextlib.suppress(InputError):
+                    ready.examples("train", index)
+        return
+    other = (folder / "train/00002/rows.arrow").read_bytes()
+    path.write_bytes(other if content is None else content)
     ready = PreparedSource("classes", tmp_path, DATA)
     assert ready.examples("train", 0)
     with pytest.raises(InputError, match="train/00001.*(damaged or missing|has 8 records instead)"):
         ready.examples("train", 20)
     for content in ("{", "3"):
         (folder / prepared.INFO).write_text(content)
-        with pytest.raises(InputError, match="info.json is damaged"):
+        with pytest.raises(InputError, match="info.json (is damaged|cannot be read|holds no)"):
             PreparedSource("classes", tmp_path, DATA)
+
+
+def test_a_part_without_digests_is_written_again(tokenizer, tmp_path):
+    """A kill may come between a part and its digests."""
+    source = raw("classes")
+    folder = tmp_path / "classes"
+    assert prepared.begin(folder, prepared.describe_prepared(source, tokenizer, 12))
+    first, *_ = prepared.parts(source)
+    counts = prepared.write_part(source, first, tokenizer, 12, folder)
+    (folder / first.path / prepared.digests.NAME).unlink()
+    assert prepared.write_part(source, first, tokenizer, 12, folder) == counts
+    assert prepared.write_part(source, first, tokenizer, 12, folder)["records"] == 0
 
 
 def test_different_tokenizers_are_errors(root, tokenizer, tmp_path):
