@@ -46,7 +46,7 @@ def small_files() -> Iterator[None]:
         mock.patch.dict(leaderboards.BENCHMARKS, sizes),
         mock.patch.object(file_prediction, "TEXTS_PER_CHUNK", CHUNK),
         mock.patch.object(cache, "KEEP_FROM", 0),
-        mock.patch.object(prepared, "PART", 16),
+        mock.patch.object(prepared, "PART", 1000),
     ):
         yield
 
@@ -69,6 +69,7 @@ def make(root: pathlib.Path) -> None:
         _make_predictions(root / "predictions")
         _make_submissions(root)
         _make_prepared(root, predictor.spec.tokenizer)
+        _without_digests(root, "prepared")
         _make_caches(root)
 
 
