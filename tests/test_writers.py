@@ -49,7 +49,6 @@ ALLOWED = {
     "gemma_encoder/data/table.py": "in a folder of the cache, or a temporary file of whole_file",
     "gemma_encoder/data/files/corpus.py": "in a folder of the cache",
     "gemma_encoder/data/files/runs.py": "in a folder of the cache",
-    "gemma_encoder/data/prepared.py:finish": "renames a whole file, in cloud storage, too",
     "launch/table.py:_run_planner": "a temporary file",
 }
 OTHERS_ARE_READ = {  # read by code that is written anew

@@ -34,7 +34,7 @@ from gemma_encoder.weights.tensors import Checkpoint
 # Files that identify each format, in the order in which the formats are tried. One of ours that
 # lacks its description is still ours, and damaged.
 CHECKPOINT_FORMATS: tuple[tuple[type[Checkpoint], tuple[str, ...]], ...] = (
-    (native.NativeCheckpoint, (checkpoint_folders.DESCRIPTION, "checkpoints")),
+    (native.NativeCheckpoint, (checkpoint_folders.DESCRIPTION, "checkpoints", "metrics.jsonl")),
     (HuggingFaceCheckpoint, ("config.json", SPEC_FILE)),
     (native.NativeCheckpoint, checkpoint_folders.PARTS),
     (GemmaCheckpoint, ("_METADATA", "_CHECKPOINT_METADATA", "default")),

@@ -235,3 +235,11 @@ def test_whole_checkpoints_load_the_same_with_and_without(workdir, monkeypatch):
     monkeypatch.setenv(digests.OFF, "0")
     unchecked = nnx.state(ge.load_backbone(workdir))
     jax.tree.map(np.testing.assert_array_equal, checked, unchecked)
+
+
+def test_a_workdir_that_has_no_checkpoint_yet_says_so(tmp_path):
+    """Its config.json is not that of a Hugging Face folder."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match="has no checkpoint; give the workdir of a training run"):
+        open_checkpoint(tmp_path)
