@@ -205,7 +205,10 @@ def _restore_latest(
             step,
         )
     state, readers = checkpoints.restore(step, trainer.program.abstract, stream.names)
-    stream.restore(readers)
+    try:
+        stream.restore(readers)
+    except InputError as error:
+        raise InputError(f"{checkpoints.folder / str(step)}: {error}") from error
     logging.info("resumed from step %d of %s", step, checkpoints.folder)
     return state
 
