@@ -90,7 +90,7 @@ def start() -> None:
     _state.stderr = os.dup(2)
     sys.unraisablehook = _end_if_stop_was_lost
     os.register_at_fork(before=_hold, after_in_parent=_unhold, after_in_child=_forget)
-    atexit.register(_ignore_signals)  # registered first, hence called last
+    atexit.register(_leave)  # registered first, hence called last
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     # Signals must reach the main thread, or wait for it when it replaces the process: `held`.
@@ -265,10 +265,21 @@ def _end_if_stop_was_lost(unraisable: "sys.UnraisableHookArgs") -> None:
         _end()
 
 
-def _ignore_signals() -> None:
-    """Ignores signals while Python removes its modules, where handlers are no longer called."""
+def _leave() -> None:
+    """Ends a program after its exit functions, without removing Python's modules one by one.
+
+    That takes a second with large libraries, in which handlers of signals are no longer called.
+    """
     for signum in CODES:
         signal.signal(signum, signal.SIG_IGN)
+    if _state.exit_code is None or not isinstance(_state.exit_code, int):
+        return  # with a traceback
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # Python reports it
+            return
+    os._exit(_state.exit_code)
 
 
 _masks: dict[int, set[int]] = {}  # of threads that are forking a process
