@@ -67,7 +67,7 @@ def test_lines_of_json_stay_equal(text):
         # Not by a logger: pytest would send what it captures to another process, as UTF-8.
         lambda text: logging.lastResort.handle(_record(text)),
         lambda text: absl.logging.get_absl_handler().handle(_record(text)),
-        lambda text: warnings._showwarnmsg_impl(warnings.WarningMessage(text, UserWarning, "f", 1)),
+        lambda text: sys.stderr.write(warnings.formatwarning(text, UserWarning, "f", 1)),
         lambda text: terminal._print_traceback(ValueError, ValueError(text), None),
     ],
     ids=lambda write: "",
