@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from gemma_encoder import digests
 from gemma_encoder.data import registry
 from gemma_encoder.data.tasks import own_held_out
 from gemma_encoder.inputs.errors import InputError
@@ -158,7 +159,9 @@ def test_moved_data_are_the_same_data(own):
 
 
 def edit_record(folder, change):
+    """Edits the record of the newest checkpoint, as if a former version had written it."""
     path = native.find(folder) / "inference" / "inference.json"
+    (native.find(folder) / digests.NAME).unlink()
     description = json.loads(path.read_text())
     change(description["record"])
     path.write_text(json.dumps(description))
@@ -179,6 +182,7 @@ def test_a_run_of_a_former_version_is_refused_with_advice(own, micro):
 def test_a_damaged_or_former_reader_state_is_one_line(own):
     config, folder = own
     (state,) = (folder / "run/checkpoints/2/data").glob("reader_*")
+    (folder / "run/checkpoints/2" / digests.NAME).unlink()
     for content in (b"PK\x03\x04 a zip", b"{}", b'{"drawn": 3, "waiting": ["x"], "counts": {}}'):
         state.write_bytes(content)
         with pytest.raises(InputError, match="state of the data readers is damaged"):

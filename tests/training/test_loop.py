@@ -169,6 +169,7 @@ def test_killed_and_resumed_equals_straight_to_the_bit(micro, tmp_path, kill_aft
 def test_a_workdir_of_another_config_is_refused_and_left_alone(micro, tmp_path):
     claim_workdir(tmp_path, TrainConfig.from_config_dict(micro()))
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "4" / "file").touch()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(
         InputError, match=r"holds a run of another config.*optimizer.learning_rate: 0.002 -> 0.5"
