@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from gemma_encoder.evaluation.certainty import is_abstention
 from gemma_encoder.evaluation.columns import PROBABILITIES, flatten_columns
 from gemma_encoder.evaluation.tables import to_line, write_csv, write_parquet
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.task import Task
 
 
@@ -102,7 +101,7 @@ def _tables(path: pathlib.Path, task: Task, chunk: int) -> Iterator[dict[str, li
     """Yields the lines of a file as columns, a chunk at a time."""
     with path.open(encoding="utf-8") as file:
         while lines := list(itertools.islice(file, chunk)):
-            records = [json.loads(line) for line in lines]
+            records = [from_json(line) for line in lines]
             table = columns_of(records)
             if task.kind.has_classes:
                 probabilities = table[PROBABILITIES]

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,7 +31,7 @@ from gemma_encoder.evaluation.columns import (
 from gemma_encoder.evaluation.tables import ParquetTypes, to_line
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.partial_output import PartialOutput, columns_of
 from gemma_encoder.text_encoder import PROGRESS_DELAY
@@ -156,7 +155,7 @@ def _check_repeated(
     while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
         lines = [to_line(text.extra, text.name) for text in chunk]
         if types is not None:
-            types.add(columns_of(list(map(json.loads, lines))))
+            types.add(columns_of(list(map(from_json, lines))))
         yield from chunk
     if types is not None:
         types.check()

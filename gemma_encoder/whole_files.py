@@ -8,7 +8,6 @@ writes objects as a whole: there, files are written directly and nothing is clai
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 import pathlib
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 
 # Errors of file systems without locks, such as some network file systems.
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -232,7 +231,7 @@ def _is_current(file: IO[bytes], lock: pathlib.Path) -> bool:
 def _holder(lock: pathlib.Path) -> str:
     """Describes the process that holds a lock."""
     try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
+        holder = from_json(lock.read_text(encoding="utf-8"))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
         return f"process {holder['process']} on {holder['host']}, since {since}"
     except (OSError, ValueError, KeyError, TypeError):

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import os
 import pathlib
 import shlex
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 from gemma_encoder import terminal
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import from_json
 
 TAIL = 30  # lines of output that are repeated after a failure
 TERMINATION_SECONDS = 10.0  # seconds between SIGTERM and SIGKILL
@@ -36,8 +36,8 @@ class CommandResult(NamedTuple):
     def json(self) -> dict | None:
         """Returns the printed JSON object; None if the command failed or printed anything else."""
         try:
-            answer = json.loads(self.output) if self.code == 0 else None
-        except json.JSONDecodeError:
+            answer = from_json(self.output) if self.code == 0 else None
+        except ValueError:
             answer = None
         return answer if isinstance(answer, dict) else None
 

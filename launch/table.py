@@ -6,7 +6,6 @@ Each plan is computed in a separate process; some take minutes.
 """
 
 import datetime
-import json
 import pathlib
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 import jax
 
 from gemma_encoder import terminal
+from gemma_encoder.inputs.json_text import read_object
 from gemma_encoder.launch.figures import GIB
 from gemma_encoder.whole_files import write_whole
 
@@ -125,7 +125,7 @@ def _run_planner(arguments: Sequence[str]) -> dict:
         subprocess.run(
             [*program, *arguments, f"--json={file.name}"], cwd=_ROOT, stdout=subprocess.DEVNULL
         )
-        return json.loads(pathlib.Path(file.name).read_text(encoding="utf-8"))
+        return read_object(pathlib.Path(file.name))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ The state of a reader is the number of records drawn and the indices of those th
 yet. Restoring it reads and tokenizes only the latter.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from gemma_encoder.data.source import Source
 from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.inputs.batch import Batch, concatenate
 from gemma_encoder.inputs.errors import InputError, described
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.packing import Packer, PackingGroup
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -315,7 +314,7 @@ class TrainStream:
             InputError: a state is damaged or has an old format.
         """
         try:
-            readers = [json.loads(states[name]) for name in self.names]
+            readers = [from_json(states[name]) for name in self.names]
             self._batches.set_state({"readers": readers})
         except InputError:
             raise

@@ -16,7 +16,6 @@ import bisect
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
 from gemma_encoder.inputs.errors import InputError, described, in_one_line, reason
-from gemma_encoder.inputs.json_text import read_object, to_json
+from gemma_encoder.inputs.json_text import from_json, read_object, to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.whole_files import is_remote, whole_file, write_whole
@@ -115,7 +114,7 @@ def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> di
 
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(to_json(values, default=list))
+    return from_json(to_json(values, default=list))
 
 
 def write_part(

@@ -22,7 +22,6 @@ dataset is requested. `own` and `text` need options, so `add_task` has to regist
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ from gemma_encoder.data.seqio_source import UNLIMITED
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
@@ -226,7 +225,7 @@ def _metric_inputs(example: Example) -> dict[str, Any]:
 
 def _postprocess(output: Any, example: Mapping[str, Any] | None = None, is_target=False) -> Any:
     """Replaces a target by the parsed JSON of its element; returns predictions unchanged."""
-    return json.loads(example["example"]) if is_target else output
+    return from_json(example["example"]) if is_target else output
 
 
 def _metric_fn(source: Source) -> Callable[[Sequence[Any], Any], dict[str, float]]:

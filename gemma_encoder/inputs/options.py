@@ -7,7 +7,6 @@ the default, the checks of names and types in a mapping, and the help text.
 import dataclasses
 import functools
 import inspect
-import json
 import math
 import re
 import types
@@ -17,7 +16,7 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 
 Options = TypeVar("Options")
 
@@ -235,7 +234,7 @@ def convert(annotation: Any, value: Any, name: str) -> Any:
 
 def to_mapping(options: Any) -> dict[str, Any]:
     """Returns options as a JSON-ready nested dict; `from_mapping` is its inverse."""
-    return json.loads(to_json(dataclasses.asdict(options)))
+    return from_json(to_json(dataclasses.asdict(options)))
 
 
 def field_help(options: Any, name: str = "") -> Iterator[FieldHelp]:

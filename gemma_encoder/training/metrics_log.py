@@ -1,6 +1,5 @@
 """Metrics and progress of a run: `metrics.jsonl`, TensorBoard, and a progress bar or lines."""
 
-import json
 import math
 import sys
 import time
@@ -12,7 +11,7 @@ from etils import epath
 
 from gemma_encoder import activity, distributed, terminal
 from gemma_encoder.inputs.errors import InputError, one_line
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.untrusted import printable
 from gemma_encoder.training.event_file import EventFile
 from gemma_encoder.whole_files import write_whole
@@ -106,8 +105,8 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     lines = []
     for encoded in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            line = json.loads(encoded)
-        except (ValueError, RecursionError):  # invalid UTF-8, too
+            line = from_json(encoded)
+        except ValueError:  # invalid UTF-8, too
             continue
         if _is_log_line(line):
             lines.append(

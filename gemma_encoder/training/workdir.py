@@ -1,7 +1,6 @@
 """The workdir of a run: with its first checkpoint it belongs to the config in its config.json."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from etils import epath
 from gemma_encoder import distributed
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
 from gemma_encoder.whole_files import claim, write_whole
@@ -114,15 +113,7 @@ def _changes(path: epath.Path, fields: Mapping[str, Any]) -> list[str]:
 
 def _read_fields(path: epath.Path) -> dict[str, Any]:
     """Reads the config of a run; raises InputError if the file is damaged."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict):
-        raise InputError(
-            f"{path} is damaged: expected a JSON object; restore it, or choose another workdir"
-        )
-    return fields
+    return read_object(path, "restore it, or choose another workdir")
 
 
 def with_defaults(stored: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,20 @@ def test_all_json_is_written_by_the_helper(folder):
     assert not calls
 
 
+@pytest.mark.parametrize("folder", ["", "launch"])
+def test_all_json_is_read_by_the_helpers(folder):
+    """Deeply nested JSON and integers of many digits are a ValueError everywhere."""
+    uses = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / folder).rglob("*.py")
+        if path != ROOT / "inputs" / "json_text.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.load", "json.loads"))
+        or (isinstance(node, ast.ImportFrom) and node.module == "json")
+    ]
+    assert not uses, uses
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "{", b"\xff", "", "nul"])
 def test_any_text_that_is_no_json_is_one_error(text, tmp_path):
     with pytest.raises(ValueError):
@@ -57,3 +71,12 @@ def test_a_file_that_holds_no_object_is_refused(tmp_path):
     (tmp_path / "it.json").write_text("[]")
     with pytest.raises(InputError, match="it.json holds no JSON object; copy it again"):
         read_object(tmp_path / "it.json", "copy it again")
+
+
+def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("gemma_encoder.inputs.json_text.MAX_BYTES", 1 << 20)
+    (tmp_path / "it.json").write_text(" " * (1 << 20) + "{}")
+    with pytest.raises(InputError, match="it.json cannot be read .it has more than 1 MB.; it is"):
+        read_object(tmp_path / "it.json")
+    (tmp_path / "it.json").write_text(" " * ((1 << 20) - 2) + "{}")
+    assert read_object(tmp_path / "it.json") == {}

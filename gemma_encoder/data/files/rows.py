@@ -28,7 +28,7 @@ from gemma_encoder.data.files.lines import (
     without_compression,
 )
 from gemma_encoder.inputs.errors import InputError, one_line
-from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.json_text import from_json, to_json
 
 BATCH = 10_000  # rows of a Parquet file held as Python objects at a time
 BLOCK = 1 << 20  # bytes of a JSON file read at a time
@@ -120,8 +120,8 @@ def _jsonl_values(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     for line, text in numbered(path):
         if text.strip():
             try:
-                yield line, json.loads(text)
-            except (ValueError, RecursionError) as error:
+                yield line, from_json(text)
+            except ValueError as error:
                 raise _malformed(path, line, error, text) from None
 
 
@@ -189,7 +189,9 @@ class _TextBuffer:
             try:
                 value, self.offset = _DECODER.raw_decode(self._text, self.offset)
                 return value, None
-            except (ValueError, RecursionError) as error:
+            except RecursionError:
+                return None, ValueError("it is nested too deeply")
+            except ValueError as error:
                 if len(self._text) - self.offset > MAX_VALUE or not self._grow():
                     return None, error
 

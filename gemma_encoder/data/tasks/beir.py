@@ -14,7 +14,6 @@ evaluation of a model trained on it:
 """
 
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import from_json
 from gemma_encoder.inputs.task import Task
 
 # The public datasets that consist of a single folder.
@@ -72,8 +72,8 @@ class JsonLayout:
     def parse(self, line: str) -> tuple[str, str]:
         """Returns the id, and title and text joined; raises ValueError for a malformed line."""
         try:
-            record: Mapping[str, Any] = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record: Mapping[str, Any] = from_json(line)
+        except ValueError as error:
             problem = getattr(error, "msg", error)
             raise ValueError(f"not a JSON object ({problem}): {line[:80]!r}") from None
         if not isinstance(record, dict):

@@ -1,8 +1,6 @@
 """Parsing and checking of single values in rows of the user's files."""
 
-import ast
 import decimal
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +10,9 @@ from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.class_names import are_numbers, canonical_name
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import from_json
 from gemma_encoder.inputs.kind import UNLABELED
+from gemma_encoder.inputs.literals import parse_literal
 
 JOIN = "\x1f"  # separates the class names of a row in the table
 
@@ -118,10 +118,10 @@ def _names(values: Mapping[str, Any], column: str, separator: str, where: str) -
 
 def _parsed_list(text: str, column: str, where: str) -> list[Any]:
     """Parses a list in the syntax of JSON or of Python, which pandas' `to_csv` writes."""
-    for parse, error in ((json.loads, json.JSONDecodeError), (ast.literal_eval, Exception)):
+    for parse in (from_json, parse_literal):
         try:
             value = parse(text)
-        except error:
+        except ValueError:
             continue
         if isinstance(value, list):
             return value

@@ -1,6 +1,5 @@
 """Options of the task `own`: `config.own`."""
 
-import ast
 import contextlib
 import dataclasses
 import pathlib
@@ -11,6 +10,7 @@ from gemma_encoder.data.files.paths import named_files
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.class_names import canonical_name
 from gemma_encoder.inputs.errors import InputError, unknown
+from gemma_encoder.inputs.literals import parse_literal
 from gemma_encoder.inputs.options import option
 from gemma_encoder.inputs.template import PROTECTED_SHARE, Template, identifier
 
@@ -135,8 +135,8 @@ class OwnOptions:
 def _listed(paths: Paths) -> Paths:
     """Parses a list that was given as text on the command line."""
     if isinstance(paths, str) and paths.startswith(("(", "[")):
-        with contextlib.suppress(ValueError, SyntaxError):
-            listed = ast.literal_eval(paths)
+        with contextlib.suppress(ValueError):
+            listed = parse_literal(paths)
             if isinstance(listed, list | tuple) and all(isinstance(path, str) for path in listed):
                 return tuple(listed)
     return paths

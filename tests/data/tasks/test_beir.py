@@ -105,7 +105,10 @@ def test_run_option_selects_a_file(beir, tmp_path):
             {"corpus__jsonl": '{"_id": "d1", "text": "a \\udc00"}\n'},
             r"corpus.jsonl:1: not valid Unicode",
         ),
-        ({"corpus__jsonl": "[" * 100_000}, r"corpus.jsonl:1: not a JSON object \(maximum recur"),
+        (
+            {"corpus__jsonl": "[" * 100_000},
+            r"corpus.jsonl:1: not a JSON object \(it is nested too deeply",
+        ),
     ],
 )
 def test_malformed_files_name_the_line(beir, changes, message):
