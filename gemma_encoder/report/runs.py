@@ -93,7 +93,10 @@ def _newest_checkpoint(workdir: pathlib.Path) -> tuple[dict[str, Task], str]:
     checkpoint = checkpoint_folders.find(workdir)
     with checkpoint_folders.reading(checkpoint, [checkpoint_folders.DESCRIPTION]):
         description = checkpoint_folders.read_description(checkpoint)
-        tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
+        try:
+            tasks = {task.name: task for task in map(Task.from_dict, description.get("tasks", ()))}
+        except InputError as error:
+            raise InputError(f"{checkpoint}: {error}") from error
         return tasks, description.get("record", {}).get("command", "")
 
 
