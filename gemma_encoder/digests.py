@@ -9,12 +9,13 @@ computed faster than files are read; it does not protect from people who change 
 
 import concurrent.futures
 import contextlib
+import functools
 import io
 import os
 import pathlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO
 
 from gemma_encoder.inputs.errors import InputError
@@ -126,14 +127,16 @@ def verified(
         return
     small, large = _select(folder, parts)
     for name, digests in small.items():
-        _check(folder, name, digests)
+        _check(folder, name, digests, _check_content)
     for name, digests in large.items():
-        _check_size(folder, name, digests)
+        _check(folder, name, digests, _check_size)
     large = _share_of(large, *share)
     is_over = threading.Event()
+    check_until_over = functools.partial(_check_content, is_over=is_over)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         checks = [
-            pool.submit(_check, folder, name, digests, is_over) for name, digests in large.items()
+            pool.submit(_check, folder, name, digests, check_until_over)
+            for name, digests in large.items()
         ]
         try:
             yield
@@ -193,6 +196,22 @@ def _raise_first(checks: Sequence[concurrent.futures.Future]) -> None:
 
 
 def _check(
+    folder: pathlib.Path,
+    name: str,
+    digests: Sequence[str],
+    check_file: Callable[[pathlib.Path, str, Sequence[str]], object],
+) -> None:
+    """Checks a file, once more if `update` has replaced it after its digests were read."""
+    try:
+        check_file(folder, name, digests)
+    except DamagedFileError:
+        current = _read(folder).get(name, [])
+        if current == digests:
+            raise
+        check_file(folder, name, current)
+
+
+def _check_content(
     folder: pathlib.Path, name: str, digests: Sequence[str], is_over: threading.Event | None = None
 ) -> None:
     path = _check_size(folder, name, digests)

@@ -130,6 +130,23 @@ def test_digests_of_another_form_are_damaged(folder, entry):
         digests.check(folder)
 
 
+def test_a_file_that_is_replaced_meanwhile_is_whole(folder, monkeypatch):
+    """A reader has the former digests, and meets the new file."""
+    select = digests._select
+
+    def outrun(*arguments):
+        selected = select(*arguments)
+        digests.update(folder, {"sub/b": b"replaced"})
+        return selected
+
+    monkeypatch.setattr(digests, "_select", outrun)
+    digests.check(folder)
+    monkeypatch.setattr(digests, "_select", select)
+    damage(folder / "sub" / "b", "cut")
+    with pytest.raises(DamagedFileError):
+        digests.check(folder)
+
+
 class Killed(BaseException):
     """Simulates SIGKILL, which no handler sees."""
 
