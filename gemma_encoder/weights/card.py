@@ -10,9 +10,12 @@ import jax
 from gemma_encoder.evaluation import class_scores
 from gemma_encoder.evaluation.details import format_bounds, format_metric
 from gemma_encoder.evaluation.metrics import lowest_is_best
+from gemma_encoder.inputs.errors import in_one_line
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.model.encoder import abstract_encoder
+from gemma_encoder.weights import markdown_text
 from gemma_encoder.weights.backbone import size_name
+from gemma_encoder.weights.markdown_text import code_block, code_span, literal, yaml_field
 from gemma_encoder.weights.native import InferenceSpec
 
 # Fields of a line of metrics.jsonl that are not metrics.
@@ -21,6 +24,7 @@ CHANCE_NOTE = (
     "Chance ignores the texts: the majority class, the class frequencies or the mean of the "
     "training labels, a random option, or, on average, a random order of the candidates."
 )
+UNREADABLE = ("the model card cannot be made", "the checkpoint's record is damaged")
 TERMS = "https://ai.google.dev/gemma/terms"
 RANDOM_WEIGHTS = "random weights"
 SCALED = (
@@ -153,6 +157,11 @@ def calibration_rows(spec: InferenceSpec) -> list[tuple[str, str]]:
 
 def to_html(spec: InferenceSpec) -> str:
     """Returns the card that a notebook shows: no script, no style sheet, all text escaped."""
+    with in_one_line(*UNREADABLE):
+        return _to_html(spec)
+
+
+def _to_html(spec: InferenceSpec) -> str:
     parts = [
         '<div style="border:1px solid #8888;border-radius:6px;padding:8px 14px;'
         'display:inline-block;max-width:100%;overflow-x:auto">',
@@ -181,7 +190,7 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _html_row(tag: str, values: Sequence[str]) -> str:
     style = "text-align:left;padding:2px 12px 2px 0;vertical-align:top"
-    cells = [f'<{tag} style="{style}">{html.escape(value)}</{tag}>' for value in values]
+    cells = [f'<{tag} style="{style}">{html.escape(str(value))}</{tag}>' for value in values]
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -202,24 +211,32 @@ SentenceTransformer(FOLDER).encode(texts)
 
 
 def markdown(spec: InferenceSpec) -> str:
-    """Returns the model card of an export, as the Hugging Face hub reads it."""
+    """Returns the model card of an export, as the Hugging Face hub reads it.
+
+    Texts of the training data, such as class names, are shown as they are.
+    """
+    with in_one_line(*UNREADABLE):
+        return _markdown(spec)
+
+
+def _markdown(spec: InferenceSpec) -> str:
     names = ", ".join(task.name for task in spec.tasks)
     parts = [
         _front_matter(spec),
-        f"# A Gemma encoder for {names}" if names else "# A Gemma encoder",
+        f"# A Gemma encoder for {literal(names)}" if names else "# A Gemma encoder",
         "A Gemma decoder turned into a text encoder and fine-tuned by gemma_encoder, after arXiv "
         "2503.02656.",
-        _markdown_table(("", ""), list(facts(spec).items())),
+        markdown_text.table(("", ""), list(facts(spec).items())),
         USE + _scores(spec),
         "## Data\n\n" + _data(spec),
         "## Metrics\n\n" + _metrics(spec),
     ]
     if rows := calibration_rows(spec):
-        table = _markdown_table(("task", "calibration"), rows)
+        table = markdown_text.table(("task", "calibration"), rows)
         parts.append(f"## Calibration\n\n{table}\n\n{SCALED}")
     if spec.record.get("config"):
         config = to_json(spec.record["config"], indent=1)
-        parts.append(f"## Config\n\n```json\n{config}\n```")
+        parts.append(f"## Config\n\n{code_block(config, 'json')}")
     parts.append("## Limits\n\n" + _limits(spec))
     parts.append("## License\n\n" + _license(spec))
     return "\n\n".join(parts) + "\n"
@@ -228,7 +245,7 @@ def markdown(spec: InferenceSpec) -> str:
 def _scores(spec: InferenceSpec) -> str:
     """Returns the meaning of the export's scores, by task."""
     lines = [
-        f'- `{task.name}` ({task.kind}): "scores" are {task.kind.score_meaning}.'
+        f'- {code_span(task.name)} ({task.kind}): "scores" are {task.kind.score_meaning}.'
         for task in spec.tasks
     ]
     if not lines:
@@ -246,27 +263,27 @@ def _front_matter(spec: InferenceSpec) -> str:
     }
     if _is_derived(spec):
         fields["license"] = "gemma"
-    lines = [f"{name}: {to_json(value)}" for name, value in fields.items()]
+    lines = [yaml_field(name, value) for name, value in fields.items()]
     return "\n".join(["---", *lines, "---"])
 
 
 def _data(spec: InferenceSpec) -> str:
     if not spec.tasks:
         return "The training data is not recorded in the checkpoint."
-    return _markdown_table(("task", "kind", "classes", "training records"), task_rows(spec))
+    return markdown_text.table(("task", "kind", "classes", "training records"), task_rows(spec))
 
 
 def _metrics(spec: InferenceSpec) -> str:
     columns, rows = metric_table(spec)
     if not rows:
         return "No metric is recorded in the checkpoint."
-    parts = [_markdown_table(columns, rows)]
+    parts = [markdown_text.table(columns, rows)]
     if any(row[columns.index("chance")] for row in rows):
         parts.append(CHANCE_NOTE)
     for title, class_rows in class_tables(spec):
-        parts += [f"### {title}", _markdown_table(class_scores.COLUMNS, class_rows)]
+        parts += [f"### {literal(title)}", markdown_text.table(class_scores.COLUMNS, class_rows)]
     if command := spec.record.get("command"):
-        parts.append(f"Measured at the end of:\n\n```\n{command}\n```")
+        parts.append(f"Measured at the end of:\n\n{code_block(command)}")
     return "\n\n".join(parts)
 
 
@@ -310,13 +327,3 @@ def _is_derived(spec: InferenceSpec) -> bool:
     The weights of another run count as such: the origin of that run is not looked up.
     """
     return _origin(spec.record) not in ("", RANDOM_WEIGHTS)
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(_markdown_row(line) for line in lines)
-
-
-def _markdown_row(values: Sequence[str]) -> str:
-    cells = [str(value).replace("|", "\\|").replace("\n", " ") for value in values]
-    return f"| {' | '.join(cells)} |"

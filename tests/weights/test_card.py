@@ -1,6 +1,7 @@
 """Model cards: properties, training data, metrics and license of an export."""
 
 import dataclasses
+import html
 import json
 import math
 
@@ -71,8 +72,8 @@ def test_metrics_stand_beside_chance_and_classes(spec):
     assert row in text and "| value | 95 % interval | chance |" in text
     assert "### toy_sentiment, validation\n\n| class | precision | recall | f1 | support |" in text
     assert "| positive | 0.250 | 0.500 | 0.333 | 6 |" in text and card.CHANCE_NOTE in text
-    html = card.to_html(recorded)
-    assert "0.625" in html and "<summary>toy_sentiment, validation</summary>" in html
+    page = card.to_html(recorded)
+    assert "0.625" in page and "<summary>toy_sentiment, validation</summary>" in page
 
 
 @pytest.mark.parametrize("first_stage", [{"accuracy": 0.375}, {}])
@@ -152,3 +153,50 @@ def test_an_undefined_metric_is_named(spec, value):
     altered = dataclasses.replace(spec, record={**spec.record, "metrics": metrics})
     assert "| accuracy | undefined |  |  | 12 |" in card.markdown(altered)
     assert "undefined" in card.to_html(altered)
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)> [a](http://b) ![c](d) `e` ``` | \\| **f** # g"
+    "\n\n---\nlicense: mit"
+)
+
+
+def test_texts_of_the_data_are_never_live(spec):
+    """Names, the command and the config are shown as they are in the README and in notebooks."""
+    yaml = pytest.importorskip("yaml")
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True})
+    task = dataclasses.replace(
+        spec.tasks[0],
+        name=HOSTILE.replace("/", "").replace("\\", ""),
+        classes=(HOSTILE, "b"),
+        head="toy_sentiment",
+    )
+    classes = [{"class": HOSTILE, "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 6}]
+    hostile = record(pretrained=HOSTILE) | {
+        "command": f"{HOSTILE}\n```\n# h",
+        "metrics": [{"step": 9, "split": HOSTILE, "task": HOSTILE, HOSTILE: 0.5}],
+        "details": {HOSTILE: {HOSTILE: {"classes": classes}}},
+    }
+    altered = dataclasses.replace(spec, tasks=(task,), record=hostile)
+    text = card.markdown(altered)
+    fields, body = text.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(fields)["license"] == "gemma"
+    tokens = parser.enable("table").parse(body)
+    inner = {child.type for token in tokens for child in token.children or ()}
+    assert inner <= {"text", "code_inline", "softbreak"}
+    assert "html_block" not in {token.type for token in tokens}
+    headings = [token.tag for token in tokens if token.type == "heading_open"]
+    assert headings == ["h1", "h2", "h2", "h2", "h3", "h2", "h2", "h2"]
+    page = card.to_html(altered)
+    assert "<img" not in page and "<b" not in page and html.escape(HOSTILE) in page
+
+
+@pytest.mark.parametrize("field", ["metrics", "details", "config", "command", "examples"])
+@pytest.mark.parametrize("value", [3, "x", [3], {"a": 3}, {"a": {"b": [3]}}, [{"a": []}]])
+def test_a_damaged_record_is_a_card_or_one_line(spec, field, value):
+    damaged = dataclasses.replace(spec, record=record() | {field: value})
+    for make in (card.markdown, card.to_html):
+        try:
+            assert make(damaged)
+        except ge.InputError as error:
+            assert "the checkpoint's record is damaged" in str(error)
