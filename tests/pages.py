@@ -4,7 +4,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GUIDES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")
+GUIDES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "launch/README.md")
 PAGES = (*GUIDES, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 # Their links are tested; their commands belong to the programs that write or measure them.
 REPORTS = (
