@@ -1,5 +1,6 @@
 """Damaged files are read as if whole, or refused in one line; and the fuzzer notices the rest."""
 
+import json
 import os
 import pathlib
 import random
@@ -154,9 +155,12 @@ def content(folder):
     }
 
 
-def test_a_worker_that_dies_is_a_crash_and_is_replaced(tmp_path):
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_worker_that_dies_is_a_crash(announced):
+    begun = cases.Case(7, "t", "a.txt", "deleted", "crash")
+    answer = f"print({json.dumps(vars(begun))!r}, flush=True);" if announced else ""
     dying = subprocess.Popen(
-        [sys.executable, "-c", "import os; input(); os.abort()"],
+        [sys.executable, "-c", f"import os; input(); {answer} os.abort()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
@@ -164,3 +168,4 @@ def test_a_worker_that_dies_is_a_crash_and_is_replaced(tmp_path):
     case = program._run(dying, 7)
     dying.wait()
     assert (case.seed, case.outcome) == (7, "crash")
+    assert case.target == ("t" if announced else program.NO_TARGET)

@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_PLATFORMS": "cpu",
 }
+NO_TARGET = "?"  # of a worker that ended before it damaged anything
 CHUNK = 50  # cases that a worker is given at a time
 
 
@@ -128,11 +129,14 @@ def run_in_workers(
     for _ in range(len(seeds)):
         while True:
             try:
-                yield results.get(timeout=5)
+                case = results.get(timeout=5)
                 break
             except queue.Empty:
                 if not any(worker.is_alive() for worker in workers):
-                    raise SystemExit("all workers ended") from None
+                    raise RuntimeError("all workers ended") from None
+        if isinstance(case, Exception):
+            raise case
+        yield case
 
 
 def _manage(
@@ -156,6 +160,10 @@ def _manage(
                 process.kill()
                 process.wait()
                 process = None
+            if case.target == NO_TARGET:
+                log = scratch.with_suffix(".log").read_text(encoding="utf-8", errors="replace")
+                results.put(RuntimeError(f"whole files cannot be read:\n{log[-3000:]}"))
+                return
             results.put(case)
             seeds = seeds[1:]
     if process is not None:
@@ -177,7 +185,7 @@ def _run(process: subprocess.Popen, seed: int) -> Case:
     """Lets a worker run one case; it answers twice, before and after."""
     with contextlib.suppress(BrokenPipeError):  # it has ended, and does not answer either
         process.stdin.write(f"{seed}\n".encode())
-    case = Case(seed, "the worker", "", "before the damage", "crash")
+    case = Case(seed, NO_TARGET, "", "", "crash")
     for _ in range(2):
         ready, _, _ = select.select([process.stdout], [], [], SILENCE)
         if not ready:

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -46,7 +47,7 @@ class Target:
         weight: share of the cases.
         accepts: decides, for an answer that differs, if it is right, too; see `Reading`.
         names: words that a message may name instead of a path.
-        advice: what a message must contain.
+        advice: a regular expression that a message must match.
         is_checked: False for files without digests, whose damages cannot all be noticed.
     """
 
@@ -197,7 +198,7 @@ def _outcome_of_message(message: str, names: Sequence[str], advice: str) -> tupl
         )
     if not any(name in message for name in names):
         return "message", f"names no file: {message[:300]}"
-    if advice not in message:
+    if not re.search(advice, message):
         return "message", f"lacks its advice: {message[:300]}"
     return "one line", message
 

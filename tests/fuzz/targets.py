@@ -12,6 +12,7 @@ from tests.fuzz import doors, originals
 from tests.fuzz.cases import Reading, Target, is_same
 
 MEMBERS = tuple(file.name for files in leaderboards.BENCHMARKS.values() for file in files)
+ADVICE = "whole checkpoint before it|has no checkpoint; give the workdir"
 # People may edit these; nothing says what was in them.
 LOGS = ("config.json", "metrics.jsonl")
 
@@ -37,7 +38,7 @@ def _targets_of_models(root: pathlib.Path) -> list[Target]:
     load, transformer = doors.load_predictor, doors.load_transformer
     return [
         Target("checkpoint", "checkpoint", load, 6),
-        Target("workdir", "run", load, 6, falls_back(load), advice="whole checkpoint before it"),
+        Target("workdir", "run", load, 6, falls_back(load), advice=ADVICE),
         Target("checkpoint as backbone", "checkpoint", transformer, 2),
         Target("checkpoint, inspected", "checkpoint", doors.inspect, 2),
         Target("checkpoint without digests", "run_without_digests", load, 3, is_checked=False),
