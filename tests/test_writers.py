@@ -51,11 +51,6 @@ ALLOWED = {
     "gemma_encoder/data/files/runs.py": "in a folder of the cache",
     "launch/table.py:_run_planner": "a temporary file",
 }
-OTHERS_ARE_READ = {  # read by code that is written anew
-    "gemma_encoder/weights/native.py",
-    "gemma_encoder/weights/safetensors_reader.py",
-    "gemma_encoder/weights/gemma.py",
-}
 
 
 def name_of(call):
@@ -120,7 +115,7 @@ def faults_in(text, path="gemma_encoder/x.py"):
         where = f"{path}:{call.lineno}: {function}() calls {name_of(call)}"
         if writes(call) and not {path, f"{path}:{function}"} & ALLOWED.keys():
             yield f"{where}: write with gemma_encoder.whole_files, or add the reason to ALLOWED"
-        if lacks_encoding(call) and path not in OTHERS_ARE_READ:
+        if lacks_encoding(call):
             yield f"{where} without encoding='utf-8'"
 
 
