@@ -97,6 +97,11 @@ def reason(error: BaseException) -> str:
     return shortened(text)
 
 
+def file_of(error: BaseException, default: object) -> object:
+    """Returns the file that an error of the operating system names, else `default`."""
+    return (isinstance(error, OSError) and error.filename) or default
+
+
 def shortened(text: str) -> str:
     """Returns a text without its end if it is too long for a message."""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_encoder.inputs.errors import InputError, reason
-
-MAX_BYTES = 64 << 20  # of a file that is read as a whole
+from gemma_encoder.inputs.untrusted import read_bounded
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -40,11 +39,7 @@ def from_json(text: str | bytes) -> Any:
 def read_json(path: pathlib.Path, advice: str = "it is damaged or incompletely copied") -> Any:
     """Reads a file of JSON; arguments and errors as in `read_object`."""
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES >> 20} MB")
-        return from_json(text)
+        return from_json(read_bounded(path))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}); {advice}") from error
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 import sentencepiece
 
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.untrusted import read_bounded
 
 # Gemma's special ids, required of every tokenizer.
 PAD_ID = 0
@@ -71,12 +72,12 @@ class Tokenizer:
         if name not in PUBLISHED and path.is_dir():
             path = path / "tokenizer.model"
         try:
-            return cls(path.read_bytes(), name)
+            return cls(read_bounded(path), name)
         except InputError:
             raise
         except Exception as error:  # each file system's library raises its own
             raise InputError(
-                f"tokenizer {name!r} cannot be read from {path} ({type(error).__name__}); give "
+                f"tokenizer {name!r} cannot be read from {path} ({reason(error)}); give "
                 "'small', 'gemma2', 'gemma3' or the path of a tokenizer.model"
             ) from error
 

@@ -1,5 +1,7 @@
-"""Texts and paths that strangers may have written."""
+"""Texts, paths and files that strangers may have written."""
 
+import errno
+import os
 import pathlib
 import re
 from typing import TypeVar
@@ -7,6 +9,8 @@ from typing import TypeVar
 from gemma_encoder.inputs.errors import InputError
 
 Path = TypeVar("Path", bound=pathlib.PurePath)
+
+MAX_BYTES = 64 << 20  # of a file that is read as a whole
 
 # Control characters, characters that change the direction of the text around them, and halves of
 # surrogate pairs.
@@ -53,3 +57,27 @@ def inside(folder: Path, name: object, where: object) -> Path:
     if path.is_absolute() or ".." in path.parts or "\0" in str(path):
         raise InputError(f"{where} names {name!r}, which is not inside its folder; it is damaged")
     return folder.joinpath(*path.parts)
+
+
+def check_is_regular(path: pathlib.PurePath) -> None:
+    """Raises OSError for a pipe or a device, which may never end; remote paths are none."""
+    name = os.fspath(path)
+    if os.path.exists(name) and not os.path.isfile(name) and not os.path.isdir(name):
+        raise OSError(errno.EINVAL, "it is a pipe or a device", name)
+
+
+def read_bounded(path: pathlib.Path) -> bytes:
+    """Reads a file as a whole, whose size a stranger may have chosen.
+
+    Args:
+        path: a file, local or of `epath`.
+
+    Raises:
+        OSError: it cannot be read, is a pipe or a device, or has more than `MAX_BYTES`.
+    """
+    check_is_regular(path)
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_BYTES >> 20} MB", os.fspath(path))
+    return content

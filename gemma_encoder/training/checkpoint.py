@@ -143,6 +143,8 @@ class Checkpoints:
 
     def _check_before_opening(self) -> None:
         """Removes what killed saves left, and checks what Orbax reads of every checkpoint."""
+        if not is_remote(self.folder) and self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is no folder; move it away, or choose another workdir")
         if jax.process_index() == 0:
             checkpoint_folders.remove_unfinished(self.folder.parent)
         if jax.process_count() > 1:
@@ -309,6 +311,11 @@ class Checkpoints:
                 ),
             )
         training = restored["training"]
+        if int(training["step"]) != step:
+            raise InputError(
+                f"{checkpoint} holds step {int(training['step'])} under another name; rename it, "
+                "or move it away, to resume"
+            )
         state = TrainState(restored["parameters"], training["optimizer"], training["step"])
         return native.rename_remainder(state, "rest", "remainder"), restored["data"]
 

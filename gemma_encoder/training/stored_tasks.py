@@ -14,6 +14,7 @@ from gemma_encoder.data.source import Source, StoredTask
 from gemma_encoder.inputs.errors import InputError, format_value
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.weights import native
+from gemma_encoder.weights.checkpoint_folders import check_is_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class StoredTasks:
     @classmethod
     def of_newest(cls, workdir: epath.PathLike) -> "StoredTasks | None":
         """Returns the tasks of the newest checkpoint of a workdir; None if it has none."""
+        check_is_workdir(workdir)
         if not native.checkpoint_steps(workdir):
             return None
         checkpoint = native.find(workdir)

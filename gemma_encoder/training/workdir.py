@@ -14,6 +14,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
+from gemma_encoder.weights.checkpoint_folders import check_is_workdir
 from gemma_encoder.whole_files import claim, write_whole
 
 LOCK = "run.lock"  # of the process that writes to the workdir
@@ -72,9 +73,10 @@ def check_run(workdir: epath.PathLike, config: TrainConfig) -> bool:
     """Returns True if the workdir holds a run of the config, False if it holds no run.
 
     Raises:
-        InputError: it holds a run of another config.
+        InputError: it holds a run of another config, or is itself a checkpoint.
     """
     workdir = native.absolute(workdir)
+    check_is_workdir(workdir)
     path = workdir / "config.json"
     if not (path.exists() and native.checkpoint_steps(workdir)):
         return False

@@ -19,7 +19,7 @@ from etils import epath
 
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
-from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.errors import InputError, file_of, reason
 from gemma_encoder.inputs.json_text import read_object
 from gemma_encoder.whole_files import is_remote
 
@@ -100,6 +100,14 @@ def is_checkpoint(folder: epath.Path) -> bool:
     if (folder / "checkpoints").exists():
         return (folder / DESCRIPTION).exists()
     return any((folder / part).exists() for part in PARTS)
+
+
+def check_is_workdir(path: epath.PathLike) -> None:
+    """Raises InputError if a folder is a checkpoint rather than the workdir that contains it."""
+    if (absolute(path) / DESCRIPTION).exists():
+        raise InputError(
+            f"{path} is a checkpoint, not a workdir; name the folder of its run, or another one"
+        )
 
 
 def find(path: epath.PathLike) -> epath.Path:
@@ -185,7 +193,7 @@ def _explanation(checkpoint: epath.Path, error: Exception) -> str:
         digests.check(checkpoint)
     except InputError as damage:
         return f"{damage}; {_advice(checkpoint)}"
-    problem = f"{checkpoint} cannot be read: {reason(error)}"
+    problem = f"{file_of(error, checkpoint)} cannot be read: {reason(error)}"
     if digests.is_checked(checkpoint):
         return (
             f"{problem}; its files are as they were written, so it belongs to another run or "

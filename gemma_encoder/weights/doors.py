@@ -10,7 +10,8 @@ from etils import epath
 
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
-from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.inputs.errors import InputError, file_of, in_one_line
+from gemma_encoder.inputs.untrusted import MAX_BYTES, check_is_regular
 from gemma_encoder.model.config import MAX_TOKENS, EncoderConfig, TransformerConfig
 from gemma_encoder.weights.tensors import Tensor
 from gemma_encoder.whole_files import is_remote
@@ -21,6 +22,11 @@ MAX_PATTERN = 128  # layers before the pattern repeats; Gemma 3 has 6
 TENSORS_PER_LAYER = 9  # at least, in every format
 MAX_COMPRESSION = 100  # of Orbax's arrays, which may be compressed; that of weights is below 3
 ALWAYS_READ = 64 << 20  # bytes that are read even if the files are smaller by more than that
+# Metadata of Orbax, and of the formats in which it stores arrays.
+READ_WHOLE = {
+    *("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "manifest.ocdbt"),
+    *("zarr.json", ".zarray", ".zattrs"),
+}
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in messages of XLA, about the device
 
 
@@ -45,7 +51,7 @@ def opened(folder: epath.Path, parts: Iterable[str]) -> Iterator[None]:
     except Exception as error:
         if OUT_OF_MEMORY in str(error):
             raise
-        with in_one_line(f"{folder} cannot be read", ADVICE):
+        with in_one_line(f"{file_of(error, folder)} cannot be read", ADVICE):
             raise
 
 
@@ -61,6 +67,21 @@ def explained(folder: epath.Path, parts: Iterable[str]) -> Iterator[None]:
         with opened(folder, parts):
             pass
         raise
+
+
+def check_files(folder: epath.Path) -> None:
+    """Raises InputError if a local folder holds files that Orbax would read without an end.
+
+    These are pipes and devices, and metadata that are too large: it reads metadata as a whole.
+    """
+    if is_remote(folder):
+        return
+    for path in pathlib.Path(folder).rglob("*"):
+        is_metadata = path.name in READ_WHOLE or path.parent.name == "array_metadatas"
+        with in_one_line(f"{path} cannot be read", ADVICE):
+            check_is_regular(path)
+            if is_metadata and path.is_file() and path.stat().st_size > MAX_BYTES:
+                raise InputError(f"{path} has more than {MAX_BYTES >> 20} MB; {ADVICE}")
 
 
 def check_layers(layers: int, where: object) -> None:

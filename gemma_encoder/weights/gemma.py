@@ -32,6 +32,7 @@ from gemma_encoder.weights import tensors
 from gemma_encoder.weights.doors import (
     ADVICE,
     check_bytes,
+    check_files,
     check_layers,
     check_sizes,
     explained,
@@ -113,6 +114,7 @@ class GemmaCheckpoint(Checkpoint):
         self.tensors: dict[str, Tensor] = {}
         self._stored: dict[str, Stored] = {}
         with explained(self._root, [""]), opened(self._root, METADATA_FILES):
+            check_files(self._root)
             self._read_metadata()
 
     def _read_metadata(self) -> None:

@@ -23,6 +23,7 @@ from gemma_encoder.inputs.descriptions import described_at
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object
 from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.inputs.untrusted import read_bounded
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.weights.doors import (
     ADVICE,
@@ -185,7 +186,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def _inference_spec(self, tokenizer_file: epath.Path) -> InferenceSpec:
         spec_file = self.folder / SPEC_FILE
-        model = tokenizer_file.read_bytes()
+        model = read_bounded(tokenizer_file)
         if spec_file.exists():
             values = read_object(spec_file, ADVICE)
             return InferenceSpec.from_description(values, model, spec_file)

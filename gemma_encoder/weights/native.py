@@ -29,14 +29,15 @@ from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 from gemma_encoder.inputs.uncertainty import Calibration
+from gemma_encoder.inputs.untrusted import read_bounded
 from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
+from gemma_encoder.weights import doors
 from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, find, read_description, reading
 from gemma_encoder.weights.checkpoint_folders import absolute as absolute
 from gemma_encoder.weights.checkpoint_folders import checkpoint_steps as checkpoint_steps
-from gemma_encoder.weights.doors import check_bytes, check_lengths, check_sizes, check_stored
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
 # Increased whenever a field or a parameter is added, renamed or given another meaning.
@@ -120,7 +121,7 @@ class InferenceSpec:
             plain = {name: value for name, value in values.items() if name != "format_version"}
             check_mapping(values.get("record", {}), "a record")
             spec = from_fields(cls, {**plain, **fields, "record": {}}, "a checkpoint")
-            check_lengths(spec.max_length, spec.row_length)
+            doors.check_lengths(spec.max_length, spec.row_length)
         return dataclasses.replace(spec, record=values.get("record", {}))
 
     def files(self) -> dict[str, bytes]:
@@ -192,7 +193,7 @@ def load_inference_spec(checkpoint: epath.Path) -> InferenceSpec:
     with reading(checkpoint, ["inference"]):
         values = read_description(checkpoint)
         tokenizer_file = checkpoint / "inference" / "tokenizer.model"
-        model = tokenizer_file.read_bytes()
+        model = read_bounded(tokenizer_file)
         try:
             return InferenceSpec.from_description(values, model, checkpoint)
         except InputError:
@@ -296,7 +297,7 @@ def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) 
         shapes = rename_remainder(shapes, "remainder", "rest")
         shardings = rename_remainder(shardings, "remainder", "rest")
     stored = ocp.PyTreeCheckpointHandler().metadata(checkpoint / "parameters").tree
-    check_stored(parameter_paths(shapes), parameter_paths(stored), checkpoint)
+    doors.check_stored(parameter_paths(shapes), parameter_paths(stored), checkpoint)
     arguments = jax.tree.map(
         lambda leaf, sharding: ocp.ArrayRestoreArgs(
             sharding=sharding, global_shape=leaf.shape, dtype=dtype
@@ -333,6 +334,7 @@ class NativeCheckpoint(Checkpoint):
         self.description = f"the fine-tuned checkpoint {self.folder}"
         self._is_checked = False
         with reading(self.folder, PARAMETER_FILES, "skip"):
+            doors.check_files(self.folder / "parameters")
             metadata = ocp.PyTreeCheckpointHandler().metadata(self.folder / "parameters").tree
             metadata = rename_remainder(dict(metadata), "rest", "remainder")
             parameters = {
@@ -347,8 +349,8 @@ class NativeCheckpoint(Checkpoint):
             }
         self.skipped = tuple(name for name in parameters if not name.startswith("backbone/"))
         stored = [Tensor(tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in parameters.values()]
-        check_sizes(self.spec.encoder, [tensor.shape for tensor in stored], self.folder)
-        check_bytes(self.folder, stored, self.folder)
+        doors.check_sizes(self.spec.encoder, [tensor.shape for tensor in stored], self.folder)
+        doors.check_bytes(self.folder, stored, self.folder)
 
     def config(self, hint: TransformerConfig | None = None) -> TransformerConfig:
         """Returns the transformer of the stored spec."""

@@ -15,7 +15,7 @@ from etils import epath
 
 from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.json_text import from_json, read_object
-from gemma_encoder.inputs.untrusted import inside
+from gemma_encoder.inputs.untrusted import check_is_regular, inside
 from gemma_encoder.weights.tensors import Tensor
 
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
@@ -46,6 +46,7 @@ def read_header(file: epath.Path) -> dict[str, Slot]:
             file without gaps or overlaps.
     """
     with in_one_line(f"{file} is not a safetensors file, or it is damaged", ADVICE):
+        check_is_regular(file)
         with file.open("rb") as stream:
             file_size = stream.seek(0, 2)
             stream.seek(0)

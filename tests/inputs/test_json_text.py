@@ -74,7 +74,7 @@ def test_a_file_that_holds_no_object_is_refused(tmp_path):
 
 
 def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma_encoder.inputs.json_text.MAX_BYTES", 1 << 20)
+    monkeypatch.setattr("gemma_encoder.inputs.untrusted.MAX_BYTES", 1 << 20)
     (tmp_path / "it.json").write_text(" " * (1 << 20) + "{}")
     with pytest.raises(InputError, match="it.json cannot be read .it has more than 1 MB.; it is"):
         read_object(tmp_path / "it.json")

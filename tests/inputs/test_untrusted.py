@@ -1,11 +1,12 @@
-"""Texts and paths of strangers have no effect outside of where they belong."""
+"""Texts, paths and files of strangers have no effect outside of where they belong."""
 
+import os
 import pathlib
 
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.untrusted import inside, printable
+from gemma_encoder.inputs.untrusted import inside, printable, read_bounded
 
 
 def test_control_characters_are_shown_as_escapes():
@@ -30,3 +31,21 @@ def test_paths_inside_the_folder():
     folder = pathlib.Path("folder")
     assert inside(folder, "", "x") == folder
     assert inside(folder, "1_Dense/model.safetensors", "x") == folder / "1_Dense/model.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large file"])
+def test_files_without_an_end_are_not_read(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("gemma_encoder.inputs.untrusted.MAX_BYTES", 1 << 20)
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(bytes((1 << 20) + 1))
+    with pytest.raises(OSError, match="more than 1 MB|a pipe or a device") as caught:
+        read_bounded(path)
+    assert caught.value.filename == str(path)
+    path.unlink()
+    path.write_bytes(bytes(1 << 20))
+    assert read_bounded(path) == bytes(1 << 20)

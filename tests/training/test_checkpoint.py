@@ -221,6 +221,27 @@ def test_a_run_resumes_from_the_checkpoint_before(micro, tmp_path, run):
     digests.check(newest)
 
 
+def test_a_renamed_checkpoint_is_not_resumed(micro, tmp_path, run):
+    """Steps saved after it would be older than it by name."""
+    workdir = shutil.copytree(run, tmp_path / "run")
+    renamed = (workdir / "checkpoints" / "2").rename(workdir / "checkpoints" / "9")
+    with pytest.raises(InputError, match=f"{renamed} holds step 2 under another name; rename it"):
+        loop.train(micro(**STEPS), workdir)
+
+
+def test_a_file_in_place_of_all_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(InputError, match="checkpoints is no folder; move it away, or choose"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("command", [loop.train, loop.evaluate])
+def test_a_checkpoint_is_no_workdir(micro, run, command):
+    with pytest.raises(InputError, match="1 is a checkpoint, not a workdir; name the folder of"):
+        command(micro(**STEPS), run / "checkpoints" / "1")
+    assert not (run / "checkpoints" / "1" / "checkpoints").exists()
+
+
 def test_cloud_storage_keeps_the_default_of_orbax(monkeypatch, tmp_path):
     """There Orbax commits by a file, and no digests are written."""
     classes = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import tracemalloc
 
@@ -276,3 +277,32 @@ def test_arrays_without_data_are_refused(copied):
     tensor = Tensor((1 << 20, 1 << 10), np.dtype(np.float32))
     with pytest.raises(InputError, match="its tensors have 4.29e.09 bytes, but its files only"):
         check_bytes(folder, [tensor], folder)
+
+
+@pytest.mark.parametrize("damage", ["pipe", "device", "sparse"])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_files_without_an_end_are_refused(copied, kind, damage):
+    folder = copied(kind)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "pipe":
+            os.mkfifo(path)
+        elif damage == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.touch()
+            os.truncate(path, 20 << 30)
+        if _is_read(kind, path):
+            assert path.name in refusal(kind, folder, within=200e6)
+        path.unlink()
+        path.write_bytes(content)
+
+
+def _is_read(kind, path):
+    """Returns True for files that a door reads as a whole, or opens itself."""
+    if kind == "native":
+        return path.name in ("inference.json", "tokenizer.model", "_METADATA")
+    if kind == "gemma":
+        return path.name in ("transformer.json", "_METADATA", "manifest.ocdbt")
+    return path.name not in (*FOR_OTHERS, "config_sentence_transformers.json")
