@@ -207,14 +207,21 @@ def _advice(checkpoint: epath.Path) -> str:
     if checkpoint.parent.name != "checkpoints" or not checkpoint.name.isdigit():
         return "restore it, or use another checkpoint"
     before = newest_whole_before(checkpoint)
+    # Those in between are damaged, too: a run that resumes would meet them next.
+    first = int(before.name) + 1 if before else 0
+    damaged = " and ".join(
+        str(checkpoint.parent / str(step))
+        for step in reversed(checkpoint_steps(checkpoint.parent.parent))
+        if first <= step <= int(checkpoint.name)
+    )
     if before is None:
         return (
-            "there is no whole checkpoint before it: restore it, or move "
-            f"{checkpoint} away to train without it"
+            f"there is no whole checkpoint before it: restore it, or move {damaged} away to train "
+            "without it"
         )
     return (
         f"the newest whole checkpoint before it is {before}: name that one to predict, or move "
-        f"{checkpoint} away to resume"
+        f"{damaged} away to resume"
     )
 
 

@@ -138,7 +138,9 @@ def test_the_newest_whole_checkpoint_is_searched(workdir):
     folder = workdir / "checkpoints"
     damage(folder / "12" / "inference" / "inference.json", "flip")
     damage(folder / "8" / "parameters" / "_METADATA", "cut")
-    assert f"before it is {folder / '4'}: " in refusal("predict", workdir)
+    line = refusal("predict", workdir)
+    assert f"before it is {folder / '4'}: " in line
+    assert line.endswith(f"move {folder / '12'} and {folder / '8'} away to resume")
     assert f"before it is {folder / '4'}: " in refusal("backbone", folder / "8")
     (folder / "4" / digests.NAME).unlink()  # of an older version: taken as it is
     assert f"before it is {folder / '4'}: " in refusal("predict", workdir)
