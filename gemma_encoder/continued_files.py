@@ -12,11 +12,11 @@ commands or skips damage. At the end, OUTPUT.part is renamed or converted to OUT
 import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemma_encoder.digests import CHUNK, extend_crc
-from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.whole_files import claim, move_whole, whole_file, write_whole
 
@@ -167,16 +167,10 @@ class ContinuedFile:
             self.state_path.unlink()
             self.path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
         """Turns errors of the file system into an InputError."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self._subject} cannot be written: {reason(error)}; what was committed before "
-                f"is in {self.path}, rerun the command to resume"
-            ) from error
+        advice = f"what was committed before is in {self.path}, rerun the command to resume"
+        return in_one_line(f"{self._subject} cannot be written", advice, OSError)
 
 
 def _digest(state: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from typing import IO
 
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.json_text import from_json, to_json
 
 # Errors of file systems without locks, such as some network file systems.
@@ -114,7 +114,7 @@ def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
         temporary.mkdir()
         try:
             yield temporary
-            _sync_tree(temporary)
+            sync_tree(temporary)
             os.replace(temporary, path)  # an empty folder at `path` is replaced
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -122,15 +122,18 @@ def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
     _sync_folder(path.parent)
 
 
-def _sync_tree(folder: pathlib.Path) -> None:
-    """Flushes the files of a folder to disk."""
+def sync_tree(folder: pathlib.Path) -> None:
+    """Flushes the files of a folder, and their names, to disk."""
     for path in [*folder.rglob("*"), folder]:
-        if stat.S_ISREG(path.lstat().st_mode) or path.is_dir():
+        if path.is_dir():
             _sync_folder(path)
+        elif stat.S_ISREG(path.lstat().st_mode):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _sync_folder(path: pathlib.Path) -> None:
-    """Flushes a file, or the names in a folder, to disk, where the file system can."""
+    """Flushes the names in a folder to disk, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -165,10 +168,8 @@ def claim(path: pathlib.PurePath, subject: str, advice: str) -> Iterator[None]:
         yield
         return
     lock = pathlib.Path(path)
-    try:
+    with in_one_line(f"{subject} cannot be written", errors=OSError):
         file = _open_locked(lock, wait=False)
-    except OSError as error:
-        raise InputError(f"{subject} cannot be written: {error.strerror or error}") from error
     if file is None:
         raise InputError(f"{subject} is in use by {_holder(lock)}; {advice}")
     with file:

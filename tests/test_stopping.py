@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end programs in one line, at any moment; standard streams may be closed."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -179,8 +180,9 @@ def test_other_processes_of_a_run_write_no_line():
     assert (code, errors) == (75, "")
 
 
-@pytest.mark.parametrize("signum", SIGNALS, ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("command", [*cli.COMMANDS, "main"])
+@pytest.mark.parametrize(
+    ("command", "signum"), zip([*cli.COMMANDS, "main"], itertools.cycle(SIGNALS), strict=False)
+)
 def test_a_signal_during_the_first_imports_is_one_line(command, signum, tmp_path):
     """Each subcommand, and the program's former name."""
     stub = "import os, time\nos.write(1, b'ready')\ntime.sleep(60)"

@@ -191,6 +191,18 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(path) == ["file"] and os.listdir(tmp_path / "new") == ["it"]
 
 
+def test_a_folder_that_cannot_be_flushed_does_not_appear(tmp_path, monkeypatch):
+    """File systems on a network may tell only then that they are full."""
+
+    def fail(descriptor):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    with pytest.raises(OSError, match="quota"), whole_folder(tmp_path / "it", "wait") as folder:
+        (folder / "file").write_text("whole")
+        monkeypatch.setattr(os, "fsync", fail)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
     def unsupported(file, operation):
         raise OSError(errno.ENOLCK, "No locks available")

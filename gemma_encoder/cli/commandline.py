@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from gemma_encoder import activity, configs, runtime, stopping, terminal
-from gemma_encoder.inputs.errors import InputError, one_line, reason
+from gemma_encoder.inputs.errors import InputError, in_one_line, one_line, reason
 from gemma_encoder.whole_files import write_whole
 
 EXIT_BAD_INPUT = 2
@@ -52,10 +52,8 @@ def run_program(program: Callable[[], int]) -> int:
 
 def write_output(path: pathlib.PurePath, content: str | bytes, flag: str = "--output") -> None:
     """Writes the file that a flag names, as a whole; raises InputError if it cannot be written."""
-    try:
+    with in_one_line(f"{flag}={path} cannot be written", errors=OSError):
         write_whole(path, content)
-    except OSError as error:
-        raise InputError(f"{flag}={path} cannot be written: {reason(error)}") from error
 
 
 class ArgumentParser(argparse.ArgumentParser):

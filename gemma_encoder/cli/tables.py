@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gemma_encoder import runtime, terminal
 from gemma_encoder.cli import commandline
-from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.errors import in_one_line
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,10 +39,8 @@ def _main(argv: Sequence[str]) -> int:
 
     output = arguments.output
     command = f"gemma-encoder tables {arguments.results} --output={output}"
-    try:
+    with in_one_line(f"--output={output} cannot be written", errors=OSError):  # of a plot
         text = studies_report(results.read_results(arguments.results), output, command)
-    except OSError as error:  # of a plot
-        raise InputError(f"--output={output} cannot be written: {reason(error)}") from error
     commandline.write_output(output, text)
     terminal.print_note(f"wrote {output}")
     return 0

@@ -10,7 +10,6 @@ import errno
 import glob
 import hashlib
 import mmap
-import os
 import pathlib
 import shutil
 import tempfile
@@ -25,7 +24,7 @@ from etils import epath
 from gemma_encoder import digests, runtime
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object, to_json
-from gemma_encoder.whole_files import write_whole
+from gemma_encoder.whole_files import sync_tree, write_whole
 
 Result = TypeVar("Result")
 
@@ -162,7 +161,7 @@ def _publish(temporary: pathlib.Path, target: pathlib.Path) -> None:
     """Flushes a complete folder to disk and renames it to its cache entry."""
     digests.write(temporary)
     write_whole(temporary / CONTENTS, to_json(_contents(temporary)))
-    _flush(temporary)
+    sync_tree(temporary)
     try:
         temporary.rename(target)
     except OSError:
@@ -291,13 +290,6 @@ def release(arrays: Iterable[np.ndarray]) -> None:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _flush(entry: pathlib.Path) -> None:
-    for path in entry.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _remove_abandoned() -> None:

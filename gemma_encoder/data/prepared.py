@@ -30,7 +30,7 @@ from gemma_encoder.data.segments import count_texts
 from gemma_encoder.data.seqio_source import task_name
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.data.table import Table
-from gemma_encoder.inputs.errors import InputError, described, in_one_line, reason
+from gemma_encoder.inputs.errors import InputError, described, in_one_line
 from gemma_encoder.inputs.json_text import from_json, read_object, to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -148,17 +148,13 @@ def write_part(
             yield to_row(examples, with_fields=part.split != "train")
 
     qrels = source.qrels(part.split) if part.split != "train" else None
-    try:
+    with in_one_line(f"{path} cannot be written", "rerun the command to resume", OSError):
         if qrels is not None:
             write_whole(_qrels_file(folder, part.split), to_json(qrels))
         with whole_file(path) as temporary:
             types = column_types()
             table.write_table_rows(temporary.parent, types, rows(), 1000, temporary.name)
         digests.add(path.parent, [table.FILE])  # last: a part without digests is written again
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {reason(error)}; rerun the command to resume"
-        ) from error
     return counts
 
 
@@ -186,11 +182,9 @@ def begin(folder: epath.PathLike, description: Mapping[str, Any]) -> bool:
             )
         if path.name == INFO:
             return False
-    try:
+    with in_one_line(f"{folder} cannot be written", errors=OSError):
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / BEGUN, to_json(description, indent=1))
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
     return True
 
 

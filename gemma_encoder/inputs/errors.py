@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 
 MAX_TEXT = 300  # characters of a library's message, or of a quoted value
+TOO_LARGE = "free memory, or use a larger machine or more devices"  # advice
 # How TensorStore and PyArrow quote an error of the system, behind text of their own.
 _SYSTEM_ERROR = re.compile(r"\[(?:os_error_code='|errno )(\d+)'?\]")
 
@@ -107,20 +108,32 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
 
 
-@contextlib.contextmanager
-def in_one_line(problem: str, advice: str = "") -> Iterator[None]:
-    """Turns any error of a library into an InputError, with the error as its cause.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns True if there was too little memory, of the machine or of a device of JAX."""
+    text = str(error)
+    # Full disks, too, exhaust a resource of TensorStore.
+    is_of_device = "RESOURCE_EXHAUSTED" in text and not _SYSTEM_ERROR.search(text)
+    return isinstance(error, MemoryError) or is_of_device
 
-    Use it at a door: where files of unknown content are opened.
+
+@contextlib.contextmanager
+def in_one_line(
+    problem: str, advice: str = "", errors: type[Exception] = Exception
+) -> Iterator[None]:
+    """Turns errors of libraries into an InputError, with the error as its cause.
+
+    Use it for all errors only at a door, where files of unknown content are opened.
 
     Args:
         problem: the message's beginning, such as "FILE cannot be read".
-        advice: its end; what to do.
+        advice: its end; what to do, unless there is too little memory.
+        errors: the errors; OSError where something is written.
     """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except errors as error:
+        advice = TOO_LARGE if is_out_of_memory(error) else advice
         end = f"; {advice}" if advice else ""
         raise InputError(f"{problem}: {reason(error)}{end}") from error

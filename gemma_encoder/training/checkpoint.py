@@ -15,7 +15,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
-from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.errors import InputError, in_one_line, reason
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights import checkpoint_folders, native
@@ -127,19 +127,9 @@ class Checkpoints:
         self._saving: int | None = None  # step of the newest save
         self._keep = keep
         self._sign = -1 if lowest else 1
-        with self._errors_in_one_line("opened"):
+        with in_one_line(f"{self.folder} cannot be opened"):
             self._check_before_opening()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    @contextlib.contextmanager
-    def _errors_in_one_line(self, action: str) -> Iterator[None]:
-        """Turns errors of Orbax, TensorStore and the file system into an InputError."""
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"{self.folder} cannot be {action}: {reason(error)}") from error
 
     def _check_before_opening(self) -> None:
         """Removes what killed saves left, and checks what Orbax reads of every checkpoint."""
@@ -221,7 +211,8 @@ class Checkpoints:
         """
         self.wait()
         folder = self.folder / str(spec.step)
-        with self._errors_in_one_line(f"updated with the evaluation of step {spec.step}"):
+        problem = f"{self.folder} cannot be updated with the evaluation of step {spec.step}"
+        with in_one_line(problem):
             if jax.process_index() == 0:
                 contents = {DESCRIPTION: spec.files()["inference.json"]}
                 if metrics:

@@ -10,7 +10,7 @@ import tqdm
 from etils import epath
 
 from gemma_encoder import activity, distributed, terminal
-from gemma_encoder.inputs.errors import InputError, one_line
+from gemma_encoder.inputs.errors import in_one_line
 from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.untrusted import printable
 from gemma_encoder.training.event_file import EventFile
@@ -36,11 +36,9 @@ class MetricsLog:
         self.latest: dict[tuple[str, str], dict[str, Any]] = {}
         if not distributed.is_main_process():
             return
-        try:
+        with in_one_line(f"{workdir} cannot be written", errors=OSError):
             self._replace([line for line in read_metrics(workdir) if line["step"] <= step])
             self._writer = EventFile(workdir / "tensorboard")
-        except OSError as error:
-            raise InputError(f"{workdir} cannot be written: {one_line(error)}") from error
 
     def write(
         self, step: int, split: str, values: Mapping[str, float], task: str | None = None

@@ -10,7 +10,7 @@ from etils import epath
 
 from gemma_encoder import distributed
 from gemma_encoder.inputs import options
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
@@ -37,10 +37,8 @@ def exclusive_workdir(workdir: epath.PathLike, advice: str) -> Iterator[epath.Pa
     workdir = native.absolute(workdir)
     with contextlib.ExitStack() as stack:
         if distributed.is_main_process():
-            try:
+            with _writing(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise _cannot_be_written(workdir, error) from error
             stack.enter_context(claim(workdir / LOCK, f"workdir {workdir}", advice))
         yield workdir
 
@@ -57,16 +55,15 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig) -> epath.Path:
     workdir = native.absolute(workdir)
     path = workdir / "config.json"
     fields = config.to_dict()
-    try:
+    with _writing(workdir):
         if not check_run(workdir, config) and jax.process_index() == 0:
             _write_fields(path, fields)
-    except OSError as error:
-        raise _cannot_be_written(workdir, error) from error
     return workdir
 
 
-def _cannot_be_written(workdir: epath.Path, error: OSError) -> InputError:
-    return InputError(f"workdir {workdir} cannot be written: {error.strerror or error}")
+def _writing(workdir: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Turns errors of the file system into an InputError."""
+    return in_one_line(f"workdir {workdir} cannot be written", errors=OSError)
 
 
 def check_run(workdir: epath.PathLike, config: TrainConfig) -> bool:

@@ -19,7 +19,7 @@ from etils import epath
 
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
-from gemma_encoder.inputs.errors import InputError, file_of, reason
+from gemma_encoder.inputs.errors import TOO_LARGE, InputError, file_of, is_out_of_memory, reason
 from gemma_encoder.inputs.json_text import read_object
 from gemma_encoder.whole_files import is_remote
 
@@ -189,11 +189,13 @@ def _errors_in_one_line(checkpoint: epath.Path) -> Iterator[None]:
 
 def _explanation(checkpoint: epath.Path, error: Exception) -> str:
     """Explains a library's error in a line, by a damaged file if there is one."""
+    problem = f"{file_of(error, checkpoint)} cannot be read: {reason(error)}"
+    if is_out_of_memory(error):
+        return f"{problem}; {TOO_LARGE}"
     try:
         digests.check(checkpoint)
     except InputError as damage:
         return f"{damage}; {_advice(checkpoint)}"
-    problem = f"{file_of(error, checkpoint)} cannot be read: {reason(error)}"
     if digests.is_checked(checkpoint):
         return (
             f"{problem}; its files are as they were written, so it belongs to another run or "

@@ -27,7 +27,6 @@ READ_WHOLE = {
     *("_METADATA", "_CHECKPOINT_METADATA", "_sharding", "manifest.ocdbt"),
     *("zarr.json", ".zarray", ".zattrs"),
 }
-OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in messages of XLA, about the device
 
 
 @contextlib.contextmanager
@@ -45,12 +44,11 @@ def opened(folder: epath.Path, parts: Iterable[str]) -> Iterator[None]:
         with digests.verified(folder, list(parts)):
             yield
     except DamagedFileError as error:
-        raise InputError(f"{error}; {ADVICE}") from error
+        advice = f"{ADVICE}; if you changed it on purpose, delete {digests.NAME}"
+        raise InputError(f"{error}; {advice}") from error
     except InputError:
         raise
     except Exception as error:
-        if OUT_OF_MEMORY in str(error):
-            raise
         with in_one_line(f"{file_of(error, folder)} cannot be read", ADVICE):
             raise
 

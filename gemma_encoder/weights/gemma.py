@@ -318,7 +318,7 @@ def save(
         problem = f"{path} cannot be written"
         with in_one_line(problem), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished, tree, force=True)  # replaces the folder, which is empty
-        (unfinished / CONFIG_FILE).write_text(to_json(config.to_dict(), indent=1))
+        (unfinished / CONFIG_FILE).write_bytes(to_json(config.to_dict(), indent=1).encode())
         if tokenizer is not None:
             (unfinished / TOKENIZER_FILE).write_bytes(tokenizer)
 

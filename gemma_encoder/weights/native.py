@@ -24,7 +24,7 @@ from jax.sharding import Sharding
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
 from gemma_encoder.inputs.descriptions import check_mapping, described_at, from_fields
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
@@ -216,11 +216,8 @@ def store_calibrations(checkpoint: epath.Path, calibrations: Mapping[str, Calibr
         for task in values["tasks"]:
             if task["name"] in calibrations:
                 task["calibration"] = dataclasses.asdict(calibrations[task["name"]])
-    try:
+    with in_one_line(f"{checkpoint / DESCRIPTION} cannot be written", errors=OSError):
         digests.update(checkpoint, {DESCRIPTION: to_json(values, indent=1).encode()})
-    except OSError as error:
-        path = checkpoint / DESCRIPTION
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def load_parameters(checkpoint: epath.Path, config: EncoderConfig, sharding: Any = None) -> dict:

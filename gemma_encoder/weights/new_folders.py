@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from gemma_encoder import digests
-from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.whole_files import is_remote, whole_folder
 
 
@@ -49,14 +49,10 @@ def new_folder(folder: epath.Path) -> Iterator[epath.Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    try:
+    advice = "free space there, or name another folder"
+    with in_one_line(f"{folder} cannot be written", advice, OSError):
         # A symbolic link to an empty folder stays a link.
         target = pathlib.Path(os.path.realpath(folder))
         with whole_folder(target, "name another folder, or wait for it") as unfinished:
             yield epath.Path(unfinished)
             digests.write(unfinished)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written ({reason(error)}); free space there, or name another "
-            "folder"
-        ) from error

@@ -68,7 +68,7 @@ def test_an_error_of_the_system_is_its_message():
     [
         (ValueError("two\nlines"), "two lines"),
         (OSError(errno.EIO, "Input/output error", "file"), "Input/output error"),
-        (MemoryError(), "MemoryError"),
+        (KeyError(), "KeyError"),
         (ValueError("bad [tensorstore_spec='{}']"), "bad"),
         (ValueError("x" * 1000), "x" * 300 + " …"),
     ],
@@ -78,6 +78,27 @@ def test_an_error_of_a_library_is_one_line(error, text):
         raise error
     assert str(caught.value) == f"F cannot be read: {text}; copy it again"
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError("Unable to allocate 8 GiB"), True),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."), True),
+        (ValueError("RESOURCE_EXHAUSTED: Failed writing: x [os_error_code='28'] [source"), False),
+        (ValueError("INTERNAL: no such block"), False),
+    ],
+)
+def test_too_little_memory_is_not_taken_for_damage(error, is_memory):
+    with pytest.raises(InputError) as caught, in_one_line("F cannot be read", "copy it again"):
+        raise error
+    assert ("copy it again" in str(caught.value)) is not is_memory
+    assert str(caught.value).endswith(errors.TOO_LARGE) is is_memory
+
+
+def test_errors_of_other_types_pass_unchanged():
+    with pytest.raises(KeyError), in_one_line("F cannot be written", errors=OSError):
+        raise KeyError("x")
 
 
 def test_refusals_and_interruptions_pass_unchanged():

@@ -12,6 +12,7 @@ from flax import nnx
 import gemma_encoder as ge
 from gemma_encoder import digests
 from gemma_encoder.cli import inspect
+from gemma_encoder.inputs import errors
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.weights import checkpoint_folders, native
 from gemma_encoder.weights.backbone import load_tokenizer, open_checkpoint
@@ -217,6 +218,18 @@ def test_an_error_of_whole_files_is_not_damage(workdir, large):
     fail(InputError("of another model"), "^of another model$")
     (checkpoint / digests.NAME).unlink()
     fail(KeyError("no"), "it is damaged or belongs to another run; the newest whole checkpoint")
+
+
+def test_too_little_memory_is_not_damage(workdir, monkeypatch):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    def restore(*_):
+        raise error
+
+    monkeypatch.setattr(native, "_restore", restore)
+    for load in (ge.Predictor.load, ge.load_backbone):
+        with pytest.raises(InputError, match=f"Out of memory.*; {errors.TOO_LARGE}$"):
+            load(workdir)
 
 
 def test_a_damaged_description_is_not_calibrated(workdir):
