@@ -108,7 +108,8 @@ def test_damage_of_each_file_that_is_read_is_named(copied, kind):
             else:
                 message = refusal(kind, folder)
                 assert path.name in message and "it again" in message
-                assert f"delete {digests.NAME}" in message
+                if path.name == "config.json":  # which may be edited on purpose
+                    assert f"delete {digests.NAME}" in message
         path.unlink(missing_ok=True)
         path.write_bytes(content)
 
