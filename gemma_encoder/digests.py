@@ -69,7 +69,7 @@ def add(folder: pathlib.Path, names: Iterable[str]) -> None:
 
 
 def update(folder: pathlib.Path, contents: Mapping[str, bytes | Iterable[bytes]]) -> None:
-    """Writes or replaces files of a folder, each as a whole, and their digests.
+    """Writes or replaces files of a folder, each as a whole and in their order, and their digests.
 
     Args:
         folder: the folder, whose other files keep their digests.
@@ -88,7 +88,7 @@ def update(folder: pathlib.Path, contents: Mapping[str, bytes | Iterable[bytes]]
     before = _read(folder) if (folder / NAME).exists() else {}
     with contextlib.ExitStack() as replaced_at_the_end:
         new = {}
-        for name, content in pieces.items():
+        for name, content in reversed(pieces.items()):  # the last to enter is the first to exit
             temporary = replaced_at_the_end.enter_context(whole_file(folder / name))
             with temporary.open("wb") as file:
                 file.writelines(content)

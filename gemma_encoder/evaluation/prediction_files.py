@@ -39,7 +39,7 @@ def write_prediction_files(folder: pathlib.Path, lines: Mapping[str, Iterable[st
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        digests.check(folder, ())
+        digests.check(folder, ())  # of no file: whether they can be read
     except digests.DamagedFileError as error:
         logging.warning("%s; it is made anew, for the files that are written now", error)
         (folder / digests.NAME).unlink()
