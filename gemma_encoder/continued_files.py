@@ -59,6 +59,9 @@ class ContinuedFile:
         if self._file is not None:
             with contextlib.suppress(OSError):  # after a full disk, buffered bytes are lost
                 self._file.close()
+            if not self.state_path.exists():  # nothing was committed
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
         self._lock.close()
 
     def read(self) -> dict[str, Any] | None:
@@ -169,7 +172,9 @@ class ContinuedFile:
 
     def _errors(self) -> contextlib.AbstractContextManager[None]:
         """Turns errors of the file system into an InputError."""
-        advice = f"what was committed before is in {self.path}, rerun the command to resume"
+        advice = "rerun the command to resume"
+        if self.state_path.exists():
+            advice = f"what was committed before is in {self.path}, {advice}"
         return in_one_line(f"{self._subject} cannot be written", advice, OSError)
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -86,7 +87,7 @@ def predict_file(
         settings = {
             "task": task.name,
             "checkpoint": _identify(predictor, task),
-            "input": str(source),
+            "input": os.path.abspath(source),
             "columns": list(columns),
             "keep": list(keep),
             **dataclasses.asdict(certainty),

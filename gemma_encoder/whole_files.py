@@ -94,7 +94,8 @@ def move_whole(source: pathlib.Path, target: pathlib.Path) -> None:
 def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
     """Writes a folder atomically: the context fills a temporary one, which is renamed to `path`.
 
-    If the context fails, the temporary folder is removed; that of a killed process is replaced.
+    If the context fails, the temporary folder is removed, with what libraries leave beside it; that
+    of a killed process is replaced.
 
     Args:
         path: a local folder that does not exist or is empty.
@@ -107,18 +108,19 @@ def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
         InputError: another process writes the folder.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    around = path.with_name(f".{path.name}.tmp")
+    temporary = around / path.name
     path.parent.mkdir(parents=True, exist_ok=True)
     with claim(path.with_name(f".{path.name}.lock"), str(path), advice):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        shutil.rmtree(around, ignore_errors=True)
+        around.mkdir()
         try:
+            temporary.mkdir()
             yield temporary
             sync_tree(temporary)
             os.replace(temporary, path)  # an empty folder at `path` is replaced
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        finally:
+            shutil.rmtree(around, ignore_errors=True)
     _sync_folder(path.parent)
 
 

@@ -34,7 +34,7 @@ def names(folder):
 def test_it_is_continued_after_the_last_commit(tmp_path, stop):
     output = tmp_path / "o"
     write(output, stop=stop)
-    assert names(tmp_path) == (["o.part", "o.part.json"] if stop else ["o.part"])
+    assert names(tmp_path) == (["o.part", "o.part.json"] if stop else [])
     with (tmp_path / "o.part").open("ab") as file:
         file.write(b"half a li")
     assert write(output) == stop
@@ -156,6 +156,17 @@ def test_a_full_disk_is_one_line_and_the_rest_is_written_later(tmp_path, monkeyp
             with pytest.raises(InputError, match=r"No space left.*o.part, rerun the command"):
                 write(tmp_path / "o")
     assert write(tmp_path / "o") == 2 and (tmp_path / "o").read_bytes() == WHOLE
+
+
+def test_without_a_commit_nothing_is_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(continued_files.os, "fsync", full)
+        with pytest.raises(InputError, match=r"o cannot be written: No space.*device; rerun the"):
+            write(tmp_path / "o")
+    assert not names(tmp_path)
 
 
 def test_a_link_in_a_shared_folder_is_not_followed(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 import gemma_encoder as ge
-from gemma_encoder import cli
+from gemma_encoder import cli, digests
 from gemma_encoder.cli import commandline
 from gemma_encoder.data import cache, prepared
 from gemma_encoder.data.source import DataOptions
@@ -18,7 +18,7 @@ from gemma_encoder.data.tasks.toy import TASKS
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.predict_file import predict_file
 from gemma_encoder.training import standard_hooks
-from gemma_encoder.weights import native
+from gemma_encoder.weights import gemma, native
 from tests.prediction_files import TEXTS, write
 
 CONFIG = """
@@ -134,14 +134,28 @@ def test_outputs_of_programs(small_disk, capfd):
     assert commandline.run_program(write_it) == 0 and path.read_text() == "new" * 10_000
 
 
-def test_exports(random_predictor, small_disk):
+def export_huggingface(predictor, folder):
+    ge.export_huggingface(predictor, folder, heads=False)
+
+
+def export_gemma(predictor, folder):
+    config = predictor.spec.encoder.transformer
+    gemma.save(predictor.parameters["backbone"], config, folder, b"tokenizer" * 20_000)
+
+
+@pytest.mark.parametrize("free", [0, 60_000, 300_000])
+@pytest.mark.parametrize("export", [export_huggingface, export_gemma])
+def test_exports(random_predictor, small_disk, capfd, export, free):
     predictor = random_predictor()
-    small_disk.fill(free=300_000)
-    with pytest.raises((InputError, OSError), match="No space left"):
-        ge.export_huggingface(predictor, small_disk.folder / "export", heads=False)
-    assert not (small_disk.folder / "export").exists()
+    folder = small_disk.folder / "export"
+    small_disk.fill(free=free)
+    with pytest.raises(InputError, match="export cannot be written.*No space left"):
+        export(predictor, folder)
+    assert not capfd.readouterr().err
+    assert not [path for path in small_disk.folder.iterdir() if "export" in path.name]
     small_disk.clear()
-    ge.export_huggingface(predictor, small_disk.folder / "export", heads=False)
+    export(predictor, folder)
+    assert (folder / digests.NAME).exists()
 
 
 def test_prepared_folders(small_disk):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -254,6 +255,22 @@ def test_a_run_resumes_only_with_its_checkpoint(predictor, task, tmp_path, monke
         with pytest.raises(InputError, match=r"left by another command \(checkpoint: "):
             bulk.predict_file(changed, changed.task(task.name), source, output)
     assert bulk.predict_file(predictor, task, source, output) == len(TEXTS)
+
+
+def test_the_input_may_be_named_in_another_way(predictor, task, tmp_path, monkeypatch):
+    write(tmp_path, "a.csv")
+    output = tmp_path / "o.jsonl"
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(predictor, patch, 2)
+        with pytest.raises(Interruption):
+            bulk.predict_file(predictor, task, pathlib.Path("a.csv"), output)
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", "a.csv")
+    monkeypatch.chdir("other")
+    with pytest.raises(InputError, match=r"left by another command \(input: .*/other/a.csv'\)"):
+        bulk.predict_file(predictor, task, pathlib.Path("a.csv"), output)
+    assert bulk.predict_file(predictor, task, pathlib.Path("../a.csv"), output) == len(TEXTS)
 
 
 @pytest.mark.parametrize("damage", ["no state", "no bytes", "no lines", "short lines"])

@@ -20,7 +20,6 @@ from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import abstract_encoder
-from gemma_encoder.training import failed_writes
 from gemma_encoder.training.accumulator import MetricsAccumulator
 from gemma_encoder.training.baselines import constants_of
 from gemma_encoder.training.build import Recipe, build
@@ -35,7 +34,7 @@ from gemma_encoder.training.state import TrainState
 from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.training.workdir import check_run, claim_workdir, exclusive_workdir
-from gemma_encoder.weights import native
+from gemma_encoder.weights import failed_writes, native
 from gemma_encoder.whole_files import write_whole
 
 SELECTION = "the selection of held-out records"

@@ -38,8 +38,10 @@ from gemma_encoder.weights.doors import (
     explained,
     opened,
 )
+from gemma_encoder.weights.failed_writes import reported_once
 from gemma_encoder.weights.new_folders import check_is_new, new_folder
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Tensor
+from gemma_encoder.whole_files import write_whole
 
 CONFIG_FILE = "transformer.json"  # written by `save`, so that unpublished sizes load too
 TOKENIZER_FILE = "tokenizer.model"
@@ -316,11 +318,15 @@ def save(
             _fuse_query_key_value(tree[f"layer_{layer}"]["attn"])
     with new_folder(path) as unfinished:
         problem = f"{path} cannot be written"
-        with in_one_line(problem), ocp.StandardCheckpointer() as checkpointer:
+        with (
+            in_one_line(problem, "free space there, or name another folder"),
+            reported_once(),
+            ocp.StandardCheckpointer() as checkpointer,
+        ):
             checkpointer.save(unfinished, tree, force=True)  # replaces the folder, which is empty
-        (unfinished / CONFIG_FILE).write_bytes(to_json(config.to_dict(), indent=1).encode())
+        write_whole(unfinished / CONFIG_FILE, to_json(config.to_dict(), indent=1))
         if tokenizer is not None:
-            (unfinished / TOKENIZER_FILE).write_bytes(tokenizer)
+            write_whole(unfinished / TOKENIZER_FILE, tokenizer)
 
 
 def _fuse_query_key_value(attention: dict) -> None:

@@ -1,0 +1,46 @@
+"""Hides what libraries print about a failed write of a checkpoint, beside raising the error."""
+
+import contextlib
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def reported_once() -> Iterator[None]:
+    """Leaves the report of a failed write to the one line of the error that is raised.
+
+    Orbax logs the error in each of its threads with a traceback. Each other write of TensorStore
+    that ends after the first has failed, even after this context, is an error that cannot be
+    raised, whose traceback Python prints. All are shown where --verbosity is at least 0.
+    """
+    logger = logging.getLogger("absl")
+    former = sys.unraisablehook
+    if not (isinstance(former, functools.partial) and former.func is _print_others):
+        sys.unraisablehook = functools.partial(_print_others, former)
+    logger.addFilter(_is_new)
+    try:
+        yield
+        sys.unraisablehook = former  # not after an error: other writes may still be under way
+    finally:
+        logger.removeFilter(_is_new)
+
+
+def _print_others(print_exception: Callable[[Any], object], unraisable: Any) -> None:
+    """Prints an error that could not be raised, unless it is that of a write that ended late.
+
+    Args:
+        print_exception: the hook of others.
+        unraisable: see `sys.unraisablehook`.
+    """
+    is_late = str(unraisable.exc_value) == "Event loop is closed"
+    if not is_late or logging.getLogger("absl").isEnabledFor(logging.INFO):
+        print_exception(unraisable)
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    """Returns False for an error that Orbax logs and raises."""
+    is_repeated = "/orbax/checkpoint/" in record.pathname and record.exc_info
+    return not is_repeated or logging.getLogger("absl").isEnabledFor(logging.INFO)
