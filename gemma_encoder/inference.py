@@ -24,6 +24,7 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.inputs.text_inputs import as_list, index_of, named_fields, with_field_names
+from gemma_encoder.inputs.untrusted import printable
 from gemma_encoder.model import sharding
 from gemma_encoder.text_encoder import MAX_ROWS, TextEncoder
 from gemma_encoder.weights import backbone, card, export, native
@@ -89,9 +90,10 @@ class Predictor:
     def __repr__(self) -> str:
         encoder = self.spec.encoder
         tasks = ", ".join(self.tasks) or "no task"
-        return (
+        return printable(
             f"Predictor({tasks}; {encoder.attention}, {encoder.pooling.name} pooling, "
-            f"step {self.spec.step})"
+            f"step {self.spec.step})",
+            allowed="",
         )
 
     def _repr_html_(self) -> str:

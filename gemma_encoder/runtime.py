@@ -19,7 +19,7 @@ import types
 from collections.abc import Iterator
 
 from gemma_encoder import stopping, terminal
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, reason
 from gemma_encoder.stopping import EXIT_PREEMPTED as EXIT_PREEMPTED
 
 # Environment variables by which the processes of a run find each other; set all three or none.
@@ -199,17 +199,18 @@ def _is_usable(folder: pathlib.Path) -> bool:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        os.fspath(folder).encode()  # JAX takes no other paths
         with (
             contextlib.suppress(filelock.Timeout),
             filelock.FileLock(folder / ".lockfile", timeout=1),
         ):
             _remove_truncated(folder)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         logging.getLogger(__name__).warning(
             "compiled programs cannot be stored in %s (%s), so each start compiles anew; set "
             "GEMMA_ENCODER_CACHE to another folder",
             folder,
-            error.strerror or error,
+            reason(error),
         )
         return False
     return True

@@ -71,6 +71,11 @@ def print_message(text: str) -> None:
             print(printable(text), file=sys.stderr, flush=True)
 
 
+def print_line(text: str) -> None:
+    """Prints one line on stderr: line breaks in names and texts that it quotes are escapes."""
+    print_message(printable(text, allowed="\t"))
+
+
 def flush_messages() -> None:
     """Writes what is left of the messages."""
     with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -238,10 +238,10 @@ def run_launcher(launcher: Callable[[], int]) -> int:
     try:
         return launcher()
     except InputError as error:
-        terminal.print_message(f"error: {error}")
+        terminal.print_line(f"error: {error}")
         return EXIT_BAD_INPUT
     except NotDeleted as error:
-        terminal.print_message(f"error: {error}")
+        terminal.print_line(f"error: {error}")
         return EXIT_FAILED
     except command.Interrupted as interrupted:
         say(f"stopped by {interrupted}")
@@ -256,7 +256,7 @@ def say(text: str) -> None:
 def pack(job: Job) -> None:
     """Archives the committed code; raises InputError if git fails."""
     if (packed := command.run_command(job.archive())).code:
-        raise InputError(f"git archive failed: {packed.errors.strip()}")
+        raise InputError(f"git archive failed: {' '.join(packed.errors.split())}")
 
 
 def explain(job: Job, step: str) -> None:

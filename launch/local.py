@@ -208,4 +208,4 @@ class LocalJob:
 def _print_lines(index: int, stream: IO[bytes]) -> None:
     for line in stream:
         text = line.decode(errors="replace").rstrip("\n")
-        terminal.print_message(f"[{index}] {text}")
+        terminal.print_line(f"[{index}] {text}")

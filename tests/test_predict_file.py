@@ -54,6 +54,14 @@ def test_every_format_is_read_and_written(predictor, task, tmp_path, source, tar
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source, target])
 
 
+@pytest.mark.parametrize("target", ["o.jsonl", "o.csv", "o.parquet"])
+def test_names_of_outputs_need_not_be_utf_8(predictor, task, tmp_path, target):
+    source = write(tmp_path, "a.parquet").rename(tmp_path / "\udcff.parquet")
+    output = tmp_path / f"\udcff\n{target}"
+    bulk.predict_file(predictor, task, source, output)
+    assert len(read(output.rename(tmp_path / target))) == len(TEXTS)
+
+
 def test_columns_of_a_pair_may_have_other_names(predictor, tmp_path):
     (tmp_path / "p.csv").write_text("a,b,note\none .,two .,x\nthree .,four .,y\n")
     task = predictor.task("toy_similarity")

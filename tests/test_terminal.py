@@ -81,6 +81,21 @@ def test_every_way_out_is_printable(write, attack, capsys, monkeypatch):
     assert is_harmless(captured.out) and is_harmless(captured.err), ascii(captured)
 
 
+@pytest.mark.parametrize(
+    "write", [activity.print_line, lambda text: commandline.run_program(lambda: _refuse(text))]
+)
+def test_line_breaks_in_names_start_no_line(write, capsys):
+    write("file 'a\nerror: another'.csv\r\nis absent")
+    line = "file 'a\\nerror: another'.csv\\r\\nis absent\n"
+    assert capsys.readouterr().err.removeprefix("error: ") == line
+
+
+def test_the_error_of_a_file_names_it_on_one_line(capsys):
+    assert commandline.run_program(lambda: pathlib.Path("/absent\n\udcff").read_text()) == 2
+    expected = "error: /absent\\n\\udcff: No such file or directory\n"
+    assert capsys.readouterr().err == expected
+
+
 def _record(text: str) -> logging.LogRecord:
     return logging.LogRecord("x", logging.WARNING, "f.py", 1, "%s", (text,), None)
 

@@ -101,11 +101,15 @@ def outcome(code: int, errors: str, signum: int, usual: int) -> str:
 
 
 def leftovers(folder: pathlib.Path) -> list[str]:
-    """Returns the temporary files in a folder."""
+    """Returns the temporary files in a folder.
+
+    The file of a lock is none: where a process ends at once it stays, as after `kill -9`, but the
+    lock itself does not.
+    """
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.parent.name == "tmp" or path.name.endswith((".tmp", ".lock"))
+        if path.parent.name == "tmp" or path.name.endswith(".tmp")
     )
 
 

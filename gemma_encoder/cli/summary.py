@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,10 +58,11 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
     except OSError as error:  # the run itself is complete
         lines.append(f"{texts} cannot be written: {reason(error)}")
         return "\n".join(lines)
+    arguments = ["predict", f"--workdir={folder}", f"--task={task}", f"--input={texts}"]
     lines += [
         "",
         "next, score texts; replace the file with one of your own:",
-        f"  {_program()} predict --workdir={folder} --task={task} --input={texts}",
+        f"  {_program()} {shlex.join(arguments)}",
     ]
     return "\n".join(lines)
 

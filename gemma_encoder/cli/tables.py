@@ -6,6 +6,7 @@ Plots are written to a folder beside the report: RESULTS.md uses RESULTS_plots/a
 """
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from gemma_encoder import runtime, terminal
@@ -38,7 +39,7 @@ def _main(argv: Sequence[str]) -> int:
     from gemma_encoder.experiments.studies.tables import studies_report
 
     output = arguments.output
-    command = f"gemma-encoder tables {arguments.results} --output={output}"
+    command = shlex.join(["gemma-encoder", "tables", f"{arguments.results}", f"--output={output}"])
     with in_one_line(f"--output={output} cannot be written", errors=OSError):  # of a plot
         text = studies_report(results.read_results(arguments.results), output, command)
     commandline.write_output(output, text)

@@ -289,7 +289,8 @@ def release(arrays: Iterable[np.ndarray]) -> None:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    # Names of files may hold bytes that are not UTF-8.
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _remove_abandoned() -> None:

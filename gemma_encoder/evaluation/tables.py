@@ -117,7 +117,8 @@ def write_parquet(path: pathlib.Path, read: Tables) -> None:
     for columns in read():
         types.add(columns)
     types.check()
-    with pyarrow.parquet.ParquetWriter(path, types.schema) as writer:
+    # Opened by Python, as the path may be one that is not UTF-8.
+    with path.open("wb") as file, pyarrow.parquet.ParquetWriter(file, types.schema) as writer:
         for columns in read():
             for name, values in columns.items():
                 try:

@@ -1,10 +1,11 @@
 """Texts, paths and files that strangers may have written."""
 
 import errno
+import html
 import os
 import pathlib
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gemma_encoder.inputs.errors import InputError
 
@@ -36,6 +37,11 @@ def json_printable(line: str) -> str:
     in its strings, where they may be written as escapes.
     """
     return CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+
+
+def html_text(value: Any) -> str:
+    """Returns a value as text of HTML, in an element or in a quoted attribute."""
+    return html.escape(printable(str(value)))
 
 
 def _escape(character: str) -> str:

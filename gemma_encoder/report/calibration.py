@@ -9,8 +9,9 @@ from gemma_encoder.evaluation import calibration
 from gemma_encoder.evaluation.prediction_files import FOLDER, prediction_file
 from gemma_encoder.inputs.kind import Label
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.untrusted import html_text
 from gemma_encoder.report import plots
-from gemma_encoder.report.markup import escape, html_table, titled
+from gemma_encoder.report.markup import html_table, titled
 from gemma_encoder.report.predictions import task_splits
 from gemma_encoder.report.runs import RunFiles, read_jsonl, read_probabilities
 
@@ -45,12 +46,12 @@ def calibration_section(run: RunFiles, several: bool) -> str:
         if not lines or any(task.is_unlabeled(label) for label in labels):
             continue
         outputs = read_probabilities(lines)
-        parts.append(f"<h3>{escape(titled(run, several, task.name, split))}</h3>")
+        parts.append(f"<h3>{html_text(titled(run, several, task.name, split))}</h3>")
         parts.append(_measures(task, split, outputs, labels))
         parts.append(f'<div class="plots">{_plots(task, outputs, labels)}</div>')
     if not parts:
         return ""
-    return "".join([*parts, f'<p class="muted">{escape(NOTE)}</p>'])
+    return "".join([*parts, f'<p class="muted">{html_text(NOTE)}</p>'])
 
 
 def _measures(task: Task, split: str, outputs: np.ndarray, labels: Sequence[Label]) -> str:
@@ -64,7 +65,7 @@ def _measures(task: Task, split: str, outputs: np.ndarray, labels: Sequence[Labe
         f"{values.log_loss:.3f}",
         f"{values.area_under_risk:.3f}",
     ]
-    return html_table(COLUMNS, [row]) + f"<p>{escape(_origin(task, split))}</p>"
+    return html_table(COLUMNS, [row]) + f"<p>{html_text(_origin(task, split))}</p>"
 
 
 def _origin(task: Task, split: str) -> str:

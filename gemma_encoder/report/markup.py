@@ -1,15 +1,10 @@
-"""HTML helpers of the report: escaped text, titles and tables."""
+"""HTML helpers of the report: titles and tables."""
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
+from gemma_encoder.inputs.untrusted import html_text
 from gemma_encoder.report.runs import RunFiles
-
-
-def escape(value: Any) -> str:
-    """Returns a value as escaped HTML text."""
-    return html.escape(str(value))
 
 
 def titled(run: RunFiles, several: bool, task: str, split: str) -> str:
@@ -30,7 +25,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool =
         any(_is_numeric(row[index], name, plain) for row in rows) for index, name in enumerate(head)
     ]
     names = "".join(
-        f'<th class="number">{html.escape(name)}</th>' if right else f"<th>{html.escape(name)}</th>"
+        f'<th class="number">{html_text(name)}</th>' if right else f"<th>{html_text(name)}</th>"
         for name, right in zip(head, numeric, strict=True)
     )
     lines = []
@@ -41,7 +36,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[Any]], plain: bool =
 
 
 def _cell(value: Any, column: str, plain: bool) -> str:
-    content = html.escape(str(value))
+    content = html_text(value)
     if column == "text":
         return f'<td class="text">{content}</td>'
     if _is_numeric(value, column, plain):

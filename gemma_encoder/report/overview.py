@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.untrusted import html_text
 from gemma_encoder.report import plots
-from gemma_encoder.report.markup import escape, html_table
+from gemma_encoder.report.markup import html_table
 from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.weights.card import COUNTS
 
@@ -27,13 +28,13 @@ def runs_section(runs: Sequence[RunFiles]) -> str:
     for run in runs:
         steps = max(line["step"] for line in run.lines)
         if run.command:
-            command = f"<pre>{escape(run.command)}</pre>"
+            command = f"<pre>{html_text(run.command)}</pre>"
         else:
             command = '<p class="muted">The command was not recorded.</p>'
-        config = escape(to_json(run.config, indent=1))
+        config = html_text(to_json(run.config, indent=1))
         parts += [
-            f"<h3>{escape(run.name)}</h3>",
-            f"<p>{steps} steps. {escape(run.workdir)}</p>",
+            f"<h3>{html_text(run.name)}</h3>",
+            f"<p>{steps} steps. {html_text(run.workdir)}</p>",
             command,
             f"<details><summary>config</summary><pre>{config}</pre></details>",
         ]

@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Callable, Sequence
 
+from gemma_encoder.inputs.untrusted import html_text
 from gemma_encoder.report import calibration, comparison, overview, predictions
-from gemma_encoder.report.markup import escape
 from gemma_encoder.report.runs import RunFiles, unique_names
 from gemma_encoder.report.scoring import score
 
@@ -55,7 +55,7 @@ def render_report(workdirs: Sequence[pathlib.Path]) -> str:
         RunFiles.load(pathlib.Path(workdir), name)
         for workdir, name in zip(workdirs, names, strict=True)
     ]
-    title = escape(f"Report on {', '.join(names)}")
+    title = html_text(f"Report on {', '.join(names)}")
     body = "".join(
         f"<section><h2>{name}</h2>{content}</section>"
         for name, content in _sections(runs).items()

@@ -3,11 +3,11 @@
 The colors can be distinguished by color-blind readers.
 """
 
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 from gemma_encoder.evaluation.calibration import Bin
+from gemma_encoder.inputs.untrusted import html_text
 
 # The palette of Okabe and Ito without black, since the page may be dark.
 COLORS = (
@@ -100,8 +100,8 @@ def _axis_labels(x_label: str, y_label: str) -> list[str]:
     middle = f"{(_TOP + _HEIGHT - _BOTTOM) / 2:.0f}"
     rotation = f' transform="rotate(-90 12 {middle})"'
     return [
-        _text(_MIDDLE_X, _HEIGHT - 6, "tick middle", html.escape(x_label)),
-        _text(12, middle, "tick middle", html.escape(y_label), rotation),
+        _text(_MIDDLE_X, _HEIGHT - 6, "tick middle", html_text(x_label)),
+        _text(12, middle, "tick middle", html_text(y_label), rotation),
     ]
 
 
@@ -191,7 +191,7 @@ def legend(colors: Mapping[str, int]) -> str:
         stroke = _stroke(index % len(COLORS))
         line = f'<line x1="0" x2="34" y1="5" y2="5" stroke-width="2.4" {stroke}/>'
         sample = f'<svg width="34" height="10" aria-hidden="true">{line}</svg>'
-        parts.append(f'<span class="key">{sample} {html.escape(name)}</span>')
+        parts.append(f'<span class="key">{sample} {html_text(name)}</span>')
     return f'<p class="legend">{"".join(parts)}</p>'
 
 
@@ -217,7 +217,7 @@ def difference_plot(title: str, values: Sequence[float], label: str) -> str:
             f'<rect x="{left:.2f}" y="{top:.1f}" width="{width:.2f}" height="{height:.1f}" '
             f'fill="{color}"/>'
         )
-    parts.append(_text(_MIDDLE_X, _HEIGHT - 12, "tick middle", html.escape(label)))
+    parts.append(_text(_MIDDLE_X, _HEIGHT - 12, "tick middle", html_text(label)))
     return _figure(parts, _WIDTH, _HEIGHT, title)
 
 
@@ -226,7 +226,7 @@ def _text(x: int | str, y: int | str, css_class: str, content: str, attributes: 
 
 
 def _title(title: str) -> str:
-    return _text(_LEFT, 16, "title", html.escape(title))
+    return _text(_LEFT, 16, "title", html_text(title))
 
 
 def _grid_line(y: float, label: str) -> list[str]:
@@ -244,7 +244,7 @@ def _stroke(index: int) -> str:
 
 
 def _figure(parts: Sequence[str], width: int, height: int, title: str) -> str:
-    label = html.escape(title, quote=True)
+    label = html_text(title)
     return (
         f'<svg viewBox="0 0 {width} {height}" class="plot" role="img" aria-label="{label}">'
         f"{''.join(parts)}</svg>"

@@ -11,8 +11,9 @@ from gemma_encoder.evaluation import class_scores, ranking
 from gemma_encoder.evaluation.details import details_file
 from gemma_encoder.evaluation.prediction_files import FOLDER, mistake_file, prediction_file
 from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.untrusted import html_text
 from gemma_encoder.report import plots
-from gemma_encoder.report.markup import escape, html_table, titled
+from gemma_encoder.report.markup import html_table, titled
 from gemma_encoder.report.runs import RunFiles, read_jsonl, read_trec_qrels, read_trec_run
 from gemma_encoder.weights.card import COUNTS
 
@@ -33,7 +34,7 @@ def confusion_section(run: RunFiles, several: bool) -> str:
         lines = read_jsonl(path)
         labeled = [line for line in lines if not task.is_unlabeled(line["label"])]
         if labeled:
-            parts.append(f"<h3>{escape(titled(run, several, task.name, split))}</h3>")
+            parts.append(f"<h3>{html_text(titled(run, several, task.name, split))}</h3>")
             many = len(task.classes) > class_scores.SHOWN
             parts.append((_confusion_list if many else _confusion_table)(task, labeled))
     return "".join(parts)
@@ -49,10 +50,10 @@ def classes_section(run: RunFiles, several: bool) -> str:
                 continue
             shown = class_scores.selected_classes(scores)
             table = html_table(class_scores.COLUMNS, class_scores.format_scores(shown))
-            parts.append(f"<h3>{escape(titled(run, several, task, full_split))}</h3>{table}")
+            parts.append(f"<h3>{html_text(titled(run, several, task, full_split))}</h3>{table}")
             if note := class_scores.others_note(len(scores)):
                 file = details_file(run.workdir / FOLDER, task, full_split).name
-                parts.append(f'<p class="muted">{note} in predictions/{escape(file)}.</p>')
+                parts.append(f'<p class="muted">{note} in predictions/{html_text(file)}.</p>')
     return "".join(parts)
 
 
@@ -81,11 +82,11 @@ def _confusion_table(task: Task, lines: Sequence[Mapping[str, Any]]) -> str:
     np.add.at(matrix, (labels, predicted), 1)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     columns = ("label \\ predicted", *task.classes)
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    head = "".join(f"<th>{html_text(column)}</th>" for column in columns)
     rows = []
     for i, label in enumerate(task.classes):
         cells = [_confusion_cell(matrix[i, j], shares[i, j]) for j in range(len(task.classes))]
-        rows.append(f"<tr><th>{escape(label)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th>{html_text(label)}</th>{''.join(cells)}</tr>")
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
@@ -101,7 +102,7 @@ def mistakes_section(run: RunFiles, several: bool) -> str:
         measure = task.kind.mistake_measure
         if not measure:
             continue
-        parts.append(f"<h3>{escape(titled(run, several, task.name, split))}</h3>")
+        parts.append(f"<h3>{html_text(titled(run, several, task.name, split))}</h3>")
         path = pathlib.Path(mistake_file(run.workdir / FOLDER, task.name, split))
         if not path.exists():
             parts.append(
@@ -130,7 +131,7 @@ def first_stage_section(run: RunFiles, several: bool) -> str:
                 metric = next((metric for metric in line if metric not in COUNTS), None)
                 if metric is None:  # no query is judged
                     continue
-                parts.append(f"<h3>{escape(titled(run, several, name, full_split))}</h3>")
+                parts.append(f"<h3>{html_text(titled(run, several, name, full_split))}</h3>")
                 parts.append(_first_stage_changes(folder, stem, metric))
     return "".join(parts)
 
@@ -162,7 +163,7 @@ def _first_stage_changes(folder: pathlib.Path, stem: str, metric: str) -> str:
         for query in _extremes(change)
     ]
     return (
-        f"<p>{escape(means)}. "
+        f"<p>{html_text(means)}. "
         f"{won} queries won, {len(change) - won - lost} tied, {lost} lost.</p>"
         f'<div class="plots">{plot}</div>'
         + html_table(["query", "text", "first stage", "this run", "change"], rows)

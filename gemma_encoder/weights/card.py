@@ -1,6 +1,5 @@
 """Model cards: an encoder's config, origin and metrics, as HTML for notebooks and as a README."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from gemma_encoder.evaluation.details import format_bounds, format_metric
 from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.inputs.errors import in_one_line
 from gemma_encoder.inputs.json_text import to_json
+from gemma_encoder.inputs.untrusted import html_text
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.weights import markdown_text
 from gemma_encoder.weights.backbone import size_name
@@ -173,8 +173,8 @@ def _to_html(spec: InferenceSpec) -> str:
     ]
     for title, rows in class_tables(spec):
         table = _html_table(class_scores.COLUMNS, rows)
-        parts.append(f"<details><summary>{html.escape(title)}</summary>{table}</details>")
-    command = html.escape(spec.record.get("command", ""))
+        parts.append(f"<details><summary>{html_text(title)}</summary>{table}</details>")
+    command = html_text(spec.record.get("command", ""))
     if command:
         parts.append(f"<details><summary>command</summary><code>{command}</code></details>")
     return "".join([*parts, "</div>"])
@@ -190,7 +190,7 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _html_row(tag: str, values: Sequence[str]) -> str:
     style = "text-align:left;padding:2px 12px 2px 0;vertical-align:top"
-    cells = [f'<{tag} style="{style}">{html.escape(str(value))}</{tag}>' for value in values]
+    cells = [f'<{tag} style="{style}">{html_text(value)}</{tag}>' for value in values]
     return f"<tr>{''.join(cells)}</tr>"
 
 

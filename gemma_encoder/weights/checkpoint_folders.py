@@ -35,6 +35,14 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
+def check_path(path: epath.Path) -> None:
+    """Raises InputError for a path that Orbax cannot open."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{path} is no path in UTF-8, as checkpoints need; rename it") from None
+
+
 def checkpoint_steps(workdir: epath.PathLike) -> list[int]:
     """Returns the steps of a workdir's complete checkpoints, in ascending order.
 
@@ -149,6 +157,8 @@ def reading(
     Raises:
         InputError: the checkpoint is damaged, or of another model or version.
     """
+    if large != "check":  # parameters, which Orbax reads
+        check_path(checkpoint)
     if large != "share":
         share = (0, 1 if large == "check" else 0)
         with _errors_in_one_line(checkpoint), digests.verified(checkpoint, parts, share):

@@ -1,6 +1,7 @@
 """The final summary: metrics beside chance, and a table of the classes."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -70,6 +71,16 @@ def test_errors_are_marked_and_beside_the_mean(tmp_path):
     ]
     assert len({len(row) for row in rows}) == 1
     assert not any("precision" in line for line in lines)
+
+
+def test_the_next_command_can_be_pasted(tmp_path):
+    folder = tmp_path / "a run's"
+    folder.mkdir()
+    mood = Task("mood", "classification", Template("{x}"), classes=("sad", "glad"))
+    *_, line = printed(folder, mood, np.eye(2), [0, 1])
+    arguments = ["predict", f"--workdir={folder}", "--task=mood"]
+    assert shlex.split(line)[-4:-1] == arguments
+    assert shlex.split(line)[-1] == f"--input={folder}/predictions/mood.examples.jsonl"
 
 
 @pytest.mark.parametrize("first_stage", [True, False])

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.untrusted import inside, printable, read_bounded
+from gemma_encoder.inputs.untrusted import html_text, inside, printable, read_bounded
 
 
 def test_control_characters_are_shown_as_escapes():
@@ -49,3 +49,8 @@ def test_files_without_an_end_are_not_read(tmp_path, kind, monkeypatch):
     path.unlink()
     path.write_bytes(bytes(1 << 20))
     assert read_bounded(path) == bytes(1 << 20)
+
+
+def test_texts_of_html_are_no_markup():
+    text = html_text("<b title='x'>\x1b[2J\u202e & \"é\"\n")
+    assert text == "&lt;b title=&#x27;x&#x27;&gt;\\x1b[2J\\u202e &amp; &quot;é&quot;\n"

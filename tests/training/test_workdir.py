@@ -9,7 +9,18 @@ from gemma_encoder.training import loop
 from gemma_encoder.training.build import build
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.trainer import Trainer
-from gemma_encoder.training.workdir import claim_workdir, config_differences
+from gemma_encoder.training.workdir import claim_workdir, config_differences, exclusive_workdir
+from gemma_encoder.weights import native
+
+
+def test_a_path_that_orbax_cannot_open_is_refused(tmp_path):
+    workdir = tmp_path / "w\udcff"
+    message = r"w.* is no path in UTF-8, as checkpoints need; rename it"
+    with pytest.raises(InputError, match=message), exclusive_workdir(workdir, ""):
+        raise AssertionError("unreachable")
+    assert not workdir.exists()
+    with pytest.raises(InputError, match=message), native.reading(workdir, large="share"):
+        raise AssertionError("unreachable")
 
 
 def test_differences_skip_fields_that_may_change():

@@ -326,7 +326,8 @@ def _parquet_file(path: pathlib.Path) -> Any:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        # Opened by Python, as the path may be one that is not UTF-8.
+        file = pyarrow.parquet.ParquetFile(path.open("rb"))
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
     names = file.schema_arrow.names

@@ -48,6 +48,23 @@ def parts(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_names_of_files_need_not_be_utf_8(tmp_path, suffix):
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    content = {
+        "csv": "text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in ROWS),
+        "jsonl": jsonl(ROWS),
+        "parquet": pa.BufferOutputStream(),
+    }[suffix]
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pa.table(columns), content)
+    else:
+        content = content.encode()
+    path = tmp_path / f"\udcff 日\n.{suffix}"
+    path.write_bytes(content if isinstance(content, bytes) else content.getvalue().to_pybytes())
+    assert own(str(path)).size("train") == 27
+
+
 def test_a_pattern_and_a_list_read_like_one_file(parts):
     (parts / "whole.jsonl").write_text(jsonl(ROWS))
     whole = contents(own(str(parts / "whole.jsonl")))
