@@ -95,7 +95,8 @@ def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
     """Writes a folder atomically: the context fills a temporary one, which is renamed to `path`.
 
     If the context fails, the temporary folder is removed, with what libraries leave beside it; that
-    of a killed process is replaced.
+    of a killed process is replaced. An empty folder that cannot be replaced, since it is a mount
+    point or the folder around it cannot be written, gets the files at the end instead.
 
     Args:
         path: a local folder that does not exist or is empty.
@@ -108,17 +109,22 @@ def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
         InputError: another process writes the folder.
     """
     path = pathlib.Path(path)
-    around = path.with_name(f".{path.name}.tmp")
+    stays = path.is_dir() and (os.path.ismount(path) or not os.access(path.parent, os.W_OK))
+    around = path / ".tmp" if stays else path.with_name(f".{path.name}.tmp")
     temporary = around / path.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with claim(path.with_name(f".{path.name}.lock"), str(path), advice):
+    with claim(around.with_suffix(".lock"), str(path), advice):
         shutil.rmtree(around, ignore_errors=True)
         around.mkdir()
         try:
             temporary.mkdir()
             yield temporary
             sync_tree(temporary)
-            os.replace(temporary, path)  # an empty folder at `path` is replaced
+            if stays:
+                for file in temporary.iterdir():
+                    os.replace(file, path / file.name)
+            else:
+                os.replace(temporary, path)  # an empty folder at `path` is replaced
         finally:
             shutil.rmtree(around, ignore_errors=True)
     _sync_folder(path.parent)

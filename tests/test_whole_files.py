@@ -213,3 +213,20 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
         write_whole(tmp_path / "it", "text")
     assert (tmp_path / "it").read_text() == "text"
     assert "without locks" in caplog.text
+
+
+def test_an_empty_folder_that_must_stay_is_filled(tmp_path, monkeypatch):
+    """A volume that is mounted, or a folder that somebody else has made for this user."""
+    path = tmp_path / "volume"
+    path.mkdir()
+    inode = path.stat().st_ino
+    monkeypatch.setattr(os.path, "ismount", lambda folder: folder == path)
+    with pytest.raises(ZeroDivisionError), whole_folder(path, "wait") as folder:
+        (folder / "file").write_text("half")
+        raise ZeroDivisionError
+    assert os.listdir(path) == []
+    with whole_folder(path, "wait") as folder:
+        (folder / "file").write_text("whole")
+        (folder / "sub").mkdir()
+    assert sorted(os.listdir(path)) == ["file", "sub"] and path.stat().st_ino == inode
+    assert os.listdir(tmp_path) == ["volume"]
