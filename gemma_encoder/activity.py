@@ -33,7 +33,7 @@ class _Activity(NamedTuple):
         return self.text if isinstance(self.text, str) else self.text()
 
 
-def print_activity(text: str) -> None:
+def print_line(text: str) -> None:
     """Prints a line on stderr; nothing for an empty text."""
     if text:
         terminal.print_line(text)
@@ -74,7 +74,7 @@ class Reporter:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self.show: Callable[[str], None] = print_activity
+        self.show: Callable[[str], None] = print_line
         self.is_quiet = os.environ.get(PROCESS_ID, "0") != "0"
         self.announces = False
         self._clock = clock
@@ -99,7 +99,7 @@ class Reporter:
         finally:
             with self._lock:
                 self._activities.remove(activity)
-                if self.show is not print_activity:
+                if self.show is not print_line:
                     self._write(str(self._activities[-1]) if self._activities else "")
 
     def beat(self) -> None:

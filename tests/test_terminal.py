@@ -57,7 +57,7 @@ def test_lines_of_json_stay_equal(text):
         terminal.print_result,
         terminal.print_note,
         terminal.print_message,
-        activity.print_activity,
+        activity.print_line,
         lambda text: commandline.run_program(lambda: _refuse(text)),
         lambda text: commandline.ArgumentParser(prog="x").exit(message=text),
         lambda text: cli.main([text]),
@@ -82,7 +82,7 @@ def test_every_way_out_is_printable(write, attack, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "write", [activity.print_activity, lambda text: commandline.run_program(lambda: _refuse(text))]
+    "write", [activity.print_line, lambda text: commandline.run_program(lambda: _refuse(text))]
 )
 def test_line_breaks_in_names_start_no_line(write, capsys):
     write("file 'a\nerror: another'.csv\r\nis absent")

@@ -222,7 +222,7 @@ class Progress:
             self._bar.close()
         if reporter := activity.current():
             reporter.announces = False
-            reporter.show = activity.print_activity
+            reporter.show = activity.print_line
 
 
 def _duration(seconds: float) -> str:

@@ -157,4 +157,4 @@ def test_the_bar_names_activities(monkeypatch, capsys):
                 assert bar.desc == "compiling the training step …"
             assert bar.desc == "training"
         progress.close()
-        assert reporter.show is activity.print_activity
+        assert reporter.show is activity.print_line
