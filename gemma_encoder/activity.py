@@ -36,7 +36,7 @@ class _Activity(NamedTuple):
 def print_line(text: str) -> None:
     """Prints a line on stderr; nothing for an empty text."""
     if text:
-        terminal.print_line(text)
+        terminal.print_one_line(text)
 
 
 def shows_bars() -> bool:

@@ -58,7 +58,7 @@ class PartialOutput:
                     f"{self._file.state_path.name}, or name another --output"
                 )
             self.abstentions = progress["abstentions"]
-            terminal.print_line(f"resuming after {self._num_texts} texts of {path}")
+            terminal.print_one_line(f"resuming after {self._num_texts} texts of {path}")
         self._file.begin()
         return self._num_texts
 

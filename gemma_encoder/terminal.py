@@ -71,7 +71,7 @@ def print_message(text: str) -> None:
             print(printable(text), file=sys.stderr, flush=True)
 
 
-def print_line(text: str) -> None:
+def print_one_line(text: str) -> None:
     """Prints one line on stderr: line breaks in names and texts that it quotes are escapes."""
     print_message(printable(text, allowed="\t"))
 

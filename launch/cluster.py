@@ -238,10 +238,10 @@ def run_launcher(launcher: Callable[[], int]) -> int:
     try:
         return launcher()
     except InputError as error:
-        terminal.print_line(f"error: {error}")
+        terminal.print_one_line(f"error: {error}")
         return EXIT_BAD_INPUT
     except NotDeleted as error:
-        terminal.print_line(f"error: {error}")
+        terminal.print_one_line(f"error: {error}")
         return EXIT_FAILED
     except command.Interrupted as interrupted:
         say(f"stopped by {interrupted}")

@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         terminal.print_message(
             f"launch local: exit code {code}; restarting, {restarts_left - 1} restarts left"
         )
-    if job.received and code == -signal.SIGTERM:  # it came before Python handled signals
+    # It came before Python handled signals, or a second one came.
+    if job.received and code in (-signal.SIGTERM, -signal.SIGKILL):
         terminal.print_message(stopping.LINES[job.received])
         return stopping.CODES[job.received]
     return 128 - code if code < 0 else code  # the way shells report a signal
@@ -208,4 +209,4 @@ class LocalJob:
 def _print_lines(index: int, stream: IO[bytes]) -> None:
     for line in stream:
         text = line.decode(errors="replace").rstrip("\n")
-        terminal.print_line(f"[{index}] {text}")
+        terminal.print_one_line(f"[{index}] {text}")

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         terminal.print_message(usage())
         return 2
     if command not in COMMANDS:
-        terminal.print_line(f"error: {unknown('command', command, COMMANDS)}")
+        terminal.print_one_line(f"error: {unknown('command', command, COMMANDS)}")
         return 2
     if argv is None and command in LONG and not set(HELP) & set(arguments):
         runtime.use_huge_pages()
@@ -62,7 +62,7 @@ def _show(text: str) -> int:
     try:
         terminal.print_result(text)
     except InputError as error:
-        terminal.print_line(f"error: {error}")
+        terminal.print_one_line(f"error: {error}")
         return 2
     except BrokenPipeError:
         terminal.discard_results()

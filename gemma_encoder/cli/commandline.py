@@ -35,7 +35,7 @@ def run_program(program: Callable[[], int]) -> int:
         with activity.reporting():
             return _flushed(program)
     except InputError as error:
-        terminal.print_line(f"error: {error}")
+        terminal.print_one_line(f"error: {error}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         terminal.print_message(stopping.LINES[signal.SIGINT])
@@ -46,7 +46,7 @@ def run_program(program: Callable[[], int]) -> int:
     except OSError as error:  # such as a full disk
         logging.debug("the error was raised here:", exc_info=True)
         where = f"{error.filename}: " if error.filename else ""
-        terminal.print_line(f"error: {where}{reason(error)}")
+        terminal.print_one_line(f"error: {where}{reason(error)}")
         return EXIT_BAD_INPUT
 
 

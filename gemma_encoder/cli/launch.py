@@ -34,6 +34,6 @@ def _main(argv: Sequence[str]) -> int:
         terminal.print_result(inspect.cleandoc(__doc__))
         return 0
     if launcher not in LAUNCHERS:
-        terminal.print_line(f"error: {unknown('launcher', launcher, LAUNCHERS)}")
+        terminal.print_one_line(f"error: {unknown('launcher', launcher, LAUNCHERS)}")
         return commandline.EXIT_BAD_INPUT
     return importlib.import_module(f"gemma_encoder.launch.{launcher}").main(arguments)

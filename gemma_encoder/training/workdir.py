@@ -35,7 +35,7 @@ def exclusive_workdir(workdir: epath.PathLike, advice: str) -> Iterator[epath.Pa
         InputError: another process uses the workdir, or it cannot be written.
     """
     workdir = native.absolute(workdir)
-    native.check_path(workdir)
+    native.check_encoding(workdir)
     with contextlib.ExitStack() as stack:
         if distributed.is_main_process():
             with _writing(workdir):

@@ -35,7 +35,7 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
 
 
-def check_path(path: epath.Path) -> None:
+def check_encoding(path: epath.Path) -> None:
     """Raises InputError for a path that Orbax cannot open."""
     try:
         os.fspath(path).encode()
@@ -158,7 +158,7 @@ def reading(
         InputError: the checkpoint is damaged, or of another model or version.
     """
     if large != "check":  # parameters, which Orbax reads
-        check_path(checkpoint)
+        check_encoding(checkpoint)
     if large != "share":
         share = (0, 1 if large == "check" else 0)
         with _errors_in_one_line(checkpoint), digests.verified(checkpoint, parts, share):

@@ -37,7 +37,7 @@ from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.weights import doors
 from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, find, read_description, reading
 from gemma_encoder.weights.checkpoint_folders import absolute as absolute
-from gemma_encoder.weights.checkpoint_folders import check_path as check_path
+from gemma_encoder.weights.checkpoint_folders import check_encoding as check_encoding
 from gemma_encoder.weights.checkpoint_folders import checkpoint_steps as checkpoint_steps
 from gemma_encoder.weights.tensors import Checkpoint, Tensor
 
