@@ -118,9 +118,14 @@ def test_a_job_that_is_told_to_stop_is_not_restarted(signum, code, monkeypatch, 
 
 
 @pytest.mark.parametrize(("signum", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
-def test_a_job_that_is_stopped_too_early_is_one_line(signum, code, monkeypatch, capsys):
-    """Before Python handles signals in the processes, which then die of the forwarded one."""
-    kill = f"import os, signal, time; os.kill(os.getppid(), signal.{signum}); time.sleep(60)"
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_a_job_whose_processes_are_killed_is_one_line(signum, code, is_deaf, monkeypatch, capsys):
+    """Before Python handles signals in the processes, or by a second signal."""
+    kill = f"import os, signal, time; os.kill(os.getppid(), signal.{signum})"
+    if is_deaf:
+        ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+        kill = kill.replace("time;", f"time; {ignore};") + f"; time.sleep(0.5); {kill[25:]}"
+    kill += "; time.sleep(60)"
     local_job = local.LocalJob
     monkeypatch.setattr(
         local,
