@@ -234,7 +234,7 @@ def test_a_renamed_checkpoint_is_not_resumed(micro, tmp_path, run):
         loop.train(micro(**STEPS), workdir)
 
 
-def test_a_file_where_checkpoints_should_be(tmp_path):
+def test_a_file_instead_of_all_checkpoints(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(InputError, match="checkpoints is no folder; move it away, or choose"):
         open_folder(tmp_path)
