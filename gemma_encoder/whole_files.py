@@ -126,8 +126,17 @@ def whole_folder(path: pathlib.PurePath, advice: str) -> Iterator[pathlib.Path]:
             else:
                 os.replace(temporary, path)  # an empty folder at `path` is replaced
         finally:
-            shutil.rmtree(around, ignore_errors=True)
+            _remove_tree(around)
     _sync_folder(path.parent)
+
+
+def _remove_tree(folder: pathlib.Path) -> None:
+    """Removes a folder, to which threads of a library may still be writing after its error."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def sync_tree(folder: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """One process at a time writes to a workdir or an output; the lock of a killed one is free."""
 
 import concurrent.futures
+import contextlib
 import errno
 import os
 import pathlib
@@ -8,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -201,6 +204,23 @@ def test_a_folder_that_cannot_be_flushed_does_not_appear(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="quota"), whole_folder(tmp_path / "it", "wait") as folder:
         (folder / "file").write_text("whole")
         monkeypatch.setattr(os, "fsync", fail)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_still_written_to_is_removed(tmp_path):
+    end = time.monotonic() + 0.3
+
+    def write_on(folder):
+        while time.monotonic() < end:
+            for index in range(50):
+                with contextlib.suppress(OSError):
+                    (folder / str(index)).touch()
+
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "it", "wait") as folder:
+        writer = threading.Thread(target=write_on, args=[folder])
+        writer.start()
+        raise ZeroDivisionError
+    writer.join()
     assert os.listdir(tmp_path) == []
 
 

@@ -14,16 +14,20 @@ def reported_once() -> Iterator[None]:
 
     Orbax logs the error in each of its threads with a traceback. Each other write of TensorStore
     that ends after the first has failed, even after this context, is an error that cannot be
-    raised, whose traceback Python prints. All are shown where --verbosity is at least 0.
+    raised, or is not, whose traceback Python prints. All are shown where --verbosity is at least 0.
     """
     logger = logging.getLogger("absl")
+    futures = logging.getLogger("asyncio")
     former = sys.unraisablehook
     if not (isinstance(former, functools.partial) and former.func is _print_others):
         sys.unraisablehook = functools.partial(_print_others, former)
     logger.addFilter(_is_new)
+    futures.addFilter(_is_of_others)
     try:
         yield
-        sys.unraisablehook = former  # not after an error: other writes may still be under way
+        # Not after an error: other writes may still be under way.
+        sys.unraisablehook = former
+        futures.removeFilter(_is_of_others)
     finally:
         logger.removeFilter(_is_new)
 
@@ -35,12 +39,21 @@ def _print_others(print_exception: Callable[[Any], object], unraisable: Any) -> 
         print_exception: the hook of others.
         unraisable: see `sys.unraisablehook`.
     """
-    is_late = str(unraisable.exc_value) == "Event loop is closed"
-    if not is_late or logging.getLogger("absl").isEnabledFor(logging.INFO):
+    if _shows_all() or str(unraisable.exc_value) != "Event loop is closed":
         print_exception(unraisable)
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    """Returns False for an error of a write of TensorStore that nothing waited for."""
+    error = record.exc_info[1] if record.exc_info else None
+    return _shows_all() or "[tensorstore_spec" not in str(error)
 
 
 def _is_new(record: logging.LogRecord) -> bool:
     """Returns False for an error that Orbax logs and raises."""
     is_repeated = "/orbax/checkpoint/" in record.pathname and record.exc_info
-    return not is_repeated or logging.getLogger("absl").isEnabledFor(logging.INFO)
+    return _shows_all() or not is_repeated
+
+
+def _shows_all() -> bool:
+    return logging.getLogger("absl").isEnabledFor(logging.INFO)

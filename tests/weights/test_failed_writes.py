@@ -49,7 +49,7 @@ def test_what_is_raised_as_well_is_hidden(printed, caplog, level, is_shown):
     assert len(caplog.records) == 2 + is_shown and len(printed) == 2 + is_shown
 
 
-def test_writes_that_end_after_the_error_are_hidden(printed):
+def test_writes_that_end_after_the_error_are_hidden(printed, caplog):
     hooks = []
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), reported_once():
@@ -58,3 +58,8 @@ def test_writes_that_end_after_the_error_are_hidden(printed):
     end_late()
     sys.unraisablehook(types.SimpleNamespace(exc_value=ValueError("another")))
     assert printed == ["another"] and hooks[0] is hooks[1]
+    for message in ("Error writing [tensorstore_spec='{}']", "another"):
+        future = asyncio.Future(loop=asyncio.new_event_loop())
+        future.set_exception(ValueError(message))
+        del future  # asyncio logs an error that nobody retrieved
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["another"]
