@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import orbax.checkpoint as ocp
@@ -86,6 +86,31 @@ class DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
             self._final_path = final
 
 
+class Deleter:
+    """Deletes local checkpoints for Orbax, under a temporary name: a kill leaves none in part."""
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+
+    def delete(self, step: int) -> None:
+        """Deletes the checkpoint of a step, on the main process."""
+        if jax.process_index() != 0:
+            return
+        removed = self._folder / f"{step}{checkpoint_folders.TEMPORARY}-removed"
+        shutil.rmtree(removed, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / str(step)).rename(removed)
+            shutil.rmtree(removed)
+
+    def delete_steps(self, steps: Sequence[int]) -> None:
+        """Deletes several checkpoints."""
+        for step in steps:
+            self.delete(step)
+
+    def close(self) -> None:
+        """Does nothing: no deletion is pending."""
+
+
 class Checkpoints:
     """The checkpoints of one workdir.
 
@@ -130,6 +155,8 @@ class Checkpoints:
         with in_one_line(f"{self.folder} cannot be opened"):
             self._check_before_opening()
             self._manager = ocp.CheckpointManager(self.folder, options=options)
+            if not is_remote(self.folder):
+                self._manager._checkpoint_deleter = Deleter(self.folder)
 
     def _check_before_opening(self) -> None:
         """Removes what killed saves left, and checks what Orbax reads of every checkpoint."""

@@ -1,5 +1,6 @@
 """Checkpoints have digests of all their files, whenever a save or an update is killed."""
 
+import contextlib
 import pathlib
 import shutil
 
@@ -106,6 +107,40 @@ def test_a_kill_before_the_rename_leaves_no_checkpoint(
     newest = native.checkpoint_steps(tmp_path)[-1]
     digests.check(tmp_path / "checkpoints" / str(newest))
     assert_restores(tmp_path, newest)
+
+
+@MODES
+def test_a_kill_while_deleting_leaves_nothing_in_part(tmp_path, spec, monkeypatch, in_background):
+    """A checkpoint that is best no longer is deleted after an evaluation, others after a save."""
+
+    rmtree = shutil.rmtree
+
+    def killed(path, ignore_errors=False):
+        if ignore_errors:  # of what a former deletion left
+            rmtree(path, ignore_errors=True)
+            return
+        (pathlib.Path(path) / digests.NAME).unlink()
+        raise Killed
+
+    checkpoints = open_folder(tmp_path, in_background)
+    for step in (1, 2, 3, 4):
+        checkpoints.save(state(step), spec(step), DATA, {"best": 0.5} if step == 1 else {})
+        checkpoints.wait()
+    assert native.checkpoint_steps(tmp_path) == [1, 3, 4]  # 2 was deleted after a save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(InputError):
+            checkpoints.add_evaluation(spec(4), {"best": 0.75})
+        assert native.checkpoint_steps(tmp_path) == [3, 4]
+        with contextlib.suppress(InputError, Killed):  # the deletion is after the commit
+            checkpoints.save(state(5), spec(5), DATA, {})
+            checkpoints.wait()
+        assert native.checkpoint_steps(tmp_path) == [4, 5]
+    for step in (4, 5):
+        digests.check(tmp_path / "checkpoints" / str(step))
+    open_folder(tmp_path).close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+    assert_restores(tmp_path, 5)
 
 
 @pytest.mark.parametrize("survivors", range(5))
