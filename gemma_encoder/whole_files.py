@@ -69,7 +69,7 @@ def whole_file(path: pathlib.PurePath) -> Iterator[pathlib.Path]:
         yield path
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    with _open_locked(temporary, wait=True) as file:
+    with naming(path), _open_locked(temporary, wait=True) as file:
         try:
             file.truncate(0)
             yield temporary
@@ -82,6 +82,17 @@ def whole_file(path: pathlib.PurePath) -> Iterator[pathlib.Path]:
                 temporary.unlink()
             raise
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.PurePath) -> Iterator[None]:
+    """Adds a file to errors of the system that name none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def move_whole(source: pathlib.Path, target: pathlib.Path) -> None:

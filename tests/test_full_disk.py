@@ -18,7 +18,9 @@ from gemma_encoder.data.tasks.toy import TASKS
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.predict_file import predict_file
 from gemma_encoder.training import standard_hooks
+from gemma_encoder.training.metrics_log import MetricsLog, read_metrics
 from gemma_encoder.weights import gemma, native
+from gemma_encoder.whole_files import write_whole
 from tests.prediction_files import TEXTS, write
 
 CONFIG = """
@@ -132,6 +134,20 @@ def test_outputs_of_programs(small_disk, capfd):
     assert path.read_text() == "older"
     small_disk.clear()
     assert commandline.run_program(write_it) == 0 and path.read_text() == "new" * 10_000
+
+
+def test_the_file_is_named(small_disk):
+    """The operating system does not say which file a full disk has no room for."""
+    log = MetricsLog(small_disk.folder, 0)
+    path = small_disk.folder / "parameters.txt"
+    small_disk.fill()
+    with pytest.raises(OSError, match="No space left on device: '.*disk/parameters.txt'"):
+        write_whole(path, "x" * 10_000)
+    with pytest.raises(OSError, match="No space left on device: '.*disk/(metrics|tensorboard)"):
+        for step in range(1000):
+            log.write(step, "train", {"loss": 0.0})
+    log.close()
+    assert [line["step"] for line in read_metrics(small_disk.folder)] == list(range(step))
 
 
 def export_huggingface(predictor, folder):

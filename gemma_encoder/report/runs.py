@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from gemma_encoder.data.files.lines import text_lines
 from gemma_encoder.evaluation import ranking
@@ -91,6 +92,16 @@ def _newest_checkpoint(workdir: pathlib.Path) -> tuple[dict[str, Task], str]:
     if not checkpoint_folders.checkpoint_steps(workdir):
         return {}, ""
     checkpoint = checkpoint_folders.find(workdir)
+    try:
+        return _described_in(checkpoint)
+    except InputError:
+        if checkpoint_folders.find(workdir) == checkpoint:
+            raise
+        return _newest_checkpoint(workdir)  # a run has saved another one and deleted this one
+
+
+def _described_in(checkpoint: epath.Path) -> tuple[dict[str, Task], str]:
+    """Returns the tasks by name and the command that a checkpoint describes."""
     with checkpoint_folders.reading(checkpoint, [checkpoint_folders.DESCRIPTION]):
         description = checkpoint_folders.read_description(checkpoint)
         try:

@@ -14,7 +14,7 @@ from gemma_encoder.inputs.errors import in_one_line
 from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.untrusted import printable
 from gemma_encoder.training.event_file import EventFile
-from gemma_encoder.whole_files import write_whole
+from gemma_encoder.whole_files import naming, write_whole
 
 
 class MetricsLog:
@@ -50,11 +50,12 @@ class MetricsLog:
         if task:
             line["task"] = task
         line |= values
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(to_json(line) + "\n")
         self._remember(line)
         prefix = f"{split}/{task}/" if task else f"{split}/"
-        self._writer.write(step, {prefix + name: value for name, value in values.items()})
+        with naming(self._workdir / "tensorboard"):
+            self._writer.write(step, {prefix + name: value for name, value in values.items()})
 
     def has_evaluation(self, step: int, split: str, tasks: Set[str]) -> bool:
         """Returns True if there is a line of each task; drops the lines if there are only some.

@@ -10,6 +10,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.training.config import TrainConfig
+from gemma_encoder.weights import checkpoint_folders
 
 FIRST = pathlib.Path(__file__).parents[1] / "weights" / "format_1" / "checkpoints" / "4"
 
@@ -47,4 +48,18 @@ def test_a_damaged_newest_checkpoint_is_one_line(workdir, content, has_digests):
 
 def test_a_newest_folder_without_a_file_is_skipped(workdir):
     (workdir / "checkpoints" / "99" / "inference").mkdir(parents=True)
+    assert RunFiles.load(workdir, "run").tasks
+
+
+def test_a_checkpoint_that_a_run_replaces_is_no_damage(workdir, monkeypatch):
+    read = checkpoint_folders.read_description
+    folder = workdir / "checkpoints"
+
+    def replacing(checkpoint):
+        if checkpoint.name == "8":
+            shutil.copytree(folder / "4", folder / "12")
+            shutil.rmtree(folder / "8")
+        return read(checkpoint)
+
+    monkeypatch.setattr(checkpoint_folders, "read_description", replacing)
     assert RunFiles.load(workdir, "run").tasks
