@@ -34,6 +34,23 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """Lets worker processes report on tests with names of files that are no Unicode."""
+    return _as_unicode((yield))
+
+
+def _as_unicode(value):
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_as_unicode(key): _as_unicode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_as_unicode, value))
+    return value
+
+
 hypothesis.settings.register_profile(
     "repeatable",
     derandomize=True,

@@ -13,8 +13,9 @@ def reported_once() -> Iterator[None]:
     """Leaves the report of a failed write to the one line of the error that is raised.
 
     Orbax logs the error in each of its threads with a traceback. Each other write of TensorStore
-    that ends after the first has failed, even after this context, is an error that cannot be
-    raised, or is not, whose traceback Python prints. All are shown where --verbosity is at least 0.
+    that ends after the first has failed is an error that cannot be raised, or is not, whose
+    traceback Python prints. Both may come after this context has ended with an error; they are
+    hidden from then on. All are shown where --verbosity is at least 0.
     """
     logger = logging.getLogger("absl")
     futures = logging.getLogger("asyncio")
@@ -23,13 +24,11 @@ def reported_once() -> Iterator[None]:
         sys.unraisablehook = functools.partial(_print_others, former)
     logger.addFilter(_is_new)
     futures.addFilter(_is_of_others)
-    try:
-        yield
-        # Not after an error: other writes may still be under way.
-        sys.unraisablehook = former
-        futures.removeFilter(_is_of_others)
-    finally:
-        logger.removeFilter(_is_new)
+    yield
+    # Not after an error: threads of other writes may still report theirs.
+    sys.unraisablehook = former
+    futures.removeFilter(_is_of_others)
+    logger.removeFilter(_is_new)
 
 
 def _print_others(print_exception: Callable[[Any], object], unraisable: Any) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from gemma_encoder.weights.failed_writes import reported_once
 
+ORBAX = "/site-packages/orbax/checkpoint/_src/futures/future.py"
+
 
 def log(file, error):
     """Logs an error as `absl.logging.exception` does in a file."""
@@ -28,6 +30,8 @@ def end_late():
 
 @pytest.fixture
 def printed(monkeypatch):
+    for name in ("absl", "asyncio"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
     lines = []
     monkeypatch.setattr(sys, "unraisablehook", lambda error: lines.append(str(error.exc_value)))
     return lines
@@ -36,15 +40,14 @@ def printed(monkeypatch):
 @pytest.mark.parametrize(("level", "is_shown"), [(logging.WARNING, False), (logging.INFO, True)])
 def test_what_is_raised_as_well_is_hidden(printed, caplog, level, is_shown):
     caplog.set_level(level, "absl")
-    orbax = "/site-packages/orbax/checkpoint/_src/futures/future.py"
     with reported_once():
-        log(orbax, ValueError())
+        log(ORBAX, ValueError())
         log("/gemma_encoder/x.py", ValueError())
         end_late()
         sys.unraisablehook(types.SimpleNamespace(exc_value=ValueError("another")))
     assert len(caplog.records) == 1 + is_shown
     assert printed == ["Event loop is closed"] * is_shown + ["another"]
-    log(orbax, ValueError())
+    log(ORBAX, ValueError())
     end_late()
     assert len(caplog.records) == 2 + is_shown and len(printed) == 2 + is_shown
 
@@ -56,6 +59,7 @@ def test_writes_that_end_after_the_error_are_hidden(printed, caplog):
             raise ZeroDivisionError
         hooks.append(sys.unraisablehook)
     end_late()
+    log(ORBAX, ValueError())
     sys.unraisablehook(types.SimpleNamespace(exc_value=ValueError("another")))
     assert printed == ["another"] and hooks[0] is hooks[1]
     for message in ("Error writing [tensorstore_spec='{}']", "another"):
