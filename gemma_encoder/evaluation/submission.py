@@ -30,6 +30,7 @@ from gemma_encoder.evaluation.prediction_files import (
 from gemma_encoder.inputs.errors import InputError, in_one_line, reason, shortened, unknown
 from gemma_encoder.inputs.json_text import from_json, to_json
 from gemma_encoder.inputs.task import Example, ExampleTable
+from gemma_encoder.inputs.untrusted import printable
 
 
 def make_submission(benchmark: str, workdirs: Sequence[epath.PathLike]) -> bytes:
@@ -212,7 +213,8 @@ def read_submission(content: bytes, benchmark: str) -> dict[str, dict[Any, Any]]
     faults = [f"{name} is missing" for name in files if name not in present]
     faults += [f"{name} appears twice" for name in files if listed.count(name) > 1]
     faults += [
-        f"{shortened(name)} is unexpected; expected top-level files named {', '.join(files)}"
+        f"{printable(shortened(name), '')} is unexpected; "
+        f"expected top-level files named {', '.join(files)}"
         for name in sorted(present - files.keys())[:1]
     ]
     labels = {}

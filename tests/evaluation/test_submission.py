@@ -92,6 +92,7 @@ def test_a_complete_submission_passes(benchmark, count):
             r"CoLA.tsv line 1: expected the header 'index\\tprediction', got 'id\\tlabel'",
         ),
         ("glue", {"CoLA__tsv": ""}, "CoLA.tsv line 1: expected the header"),
+        ("glue", {"a\n\x1b[31mb": ""}, r"^a\\n\\x1b\[31mb is unexpected; expected top-level"),
         (
             "glue",
             {"CoLA__tsv": "index\tprediction\n0\t1\n0\t1\n"},
