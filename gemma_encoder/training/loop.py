@@ -17,7 +17,7 @@ from gemma_encoder.evaluation.evaluator import Evaluation
 from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.batch import Batch
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, described
 from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.training.accumulator import MetricsAccumulator
@@ -330,7 +330,13 @@ def _evaluate(
         )
     advice = "wait for it, or evaluate a copy of the workdir"
     with exclusive_workdir(workdir, advice):
-        return _evaluate_stored(config, workdir, stored, calibrate)
+        try:
+            return _evaluate_stored(config, workdir, stored, calibrate)
+        except OSError as error:
+            raise InputError(
+                f"the evaluation of {workdir} failed: {described(error)}; free disk space or "
+                "restore the file, then rerun the same command"
+            ) from error
 
 
 def _evaluate_stored(

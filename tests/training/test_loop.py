@@ -228,6 +228,10 @@ def test_evaluation_needs_a_checkpoint_trained_on_the_task(micro, tmp_path):
         InputError, match="was not trained on 'toy_ranking'; it was trained on toy_sentiment"
     ):
         loop.evaluate(micro(tasks=("toy_ranking",)), tmp_path)
+    (tmp_path / "predictions").rename(tmp_path / "moved")
+    (tmp_path / "predictions").write_text("")
+    with pytest.raises(InputError, match="the evaluation of .* failed: .*predictions'; free disk"):
+        loop.evaluate(micro(tasks=("toy_sentiment",)), tmp_path)
 
 
 def test_a_workdir_may_be_a_relative_path(micro, tmp_path, monkeypatch):
