@@ -82,4 +82,4 @@ lock:
 	done
 
 clean:
-	rm -rf $(VENV) .venv-prepare docs/_build docs/api build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-prepare docs/_build docs/api build *.egg-info .pytest_cache .ruff_cache .hypothesis .fuzz

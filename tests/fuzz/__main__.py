@@ -15,6 +15,7 @@ import os
 import pathlib
 import queue
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import IO
 
 from tests.fuzz.cases import Case, Fuzzer, kinds_of_faults, limit_memory, schedule, table
 
+ORIGINALS = pathlib.Path(__file__).resolve().parent.parent.parent / ".fuzz"
 SILENCE = 180  # seconds without a line after which a worker hangs
 # Must be set before JAX and TensorFlow are imported; see tests/conftest.py.
 ENVIRONMENT = {
@@ -44,7 +46,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this case only")
     parser.add_argument("--targets", default="", help="only targets whose names begin so")
     parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8))
-    parser.add_argument("--originals", type=pathlib.Path, help="folder to make or take them from")
+    parser.add_argument(
+        "--originals",
+        type=pathlib.Path,
+        help="folder of the whole files, which are made if it does not exist; by default .fuzz, "
+        "which is made anew except for --seed, since the names of some files are random",
+    )
     parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.update(ENVIRONMENT)
@@ -59,6 +66,10 @@ def main() -> int:
         order = schedule(targets(pathlib.Path()))
         seeds = (s for s in seeds if order[s % len(order)].name.startswith(options.targets))
     seeds = list(itertools.islice(seeds, options.count))
+    if options.originals is None:
+        options.originals = ORIGINALS
+        if options.seed is None:
+            shutil.rmtree(ORIGINALS, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
         return fuzz(options, seeds, pathlib.Path(folder))
@@ -87,9 +98,10 @@ def _send(case: Case, file: IO[str]) -> None:
 
 def fuzz(options: argparse.Namespace, seeds: Sequence[int], folder: pathlib.Path) -> int:
     """Runs all cases and prints faults, as they come, and the table."""
-    root = (options.originals or folder / "originals").absolute()
+    root = options.originals.absolute()
     began = time.monotonic()
-    if not root.exists():
+    if not (root / "complete").exists():
+        shutil.rmtree(root, ignore_errors=True)
         code = "import pathlib, sys; from tests.fuzz import originals;"
         code += "originals.make(pathlib.Path(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", code, root], check=True)

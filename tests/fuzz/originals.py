@@ -70,6 +70,7 @@ def make(root: pathlib.Path) -> None:
         _make_prepared(root, predictor.spec.tokenizer)
         _without_digests(root, "prepared")
         _make_caches(root)
+    (root / "complete").touch()
 
 
 def config(**changes: Any) -> Any:
