@@ -70,7 +70,11 @@ def _about(example: Example, with_fields: bool) -> dict[str, Any]:
 
 
 def from_row(rows: Table, row: int) -> Record:
-    """Returns the record of a row; its examples have fields if they were written with them."""
+    """Returns the record of a row; its examples have fields if they were written with them.
+
+    Raises:
+        ValueError, KeyError, TypeError: the row is damaged.
+    """
     facts = [
         (
             about.get("fields", {}),
@@ -86,6 +90,8 @@ def from_row(rows: Table, row: int) -> Record:
     ]
     texts = rows.arrow.column("tokens")[row].values
     num_truncated = rows.value("cut", row)
+    if not len(texts) == len(num_truncated) == len(facts):
+        raise ValueError("the columns have different numbers of texts")
 
     def example(i: int) -> Example:
         *values, role = facts[i]

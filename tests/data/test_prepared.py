@@ -7,6 +7,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from gemma_encoder.data import prepared, registry
@@ -354,6 +355,19 @@ def test_damage_without_digests_is_one_line(root, tmp_path, content):
         (folder / prepared.INFO).write_text(content)
         with pytest.raises(InputError, match="info.json (is damaged|cannot be read|holds no)"):
             PreparedSource("classes", tmp_path, DATA)
+
+
+def test_a_row_whose_columns_differ_is_one_line(root, tmp_path):
+    folder = shutil.copytree(root / "lists", tmp_path / "lists")
+    path = folder / "train/00000/rows.arrow"
+    table = pa.ipc.open_file(path.read_bytes()).read_all()
+    cut = pa.array([row[:-1] for row in table.column("cut").to_pylist()], pa.list_(pa.int32()))
+    damaged = table.set_column(table.column_names.index("cut"), "cut", cut)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, damaged.schema) as writer:
+        writer.write_table(damaged)
+    (path.parent / prepared.digests.NAME).unlink()
+    with pytest.raises(InputError, match="record 0 in .*train is damaged: the columns have differ"):
+        PreparedSource("lists", tmp_path, DATA).record("train", 0, training=True)
 
 
 def test_a_part_without_digests_is_written_again(tokenizer, tmp_path):
