@@ -216,6 +216,8 @@ def _explanation(checkpoint: epath.Path, error: Exception) -> str:
 
 def _advice(checkpoint: epath.Path) -> str:
     """Says which checkpoint to use in place of a damaged one."""
+    if not checkpoint.exists():
+        return f"{checkpoint} was deleted meanwhile, as a run does with old ones: try again"
     if checkpoint.parent.name != "checkpoints" or not checkpoint.name.isdigit():
         return "restore it, or use another checkpoint"
     before = newest_whole_before(checkpoint)

@@ -232,6 +232,16 @@ def test_too_little_memory_is_not_damage(workdir, monkeypatch):
             load(workdir)
 
 
+def test_a_checkpoint_that_a_run_deletes_is_not_damaged(workdir):
+    newest = workdir / "checkpoints" / "12"
+    with (
+        pytest.raises(InputError, match="12 was deleted meanwhile, as a run does .*: try again"),
+        checkpoint_folders.reading(newest),
+    ):
+        shutil.rmtree(newest)
+        (newest / "inference" / "tokenizer.model").read_bytes()
+
+
 def test_a_damaged_description_is_not_calibrated(workdir):
     path = workdir / "checkpoints" / "12" / "inference" / "inference.json"
     content = path.read_bytes()
