@@ -92,7 +92,7 @@ def wait(copy):
 
 
 def allocate(copy):
-    return len(np.ones(30 << 20, np.uint8))
+    return len(np.ones(80 << 20, np.uint8))  # more than an allocator keeps
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def allocate(copy):
 )
 def test_each_outcome_is_told_apart(files, read, outcome, monkeypatch):
     monkeypatch.setattr(cases, "LIMIT", 0.1 if outcome == "hang" else 60)
-    monkeypatch.setattr(cases, "MEMORY", 10 << 20 if outcome == "memory" else 1 << 30)
+    monkeypatch.setattr(cases, "MEMORY", 40 << 20 if outcome == "memory" else 1 << 30)
 
     calls = []
 

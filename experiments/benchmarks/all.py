@@ -121,6 +121,14 @@ RUNS = (
         "checkpoint", "checkpoint", smoke=f"{TINY} --steps=2", cpu="", gpu="--size=gemma2_2b"
     ),
     BenchmarkCommand(
+        "load_checked",
+        "load_checked",
+        smoke="--size=bench --repeats=1",
+        cpu="",
+        gpu=None,
+        dtype=False,
+    ),
+    BenchmarkCommand(
         "cold_start", "cold_start", smoke=TINY, cpu="", gpu="--size=gemma3_1b", dtype=False
     ),
     BenchmarkCommand(

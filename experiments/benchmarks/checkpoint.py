@@ -148,7 +148,8 @@ class OurTraining:
 
         began = time.perf_counter()
         ended = []
-        spec = dataclasses.replace(self.spec, step=self.turn)
+        self.saved_step = int(self.state.step)
+        spec = dataclasses.replace(self.spec, step=self.saved_step)
         self.checkpoints.save(self.state, spec, DATA, {})
         heads = self.state.parameters["heads"]
         self.saved_heads = jax.tree.map(lambda leaf: np.asarray(leaf[..., :2]), heads)
@@ -170,7 +171,7 @@ class OurTraining:
         """Restores the checkpoint and checks that it holds the saved values."""
         import jax
 
-        restored, _ = self.checkpoints.restore(self.turn, self.program.abstract, list(DATA))
+        restored, _ = self.checkpoints.restore(self.saved_step, self.program.abstract, list(DATA))
         jax.block_until_ready(restored)
         saved = jax.tree.leaves(self.saved_heads)
         heads = jax.tree.leaves(restored.parameters["heads"])

@@ -153,7 +153,7 @@ class Fuzzer:
     def _outcome(self, target: Target, expected: Any, file: pathlib.Path) -> tuple[str, str]:
         """Returns the outcome of reading the damaged copy, and what to know about a fault."""
         names = (str(self._copy), *target.names, *_names(self._originals / target.original))
-        before = _start_of_memory()
+        before = start_of_memory()
         with _warnings() as log:
             try:
                 with _limit(LIMIT):
@@ -169,7 +169,7 @@ class Fuzzer:
                     raise
                 text = " ".join(str(error).split())[:200]
                 return "traceback", f"{type(error).__name__} in {_frames(error)}: {text}"
-        if (growth := _peak_of_memory() - before) > MEMORY:
+        if (growth := peak_of_memory() - before) > MEMORY:
             return "memory", f"{growth >> 20} MiB"
         if is_same(answer, expected):
             return "right", ""
@@ -247,14 +247,14 @@ def _warnings() -> Iterator[list[str]]:
         logger.propagate = propagate
 
 
-def _start_of_memory() -> int:
+def start_of_memory() -> int:
     """Returns this process's memory in bytes, and restarts the measurement of its peak."""
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS") or _peak_of_memory()
+    return _status("VmRSS") or peak_of_memory()
 
 
-def _peak_of_memory() -> int:
+def peak_of_memory() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return _status("VmHWM") or peak
 
