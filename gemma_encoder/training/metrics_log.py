@@ -99,10 +99,15 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """Reads the lines of a workdir's `metrics.jsonl`; truncated and damaged lines are skipped.
 
     An undefined metric, which JSON stores as null, is NaN.
+
+    Raises:
+        InputError: the file cannot be read at all.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
+    with in_one_line(f"{path} cannot be read", "move it away", OSError):
+        content = path.read_bytes() if path.exists() else b""
     lines = []
-    for encoded in path.read_bytes().split(b"\n") if path.exists() else []:
+    for encoded in content.split(b"\n"):
         try:
             line = from_json(encoded)
         except ValueError:  # invalid UTF-8, too

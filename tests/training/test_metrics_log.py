@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from gemma_encoder import activity
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.training.metrics_log import MetricsLog, Progress, read_metrics
 
 
@@ -158,3 +159,9 @@ def test_the_bar_names_activities(monkeypatch, capsys):
             assert bar.desc == "training"
         progress.close()
         assert reporter.show is activity.print_line
+
+
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(InputError, match=r"metrics.jsonl cannot be read: Is a .*; move it away"):
+        read_metrics(tmp_path)
