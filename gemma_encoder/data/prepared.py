@@ -233,6 +233,17 @@ def _read_info(path: epath.Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged; delete the folder and prepare it again") from error
 
 
+def _check_lists(info: Mapping[str, Any]) -> None:
+    """Raises ValueError unless each split has spans of records and fingerprints of files."""
+    for split, spans in info["parts"].items():
+        for first, last in spans:
+            if type(first) is not int or type(last) is not int or not 0 <= first <= last:
+                raise ValueError(f"the split {split} has a part from {first} to {last}")
+        for name, value in info["data"][split]:
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise ValueError(f"the split {split} has the fingerprint {value} of {name}")
+
+
 def _differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     """Lists the entries of `current` with other stored values, as "name: stored -> current"."""
     differences = []
@@ -276,6 +287,7 @@ class PreparedSource(Source):
         try:
             task = Task.from_dict(self.info["task"])
             self.splits = tuple(self.info["parts"])
+            _check_lists(self.info)
             self.first_stage = self.info["first_stage"]
             self.mixture, self.rate = self.info["mixture"]
         except (KeyError, TypeError, ValueError) as error:

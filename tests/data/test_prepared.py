@@ -410,3 +410,25 @@ def test_malformed_records_name_the_record(tokenizer, tmp_path):
     with pytest.raises(InputError, match="validation record 2: the text is empty"):
         prepared.write_part(broken, Part("validation", 0, 0, 2), tokenizer, 12, tmp_path)
     assert not list(tmp_path.rglob("*.arrow*"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("parts", [[0]]),
+        ("parts", [["0", "8"]]),
+        ("parts", [[8, 0]]),
+        ("parts", [0, 8]),
+        ("data", [["file"]]),
+        ("data", [["file", 3]]),
+    ],
+)
+def test_lists_of_a_damaged_description_are_one_line(root, tmp_path, field, value):
+    folder = shutil.copytree(root / "classes", tmp_path / "classes")
+    for path in folder.rglob(prepared.digests.NAME):
+        path.unlink()
+    info = json.loads((folder / prepared.INFO).read_text())
+    info[field]["train"] = value
+    (folder / prepared.INFO).write_text(json.dumps(info))
+    with pytest.raises(InputError, match="info.json is damaged: .*Error: "):
+        PreparedSource("classes", tmp_path, DATA)
