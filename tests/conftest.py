@@ -51,6 +51,28 @@ def _as_unicode(value):
     return value
 
 
+@pytest.fixture
+def killed_after(monkeypatch):
+    """`killed_after(count, error)`: a context in which file replacements after `count` raise."""
+    replace = os.replace
+
+    @contextlib.contextmanager
+    def context(count, error):
+        replaced = []
+
+        def counted(source, target):
+            if len(replaced) == count:
+                raise error
+            replaced.append(target)
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", counted)
+            yield
+
+    return context
+
+
 hypothesis.settings.register_profile(
     "repeatable",
     derandomize=True,

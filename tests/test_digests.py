@@ -5,7 +5,7 @@ import shutil
 import google_crc32c
 import pytest
 
-from gemma_encoder import digests, whole_files
+from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
 from gemma_encoder.inputs.json_text import read_object, to_json
 
@@ -152,20 +152,10 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("survivors", range(5))
-def test_an_update_that_is_killed_leaves_whole_files(folder, tmp_path, monkeypatch, survivors):
+def test_an_update_that_is_killed_leaves_whole_files(folder, tmp_path, killed_after, survivors):
     """After each of its file operations: the digests, two contents, the digests again."""
     new = {"sub/b": b"new", "sub/d": b"another"}
-    replaced = []
-    replace = whole_files.os.replace
-
-    def counted(source, target):
-        if len(replaced) == survivors:
-            raise Killed
-        replaced.append(target)
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_files.os, "replace", counted)
+    with killed_after(survivors, Killed):
         if survivors < 4:
             with pytest.raises(Killed):
                 digests.update(folder, new)

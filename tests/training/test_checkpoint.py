@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gemma_encoder import digests, whole_files
+from gemma_encoder import digests
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object
 from gemma_encoder.training import checkpoint, loop
@@ -144,21 +144,11 @@ def test_a_kill_while_deleting_leaves_nothing_in_part(tmp_path, spec, monkeypatc
 
 
 @pytest.mark.parametrize("survivors", range(5))
-def test_an_evaluation_that_is_killed_leaves_it_whole(tmp_path, spec, monkeypatch, survivors):
+def test_an_evaluation_that_is_killed_leaves_it_whole(tmp_path, spec, killed_after, survivors):
     """After each of its file operations: the digests, two contents, the digests again."""
     checkpoints = open_folder(tmp_path)
     checkpoints.save(state(1), spec(1), DATA, {})
-    replace = whole_files.os.replace
-    replaced = []
-
-    def counted(source, target):
-        if len(replaced) == survivors:
-            raise Killed
-        replaced.append(target)
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(whole_files.os, "replace", counted)
+    with killed_after(survivors, Killed):
         try:
             checkpoints.add_evaluation(spec(1), {"best": 0.5})
             assert survivors == 4
