@@ -28,6 +28,7 @@ from gemma_encoder.model.pooling import (
     Projected,
     QueryProbePooler,
 )
+from gemma_encoder.model.products import platform_of
 from gemma_encoder.model.transformer import Block, ForwardContext, layer_index
 
 METHODS = ("gradient_x_input", "occlusion")
@@ -95,6 +96,7 @@ def attention_maps(
         attention=attention or config.attention,
         attention_dropout=0.0,
         feed_forward_dropout=0.0,
+        platform=platform_of(None),
     )
     x = _embed(encoder, config, tokens)
     maps = []

@@ -23,6 +23,7 @@ G = N / K query heads per key-value head, R = G T, H head dim.
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.model import fused_attention
 from gemma_encoder.model.config import ATTENTION_IMPLEMENTATIONS, AttentionSpec
 from gemma_encoder.model.layers import cap_logits, dropout
+from gemma_encoder.model.products import platform_of, product
 
 # Finite, as in the gemma package: the softmax of a row whose logits are all masked stays finite.
 MASKED = -2.3819763e38
@@ -192,6 +194,7 @@ def dot_product_attention(
             spec=spec,
             dropout_rate=dropout_rate,
             dropout_key=dropout_key,
+            platform=platform_of(mesh),
         )
     if implementation == "splash":
         return fused_attention.splash_attention(
@@ -213,6 +216,7 @@ def xla_attention(
     spec: AttentionSpec,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
+    platform: str = "",
     chunk: int = CHUNK,
 ) -> Float[Array, "B L N H"]:
     """Computes attention in plain XLA, on any device; arguments as in `dot_product_attention`.
@@ -222,9 +226,12 @@ def xla_attention(
     chunk x (chunk + left + right) on local ones.
     """
     length = query.shape[1]
+    attend = functools.partial(
+        _attend, soft_cap=spec.soft_cap, dropout_rate=dropout_rate, platform=platform
+    )
     if length <= 2 * chunk:
         mask = attention_mask(segment_ids, positions, causal=spec.causal, reach=spec.reach)
-        return _attend(query, key, value, mask, spec.soft_cap, dropout_rate, dropout_key)
+        return attend(query, key, value, mask, dropout_key)
     return _attend_in_chunks(
         query,
         key,
@@ -232,7 +239,7 @@ def xla_attention(
         segment_ids=segment_ids,
         positions=positions,
         spec=spec,
-        dropout_rate=dropout_rate,
+        attend=attend,
         dropout_key=dropout_key,
         chunks=_Chunks.plan(length, chunk, spec),
     )
@@ -279,7 +286,7 @@ def _attend_in_chunks(
     segment_ids: Int[Array, "B L"],
     positions: Int[Array, "B L"],
     spec: AttentionSpec,
-    dropout_rate: float,
+    attend: Callable[..., Array],
     dropout_key: Array | None,
     chunks: _Chunks,
 ) -> Float[Array, "B L N H"]:
@@ -309,15 +316,7 @@ def _attend_in_chunks(
             key_positions=slice_keys(key_positions),
         )
         chunk_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-        return _attend(
-            slice_queries(queries),
-            slice_keys(keys),
-            slice_keys(values),
-            mask,
-            spec.soft_cap,
-            dropout_rate,
-            chunk_key,
-        )
+        return attend(slice_queries(queries), slice_keys(keys), slice_keys(values), mask, chunk_key)
 
     encoded = jax.lax.map(jax.checkpoint(attend_chunk), jnp.arange(chunks.count))
     batch, length, heads, width = query.shape
@@ -338,15 +337,17 @@ def _attend(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     mask: Bool[Array, "B T S"],
+    dropout_key: Array | None,
+    *,
     soft_cap: float | None,
     dropout_rate: float,
-    dropout_key: Array | None,
+    platform: str,
 ) -> Float[Array, "B T N H"]:
     weights = probabilities(query, key, mask, soft_cap)
     weights = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
     batch, kv_heads, group, length, keys = weights.shape
     weights = weights.reshape(batch, kv_heads, group * length, keys)
-    encoded = jnp.einsum("BKRS,BSKH->BKRH", weights, value)
+    encoded = product(weights, value.transpose(0, 2, 1, 3), platform)
     encoded = encoded.reshape(batch, kv_heads, group, length, -1)
     return encoded.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 

@@ -25,6 +25,7 @@ from gemma_encoder.model.attention import choose_implementation, dot_product_att
 from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, normal_param, spread_rows
 from gemma_encoder.model.lora import apply_lora, cast_adapters
+from gemma_encoder.model.products import platform_of, product
 
 
 class ForwardContext(NamedTuple):
@@ -35,6 +36,7 @@ class ForwardContext(NamedTuple):
         attention: the mask switch, "bidirectional" or "causal".
         attention_dropout, feed_forward_dropout: rates.
         implementation: attention implementation, as returned by `choose_implementation`.
+        platform: as returned by `products.platform_of`.
         mesh: the mesh that rows and parameters are sharded over; None on one device.
     """
 
@@ -44,6 +46,7 @@ class ForwardContext(NamedTuple):
     attention_dropout: float
     feed_forward_dropout: float
     implementation: str = "xla"
+    platform: str = ""
     mesh: Mesh | None = None
 
 
@@ -98,40 +101,47 @@ class Block(nnx.Module):
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         attended = self._attend(self.pre_attention_norm(x), context, attention_key)
         x += self.post_attention_norm(attended)
-        output = self.post_mlp_norm(self._feed_forward(self.pre_mlp_norm(x)))
+        output = self.post_mlp_norm(self._feed_forward(self.pre_mlp_norm(x), context))
         return x + dropout(output, context.feed_forward_dropout, mlp_key)
 
-    def _feed_forward(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        gate, up = self._gate_and_up(flat_tokens(x))
+    def _feed_forward(
+        self, x: Float[Array, "B L D"], context: ForwardContext
+    ) -> Float[Array, "B L D"]:
+        gate, up = self._gate_and_up(flat_tokens(x), context)
         gated = jax.nn.gelu(gate, approximate=True) * up
-        output = jnp.einsum("TF,FD->TD", gated, self.linear[...].astype(x.dtype))
+        output = self._multiply("TF,FD->TD", gated, self.linear[...], context)
         return output.reshape(x.shape)
 
     def _gate_and_up(
-        self, flat: Float[Array, "T D"]
+        self, flat: Float[Array, "T D"], context: ForwardContext
     ) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
-        weight = self.gating[...].astype(flat.dtype)
+        weight = self.gating[...]
         if self.adapted:
             # The gradient of split is a concatenation; that of indexing, a sum of padded halves.
-            gate, up = jnp.split(jnp.einsum("TD,DCF->TCF", flat, weight), 2, axis=1)
+            both = jnp.einsum("TD,DCF->TCF", flat, weight.astype(flat.dtype))
+            gate, up = jnp.split(both, 2, axis=1)
             return gate[:, 0], up[:, 0]
         # Two products: with one, XLA on a CPU writes the concatenated gradient of gate and up
         # twice, in the layout of each product that uses it.
-        return flat @ weight[:, 0], flat @ weight[:, 1]
+        multiply = functools.partial(product, flat, platform=context.platform)
+        return multiply(weight[:, 0]), multiply(weight[:, 1])
 
-    def _over_heads(
-        self, spec: str, x: Float[Array, "T ..."], weight: Float[Array, "..."]
+    def _multiply(
+        self,
+        spec: str,
+        x: Float[Array, "T ..."],
+        weight: Float[Array, "..."],
+        context: ForwardContext,
     ) -> Float[Array, "T ..."]:
         """Computes einsum(spec, x, weight) with heads and their dimensions flattened to one axis.
 
         With two axes, XLA on a CPU transposes the gradient of the weight.
         """
-        weight = weight.astype(x.dtype)
         if self.adapted:
-            return jnp.einsum(spec, x, weight)
+            return jnp.einsum(spec, x, weight.astype(x.dtype))
         flat = x.reshape(len(x), -1)
-        product = flat @ weight.reshape(flat.shape[1], -1)
-        return product.reshape(len(x), *weight.shape[x.ndim - 1 :])
+        result = product(flat, weight.reshape(flat.shape[1], -1), context.platform)
+        return result.reshape(len(x), *weight.shape[x.ndim - 1 :])
 
     def _attend(
         self, x: Float[Array, "B L D"], context: ForwardContext, key: Array | None
@@ -149,7 +159,9 @@ class Block(nnx.Module):
             implementation=context.implementation,
             mesh=context.mesh,
         )
-        output = self._over_heads("TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...])
+        output = self._multiply(
+            "TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...], context
+        )
         return output.reshape(x.shape)
 
     def projections(
@@ -166,8 +178,8 @@ class Block(nnx.Module):
         config = self.config
         rows, length = x.shape[:2]
         flat = flat_tokens(x)
-        query = self._over_heads("TD,DNH->TNH", flat, self.query[...])
-        key_value = jnp.einsum("TD,DCKH->TCKH", flat, self.key_value[...].astype(x.dtype))
+        query = self._multiply("TD,DNH->TNH", flat, self.query[...], context)
+        key_value = self._multiply("TD,DCKH->TCKH", flat, self.key_value[...], context)
         query, keys, values = (
             projected.reshape(rows, length, *projected.shape[1:])
             for projected in (query, key_value[:, 0], key_value[:, 1])
@@ -275,6 +287,7 @@ class Transformer(nnx.Module):
                 dropout_rate=0.0 if dropout_key is None else attention_dropout,
                 mesh=mesh,
             ),
+            platform=platform_of(mesh),
             mesh=mesh,
         )
         x = spread_rows(self._embed(tokens, compute_dtype), mesh)
@@ -285,7 +298,7 @@ class Transformer(nnx.Module):
     ) -> str:
         return choose_implementation(
             name,
-            platform=jax.default_backend() if mesh is None else mesh.devices.flat[0].platform,
+            platform=platform_of(mesh),
             dtype=compute_dtype,
             head_dim=self.config.head_dim,
             soft_cap=self.config.attention_soft_cap,
