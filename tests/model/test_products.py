@@ -36,8 +36,8 @@ def test_sums_are_in_float32_and_rounded_once(shapes, platform):
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
+def test_gradients_of_both_factors(shapes):
     """The gradient of a float32 parameter is not rounded to bfloat16."""
-    """That of a float32 parameter is not rounded to bfloat16."""
     x, weight = factors(shapes, jnp.bfloat16)
     cotangent = x[..., :4]
     x_gradient, weight_gradient = gradients(
