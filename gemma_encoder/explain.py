@@ -122,7 +122,7 @@ def _attention_weights(
     mask = attention_mask(
         context.segment_ids, context.positions, causal=spec.causal, reach=spec.reach
     )
-    weights = probabilities(query, keys, mask, spec.soft_cap)[0]
+    weights = probabilities(query, keys, mask, spec.soft_cap, context.platform)[0]
     return weights.reshape(-1, *weights.shape[-2:])
 
 

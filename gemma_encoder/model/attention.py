@@ -343,7 +343,7 @@ def _attend(
     dropout_rate: float,
     platform: str,
 ) -> Float[Array, "B T N H"]:
-    weights = probabilities(query, key, mask, soft_cap)
+    weights = probabilities(query, key, mask, soft_cap, platform)
     weights = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
     batch, kv_heads, group, length, keys = weights.shape
     weights = weights.reshape(batch, kv_heads, group * length, keys)
@@ -357,6 +357,7 @@ def probabilities(
     key: Float[Array, "B S K H"],
     mask: Bool[Array, "B T S"],
     soft_cap: float | None,
+    platform: str = "",
 ) -> Float[Array, "B K G T S"]:
     """Computes softmax(mask(soft_cap(Q Kᵀ))) in float32; queries are already scaled.
 
@@ -368,7 +369,9 @@ def probabilities(
     group = heads // kv_heads
     grouped = query.reshape(batch, length, kv_heads, group, width).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(batch, kv_heads, group * length, width)
-    logits = jnp.einsum("BKRH,BSKH->BKRS", grouped, key, preferred_element_type=jnp.float32)
+    logits = product(
+        grouped, key.transpose(0, 2, 1, 3), platform, transposed=True, dtype=jnp.float32
+    )
     logits = cap_logits(logits, soft_cap)
     logits = logits.reshape(batch, kv_heads, group, length, keys)
     masked = jnp.where(mask[:, None, None, :, :], logits, MASKED)

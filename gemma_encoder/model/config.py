@@ -233,6 +233,11 @@ class LoraConfig:
                 f"got {self.rank} and {self.alpha}"
             )
 
+    @property
+    def scale(self) -> float:
+        """Factor of the adapters' product."""
+        return self.alpha / self.rank
+
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:

@@ -118,7 +118,7 @@ class AbstractEncoder(NamedTuple):
         return nnx.merge(self.graph, parameter_state(parameters))
 
 
-@functools.cache  # a run needs it about five times, and qwix traces a layer to add adapters
+@functools.cache  # a run needs it about five times
 def abstract_encoder(config: EncoderConfig) -> AbstractEncoder:
     """Returns the abstract encoder of a config; callers share one object per config."""
     graph, state = nnx.split(nnx.eval_shape(lambda: GemmaEncoder(config, rngs=nnx.Rngs(0))))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gemma_encoder.model.layers import cap_logits, flat_tokens
 from gemma_encoder.model.pooling import segment_membership
+from gemma_encoder.model.products import platform_of, product
 
 # Logits per device and chunk: 128 MiB of float32.
 LOGITS = 1 << 25
@@ -66,7 +67,7 @@ def token_negative_log_likelihood(
     def chunk_loss(
         hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]
     ) -> Float[Array, "B T"]:
-        logits = _output_logits(hidden, embedding, soft_cap)
+        logits = _output_logits(hidden, embedding, soft_cap, platform_of(mesh))
         target_logits = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
         return jax.nn.logsumexp(logits, axis=-1) - target_logits
 
@@ -95,15 +96,13 @@ def _split_columns(array: Array, num_chunks: int) -> Array:
 
 
 def _output_logits(
-    hidden: Float[Array, "B T D"], embedding: Float[Array, "V D"], soft_cap: float | None
+    hidden: Float[Array, "B T D"],
+    embedding: Float[Array, "V D"],
+    soft_cap: float | None,
+    platform: str,
 ) -> Float[Array, "B T V"]:
     """Computes float32 logits over the vocabulary."""
-    logits = jnp.einsum(
-        "TD,VD->TV",
-        flat_tokens(hidden),
-        embedding.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    logits = product(flat_tokens(hidden), embedding, platform, transposed=True, dtype=jnp.float32)
     return cap_logits(logits.reshape(*hidden.shape[:2], -1), soft_cap)
 
 

@@ -9,6 +9,8 @@ forms below. Products of float32 are left to JAX.
 T tokens, I, O widths; "*B" stands for any leading axes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -17,14 +19,26 @@ from jaxtyping import Array, Float
 
 
 def platform_of(mesh: Mesh | None) -> str:
-    """Returns "cpu", "gpu" or "tpu": where arrays on the mesh, or without one, are computed."""
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    """Returns where arrays on the mesh, or without one, are computed.
+
+    "gpu", "tpu", "cpu" for one CPU device, or "cpus" for several: XLA would gather an array that is
+    sharded over them to give it a layout, so their products are plain.
+    """
+    if mesh is None:
+        return jax.default_backend()
+    platform = mesh.devices.flat[0].platform
+    return "cpus" if platform == "cpu" and mesh.size > 1 else platform
 
 
 def product(
-    x: Float[Array, "*B T I"], weight: Float[Array, "*B I O"], platform: str
+    x: Float[Array, "*B T I"],
+    weight: Float[Array, "*B I O"] | Float[Array, "*B O I"],
+    platform: str,
+    *,
+    transposed: bool = False,
+    dtype: jnp.dtype | None = None,
 ) -> Float[Array, "*B T O"]:
-    """Computes x W in the dtype of `x`, to which the weight is cast.
+    """Computes x W, or x Wᵀ, in the dtype of `x`, to which the weight is cast.
 
     The gradient of the weight has the weight's own dtype: that of a float32 parameter is not
     rounded to bfloat16 in between.
@@ -33,37 +47,56 @@ def product(
         x: activations.
         weight: a parameter, or other activations.
         platform: as returned by `platform_of`.
+        transposed: the weight is [*B, O, I].
+        dtype: of the result; by default that of `x`. The gradient of a float32 result is rounded to
+            the dtype of `x` before it is multiplied, as on a TPU.
     """
+    dtype = dtype or x.dtype
     if x.dtype == jnp.float32 or platform != "cpu":
-        return x @ weight.astype(x.dtype)
-    return _product(x, weight)
+        return _dot(x, weight.astype(x.dtype), -1 if transposed else -2, dtype)
+    return _product(x, weight, transposed, dtype)
 
 
-@jax.custom_vjp
-def _product(x: Array, weight: Array) -> Array:
-    return _dot(x, weight.astype(x.dtype), -2).astype(x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: Array, weight: Array, transposed: bool, dtype: jnp.dtype) -> Array:
+    return _fast_dot(x, weight.astype(x.dtype), -1 if transposed else -2).astype(dtype)
 
 
-def _forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(x, weight), (x, weight)
+def _forward(
+    x: Array, weight: Array, transposed: bool, dtype: jnp.dtype
+) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, weight, transposed, dtype), (x, weight)
 
 
-def _backward(operands: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _backward(
+    transposed: bool, dtype: jnp.dtype, operands: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    del dtype
     x, weight = operands
-    x_gradient = _dot(gradient, weight.astype(x.dtype), -1).astype(x.dtype)
+    gradient = gradient.astype(x.dtype)
+    x_gradient = _fast_dot(gradient, weight.astype(x.dtype), -2 if transposed else -1)
+    first, second = (gradient, x) if transposed else (x, gradient)
     # The transposed array is written out: as a mere view, it would be a form that is not fast.
-    layout = Layout(major_to_minor=tuple(range(x.ndim)))
-    transposed = with_layout_constraint(jnp.swapaxes(x, -1, -2), layout)
-    return x_gradient, _dot(transposed, gradient, -2).astype(weight.dtype)
+    weight_gradient = _fast_dot(_row_major(jnp.swapaxes(first, -1, -2)), second, -2)
+    return x_gradient.astype(x.dtype), weight_gradient.astype(weight.dtype)
 
 
 _product.defvjp(_forward, _backward)
 
 
-def _dot(first: Array, second: Array, axis: int) -> Array:
-    """Contracts the last axis of `first` with an axis of `second`, in float32."""
+def _fast_dot(first: Array, second: Array, axis: int) -> Array:
+    # If a transposition follows, XLA may ask a product for its layout, and then has no routine.
+    return _row_major(_dot(first, second, axis, jnp.float32))
+
+
+def _dot(first: Array, second: Array, axis: int, dtype: jnp.dtype) -> Array:
+    """Contracts the last axis of `first` with an axis of `second`."""
     batch = tuple(range(first.ndim - 2))
     contracted = (first.ndim - 1,), (second.ndim + axis,)
     return jax.lax.dot_general(
-        first, second, (contracted, (batch, batch)), preferred_element_type=jnp.float32
+        first, second, (contracted, (batch, batch)), preferred_element_type=dtype
     )
+
+
+def _row_major(array: Array) -> Array:
+    return with_layout_constraint(array, Layout(major_to_minor=tuple(range(array.ndim))))

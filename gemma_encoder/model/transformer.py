@@ -24,7 +24,7 @@ from gemma_encoder.inputs.errors import unknown
 from gemma_encoder.model.attention import choose_implementation, dot_product_attention, rotate
 from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, normal_param, spread_rows
-from gemma_encoder.model.lora import apply_lora, cast_adapters
+from gemma_encoder.model.lora import INPUT_AXES, A, B, adapter_params
 from gemma_encoder.model.products import platform_of, product
 
 
@@ -61,8 +61,7 @@ class Block(nnx.Module):
         kind: "local" or "global".
         rngs: random number generators for initial values.
         stack: (n,) to stack the parameters of n layers for a scan.
-        adapted: the layer gets adapters. qwix recognizes the matrices to adapt by their shapes, so
-            each is then used in its own shape and in one product.
+        lora: rank and alpha of the adapters of each matrix; none by default.
     """
 
     def __init__(
@@ -72,11 +71,11 @@ class Block(nnx.Module):
         *,
         rngs: nnx.Rngs,
         stack: tuple[int, ...] = (),
-        adapted: bool = False,
+        lora: LoraConfig | None = None,
     ):
         self.config = config
         self.layer_kind = kind
-        self.adapted = adapted
+        self.lora = lora or LoraConfig()
         D = config.embed_dim
         F = config.hidden_dim
         N = config.num_heads
@@ -93,6 +92,12 @@ class Block(nnx.Module):
         self.gating = normal_param(rngs, (*stack, D, 2, F), D)
         self.linear = normal_param(rngs, (*stack, F, D), F)
         self.post_mlp_norm = RMSNorm(D, stack)
+        if self.lora.rank:
+            for name, inputs in INPUT_AXES.items():
+                shape = getattr(self, name).shape[len(stack) :]
+                down, up = adapter_params(rngs, shape, inputs, self.lora.rank, stack)
+                setattr(self, name + A, down)
+                setattr(self, name + B, up)
 
     def __call__(
         self, x: Float[Array, "B L D"], context: ForwardContext, key: Array | None
@@ -107,40 +112,41 @@ class Block(nnx.Module):
     def _feed_forward(
         self, x: Float[Array, "B L D"], context: ForwardContext
     ) -> Float[Array, "B L D"]:
-        gate, up = self._gate_and_up(flat_tokens(x), context)
-        gated = jax.nn.gelu(gate, approximate=True) * up
-        output = self._multiply("TF,FD->TD", gated, self.linear[...], context)
-        return output.reshape(x.shape)
-
-    def _gate_and_up(
-        self, flat: Float[Array, "T D"], context: ForwardContext
-    ) -> tuple[Float[Array, "T F"], Float[Array, "T F"]]:
-        weight = self.gating[...]
-        if self.adapted:
-            # The gradient of split is a concatenation; that of indexing, a sum of padded halves.
-            both = jnp.einsum("TD,DCF->TCF", flat, weight.astype(flat.dtype))
-            gate, up = jnp.split(both, 2, axis=1)
-            return gate[:, 0], up[:, 0]
+        flat = flat_tokens(x)
         # Two products: with one, XLA on a CPU writes the concatenated gradient of gate and up
         # twice, in the layout of each product that uses it.
-        multiply = functools.partial(product, flat, platform=context.platform)
-        return multiply(weight[:, 0]), multiply(weight[:, 1])
+        gate, up = (self._multiply(flat, "gating", context, part=(half,)) for half in range(2))
+        gated = jax.nn.gelu(gate, approximate=True) * up
+        return self._multiply(gated, "linear", context).reshape(x.shape)
 
     def _multiply(
         self,
-        spec: str,
         x: Float[Array, "T ..."],
-        weight: Float[Array, "..."],
+        name: str,
         context: ForwardContext,
+        part: tuple[int, ...] = (),
     ) -> Float[Array, "T ..."]:
-        """Computes einsum(spec, x, weight) with heads and their dimensions flattened to one axis.
+        """Multiplies activations by a matrix and its adapter, contracting all axes but the first.
 
-        With two axes, XLA on a CPU transposes the gradient of the weight.
+        Heads and their dimensions are flattened to one axis: with two, XLA on a CPU transposes the
+        gradient of the matrix.
+
+        Args:
+            x: axes after the first are the first axes of the matrix.
+            name: name of the matrix.
+            context: see `ForwardContext`.
+            part: index of the part of the outputs that is computed; by default all.
         """
-        if self.adapted:
-            return jnp.einsum(spec, x, weight.astype(x.dtype))
         flat = x.reshape(len(x), -1)
-        result = product(flat, weight.reshape(flat.shape[1], -1), context.platform)
+        multiply = functools.partial(product, platform=context.platform)
+        weight = getattr(self, name)[...]
+        weight = weight[(slice(None),) * (x.ndim - 1) + part]
+        result = multiply(flat, weight.reshape(flat.shape[1], -1))
+        if self.lora.rank:
+            down, up = (getattr(self, name + suffix)[...] for suffix in (A, B))
+            inner = multiply(flat, down.reshape(flat.shape[1], -1))
+            up = up[(slice(None), *part)]
+            result += self.lora.scale * multiply(inner, up.reshape(len(up), -1))
         return result.reshape(len(x), *weight.shape[x.ndim - 1 :])
 
     def _attend(
@@ -159,9 +165,7 @@ class Block(nnx.Module):
             implementation=context.implementation,
             mesh=context.mesh,
         )
-        output = self._multiply(
-            "TNH,NHD->TD", flat_tokens(encoded), self.attention_out[...], context
-        )
+        output = self._multiply(flat_tokens(encoded), "attention_out", context)
         return output.reshape(x.shape)
 
     def projections(
@@ -178,8 +182,8 @@ class Block(nnx.Module):
         config = self.config
         rows, length = x.shape[:2]
         flat = flat_tokens(x)
-        query = self._multiply("TD,DNH->TNH", flat, self.query[...], context)
-        key_value = self._multiply("TD,DCKH->TCKH", flat, self.key_value[...], context)
+        query = self._multiply(flat, "query", context)
+        key_value = self._multiply(flat, "key_value", context)
         query, keys, values = (
             projected.reshape(rows, length, *projected.shape[1:])
             for projected in (query, key_value[:, 0], key_value[:, 1])
@@ -218,21 +222,8 @@ class Transformer(nnx.Module):
         self.remainder = nnx.List([self._make_layer(kind, rngs) for kind in remainder_kinds])
         self.final_norm = RMSNorm(config.embed_dim)
 
-    def _make_layer(self, kind: str, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> nnx.Module:
-        """Builds a layer, or a stack of layers, with adapters if `lora` has a rank."""
-
-        def make(stack: tuple[int, ...]) -> Block:
-            return Block(self.config, kind, rngs=rngs, stack=stack, adapted=bool(self.lora.rank))
-
-        if not self.lora.rank:
-            return make(stack)
-        zero = jnp.zeros((1, 1), jnp.int32)
-        example = (
-            jnp.zeros((1, 1, self.config.embed_dim)),
-            ForwardContext(zero + 1, zero, "bidirectional", 0.0, 0.0),
-            None,
-        )
-        return apply_lora(make, example, self.lora, rngs, stack)
+    def _make_layer(self, kind: str, rngs: nnx.Rngs, stack: tuple[int, ...] = ()) -> Block:
+        return Block(self.config, kind, rngs=rngs, stack=stack, lora=self.lora)
 
     def __call__(
         self,
@@ -327,7 +318,6 @@ class Transformer(nnx.Module):
             return None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
 
         def apply_layer(graph, x, state, key):
-            state = cast_adapters(state, x.dtype) if self.lora.rank else state
             return spread_rows(nnx.merge(graph, state)(x, context, key), context.mesh)
 
         if repeats:

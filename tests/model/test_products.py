@@ -1,5 +1,6 @@
 """Products: the values of float32 sums, the gradients of both factors, the fast forms on a CPU."""
 
+import functools
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder.model.products import platform_of, product
+from gemma_encoder.model.sharding import make_mesh
 
 SHAPES = [((6, 5), (5, 4)), ((2, 3, 6, 5), (2, 3, 5, 4))]
 HALF_STEP = 2**-8  # of bfloat16, relative: one rounding
@@ -25,79 +27,142 @@ def gradients(multiply, x, weight, cotangent):
     return pull_back(cotangent)
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "transposed"])
+def transposed(request):
+    return request.param
+
+
+def with_transposed(x, weight, transposed):
+    return (x, jnp.swapaxes(weight, -1, -2)) if transposed else (x, weight)
+
+
+def exact(array):
+    return np.asarray(array, np.float64)
+
+
+def assert_rounded_once(actual, expected):
+    """Sums in float32 are off by 1e-6 before they are rounded to bfloat16."""
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(exact(actual), expected, rtol=HALF_STEP, atol=1e-6)
+
+
 @pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_sums_are_in_float32_and_rounded_once(shapes, platform):
+@pytest.mark.parametrize("platform", ["cpu", "cpus", "tpu"])
+def test_sums_are_in_float32_and_rounded_once(shapes, platform, transposed):
     x, weight = factors(shapes, jnp.bfloat16)
-    exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64)
-    result = product(x, weight, platform)
-    assert result.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(result, np.float64), exact, rtol=HALF_STEP, atol=1e-6)
+    expected = exact(x) @ exact(weight)
+    operands = with_transposed(x, weight, transposed)
+    result = product(*operands, platform, transposed=transposed)
+    assert_rounded_once(result, expected)
+    result = product(*operands, platform, transposed=transposed, dtype=jnp.float32)
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_gradients_of_both_factors(shapes):
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_gradients_of_both_factors(shapes, dtype, transposed):
     """The gradient of a float32 parameter is not rounded to bfloat16."""
-    x, weight = factors(shapes, jnp.bfloat16)
-    cotangent = x[..., :4]
-    x_gradient, weight_gradient = gradients(
-        lambda x, weight: product(x, weight, "cpu"), x, weight, cotangent
+    x, weight = with_transposed(*factors(shapes, jnp.bfloat16), transposed)
+    cotangent = x[..., :4].astype(dtype or x.dtype)
+
+    def multiply(x, weight):
+        return product(x, weight, "cpu", transposed=transposed, dtype=dtype)
+
+    x_gradient, weight_gradient = gradients(multiply, x, weight, cotangent)
+    _, pull_back = jax.vjp(
+        lambda x, weight: x @ (jnp.swapaxes(weight, -1, -2) if transposed else weight),
+        *(jnp.asarray(array, jnp.float32) for array in (x, weight)),
     )
-    assert (x_gradient.dtype, weight_gradient.dtype) == (jnp.bfloat16, jnp.float32)
-    x64, weight64, cotangent64 = (np.asarray(a, np.float64) for a in (x, weight, cotangent))
-    expected = cotangent64 @ np.swapaxes(weight64, -1, -2)
-    np.testing.assert_allclose(
-        np.asarray(x_gradient, np.float64), expected, rtol=HALF_STEP, atol=1e-6
-    )
-    expected = np.swapaxes(x64, -1, -2) @ cotangent64
-    np.testing.assert_allclose(weight_gradient, expected, rtol=1e-6, atol=1e-6)  # float32 sums
+    expected = pull_back(cotangent.astype(jnp.float32))
+    assert_rounded_once(x_gradient, exact(expected[0]))
+    assert weight_gradient.dtype == jnp.float32
+    np.testing.assert_allclose(weight_gradient, expected[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_float32_is_left_to_jax(shapes, platform):
-    x, weight = factors(shapes, jnp.float32)
+@pytest.mark.parametrize("platform", ["cpu", "cpus", "tpu"])
+def test_float32_is_left_to_jax(shapes, platform, transposed):
+    x, weight = with_transposed(*factors(shapes, jnp.float32), transposed)
     cotangent = x[..., :4]
 
     def multiply(x, weight):
-        return product(x, weight, platform)
+        return product(x, weight, platform, transposed=transposed)
 
-    np.testing.assert_array_equal(multiply(x, weight), x @ weight)
+    def matmul(x, weight):
+        return x @ (jnp.swapaxes(weight, -1, -2) if transposed else weight)
+
+    np.testing.assert_array_equal(multiply(x, weight), matmul(x, weight))
     jax.tree.map(
         np.testing.assert_array_equal,
         gradients(multiply, x, weight, cotangent),
-        gradients(jnp.matmul, x, weight, cotangent),
+        gradients(matmul, x, weight, cotangent),
     )
 
 
+def step(multiply):
+    """A function of both factors: the gradients of the sum of squares of their product."""
+
+    def loss(x, weight):
+        return jnp.sum(multiply(x, weight).astype(jnp.float32) ** 2)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+
 @pytest.mark.parametrize("batch", [(), (4,)])
-def test_a_cpu_multiplies_bfloat16_without_conversion(batch):
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_a_cpu_multiplies_bfloat16_without_conversion(batch, dtype, transposed):
     """Forward and backward: XLA converts the factors of forms for which it has no fast routine."""
     x = jax.ShapeDtypeStruct((*batch, 256, 128), jnp.bfloat16)
-    weight = jax.ShapeDtypeStruct((*batch, 128, 384), jnp.bfloat16 if batch else jnp.float32)
+    shape = (384, 128) if transposed else (128, 384)
+    weight = jax.ShapeDtypeStruct((*batch, *shape), jnp.bfloat16 if batch else jnp.float32)
 
-    def step(multiply):
-        def loss(x, weight):
-            return jnp.sum(multiply(x, weight).astype(jnp.float32) ** 2)
-
-        return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, weight).compile().as_text()
-
-    def converted(program):
-        """Returns the products whose factors are float32."""
+    def converted(multiply):
+        """Returns the count of products, and those whose factors are float32."""
+        program = step(multiply).lower(x, weight).compile().as_text()
         dots = re.findall(r"= \w+\[[\d,]*\]\S* dot\((%[\w.\-]+), (%[\w.\-]+)\)", program)
         types = dict(re.findall(r"(%[\w.\-]+) = (\w+)\[", program))
-        return [dot for dot in dots if "f32" in (types[dot[0]], types[dot[1]])]
+        return len(dots), [dot for dot in dots if "f32" in (types[dot[0]], types[dot[1]])]
 
-    assert converted(step(lambda x, weight: x @ weight.astype(x.dtype)))  # else nothing is tested
-    program = step(lambda x, weight: product(x, weight, "cpu"))
-    assert program.count(" dot(") == 3 and not converted(program)
+    def matmul(x, weight):
+        weight = jnp.swapaxes(weight, -1, -2) if transposed else weight
+        return x @ weight.astype(x.dtype)
+
+    assert converted(matmul)[1]  # else nothing is tested
+    multiply = functools.partial(product, platform="cpu", transposed=transposed, dtype=dtype)
+    assert converted(multiply) == (3, [])
 
 
-def test_other_devices_get_one_plain_product():
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_transposed_neighbors_change_no_layout(batch):
+    """XLA on a CPU has no routine for products of bfloat16 in some layouts, and fails."""
+
+    def turn(array):
+        return jnp.swapaxes(array, -1, -2)
+
+    x, weight = factors([(*batch, 16, 8), (*batch, 8, 24)], jnp.bfloat16)
+
+    def multiply(x, weight):
+        return turn(product(turn(x), turn(weight), "cpu"))
+
+    (_, actual), (_, expected) = (
+        step(function)(turn(x), turn(weight))
+        for function in (multiply, lambda x, weight: turn(turn(x) @ turn(weight).astype(x.dtype)))
+    )
+    for ours, plain in zip(actual, expected, strict=True):
+        scale = np.abs(exact(plain)).max()
+        np.testing.assert_allclose(exact(ours), exact(plain), atol=3 * HALF_STEP * scale)
+
+
+@pytest.mark.parametrize("platform", ["cpus", "gpu", "tpu"])
+def test_other_devices_get_one_plain_product(platform):
+    """Several CPU devices too: to give a sharded array a layout, XLA would gather it."""
     x, weight = factors(SHAPES[0], jnp.bfloat16)
-    program = str(jax.make_jaxpr(lambda x, weight: product(x, weight, "tpu"))(x, weight))
-    assert program.count("dot_general") == 1 and "custom_vjp" not in program
+    program = str(jax.make_jaxpr(lambda x, weight: product(x, weight, platform))(x, weight))
+    assert program.count("dot_general") == 1
+    assert "custom_vjp" not in program and "layout_constraint" not in program
 
 
 def test_the_platform_is_that_of_the_mesh():
-    assert platform_of(None) == platform_of(jax.make_mesh((1,), ("data",))) == "cpu"
+    one, all_devices = (make_mesh((1, -1, 1), jax.devices()[:count]) for count in (1, 8))
+    assert platform_of(None) == platform_of(one) == "cpu"
+    assert platform_of(all_devices) == "cpus"
