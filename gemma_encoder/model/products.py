@@ -76,8 +76,7 @@ def _backward(
     gradient = gradient.astype(x.dtype)
     x_gradient = _fast_dot(gradient, weight.astype(x.dtype), -2 if transposed else -1)
     first, second = (gradient, x) if transposed else (x, gradient)
-    # The transposed array is written out: as a mere view, it would be a form that is not fast.
-    weight_gradient = _fast_dot(_row_major(jnp.swapaxes(first, -1, -2)), second, -2)
+    weight_gradient = _fast_dot(jnp.swapaxes(first, -1, -2), second, -2)
     return x_gradient.astype(x.dtype), weight_gradient.astype(weight.dtype)
 
 
@@ -85,8 +84,9 @@ _product.defvjp(_forward, _backward)
 
 
 def _fast_dot(first: Array, second: Array, axis: int) -> Array:
+    # Transposed operands are written out: as mere views, they would make a form that is not fast.
     # If a transposition follows, XLA may ask a product for its layout, and then has no routine.
-    return _row_major(_dot(first, second, axis, jnp.float32))
+    return _row_major(_dot(_row_major(first), _row_major(second), axis, jnp.float32))
 
 
 def _dot(first: Array, second: Array, axis: int, dtype: jnp.dtype) -> Array:

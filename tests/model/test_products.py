@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig
+from gemma_encoder.model.encoder import abstract_encoder
+from gemma_encoder.model.lora import INPUT_AXES
 from gemma_encoder.model.products import platform_of, product
 from gemma_encoder.model.sharding import make_mesh
 
@@ -108,6 +111,15 @@ def step(multiply):
     return jax.jit(jax.value_and_grad(loss, (0, 1)))
 
 
+def converted(lowered):
+    """Returns the count of products, and those of matrices that are float32."""
+    program = lowered.compile().as_text()
+    pattern = r"= \w+\[([\d,]*)\]\S* dot\((%[\w.\-]+), (%[\w.\-]+)\)"
+    dots = re.findall(pattern, program)
+    types = dict(re.findall(r"(%[\w.\-]+) = (\w+)\[", program))
+    return len(dots), [dot for dot in dots if "f32" in (types[dot[1]], types[dot[2]])]
+
+
 @pytest.mark.parametrize("batch", [(), (4,)])
 @pytest.mark.parametrize("dtype", [None, jnp.float32])
 def test_a_cpu_multiplies_bfloat16_without_conversion(batch, dtype, transposed):
@@ -116,25 +128,38 @@ def test_a_cpu_multiplies_bfloat16_without_conversion(batch, dtype, transposed):
     shape = (384, 128) if transposed else (128, 384)
     weight = jax.ShapeDtypeStruct((*batch, *shape), jnp.bfloat16 if batch else jnp.float32)
 
-    def converted(multiply):
-        """Returns the count of products, and those whose factors are float32."""
-        program = step(multiply).lower(x, weight).compile().as_text()
-        dots = re.findall(r"= \w+\[[\d,]*\]\S* dot\((%[\w.\-]+), (%[\w.\-]+)\)", program)
-        types = dict(re.findall(r"(%[\w.\-]+) = (\w+)\[", program))
-        return len(dots), [dot for dot in dots if "f32" in (types[dot[0]], types[dot[1]])]
-
     def matmul(x, weight):
         weight = jnp.swapaxes(weight, -1, -2) if transposed else weight
         return x @ weight.astype(x.dtype)
 
-    assert converted(matmul)[1]  # else nothing is tested
+    assert converted(step(matmul).lower(x, weight))[1]  # else nothing is tested
     multiply = functools.partial(product, platform="cpu", transposed=transposed, dtype=dtype)
-    assert converted(multiply) == (3, [])
+    assert converted(step(multiply).lower(x, weight)) == (3, [])
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(), LoraConfig(rank=4)])
+def test_no_layer_multiplies_converted_bfloat16(tiny_config, lora):
+    """Heads and poolers compute in float32, layers and the language head do not."""
+    config = EncoderConfig(
+        tiny_config("gemma3"),
+        {"a": HeadConfig(2, "language_model")},
+        attention="causal",
+        lora=lora,
+    )
+    encoder = abstract_encoder(config)
+    tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32)
+
+    def loss(parameters, tokens):
+        output = encoder.merge(parameters)(tokens, jnp.ones_like(tokens), tokens, 1)
+        return jnp.sum(output.scores["a"][..., 0])
+
+    count, slow = converted(jax.jit(jax.grad(loss)).lower(encoder.shapes, tokens))
+    assert count > 3 * 2 * len(INPUT_AXES) and not slow
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])
 def test_transposed_neighbors_change_no_layout(batch):
-    """XLA on a CPU has no routine for products of bfloat16 in some layouts, and fails."""
+    """XLA on a CPU converts products of bfloat16 in some layouts, and fails for others."""
 
     def turn(array):
         return jnp.swapaxes(array, -1, -2)
@@ -144,6 +169,7 @@ def test_transposed_neighbors_change_no_layout(batch):
     def multiply(x, weight):
         return turn(product(turn(x), turn(weight), "cpu"))
 
+    assert not converted(step(multiply).lower(turn(x), turn(weight)))[1]
     (_, actual), (_, expected) = (
         step(function)(turn(x), turn(weight))
         for function in (multiply, lambda x, weight: turn(turn(x) @ turn(weight).astype(x.dtype)))
