@@ -224,9 +224,9 @@ class Checkpoints:
         final = pathlib.Path(self.folder) / str(step)
         unfinished = final.with_name(f"{step}{checkpoint_folders.TEMPORARY}-in-place")
         shutil.rmtree(unfinished, ignore_errors=True)  # of a save of this step that failed
-        for name, tree in arrays.items():
+        for name in arrays:
             (unfinished / name).mkdir(parents=True)
-            array_store.write_tree(unfinished / name, tree)
+        array_store.write_trees({unfinished / name: tree for name, tree in arrays.items()})
 
         def complete() -> None:
             for folder, contents in files.items():

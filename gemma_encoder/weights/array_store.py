@@ -1,17 +1,16 @@
 """Writes and reads arrays as Orbax stores them, without its copies, where arrays are on a CPU.
 
 There, the arrays to save already are in the memory of the host. Orbax holds what it has compressed
-until it has all of it, and what it has read until Python collects its garbage; here a bounded
-number of bytes is in flight. The layout is that of `ocp.StandardSave`, and each reads what the
-other wrote: zarr arrays in one OCDBT database, and `_METADATA` for the structure of the tree
-(orbax-checkpoint 0.12, `InternalTreeMetadata`).
+until it has all of it, and what it has read until Python collects its garbage. The layout is that
+of `ocp.StandardSave`, and each reads what the other wrote: zarr arrays in one OCDBT database, and
+`_METADATA` for the structure of the tree (orbax-checkpoint 0.12, `InternalTreeMetadata`).
 """
 
 import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +21,8 @@ import tensorstore as ts
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.whole_files import is_remote, write_whole
 
-CHUNK = 4 << 20  # bytes: what is compressed, and later read, as one piece
-BATCH = 32 << 20  # bytes written between two commits, which hold them compressed
-# Smaller trees are written as they are: that is faster by more than the disk space is worth.
-COMPRESSED_FROM = 128 << 20
-# Compresses zeros and values that come from bfloat16, as fast as random bits are copied.
-COMPRESSOR = {"id": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 1}
+CHUNK = 4 << 20  # bytes that are read as one piece
+STORES_ZEROS = "store_array_data_equal_to_fill_value"
 SEQUENCE, DICTIONARY = 1, 2  # kinds of keys in `_METADATA`
 
 KeyPath = Sequence[Any]
@@ -39,25 +34,57 @@ def is_local(folder: os.PathLike) -> bool:
     return jax.default_backend() == "cpu" and is_alone and not is_remote(folder)
 
 
-def write_tree(folder: pathlib.Path, tree: Any) -> None:
-    """Writes a tree of JAX arrays of one process; returns when nothing reads their memory anymore.
+def write_trees(trees: Mapping[pathlib.Path, Any]) -> None:
+    """Writes trees of JAX arrays of one process, at once, from where they are in memory.
 
-    Nothing is flushed to disk.
+    They are not compressed, which would take longer than writing, and copy them. Nothing is flushed
+    to disk.
 
     Args:
-        folder: a local folder that exists and is empty.
-        tree: nested dicts, lists and tuples, such as an optimizer state; None and empty containers
-            are stored, too.
+        trees: by local folders that exist and are empty: nested dicts, lists and tuples, such as an
+            optimizer state; None and empty containers are stored, too.
 
     Raises:
-        ValueError: TensorStore cannot write the folder.
+        ValueError: TensorStore cannot write a folder.
     """
+    for futures in [_start_writing(folder, tree) for folder, tree in trees.items()]:
+        for future in futures:
+            future.result()
+
+
+def _start_writing(folder: pathlib.Path, tree: Any) -> list[ts.Future]:
+    """Starts to write a tree; its memory is read until all of the futures are done."""
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_empty)[0]
-    size = sum(leaf.nbytes for _, leaf in leaves if not _is_empty(leaf))
-    writer = ArrayWriter(folder, is_compressed=size >= COMPRESSED_FROM)
-    for path, leaf in leaves:
-        writer.add(path, leaf)
-    writer.finish()
+    context, transaction = _context(), ts.Transaction()
+    stores = [
+        (
+            array,
+            ts.open(
+                _spec(folder, path) | {"metadata": _layout(array)},
+                shape=array.shape,
+                dtype=array.dtype,
+                create=True,
+                context=context,
+                transaction=transaction,
+            ),
+        )
+        for path, array in leaves
+        if not _is_empty(array)
+    ]
+    futures = [  # a write whose future is dropped is cancelled
+        store.result()[region].write(values, can_reference_source_data_indefinitely=True).commit
+        for array, store in stores
+        for region, values in _chunks(array)
+    ]
+    content = {
+        "tree_metadata": dict(_description(path, leaf) for path, leaf in leaves),
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        STORES_ZEROS: True,
+        "custom_metadata": None,
+    }
+    write_whole(folder / "_METADATA", to_json(content))
+    return [transaction.commit_async(), *futures]
 
 
 def restore(folder: os.PathLike, arguments: Any, *, partial: bool = False) -> Any:
@@ -78,29 +105,30 @@ def restore(folder: os.PathLike, arguments: Any, *, partial: bool = False) -> An
             folder,
             args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=partial),
         )
+    metadata = read_object(pathlib.Path(folder) / "_METADATA")
     if not partial:
-        _check_names(pathlib.Path(folder), arguments)
+        _check_names(metadata["tree_metadata"].values(), arguments)
     context = _context()
+    # Early versions of Orbax did not store chunks of zeros.
+    fills = {"fill_missing_data_reads": not metadata.get(STORES_ZEROS, False)}
 
     def read(path: KeyPath, leaf: Any) -> Any:
         if _is_empty(leaf):
             return leaf
-        name = _name(path)
-        store = ts.open(_spec(folder, name), open=True, read=True, context=context).result()
+        store = ts.open(_spec(folder, path) | fills, open=True, read=True, context=context).result()
         if store.shape != tuple(leaf.global_shape):
-            raise ValueError(f"{name} has shape {store.shape}, expected {leaf.global_shape}")
+            raise ValueError(f"{_name(path)} has shape {store.shape}, expected {leaf.global_shape}")
         return _read(store, leaf.sharding, leaf.dtype or store.dtype.numpy_dtype)
 
     # One array after another: at most one shard is in memory twice.
     return jax.tree_util.tree_map_with_path(read, arguments, is_leaf=_is_empty)
 
 
-def _check_names(folder: pathlib.Path, arguments: Any) -> None:
-    """Raises ValueError if a folder does not hold the arrays of a tree, or holds others."""
-    metadata = read_object(folder / "_METADATA")["tree_metadata"].values()
+def _check_names(leaves: Iterable[Mapping[str, Any]], arguments: Any) -> None:
+    """Raises ValueError if leaves of `_METADATA` are not the arrays of a tree."""
     stored = {
         ".".join(entry["key"] for entry in leaf["key_metadata"])
-        for leaf in metadata
+        for leaf in leaves
         if not leaf["value_metadata"]["skip_deserialize"]
     }
     expected = {_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(arguments)[0]}
@@ -141,86 +169,22 @@ def _context() -> ts.Context:
     )
 
 
-def _spec(folder: pathlib.Path, name: str) -> dict[str, Any]:
+def _spec(folder: os.PathLike, path: KeyPath) -> dict[str, Any]:
     """Returns where TensorStore finds an array."""
     return {
         "driver": "zarr",
+        "store_data_equal_to_fill_value": True,
         "kvstore": {
             "driver": "ocdbt",
             "base": {"driver": "file", "path": f"{os.fspath(folder)}/"},
-            "path": f"{name}/",
+            "path": f"{_name(path)}/",
         },
     }
 
 
-class ArrayWriter:
-    """Writes the arrays of a tree one after another.
-
-    Args:
-        folder: a local folder that exists and is empty.
-        is_compressed: whether arrays are compressed.
-    """
-
-    def __init__(self, folder: pathlib.Path, *, is_compressed: bool):
-        self._folder = pathlib.Path(folder)
-        self._compressor = COMPRESSOR if is_compressed else None
-        self._context = _context()
-        self._metadata: dict[str, Any] = {}
-        self._batch = ts.Transaction()
-        self._batch_bytes = 0
-
-    def add(self, path: KeyPath, leaf: Any) -> None:
-        """Writes an array; its memory may be read until `finish` has returned.
-
-        Args:
-            path: keys of `jax.tree_util`, from the root.
-            leaf: a JAX array, None or an empty container.
-        """
-        entries = [_key_entry(key) for key in path]
-        names = tuple(entry["key"] for entry in entries)
-        if _is_empty(leaf):
-            value = {"value_type": _empty_type(leaf), "skip_deserialize": True}
-        else:
-            value = {"value_type": "jax.Array", "skip_deserialize": False}
-            value["write_shape"] = list(leaf.sharding.shard_shape(leaf.shape))
-            self._write(_name(path), leaf)
-        self._metadata[str(names)] = {"key_metadata": entries, "value_metadata": value}
-
-    def _write(self, name: str, array: jax.Array) -> None:
-        """Writes the chunks of an array; commits whenever a batch is full."""
-        shape = chunk_shape(array)
-        metadata = {"chunks": shape, "compressor": self._compressor}
-        store = ts.open(
-            _spec(self._folder, name) | {"metadata": metadata},
-            shape=array.shape,
-            dtype=array.dtype,
-            create=True,
-            transaction=self._batch,
-            context=self._context,
-        ).result()
-        for region, values in _chunks(array, shape):
-            if self._batch_bytes >= BATCH:
-                self._commit()
-                store = store.with_transaction(self._batch)
-            store[region].write(values, can_reference_source_data_indefinitely=True).copy.result()
-            self._batch_bytes += values.nbytes
-
-    def _commit(self) -> None:
-        self._batch.commit_async().result()
-        self._batch = ts.Transaction()
-        self._batch_bytes = 0
-
-    def finish(self) -> None:
-        """Writes what is left of the arrays, and the structure of the tree."""
-        self._commit()
-        metadata = {
-            "tree_metadata": self._metadata,
-            "use_ocdbt": True,
-            "use_zarr3": False,
-            "store_array_data_equal_to_fill_value": True,
-            "custom_metadata": None,
-        }
-        write_whole(self._folder / "_METADATA", to_json(metadata))
+def _layout(array: jax.Array) -> dict[str, Any]:
+    """Returns how an array is stored."""
+    return {"chunks": chunk_shape(array), "compressor": None}
 
 
 def chunk_shape(array: jax.Array) -> list[int]:
@@ -239,8 +203,9 @@ def chunk_shape(array: jax.Array) -> list[int]:
     return chunk
 
 
-def _chunks(array: jax.Array, shape: Sequence[int]) -> Iterator[tuple[Any, np.ndarray]]:
+def _chunks(array: jax.Array) -> Iterator[tuple[Any, np.ndarray]]:
     """Yields the index of each chunk in the array, and its values, which share its memory."""
+    shape = chunk_shape(array)
     for shard in array.addressable_shards:
         if shard.replica_id:
             continue
@@ -260,6 +225,18 @@ def _chunks(array: jax.Array, shape: Sequence[int]) -> Iterator[tuple[Any, np.nd
 
 def _is_empty(leaf: Any) -> bool:
     return leaf is None or (isinstance(leaf, dict | list | tuple) and not leaf)
+
+
+def _description(path: KeyPath, leaf: Any) -> tuple[str, dict[str, Any]]:
+    """Returns the key and the value of a leaf in `_METADATA`."""
+    entries = [_key_entry(key) for key in path]
+    if _is_empty(leaf):
+        value = {"value_type": _empty_type(leaf), "skip_deserialize": True}
+    else:
+        value = {"value_type": "jax.Array", "skip_deserialize": False}
+        value["write_shape"] = list(leaf.sharding.shard_shape(leaf.shape))
+    key = str(tuple(entry["key"] for entry in entries))
+    return key, {"key_metadata": entries, "value_metadata": value}
 
 
 def _empty_type(leaf: Any) -> str:

@@ -1,0 +1,164 @@
+"""Arrays on a CPU are stored as by Orbax, without copies of them."""
+
+import multiprocessing
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from orbax.checkpoint.checkpoint_utils import construct_restore_args
+
+from gemma_encoder.inputs.json_text import read_object
+from gemma_encoder.weights import array_store
+from tests.fuzz.cases import peak_of_memory, start_of_memory
+
+PEAK = 1.3  # times the arrays, the bound that checkpoints promise
+MEGABYTES = 300
+
+
+class Nothing(NamedTuple):
+    """An empty state, as of optax."""
+
+
+@pytest.fixture
+def tree(mesh_of):
+    """A tree with all kinds of nodes, sharded in several ways."""
+
+    def put(array, *axes):
+        spec = jax.sharding.PartitionSpec(*axes)
+        return jax.device_put(array, jax.sharding.NamedSharding(mesh_of(2, 2), spec))
+
+    parameters = {
+        "b": put(jnp.ones((), jnp.bfloat16)),
+        "w": put(jnp.arange(24.0).reshape(6, 4), "data", "fsdp"),
+        "z": put(jnp.zeros((2, 7, 6), jnp.int8), None, None, "data"),
+    }
+    optimizer = optax.masked(optax.adamw(1e-3), {"b": True, "w": True, "z": False})
+    state = optax.chain(optax.clip(1.0), optimizer).init(parameters)
+    empty = {"dict": {}, "list": [], "tuple": (), "none": None, "state": Nothing()}
+    return {"optimizer": state, "step": put(jnp.int32(3)), "empty": empty, **parameters}
+
+
+@pytest.fixture
+def mesh_of():
+    """`mesh_of(data, fsdp)`: a mesh of CPU devices."""
+
+    def mesh(*shape):
+        devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+        return jax.sharding.Mesh(devices, ("data", "fsdp"))
+
+    return mesh
+
+
+def arguments_of(tree):
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+    return construct_restore_args(abstract)
+
+
+def write(folder, tree):
+    folder.mkdir()
+    array_store.write_trees({folder: tree})
+    return folder
+
+
+def write_by_orbax(folder, tree):
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.StandardSave(tree))
+    return folder
+
+
+def assert_equal(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    for leaf, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == other.dtype and leaf.sharding == other.sharding
+
+
+@pytest.mark.parametrize("chunk", [array_store.CHUNK, 8])  # 8 bytes: several chunks in a shard
+def test_each_reads_what_the_other_wrote(tmp_path, tree, monkeypatch, chunk):
+    monkeypatch.setattr(array_store, "CHUNK", chunk)
+    ours, theirs = write(tmp_path / "ours", tree), write_by_orbax(tmp_path / "orbax", tree)
+    for folder in (ours, theirs):
+        assert_equal(array_store.restore(folder, arguments_of(tree)), tree)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        arguments = ocp.args.PyTreeRestore(item=tree, restore_args=arguments_of(tree))
+        assert_equal(reader.restore(ours, args=arguments), tree)
+
+
+def test_metadata_are_those_of_orbax(tmp_path, tree):
+    """But for the shapes that replicas write, which Orbax shares among them."""
+    metadata = []
+    for folder in (write(tmp_path / "ours", tree), write_by_orbax(tmp_path / "orbax", tree)):
+        content = read_object(folder / "_METADATA")
+        for leaf in content["tree_metadata"].values():
+            leaf["value_metadata"].pop("write_shape", None)
+        metadata.append(content)
+    assert metadata[0] == metadata[1]
+    assert list(metadata[0]["tree_metadata"]) == list(metadata[1]["tree_metadata"])
+
+
+def test_other_arrays_are_refused(tmp_path, tree):
+    folder = write(tmp_path / "ours", tree)
+    fewer = {"step": tree["step"]}
+    assert_equal(array_store.restore(folder, arguments_of(fewer), partial=True), fewer)
+    with pytest.raises(ValueError, match="none missing, b, optimizer.+ in addition"):
+        array_store.restore(folder, arguments_of(fewer))
+    with pytest.raises(ValueError, match="other missing, none in addition"):
+        array_store.restore(folder, arguments_of({**tree, "other": tree["step"]}))
+    with pytest.raises(ValueError, match=r"step has shape \(\), expected \(6, 4\)"):
+        array_store.restore(folder, arguments_of({**tree, "step": tree["w"]}))
+
+
+def test_a_chunk_that_is_missing_is_no_zero(tmp_path, monkeypatch):
+    tree = {"w": jnp.ones((4, 4))}
+    monkeypatch.setattr(array_store, "_chunks", lambda array: [])
+    folder = write(tmp_path / "ours", tree)
+    with pytest.raises(ValueError, match="chunk .+ is missing"):
+        array_store.restore(folder, arguments_of(tree))
+
+
+def test_what_is_written_or_read_can_be_donated(tmp_path):
+    """A step reuses the memory: nothing refers to it after a save, nor after a restore."""
+    step = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = step(jnp.zeros((1024, 1024)))
+    folder = write(tmp_path / "ours", {"w": array})
+    restored = array_store.restore(folder, arguments_of({"w": array}))["w"]
+    for before in (array, restored):
+        memory = before.unsafe_buffer_pointer()
+        assert step(before).unsafe_buffer_pointer() == memory
+
+
+def _peaks(folder, pipe):
+    """Sends the peaks of a save and of a restore, as shares of the arrays."""
+    zeros = {"w": jnp.zeros((4, 4))}
+    array_store.restore(write(folder / "first", zeros), arguments_of(zeros))  # starts threads
+    leaf = jax.jit(lambda: jnp.ones((MEGABYTES << 20) // 4 // 8 // 1024 * 1024).reshape(-1, 1024))
+    tree = jax.block_until_ready({f"w{i}": leaf() for i in range(8)})
+    size = sum(array.nbytes for array in tree.values())
+    arguments = arguments_of(tree)
+    before = start_of_memory()
+    write(folder / "ours", tree)
+    saved = 1 + (peak_of_memory() - before) / size
+    tree.clear()
+    before = start_of_memory()
+    tree |= array_store.restore(folder / "ours", arguments)
+    pipe.send((saved, (peak_of_memory() - before) / size))
+
+
+def test_peak_of_memory(tmp_path):
+    """A save and a restore take little more memory than the arrays."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_peaks, args=(pathlib.Path(tmp_path), sender))
+    process.start()
+    sender.close()
+    saved, restored = receiver.recv()
+    process.join()
+    assert 1 <= saved <= PEAK
+    assert 0.9 <= restored <= PEAK
