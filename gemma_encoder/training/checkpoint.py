@@ -153,9 +153,9 @@ class Checkpoints:
             temporary_path_class=None if is_remote(self.folder) else DigestedPath,
         )
         # A process that has all arrays in its own memory writes them from there.
-        self._in_place = not background and array_store.is_local(self.folder)
+        self._writes_directly = not background and array_store.is_local(self.folder)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._commit: concurrent.futures.Future | None = None  # of the newest save, if in place
+        self._completion: concurrent.futures.Future | None = None  # of the newest save, if direct
         self._saving: int | None = None  # step of the newest save
         self._keep = keep
         self._sign = -1 if lowest else 1
@@ -201,7 +201,7 @@ class Checkpoints:
         """
         arrays = _arrays(state)
         files = {"data": data, "inference": spec.files() if jax.process_index() == 0 else {}}
-        save = self._save_in_place if self._in_place else self._save_by_orbax
+        save = self._save_directly if self._writes_directly else self._save_by_orbax
         self.wait()
         with self._writing():
             self._saving = spec.step
@@ -217,12 +217,12 @@ class Checkpoints:
         items |= {name: FilesSave(contents) for name, contents in files.items()}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def _save_in_place(
+    def _save_directly(
         self, step: int, arrays: Mapping[str, Any], files: Mapping[str, dict[str, bytes]]
     ) -> None:
         """Writes arrays, then starts to write files and to complete the checkpoint."""
         final = pathlib.Path(self.folder) / str(step)
-        unfinished = final.with_name(f"{step}{checkpoint_folders.TEMPORARY}-in-place")
+        unfinished = final.with_name(f"{step}{checkpoint_folders.TEMPORARY}-direct")
         shutil.rmtree(unfinished, ignore_errors=True)  # of a save of this step that failed
         for name in arrays:
             (unfinished / name).mkdir(parents=True)
@@ -240,7 +240,7 @@ class Checkpoints:
             self._manager.reload()
             self._delete_surplus()
 
-        self._commit = self._thread.submit(complete)
+        self._completion = self._thread.submit(complete)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -298,7 +298,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until all checkpoints are written; raises InputError if one could not be."""
-        commit, self._commit = self._commit, None
+        commit, self._completion = self._completion, None
         with self._writing():
             if commit:
                 commit.result()

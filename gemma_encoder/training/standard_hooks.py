@@ -100,7 +100,7 @@ class CheckpointHook(Hook):
         return run.cadence.is_due(run.cadence.checkpoint_every, step)
 
     def on_due(self, run: Run, step: int) -> None:
-        """Saves a checkpoint; on accelerators it is written in the background."""
+        """Saves a checkpoint; it is completed in the background."""
         run.save()
 
     def on_end(self, run: Run) -> None:
