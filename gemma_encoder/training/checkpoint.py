@@ -296,12 +296,21 @@ class Checkpoints:
         """Returns True if the checkpoint of a step has a value of the best metric."""
         return any(info.step == step and info.metrics for info in self._manager._checkpoints)
 
+    def complete(self) -> None:
+        """Waits for the newest checkpoint on a CPU, where this takes no longer than flushing it.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        completion, self._completion = self._completion, None
+        if completion:
+            with self._writing():
+                completion.result()
+
     def wait(self) -> None:
         """Waits until all checkpoints are written; raises InputError if one could not be."""
-        commit, self._completion = self._completion, None
+        self.complete()
         with self._writing():
-            if commit:
-                commit.result()
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
