@@ -18,18 +18,26 @@ def class_scores(task: Task, outputs: np.ndarray, table: ExampleTable) -> list[d
     Empty without labels, or if the kind has no classes. A quotient without a denominator, such as
     the precision of a class that was never predicted, is 0, as in the metric F1.
     """
-    import sklearn.metrics
-
     if not task.kind.has_classes or not is_labeled(task, table):
         return []
     labels = task.kind.metric_labels(task, table.labels)
     predictions = task.kind.decide(task, outputs)
     if labels.ndim == 2:  # probabilities of several classes at once
         predictions = predictions >= 0.5
-    *shares, support = sklearn.metrics.precision_recall_fscore_support(
-        labels, predictions, labels=range(len(task.classes)), zero_division=0.0
-    )
-    rounded = [np.round(np.asarray(values, float), 6).tolist() for values in shares]
+    count = len(task.classes)
+    if labels.ndim == 1:
+        labels, predictions = labels.astype(int), predictions.astype(int)
+        matching = labels[labels == predictions]
+        correct, predicted, support = (
+            np.bincount(values, minlength=count) for values in (matching, predictions, labels)
+        )
+    else:
+        correct, predicted, support = (
+            values.sum(axis=0) for values in (labels * predictions, predictions, labels)
+        )
+    totals = (predicted, support, (predicted + support) / 2)
+    shares = [np.divide(correct, total, out=np.zeros(count), where=total > 0) for total in totals]
+    rounded = [np.round(values, 6).tolist() for values in shares]
     rows = zip(task.classes, *rounded, np.asarray(support, int).tolist(), strict=True)
     return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 

@@ -7,13 +7,12 @@ pairs group examples by the table.
 import collections
 import re
 import string
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gemma_encoder.evaluation import calibration, ranking
+from gemma_encoder.evaluation import calibration, ranking, resampled_metrics
 from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.kind import Kind, Label
@@ -31,31 +30,19 @@ def _sklearn(name: str, **options) -> Metric:
     return metric
 
 
-def _correlation(name: str) -> Metric:
-    def metric(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
-        import scipy.stats
+def _equally_weighted(*names: str) -> dict[str, Metric]:
+    """Metrics of a single resample, that of all examples.
 
-        if len(labels) < 2:
-            return 0.0
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
-            value = float(getattr(scipy.stats, name)(labels, predictions).statistic)
-        return 0.0 if np.isnan(value) else value  # undefined for constant predictions
-
-    return metric
-
-
-def _r2(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
-    """Returns the coefficient of determination, 1 − squared errors / squared deviations of labels.
-
-    0 if labels are constant, where it is undefined. It is negative for predictions that are worse
-    than the mean label.
+    Importing scikit-learn and scipy.stats for these would take a second of each start.
     """
-    import sklearn.metrics
 
-    if np.ptp(labels) == 0:
-        return 0.0
-    return float(sklearn.metrics.r2_score(labels, predictions))
+    def metric(name: str) -> Metric:
+        weighted = resampled_metrics.METRICS[name]
+        return lambda labels, predictions, table: float(
+            weighted(np.ones((1, len(labels))), labels, predictions)[0]
+        )
+
+    return {name: metric(name) for name in names}
 
 
 def exact_match(labels: np.ndarray, predictions: np.ndarray, table: ExampleTable) -> float:
@@ -156,25 +143,6 @@ def token_f1(prediction: str, answer: str) -> float:
     return 2 * common / (words.total() + expected.total()) if common else 0.0
 
 
-def quadratic_weighted_kappa(
-    labels: np.ndarray, predictions: np.ndarray, table: ExampleTable
-) -> float:
-    """Returns Cohen's kappa, weighted by squared distances between classes.
-
-    Every class up to the highest counts, even without labels or predictions: scikit-learn by
-    default omits such a class, so that its neighbors would be one step apart.
-    """
-    import sklearn.metrics
-
-    classes = np.arange(int(max(labels.max(), predictions.max())) + 1)
-    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
-        warnings.simplefilter("ignore")  # division by zero if both sides are constant
-        value = sklearn.metrics.cohen_kappa_score(
-            labels.astype(int), predictions.astype(int), labels=classes, weights="quadratic"
-        )
-    return 0.0 if np.isnan(value) else float(value)  # a constant prediction agrees by chance
-
-
 def _decided(metric: Metric) -> Metric:
     """Multi-label metric of decisions, p >= 0.5, in place of probabilities."""
     return lambda labels, outputs, table: metric(labels, outputs >= 0.5, table)
@@ -221,21 +189,13 @@ OPTION_VALUES: dict[str, OptionValue] = {
 # metrics are in `evaluation.ranking`.
 METRICS: dict[str, dict[str, Metric]] = {
     "classification": {
-        "accuracy": _sklearn("accuracy_score"),
-        "f1": _sklearn("f1_score", zero_division=0.0),  # of class 1
-        "f1a": _sklearn("f1_score", zero_division=0.0),  # MultiRC's name: over all answers
-        "macro_f1": _sklearn("f1_score", average="macro", zero_division=0.0),
-        "matthews_correlation": _sklearn("matthews_corrcoef"),
+        # f1 is that of class 1, f1a MultiRC's name for it: over all answers.
+        **_equally_weighted("accuracy", "f1", "f1a", "macro_f1", "matthews_correlation"),
         "exact_match": exact_match,
         "gender_parity": gender_parity,
     },
-    "regression": {
-        "pearson": _correlation("pearsonr"),
-        "spearman": _correlation("spearmanr"),
-        "mae": _sklearn("mean_absolute_error"),  # in the task's units, as RMSE is
-        "rmse": _sklearn("root_mean_squared_error"),
-        "r2": _r2,
-    },
+    # Errors are in the task's units.
+    "regression": _equally_weighted("pearson", "spearman", "mae", "rmse", "r2"),
     "multi_label": {
         "micro_f1": _decided(_sklearn("f1_score", average="micro", zero_division=0.0)),
         # A class that no example has and that is never predicted is left out.
@@ -243,12 +203,10 @@ METRICS: dict[str, dict[str, Metric]] = {
         "average_precision": average_precision,
         "subset_accuracy": _decided(_sklearn("accuracy_score")),
     },
-    "ordinal": {
-        "quadratic_weighted_kappa": quadratic_weighted_kappa,
-        "mean_absolute_error": _sklearn("mean_absolute_error"),  # in classes
-        "mae": _sklearn("mean_absolute_error"),
-        "accuracy": _sklearn("accuracy_score"),
-    },
+    # Errors are in classes.
+    "ordinal": _equally_weighted(
+        "quadratic_weighted_kappa", "mean_absolute_error", "mae", "accuracy"
+    ),
     "choice": {name: _of_best(value) for name, value in OPTION_VALUES.items()},
     "language_model": {"perplexity": perplexity, "nll": nll},
 }

@@ -42,16 +42,14 @@ class _ClassCounts(NamedTuple):
 
 
 def _class_counts(counts: np.ndarray, labels: np.ndarray, predictions: np.ndarray) -> _ClassCounts:
-    import scipy.sparse
-
     classes, group = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
     label, prediction = np.split(group, 2)
-    example = np.arange(len(label))
 
     def by_class(group: np.ndarray, included: np.ndarray) -> np.ndarray:
-        shape = (len(label), len(classes))
-        members = scipy.sparse.csr_array((included.astype(float), (example, group)), shape)
-        return counts @ members
+        # A sparse product is no faster, and importing scipy.sparse takes 0.15 s of each start.
+        group = group[included]
+        rows = [np.bincount(group, weights[included], len(classes)) for weights in counts]
+        return np.stack(rows).astype(np.float64, copy=False)
 
     everywhere = np.ones(len(label), bool)
     return _ClassCounts(

@@ -1,9 +1,12 @@
 """Metrics against values computed by hand."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +56,33 @@ def test_correlations_by_hand():
     assert values["spearman"] == pytest.approx(1)
     # covariance 14/4, deviations sqrt(5/4) and sqrt(50/4)
     assert values["pearson"] == pytest.approx(14 / np.sqrt(5 * 50))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 40])
+def test_metrics_equal_those_of_scikit_learn_and_scipy(classes):
+    """Ours need neither, whose import takes a second."""
+    rng = np.random.default_rng(classes)
+    labels = rng.integers(0, classes, 60)
+    guesses = np.where(rng.random(60) < 0.5, labels, rng.integers(0, classes, 60))
+    f1 = functools.partial(sklearn.metrics.f1_score, zero_division=0.0)
+    expected = {
+        ("classification", "accuracy"): sklearn.metrics.accuracy_score,
+        ("classification", "macro_f1"): functools.partial(f1, average="macro"),
+        ("classification", "matthews_correlation"): sklearn.metrics.matthews_corrcoef,
+        ("ordinal", "quadratic_weighted_kappa"): functools.partial(
+            sklearn.metrics.cohen_kappa_score, weights="quadratic", labels=range(classes)
+        ),
+        ("regression", "pearson"): lambda *values: scipy.stats.pearsonr(*values).statistic,
+        ("regression", "spearman"): lambda *values: scipy.stats.spearmanr(*values).statistic,
+        ("regression", "mae"): sklearn.metrics.mean_absolute_error,
+        ("regression", "rmse"): sklearn.metrics.root_mean_squared_error,
+        ("regression", "r2"): sklearn.metrics.r2_score,
+    }
+    if classes == 2:
+        expected["classification", "f1"] = f1
+    for (kind, name), function in expected.items():
+        value = metrics.METRICS[kind][name](labels, guesses, table(labels))
+        assert value == pytest.approx(function(labels, guesses), abs=1e-12), name
 
 
 def test_perplexity_is_over_tokens_not_over_texts(tmp_path):
