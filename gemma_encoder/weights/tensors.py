@@ -19,7 +19,7 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.errors import InputError
@@ -58,6 +58,10 @@ class Entry(NamedTuple):
     names: tuple[str, ...]
     axes: tuple[str, ...]
 
+
+# Elements up to which a parameter is converted by numpy: larger ones by programs on their devices,
+# which take some 40 ms each to compile, for every shape and in every process.
+MAX_ON_HOST = 1 << 24
 
 TensorTable = Mapping[str, Entry]  # by parameter name, as in `PARAMETER_AXES`
 
@@ -213,6 +217,9 @@ def _load_parameter(
     entry = checkpoint.table[name]
     ours = PARAMETER_AXES[name]
     sizes = axis_sizes(config)
+    if math.prod(shape) <= MAX_ON_HOST and sharding.is_fully_addressable:
+        values = _on_host(checkpoint, config, path, shape, sharding, dtype)
+        return jax.device_put(values, sharding)
     is_single_tensor = not stacked and len(entry.names) == 1
     result = None if is_single_tensor else _zeros(shape, dtype, sharding)()
     for layer_offset, layer in enumerate(layers or (0,)):
@@ -232,6 +239,34 @@ def _load_parameter(
             # Finish this copy before the next read: two tensors at once would double the overhead.
             result.block_until_ready()
             del tensor
+    return result
+
+
+def _on_host(
+    checkpoint: Checkpoint,
+    config: TransformerConfig,
+    path: str,
+    shape: tuple[int, ...],
+    sharding: Sharding,
+    dtype: jnp.dtype,
+) -> np.ndarray:
+    """Loads one parameter into memory of the host."""
+    name, layers, stacked = layers_of(config, path)
+    entry = checkpoint.table[name]
+    ours = PARAMETER_AXES[name]
+    sizes = axis_sizes(config)
+    has_parts = len(entry.names) > 1
+    axes = _without_parts(ours) if has_parts else ours
+    used = {axis: sizes[axis] for axis in axes.split()}
+    device = SingleDeviceSharding(min(sharding.device_set, key=lambda device: device.id))
+    result = np.empty(shape, dtype)
+    for layer_offset, layer in enumerate(layers or (0,)):
+        target = result[layer_offset] if stacked else result
+        for part, pattern in enumerate(entry.names):
+            tensor = np.asarray(checkpoint.read(pattern.format(layer=layer), device))
+            theirs = next(axes for axes in entry.axes if _shape(axes, sizes) == tensor.shape)
+            slot = np.moveaxis(target, ours.split().index("C"), 0)[part] if has_parts else target
+            slot[...] = einops.rearrange(tensor, f"{theirs} -> {axes}", **used)
     return result
 
 

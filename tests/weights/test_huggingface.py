@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -15,7 +16,7 @@ from gemma_encoder.model.config import PoolingConfig
 from gemma_encoder.model.sharding import make_mesh
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.weights import backbone as weights
-from gemma_encoder.weights import huggingface
+from gemma_encoder.weights import huggingface, tensors
 from gemma_encoder.weights.safetensors_reader import read_header
 from tests.weights.goldens import CASES, GOLDENS
 
@@ -65,6 +66,20 @@ def test_folders_are_loaded_onto_a_mesh(case):
         jax.device_get(jax.tree.leaves(nnx.state(model))) for model in (spread, backbone)
     )
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_large_parameters_are_converted_on_devices(case, monkeypatch):
+    """Programs on the devices and numpy on the host give the same values and shardings."""
+    folder, _, _, _ = case
+    mesh = make_mesh((2, 2, 2))
+    loaded = []
+    for largest in (1 << 24, 0):
+        monkeypatch.setattr(tensors, "MAX_ON_HOST", largest)
+        backbone = weights.load_backbone(folder, mesh=mesh, dtype=jnp.bfloat16)
+        loaded.append(jax.tree.leaves(nnx.state(backbone)))
+    for on_host, on_devices in zip(*loaded, strict=True):
+        assert on_host.sharding.is_equivalent_to(on_devices.sharding, on_host.ndim)
+        np.testing.assert_array_equal(np.asarray(on_host), np.asarray(on_devices))
 
 
 def test_embedding_gemma_embeds_as_sentence_transformers_does():
