@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -17,18 +18,25 @@ from gemma_encoder.inputs.packing import Packer, PackingGroup, Segment
 from gemma_encoder.inputs.template import EncodedText, Template, encode
 from gemma_encoder.weights.native import InferenceSpec
 
-MAX_ROWS = 32  # per batch; the number of rows is a power of two
+# Rows of a batch. Each number of them is a program, which takes seconds to compile on a first start
+# and some 0.2 s to trace and load on others. On CPUs larger batches are no faster.
+ROWS = (1, 8, 32)
+ROWS_ON_CPU = (1, 8)
+MAX_ROWS = max(ROWS)
 SHORTEST_ROW = 128  # tokens; the block size of attention kernels on accelerators
+SHORT_TEXT = 64  # tokens; a row of its own length for a single short text, on CPUs
 TOKENIZED_AT_ONCE = 4096  # texts
+COMPILED_AT_ONCE = 2  # programs; tracing takes turns, and each is compiled in several threads
 PROGRESS_DELAY = 2.0  # seconds of work before a progress bar appears
 
 
 class TextEncoder:
     """Runs an encoder over texts, which are packed into shared rows; results keep their order.
 
-    The row length is training's, halved down to 128 tokens while the longest text fits. One program
-    is compiled per row length and power of two up to 32 rows (fewer on several devices), however
-    many texts there are.
+    The row length is training's, quartered down to 128 tokens while the longest text fits. One
+    program is compiled per row length and number of rows: 1, 8 or, on accelerators, 32 (multiples
+    of the devices where there are several), however many texts there are. On a CPU, a text of up to
+    64 tokens alone has a shorter row.
 
     Args:
         spec: the inference spec.
@@ -41,6 +49,7 @@ class TextEncoder:
         self.parameters = parameters
         self.mesh = mesh
         self._forward = compile_forward(spec.encoder, mesh)
+        self._on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._compiled: set[tuple[int, ...]] = set()  # shapes
 
     def run(
@@ -91,12 +100,16 @@ class TextEncoder:
             max_rows: the largest batch to compile for; 1 suffices for single short requests.
             progress: show a progress bar.
         """
-        smallest = self._min_rows()
-        limit = max(max_rows, smallest)
-        rows = [smallest << power for power in range(16) if smallest << power <= limit]
-        shapes = [_batch_shape(count, length) for length in self._lengths() for count in rows]
-        for shape in tqdm.tqdm(shapes, "compiling", unit=" programs", disable=not progress):
-            jax.block_until_ready(self._start(empty_batch(shape)))
+        shapes = self._shapes(max_rows)
+        self._compiled.update((shape.rows, shape.row_length) for shape in shapes)
+        description = activity.during(f"compiling the forward pass for {len(shapes)} shapes")
+        with description, futures.ThreadPoolExecutor(COMPILED_AT_ONCE) as pool:
+            programs = pool.map(lambda shape: self._start(empty_batch(shape)), shapes)
+            bar = tqdm.tqdm(
+                programs, "compiling", len(shapes), unit=" programs", disable=not progress
+            )
+            for outputs in bar:
+                jax.block_until_ready(outputs)
         return len(shapes)
 
     def _start(self, batch: Batch) -> ForwardOutput:
@@ -140,27 +153,45 @@ class TextEncoder:
             )
         return encoded
 
-    def _min_rows(self) -> int:
-        """Returns the number of devices over which rows are sharded."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+    def _rows(self) -> list[int]:
+        """Returns the possible numbers of rows, ascending: multiples of the devices."""
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        counts = ROWS_ON_CPU if self._on_cpu else ROWS
+        return sorted({-(-count // devices) * devices for count in counts})
 
     def _lengths(self) -> list[int]:
         """Returns the possible row lengths in tokens, longest first."""
         lengths = [self.spec.row_length]
         while lengths[-1] > SHORTEST_ROW:
-            half = -(-lengths[-1] // 2)
-            lengths.append(-(-half // SHORTEST_ROW) * SHORTEST_ROW)
+            quarter = -(-lengths[-1] // 4)
+            lengths.append(-(-quarter // SHORTEST_ROW) * SHORTEST_ROW)
         return lengths
 
+    def _has_short_row(self) -> bool:
+        """Returns True if a single short text has a row of `SHORT_TEXT` tokens."""
+        return self._on_cpu and self._rows()[0] == 1 and self._lengths()[-1] > SHORT_TEXT
+
+    def _shapes(self, max_rows: int = MAX_ROWS) -> list[BatchShape]:
+        """Returns every batch shape of up to `max_rows` rows, or of the fewest possible."""
+        counts = self._rows()
+        counts = [rows for rows in counts if rows <= max(max_rows, counts[0])]
+        shapes = [_batch_shape(rows, length) for length in self._lengths() for rows in counts]
+        return [*shapes, _batch_shape(1, SHORT_TEXT)] if self._has_short_row() else shapes
+
     def _shape(self, lengths: Sequence[int]) -> BatchShape:
-        """Returns the batch shape for texts of these lengths: the shortest and fewest rows."""
-        longest = max(lengths)
-        num_tokens = sum(lengths)
-        row_length = min(length for length in self._lengths() if length >= longest)
-        rows = self._min_rows()
-        while rows < MAX_ROWS and rows * row_length < num_tokens:
-            rows *= 2
-        return _batch_shape(rows, row_length)
+        """Returns the batch shape for texts of these lengths.
+
+        Rows are the shortest that hold the longest text. Their number is the largest of which texts
+        fill more than half; fewer texts than that take several smaller batches.
+        """
+        if len(lengths) == 1 and lengths[0] <= SHORT_TEXT and self._has_short_row():
+            return _batch_shape(1, SHORT_TEXT)
+        row_length = min(length for length in self._lengths() if length >= max(lengths))
+        filled = -(-sum(lengths) // row_length)
+        fewest, *counts = self._rows()
+        return _batch_shape(
+            max((rows for rows in counts if 2 * filled > rows), default=fewest), row_length
+        )
 
     def _batches(self, encoded: Sequence[EncodedText], shape: BatchShape) -> Iterator[Batch]:
         """Packs texts into batches; `example_id` is a text's index."""
@@ -181,11 +212,11 @@ def _fetch(
     batch: Batch, output: ForwardOutput, pooled: np.ndarray, scores: dict[str, np.ndarray]
 ) -> int:
     """Waits for a batch's output, writes it to its texts' rows, and returns their number."""
-    output = jax.device_get(output)
+    vectors, values = jax.device_get((output.pooled, output.scores))
     is_real = batch.weight > 0
     ids = batch.example_id[is_real]
-    pooled[ids] = output.pooled[is_real]
-    for name, head_scores in output.scores.items():
+    pooled[ids] = vectors[is_real]
+    for name, head_scores in values.items():
         scores[name][ids] = head_scores[is_real]
     return len(ids)
 

@@ -230,13 +230,28 @@ def test_classes_are_those_of_the_only_classification_task(predictor):
 
 
 def test_warm_up_compiles_every_program_that_texts_need(predictor):
-    fresh = ge.Predictor(predictor.spec, predictor.parameters)
-    assert fresh.warm_up(max_rows=1) == 1
-    assert fresh.warm_up() == 6  # 1, 2, 4, … 32 rows of 64 tokens
-    compiled = fresh._encoder._forward._cache_size()
-    for count in (1, 3, 40, 300):
-        fresh.embed(["a text of some words ."] * count)
-    assert fresh._encoder._forward._cache_size() == compiled
+    """Nothing is compiled afterwards, eager operations included."""
+    long = dataclasses.replace(predictor.spec, row_length=256, max_length=256)
+    fresh = ge.Predictor(long, predictor.parameters)
+    assert fresh.warm_up(max_rows=1) == 3  # a row of 256, 128 or 64 tokens
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: (
+            event.endswith("backend_compile_duration") and compiled.append(event)
+        )
+    )
+    fresh.predict(["a film"], "toy_sentiment")
+    fresh.predict(["a film " * 60], "toy_sentiment")
+    fresh.predict(["a film " * 120], "toy_sentiment", as_frame=True)
+    assert not compiled
+    assert fresh.warm_up() == 5  # and 8 rows
+    assert compiled
+    compiled.clear()
+    for count in (1, 12):
+        fresh.embed(["a text of some words ."] * 10 * count)
+        fresh.predict(["a text " * 60] * count, "toy_sentiment")
+    fresh.rank("a film", ["good", "bad " * 100])
+    assert not compiled
 
 
 def test_inputs_of_the_wrong_form_are_refused_in_words(predictor):
@@ -356,27 +371,32 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
     fresh = ge.Predictor(predictor.spec, predictor.parameters)
     for count in (1, 3, 20, 100, 400, 401):
         fresh.embed([f"text number {i} " * (1 + i % 5) ** (i % 5) for i in range(count)])
-    assert fresh._encoder._forward._cache_size() <= int(np.log2(text_encoder.MAX_ROWS)) + 1
+    assert fresh._encoder._forward._cache_size() <= 2  # of 1 or 8 rows
 
 
 @pytest.mark.parametrize(
     ("lengths", "rows", "row_length"),
     [
-        ([5], 1, 128),
+        ([5], 1, 64),
+        ([64, 5], 1, 128),
         ([128], 1, 128),
-        ([129, 5], 1, 256),
-        ([129, 128], 2, 256),
-        ([200] * 9, 8, 256),
-        ([300], 1, 512),
-        ([20] * 10_000, 32, 128),
+        ([129, 5], 1, 512),
+        ([128] * 4, 1, 128),
+        ([128] * 5, 8, 128),
+        ([200] * 9, 1, 512),
+        ([300] * 9, 8, 512),
+        ([20] * 10_000, 8, 128),
     ],
 )
 def test_rows_are_as_short_as_the_longest_text_allows(predictor, lengths, rows, row_length):
     long = ge.Predictor(dataclasses.replace(predictor.spec, row_length=512), predictor.parameters)
     shape = long._encoder._shape(lengths)
     assert (shape.rows, shape.row_length) == (rows, row_length)
+    long._encoder._on_cpu = False
+    assert long._encoder._shape([20] * 10_000).rows == 32
+    assert long._encoder._shape([5]).row_length == 128
     odd = ge.Predictor(dataclasses.replace(predictor.spec, row_length=1_000), predictor.parameters)
-    assert odd._encoder._lengths() == [1000, 512, 256, 128]
+    assert odd._encoder._lengths() == [1000, 256, 128]
 
 
 def test_outputs_do_not_depend_on_the_row_length(predictor):
