@@ -33,10 +33,10 @@ PROGRESS_DELAY = 2.0  # seconds of work before a progress bar appears
 class TextEncoder:
     """Runs an encoder over texts, which are packed into shared rows; results keep their order.
 
-    The row length is training's, quartered down to 128 tokens while the longest text fits. One
-    program is compiled per row length and number of rows: 1, 8 or, on accelerators, 32 (multiples
-    of the devices where there are several), however many texts there are. On a CPU, a text of up to
-    64 tokens alone has a shorter row.
+    Batches have 1, 8 or, on accelerators, 32 rows, or multiples of the devices where there are
+    several. The row length is training's, divided by 4 down to 128 tokens while the longest text
+    fits, for a single row by 2; on a CPU, a text of up to 64 tokens alone has a row of 64. So few
+    programs are compiled, however many texts there are.
 
     Args:
         spec: the inference spec.
@@ -159,12 +159,17 @@ class TextEncoder:
         counts = ROWS_ON_CPU if self._on_cpu else ROWS
         return sorted({-(-count // devices) * devices for count in counts})
 
-    def _lengths(self) -> list[int]:
-        """Returns the possible row lengths in tokens, longest first."""
+    def _lengths(self, fewest: bool = True) -> list[int]:
+        """Returns the possible row lengths in tokens, longest first.
+
+        Args:
+            fewest: for batches of the fewest rows; others, which several texts share, have every
+                second length.
+        """
         lengths = [self.spec.row_length]
         while lengths[-1] > SHORTEST_ROW:
-            quarter = -(-lengths[-1] // 4)
-            lengths.append(-(-quarter // SHORTEST_ROW) * SHORTEST_ROW)
+            part = -(-lengths[-1] // (2 if fewest else 4))
+            lengths.append(-(-part // SHORTEST_ROW) * SHORTEST_ROW)
         return lengths
 
     def _has_short_row(self) -> bool:
@@ -173,10 +178,16 @@ class TextEncoder:
 
     def _shapes(self, max_rows: int = MAX_ROWS) -> list[BatchShape]:
         """Returns every batch shape of up to `max_rows` rows, or of the fewest possible."""
-        counts = self._rows()
-        counts = [rows for rows in counts if rows <= max(max_rows, counts[0])]
-        shapes = [_batch_shape(rows, length) for length in self._lengths() for rows in counts]
-        return [*shapes, _batch_shape(1, SHORT_TEXT)] if self._has_short_row() else shapes
+        fewest, *counts = self._rows()
+        shapes = [_batch_shape(fewest, length) for length in self._lengths()]
+        if self._has_short_row():
+            shapes.append(_batch_shape(1, SHORT_TEXT))
+        return shapes + [
+            _batch_shape(rows, length)
+            for rows in counts
+            if rows <= max_rows
+            for length in self._lengths(fewest=False)
+        ]
 
     def _shape(self, lengths: Sequence[int]) -> BatchShape:
         """Returns the batch shape for texts of these lengths.
@@ -184,14 +195,16 @@ class TextEncoder:
         Rows are the shortest that hold the longest text. Their number is the largest of which texts
         fill more than half; fewer texts than that take several smaller batches.
         """
-        if len(lengths) == 1 and lengths[0] <= SHORT_TEXT and self._has_short_row():
+        longest = max(lengths)
+        if len(lengths) == 1 and longest <= SHORT_TEXT and self._has_short_row():
             return _batch_shape(1, SHORT_TEXT)
-        row_length = min(length for length in self._lengths() if length >= max(lengths))
-        filled = -(-sum(lengths) // row_length)
         fewest, *counts = self._rows()
-        return _batch_shape(
-            max((rows for rows in counts if 2 * filled > rows), default=fewest), row_length
-        )
+        row_length = min(length for length in self._lengths(fewest=False) if length >= longest)
+        filled = -(-sum(lengths) // row_length)
+        rows = max((rows for rows in counts if 2 * filled > rows), default=fewest)
+        if rows == fewest:
+            row_length = min(length for length in self._lengths() if length >= longest)
+        return _batch_shape(rows, row_length)
 
     def _batches(self, encoded: Sequence[EncodedText], shape: BatchShape) -> Iterator[Batch]:
         """Packs texts into batches; `example_id` is a text's index."""

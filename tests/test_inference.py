@@ -380,10 +380,11 @@ def test_a_bounded_number_of_programs_is_compiled(predictor):
         ([5], 1, 64),
         ([64, 5], 1, 128),
         ([128], 1, 128),
-        ([129, 5], 1, 512),
+        ([129, 5], 1, 256),
         ([128] * 4, 1, 128),
         ([128] * 5, 8, 128),
-        ([200] * 9, 1, 512),
+        ([200] * 9, 1, 256),
+        ([200] * 15, 8, 512),
         ([300] * 9, 8, 512),
         ([20] * 10_000, 8, 128),
     ],
@@ -396,7 +397,8 @@ def test_rows_are_as_short_as_the_longest_text_allows(predictor, lengths, rows, 
     assert long._encoder._shape([20] * 10_000).rows == 32
     assert long._encoder._shape([5]).row_length == 128
     odd = ge.Predictor(dataclasses.replace(predictor.spec, row_length=1_000), predictor.parameters)
-    assert odd._encoder._lengths() == [1000, 256, 128]
+    assert odd._encoder._lengths() == [1000, 512, 256, 128]
+    assert odd._encoder._lengths(fewest=False) == [1000, 256, 128]
 
 
 def test_outputs_do_not_depend_on_the_row_length(predictor):

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 
 import jax
-import optax
 from absl import logging
 from jax.sharding import Mesh
 
@@ -28,7 +27,6 @@ class MetricsAccumulator:
 
     Args:
         recipe: the recipe being trained.
-        schedule: the learning rate by step.
         mesh: the devices; utilization is relative to their peak FLOP/s.
 
     Attributes:
@@ -36,10 +34,9 @@ class MetricsAccumulator:
         latest: metrics of the newest step that was added, on the host.
     """
 
-    def __init__(self, recipe: Recipe, schedule: optax.Schedule, mesh: Mesh):
+    def __init__(self, recipe: Recipe, mesh: Mesh):
         self.latest: StepMetrics | None = None
         self._recipe = recipe
-        self._schedule = schedule
         self._devices = list(mesh.devices.flat)
         self._warned = False
         self._elapsed = 0.0
@@ -105,11 +102,10 @@ class MetricsAccumulator:
             )
         return loss
 
-    def close(self, step: int, counts: dict[str, dict[str, int]]) -> dict[str, float]:
+    def close(self, counts: dict[str, dict[str, int]]) -> dict[str, float]:
         """Returns the values of a log line, and restarts the accumulator.
 
         Args:
-            step: the newest step.
             counts: counts of the stream: texts and truncated texts by task.
 
         Returns:
@@ -119,7 +115,7 @@ class MetricsAccumulator:
         examples = self._examples_per_step()
         values = {
             "loss": self._sums["loss"] / self.steps,
-            "learning_rate": float(self._schedule(step - 1)),
+            "learning_rate": float(self.latest.learning_rate),
             "gradient_norm": self._sums["gradient_norm"] / self.steps,
             "parameter_norm": float(self.latest.parameter_norm),
             "examples_per_step": examples,

@@ -173,7 +173,7 @@ def _open_run(
         checkpoints=checkpoints,
         log=log,
         progress=progress,
-        accumulator=MetricsAccumulator(recipe, trainer.program.schedule, trainer.mesh),
+        accumulator=MetricsAccumulator(recipe, trainer.mesh),
         preemption=preemption,
         resources=resources,
         saved_step=start,

@@ -59,7 +59,7 @@ class LoggingHook(Hook):
 
     def on_due(self, run: Run, step: int) -> None:
         """Writes a line to `metrics.jsonl`, TensorBoard and the terminal."""
-        values = run.accumulator.close(step, run.stream.counts)
+        values = run.accumulator.close(run.stream.counts)
         run.log.write(step, "train", values)
         loss = values["loss"]
         rate = values["texts_per_second"]

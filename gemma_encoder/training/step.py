@@ -27,6 +27,7 @@ class StepMetrics(NamedTuple):
     tasks: Mapping[str, TaskLoss]
     gradient_norm: jax.Array
     parameter_norm: jax.Array  # before the update
+    learning_rate: jax.Array  # of the update
     texts: jax.Array
     real_tokens: jax.Array
 
@@ -38,6 +39,7 @@ def train_step(
     *,
     encoder: AbstractEncoder,
     optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
     is_trainable: Callable[[str], bool],
     tasks: Sequence[Task],
     options: LossOptions,
@@ -54,7 +56,7 @@ def train_step(
             gradients are summed. As the loss is a sum over texts and lists, this is the gradient
             of the whole batch.
         key: random key of the run's seed.
-        encoder, optimizer, tasks, options, mesh: constants of the program.
+        encoder, optimizer, schedule, tasks, options, mesh: constants of the program.
         is_trainable: whether the parameter at a path is trained; gradients of the other
             parameters are not computed.
     """
@@ -73,12 +75,10 @@ def train_step(
             mesh=mesh,
         )
         loss, task_losses = batch_loss(output, micro_batch, tasks, options)
-        texts = micro_batch.weight.sum()
         real_tokens = (micro_batch.segment_ids > 0).sum(dtype=jnp.int32)
-        return loss, (loss, task_losses, texts, real_tokens)
+        return loss, (loss, task_losses, micro_batch.weight.sum(), real_tokens)
 
-    gradient_of = jax.grad(loss_of, has_aux=True)
-    gradients, sums = _sum_over_micro_batches(gradient_of, trained, batch, key)
+    gradients, sums = _sum_over_micro_batches(jax.grad(loss_of, has_aux=True), trained, batch, key)
     loss, task_losses, texts, real_tokens = sums
     updates, moments = optimizer.update(gradients, state.optimizer, trained)
     metrics = StepMetrics(
@@ -86,6 +86,7 @@ def train_step(
         tasks=task_losses,
         gradient_norm=global_norm(gradients),
         parameter_norm=global_norm(state.parameters),
+        learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
         texts=texts,
         real_tokens=real_tokens,
     )
@@ -188,6 +189,7 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
     constants = {
         "encoder": abstract_encoder(recipe.encoder),
         "optimizer": optimizer,
+        "schedule": schedule,
         "is_trainable": is_trainable,
         "tasks": recipe.tasks,
         "options": recipe.losses,
