@@ -132,6 +132,9 @@ RUNS = (
         "cold_start", "cold_start", smoke=TINY, cpu="", gpu="--size=gemma3_1b", dtype=False
     ),
     BenchmarkCommand(
+        "latency", "latency", smoke=f"{TINY} --texts=5", cpu="", gpu="--size=gemma3_1b", dtype=False
+    ),
+    BenchmarkCommand(
         "compile_time",
         "compile_time",
         smoke="--depths=2,4 --widths=128 --peer_depths=2 --repeats=1",
