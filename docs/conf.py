@@ -3,6 +3,8 @@
 `make docs` writes docs/_build/html. TensorFlow, seqio and Beam are never imported: they are mocked.
 """
 
+import functools
+import inspect
 import pathlib
 import sys
 
@@ -46,6 +48,9 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_use_type_comments = False  # there are none, and each function would be parsed for them
+# autodoc asks for the source of each function twice, which parses its whole module.
+inspect.getsource = functools.cache(inspect.getsource)
 # For the whole build: autodoc mocks only imports of its own, not those for reading sources.
 sys.meta_path.insert(0, MockFinder(["apache_beam", "seqio", "tensorflow", "tensorflow_datasets"]))
 python_maximum_signature_line_length = 88

@@ -6,6 +6,7 @@ equal.
 Shapes: B rows, S segments, D width of a pooled state, C outputs of a head.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,10 +33,11 @@ class ForwardOutput(NamedTuple):
     weight: Float[Array, "B S"]
 
 
+@functools.lru_cache(maxsize=32)
 def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch], ForwardOutput]:
     """Returns the jitted forward pass of parameters and a global batch on the mesh.
 
-    It is compiled once per batch shape.
+    It is compiled once per batch shape. Runs and predictors of one process share it.
     """
     encoder = abstract_encoder(config)
 

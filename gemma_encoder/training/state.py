@@ -1,5 +1,6 @@
 """The training state: parameters, optimizer state and step, created sharded on the mesh."""
 
+import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -96,29 +97,39 @@ def initial_state(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     pretrained = parameter_paths(pretrained or {})
 
-    def without_pretrained(values):
-        return {path: value for path, value in values.items() if path not in pretrained}
-
-    def draw(key):
-        # XLA does not compute the values that are not returned.
-        return without_pretrained(parameter_paths(initial_parameters(config, key)))
-
     by_path = parameter_paths(shardings.parameters)
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    draw_sharded = jax.jit(
-        draw,
-        out_shardings=without_pretrained(by_path),
-        compiler_options=QUICKLY_COMPILED if on_cpu else None,
-    )
+    draw = _draw(config, mesh, frozenset(by_path).difference(pretrained))
     filled = {
         path: jax.device_put(np.full(leaf.shape, constants[path], leaf.dtype), leaf.sharding)
         for path, leaf in parameter_paths(abstract.parameters).items()
         if path in constants
     }
-    values = {**draw_sharded(jax.random.key(seed)), **filled, **pretrained}
+    values = {**draw(jax.random.key(seed)), **filled, **pretrained}
     parameters = jax.tree.unflatten(
         jax.tree.structure(shardings.parameters), [values[path] for path in by_path]
     )
     init_optimizer = jax.jit(optimizer.init, out_shardings=shardings.optimizer)
     moments = init_optimizer(select(parameters, is_trainable))
     return TrainState(parameters, moments, jax.device_put(np.int32(0), shardings.step))
+
+
+@functools.lru_cache(maxsize=8)
+def _draw(
+    config: EncoderConfig, mesh: Mesh, paths: frozenset[str]
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """Returns the jitted function that draws the parameters at some paths from a key."""
+
+    def drawn(values):
+        return {path: value for path, value in values.items() if path in paths}
+
+    def draw(key):
+        # XLA does not compute the values that are not returned.
+        return drawn(parameter_paths(initial_parameters(config, key)))
+
+    shardings = sharding.parameter_shardings(abstract_encoder(config).shapes, mesh)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jax.jit(
+        draw,
+        out_shardings=drawn(parameter_paths(shardings)),
+        compiler_options=QUICKLY_COMPILED if on_cpu else None,
+    )

@@ -1,5 +1,6 @@
 """The compiled training step: forward, loss, backward and update in one program over the mesh."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,14 +10,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from gemma_encoder.data.stream_options import StreamOptions
-from gemma_encoder.inputs.batch import Batch, empty_batch
+from gemma_encoder.inputs.batch import Batch, BatchShape, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
+from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import AbstractEncoder, abstract_encoder, merge_parameters, select
 from gemma_encoder.training.build import Recipe
-from gemma_encoder.training.losses import LossOptions, TaskLoss, batch_loss
+from gemma_encoder.training.losses import LOSSES, LossOptions, Objective, TaskLoss, batch_loss
 from gemma_encoder.training.optimizer import global_norm, make_optimizer, make_schedule, trainable
+from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.state import TrainState, abstract_state
 
 
@@ -181,18 +183,64 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
         total: steps of the whole run, which the learning-rate schedule spans.
         warmup: steps of the learning-rate warmup.
     """
-    schedule = make_schedule(recipe.optimizer, total, warmup)
-    optimizer = make_optimizer(recipe.optimizer, schedule, recipe.encoder)
-    is_trainable = trainable(recipe.optimizer, recipe.encoder)
-    abstract = abstract_state(recipe.encoder, optimizer, mesh, is_trainable)
+    key = np.asarray(jax.random.key_data(jax.random.key(recipe.config.seed)))
+    losses = recipe.losses
+    program = _shared_program(
+        recipe.encoder,
+        recipe.optimizer,
+        recipe.tasks,
+        losses._replace(
+            names=tuple(sorted(losses.names.items())),
+            task_weights=tuple(sorted(losses.task_weights.items())),
+        ),
+        tuple(LOSSES[task.kind.name][losses.name(task.kind)] for task in recipe.tasks),
+        recipe.stream.shape.split(recipe.stream.micro_batches),
+        recipe.stream.micro_batches,
+        mesh,
+        total,
+        warmup,
+    )
+    return program._replace(step=CompiledStep(program.step, key))
+
+
+@functools.lru_cache(maxsize=8)
+def _shared_program(
+    encoder: EncoderConfig,
+    options: OptimizerConfig,
+    tasks: tuple[Task, ...],
+    losses: LossOptions,
+    objectives: tuple[Objective, ...],
+    shape: BatchShape,
+    micro_batches: int,
+    mesh: Mesh,
+    total: int,
+    warmup: int,
+) -> Program:
+    """Returns a program whose `step` is not bound to a key, for all runs of the process.
+
+    So a resumed run, or a run that differs in seed or data alone, neither traces nor compiles.
+
+    Args:
+        losses: with sorted items in place of mappings, which cannot be hashed.
+        objectives: the registered losses of the tasks, as their names alone do not define them.
+        encoder, options, tasks, shape, micro_batches, mesh, total, warmup: what else defines the
+            program.
+    """
+    del objectives
+    schedule = make_schedule(options, total, warmup)
+    optimizer = make_optimizer(options, schedule, encoder)
+    is_trainable = trainable(options, encoder)
+    abstract = abstract_state(encoder, optimizer, mesh, is_trainable)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     constants = {
-        "encoder": abstract_encoder(recipe.encoder),
+        "encoder": abstract_encoder(encoder),
         "optimizer": optimizer,
         "schedule": schedule,
         "is_trainable": is_trainable,
-        "tasks": recipe.tasks,
-        "options": recipe.losses,
+        "tasks": tasks,
+        "options": losses._replace(
+            names=dict(losses.names), task_weights=dict(losses.task_weights)
+        ),
     }
 
     def step(state, batch, key):
@@ -206,25 +254,21 @@ def make_program(recipe: Recipe, mesh: Mesh, total: int, warmup: int) -> Program
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
-    key = np.asarray(jax.random.key_data(jax.random.key(recipe.config.seed)))
     return Program(
         abstract=abstract,
-        batch=_abstract_batch(recipe.stream, by_rows),
+        batch=_abstract_batch(shape, micro_batches, by_rows),
         optimizer=optimizer,
         schedule=schedule,
         is_trainable=is_trainable,
-        step=CompiledStep(jitted, key),
+        step=jitted,
     )
 
 
-def _abstract_batch(stream: StreamOptions, by_rows: NamedSharding) -> Batch:
+def _abstract_batch(shape: BatchShape, micro_batches: int, by_rows: NamedSharding) -> Batch:
     """Returns shapes, dtypes and sharding of a batch with a leading axis of micro-batches."""
-    micro_batch = empty_batch(stream.shape.split(stream.micro_batches))
     return Batch(
         *(
-            jax.ShapeDtypeStruct(
-                (stream.micro_batches, *field.shape), field.dtype, sharding=by_rows
-            )
-            for field in micro_batch
+            jax.ShapeDtypeStruct((micro_batches, *field.shape), field.dtype, sharding=by_rows)
+            for field in empty_batch(shape)
         )
     )
