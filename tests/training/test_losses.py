@@ -123,7 +123,12 @@ def mixture(rows, segments, order):
 
 def loss_of(scores, batch, tasks, constants):
     """Returns the loss of a batch by objectives that use no hidden or pooled states."""
-    return batch_loss(EncoderOutput(None, None, scores), batch, tasks, constants)
+
+    @jax.jit  # one program instead of dozens
+    def compiled(scores, batch):
+        return batch_loss(EncoderOutput(None, None, scores), batch, tasks, constants)
+
+    return compiled(scores, batch)
 
 
 def options(**changes):

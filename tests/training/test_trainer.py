@@ -98,7 +98,7 @@ def test_a_mesh_or_warmup_that_does_not_fit_is_refused(micro, tmp_path):
     with pytest.raises(InputError, match="warmup of 5 steps does not fit in a training of 4"):
         make(micro(**FIELDS), total=4, warmup=5)
     with pytest.raises(InputError, match="batch.rows=6 must be a multiple of data x fsdp = 8"):
-        make(micro(**FIELDS, batch__rows=6))
+        make(micro(**FIELDS, batch__rows=6, mesh=(8, 1, 1)))
     with pytest.raises(InputError, match="warmup of 5 steps does not fit in a training of 4"):
         loop.train(micro(**FIELDS, warmup="5 steps"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
