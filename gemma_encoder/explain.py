@@ -19,6 +19,7 @@ from gemma_encoder.inference import BARE, Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.template import encode
 from gemma_encoder.model.attention import attention_mask, probabilities
+from gemma_encoder.model.block import Block, ForwardContext
 from gemma_encoder.model.config import EncoderConfig, LoraConfig
 from gemma_encoder.model.encoder import GemmaEncoder, abstract_encoder
 from gemma_encoder.model.lora import merge_backbone_lora
@@ -29,7 +30,8 @@ from gemma_encoder.model.pooling import (
     QueryProbePooler,
 )
 from gemma_encoder.model.products import platform_of
-from gemma_encoder.model.transformer import Block, ForwardContext, layer_index
+from gemma_encoder.model.transformer import layer_index
+from gemma_encoder.weights import doors
 
 METHODS = ("gradient_x_input", "occlusion")
 
@@ -260,6 +262,7 @@ def _tokens(predictor: Predictor, text: Text, task: str | None) -> np.ndarray:
 def _encoder(predictor: Predictor) -> tuple[GemmaEncoder, EncoderConfig]:
     """Returns the model with adapters merged into its matrices, and attention in plain XLA."""
     config = predictor.spec.encoder
+    doors.check_float32(config, "the predictor")
     parameters = predictor.parameters
     if config.lora.rank:
         merged = merge_backbone_lora(parameters["backbone"], config.lora)

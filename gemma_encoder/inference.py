@@ -65,7 +65,14 @@ class Predictor:
         return self.spec
 
     @classmethod
-    def load(cls, path: epath.PathLike, mesh: Sequence[int] | None = None) -> "Predictor":
+    def load(
+        cls,
+        path: epath.PathLike,
+        mesh: Sequence[int] | None = None,
+        *,
+        quantization: str | None = None,
+        weights: str | None = None,
+    ) -> "Predictor":
         """Loads a workdir (its latest checkpoint), one of its checkpoints, or an exported folder.
 
         Sentence-transformers folders of other Gemma models, such as EmbeddingGemma, load too; they
@@ -79,13 +86,16 @@ class Predictor:
             mesh: (data, fsdp, tensor) sizes over all devices, -1 for the remaining ones: (-1, 1, 1)
                 splits the texts between devices, (1, -1, 1) shards a model that is too large for
                 one device. By default the first device is used.
+            quantization: "int8" for products in int8, on a CPU, of weights that take a quarter of
+                the memory; by default as in training.
+            weights: "bfloat16" halves the memory of the weights; by default as in training.
 
         Raises:
-            InputError: there is no checkpoint, or the mesh does not fit the devices.
+            InputError: there is no checkpoint, or an option does not fit it or the devices.
         """
         runtime.enable_compilation_cache()
         devices = _one_device() if mesh is None else sharding.make_mesh(mesh)
-        return cls(*backbone.load_encoder(path, devices), devices)
+        return cls(*backbone.load_encoder(path, devices, quantization, weights), devices)
 
     def __repr__(self) -> str:
         encoder = self.spec.encoder
@@ -364,12 +374,9 @@ def export_huggingface(
 
     Args:
         predictor: a fine-tuned encoder.
-        folder: a new folder, local or `gs://`.
+        folder: a new folder, local or `gs://`, which is returned.
         heads: False leaves heads out, so that an encoder with several can be exported for its
             embeddings.
-
-    Returns:
-        The folder.
 
     Raises:
         InputError: the format cannot represent the model (attention poolers, several heads, a reach

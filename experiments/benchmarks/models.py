@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +28,12 @@ def write(
 
     It has the head of one task, by default two classes on mean pooling.
     """
-    process = multiprocessing.get_context("spawn").Process(
-        target=_write, args=(folder, size, max_length, task, pooling)
-    )
+    in_a_process(_write, folder, size, max_length, task, pooling)
+
+
+def in_a_process(function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function that writes a model in a process of its own."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
     process.start()
     process.join()
     if process.exitcode:

@@ -125,7 +125,7 @@ class Flags:
         """Adds a string flag that may be given several times."""
         flags.DEFINE_multi_string(name, [], meaning, flag_values=self._values)
 
-    def choice(self, name: str, meaning: str, choices: Sequence[str], default: str) -> None:
+    def choice(self, name: str, meaning: str, choices: Sequence[str], default: str | None) -> None:
         """Adds a flag that takes one of several names."""
         flags.DEFINE_enum(name, default, choices, meaning, flag_values=self._values)
 

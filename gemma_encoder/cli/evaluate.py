@@ -30,12 +30,24 @@ def _main(argv: Sequence[str]) -> int:
         "First fit a temperature and conformal thresholds on the validation split, and store them "
         "in the checkpoint; predict and exports use them.",
     )
+    flags.choice(
+        "quantization",
+        "Evaluate in int8, on a CPU, and leave the files in the workdir as they are.",
+        ("int8",),
+        None,
+    )
     config, workdir = checked(flags, flags.parse(argv))
-    return evaluate_and_report(config, workdir, calibrate=flags["calibrate"])
+    return evaluate_and_report(
+        config, workdir, calibrate=flags["calibrate"], quantization=flags["quantization"]
+    )
 
 
 def evaluate_and_report(
-    config: ml_collections.ConfigDict, workdir: str, *, calibrate: bool = False
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    calibrate: bool = False,
+    quantization: str | None = None,
 ) -> int:
     """Evaluates the newest checkpoint, prints the metrics, and returns the exit code."""
     runtime.require_training()
@@ -45,4 +57,5 @@ def evaluate_and_report(
         from gemma_encoder.training import loop
 
         distributed.initialize()
-    return summarize(loop.evaluate(config, workdir, calibrate=calibrate), config.evaluate_split)
+    result = loop.evaluate(config, workdir, calibrate=calibrate, quantization=quantization)
+    return summarize(result, config.evaluate_split)

@@ -5,7 +5,8 @@
 
 `huggingface` writes a folder for transformers and sentence-transformers, with a model card;
 `Predictor` loads it, too. `gemma` writes only the backbone, for `gm.ckpts.load_params` of the gemma
-package, with tokenizer.model.
+package, with tokenizer.model. `int8` writes a checkpoint for `Predictor` and gemma-encoder predict
+on CPUs, a quarter of the size.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from gemma_encoder import activity, terminal
 from gemma_encoder.cli import commandline
 
-FORMATS = ("huggingface", "gemma")
+FORMATS = ("huggingface", "gemma", "int8")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,6 +40,8 @@ def _main(argv: Sequence[str]) -> int:
     with activity.starting(f"exporting to {output}"):
         if flags["format"] == "gemma":
             _export_gemma(workdir, output)
+        elif flags["format"] == "int8":
+            _export_int8(workdir, output)
         else:
             from gemma_encoder.inference import Predictor, export_huggingface
 
@@ -57,3 +60,11 @@ def _export_gemma(workdir: str, output: str) -> None:
         raise InputError(f"--output={output} exists; name a new folder")
     tokenizer = backbone.load_tokenizer(workdir)
     backbone.save_gemma(backbone.load_backbone(workdir), output, tokenizer)
+
+
+def _export_int8(workdir: str, output: str) -> None:
+    from gemma_encoder.inference import Predictor
+    from gemma_encoder.weights import precision
+
+    predictor = Predictor.load(workdir, quantization="int8")
+    precision.save_for_inference(predictor.spec, predictor.parameters, output)

@@ -24,6 +24,8 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 REMAT_POLICIES = ("none", "full", "dots", "offload")
 MAX_TOKENS = 1 << 20  # of a row; Gemma 3 reads texts of 131,072
 MAX_WINDOW = 1 << 30  # in tokens; positions are 32-bit integers
+QUANTIZATIONS = ("none", "int8")
+WEIGHTS = ("float32", "bfloat16", "int8")
 LAYER_KINDS = ("local", "global")
 ATTENTION_IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn", "tokamax")
 
@@ -281,6 +283,10 @@ class EncoderConfig:
         attention_implementation: "auto" (the fastest that supports the config), "xla" (supports
             everything), "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPUs).
         lora: low-rank adapters; none by default.
+        quantization: "int8" multiplies the matrices of the layers in int8, see
+            `gemma_encoder.model.quantization`, and rounds embeddings to int8; "none" does neither.
+        weights: dtype in which these matrices and the embedding table are stored: "float32",
+            "bfloat16" or, with quantization "int8", "int8". Only "float32" can be trained.
     """
 
     transformer: TransformerConfig
@@ -293,6 +299,8 @@ class EncoderConfig:
     remat: str = "none"
     attention_implementation: str = "auto"
     lora: LoraConfig = LoraConfig()
+    quantization: str = "none"
+    weights: str = "float32"
 
     def __post_init__(self):
         heads = {
@@ -314,6 +322,8 @@ class EncoderConfig:
                 self.attention_implementation,
                 ATTENTION_IMPLEMENTATIONS,
             ),
+            ("quantization", self.quantization, QUANTIZATIONS),
+            ("dtype of weights", self.weights, WEIGHTS),
         ):
             if value not in valid:
                 raise unknown(name, value, valid)
@@ -324,11 +334,25 @@ class EncoderConfig:
                     "digits, '_', '-' and '.'"
                 )
         check_at_least("", self, ("attention_dropout", "feed_forward_dropout"), 0, below=1)
+        self._check_quantization()
         uneven = self.transformer.embed_dim % self.pooling.heads
         if uneven and self.pooling.name in PROBE_POOLERS:
             raise InputError(
                 f"pooling.heads={self.pooling.heads} does not divide the model's width "
                 f"{self.transformer.embed_dim}"
+            )
+
+    def _check_quantization(self) -> None:
+        fits = {"float32": QUANTIZATIONS, "bfloat16": ("none",), "int8": ("int8",)}
+        if self.quantization not in fits[self.weights]:
+            raise InputError(
+                f"quantization={self.quantization!r} and weights={self.weights!r} contradict each "
+                "other; int8 weights are for quantization='int8', and bfloat16 for 'none'"
+            )
+        if self.lora.rank and (self.quantization, self.weights) != ("none", "float32"):
+            raise InputError(
+                f"quantization={self.quantization!r} and weights={self.weights!r} are not for "
+                "adapters (lora.rank); merge them first: gemma-encoder export, and use the export"
             )
 
     @property

@@ -40,7 +40,13 @@ class GemmaEncoder(nnx.Module):
     def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
         check_heads(config)
         self.config = config
-        self.backbone = Transformer(config.transformer, rngs=rngs, lora=config.lora)
+        self.backbone = Transformer(
+            config.transformer,
+            rngs=rngs,
+            lora=config.lora,
+            quantization=config.quantization,
+            weights=config.weights,
+        )
         self.pooler = make_pooler(config.pooling, config.transformer.embed_dim, rngs=rngs)
         self.heads = nnx.Dict(
             {
@@ -94,7 +100,7 @@ class GemmaEncoder(nnx.Module):
             pooled,
             tokens,
             segment_ids,
-            self.backbone.embedding[...],
+            self.backbone.embedding_table(),
             config.transformer.final_soft_cap,
             mesh,
         )

@@ -33,6 +33,7 @@ RULES: Sequence[tuple[str, P]] = (
     (r"backbone/layers/linear", P("tensor", "fsdp")),  # F, D: feed-forward, down
     (r"backbone/.*_norm/scale", P()),
     (r"backbone/layers/.*_lora_[ab]", P()),
+    (r"backbone/(layers/\w+|embedding)_(scale|sum)", P()),  # of int8 matrices
     (r"(pooler|heads)/.*", P()),
 )
 

@@ -87,6 +87,9 @@ class ModelConfig:
         "auto", 'attention kernel: "auto", "xla", "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPU)'
     )
     lora: LoraConfig = option(LoraConfig(), "low-rank adapters, trained instead of the backbone")
+    quantization: str = option(
+        "none", '"int8": quantization-aware training, for inference in int8; or "none"'
+    )
     transformer: Mapping[str, Any] = option(
         {}, "fields of TransformerConfig that override those of the size, e.g. {'num_layers': 2}"
     )

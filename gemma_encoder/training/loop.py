@@ -19,7 +19,6 @@ from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError, described
 from gemma_encoder.model import sharding
-from gemma_encoder.model.encoder import abstract_encoder
 from gemma_encoder.training.accumulator import MetricsAccumulator
 from gemma_encoder.training.baselines import constants_of
 from gemma_encoder.training.build import Recipe, build
@@ -34,7 +33,7 @@ from gemma_encoder.training.state import TrainState
 from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.trainer import Trainer
 from gemma_encoder.training.workdir import check_run, claim_workdir, exclusive_workdir
-from gemma_encoder.weights import failed_writes, native
+from gemma_encoder.weights import failed_writes, native, precision
 from gemma_encoder.whole_files import write_whole
 
 SELECTION = "the selection of held-out records"
@@ -294,7 +293,11 @@ def _result(run: Run) -> TrainingResult:
 
 
 def evaluate(
-    config: ConfigDict | TrainConfig, workdir: epath.PathLike, *, calibrate: bool = False
+    config: ConfigDict | TrainConfig,
+    workdir: epath.PathLike,
+    *,
+    calibrate: bool = False,
+    quantization: str | None = None,
 ) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
 
@@ -307,19 +310,24 @@ def evaluate(
         workdir: folder of a run.
         calibrate: first fit the calibration of each task with classes or of a regression on its
             validation split, and store it in the checkpoint.
+        quantization: as in `Predictor.load`; the workdir is then left as it is.
 
     Raises:
         InputError: there is no checkpoint, it was not trained on a task of the config, a task of
             the config contradicts it, or there is nothing to calibrate.
     """
+    if calibrate and quantization is not None:
+        raise InputError(
+            "calibrate is for a checkpoint as it was trained; leave out calibrate or quantization"
+        )
     with activity.reporting() as reporter:
         reporter.is_quiet = not distributed.is_main_process()
         with activity.during("setting up the evaluation"):
-            return _evaluate(config, native.absolute(workdir), calibrate)
+            return _evaluate(config, native.absolute(workdir), calibrate, quantization)
 
 
 def _evaluate(
-    config: ConfigDict | TrainConfig, workdir: epath.Path, calibrate: bool
+    config: ConfigDict | TrainConfig, workdir: epath.Path, calibrate: bool, quantization: str | None
 ) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir, see `evaluate`."""
     stored = StoredTasks.of_newest(workdir)
@@ -331,7 +339,7 @@ def _evaluate(
     advice = "wait for it, or evaluate a copy of the workdir"
     with exclusive_workdir(workdir, advice):
         try:
-            return _evaluate_stored(config, workdir, stored, calibrate)
+            return _evaluate_stored(config, workdir, stored, calibrate, quantization)
         except OSError as error:
             raise InputError(
                 f"the evaluation of {workdir} failed: {described(error)}; free disk space or "
@@ -340,7 +348,11 @@ def _evaluate(
 
 
 def _evaluate_stored(
-    config: ConfigDict | TrainConfig, workdir: epath.Path, stored: StoredTasks, calibrate: bool
+    config: ConfigDict | TrainConfig,
+    workdir: epath.Path,
+    stored: StoredTasks,
+    calibrate: bool,
+    quantization: str | None,
 ) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir, whose tasks are `stored`; see `evaluate`."""
     with activity.during("reading the data"):
@@ -359,19 +371,20 @@ def _evaluate_stored(
         )
     checkpoint = stored.checkpoint
     runtime.enable_compilation_cache(config.compilation_cache)
-    recipe = dataclasses.replace(recipe, encoder=spec.encoder, tokenizer=spec.tokenizer)
-    shapes = abstract_encoder(spec.encoder).shapes
-    shardings = sharding.parameter_shardings(shapes, mesh)
+    encoder = precision.with_precision(spec.encoder, quantization, None)
+    recipe = dataclasses.replace(recipe, encoder=encoder, tokenizer=spec.tokenizer)
     with activity.during("loading the weights"):
-        parameters = native.load_parameters(checkpoint, spec.encoder, shardings)
+        parameters = precision.load_in_precision(checkpoint, spec.encoder, encoder, mesh)
     calibrated = Calibrated.stored(spec)
     if calibrate:
         calibrated = calibrate_checkpoint(recipe, mesh, parameters, checkpoint, spec)
     recipe = calibrated.applied(recipe)
-    with contextlib.closing(MetricsLog(workdir, spec.step)) as log:
+    log = None if quantization else MetricsLog(workdir, spec.step)
+    with contextlib.closing(log) if log else contextlib.nullcontext():
         constants = constants_of(recipe.tasks, spec.tasks, spec.record.get("constants", {}))
-        evaluator = recipe.evaluator(mesh, workdir, constants=constants)
-        evaluation = evaluator.run(parameters, spec.step, log.write, calibrated.predictions)
+        evaluator = recipe.evaluator(mesh, log and workdir, constants=constants)
+        write = log and log.write
+        evaluation = evaluator.run(parameters, spec.step, write, calibrated.predictions)
     return TrainingResult(
         spec.step,
         evaluation.metrics,

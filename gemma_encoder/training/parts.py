@@ -159,6 +159,7 @@ class Parts:
             remat=model.remat,
             attention_implementation=model.attention_implementation,
             lora=model.lora,
+            quantization=model.quantization,
         )
         check_heads(encoder)
         return encoder

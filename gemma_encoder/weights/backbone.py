@@ -1,5 +1,6 @@
 """Loads Gemma transformers, encoders and tokenizers from any supported checkpoint format."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ from gemma_encoder.model.encoder import (
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
-from gemma_encoder.weights import checkpoint_folders, gemma, native
+from gemma_encoder.weights import checkpoint_folders, gemma, native, precision
 from gemma_encoder.weights.gemma import GemmaCheckpoint
 from gemma_encoder.weights.huggingface import SPEC_FILE, HuggingFaceCheckpoint
 from gemma_encoder.weights.native import InferenceSpec
@@ -234,27 +235,40 @@ def _heads_of_other_meaning(checkpoint: native.NativeCheckpoint, tasks: Sequence
     return heads
 
 
-def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[InferenceSpec, dict]:
-    """Loads a whole encoder.
+def load_encoder(
+    path: epath.PathLike,
+    mesh: Mesh,
+    quantization: str | None = None,
+    weights: str | None = None,
+) -> tuple[InferenceSpec, dict]:
+    """Loads a whole encoder for inference.
 
     Args:
         path: one of our checkpoints, one of our exports, or a sentence-transformers folder such as
             EmbeddingGemma.
         mesh: the mesh over which parameters are sharded.
+        quantization, weights: see `precision.with_precision`.
 
     Returns:
-        The inference spec, and the parameters as a nested dict.
+        The inference spec, with the precision of the parameters, and these as a nested dict.
 
     Raises:
-        InputError: the checkpoint cannot be read, or is a transformer without pooler and head.
+        InputError: the checkpoint cannot be read, is a transformer without pooler and head, or does
+            not have the precision.
     """
     checkpoint = open_checkpoint(path)
     if isinstance(checkpoint, native.NativeCheckpoint):
         spec = checkpoint.spec
-        shardings = sharding.parameter_shardings(abstract_encoder(spec.encoder).shapes, mesh)
-        return spec, native.load_parameters(checkpoint.folder, spec.encoder, shardings)
+        target = precision.with_precision(spec.encoder, quantization, weights)
+        parameters = precision.load_in_precision(checkpoint.folder, spec.encoder, target, mesh)
+        return dataclasses.replace(spec, encoder=target), parameters
     if isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.modules is not None:
-        return _load_sentence_encoder(checkpoint, mesh)
+        spec = checkpoint.inference_spec()
+        target = precision.with_precision(spec.encoder, quantization, weights)
+        parameters = _load_sentence_encoder(checkpoint, spec, mesh)
+        if target.weights != spec.encoder.weights:
+            parameters = precision.convert_parameters(parameters, target, mesh)
+        return dataclasses.replace(spec, encoder=target), parameters
     raise InputError(
         f"{checkpoint.description} is a transformer without pooler or head; fine-tune it first, or "
         "use load_backbone"
@@ -262,10 +276,9 @@ def load_encoder(path: epath.PathLike, mesh: Mesh) -> tuple[InferenceSpec, dict]
 
 
 def _load_sentence_encoder(
-    checkpoint: HuggingFaceCheckpoint, mesh: Mesh
-) -> tuple[InferenceSpec, dict]:
-    """Loads the encoder of a sentence-transformers folder."""
-    spec = checkpoint.inference_spec()
+    checkpoint: HuggingFaceCheckpoint, spec: InferenceSpec, mesh: Mesh
+) -> dict:
+    """Loads the encoder of a sentence-transformers folder, in float32."""
     shapes = abstract_encoder(spec.encoder).shapes
     shardings = sharding.parameter_shardings(shapes, mesh)
     abstract = jax.tree.map(
@@ -290,7 +303,7 @@ def _load_sentence_encoder(
             f"{SPEC_FILE} describes; export it again"
         )
     leaves = [loaded[path] for path in expected]
-    return spec, jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:

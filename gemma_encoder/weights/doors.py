@@ -168,6 +168,20 @@ def check_stored(expected: Mapping[str, Any], stored: Mapping[str, Any], where: 
             )
 
 
+def check_float32(encoder: EncoderConfig, where: object) -> None:
+    """Raises InputError if an encoder has weights for inference only.
+
+    Args:
+        encoder: config of the encoder.
+        where: names the checkpoint or the model in the message.
+    """
+    if encoder.weights != "float32":
+        raise InputError(
+            f"{where} holds {encoder.weights} weights, with which a model can only predict and "
+            "embed; load the float32 checkpoint that they were made from"
+        )
+
+
 def check_lengths(max_length: int, row_length: int) -> None:
     """Raises InputError for lengths of texts and rows, in tokens, that cannot be meant."""
     if not 3 <= max_length <= row_length <= MAX_TOKENS:

@@ -25,7 +25,7 @@ from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import merge_backbone_lora
-from gemma_encoder.weights import card, huggingface, tensors
+from gemma_encoder.weights import card, doors, huggingface, tensors
 from gemma_encoder.weights.huggingface import SPEC_FILE
 from gemma_encoder.weights.huggingface_config import LAYER_TYPES
 from gemma_encoder.weights.native import InferenceSpec, absolute
@@ -70,6 +70,7 @@ def export(
     Raises:
         InputError: the folder is not empty, or the format cannot represent the model.
     """
+    doors.check_float32(spec.encoder, "the predictor")
     folder = absolute(folder)
     check_is_new(folder, "the export", may_be_empty=True)
     prompts = _prompts(spec.tasks)

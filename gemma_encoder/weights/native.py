@@ -247,10 +247,10 @@ def load_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruc
         A nested dict of the parameters.
     """
     with reading(checkpoint, PARAMETER_FILES, "share"):
-        return _restore_part(checkpoint, abstract)
+        return restore_part(checkpoint, abstract)
 
 
-def _restore_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
+def restore_part(checkpoint: epath.Path, abstract: Mapping[str, jax.ShapeDtypeStruct]) -> dict:
     """Restores some parameters, without a check; see `load_part`."""
     shapes: dict = {}
     for path, leaf in abstract.items():
@@ -351,7 +351,8 @@ class NativeCheckpoint(Checkpoint):
         return self.spec.encoder.transformer
 
     def expected(self, config: TransformerConfig) -> dict[str, list[tuple[int, ...]]]:
-        """Returns the shape of every parameter of our backbone."""
+        """Returns the shape of every parameter of our backbone; raises InputError for int8."""
+        doors.check_float32(self.spec.encoder, self.description)
         shapes = abstract_encoder(EncoderConfig(config)).shapes["backbone"]
         return {name: [leaf.shape] for name, leaf in parameter_paths(shapes).items()}
 
@@ -361,7 +362,7 @@ class NativeCheckpoint(Checkpoint):
         abstract = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype, sharding=sharding)
         parts = [] if self._is_checked else PARAMETER_FILES
         with reading(self.folder, parts, "share"):
-            parameters = _restore_part(self.folder, {f"backbone/{name}": abstract})
+            parameters = restore_part(self.folder, {f"backbone/{name}": abstract})
         self._is_checked = True
         return jax.tree.leaves(parameters)[0]
 

@@ -8,8 +8,9 @@ from flax import nnx
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.attention import dot_product_attention
+from gemma_encoder.model.block import ForwardContext
 from gemma_encoder.model.config import AttentionSpec
-from gemma_encoder.model.transformer import ForwardContext, Transformer, layer_index
+from gemma_encoder.model.transformer import Transformer, layer_index
 
 ROWS = 2
 LENGTH = 7
@@ -199,7 +200,7 @@ def test_every_layer_draws_its_own_dropout_masks(make_encoder, monkeypatch):
 
         return dropout
 
-    monkeypatch.setattr("gemma_encoder.model.transformer.dropout", recording("feed_forward"))
+    monkeypatch.setattr("gemma_encoder.model.block.dropout", recording("feed_forward"))
     monkeypatch.setattr("gemma_encoder.model.attention.dropout", recording("attention"))
     transformer = make_encoder("gemma3").backbone
     run(transformer, dropout_key=jax.random.key(0), **DROPOUT)
