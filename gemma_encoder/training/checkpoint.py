@@ -1,14 +1,10 @@
 """Orbax checkpoints of a run: written atomically, each enough to resume and to predict."""
 
 import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
-import pathlib
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,17 +12,16 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-from orbax.checkpoint.checkpoint_utils import construct_restore_args
 
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
 from gemma_encoder.inputs.errors import InputError, in_one_line, reason
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.training.state import TrainState
-from gemma_encoder.weights import array_store, checkpoint_folders, native
+from gemma_encoder.weights import checkpoint_folders, native
 from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, absolute, reading
 from gemma_encoder.weights.native import InferenceSpec
-from gemma_encoder.whole_files import is_remote, move_whole, sync_tree
+from gemma_encoder.whole_files import is_remote
 
 RESCUE_MILLISECONDS = 10_000  # to wait for the other processes after a failure
 METRICS = "metrics/metrics"  # as Orbax's CheckpointManager names the file
@@ -40,16 +35,30 @@ class FilesHandler(ocp.CheckpointHandler):
         for name, content in args.files.items():
             (directory / name).write_bytes(content)
 
-    def restore(self, directory: epath.Path, args: Any = None) -> None:
-        """Restores nothing: files are read directly."""
+    def restore(
+        self, directory: epath.Path, args: "FilesRestore | None" = None
+    ) -> dict[str, bytes]:
+        """Reads the files that this process requested, by default all."""
+        names = args.names if args else []
+        if not names:
+            names = [path.name for path in directory.iterdir() if not path.name.startswith("_")]
+        return {name: (directory / name).read_bytes() for name in names}
 
 
-@ocp.args.register_with_handler(FilesHandler, for_save=True, for_restore=True)
+@ocp.args.register_with_handler(FilesHandler, for_save=True)
 @dataclasses.dataclass
 class FilesSave(ocp.args.CheckpointArgs):
     """Files to write: content by name."""
 
     files: dict[str, bytes]
+
+
+@ocp.args.register_with_handler(FilesHandler, for_restore=True)
+@dataclasses.dataclass
+class FilesRestore(ocp.args.CheckpointArgs):
+    """Names of the files to read; all by default."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
 
 
 class DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -71,22 +80,10 @@ class DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
         self._final_path = whole
         try:
             await super().finalize()
-            await asyncio.to_thread(_commit, pathlib.Path(whole), pathlib.Path(final))
+            await asyncio.to_thread(digests.write, whole)
+            whole.rename(final)
         finally:
             self._final_path = final
-
-
-def _arrays(state: TrainState) -> dict[str, Any]:
-    """Returns the trees of arrays of a checkpoint, by the names of their folders."""
-    training = {"optimizer": state.optimizer, "step": state.step}
-    return {"parameters": state.parameters, "training": training}
-
-
-def _commit(whole: pathlib.Path, final: pathlib.Path) -> None:
-    """Adds digests to a complete folder, and gives it its name once all of it is on disk."""
-    sync_tree(whole)
-    digests.write(whole)
-    move_whole(whole, final)
 
 
 class Deleter:
@@ -121,10 +118,10 @@ class Checkpoints:
         workdir: local or `gs://`.
         keep: number of newest checkpoints to keep, besides the best one.
         lowest: whether the best value is the lowest (perplexity) rather than the highest.
-        background: whether training continues while arrays are written; by default on all backends
-            but the CPU, where the next step would have to wait for their memory or allocate as much
-            again (experiments/benchmarks/README.md). Training always continues while a checkpoint
-            of one process on a CPU is flushed to disk, checked and given its name.
+        background: whether training continues while a checkpoint is written; by default on all
+            backends but the CPU. On a CPU the writer reads the buffers that the next step would
+            reuse for its result, so the step must allocate as much again: that takes longer than
+            writing, and memory grows with each save (experiments/benchmarks/README.md).
     """
 
     def __init__(
@@ -152,10 +149,6 @@ class Checkpoints:
             enable_async_checkpointing=background,
             temporary_path_class=None if is_remote(self.folder) else DigestedPath,
         )
-        # A process that has all arrays in its own memory writes them from there.
-        self._writes_directly = not background and array_store.is_local(self.folder)
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._completion: concurrent.futures.Future | None = None  # of the newest save, if direct
         self._saving: int | None = None  # step of the newest save
         self._keep = keep
         self._sign = -1 if lowest else 1
@@ -186,7 +179,7 @@ class Checkpoints:
         data: dict[str, bytes],
         metrics: Mapping[str, float],
     ) -> None:
-        """Starts to save a checkpoint; returns once the state may be modified.
+        """Saves a checkpoint, or starts to; returns once the state may be modified.
 
         Args:
             state: parameters, optimizer state and step.
@@ -199,48 +192,24 @@ class Checkpoints:
             InputError: this checkpoint, or the one before it, could not be written. Earlier ones
                 remain complete.
         """
-        arrays = _arrays(state)
-        files = {"data": data, "inference": spec.files() if jax.process_index() == 0 else {}}
-        save = self._save_directly if self._writes_directly else self._save_by_orbax
-        self.wait()
         with self._writing():
+            self._manager.check_for_errors()
             self._saving = spec.step
-            save(spec.step, arrays, files)
+            inference = spec.files() if jax.process_index() == 0 else {}
+            self._manager.save(
+                spec.step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardSave(state.parameters),
+                    training=ocp.args.StandardSave(
+                        {"optimizer": state.optimizer, "step": state.step}
+                    ),
+                    data=FilesSave(data),
+                    inference=FilesSave(inference),
+                ),
+                force=True,
+            )
         if metrics:
             self.add_evaluation(spec, metrics)
-
-    def _save_by_orbax(
-        self, step: int, arrays: Mapping[str, Any], files: Mapping[str, dict[str, bytes]]
-    ) -> None:
-        """Starts to save arrays and files by the names of their folders."""
-        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        items |= {name: FilesSave(contents) for name, contents in files.items()}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-
-    def _save_directly(
-        self, step: int, arrays: Mapping[str, Any], files: Mapping[str, dict[str, bytes]]
-    ) -> None:
-        """Writes arrays, then starts to write files and to complete the checkpoint."""
-        final = pathlib.Path(self.folder) / str(step)
-        unfinished = final.with_name(f"{step}{checkpoint_folders.TEMPORARY}-direct")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a save of this step that failed
-        for name in arrays:
-            (unfinished / name).mkdir(parents=True)
-        array_store.write_trees({unfinished / name: tree for name, tree in arrays.items()})
-
-        def complete() -> None:
-            for folder, contents in files.items():
-                (unfinished / folder).mkdir()
-                for name, content in contents.items():
-                    (unfinished / folder / name).write_bytes(content)
-            handlers = dict.fromkeys(arrays, ocp.StandardCheckpointHandler.typestr())
-            description = {"item_handlers": handlers, "commit_timestamp_nsecs": time.time_ns()}
-            (unfinished / "_CHECKPOINT_METADATA").write_text(to_json(description))
-            _commit(unfinished, final)
-            self._manager.reload()
-            self._delete_surplus()
-
-        self._completion = self._thread.submit(complete)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -296,20 +265,8 @@ class Checkpoints:
         """Returns True if the checkpoint of a step has a value of the best metric."""
         return any(info.step == step and info.metrics for info in self._manager._checkpoints)
 
-    def complete(self) -> None:
-        """Waits for the newest checkpoint on a CPU, where this takes no longer than flushing it.
-
-        Raises:
-            InputError: it could not be written.
-        """
-        completion, self._completion = self._completion, None
-        if completion:
-            with self._writing():
-                completion.result()
-
     def wait(self) -> None:
         """Waits until all checkpoints are written; raises InputError if one could not be."""
-        self.complete()
         with self._writing():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -361,24 +318,28 @@ class Checkpoints:
         with reading(checkpoint, large="share"):
             if native.has_former_names(checkpoint):
                 abstract = native.rename_remainder(abstract, "remainder", "rest")
-            trees = {
-                name: array_store.restore(checkpoint / name, construct_restore_args(tree))
-                for name, tree in _arrays(abstract).items()
-            }
-            data = {name: (checkpoint / "data" / name).read_bytes() for name in readers}
-        training = trees["training"]
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    parameters=ocp.args.StandardRestore(abstract.parameters),
+                    training=ocp.args.StandardRestore(
+                        {"optimizer": abstract.optimizer, "step": abstract.step}
+                    ),
+                    data=FilesRestore(readers),
+                ),
+            )
+        training = restored["training"]
         if int(training["step"]) != step:
             raise InputError(
                 f"{checkpoint} holds step {int(training['step'])} under another name; rename it, "
                 "or move it away, to resume"
             )
-        state = TrainState(trees["parameters"], training["optimizer"], training["step"])
-        return native.rename_remainder(state, "rest", "remainder"), data
+        state = TrainState(restored["parameters"], training["optimizer"], training["step"])
+        return native.rename_remainder(state, "rest", "remainder"), restored["data"]
 
     def close(self) -> None:
         """Finishes writing and releases the folder; errors are logged, `wait` raises them."""
         try:
-            self.wait()
             self._manager.close()
         except Exception:
             logging.warning("the last checkpoint of %s may not have been written", self.folder)

@@ -100,13 +100,8 @@ class CheckpointHook(Hook):
         return run.cadence.is_due(run.cadence.checkpoint_every, step)
 
     def on_due(self, run: Run, step: int) -> None:
-        """Saves a checkpoint; it is completed in the background.
-
-        On a CPU it is complete before its evaluation starts.
-        """
+        """Saves a checkpoint; on accelerators it is written in the background."""
         run.save()
-        if run.cadence.is_due(run.cadence.evaluate_every, step):
-            run.checkpoints.complete()
 
     def on_end(self, run: Run) -> None:
         """Saves the last step, if not done yet, and waits until all checkpoints are written."""

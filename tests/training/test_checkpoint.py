@@ -148,7 +148,6 @@ def test_an_evaluation_that_is_killed_leaves_it_whole(tmp_path, spec, killed_aft
     """After each of its file operations: the digests, two contents, the digests again."""
     checkpoints = open_folder(tmp_path)
     checkpoints.save(state(1), spec(1), DATA, {})
-    checkpoints.wait()
     with killed_after(survivors, Killed):
         try:
             checkpoints.add_evaluation(spec(1), {"best": 0.5})
