@@ -45,6 +45,7 @@ ALLOWED = {
     "gemma_encoder/weights/gemma.py": "Orbax renames checkpoints as a whole",
     "gemma_encoder/weights/backbone.py": "gemma.save",
     "gemma_encoder/weights/export.py": "in a folder that appears as a whole",
+    "gemma_encoder/weights/precision.py": "in a folder that appears as a whole",
     "gemma_encoder/data/cache.py": "in a folder that is renamed: concurrent builders do not wait",
     "gemma_encoder/data/table.py": "in a folder of the cache, or a temporary file of whole_file",
     "gemma_encoder/data/files/corpus.py": "in a folder of the cache",

@@ -50,7 +50,7 @@ def shifted(x: Int8[Array, "T I"]) -> UInt8[Array, "T I"]:
 def prefers_unsigned() -> bool:
     """Returns True on processors that are faster at unsigned by signed bytes."""
     try:
-        return "avx512_vnni" in CPU_INFO.read_text().split()
+        return "avx512_vnni" in CPU_INFO.read_text(encoding="utf-8").split()
     except OSError:
         return False  # not Linux
 
