@@ -119,6 +119,16 @@ def small_meshes():
         yield
 
 
+HURRY = "jax_disable_most_optimizations"
+HURRIES = jax.config.read(HURRY)
+
+
+@pytest.fixture(autouse=True)
+def compiles_in_a_hurry():
+    """Fails if an earlier test or fixture left XLA's optimizations on: compiling takes ten times."""
+    assert jax.config.read(HURRY) == HURRIES
+
+
 @pytest.fixture
 def background(monkeypatch, request):
     """Sets whether runs write checkpoints in the background: the test's parameter, or True."""

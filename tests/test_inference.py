@@ -28,12 +28,10 @@ RECIPE = {}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, micro):
     """Trains the three toy tasks for a few steps; returns the workdir and the outcome."""
-    jax.config.update("jax_disable_most_optimizations", True)
     workdir = tmp_path_factory.mktemp("run")
     RECIPE.update(config=micro(), workdir=workdir)
     outcome = loop.train(RECIPE["config"], workdir, "the command")
-    yield workdir, outcome
-    jax.config.update("jax_disable_most_optimizations", False)
+    return workdir, outcome
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,12 +21,10 @@ CONFIG = {}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, micro):
     """Trains the toy tasks for a few steps; returns the workdir, which tests must not change."""
-    jax.config.update("jax_disable_most_optimizations", True)
     CONFIG["config"] = micro()
     workdir = tmp_path_factory.mktemp("trained")
     loop.train(CONFIG["config"], workdir)
-    yield workdir
-    jax.config.update("jax_disable_most_optimizations", False)
+    return workdir
 
 
 @pytest.fixture(scope="module")
