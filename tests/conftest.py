@@ -125,7 +125,7 @@ HURRIES = jax.config.read(HURRY)
 
 @pytest.fixture(autouse=True)
 def compiles_in_a_hurry():
-    """Fails if an earlier test or fixture left XLA's optimizations on: compiling takes ten times."""
+    """Fails if an earlier test or fixture left XLA's optimizations on, which are slow."""
     assert jax.config.read(HURRY) == HURRIES
 
 
