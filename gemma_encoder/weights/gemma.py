@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.inputs.descriptions import described_at
-from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.model.config import TransformerConfig
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
@@ -38,8 +38,7 @@ from gemma_encoder.weights.doors import (
     explained,
     opened,
 )
-from gemma_encoder.weights.failed_writes import reported_once
-from gemma_encoder.weights.new_folders import check_is_new, new_folder
+from gemma_encoder.weights.new_folders import check_is_new, new_folder, save_arrays
 from gemma_encoder.weights.tensors import Checkpoint, Entry, Tensor
 from gemma_encoder.whole_files import write_whole
 
@@ -317,13 +316,7 @@ def save(
         for layer in range(config.num_layers):
             _fuse_query_key_value(tree[f"layer_{layer}"]["attn"])
     with new_folder(path) as unfinished:
-        problem = f"{path} cannot be written"
-        with (
-            in_one_line(problem, "free space there, or name another folder"),
-            reported_once(),
-            ocp.StandardCheckpointer() as checkpointer,
-        ):
-            checkpointer.save(unfinished, tree, force=True)  # replaces the folder, which is empty
+        save_arrays(tree, unfinished, path)
         write_whole(unfinished / CONFIG_FILE, to_json(config.to_dict(), indent=1))
         if tokenizer is not None:
             write_whole(unfinished / TOKENIZER_FILE, tokenizer)

@@ -5,11 +5,15 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+import orbax.checkpoint as ocp
 from etils import epath
 
 from gemma_encoder import digests
 from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.weights.failed_writes import reported_once
 from gemma_encoder.whole_files import is_remote, whole_folder
+
+ADVICE = "free space there, or name another folder"
 
 
 def check_is_new(folder: epath.Path, subject: str, *, may_be_empty: bool) -> None:
@@ -49,10 +53,28 @@ def new_folder(folder: epath.Path) -> Iterator[epath.Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    advice = "free space there, or name another folder"
-    with in_one_line(f"{folder} cannot be written", advice, OSError):
+    with in_one_line(f"{folder} cannot be written", ADVICE, OSError):
         # A symbolic link to an empty folder stays a link.
         target = pathlib.Path(os.path.realpath(folder))
         with whole_folder(target, "name another folder, or wait for it") as unfinished:
             yield epath.Path(unfinished)
             digests.write(unfinished)
+
+
+def save_arrays(tree: dict, unfinished: epath.Path, folder: epath.Path) -> None:
+    """Writes arrays by Orbax, which replaces an empty folder.
+
+    Args:
+        tree: nested dict of arrays.
+        unfinished: where to write them, in a folder of `new_folder`.
+        folder: the folder that `new_folder` writes, for the message.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    with (
+        in_one_line(f"{folder} cannot be written", ADVICE),
+        reported_once(),
+        ocp.StandardCheckpointer() as checkpointer,
+    ):
+        checkpointer.save(unfinished, tree, force=True)

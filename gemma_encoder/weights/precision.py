@@ -10,20 +10,18 @@ from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.quantization import converted, shared_axes
 from gemma_encoder.weights import doors, native
 from gemma_encoder.weights.checkpoint_folders import absolute, reading
-from gemma_encoder.weights.failed_writes import reported_once
 from gemma_encoder.weights.native import InferenceSpec
-from gemma_encoder.weights.new_folders import check_is_new, new_folder
+from gemma_encoder.weights.new_folders import check_is_new, new_folder, save_arrays
 from gemma_encoder.whole_files import write_whole
 
 
@@ -151,11 +149,8 @@ def save_for_inference(spec: InferenceSpec, parameters: dict, folder: epath.Path
     folder = absolute(folder)
     check_is_new(folder, "the checkpoint", may_be_empty=True)
     with new_folder(folder) as unfinished:
-        advice = "free space there, or name another folder"
-        with in_one_line(f"{folder} cannot be written", advice), reported_once():
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(unfinished / "parameters", parameters)
-            (unfinished / "inference").mkdir()
-            for name, content in spec.files().items():
-                write_whole(unfinished / "inference" / name, content)
+        save_arrays(parameters, unfinished / "parameters", folder)
+        (unfinished / "inference").mkdir()
+        for name, content in spec.files().items():
+            write_whole(unfinished / "inference" / name, content)
     return folder

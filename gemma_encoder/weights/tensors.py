@@ -59,8 +59,7 @@ class Entry(NamedTuple):
     axes: tuple[str, ...]
 
 
-# Elements up to which a parameter is converted by numpy: larger ones by programs on their devices,
-# which take some 40 ms each to compile, for every shape and in every process.
+# Elements up to which numpy converts a parameter; larger ones need programs, 40 ms to compile each.
 MAX_ON_HOST = 1 << 24
 
 TensorTable = Mapping[str, Entry]  # by parameter name, as in `PARAMETER_AXES`
@@ -204,6 +203,30 @@ def layers_of(config: TransformerConfig, path: str) -> tuple[str, range | None, 
     return name, layer_index(config, group, int(position)), group == "blocks"
 
 
+class _Parts(NamedTuple):
+    """The stored tensors of a parameter: offset of the layer, half, name and axes of each."""
+
+    ours: str
+    sizes: Mapping[str, int]
+    stacked: bool
+    halves: bool
+    tensors: list[tuple[int, int, str, str]]
+
+
+def _parts(checkpoint: Checkpoint, config: TransformerConfig, path: str) -> _Parts:
+    name, layers, stacked = layers_of(config, path)
+    entry = checkpoint.table[name]
+    sizes = axis_sizes(config)
+    tensors = []
+    for offset, layer in enumerate(layers or (0,)):
+        for half, pattern in enumerate(entry.names):
+            source = pattern.format(layer=layer)
+            shape = checkpoint.tensors[source].shape
+            theirs = next(axes for axes in entry.axes if _shape(axes, sizes) == shape)
+            tensors.append((offset, half, source, theirs))
+    return _Parts(PARAMETER_AXES[name], sizes, stacked, len(entry.names) > 1, tensors)
+
+
 def _load_parameter(
     checkpoint: Checkpoint,
     config: TransformerConfig,
@@ -213,60 +236,41 @@ def _load_parameter(
     dtype: jnp.dtype,
 ) -> jax.Array:
     """Loads one parameter, which may be assembled from several tensors."""
-    name, layers, stacked = layers_of(config, path)
-    entry = checkpoint.table[name]
-    ours = PARAMETER_AXES[name]
-    sizes = axis_sizes(config)
+    parts = _parts(checkpoint, config, path)
     if math.prod(shape) <= MAX_ON_HOST and sharding.is_fully_addressable:
-        values = _on_host(checkpoint, config, path, shape, sharding, dtype)
-        return jax.device_put(values, sharding)
-    is_single_tensor = not stacked and len(entry.names) == 1
+        return jax.device_put(_on_host(checkpoint, parts, shape, sharding, dtype), sharding)
+    ours, sizes, stacked, halves, tensors = parts
+    is_single_tensor = not stacked and not halves
     result = None if is_single_tensor else _zeros(shape, dtype, sharding)()
-    for layer_offset, layer in enumerate(layers or (0,)):
-        for part, pattern in enumerate(entry.names):
-            source = pattern.format(layer=layer)
-            stored_shape = checkpoint.tensors[source].shape
-            theirs = next(axes for axes in entry.axes if _shape(axes, sizes) == stored_shape)
-            read_sharding = _stored_sharding(sharding, theirs, ours, stacked, stored_shape)
-            tensor = checkpoint.read(source, read_sharding)
-            convert = _converter(
-                theirs, ours, tuple(sizes.items()), dtype, stacked, len(entry.names) > 1, sharding
-            )
-            if is_single_tensor:
-                result = convert(tensor)
-            else:
-                result = convert(tensor, result, layer_offset, part)
-            # Finish this copy before the next read: two tensors at once would double the overhead.
-            result.block_until_ready()
-            del tensor
+    for offset, half, source, theirs in tensors:
+        stored = checkpoint.tensors[source].shape
+        tensor = checkpoint.read(source, _stored_sharding(sharding, theirs, ours, stacked, stored))
+        convert = _converter(theirs, ours, tuple(sizes.items()), dtype, stacked, halves, sharding)
+        result = convert(tensor) if is_single_tensor else convert(tensor, result, offset, half)
+        # Finish this copy before the next read: two tensors at once would double the overhead.
+        result.block_until_ready()
+        del tensor
     return result
 
 
 def _on_host(
     checkpoint: Checkpoint,
-    config: TransformerConfig,
-    path: str,
+    parts: _Parts,
     shape: tuple[int, ...],
     sharding: Sharding,
     dtype: jnp.dtype,
 ) -> np.ndarray:
     """Loads one parameter into memory of the host."""
-    name, layers, stacked = layers_of(config, path)
-    entry = checkpoint.table[name]
-    ours = PARAMETER_AXES[name]
-    sizes = axis_sizes(config)
-    has_parts = len(entry.names) > 1
-    axes = _without_parts(ours) if has_parts else ours
-    used = {axis: sizes[axis] for axis in axes.split()}
+    axes = _without_parts(parts.ours) if parts.halves else parts.ours
+    used = {axis: parts.sizes[axis] for axis in axes.split()}
     device = SingleDeviceSharding(min(sharding.device_set, key=lambda device: device.id))
     result = np.empty(shape, dtype)
-    for layer_offset, layer in enumerate(layers or (0,)):
-        target = result[layer_offset] if stacked else result
-        for part, pattern in enumerate(entry.names):
-            tensor = np.asarray(checkpoint.read(pattern.format(layer=layer), device))
-            theirs = next(axes for axes in entry.axes if _shape(axes, sizes) == tensor.shape)
-            slot = np.moveaxis(target, ours.split().index("C"), 0)[part] if has_parts else target
-            slot[...] = einops.rearrange(tensor, f"{theirs} -> {axes}", **used)
+    for offset, half, source, theirs in parts.tensors:
+        target = result[offset] if parts.stacked else result
+        if parts.halves:
+            target = np.moveaxis(target, parts.ours.split().index("C"), 0)[half]
+        tensor = np.asarray(checkpoint.read(source, device))
+        target[...] = einops.rearrange(tensor, f"{theirs} -> {axes}", **used)
     return result
 
 
