@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import importlib.metadata
 import logging
-import math
 import os
 import pathlib
 import shutil
@@ -96,27 +95,6 @@ def log_level():
     before = absl.logging.get_verbosity()
     yield
     absl.logging.set_verbosity(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def small_meshes():
-    """Makes meshes over "the remaining devices" span two of the eight.
-
-    Such programs compile, and their arrays are saved, in half the time. Tests of sharding name the
-    devices or all sizes of the mesh.
-    """
-    from gemma_encoder.model import sharding
-
-    make_mesh = sharding.make_mesh
-
-    def make_small_mesh(shape, devices=None):
-        if devices is None and list(shape).count(-1) == 1:
-            devices = jax.devices()[: 2 * abs(math.prod(shape))]
-        return make_mesh(shape, devices)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", make_small_mesh)
-        yield
 
 
 HURRY = "jax_disable_most_optimizations"

@@ -13,7 +13,7 @@ import pytest
 import gemma_encoder as ge
 from gemma_encoder import text_encoder
 from gemma_encoder.data.evaluation_stream import evaluation_stream
-from gemma_encoder.evaluation.forward import shard_batch
+from gemma_encoder.evaluation.forward import compile_forward, shard_batch
 from gemma_encoder.evaluation.predictions import score_split
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import ExampleTable
@@ -366,6 +366,7 @@ def test_folders_without_a_valid_checkpoint_are_refused(trained, tmp_path):
 
 
 def test_a_bounded_number_of_programs_is_compiled(predictor):
+    compile_forward.cache_clear()  # predictors share their programs
     fresh = ge.Predictor(predictor.spec, predictor.parameters)
     for count in (1, 3, 20, 100, 400, 401):
         fresh.embed([f"text number {i} " * (1 + i % 5) ** (i % 5) for i in range(count)])

@@ -311,7 +311,7 @@ def test_the_kinds_of_layer_rotate_differently(one_layer, monkeypatch):
     """Base and scale of the config reach the layers of their kind, as calls to `rotate` show."""
     seen = []
     monkeypatch.setattr(
-        "gemma_encoder.model.transformer.rotate",
+        "gemma_encoder.model.block.rotate",
         lambda x, positions, *, base, scale: seen.append((base, scale)) or x,
     )
     for kind in ("local", "global"):

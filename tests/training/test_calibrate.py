@@ -170,5 +170,7 @@ def test_the_flag_is_passed_on(monkeypatch, trained):
     monkeypatch.setattr(loop, "evaluate", evaluate)
     monkeypatch.setattr("gemma_encoder.cli.summary.summarize", lambda *_: 0)
     arguments = ["--config=quickstart:smoke", f"--workdir={trained}"]
-    assert program.main([*arguments, "--calibrate"]) == 0 and passed == {"calibrate": True}
-    assert program.main(arguments) == 0 and passed == {"calibrate": False}
+    expected = {"calibrate": True, "quantization": None}
+    assert program.main([*arguments, "--calibrate"]) == 0 and passed == expected
+    expected = {"calibrate": False, "quantization": None}
+    assert program.main(arguments) == 0 and passed == expected
