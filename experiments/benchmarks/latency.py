@@ -68,8 +68,8 @@ def ours(model: str, count: int) -> harness.Turn:
     )
 
 
-def pipeline(model: str, count: int, device: str) -> harness.Turn:
-    """Sets up the peer's pipeline."""
+def pipeline(model: str, count: int, device: str, prompt: str) -> harness.Turn:
+    """Sets up the peer's pipeline; `prompt` is what the task's template has before a text."""
     import torch
     import transformers
 
@@ -78,13 +78,15 @@ def pipeline(model: str, count: int, device: str) -> harness.Turn:
     )
 
     def predict(text: str) -> float:
-        return next(entry["score"] for entry in classify([text])[0] if entry["label"] == "1")
+        return next(
+            entry["score"] for entry in classify([prompt + text])[0] if entry["label"] == "1"
+        )
 
     return lambda turn: figures_of(predict, count, turn)
 
 
-def direct(model: str, count: int, device: str) -> harness.Turn:
-    """Sets up the peer's model, which is called with its tokenizer."""
+def direct(model: str, count: int, device: str, prompt: str) -> harness.Turn:
+    """Sets up the peer's model, which is called with its tokenizer; see `pipeline`."""
     import torch
     import transformers
 
@@ -98,7 +100,7 @@ def direct(model: str, count: int, device: str) -> harness.Turn:
 
     @torch.inference_mode()
     def predict(text: str) -> float:
-        inputs = tokenizer([text], return_tensors="pt").to(device)
+        inputs = tokenizer([prompt + text], return_tensors="pt").to(device)
         return float(classifier(**inputs).logits.softmax(-1)[0, -1])
 
     return lambda turn: figures_of(predict, count, turn)
@@ -109,8 +111,12 @@ def make_arms(args: argparse.Namespace, folder: pathlib.Path) -> tuple[list[harn
     arms = []
     reason = harness.missing("torch", "transformers") or ""
     if not reason:
+        from gemma_encoder.data import registry
+
         models.as_sequence_classifier(folder / "model", folder / "peer", 2)
+        prompt = registry.get(models.TASK).task.template.text.partition("{")[0]
         settings = {"model": str(folder / "peer"), "count": args.texts, "device": args.device}
+        settings |= {"prompt": prompt}
         arms += [
             harness.Arm(name, f"{__spec__.name}:{function}", settings)
             for function, name in PEERS.items()
