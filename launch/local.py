@@ -11,6 +11,7 @@ up to N times after a kill or a preemption. SIGTERM and Ctrl-C are forwarded to 
 
 import argparse
 import os
+import queue
 import shlex
 import signal
 import socket
@@ -124,23 +125,24 @@ class LocalJob:
         self._command = command
         self._environments = environments
         self._processes: list[subprocess.Popen] = []
+        self._exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()  # in the order of exits
         self.received: int | None = None
 
     def run(self) -> int:
         """Starts all processes, waits for them and returns an exit code.
 
-        The code is that of the first process that failed, negative for a signal, or 0.
+        The code is that of the process that failed first, negative for a signal, or 0.
         """
         handlers = {
             signum: signal.signal(signum, self._receive)
             for signum in (signal.SIGTERM, signal.SIGINT)
         }
         try:
-            printers = self._start()
+            threads = self._start()
             failure = self._wait()
-            for printer in printers:
-                printer.join()
-            return failure or self._first_failure()
+            for thread in threads:
+                thread.join()
+            return failure
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
@@ -153,45 +155,57 @@ class LocalJob:
             process.kill()
 
     def _start(self) -> list[threading.Thread]:
-        """Starts the processes, and threads that print the output of all but the first."""
+        """Starts the processes, and threads that wait for them and print the others' output."""
         for index, environment in enumerate(self._environments):
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if index else {}
             self._processes.append(
                 subprocess.Popen(self._command, env={**os.environ, **environment}, **pipes)
             )
-        printers = [
-            threading.Thread(target=_print_lines, args=(index, process.stdout))
-            for index, process in enumerate(self._processes)
-            if index
+        threads = [
+            # A process that loses a peer fails within milliseconds. Only one thread for each
+            # process sees which of them ended first.
+            *(
+                threading.Thread(target=self._wait_for, args=(process,))
+                for process in self._processes
+            ),
+            *(
+                threading.Thread(target=_print_lines, args=(index, process.stdout))
+                for index, process in enumerate(self._processes)
+                if index
+            ),
         ]
-        for printer in printers:
-            printer.start()
-        return printers
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _wait_for(self, process: subprocess.Popen) -> None:
+        """Waits for one process and notes its exit code."""
+        self._exit_codes.put(process.wait())
 
     def _wait(self) -> int:
         """Waits for all processes, and stops them when one fails or a signal was received.
 
         Returns:
-            The exit code of the first process that failed by itself.
+            The exit code of the first process that failed, 0 if none did.
         """
         failure = 0
-        while self._running():
-            failure = failure or self._first_failure()
+        running = len(self._processes)
+        while running:
+            try:
+                code = self._exit_codes.get(timeout=0.1)
+                running -= 1
+                failure = failure or code
+            except queue.Empty:
+                pass
             if failure or self.received:
                 # The remaining processes would wait a long time for one that is gone.
                 is_urgent = failure not in (0, EXIT_PREEMPTED) and not self.received
                 self._stop(0.0 if is_urgent else GRACE)
-            time.sleep(0.1)
         return failure
-
-    def _first_failure(self) -> int:
-        """Returns the first nonzero exit code in process order, 0 if there is none."""
-        return next((process.returncode for process in self._processes if process.returncode), 0)
 
     def _running(self) -> bool:
         """Returns True if any process is running."""
-        # Poll every process, so that each has its return code set.
-        return None in [process.poll() for process in self._processes]
+        return any(process.poll() is None for process in self._processes)
 
     def _stop(self, grace: float = GRACE) -> None:
         """Sends SIGTERM to all processes, and SIGKILL after `grace` seconds."""

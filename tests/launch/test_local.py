@@ -64,6 +64,26 @@ def test_failure_of_one_process_stops_the_others(failure, code):
     assert time.monotonic() - began < 30
 
 
+# Process 1 holds a lock until it is killed; process 0 fails as soon as it gets the lock.
+LOSES_ITS_PEER = """
+import fcntl, pathlib
+file = open({path!r}, "a")
+if n:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    pathlib.Path({path!r} + ".locked").touch()
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGKILL)
+while not os.path.exists({path!r} + ".locked"): time.sleep(0.01)
+fcntl.flock(file, fcntl.LOCK_EX)
+os._exit(1)
+"""
+
+
+def test_the_first_failure_counts_and_not_what_follows_from_it(tmp_path):
+    for attempt in range(5):
+        assert run_job(LOSES_ITS_PEER.format(path=str(tmp_path / str(attempt)))) == -signal.SIGKILL
+
+
 # Process 0 is killed at its first start, preempted at its second, and succeeds at its third.
 FAILS_TWICE = """
 import os, signal, sys
