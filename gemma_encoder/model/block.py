@@ -8,15 +8,16 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_encoder.model import quantization as int8
 from gemma_encoder.model.attention import dot_product_attention, rotate
 from gemma_encoder.model.config import LoraConfig, TransformerConfig
-from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, normal_param
+from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, gated_gelu, normal_param
 from gemma_encoder.model.lora import INPUT_AXES, A, B, adapter_params
-from gemma_encoder.model.products import product
+from gemma_encoder.model.products import PRODUCT, product
 
 
 class ForwardContext(NamedTuple):
@@ -114,8 +115,7 @@ class Block(nnx.Module):
         # Two products: with one, XLA on a CPU writes the concatenated gradient of gate and up
         # twice, in the layout of each product that uses it.
         gate, up = (self._multiply(flat, "gating", context, part=(half,)) for half in range(2))
-        gated = jax.nn.gelu(gate, approximate=True) * up
-        return self._multiply(gated, "linear", context).reshape(x.shape)
+        return self._multiply(gated_gelu(gate, up), "linear", context).reshape(x.shape)
 
     def _multiply(
         self,
@@ -150,6 +150,9 @@ class Block(nnx.Module):
             up = up[(slice(None), *part)]
             up = up.reshape(len(up), -1)
             result += self.lora.scale * product(inner, up, context.platform)
+        # Rematerialization saves results by this name: it cannot see a product that has a gradient
+        # of its own, and of one that is computed in float32 only the rounded result is needed.
+        result = checkpoint_name(result, PRODUCT)
         return result.reshape(len(x), *out_shape)
 
     def _product(

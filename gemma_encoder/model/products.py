@@ -17,6 +17,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+PRODUCT = "product"  # name of the results that the rematerialization policy "dots" saves
+
 
 def platform_of(mesh: Mesh | None) -> str:
     """Returns where arrays on the mesh, or without one, are computed.
@@ -75,8 +77,12 @@ def _backward(
     x, weight = operands
     gradient = gradient.astype(x.dtype)
     x_gradient = _fast_dot(gradient, weight.astype(x.dtype), -2 if transposed else -1)
-    first, second = (gradient, x) if transposed else (x, gradient)
+    # Of the two, the narrower is transposed: it is less to copy. If the wider one is the result of
+    # a function, XLA would compute it while it copies, with strides.
+    first, second = sorted((x, gradient), key=lambda operand: operand.shape[-1])
     weight_gradient = _fast_dot(jnp.swapaxes(first, -1, -2), second, -2)
+    if (first is x) == transposed:
+        weight_gradient = jnp.swapaxes(weight_gradient, -1, -2)
     return x_gradient.astype(x.dtype), weight_gradient.astype(weight.dtype)
 
 

@@ -25,7 +25,7 @@ from gemma_encoder.model.attention import choose_implementation
 from gemma_encoder.model.block import Block, ForwardContext
 from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, normal_param, spread_rows
-from gemma_encoder.model.products import platform_of
+from gemma_encoder.model.products import PRODUCT, platform_of
 
 
 class Transformer(nnx.Module):
@@ -211,7 +211,7 @@ def _with_remat(function: Callable, policy: str) -> Callable:
         return jax.checkpoint(function)
     policies = jax.checkpoint_policies
     if policy == "dots":
-        return jax.checkpoint(function, policy=policies.dots_with_no_batch_dims_saveable)
+        return jax.checkpoint(function, policy=policies.save_only_these_names(PRODUCT))
 
     def named(x, *inputs):
         return function(checkpoint_name(x, "residual"), *inputs)

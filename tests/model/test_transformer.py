@@ -143,6 +143,20 @@ def test_remat_changes_no_value_and_no_gradient(
     assert products[3:] in ([], products[2:3])
 
 
+def test_dots_saves_products_of_bfloat16(make_encoder):
+    """The backward pass recomputes only the two products of attention that have a batch axis."""
+    graph, state = nnx.split(make_encoder("gemma3", {"num_layers": 1}).backbone)
+
+    def count(remat):
+        def loss(state):
+            hidden = nnx.merge(graph, state)(some_tokens(), compute_dtype=jnp.bfloat16, remat=remat)
+            return jnp.sum(hidden.astype(jnp.float32) ** 2)
+
+        return jax.jit(jax.grad(loss)).lower(state).compile().as_text().count(" dot(")
+
+    assert count("none") <= count("dots") <= count("none") + 2 < count("full")
+
+
 def test_offload_stores_the_residual_stream_on_the_host(make_encoder):
     graph, state = nnx.split(make_encoder("gemma2", {"num_layers": 2}).backbone)
 
