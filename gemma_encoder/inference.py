@@ -72,6 +72,7 @@ class Predictor:
         *,
         quantization: str | None = None,
         weights: str | None = None,
+        compute_dtype: str | None = None,
     ) -> "Predictor":
         """Loads a workdir (its latest checkpoint), one of its checkpoints, or an exported folder.
 
@@ -89,13 +90,15 @@ class Predictor:
             quantization: "int8" for products in int8, on a CPU, of weights that take a quarter of
                 the memory; by default as in training.
             weights: "bfloat16" halves the memory of the weights; by default as in training.
+            compute_dtype: "bfloat16", "float32" or "auto", the faster; by default as in training.
 
         Raises:
             InputError: there is no checkpoint, or an option does not fit it or the devices.
         """
         runtime.enable_compilation_cache()
         devices = _one_device() if mesh is None else sharding.make_mesh(mesh)
-        return cls(*backbone.load_encoder(path, devices, quantization, weights), devices)
+        options = {"quantization": quantization, "weights": weights, "compute_dtype": compute_dtype}
+        return cls(*backbone.load_encoder(path, devices, **options), devices)
 
     def __repr__(self) -> str:
         encoder = self.spec.encoder
@@ -369,8 +372,7 @@ def export_huggingface(
 
     `SentenceTransformer(folder).encode(texts)` equals `predictor.embed(texts)`. For a task whose
     template ends with its only field, `encode(texts, prompt_name=task)` equals
-    `predictor.embed(texts, task)`. The scores of a single head are the model's output "scores". See
-    `gemma_encoder.weights.export`.
+    `predictor.embed(texts, task)`. A single head's output is "scores". See `weights.export`.
 
     Args:
         predictor: a fine-tuned encoder.
@@ -395,6 +397,4 @@ def _one_device() -> Mesh:
 
 def _shows_progress(progress: bool | None) -> bool:
     """Returns True if progress bars are shown; by default on a terminal and in a notebook."""
-    if progress is not None:
-        return progress
-    return activity.shows_bars()
+    return activity.shows_bars() if progress is None else progress

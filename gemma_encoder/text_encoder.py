@@ -11,7 +11,12 @@ from absl import logging
 from jax.sharding import Mesh
 
 from gemma_encoder import activity
-from gemma_encoder.evaluation.forward import ForwardOutput, compile_forward, shard_batch
+from gemma_encoder.evaluation.forward import (
+    ForwardOutput,
+    compile_forward,
+    report_slow_dtype,
+    shard_batch,
+)
 from gemma_encoder.inputs.batch import Batch, BatchShape, empty_batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.packing import Packer, PackingGroup, Segment
@@ -75,6 +80,7 @@ class TextEncoder:
         """
         encoder = self.spec.encoder
         encoded = self._encode(template, texts, names, progress)
+        report_slow_dtype(encoder, self.mesh)
         shape = self._shape([len(text.tokens) for text in encoded])
         pooled = np.empty((len(texts), encoder.pooled_dim), np.float32)
         scores = {
@@ -100,6 +106,7 @@ class TextEncoder:
             max_rows: the largest batch to compile for; 1 suffices for single short requests.
             progress: show a progress bar.
         """
+        report_slow_dtype(self.spec.encoder, self.mesh)
         shapes = self._shapes(max_rows)
         self._compiled.update((shape.rows, shape.row_length) for shape in shapes)
         description = activity.during(f"compiling the forward pass for {len(shapes)} shapes")

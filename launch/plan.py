@@ -26,6 +26,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.training.build import build
 from gemma_encoder.training.step import make_program
 
+PLATFORM = "tpu"  # which is planned for, whatever this machine is
 REMAT = ("none", "dots", "full")
 
 
@@ -38,7 +39,7 @@ def describe_topology(text: str, slices: int) -> tuple[Chip, list[jax.Device]]:
         )
     options = {"num_slices": slices} if slices > 1 else {}
     try:
-        description = topologies.get_topology_desc(text, platform="tpu", **options)
+        description = topologies.get_topology_desc(text, platform=PLATFORM, **options)
     except Exception as error:  # libtpu raises its own exception types
         raise InputError(
             f"--topology={text}: {one_line(error)[:200]}; "
@@ -69,7 +70,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
     Raises:
         InputError: the config, the topology or the mesh is invalid.
     """
-    recipe = build(config, dry=True)
+    recipe = build(config, dry=True, platform=PLATFORM)
     chip, devices = describe_topology(topology, slices)
     mesh = sharding.make_mesh(config.mesh, devices)
     recipe.check_rows(mesh)
@@ -119,7 +120,7 @@ def make_plan(config: ml_collections.ConfigDict, topology: str, slices: int = 1)
 
 def _compile(traced: jax.stages.Traced) -> jax.stages.Compiled:
     try:
-        return traced.lower(lowering_platforms=("tpu",)).compile()
+        return traced.lower(lowering_platforms=(PLATFORM,)).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -174,7 +175,7 @@ def candidates(
         slices: number of slices.
         memory: bytes of memory per chip.
     """
-    transformer = build(config, dry=True).encoder.transformer
+    transformer = build(config, dry=True, platform=PLATFORM).encoder.transformer
     for tensor, replicas, remat, rows in itertools.product(
         (1, 2, 4), (1, 2, 4, 8), REMAT, (1, 2, 4, 8)
     ):

@@ -15,6 +15,7 @@ import ml_collections
 from gemma_encoder import activity, runtime
 from gemma_encoder.cli import commandline
 from gemma_encoder.cli.train import add_run_flags, checked
+from gemma_encoder.model.config import AUTO, COMPUTE_DTYPES
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,10 +37,16 @@ def _main(argv: Sequence[str]) -> int:
         ("int8",),
         None,
     )
-    config, workdir = checked(flags, flags.parse(argv))
-    return evaluate_and_report(
-        config, workdir, calibrate=flags["calibrate"], quantization=flags["quantization"]
+    flags.choice(
+        "compute_dtype",
+        "Evaluate in this dtype, auto for the faster one, and leave the files in the workdir as "
+        "they are; by default that of the checkpoint.",
+        (AUTO, *COMPUTE_DTYPES),
+        None,
     )
+    config, workdir = checked(flags, flags.parse(argv))
+    options = {name: flags[name] for name in ("calibrate", "quantization", "compute_dtype")}
+    return evaluate_and_report(config, workdir, **options)
 
 
 def evaluate_and_report(
@@ -48,6 +55,7 @@ def evaluate_and_report(
     *,
     calibrate: bool = False,
     quantization: str | None = None,
+    compute_dtype: str | None = None,
 ) -> int:
     """Evaluates the newest checkpoint, prints the metrics, and returns the exit code."""
     runtime.require_training()
@@ -57,5 +65,11 @@ def evaluate_and_report(
         from gemma_encoder.training import loop
 
         distributed.initialize()
-    result = loop.evaluate(config, workdir, calibrate=calibrate, quantization=quantization)
+    result = loop.evaluate(
+        config,
+        workdir,
+        calibrate=calibrate,
+        quantization=quantization,
+        compute_dtype=compute_dtype,
+    )
     return summarize(result, config.evaluate_split)

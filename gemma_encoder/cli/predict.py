@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from gemma_encoder import activity, terminal
 from gemma_encoder.cli import commandline
+from gemma_encoder.model.config import AUTO, COMPUTE_DTYPES
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,6 +64,12 @@ def add_prediction_flags(flags: commandline.Flags) -> None:
         ("int8",),
         None,
     )
+    flags.choice(
+        "compute_dtype",
+        "Dtype of activations, auto for the faster one; by default that of the checkpoint.",
+        (AUTO, *COMPUTE_DTYPES),
+        None,
+    )
     flags.modules()
 
 
@@ -77,7 +84,8 @@ def predict_from_flags(flags: commandline.Flags) -> int:
         from gemma_encoder.inference import Predictor
         from gemma_encoder.predict_file import predict_file
 
-        predictor = Predictor.load(workdir, quantization=flags["quantization"])
+        options = {name: flags[name] for name in ("quantization", "compute_dtype")}
+        predictor = Predictor.load(workdir, **options)
     count = predict_file(
         predictor,
         predictor.task(flags["task"]),

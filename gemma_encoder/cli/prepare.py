@@ -41,7 +41,7 @@ def _main(argv: Sequence[str]) -> int:
 
     with config.unlocked():
         config.prepared = ""
-    recipe = build(config, evaluates=False)
+    recipe = build(config, evaluates=False, platform="cpu")  # leaves accelerators to others
     with activity.during("preparing the texts"):
         prepare(recipe, flags["output"], flags["pipeline_options"])
     return 0

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_encoder.inputs.batch import Batch
-from gemma_encoder.model import sharding
+from gemma_encoder.model import processor, sharding
 from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import abstract_encoder
 
@@ -52,6 +52,16 @@ def compile_forward(config: EncoderConfig, mesh: Mesh) -> Callable[[Any, Batch],
         in_shardings=(None, sharding.batch_sharding(mesh)),
         out_shardings=sharding.replicated(mesh),
     )
+
+
+def report_slow_dtype(config: EncoderConfig, mesh: Mesh) -> None:
+    """Says in a line, once in a process, that the stored bfloat16 is slow on the mesh's CPUs."""
+    fastest = processor.fastest_dtype(mesh.devices.flat[0].platform)
+    if config.compute_dtype == "bfloat16" != fastest:
+        processor.report_slow(
+            f"{processor.SLOW}; load the model with compute_dtype={fastest!r}, "
+            f"--compute_dtype={fastest} for commands"
+        )
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -8,7 +8,7 @@ C outputs of a head, D embed, F hidden, H head dim, K key-value heads, N query h
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gemma_encoder.inputs.descriptions import check_mapping, from_fields
@@ -21,6 +21,7 @@ ATTENTION = ("bidirectional", "causal")
 POOLERS = ["first_k", "last_k", "mean", "attention_kv", "attention_query"]
 PROBE_POOLERS = ("attention_kv", "attention_query")  # split the model's width into `heads`
 COMPUTE_DTYPES = ("float32", "bfloat16")
+AUTO = "auto"  # the dtype that is faster on the device, where an encoder is built or loaded
 REMAT_POLICIES = ("none", "full", "dots", "offload")
 MAX_TOKENS = 1 << 20  # of a row; Gemma 3 reads texts of 131,072
 MAX_WINDOW = 1 << 30  # in tokens; positions are 32-bit integers
@@ -264,6 +265,17 @@ class HeadConfig:
             )
 
 
+def check_compute_dtype(compute_dtype: str, valid: Sequence[str] = COMPUTE_DTYPES) -> None:
+    """Raises InputError for a dtype of activations that is not valid."""
+    if compute_dtype == "float16":
+        raise InputError(
+            "float16 is refused: Gemma's activations overflow its range; use bfloat16, or "
+            "float32 on a CPU"
+        )
+    if compute_dtype not in valid:
+        raise unknown("compute_dtype", compute_dtype, valid)
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """An encoder: a transformer, a pooler and heads, each serving one or more tasks.
@@ -308,14 +320,9 @@ class EncoderConfig:
             for name, head in self.heads.items()
         }
         object.__setattr__(self, "heads", heads)
-        if self.compute_dtype == "float16":
-            raise InputError(
-                "float16 is refused: Gemma's activations overflow its range; use bfloat16, or "
-                "float32 on a CPU"
-            )
+        check_compute_dtype(self.compute_dtype)
         for name, value, valid in (
             ("attention", self.attention, ATTENTION),
-            ("compute_dtype", self.compute_dtype, COMPUTE_DTYPES),
             ("remat policy", self.remat, REMAT_POLICIES),
             (
                 "attention_implementation",

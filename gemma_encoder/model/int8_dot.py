@@ -11,7 +11,6 @@ T tokens, I, O widths.
 """
 
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,9 @@ from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 from jaxtyping import Array, Int, Int8, UInt8
 
+from gemma_encoder.model import processor
+
 OFFSET = 128  # from int8 to uint8
-CPU_INFO = pathlib.Path("/proc/cpuinfo")
 
 
 def int8_dot(
@@ -46,13 +46,9 @@ def shifted(x: Int8[Array, "T I"]) -> UInt8[Array, "T I"]:
     return jax.lax.bitcast_convert_type(x ^ jnp.int8(-OFFSET), jnp.uint8)
 
 
-@functools.cache
 def prefers_unsigned() -> bool:
     """Returns True on processors that are faster at unsigned by signed bytes."""
-    try:
-        return "avx512_vnni" in CPU_INFO.read_text(encoding="utf-8").split()
-    except OSError:
-        return False  # not Linux
+    return "avx512_vnni" in processor.features()
 
 
 @functools.partial(jax.jit, inline=True)  # a primitive without an evaluation of its own

@@ -148,6 +148,7 @@ def build(
     dry: bool = False,
     stored: StoredTasks | None = None,
     evaluates: bool = True,
+    platform: str | None = None,
 ) -> Recipe:
     """Validates a config and builds what it describes.
 
@@ -160,13 +161,15 @@ def build(
             an `examples_per_step` that would be measured is a guess.
         stored: the tasks of the checkpoint that is resumed or evaluated.
         evaluates: also check that the labels of `evaluate_split` suffice for the tasks' metrics.
+        platform: "cpu", "gpu" or "tpu", where the model computes; by default JAX's, which is only
+            then looked up if `model.compute_dtype` is "auto".
 
     Raises:
         InputError: the config is invalid, contradicts the checkpoint, or its data or weights cannot
             be read.
     """
     parts_class = TrainingParts if for_training else Parts
-    parts = parts_class(TrainConfig.from_config_dict(config), dry, stored)
+    parts = parts_class(TrainConfig.from_config_dict(config), dry, stored, platform)
     for source in parts.sources:
         check_task_metrics(source.task)
     _check_splits(parts.sources, parts.config.evaluate_split)

@@ -79,7 +79,9 @@ class ModelConfig:
     )
     attention_dropout: float = option(0.0, "dropout rate of attention probabilities")
     feed_forward_dropout: float = option(0.1, "dropout rate of the output of feed-forward layers")
-    compute_dtype: str = option("bfloat16", 'dtype of activations: "bfloat16" or "float32"')
+    compute_dtype: str = option(
+        "auto", 'dtype of activations: "bfloat16", "float32", or "auto", the faster one'
+    )
     remat: str = option(
         "none", 'recomputation in the backward pass: "none", "full", "dots" or "offload"'
     )

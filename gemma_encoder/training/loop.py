@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from gemma_encoder import activity, distributed, runtime
 from gemma_encoder.data.pipeline import TrainStream
 from gemma_encoder.evaluation.evaluator import Evaluation
+from gemma_encoder.evaluation.forward import report_slow_dtype
 from gemma_encoder.evaluation.metrics import lowest_is_best
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.batch import Batch
@@ -24,6 +25,7 @@ from gemma_encoder.training.baselines import constants_of
 from gemma_encoder.training.build import Recipe, build
 from gemma_encoder.training.calibrate import SPLIT, Calibrated, calibrate_checkpoint
 from gemma_encoder.training.checkpoint import Checkpoints
+from gemma_encoder.training.compute_dtype import describe_dtype, report_dtype
 from gemma_encoder.training.config import TrainConfig
 from gemma_encoder.training.hooks import Hook, Hooks, checked_hooks
 from gemma_encoder.training.metrics_log import MetricsLog, Progress
@@ -149,10 +151,8 @@ def _open_run(
     """Restores or initializes the state, and opens the files of the workdir."""
     recipe = trainer.recipe
     preemption = resources.enter_context(distributed.PreemptionSignal())
-    _, metric = recipe.best_metric
-    checkpoints = Checkpoints(
-        workdir, recipe.config.keep_checkpoints, lowest=lowest_is_best(metric)
-    )
+    lowest = lowest_is_best(recipe.best_metric[1])
+    checkpoints = Checkpoints(workdir, recipe.config.keep_checkpoints, lowest=lowest)
     resources.callback(checkpoints.close)
     stream = resources.enter_context(contextlib.closing(trainer.stream()))
     with activity.during("initializing the model"):
@@ -162,6 +162,7 @@ def _open_run(
     progress = resources.enter_context(contextlib.closing(Progress(cadence.total, start)))
     _log_parameters(trainer, workdir)
     progress.say(_summary(trainer, cadence))
+    report_dtype(recipe, start > 0, progress.say)
     return Run(
         trainer=trainer,
         cadence=cadence,
@@ -270,7 +271,7 @@ def _summary(trainer: Trainer, cadence: Cadence) -> str:
     platform = mesh.devices.flat[0].platform
     return (
         f"{recipe.config.model.size}, {count / 1e6:.1f} M parameters, {encoder.attention}, "
-        f"{encoder.pooling.name} pooling, {encoder.compute_dtype}; "
+        f"{encoder.pooling.name} pooling, {describe_dtype(recipe)}; "
         f"{tasks}: {cadence.examples_per_epoch} examples per epoch; "
         f"{cadence.total} steps of {shape.rows} x {shape.row_length} tokens, "
         f"about {recipe.losses.examples_per_step} examples, "
@@ -298,6 +299,7 @@ def evaluate(
     *,
     calibrate: bool = False,
     quantization: str | None = None,
+    compute_dtype: str | None = None,
 ) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir on `config.evaluate_split`.
 
@@ -310,24 +312,27 @@ def evaluate(
         workdir: folder of a run.
         calibrate: first fit the calibration of each task with classes or of a regression on its
             validation split, and store it in the checkpoint.
-        quantization: as in `Predictor.load`; the workdir is then left as it is.
+        quantization, compute_dtype: see `Predictor.load`; the workdir is then left as it is.
 
     Raises:
         InputError: there is no checkpoint, it was not trained on a task of the config, a task of
             the config contradicts it, or there is nothing to calibrate.
     """
-    if calibrate and quantization is not None:
+    given = {"quantization": quantization, "compute_dtype": compute_dtype}
+    options = {name: value for name, value in given.items() if value is not None}
+    if calibrate and options:
+        rest = " and ".join(options)
         raise InputError(
-            "calibrate is for a checkpoint as it was trained; leave out calibrate or quantization"
+            f"calibrate is for a checkpoint as it was trained; leave out calibrate or {rest}"
         )
     with activity.reporting() as reporter:
         reporter.is_quiet = not distributed.is_main_process()
         with activity.during("setting up the evaluation"):
-            return _evaluate(config, native.absolute(workdir), calibrate, quantization)
+            return _evaluate(config, native.absolute(workdir), calibrate, options)
 
 
 def _evaluate(
-    config: ConfigDict | TrainConfig, workdir: epath.Path, calibrate: bool, quantization: str | None
+    config: ConfigDict | TrainConfig, workdir: epath.Path, calibrate: bool, options: dict[str, str]
 ) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir, see `evaluate`."""
     stored = StoredTasks.of_newest(workdir)
@@ -339,7 +344,7 @@ def _evaluate(
     advice = "wait for it, or evaluate a copy of the workdir"
     with exclusive_workdir(workdir, advice):
         try:
-            return _evaluate_stored(config, workdir, stored, calibrate, quantization)
+            return _evaluate_stored(config, workdir, stored, calibrate, options)
         except OSError as error:
             raise InputError(
                 f"the evaluation of {workdir} failed: {described(error)}; free disk space or "
@@ -352,7 +357,7 @@ def _evaluate_stored(
     workdir: epath.Path,
     stored: StoredTasks,
     calibrate: bool,
-    quantization: str | None,
+    options: dict[str, str],
 ) -> TrainingResult:
     """Evaluates the newest checkpoint of a workdir, whose tasks are `stored`; see `evaluate`."""
     with activity.during("reading the data"):
@@ -369,17 +374,17 @@ def _evaluate_stored(
             config.max_length,
             spec.max_length,
         )
-    checkpoint = stored.checkpoint
     runtime.enable_compilation_cache(config.compilation_cache)
-    encoder = precision.with_precision(spec.encoder, quantization, None)
+    encoder = precision.with_precision(spec.encoder, mesh, **options)
+    report_slow_dtype(encoder, mesh)
     recipe = dataclasses.replace(recipe, encoder=encoder, tokenizer=spec.tokenizer)
     with activity.during("loading the weights"):
-        parameters = precision.load_in_precision(checkpoint, spec.encoder, encoder, mesh)
+        parameters = precision.load_in_precision(stored.checkpoint, spec.encoder, encoder, mesh)
     calibrated = Calibrated.stored(spec)
     if calibrate:
-        calibrated = calibrate_checkpoint(recipe, mesh, parameters, checkpoint, spec)
+        calibrated = calibrate_checkpoint(recipe, mesh, parameters, stored.checkpoint, spec)
     recipe = calibrated.applied(recipe)
-    log = None if quantization else MetricsLog(workdir, spec.step)
+    log = None if options else MetricsLog(workdir, spec.step)
     with contextlib.closing(log) if log else contextlib.nullcontext():
         constants = constants_of(recipe.tasks, spec.tasks, spec.record.get("constants", {}))
         evaluator = recipe.evaluator(mesh, log and workdir, constants=constants)
@@ -389,7 +394,7 @@ def _evaluate_stored(
         spec.step,
         evaluation.metrics,
         evaluation.predictions,
-        checkpoint,
+        stored.checkpoint,
         seconds=0.0,
         notes=calibrated.notes,
     )

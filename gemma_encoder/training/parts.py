@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 
+import jax
+
 from gemma_encoder.data import mixtures, registry
 from gemma_encoder.data.prepared import PreparedSource
 from gemma_encoder.data.seqio_source import task_name
@@ -12,8 +14,8 @@ from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
-from gemma_encoder.model import lora
-from gemma_encoder.model.config import EncoderConfig, HeadConfig, TransformerConfig
+from gemma_encoder.model import lora, processor
+from gemma_encoder.model.config import AUTO, EncoderConfig, HeadConfig, TransformerConfig
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training.config import TrainConfig
@@ -33,6 +35,7 @@ class Parts:
         config: the typed config.
         dry: access no data, weights or published tokenizer, see `build`.
         stored: the tasks of the checkpoint that is resumed or evaluated, None for a new run.
+        platform: where the model computes, see `build`.
 
     Raises:
         InputError: the config has an unknown name, or its fields contradict each other.
@@ -41,10 +44,17 @@ class Parts:
     best_metric: tuple[str, str] = ("", "")
     hooks: tuple[Hook, ...] = ()
 
-    def __init__(self, config: TrainConfig, dry: bool, stored: StoredTasks | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        dry: bool,
+        stored: StoredTasks | None = None,
+        platform: str | None = None,
+    ):
         self.config = config
         self.dry = dry
         self.stored = stored
+        self.platform = platform
         self._check()
 
     def _check(self) -> None:
@@ -155,7 +165,7 @@ class Parts:
             attention=model.attention,
             attention_dropout=model.attention_dropout,
             feed_forward_dropout=model.feed_forward_dropout,
-            compute_dtype=model.compute_dtype,
+            compute_dtype=self._compute_dtype(),
             remat=model.remat,
             attention_implementation=model.attention_implementation,
             lora=model.lora,
@@ -163,6 +173,13 @@ class Parts:
         )
         check_heads(encoder)
         return encoder
+
+    def _compute_dtype(self) -> str:
+        """Returns the dtype of activations; "auto" is that of the stored run, or the faster one."""
+        name = self.config.model.compute_dtype
+        if name == AUTO and self.stored is not None:
+            return self.stored.spec.encoder.compute_dtype
+        return processor.resolve_compute_dtype(name, self.platform or jax.default_backend())
 
     @functools.cached_property
     def stream(self) -> StreamOptions:

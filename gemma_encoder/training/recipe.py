@@ -65,8 +65,8 @@ def set_size(config: ConfigDict, size: str) -> None:
     """Sets the model size, with the tokenizer, compute dtype and sharding that go with it.
 
     Small sizes use the small tokenizer and float32, for a machine without an accelerator. The
-    other sizes use the tokenizer of their weights (or of their family) and bfloat16, recompute
-    layers in the backward pass, and shard the parameters over all devices.
+    other sizes use the tokenizer of their weights (or of their family) and bfloat16 where it is
+    fast, recompute layers in the backward pass, and shard the parameters over all devices.
     """
     if size not in sizes():
         raise unknown("size", size, sizes())
@@ -76,7 +76,7 @@ def set_size(config: ConfigDict, size: str) -> None:
         config.model.compute_dtype = "float32"
     else:
         config.tokenizer = "auto"
-        config.model.compute_dtype = "bfloat16"
+        config.model.compute_dtype = "auto"
         config.model.remat = "full"
         config.mesh = (1, -1, 1)
 

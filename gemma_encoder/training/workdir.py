@@ -12,6 +12,7 @@ from gemma_encoder import distributed
 from gemma_encoder.inputs import options
 from gemma_encoder.inputs.errors import InputError, in_one_line
 from gemma_encoder.inputs.json_text import read_object, to_json
+from gemma_encoder.model.config import AUTO
 from gemma_encoder.training.config import MAY_CHANGE, TrainConfig
 from gemma_encoder.weights import native
 from gemma_encoder.weights.checkpoint_folders import check_is_workdir
@@ -78,7 +79,9 @@ def check_run(workdir: epath.PathLike, config: TrainConfig) -> bool:
     path = workdir / "config.json"
     if not (path.exists() and native.checkpoint_steps(workdir)):
         return False
-    if changes := _changes(path, config.to_dict()):
+    stored, current = _stored_fields(path), config.to_dict()
+    _resolve_auto(stored, current, workdir)
+    if changes := config_differences(stored, current):
         raise InputError(
             f"{workdir} holds a run of another config; choose another workdir, or undo: "
             f"{'; '.join(changes)}"
@@ -90,7 +93,7 @@ def _write_fields(path: epath.Path, fields: Mapping[str, Any]) -> None:
     """Writes the config of a run; replaces that of a run which left no checkpoint."""
     if path.exists():
         try:
-            changes = _changes(path, fields)
+            changes = config_differences(_stored_fields(path), fields)
         except InputError:
             changes = ["the file is damaged"]
         if not changes:
@@ -104,11 +107,25 @@ def _write_fields(path: epath.Path, fields: Mapping[str, Any]) -> None:
     write_whole(path, to_json(fields, indent=1))
 
 
-def _changes(path: epath.Path, fields: Mapping[str, Any]) -> list[str]:
-    """Lists the fields in which a stored config differs; those that may change are skipped."""
+def _stored_fields(path: epath.Path) -> dict[str, Any]:
+    """Returns a stored config under the current names, with the defaults of newer fields."""
     stored = options.with_current_names(TrainConfig, _read_fields(path))
-    stored = with_defaults(stored, TrainConfig().to_dict())
-    return config_differences(stored, fields)
+    return with_defaults(stored, TrainConfig().to_dict())
+
+
+def _resolve_auto(stored: dict[str, Any], current: dict[str, Any], workdir: epath.Path) -> None:
+    """Replaces the compute dtype "auto" in one of two configs by that which the run computes in.
+
+    So "auto" agrees with a run of either dtype, and a run of "auto" with its own dtype only.
+    """
+    before, after = stored["model"], current["model"]
+    if before["compute_dtype"] == after["compute_dtype"]:
+        return
+    if after["compute_dtype"] == AUTO:
+        after["compute_dtype"] = before["compute_dtype"]
+    elif before["compute_dtype"] == AUTO:
+        spec = native.load_inference_spec(native.find(workdir))
+        before["compute_dtype"] = spec.encoder.compute_dtype
 
 
 def _read_fields(path: epath.Path) -> dict[str, Any]:

@@ -238,8 +238,7 @@ def _heads_of_other_meaning(checkpoint: native.NativeCheckpoint, tasks: Sequence
 def load_encoder(
     path: epath.PathLike,
     mesh: Mesh,
-    quantization: str | None = None,
-    weights: str | None = None,
+    **options: str | None,
 ) -> tuple[InferenceSpec, dict]:
     """Loads a whole encoder for inference.
 
@@ -247,7 +246,7 @@ def load_encoder(
         path: one of our checkpoints, one of our exports, or a sentence-transformers folder such as
             EmbeddingGemma.
         mesh: the mesh over which parameters are sharded.
-        quantization, weights: see `precision.with_precision`.
+        options: quantization, weights and compute_dtype, see `precision.with_precision`.
 
     Returns:
         The inference spec, with the precision of the parameters, and these as a nested dict.
@@ -259,12 +258,12 @@ def load_encoder(
     checkpoint = open_checkpoint(path)
     if isinstance(checkpoint, native.NativeCheckpoint):
         spec = checkpoint.spec
-        target = precision.with_precision(spec.encoder, quantization, weights)
+        target = precision.with_precision(spec.encoder, mesh, **options)
         parameters = precision.load_in_precision(checkpoint.folder, spec.encoder, target, mesh)
         return dataclasses.replace(spec, encoder=target), parameters
     if isinstance(checkpoint, HuggingFaceCheckpoint) and checkpoint.modules is not None:
         spec = checkpoint.inference_spec()
-        target = precision.with_precision(spec.encoder, quantization, weights)
+        target = precision.with_precision(spec.encoder, mesh, **options)
         parameters = _load_sentence_encoder(checkpoint, spec, mesh)
         if target.weights != spec.encoder.weights:
             parameters = precision.convert_parameters(parameters, target, mesh)

@@ -17,6 +17,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
+from gemma_encoder.model.processor import resolve_compute_dtype
 from gemma_encoder.model.quantization import converted, shared_axes
 from gemma_encoder.weights import doors, native
 from gemma_encoder.weights.checkpoint_folders import absolute, reading
@@ -26,17 +27,25 @@ from gemma_encoder.whole_files import write_whole
 
 
 def with_precision(
-    stored: EncoderConfig, quantization: str | None, weights: str | None
+    stored: EncoderConfig,
+    mesh: Mesh,
+    *,
+    quantization: str | None = None,
+    weights: str | None = None,
+    compute_dtype: str | None = None,
 ) -> EncoderConfig:
     """Returns the config with which a stored encoder is loaded.
 
     Args:
         stored: the checkpoint's encoder.
+        mesh: the mesh on which it computes.
         quantization: "int8" or "none"; by default as in training.
         weights: "float32", "bfloat16" or "int8"; by default int8 for int8 products, else as stored.
+        compute_dtype: dtype of activations, "bfloat16", "float32" or "auto", the faster one on the
+            mesh; by default as in training.
 
     Raises:
-        InputError: they contradict each other or the checkpoint.
+        InputError: they contradict each other or the checkpoint, or are unknown.
     """
     quantization = quantization or stored.quantization
     default = "int8" if quantization == "int8" else stored.weights
@@ -45,7 +54,13 @@ def with_precision(
             "the checkpoint holds int8 weights, which cannot be restored to float32 or bfloat16; "
             "load the checkpoint that it was made from, or use quantization='int8'"
         )
-    return dataclasses.replace(stored, quantization=quantization, weights=weights or default)
+    platform = mesh.devices.flat[0].platform
+    return dataclasses.replace(
+        stored,
+        quantization=quantization,
+        weights=weights or default,
+        compute_dtype=resolve_compute_dtype(compute_dtype or stored.compute_dtype, platform),
+    )
 
 
 def load_in_precision(

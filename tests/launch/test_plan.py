@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from gemma_encoder.cli import plan as program
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.launch import flops, hlo, plan
-from gemma_encoder.model import sharding
+from gemma_encoder.model import processor, sharding
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
+from gemma_encoder.training.build import build
 
 WIDE = {
     "num_layers": 4,
@@ -103,6 +104,23 @@ def test_gradient_traffic_is_near_the_ideal(planned, wide):
     kinds = ("reduce-scatter", "all-reduce")
     sent = sum(item["traffic"] for item in figures["collectives"] if item["kind"] in kinds)
     assert 0.9 * ideal < sent <= 1.2 * ideal
+
+
+def test_auto_is_the_dtype_of_the_target(micro, monkeypatch):
+    """Whatever is fastest on the machine that plans."""
+    recipes = []
+
+    def built(*arguments, **options):
+        recipes.append(build(*arguments, **options))
+        return recipes[-1]
+
+    monkeypatch.setattr(plan, "build", built)
+    monkeypatch.setattr(processor, "features", frozenset)
+    config = micro(model__compute_dtype="auto")
+    with pytest.raises(InputError, match="plans are available for"):
+        plan.make_plan(config, "cpu:1")
+    list(plan.candidates(config, 4, 1, 1e9))
+    assert [recipe.encoder.compute_dtype for recipe in recipes] == ["bfloat16", "bfloat16"]
 
 
 OVERSIZED = plan.Plan(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.model import int8_dot
+from gemma_encoder.model import int8_dot, processor
 from gemma_encoder.model.block import Block
 from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig
 from gemma_encoder.model.encoder import abstract_encoder, initial_parameters, parameter_paths
@@ -86,12 +86,9 @@ def test_both_forms_of_the_product_are_exact(unsigned, monkeypatch):
 
 
 @pytest.mark.parametrize(("flags", "unsigned"), [("avx2 avx512_vnni", True), ("avx2", False)])
-def test_the_form_is_that_of_the_processor(flags, unsigned, monkeypatch, tmp_path):
-    monkeypatch.setattr(int8_dot, "CPU_INFO", tmp_path / "cpuinfo")
-    (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
-    assert int8_dot.prefers_unsigned.__wrapped__() is unsigned
-    (tmp_path / "cpuinfo").unlink()
-    assert int8_dot.prefers_unsigned.__wrapped__() is False
+def test_the_form_is_that_of_the_processor(flags, unsigned, monkeypatch):
+    monkeypatch.setattr(processor, "features", lambda: frozenset(flags.split()))
+    assert int8_dot.prefers_unsigned() is unsigned
 
 
 @pytest.mark.parametrize("unsigned", [True, False])
