@@ -88,7 +88,7 @@ def calls(text):
 
 def writes(call):
     name = name_of(call)
-    if name == "open" and not is_os(call, "os", "tarfile", "ipc"):
+    if name == "open" and not is_os(call, "os", "tarfile", "ipc", "tensorstore"):
         return set(str(mode_of(call))) & set("wax+")
     if name == "replace":  # os.replace, or that of a path; text.replace has two arguments
         return is_os(call, "os") or (len(call.args) == 1 and not call.keywords)
@@ -101,7 +101,7 @@ def lacks_encoding(call):
     if any(word.arg == "encoding" for word in call.keywords):
         return False
     name = name_of(call)
-    if name == "open" and not is_os(call, "os", "tarfile", "ipc", "gzip", "archive"):
+    if name == "open" and not is_os(call, "os", "tarfile", "ipc", "gzip", "archive", "tensorstore"):
         return "b" not in str(mode_of(call)) and "x" not in str(mode_of(call))
     if any(word.arg in ("text", "universal_newlines") for word in call.keywords):
         return name in ("run", "Popen", "check_output")

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -12,13 +13,14 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_utils import construct_restore_args
 
 from gemma_encoder import digests
 from gemma_encoder.digests import DamagedFileError
 from gemma_encoder.inputs.errors import InputError, in_one_line, reason
 from gemma_encoder.inputs.json_text import read_object, to_json
 from gemma_encoder.training.state import TrainState
-from gemma_encoder.weights import checkpoint_folders, native
+from gemma_encoder.weights import array_store, checkpoint_folders, native
 from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, absolute, reading
 from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.whole_files import is_remote
@@ -35,30 +37,16 @@ class FilesHandler(ocp.CheckpointHandler):
         for name, content in args.files.items():
             (directory / name).write_bytes(content)
 
-    def restore(
-        self, directory: epath.Path, args: "FilesRestore | None" = None
-    ) -> dict[str, bytes]:
-        """Reads the files that this process requested, by default all."""
-        names = args.names if args else []
-        if not names:
-            names = [path.name for path in directory.iterdir() if not path.name.startswith("_")]
-        return {name: (directory / name).read_bytes() for name in names}
+    def restore(self, directory: epath.Path, args: Any = None) -> None:
+        """Restores nothing: files are read directly."""
 
 
-@ocp.args.register_with_handler(FilesHandler, for_save=True)
+@ocp.args.register_with_handler(FilesHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class FilesSave(ocp.args.CheckpointArgs):
     """Files to write: content by name."""
 
     files: dict[str, bytes]
-
-
-@ocp.args.register_with_handler(FilesHandler, for_restore=True)
-@dataclasses.dataclass
-class FilesRestore(ocp.args.CheckpointArgs):
-    """Names of the files to read; all by default."""
-
-    names: list[str] = dataclasses.field(default_factory=list)
 
 
 class DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -84,6 +72,12 @@ class DigestedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
             whole.rename(final)
         finally:
             self._final_path = final
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """Returns the trees of arrays of a checkpoint, by the names of their folders."""
+    training = {"optimizer": state.optimizer, "step": state.step}
+    return {"parameters": state.parameters, "training": training}
 
 
 class Deleter:
@@ -196,13 +190,11 @@ class Checkpoints:
             self._manager.check_for_errors()
             self._saving = spec.step
             inference = spec.files() if jax.process_index() == 0 else {}
+            trees = _trees(state)
             self._manager.save(
                 spec.step,
                 args=ocp.args.Composite(
-                    parameters=ocp.args.StandardSave(state.parameters),
-                    training=ocp.args.StandardSave(
-                        {"optimizer": state.optimizer, "step": state.step}
-                    ),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
                     data=FilesSave(data),
                     inference=FilesSave(inference),
                 ),
@@ -318,24 +310,19 @@ class Checkpoints:
         with reading(checkpoint, large="share"):
             if native.has_former_names(checkpoint):
                 abstract = native.rename_remainder(abstract, "remainder", "rest")
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    parameters=ocp.args.StandardRestore(abstract.parameters),
-                    training=ocp.args.StandardRestore(
-                        {"optimizer": abstract.optimizer, "step": abstract.step}
-                    ),
-                    data=FilesRestore(readers),
-                ),
-            )
-        training = restored["training"]
+            trees = {
+                name: array_store.restore(checkpoint / name, construct_restore_args(tree))
+                for name, tree in _trees(abstract).items()
+            }
+            data = {name: (checkpoint / "data" / name).read_bytes() for name in readers}
+        training = trees["training"]
         if int(training["step"]) != step:
             raise InputError(
                 f"{checkpoint} holds step {int(training['step'])} under another name; rename it, "
                 "or move it away, to resume"
             )
-        state = TrainState(restored["parameters"], training["optimizer"], training["step"])
-        return native.rename_remainder(state, "rest", "remainder"), restored["data"]
+        state = TrainState(trees["parameters"], training["optimizer"], training["step"])
+        return native.rename_remainder(state, "rest", "remainder"), data
 
     def close(self) -> None:
         """Finishes writing and releases the folder; errors are logged, `wait` raises them."""

@@ -34,7 +34,7 @@ from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder, parameter_paths
 from gemma_encoder.model.heads import check_heads
 from gemma_encoder.model.lora import is_adapter, merge_backbone_lora
-from gemma_encoder.weights import doors
+from gemma_encoder.weights import array_store, doors
 from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, find, read_description, reading
 from gemma_encoder.weights.checkpoint_folders import absolute as absolute
 from gemma_encoder.weights.checkpoint_folders import check_encoding as check_encoding
@@ -303,12 +303,7 @@ def _restore(checkpoint: epath.Path, shapes: dict, shardings: dict, dtype: Any) 
         shapes,
         shardings,
     )
-    reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-    item = jax.tree.map(lambda _: 0, shapes)  # names the parameters; Orbax ignores the values
-    restored = reader.restore(
-        checkpoint / "parameters",
-        args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True),
-    )
+    restored = array_store.restore(checkpoint / "parameters", arguments, partial=True)
     return rename_remainder(restored, "rest", "remainder")
 
 
