@@ -10,13 +10,11 @@ computed faster than files are read; it does not protect from people who change 
 import concurrent.futures
 import contextlib
 import functools
-import io
 import os
 import pathlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO
 
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import read_object, to_json
@@ -32,6 +30,34 @@ SMALL = 1 << 20  # bytes; smaller files are checked before the folder is read, o
 THREADS = 2
 
 
+class Digest:
+    """Digest of a file: its size, the CRC-32C of all but the last four bytes, and these.
+
+    All files that end with their own CRC-32C, as those of OCDBT do, have the same CRC-32C: without
+    these four bytes, it depends on the content again.
+    """
+
+    def __init__(self, content: bytes = b""):
+        self._size = 0
+        self._crc = 0
+        self._last = b""
+        self.add(content)
+
+    def add(self, content: bytes | memoryview) -> None:
+        """Adds the next bytes of the file."""
+        self._size += len(content)
+        if len(content) < 4:
+            content = self._last + content
+        else:
+            self._crc = extend_crc(self._crc, self._last)
+        view = memoryview(content)
+        self._crc = extend_crc(self._crc, view[:-4])
+        self._last = bytes(view[-4:])
+
+    def __str__(self) -> str:
+        return f"{self._size}-{self._crc:08x}-{self._last.hex()}"
+
+
 class DamagedFileError(InputError):
     """Raised if a file is not as it was written.
 
@@ -44,10 +70,14 @@ class DamagedFileError(InputError):
         self.path = path
 
 
-def write(folder: pathlib.Path) -> None:
+def write(folder: pathlib.Path, computed: Mapping[str, str] | None = None) -> None:
     """Writes the digests of all files of a folder, subfolders included.
 
     On cloud storage, which checks its objects itself, nothing is written.
+
+    Args:
+        folder: the folder.
+        computed: digests by name of files that are not read, as `Digest` returns them.
     """
     if is_remote(folder):
         return
@@ -55,7 +85,12 @@ def write(folder: pathlib.Path) -> None:
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
-    files = {name: [_digest_of_file(folder / name)] for name in names if name != NAME}
+    computed = computed or {}
+    files = {
+        name: [computed.get(name) or _digest_of_file(folder / name)]
+        for name in names
+        if name != NAME
+    }
     _write(folder, files)
 
 
@@ -242,38 +277,23 @@ def _check_size(folder: pathlib.Path, name: str, digests: Sequence[str]) -> path
     return path
 
 
-def _digest_of(content: bytes) -> str:
-    return _digest_of_stream(io.BytesIO(content), len(content))
-
-
-def extend_crc(crc: int, content: bytes) -> int:
+def extend_crc(crc: int, content: bytes | memoryview) -> int:
     """Returns the CRC-32C of earlier bytes, 0 without any, and of more bytes."""
     import google_crc32c
+    import numpy as np
 
+    if isinstance(content, memoryview):  # which google_crc32c would refuse
+        content = np.frombuffer(content, np.uint8) if content else b""
     return google_crc32c.extend(crc, content)
 
 
 def _digest_of_file(path: pathlib.Path, is_over: threading.Event | None = None) -> str:
     """Returns the digest of a file, read in chunks until `is_over` is set."""
     with path.open("rb", buffering=0) as file:
-        return _digest_of_stream(file, os.fstat(file.fileno()).st_size, is_over)
-
-
-def _digest_of_stream(stream: IO[bytes], size: int, is_over: threading.Event | None = None) -> str:
-    """Returns the size, the CRC-32C of all but the last four bytes, and these.
-
-    All files that end with their own CRC-32C, as those of OCDBT do, have the same CRC-32C: without
-    these four bytes, it depends on the content again.
-    """
-    crc = 0
-    remaining = max(size - 4, 0)
-    while remaining and not (is_over and is_over.is_set()):
-        chunk = stream.read(min(CHUNK, remaining))
-        if not chunk:
-            break
-        crc = extend_crc(crc, chunk)
-        remaining -= len(chunk)
-    return f"{size}-{crc:08x}-{stream.read(4).hex()}"
+        digest = Digest()
+        while not (is_over and is_over.is_set()) and (chunk := file.read(CHUNK)):
+            digest.add(chunk)
+    return str(digest)
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, Sequence[str]]) -> None:
@@ -282,7 +302,7 @@ def _write(folder: pathlib.Path, files: Mapping[str, Sequence[str]]) -> None:
 
 
 def _digest_of_names(files: Mapping[str, Sequence[str]]) -> str:
-    return _digest_of(to_json(files, sort_keys=True).encode())
+    return str(Digest(to_json(files, sort_keys=True).encode()))
 
 
 def _read(folder: pathlib.Path) -> dict[str, list[str]]:

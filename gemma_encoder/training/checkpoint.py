@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
+import pathlib
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ from gemma_encoder.training.state import TrainState
 from gemma_encoder.weights import array_store, checkpoint_folders, native
 from gemma_encoder.weights.checkpoint_folders import DESCRIPTION, absolute, reading
 from gemma_encoder.weights.native import InferenceSpec
-from gemma_encoder.whole_files import is_remote
+from gemma_encoder.whole_files import is_remote, move_whole, sync_tree
 
 RESCUE_MILLISECONDS = 10_000  # to wait for the other processes after a failure
 METRICS = "metrics/metrics"  # as Orbax's CheckpointManager names the file
@@ -143,6 +145,8 @@ class Checkpoints:
             enable_async_checkpointing=background,
             temporary_path_class=None if is_remote(self.folder) else DigestedPath,
         )
+        # A process that has all arrays in its own memory writes them from there.
+        self._writes_directly = not background and array_store.is_local(self.folder)
         self._saving: int | None = None  # step of the newest save
         self._keep = keep
         self._sign = -1 if lowest else 1
@@ -186,22 +190,47 @@ class Checkpoints:
             InputError: this checkpoint, or the one before it, could not be written. Earlier ones
                 remain complete.
         """
+        files = {"data": data, "inference": spec.files() if jax.process_index() == 0 else {}}
+        save = self._save_directly if self._writes_directly else self._save_by_orbax
         with self._writing():
             self._manager.check_for_errors()
             self._saving = spec.step
-            inference = spec.files() if jax.process_index() == 0 else {}
-            trees = _trees(state)
-            self._manager.save(
-                spec.step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
-                    data=FilesSave(data),
-                    inference=FilesSave(inference),
-                ),
-                force=True,
-            )
+            save(spec.step, _trees(state), files)
         if metrics:
             self.add_evaluation(spec, metrics)
+
+    def _save_by_orbax(
+        self, step: int, trees: Mapping[str, Any], files: Mapping[str, dict[str, bytes]]
+    ) -> None:
+        """Saves trees of arrays and files, by the names of their folders, or starts to."""
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items |= {name: FilesSave(contents) for name, contents in files.items()}
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _save_directly(
+        self, step: int, trees: Mapping[str, Any], files: Mapping[str, dict[str, bytes]]
+    ) -> None:
+        """Saves what Orbax would, without its copies; it is on disk when this returns."""
+        final = pathlib.Path(self.folder) / str(step)
+        unfinished = final.with_name(f"{step}{checkpoint_folders.TEMPORARY}-direct")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a save of this step that failed
+        computed = {}
+        for name, tree in trees.items():
+            (unfinished / name).mkdir(parents=True)
+            written = array_store.write_arrays(unfinished / name, tree)
+            computed |= {f"{name}/{file}": digest for file, digest in written.items()}
+        for name, contents in files.items():
+            (unfinished / name).mkdir()
+            FilesHandler().save(unfinished / name, FilesSave(contents))
+        handlers = dict.fromkeys(trees, ocp.StandardCheckpointHandler.typestr())
+        handlers |= dict.fromkeys(files, FilesHandler.typestr())
+        description = {"item_handlers": handlers, "commit_timestamp_nsecs": time.time_ns()}
+        (unfinished / "_CHECKPOINT_METADATA").write_bytes(to_json(description).encode())
+        digests.write(unfinished, computed)
+        sync_tree(unfinished)
+        move_whole(unfinished, final)
+        self._manager.reload()
+        self._delete_surplus()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -119,8 +119,11 @@ def read_log(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def inspect(path: pathlib.Path) -> str:
-    """Returns what `gemma-encoder inspect --read` prints."""
-    return _run_program(inspect_checkpoint.main, [str(path), "--read"])
+    """Returns what `gemma-encoder inspect --read` prints; the problem of a tensor is an error."""
+    output = _run_program(inspect_checkpoint.main, [str(path), "--read"])
+    if problem := output.partition("loads       no\n")[2].strip():
+        raise InputError(problem)
+    return output
 
 
 def render_report(workdir: pathlib.Path) -> str:
