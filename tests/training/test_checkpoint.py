@@ -7,6 +7,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from gemma_encoder import digests
@@ -285,3 +286,15 @@ def test_cloud_storage_keeps_the_default_of_orbax(monkeypatch, tmp_path):
     Checkpoints("gs://bucket/run")
     Checkpoints(tmp_path)
     assert classes == [None, checkpoint.DigestedPath]
+
+
+@MODES
+def test_plain_orbax_restores_a_checkpoint(tmp_path, spec, in_background):
+    checkpoints = open_folder(tmp_path, in_background)
+    checkpoints.save(state(3), spec(3), DATA, {"best": 0.5})
+    checkpoints.close()
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        arguments = ocp.args.StandardRestore(state(0).parameters)
+        restored = manager.restore(3, args=ocp.args.Composite(parameters=arguments))
+        assert manager.metrics(3) == {"best": 0.5}
+    jax.tree.map(np.testing.assert_array_equal, restored.parameters, state(3).parameters)
