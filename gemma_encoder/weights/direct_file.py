@@ -20,7 +20,6 @@ from gemma_encoder.digests import Digest
 ALIGNMENT = 4096  # of the positions, sizes and addresses of direct writes
 BLOCK = 1 << 20  # bytes of a write: they stay in the processor's cache for their digest
 BUFFERS = 4
-THREADS = 2
 DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
 
 
@@ -41,7 +40,7 @@ def write_directly(path: pathlib.Path, pieces: Iterable[bytes | memoryview]) -> 
     buffers = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(BUFFERS)]  # aligned to pages
     writes = collections.deque()
     end = 0
-    with open(_open(path), "wb", buffering=0) as file, ThreadPoolExecutor(THREADS) as pool:
+    with open(_open(path), "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         for block, size in _blocks(pieces, buffers):
             digest.add(block[:size])
             padded = block[: -(-size // ALIGNMENT) * ALIGNMENT]
