@@ -7,6 +7,7 @@ same writes go through the page cache.
 """
 
 import collections
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -21,6 +22,8 @@ ALIGNMENT = 4096  # of the positions, sizes and addresses of direct writes
 BLOCK = 1 << 20  # bytes of a write: they stay in the processor's cache for their digest
 BUFFERS = 4
 DIRECT = getattr(os, "O_DIRECT", 0)  # Linux only
+
+_spare_buffers: list[list[memoryview]] = []
 
 
 def write_directly(path: pathlib.Path, pieces: Iterable[bytes | memoryview]) -> str:
@@ -37,10 +40,13 @@ def write_directly(path: pathlib.Path, pieces: Iterable[bytes | memoryview]) -> 
         OSError: the file could not be written.
     """
     digest = Digest()
-    buffers = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(BUFFERS)]  # aligned to pages
     writes = collections.deque()
     end = 0
-    with open(_open(path), "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+    with (
+        _buffers() as buffers,
+        open(_open(path), "wb", buffering=0) as file,
+        ThreadPoolExecutor(1) as pool,
+    ):
         for block, size in _blocks(pieces, buffers):
             digest.add(block[:size])
             padded = block[: -(-size // ALIGNMENT) * ALIGNMENT]
@@ -53,6 +59,19 @@ def write_directly(path: pathlib.Path, pieces: Iterable[bytes | memoryview]) -> 
         file.truncate(end)
         os.fsync(file.fileno())
     return str(digest)
+
+
+@contextlib.contextmanager
+def _buffers() -> Iterator[list[memoryview]]:
+    """Lends buffers that are aligned to pages, and keeps them: their pages would be new each time."""
+    try:
+        buffers = _spare_buffers.pop()
+    except IndexError:
+        buffers = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(BUFFERS)]
+    try:
+        yield buffers
+    finally:
+        _spare_buffers.append(buffers)
 
 
 def _blocks(
