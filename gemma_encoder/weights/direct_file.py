@@ -63,7 +63,7 @@ def write_directly(path: pathlib.Path, pieces: Iterable[bytes | memoryview]) -> 
 
 @contextlib.contextmanager
 def _buffers() -> Iterator[list[memoryview]]:
-    """Lends buffers that are aligned to pages, and keeps them: their pages would be new each time."""
+    """Lends buffers that are aligned to pages, and keeps them: new pages would take longer."""
     try:
         buffers = _spare_buffers.pop()
     except IndexError:
