@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import gemma_encoder as ge
-from gemma_encoder import distributed
+from gemma_encoder import digests, distributed
 from gemma_encoder.evaluation import evaluator
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model import sharding
@@ -266,16 +266,17 @@ def test_a_full_disk_is_one_line_and_harms_no_checkpoint(
 def whole_after_each_save(monkeypatch, workdir, seconds):
     """Returns a list that records, after each save, the steps of complete checkpoints.
 
-    The writer of small files is blocked until then, for at most `seconds`.
+    The writer of the digests, which are the last file, is blocked until then, for at most
+    `seconds`.
     """
     whole = []
     released = threading.Event()
-    write = checkpoint.FilesHandler.save
+    write = digests.write
     save = checkpoint.Checkpoints.save
 
-    def blocked(self, directory, args):
+    def blocked(folder):
         released.wait(seconds)
-        write(self, directory, args)
+        write(folder)
 
     def saved(self, *arguments):
         released.clear()
@@ -283,7 +284,7 @@ def whole_after_each_save(monkeypatch, workdir, seconds):
         whole.append(native.checkpoint_steps(workdir))
         released.set()
 
-    monkeypatch.setattr(checkpoint.FilesHandler, "save", blocked)
+    monkeypatch.setattr(digests, "write", blocked)
     monkeypatch.setattr(checkpoint.Checkpoints, "save", saved)
     return whole
 
