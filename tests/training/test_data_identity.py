@@ -25,20 +25,30 @@ def csv(count, flipped=False):
     return "text,label\n" + "".join(rows)
 
 
+@pytest.fixture(scope="module")
+def trained(micro, tmp_path_factory):
+    """(fields, folder, backup): a run in `folder` after two of its four steps, and a copy."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "train.csv").write_text(csv(60))
+    (folder / "dev.csv").write_text(csv(12))
+    fields = {
+        "tasks": ("own",),
+        "own__train": str(folder / "train.csv"),
+        "own__validation": str(folder / "dev.csv"),
+        "checkpoint_every": "2 steps",
+    }
+    loop.train(micro(**fields), folder / "run")
+    shutil.rmtree(folder / "run" / "checkpoints" / "4")
+    return fields, folder, shutil.copytree(folder, tmp_path_factory.mktemp("backup") / "own")
+
+
 @pytest.fixture
-def own(micro, tmp_path):
+def own(micro, trained):
     """(config, folder): a config over two files, and a run in it after two of its four steps."""
-    (tmp_path / "train.csv").write_text(csv(60))
-    (tmp_path / "dev.csv").write_text(csv(12))
-    config = micro(
-        tasks=("own",),
-        own__train=str(tmp_path / "train.csv"),
-        own__validation=str(tmp_path / "dev.csv"),
-        checkpoint_every="2 steps",
-    )
-    loop.train(config, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
-    return config, tmp_path
+    fields, folder, backup = trained
+    shutil.rmtree(folder)  # the config names its files, hence the same path for every test
+    shutil.copytree(backup, folder)
+    return micro(**fields), folder
 
 
 @pytest.mark.parametrize(
