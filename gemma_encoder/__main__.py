@@ -11,8 +11,9 @@ def main() -> int:
 
 
 def _main() -> int:
-    from gemma_encoder import cli
+    from gemma_encoder import cli, runtime
 
+    runtime.collect_garbage_rarely()
     return cli.main()
 
 

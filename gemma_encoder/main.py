@@ -44,6 +44,7 @@ def _main(argv: Sequence[str]) -> int:
 def _program() -> int:
     runtime.use_huge_pages()
     runtime.quiet()
+    runtime.collect_garbage_rarely()
     return main(sys.argv[1:])
 
 

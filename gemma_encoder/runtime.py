@@ -5,6 +5,7 @@ the user has set are respected.
 """
 
 import contextlib
+import gc
 import glob
 import importlib
 import importlib.util
@@ -64,6 +65,15 @@ def quiet() -> None:
     quiet_compiler()
     if not _has_tpu():
         ignore_tpus()
+
+
+def collect_garbage_rarely() -> None:
+    """Makes Python look for unreachable cycles less often; for programs, not for a library.
+
+    Imports and traced programs make millions of objects that stay: with Python's default, looking
+    through them is a fifth of the time of imports, and a tenth of that of tracing and compiling.
+    """
+    gc.set_threshold(20_000, 20, 20)
 
 
 def ignore_tpus() -> None:

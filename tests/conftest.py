@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import gc
 import importlib.metadata
 import logging
 import os
@@ -32,11 +31,11 @@ import hypothesis
 import jax
 import pytest
 
+from gemma_encoder import runtime
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# Programs in the making are millions of objects: by default Python searches them for cycles so
-# often that it takes a tenth of the time of all tests.
-gc.set_threshold(20_000, 20, 20)
+runtime.collect_garbage_rarely()  # otherwise a tenth of the time of all tests
 
 
 @pytest.hookimpl(wrapper=True)

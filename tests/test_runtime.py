@@ -77,6 +77,21 @@ def test_variables_of_the_user_are_respected(monkeypatch):
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
 
 
+@pytest.mark.parametrize("module", ["gemma_encoder.__main__", "gemma_encoder.main"])
+def test_programs_look_for_garbage_rarely(module):
+    code = f"""
+import gc, importlib, sys
+before = gc.get_threshold()
+program = importlib.import_module("{module}")
+assert gc.get_threshold() == before, "importing is no program"
+sys.argv = ["program", "--version"]
+getattr(program, "_main" if program.__name__.endswith("__main__") else "_program")()
+assert gc.get_threshold()[0] > 10 * before[0]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def own_cache(monkeypatch, tmp_path):
     """The user's cache folder, empty, in a process without another setting of the cache."""
