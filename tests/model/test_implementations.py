@@ -349,7 +349,7 @@ def test_a_training_step_compiles_for_tpu_with_splash(family):
         axis_types=(AxisType.Auto,) * 3,
     )
     changes = {
-        "num_layers": 3,
+        "num_layers": len(GEMMA_CONFIGS[f"{family}_tiny"].pattern),
         "head_dim": 256,
         "sliding_window": 512,
         "num_heads": 2,
