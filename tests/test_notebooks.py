@@ -16,7 +16,7 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """Workdir as `make quickstart` leaves it, with fewer training steps."""
+    """Workdir as `make quickstart` leaves it, with fewer training steps and one evaluation."""
     workdir = tmp_path_factory.mktemp("runs") / "quickstart"
     command = [
         sys.executable,
@@ -25,6 +25,7 @@ def quickstart(tmp_path_factory):
         "--config=experiments/quickstart.py:smoke",
         f"--workdir={workdir}",
         "--config.max_eval_examples=0",
+        "--config.evaluate_every=100 percent",
     ]
     done = subprocess.run(
         command,
