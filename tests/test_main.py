@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from gemma_encoder import main
 from tests.micro import SMALL
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -77,8 +78,6 @@ def check_error(code, stderr, message, workdir):
 
 @pytest.mark.parametrize(("arguments", "message"), ERRORS)
 def test_errors_are_one_line_and_exit_2(arguments, message, tmp_path, monkeypatch, capfd):
-    from gemma_encoder import main
-
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.delenv("MSMARCO_DIR", raising=False)
@@ -141,30 +140,32 @@ def kill_after_lines(workdir, count, delay, **changes):
     process.wait()
 
 
-def check_predictions(arguments, folder):
+def check_predictions(arguments, folder, capfd):
     """Predicts to stdout and to a file, and refuses a malformed line."""
     predicted = program(*arguments)
     assert predicted.returncode == 0, predicted.stderr
     rows = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert len(rows) == 10 and rows[0].keys() == {"prediction", "probabilities"}
     (folder / "texts.csv").write_text("id,text\n7,a fine film .\n8,a dull one .\n")
-    to_file = program(
-        *arguments[:3],
-        f"--input={folder}/texts.csv",
-        "--columns=text",
-        "--keep=id",
-        f"--output={folder}/out.csv",
+    to_file = main.main(
+        [
+            *arguments[:3],
+            f"--input={folder}/texts.csv",
+            "--columns=text",
+            "--keep=id",
+            f"--output={folder}/out.csv",
+        ]
     )
-    assert to_file.returncode == 0, to_file.stderr
+    assert to_file == 0, capfd.readouterr().err
     lines = (folder / "out.csv").read_text().splitlines()
     assert lines[0] == "id,prediction,probability_negative,probability_positive"
     assert [line.split(",")[0] for line in lines[1:]] == ["7", "8"]
     (folder / "bad.jsonl").write_text('{"sentence": "fine"}\nnot json\n')
-    bad = program(*arguments, f"--input={folder}/bad.jsonl")
-    assert bad.returncode == 2 and "bad.jsonl:2: not a JSON object" in bad.stderr
+    assert main.main([*arguments, f"--input={folder}/bad.jsonl"]) == 2
+    assert "bad.jsonl:2: not a JSON object" in capfd.readouterr().err
 
 
-def test_a_killed_run_resumes_bit_exactly(tmp_path):
+def test_a_killed_run_resumes_bit_exactly(tmp_path, monkeypatch, capfd):
     """SIGKILL at three moments, also during saves, with packing, dropout and a mixture."""
     straight = program(*RUN, f"--workdir={tmp_path}/straight")
     assert straight.returncode == 0, straight.stderr
@@ -188,17 +189,18 @@ def test_a_killed_run_resumes_bit_exactly(tmp_path):
     next_command = resumed.stdout.strip().splitlines()[-1].split()
     at = next_command.index("predict")
     assert next_command[at - 1].endswith(("gemma_encoder", "/gemma-encoder"))
-    check_predictions(["--mode=predict", *next_command[at + 1 :]], tmp_path)
+    monkeypatch.chdir(ROOT)
+    check_predictions(["--mode=predict", *next_command[at + 1 :]], tmp_path, capfd)
 
     default_logs = {"TF_CPP_MIN_LOG_LEVEL": None}
     evaluated = program(*RUN, f"--workdir={killed}", "--mode=eval", **default_logs)
     assert evaluated.returncode == 0 and "toy_sentiment" in evaluated.stdout
     lines = [line for line in evaluated.stderr.splitlines() if not re.search(r" …( \d+ s)?$", line)]
     assert not lines, "libraries log nothing on start"
-    refused = program(*RUN, f"--workdir={killed}", "--config.seed=1")
-    assert refused.returncode == 2
-    assert "holds a run of another config" in refused.stderr
-    assert "seed: 0 -> 1" in refused.stderr
+    assert main.main([*RUN, f"--workdir={killed}", "--config.seed=1"]) == 2
+    refused = capfd.readouterr().err
+    assert "holds a run of another config" in refused
+    assert "seed: 0 -> 1" in refused
 
 
 @pytest.mark.parametrize(
