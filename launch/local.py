@@ -28,6 +28,7 @@ from gemma_encoder.cli import commandline
 from gemma_encoder.runtime import COORDINATOR_ADDRESS, EXIT_PREEMPTED, NUM_PROCESSES, PROCESS_ID
 
 GRACE = 60.0  # seconds between SIGTERM and SIGKILL
+MOMENT = 0.3  # seconds for further processes to fail by themselves, after the first
 
 
 def main(argv: Sequence[str]) -> int:
@@ -131,7 +132,7 @@ class LocalJob:
     def run(self) -> int:
         """Starts all processes, waits for them and returns an exit code.
 
-        The code is that of the process that failed first, negative for a signal, or 0.
+        The code is that of the process that made the others fail, negative for a signal, or 0.
         """
         handlers = {
             signum: signal.signal(signum, self._receive)
@@ -162,8 +163,6 @@ class LocalJob:
                 subprocess.Popen(self._command, env={**os.environ, **environment}, **pipes)
             )
         threads = [
-            # A process that loses a peer fails within milliseconds. Only one thread for each
-            # process sees which of them ended first.
             *(
                 threading.Thread(target=self._wait_for, args=(process,))
                 for process in self._processes
@@ -186,22 +185,33 @@ class LocalJob:
         """Waits for all processes, and stops them when one fails or a signal was received.
 
         Returns:
-            The exit code of the first process that failed, 0 if none did.
+            The exit code of the process that made the others fail, 0 if none failed.
         """
         failure = 0
         running = len(self._processes)
         while running:
-            try:
-                code = self._exit_codes.get(timeout=0.1)
-                running -= 1
-                failure = failure or code
-            except queue.Empty:
-                pass
+            codes = self._next_exit_codes(0.1)
+            running -= len(codes)
+            if any(codes) and not failure:
+                others = self._next_exit_codes(MOMENT) if running else []
+                running -= len(others)
+                failure = _cause([*codes, *others])
             if failure or self.received:
                 # The remaining processes would wait a long time for one that is gone.
                 is_urgent = failure not in (0, EXIT_PREEMPTED) and not self.received
                 self._stop(0.0 if is_urgent else GRACE)
         return failure
+
+    def _next_exit_codes(self, seconds: float) -> list[int]:
+        """Returns the exit codes of processes that end within some seconds, in that order."""
+        deadline = time.monotonic() + seconds
+        codes = []
+        while len(codes) < len(self._processes):
+            try:
+                codes.append(self._exit_codes.get(timeout=max(deadline - time.monotonic(), 0)))
+            except queue.Empty:
+                break
+        return codes
 
     def _running(self) -> bool:
         """Returns True if any process is running."""
@@ -218,6 +228,18 @@ class LocalJob:
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
+
+
+def _cause(codes: Sequence[int]) -> int:
+    """Returns the exit code of the process that made the others fail, of some in order of time.
+
+    A process that lost its peer fails within milliseconds, with an error or by aborting. How fast
+    its exit is noticed depends on the load, so that the order alone does not tell.
+    """
+    failures = [code for code in codes if code]
+    killed = [code for code in failures if code < 0 and code != -signal.SIGABRT]
+    failed = [code for code in failures if code > 0]
+    return [*killed, *failed, *failures][0]
 
 
 def _print_lines(index: int, stream: IO[bytes]) -> None:

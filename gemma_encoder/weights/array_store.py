@@ -23,6 +23,7 @@ from gemma_encoder.weights.ocdbt import MANIFEST, write_database
 from gemma_encoder.whole_files import is_remote
 
 CHUNK = 4 << 20  # bytes that are read as one piece
+JAX_ALIGNMENT = 64  # bytes
 METADATA = "_METADATA"
 STORES_ZEROS = "store_array_data_equal_to_fill_value"
 SEQUENCE, DICTIONARY = 1, 2  # kinds of keys in `_METADATA`
@@ -136,25 +137,37 @@ def _read(store: tensorstore.TensorStore, sharding: jax.sharding.Sharding, dtype
     arrays = {}
     for bounds, devices in shards.items():
         region = tuple(slice(*bound) for bound in bounds)
-        values = _read_region(store[region]).astype(dtype, copy=False)
+        values = _read_region(store[region], np.dtype(dtype))
         for device in devices:
-            # A training step could not reuse the memory of an array of NumPy's.
             arrays[device] = jax.device_put(values, device, may_alias=False)
         jax.block_until_ready([arrays[device] for device in devices])
     return jax.make_array_from_single_device_arrays(store.shape, sharding, list(arrays.values()))
 
 
-def _read_region(store: tensorstore.TensorStore) -> np.ndarray:
+def _read_region(store: tensorstore.TensorStore, dtype: np.dtype) -> np.ndarray:
     """Reads a part of an array by rows of chunks: all at once would be in memory twice."""
+    values = _empty(store.shape, dtype)
     if not store.rank:
-        return store.read().result()
-    values = np.empty(store.shape, store.dtype.numpy_dtype)
+        values[...] = store.read().result()
+        return values
     rows = max(store.chunk_layout.read_chunk.shape[0], 1)
     first = store.origin[0]
     for start in range(0, len(values), rows):
         end = min(start + rows, len(values))
         values[start:end] = store[first + start : first + end].read().result()
     return values
+
+
+def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Returns an array whose memory JAX copies.
+
+    JAX on a CPU shares memory that is aligned as its own is, whatever `may_alias` asks for, and a
+    training step cannot reuse the memory of an array of NumPy's.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 2 * JAX_ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % JAX_ALIGNMENT + JAX_ALIGNMENT // 4
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _spec(folder: os.PathLike, path: KeyPath) -> dict[str, Any]:

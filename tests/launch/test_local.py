@@ -64,7 +64,7 @@ def test_failure_of_one_process_stops_the_others(failure, code):
     assert time.monotonic() - began < 30
 
 
-# Process 1 holds a lock until it is killed; process 0 fails as soon as it gets the lock.
+# Process 1 holds a lock until it ends; process 0 fails as soon as it gets the lock.
 LOSES_ITS_PEER = """
 import fcntl, pathlib
 file = open({path!r}, "a")
@@ -72,16 +72,27 @@ if n:
     fcntl.flock(file, fcntl.LOCK_EX)
     pathlib.Path({path!r} + ".locked").touch()
     time.sleep(0.2)
-    os.kill(os.getpid(), signal.SIGKILL)
+    {cause}
 while not os.path.exists({path!r} + ".locked"): time.sleep(0.01)
 fcntl.flock(file, fcntl.LOCK_EX)
-os._exit(1)
+{consequence}
 """
+KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+ABORTED = "os.kill(os.getpid(), signal.SIGABRT)"
 
 
-def test_the_first_failure_counts_and_not_what_follows_from_it(tmp_path):
-    for attempt in range(5):
-        assert run_job(LOSES_ITS_PEER.format(path=str(tmp_path / str(attempt)))) == -signal.SIGKILL
+@pytest.mark.parametrize(
+    ("cause", "consequence", "code"),
+    [
+        (KILLED, "os._exit(1)", -signal.SIGKILL),
+        (KILLED, ABORTED, -signal.SIGKILL),
+        ("os._exit(3)", ABORTED, 3),
+    ],
+)
+def test_the_cause_of_a_failure_is_reported(cause, consequence, code, tmp_path):
+    for attempt in range(3):
+        options = {"path": str(tmp_path / str(attempt)), "cause": cause}
+        assert run_job(LOSES_ITS_PEER.format(**options, consequence=consequence)) == code
 
 
 # Process 0 is killed at its first start, preempted at its second, and succeeds at its third.

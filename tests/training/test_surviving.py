@@ -274,9 +274,9 @@ def whole_after_each_save(monkeypatch, workdir, seconds):
     write = digests.write
     save = checkpoint.Checkpoints.save
 
-    def blocked(folder):
+    def blocked(*arguments):
         released.wait(seconds)
-        write(folder)
+        write(*arguments)
 
     def saved(self, *arguments):
         released.clear()
