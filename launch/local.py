@@ -11,7 +11,6 @@ up to N times after a kill or a preemption. SIGTERM and Ctrl-C are forwarded to 
 
 import argparse
 import os
-import queue
 import shlex
 import signal
 import socket
@@ -126,7 +125,6 @@ class LocalJob:
         self._command = command
         self._environments = environments
         self._processes: list[subprocess.Popen] = []
-        self._exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()  # in the order of exits
         self.received: int | None = None
 
     def run(self) -> int:
@@ -139,11 +137,11 @@ class LocalJob:
             for signum in (signal.SIGTERM, signal.SIGINT)
         }
         try:
-            threads = self._start()
+            printers = self._start()
             failure = self._wait()
-            for thread in threads:
-                thread.join()
-            return failure
+            for printer in printers:
+                printer.join()
+            return failure or self._failure()
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
@@ -156,66 +154,55 @@ class LocalJob:
             process.kill()
 
     def _start(self) -> list[threading.Thread]:
-        """Starts the processes, and threads that wait for them and print the others' output."""
+        """Starts the processes, and threads that print the output of all but the first."""
         for index, environment in enumerate(self._environments):
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if index else {}
             self._processes.append(
                 subprocess.Popen(self._command, env={**os.environ, **environment}, **pipes)
             )
-        threads = [
-            *(
-                threading.Thread(target=self._wait_for, args=(process,))
-                for process in self._processes
-            ),
-            *(
-                threading.Thread(target=_print_lines, args=(index, process.stdout))
-                for index, process in enumerate(self._processes)
-                if index
-            ),
+        printers = [
+            threading.Thread(target=_print_lines, args=(index, process.stdout))
+            for index, process in enumerate(self._processes)
+            if index
         ]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    def _wait_for(self, process: subprocess.Popen) -> None:
-        """Waits for one process and notes its exit code."""
-        self._exit_codes.put(process.wait())
+        for printer in printers:
+            printer.start()
+        return printers
 
     def _wait(self) -> int:
         """Waits for all processes, and stops them when one fails or a signal was received.
 
         Returns:
-            The exit code of the process that made the others fail, 0 if none failed.
+            The exit code of the process that made the others fail, 0 if none failed before.
         """
         failure = 0
-        running = len(self._processes)
-        while running:
-            codes = self._next_exit_codes(0.1)
-            running -= len(codes)
-            if any(codes) and not failure:
-                others = self._next_exit_codes(MOMENT) if running else []
-                running -= len(others)
-                failure = _cause([*codes, *others])
+        while self._running():
+            if not failure and self._failure():
+                time.sleep(MOMENT)
+                self._running()
+                failure = self._failure()
             if failure or self.received:
                 # The remaining processes would wait a long time for one that is gone.
                 is_urgent = failure not in (0, EXIT_PREEMPTED) and not self.received
                 self._stop(0.0 if is_urgent else GRACE)
+            time.sleep(0.1)
         return failure
 
-    def _next_exit_codes(self, seconds: float) -> list[int]:
-        """Returns the exit codes of processes that end within some seconds, in that order."""
-        deadline = time.monotonic() + seconds
-        codes = []
-        while len(codes) < len(self._processes):
-            try:
-                codes.append(self._exit_codes.get(timeout=max(deadline - time.monotonic(), 0)))
-            except queue.Empty:
-                break
-        return codes
+    def _failure(self) -> int:
+        """Returns the exit code of the process that made the others fail, 0 if none failed.
+
+        A process that lost its peer fails within milliseconds, with an error or by aborting: what
+        tells them apart is the kind of their exit.
+        """
+        failures = [process.returncode for process in self._processes if process.returncode]
+        killed = [code for code in failures if code < 0 and code != -signal.SIGABRT]
+        failed = [code for code in failures if code > 0]
+        return [*killed, *failed, *failures, 0][0]
 
     def _running(self) -> bool:
         """Returns True if any process is running."""
-        return any(process.poll() is None for process in self._processes)
+        # Poll every process, so that each has its return code set.
+        return None in [process.poll() for process in self._processes]
 
     def _stop(self, grace: float = GRACE) -> None:
         """Sends SIGTERM to all processes, and SIGKILL after `grace` seconds."""
@@ -228,18 +215,6 @@ class LocalJob:
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
-
-
-def _cause(codes: Sequence[int]) -> int:
-    """Returns the exit code of the process that made the others fail, of some in order of time.
-
-    A process that lost its peer fails within milliseconds, with an error or by aborting. How fast
-    its exit is noticed depends on the load, so that the order alone does not tell.
-    """
-    failures = [code for code in codes if code]
-    killed = [code for code in failures if code < 0 and code != -signal.SIGABRT]
-    failed = [code for code in failures if code > 0]
-    return [*killed, *failed, *failures][0]
 
 
 def _print_lines(index: int, stream: IO[bytes]) -> None:
