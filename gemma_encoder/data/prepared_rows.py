@@ -62,6 +62,8 @@ def _about(example: Example, with_fields: bool) -> dict[str, Any]:
     """Returns everything about an example that has no column of its own, for JSON."""
     about = {"query": example.query_id, "document": example.document_id}
     about |= {"info": dict(example.info), "role": example.role}
+    if example.key >= 0:
+        about["key"] = example.key
     if with_fields:
         about["fields"] = example.fields
     if isinstance(example.label, tuple):
@@ -83,6 +85,7 @@ def from_row(rows: Table, row: int) -> Record:
             about["document"],
             about["info"],
             about["role"],
+            about.get("key", -1),
         )
         for about, label in zip(
             from_json(rows.value("about", row)), rows.value("labels", row), strict=True
@@ -94,8 +97,8 @@ def from_row(rows: Table, row: int) -> Record:
         raise ValueError("the columns have different numbers of texts")
 
     def example(i: int) -> Example:
-        *values, role = facts[i]
+        *values, role, key = facts[i]
         encoded = EncodedText(table.numeric_values(texts[i].values), num_truncated[i])
-        return Example(*values, encoded, role)
+        return Example(*values, encoded, role, key)
 
     return Record([label for _, label, *_ in facts], example)

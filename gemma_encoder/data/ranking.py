@@ -34,14 +34,29 @@ class RankingFiles:
     Attributes:
         queries: texts of the queries.
         documents: the collection.
-        candidates: the first-stage run.
         qrels: relevance grades; None if they are not published.
+        open_candidates: opens the first-stage run, which retrieval may do without.
     """
 
     queries: Corpus
     documents: Corpus
-    candidates: Candidates
     qrels: Qrels | None
+    open_candidates: Callable[[], Candidates]
+
+    def positives(self) -> np.ndarray:
+        """Returns [Q], the number of relevant documents of each query in the collection.
+
+        Raises:
+            InputError: there are no qrels.
+        """
+        if self.qrels is None:
+            raise InputError(f"{self.queries.path}: there are no qrels for these queries")
+        return self.qrels.positives
+
+    @functools.cached_property
+    def candidates(self) -> Candidates:
+        """The first-stage run."""
+        return self.open_candidates()
 
 
 class RankingSource(Source):
@@ -59,7 +74,8 @@ class RankingSource(Source):
 
     def __init__(self, task: Task, options: DataOptions):
         super().__init__(task, options)
-        self.opened = functools.cache(self._open_and_report)  # split -> its files
+        self.located = functools.cache(self._open)  # split -> its files, the run not opened yet
+        self.opened = functools.cache(self._open_and_report)  # split -> its files, checked
         self.queries = functools.cache(self._usable_queries)  # split -> its usable queries
 
     @abc.abstractmethod
@@ -68,7 +84,8 @@ class RankingSource(Source):
 
     def _open_and_report(self, split: str) -> RankingFiles:
         """Opens a split; unless it is for training, logs queries that no ranking can answer."""
-        files = self._open(split)
+        files = self.located(split)
+        _ = files.candidates
         if split != "train" and files.qrels is not None:
             counts = files.candidates.counts()
             used = np.flatnonzero((files.qrels.judged > 0) | (counts > 0))

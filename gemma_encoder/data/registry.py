@@ -7,7 +7,16 @@ from collections.abc import Callable
 
 from gemma_encoder.data import seqio_source
 from gemma_encoder.data.source import DataOptions, Source
-from gemma_encoder.data.tasks import beir, glue, msmarco, own, superglue, text, toy
+from gemma_encoder.data.tasks import (
+    beir,
+    glue,
+    msmarco,
+    own,
+    superglue,
+    text,
+    toy,
+    toy_retrieval,
+)
 from gemma_encoder.inputs.errors import InputError, unknown
 
 _TASKS: dict[str, Callable[[DataOptions], Source]] = {
@@ -18,6 +27,7 @@ _TASKS: dict[str, Callable[[DataOptions], Source]] = {
     **own.TASKS,
     **text.TASKS,
     **toy.TASKS,
+    **toy_retrieval.TASKS,
 }
 
 

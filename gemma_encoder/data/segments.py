@@ -76,5 +76,5 @@ def make_segments(
         else:
             label, targets = task.target(example.label, location)
         role = ROLES.index(example.role)
-        segments.append(Segment(text.tokens, task_id, label, -1, role, targets))
+        segments.append(Segment(text.tokens, task_id, label, example.key, role, targets))
     return segments

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gemma_encoder.data import cache
+from gemma_encoder.data.retrieval_options import RetrievalOptions
 from gemma_encoder.inputs.errors import InputError, one_line
 from gemma_encoder.inputs.kind import Label
 from gemma_encoder.inputs.options import check_at_least
@@ -52,6 +53,7 @@ class DataOptions:
         own: fields of `own_options.OwnOptions`, for the task `own`.
         max_train_examples, max_eval_examples: use only the first records of a split; 0 for all.
         text: fields of `text.TextOptions`, for the task `text`.
+        retrieval: data options of retrieval tasks.
         stored: tasks by name, as the checkpoint that is resumed or evaluated stores them: they take
             precedence over what a source would infer from its files.
 
@@ -67,6 +69,7 @@ class DataOptions:
     max_eval_examples: int = 0
     text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stored: Mapping[str, StoredTask] = dataclasses.field(default_factory=dict)
+    retrieval: RetrievalOptions = dataclasses.field(default_factory=RetrievalOptions)
 
     def __post_init__(self):
         check_at_least("ranking", self, ("list_size",), 2)
@@ -91,6 +94,7 @@ class DataOptions:
             max_train_examples=config.max_train_examples,
             max_eval_examples=config.max_eval_examples,
             stored=stored or {},
+            retrieval=config.retrieval,
             **files,
         )
 
@@ -129,6 +133,7 @@ class Source(abc.ABC):
         first_stage: True if evaluation reads a query's documents in the order of a first stage.
         mixture: name of the seqio mixture that the task comes from, "" for none.
         rate: sampling rate of the task in that mixture, relative to its other tasks.
+        has_teacher: training labels have scores of a teacher.
         inferred: further decisions made from the training data, JSON-ready. Checkpoints store them
             beside the task, for `DataOptions.stored`.
     """
@@ -137,6 +142,7 @@ class Source(abc.ABC):
     first_stage = False
     mixture = ""
     rate = 1.0
+    has_teacher = False
     inferred: Mapping[str, Any] = types.MappingProxyType({})
 
     def __init__(self, task: Task, options: DataOptions):
@@ -195,8 +201,15 @@ class Source(abc.ABC):
         draws = rng is not None and self.task.is_list
         record = self.record(split, index, training=draws)
         if draws:
-            return [record.example(i) for i in draw(record.labels, self.options.list_size, rng)]
+            return [record.example(i) for i in self._draw(record.labels, rng)]
         return [record.example(i) for i in range(len(record.labels))]
+
+    def _draw(self, labels: Sequence[Label], rng: np.random.Generator) -> list[int]:
+        """Returns the indices of a training list; empty if none can be drawn."""
+        if self.task.kind.embeds:
+            retrieval = self.options.retrieval
+            return draw_retrieval(labels, retrieval.positives, retrieval.negatives, rng)
+        return draw(labels, self.options.list_size, rng)
 
     def training_examples(self, index: int, seed: int, epoch: int) -> list[Example]:
         """Returns the examples of a training record in an epoch.
@@ -281,3 +294,29 @@ def draw(labels: Sequence[Label], list_size: int, rng: np.random.Generator) -> l
     positive = positives[rng.integers(len(positives))]
     sampled = negatives[rng.choice(len(negatives), count, replace=False)]
     return [int(positive), *sampled.tolist()]
+
+
+def draw_retrieval(
+    labels: Sequence[Label], max_positives: int, max_negatives: int, rng: np.random.Generator
+) -> list[int]:
+    """Samples a training list of retrieval: the query, positives, then negatives.
+
+    Args:
+        labels: 0 for the query, which comes first, then a grade, or (grade, teacher's score), of
+            each document.
+        max_positives, max_negatives: most documents of a kind.
+        rng: the randomness.
+
+    Returns:
+        Indices into `labels`; empty if there is no positive.
+    """
+    grades = np.array([label[0] if isinstance(label, tuple) else label for label in labels[1:]])
+    positives = 1 + np.flatnonzero(grades > 0)
+    negatives = 1 + np.flatnonzero(grades == 0)
+    if not len(positives):
+        return []
+    sampled = [
+        rng.choice(indices, min(count, len(indices)), replace=False).tolist()
+        for indices, count in ((positives, max_positives), (negatives, max_negatives))
+    ]
+    return [0, *sampled[0], *sampled[1]]

@@ -15,6 +15,7 @@ from gemma_encoder.evaluation.prediction_files import (
     prediction_file,
     write_prediction_files,
 )
+from gemma_encoder.evaluation.vector_search import search_run
 from gemma_encoder.inputs.batch import Batch
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.ids import FIRST_STAGE_TAG
@@ -64,7 +65,9 @@ class Predictions:
         return metrics.compute_metrics(self.task, self.outputs, self.table)
 
     def run(self) -> ranking.Run:
-        """Returns the ranking of every query's candidates."""
+        """Returns the ranking of every query's candidates, or what it found by a search."""
+        if self.task.kind.embeds:
+            return search_run(self.task.kind, self.table, self.outputs)
         return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
 
     def first_stage_run(self) -> ranking.Run | None:
@@ -77,7 +80,12 @@ class Predictions:
         return ranking.make_run(self.table.query_ids, self.table.document_ids, -ranks)
 
     def random_order_metrics(self) -> dict[str, float]:
-        """Computes the expected metrics of a ranking task for candidates in random order."""
+        """Computes the expected metrics of a ranking task for candidates in random order.
+
+        Empty for retrieval, where every document is a candidate.
+        """
+        if self.task.kind.embeds:
+            return {}
         groups = self.table.groups()
         documents = self.table.document_ids
         candidates = {query: [documents[i] for i in group] for query, group in groups.items()}
@@ -155,10 +163,11 @@ class Predictions:
         files = {f"{name}.qrels": ranking.qrels_lines(self.relevance_grades())}
         if first_stage := self.first_stage_run():
             files[f"{name}.first_stage.trec"] = ranking.trec_lines(first_stage, FIRST_STAGE_TAG)
-        query_field = self.task.template.fields[0]
+        query_field = self.task.template_for("query").fields[0]
         texts = {
             query: fields.get(query_field, "")
             for query, fields in zip(table.query_ids, table.fields, strict=False)
+            if query
         }
         lines = ({"query": query, "text": text} for query, text in texts.items())
         return {**files, f"{name}.queries.jsonl": json_lines(lines)}

@@ -32,6 +32,8 @@ class Kind(Uncertainty):
         default_metrics: names in `gemma_encoder.evaluation.metrics.METRICS[name]`.
         is_list: examples come in lists that are scored together.
         ranks: a list is evaluated as a ranking of documents, by runs and qrels.
+        embeds: outputs are vectors of queries and documents; a ranking is the result of a search.
+        couples: the loss compares the texts of the whole global batch, not of a micro-batch.
         counts_tokens: the loss is a sum over tokens, averaged over tokens.
         has_classes: tasks of this kind name their classes.
         has_range: tasks of this kind have a range of targets.
@@ -53,6 +55,8 @@ class Kind(Uncertainty):
     default_metrics: tuple[str, ...] = ()
     is_list = False
     ranks = False
+    embeds = False
+    couples = False
     counts_tokens = False
     has_classes = False
     one_class = False
@@ -85,7 +89,7 @@ class Kind(Uncertainty):
             raise InputError(f"task {task.name!r}: kind {self} has no classes; got {task.classes}")
 
     def num_outputs(self, task: "Task") -> int:
-        """Returns K, the width of the task's head."""
+        """Returns K, the width of the task's head; 0 for that of the encoder's vectors."""
         return 1
 
     def target_width(self, task: "Task") -> int:

@@ -1,4 +1,4 @@
-"""Kinds of task: the only module in which kinds differ.
+"""Kinds of task: the only module, with `list_kinds`, in which kinds differ.
 
 A kind defines the outputs of its head, the checking and scaling of labels, whether examples come in
 lists, the conversion of scores to predictions, the severity of mistakes, and the baseline of a
@@ -8,8 +8,6 @@ in `Kind`.
 
 Shapes: N examples, K outputs of a head, C classes.
 """
-
-import math
 
 import numpy as np
 
@@ -25,6 +23,7 @@ from gemma_encoder.inputs.kind import (
     names,
     register,
 )
+from gemma_encoder.inputs.list_kinds import Choice, Ranking, Retrieval, SparseRetrieval
 from gemma_encoder.inputs.number_text import format_label, format_number
 from gemma_encoder.inputs.uncertainty import ResidualUncertainty
 
@@ -294,49 +293,6 @@ class Regression(ResidualUncertainty, Kind):
         return "targets", f"mean {mean}, standard deviation {format_number(values.std())}, {span}"
 
 
-class Ranking(Kind):
-    """Documents of a query, ordered by relevance."""
-
-    name = "ranking"
-    default_loss = "softmax"
-    default_metrics = ("mrr@10", "ndcg@10")
-    is_list = True
-    ranks = True
-    label_column = "number"
-    label_word = "grade"
-    least_label = 0.0
-    whole_labels = True
-    hub_tag = "text-ranking"
-    score_meaning = "the relevance by which documents are ranked"
-
-    def check_label(self, task, label, where):
-        # Evaluators count whole grades: a fraction would be trained on, but scored as 0.
-        if not (0 <= label < math.inf and label == int(label)):
-            raise InputError(
-                f"task {task.name!r}, {where}: relevance grade {label:g} is not a whole number of "
-                "at least 0; scale grades such as 0.5 to whole numbers"
-            )
-        return float(label)
-
-
-class Choice(Kind):
-    """Multiple choice: options of a question, of which one is correct."""
-
-    name = "choice"
-    default_loss = "softmax"
-    default_metrics = ("accuracy",)
-    is_list = True
-    score_meaning = "the score of an option; the highest is the answer"
-
-    def check_label(self, task, label, where):
-        if label not in (0, 1):
-            raise InputError(
-                f"task {task.name!r}, {where}: label {label:g} of an option is out of range; "
-                "expected 1 (right) or 0 (wrong)"
-            )
-        return float(label)
-
-
 class LanguageModel(Kind):
     """Next-token prediction: the targets are the text's own tokens.
 
@@ -393,6 +349,8 @@ for _kind in (
     Regression(),
     Ranking(),
     Choice(),
+    Retrieval(),
+    SparseRetrieval(),
     LanguageModel(),
     MultiLabel(),
     Ordinal(),

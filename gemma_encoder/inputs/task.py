@@ -35,6 +35,8 @@ class Example(NamedTuple):
             index), `option` (the option's text), `answers` (all correct texts).
         encoded: tokens, if the text was tokenized ahead; None if they are to be made from `fields`.
         role: one of `ROLES`; selects the task's template.
+        key: whole number that is equal for equal texts of a role, for losses that compare texts;
+            -1 if unknown.
     """
 
     fields: dict[str, str]
@@ -44,6 +46,7 @@ class Example(NamedTuple):
     info: Mapping[str, Any] = types.MappingProxyType({})
     encoded: EncodedText | None = None
     role: str = ""
+    key: int = -1
 
 
 @dataclasses.dataclass

@@ -6,14 +6,8 @@ from collections.abc import Iterable
 import sentencepiece
 
 from gemma_encoder.inputs.errors import InputError, reason
+from gemma_encoder.inputs.special_ids import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 from gemma_encoder.inputs.untrusted import read_bounded
-
-# Gemma's special ids, required of every tokenizer.
-PAD_ID = 0
-EOS_ID = 1
-BOS_ID = 2
-UNK_ID = 3
-MASK_ID = 4
 
 SMALL = pathlib.Path(__file__).parent.parent / "assets" / "small.model"
 # The default paths of the gemma package's Gemma2Tokenizer and Gemma3Tokenizer.

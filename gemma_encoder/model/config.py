@@ -248,8 +248,8 @@ class HeadConfig:
 
     Attributes:
         outputs: width of the scores, C.
-        kind: key of `gemma_encoder.model.heads.HEADS`: "mlp" reads the pooled state,
-            "language_model" the hidden states and the embedding table.
+        kind: key of `gemma_encoder.model.heads.HEADS`: "mlp" and "embedding" read the pooled
+            state, "language_model" and "sparse" the hidden states and the embedding table.
         hidden_dims: widths of an MLP's hidden layers; empty for a linear head.
     """
 

@@ -65,6 +65,7 @@ class GemmaEncoder(nnx.Module):
         attention: str | None = None,
         dropout_key: Array | None = None,
         mesh: Mesh | None = None,
+        full: bool = False,
     ) -> EncoderOutput:
         """Encodes a batch.
 
@@ -74,6 +75,7 @@ class GemmaEncoder(nnx.Module):
             attention: overrides the config's mask switch for this call.
             dropout_key: random key for dropout; None disables dropout (evaluation).
             mesh: the mesh that rows and parameters are sharded over; None on one device.
+            full: sparse heads return the weights of all words, [B, S, V], for training.
 
         Raises:
             InputError: a head does not support `attention`; language-model heads need "causal".
@@ -103,6 +105,7 @@ class GemmaEncoder(nnx.Module):
             self.backbone.embedding_table(),
             config.transformer.final_soft_cap,
             mesh,
+            full,
         )
         scores = {name: head(inputs) for name, head in self.heads.items()}
         return EncoderOutput(hidden, pooled, scores)

@@ -15,6 +15,7 @@ from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.model.config import EncoderConfig, HeadConfig
 from gemma_encoder.model.language_model import negative_log_likelihood
 from gemma_encoder.model.layers import Linear
+from gemma_encoder.model.word_weights import all_word_weights, largest_word_weights
 
 
 class HeadInputs(NamedTuple):
@@ -27,6 +28,7 @@ class HeadInputs(NamedTuple):
         embedding: the embedding table of the transformer.
         final_soft_cap: soft cap of the transformer's output logits, or None.
         mesh: the mesh that rows are sharded over; None on one device.
+        full: sparse heads return the weights of all words, for training.
     """
 
     hidden: Float[Array, "B L D"]
@@ -36,6 +38,7 @@ class HeadInputs(NamedTuple):
     embedding: Float[Array, "V D"]
     final_soft_cap: float | None
     mesh: Mesh | None
+    full: bool = False
 
 
 class Head(nnx.Module):
@@ -126,7 +129,62 @@ class LanguageModelHead(Head):
         )
 
 
-HEADS: dict[str, type[Head]] = {"mlp": MLPHead, "language_model": LanguageModelHead}
+class EmbeddingHead(Head):
+    """The pooled state itself, as a vector to compare with others. Has no parameters."""
+
+    def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
+        del rngs
+        if config.outputs != encoder.pooled_dim:
+            raise InputError(
+                f"an embedding head has {encoder.pooled_dim} outputs, the width of a pooled state; "
+                f"got {config.outputs}"
+            )
+
+    def __call__(self, inputs: HeadInputs) -> Float[Array, "B S E"]:
+        """Returns the pooled states."""
+        return inputs.pooled
+
+
+class SparseHead(Head):
+    """Weights of the words of the vocabulary, see `word_weights`. Has no parameters.
+
+    The outputs are the largest weights of a text, then the ids of their words.
+    """
+
+    def __init__(self, config: HeadConfig, encoder: EncoderConfig, *, rngs: nnx.Rngs):
+        del rngs
+        if config.outputs > 2 * encoder.transformer.vocab_size:
+            raise InputError(
+                f"a sparse head has a weight and an id for at most {encoder.transformer.vocab_size}"
+                f" words, the vocabulary; got {config.outputs} outputs"
+            )
+        self.words = config.outputs // 2
+
+    @classmethod
+    def check(cls, name: str, config: HeadConfig, attention: str) -> None:
+        """Raises InputError unless the head has a weight and an id for each word."""
+        if config.outputs % 2:
+            raise InputError(
+                f"sparse head {name!r} must have an even number of outputs, a weight and an id for "
+                f"each word, got {config.outputs}"
+            )
+
+    def __call__(self, inputs: HeadInputs) -> Float[Array, "B S C"]:
+        """Returns the outputs per segment; with `inputs.full`, the weights of all words."""
+        arguments = (inputs.hidden, inputs.embedding, inputs.tokens, inputs.segment_ids)
+        segments = inputs.pooled.shape[1]
+        options = {"soft_cap": inputs.final_soft_cap, "mesh": inputs.mesh}
+        if inputs.full:
+            return all_word_weights(*arguments, segments, **options)
+        return largest_word_weights(*arguments, segments, self.words, **options)
+
+
+HEADS: dict[str, type[Head]] = {
+    "embedding": EmbeddingHead,
+    "mlp": MLPHead,
+    "language_model": LanguageModelHead,
+    "sparse": SparseHead,
+}
 
 
 def register_head(kind: str, head: type[Head]) -> None:

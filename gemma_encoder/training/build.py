@@ -29,6 +29,7 @@ from gemma_encoder.training.hooks import Hook
 from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.parts import Parts
+from gemma_encoder.training.retrieval_checks import check_retrieval
 from gemma_encoder.training.stored_tasks import StoredTasks
 from gemma_encoder.training.training_parts import TrainingParts
 from gemma_encoder.weights.tensors import Checkpoint
@@ -128,6 +129,12 @@ class Recipe:
             self.constants if constants is None else constants,
         )
 
+    def check_losses(self) -> None:
+        """Raises InputError if a loss, or its options, do not fit a task, its data or the model."""
+        self.losses.check(self.tasks)
+        is_prepared = bool(self.config.prepared)
+        check_retrieval(self.sources, self.losses, self.encoder, is_prepared)
+
     def check_rows(self, mesh: Mesh) -> None:
         """Raises InputError if the rows of a micro-batch do not shard evenly over the mesh."""
         rows = self.stream.shape.rows
@@ -197,7 +204,7 @@ def build(
             f"{recipe.config.evaluate_split!r} does not have; leave it out, or evaluate another "
             "split"
         )
-    recipe.losses.check(recipe.tasks)
+    recipe.check_losses()
     if recipe.config.prepared:
         check_prepared(recipe.sources, recipe.tokenizer, recipe.config.max_length)
     return recipe

@@ -19,6 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from gemma_encoder import runtime
+from gemma_encoder.data.retrieval_options import RetrievalOptions
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.text import TextOptions
 from gemma_encoder.inputs import kinds, options
@@ -87,6 +88,9 @@ class ModelConfig:
     )
     attention_implementation: str = option(
         "auto", 'attention kernel: "auto", "xla", "splash" (TPU), "cudnn" or "tokamax" (NVIDIA GPU)'
+    )
+    sparse_terms: int = option(
+        256, "sparse heads: weights of a text that predictions hold, the largest ones"
     )
     lora: LoraConfig = option(LoraConfig(), "low-rank adapters, trained instead of the backbone")
     quantization: str = option(
@@ -163,6 +167,7 @@ class TrainConfig:
     )
     batch: BatchConfig = option(BatchConfig(), "the shape of a batch")
     ranking: RankingConfig = option(RankingConfig(), "the lists of ranking tasks")
+    retrieval: RetrievalOptions = option(RetrievalOptions(), "the lists of retrieval tasks")
     own: OwnOptions = option(OwnOptions(), 'your own files, the task "own"')
     text: TextOptions = option(TextOptions(), 'unlabeled text to pretrain on, the task "text"')
     prepared: str = option(

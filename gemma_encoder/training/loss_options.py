@@ -62,10 +62,53 @@ class Poly1Options:
 
 
 @dataclasses.dataclass(frozen=True)
+class RetrievalLossOptions:
+    """Options of the losses of retrieval."""
+
+    temperature: float = option(
+        0.05, "divisor of similarities; 0.01 to 0.05 for cosines, 1 for dot products"
+    )
+    both_directions: bool = option(
+        False, "info_nce: also tell the query of each positive from the other queries"
+    )
+    widths: tuple[int, ...] = option(
+        (), "Matryoshka: also train the first N dimensions of the vectors, for each N listed"
+    )
+    false_negative_margin: float = option(
+        0.0,
+        "info_nce: leave out negatives more similar than the best positive by this; 0: none",
+    )
+    teacher_temperature: float = option(1.0, "kl: divisor of the teacher's scores")
+    query_flops: float = option(0.0, "sparse: weight of the FLOPS regularizer of queries")
+    document_flops: float = option(0.0, "sparse: weight of the FLOPS regularizer of documents")
+    flops_ramp: int = option(0, "sparse: steps in which these weights rise, quadratically, from 0")
+
+    def __post_init__(self):
+        path = "loss_options.retrieval"
+        for name in ("temperature", "teacher_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{path}.{name} must be positive, got {getattr(self, name)}")
+        check_at_least(
+            path,
+            self,
+            ("false_negative_margin", "query_flops", "document_flops", "flops_ramp"),
+            0,
+        )
+        if len(set(self.widths)) < len(self.widths) or any(width < 1 for width in self.widths):
+            raise InputError(
+                f"{path}.widths must be different widths of at least 1, got {self.widths}"
+            )
+
+    def check_task(self, task: Task) -> None:
+        """Accepts any task; widths are checked against the model."""
+
+
+@dataclasses.dataclass(frozen=True)
 class LossOptionsConfig:
-    """Options by name of the loss."""
+    """Options by name of the loss, or for all losses of retrieval."""
 
     softmax_cross_entropy: SoftmaxCrossEntropyOptions = option(
         SoftmaxCrossEntropyOptions(), "classification cross entropy"
     )
     poly1: Poly1Options = option(Poly1Options(), "Poly-1 loss of ranking and choice")
+    retrieval: RetrievalLossOptions = option(RetrievalLossOptions(), "losses of retrieval")

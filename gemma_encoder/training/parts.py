@@ -155,7 +155,7 @@ class Parts:
                 )
         model = self.config.model
         heads = {
-            head: HeadConfig(owner.num_outputs, owner.kind.head, model.head_hidden_dims)
+            head: HeadConfig(self._head_outputs(owner), owner.kind.head, model.head_hidden_dims)
             for head, owner in owners.items()
         }
         encoder = EncoderConfig(
@@ -174,6 +174,13 @@ class Parts:
         check_heads(encoder)
         return encoder
 
+    def _head_outputs(self, task: Task) -> int:
+        """Returns the width of a task's head, which the model defines for vectors of texts."""
+        if task.kind.head == "sparse":
+            return 2 * self.config.model.sparse_terms
+        model = self.config.model
+        return task.num_outputs or (self.transformer.embed_dim, *model.pooling.projection)[-1]
+
     def _compute_dtype(self) -> str:
         """Returns the dtype of activations; "auto" is that of the stored run, or the faster one."""
         name = self.config.model.compute_dtype
@@ -186,12 +193,12 @@ class Parts:
         """The shape of batches, with capacity for lists and vector labels if a task has them."""
         config = self.config
         batch = config.batch
-        has_lists = any(source.task.is_list for source in self.sources)
-        list_size = config.ranking.list_size if has_lists else 1
+        list_sizes = [size for source in self.sources if (size := self._list_size(source)) > 1]
+        list_size = max(list_sizes, default=1)
         blocks = batch.readers * max(batch.micro_batches, 1)
         groups = blocks
-        if has_lists:
-            groups *= max(batch.rows * batch.segments // list_size // blocks, 1)
+        if list_sizes:
+            groups *= max(batch.rows * batch.segments // min(list_sizes) // blocks, 1)
         shape = BatchShape(
             batch.rows,
             batch.row_length,
@@ -205,12 +212,19 @@ class Parts:
         )
         if list_size > options.block.rows * options.block.segments:
             raise InputError(
-                f"ranking.list_size={list_size} documents do not fit in a block of "
+                f"lists of {list_size} texts (ranking.list_size documents, or 1 query and "
+                "retrieval.positives + retrieval.negatives documents) do not fit in a block of "
                 f"{options.block.rows} rows of {batch.segments} segments (batch.rows / "
                 "batch.readers / batch.micro_batches); raise batch.rows or batch.segments, or "
                 "lower batch.readers or batch.micro_batches"
             )
         return options
+
+    def _list_size(self, source: Source) -> int:
+        """Returns the most texts of a training list of a task, 1 for tasks without lists."""
+        if source.task.kind.embeds:
+            return self.config.retrieval.list_size
+        return self.config.ranking.list_size if source.task.is_list else 1
 
     @functools.cached_property
     def losses(self) -> LossOptions:
@@ -225,6 +239,8 @@ class Parts:
             shape.groups // self.stream.micro_batches,
             shape.list_size,
             config.loss_options,
+            config.model.pooling.normalize,
+            config.retrieval.list_size,
         )
 
     def _examples_per_step(self) -> int:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,14 @@ from gemma_encoder.inputs.batch import Batch, BatchShape, empty_batch
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
-from gemma_encoder.model.encoder import AbstractEncoder, abstract_encoder, merge_parameters, select
+from gemma_encoder.model.encoder import (
+    AbstractEncoder,
+    abstract_encoder,
+    merge_parameters,
+    select,
+)
 from gemma_encoder.training.build import Recipe
+from gemma_encoder.training.gradients import batch_gradient
 from gemma_encoder.training.losses import LOSSES, LossOptions, Objective, TaskLoss, batch_loss
 from gemma_encoder.training.optimizer import global_norm, make_optimizer, make_schedule, trainable
 from gemma_encoder.training.optimizer_config import OptimizerConfig
@@ -66,54 +72,34 @@ def train_step(
     trained = select(state.parameters, is_trainable)
     frozen = select(state.parameters, lambda path: not is_trainable(path))
 
-    def loss_of(trained, micro_batch, key):
+    def encode(trained, micro_batch, key):
         model = encoder.merge(merge_parameters(trained, frozen))
-        output = model(
+        return model(
             micro_batch.tokens,
             micro_batch.segment_ids,
             micro_batch.positions,
             micro_batch.weight.shape[1],
             dropout_key=key,
             mesh=mesh,
+            full=True,
         )
-        loss, task_losses = batch_loss(output, micro_batch, tasks, options)
-        real_tokens = (micro_batch.segment_ids > 0).sum(dtype=jnp.int32)
-        return loss, (loss, task_losses, micro_batch.weight.sum(), real_tokens)
 
-    gradients, sums = _sum_over_micro_batches(jax.grad(loss_of, has_aux=True), trained, batch, key)
-    loss, task_losses, texts, real_tokens = sums
-    updates, moments = optimizer.update(gradients, state.optimizer, trained)
+    loss_of = functools.partial(
+        batch_loss, tasks=tasks, options=options, step=state.step, mesh=mesh
+    )
+    gradient, sums = batch_gradient(encode, loss_of, trained, batch, key, tasks, options)
+    updates, moments = optimizer.update(gradient, state.optimizer, trained)
     metrics = StepMetrics(
-        loss=loss,
-        tasks=task_losses,
-        gradient_norm=global_norm(gradients),
+        loss=sums.loss,
+        tasks=sums.tasks,
+        gradient_norm=global_norm(gradient),
         parameter_norm=global_norm(state.parameters),
         learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
-        texts=texts,
-        real_tokens=real_tokens,
+        texts=sums.texts,
+        real_tokens=sums.real_tokens,
     )
     parameters = merge_parameters(optax.apply_updates(trained, updates), frozen)
     return TrainState(parameters, moments, state.step + 1), metrics
-
-
-def _sum_over_micro_batches(
-    gradient_of: Callable[[Any, Batch, jax.Array], Any], trained: Any, batch: Batch, key: jax.Array
-) -> Any:
-    """Sums `gradient_of(trained, micro_batch, key)` over the leading axis of `batch`."""
-    count = batch.tokens.shape[0]
-    first = jax.tree.map(lambda field: field[0], batch)
-    if count == 1:
-        return gradient_of(trained, first, key)
-
-    def add(total, indexed_micro_batch):
-        index, micro_batch = indexed_micro_batch
-        value = gradient_of(trained, micro_batch, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, value), None
-
-    shapes = jax.eval_shape(gradient_of, trained, first, key)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), batch))
-    return total
 
 
 class CompiledStep(NamedTuple):

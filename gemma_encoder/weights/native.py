@@ -160,7 +160,8 @@ def _check_tasks(tasks: Sequence[Task], encoder: EncoderConfig) -> None:
     """Raises InputError if a task's head is missing or has another number of outputs."""
     for task in tasks:
         head = encoder.heads.get(task.head)
-        if head is None or head.outputs != task.num_outputs:
+        # A width of 0 stands for that of the encoder's vectors, which the head itself checks.
+        if head is None or task.num_outputs not in (0, head.outputs):
             actual = "none" if head is None else f"{head.outputs}"
             raise InputError(
                 f"task {task.name!r} needs a head {task.head!r} of {task.num_outputs} outputs, the "

@@ -48,7 +48,7 @@ def test_no_other_module_branches_on_a_kind():
     branches = []
     for folder in ("gemma_encoder", "experiments", "launch"):
         for path in (ROOT / folder).rglob("*.py"):
-            if path.name == "kinds.py":
+            if path.name in ("kinds.py", "list_kinds.py"):
                 continue
             for index, line in enumerate(path.read_text().splitlines(), 1):
                 if any(pattern.search(line.split("#")[0]) for pattern in BRANCHES):

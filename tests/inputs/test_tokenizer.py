@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gemma_encoder.inputs import tokenizer as tokenizers
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.special_ids import MASK_ID
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 texts = st.text(st.sampled_from("abcdefg ABC 012.,!?{}<>\n\té文€👩ßñ"), max_size=40) | st.text(
@@ -21,7 +22,7 @@ texts = st.text(st.sampled_from("abcdefg ABC 012.,!?{}<>\n\té文€👩ßñ"), 
 def test_tokens_encode_the_text(tokenizer, to_bytes, text):
     [ids] = tokenizer.encode([text])
     assert to_bytes(ids) == text.encode()
-    assert all(tokenizers.MASK_ID < i < tokenizer.vocab_size for i in ids)
+    assert all(MASK_ID < i < tokenizer.vocab_size for i in ids)
 
 
 @given(texts)

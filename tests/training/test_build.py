@@ -114,7 +114,7 @@ def test_modules_are_imported_before_names_are_looked_up(config, tmp_path, monke
 def test_a_list_larger_than_a_block_is_refused(micro):
     config = micro(ranking__list_size=17)  # a block has 8 rows of 4 segments / 2 micro-batches
     config.batch.micro_batches = 2
-    with pytest.raises(InputError, match="list_size=17 documents do not fit in a block of 4 rows"):
+    with pytest.raises(InputError, match="lists of 17 texts .* do not fit in a block of 4 rows"):
         build(config)
     config.ranking.list_size = 16
     assert build(config).stream.shape.list_size == 16

@@ -10,7 +10,8 @@ Files may be compressed (.gz). `--config.ranking.run=PATH` selects another run, 
 the split. The text of a document is its title followed by its text. As in BEIR's evaluation, a
 document with the id of the query is no candidate. The head is the one of MS MARCO, for zero-shot
 evaluation of a model trained on it:
-`gemma-encoder evaluate --config.tasks="('beir_scifact',)" --config.evaluate_split=test`.
+`gemma-encoder evaluate --config.tasks="('beir_scifact',)" --config.evaluate_split=test`. The tasks
+`beir_NAME_retrieval` search the corpus, see `data.retrieval`.
 """
 
 import functools
@@ -24,6 +25,7 @@ from gemma_encoder.data.files.corpus import Corpus
 from gemma_encoder.data.files.lines import Lines, Spans
 from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
+from gemma_encoder.data.retrieval import on_files_of
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import from_json
@@ -136,18 +138,22 @@ class BeirSource(RankingSource):
         queries, documents = self._texts
         name = SPLITS[split]
         qrels = Qrels(self._find(f"qrels/{name}.tsv"), queries, documents)
-        run = ranking.run_path(
-            self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec")
-        )
-        candidates = Candidates(run, queries, documents, drop_same_id=True)
-        return RankingFiles(queries, documents, candidates, qrels)
+
+        def open_candidates() -> Candidates:
+            run = ranking.run_path(
+                self.options.run, name, lambda: self._find(f"run.{name}.tsv", f"run.{name}.trec")
+            )
+            return Candidates(run, queries, documents, drop_same_id=True)
+
+        return RankingFiles(queries, documents, qrels, open_candidates)
 
 
-def _declare(dataset: str) -> tuple[str, Callable[[DataOptions], Source]]:
+def _declare(dataset: str) -> tuple[str, Callable[[DataOptions], RankingSource]]:
     name = f"beir_{dataset.replace('-', '_')}"
     metrics = ("ndcg@10", "recall@100")
     task = Task(name, "ranking", ranking.TEMPLATE, metrics, head="msmarco")
     return name, lambda options: BeirSource(task, options, dataset)
 
 
-TASKS: dict[str, Callable[[DataOptions], Source]] = dict(map(_declare, DATASETS))
+_RANKING = dict(map(_declare, DATASETS))
+TASKS: dict[str, Callable[[DataOptions], Source]] = {**_RANKING, **on_files_of(_RANKING)}

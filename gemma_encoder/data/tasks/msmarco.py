@@ -16,7 +16,8 @@ are sorted by pid, so their ranks, and `ranking.negative_ranks`, have no meaning
 The Deep Learning tracks have grades 0 to 3, which nDCG uses. For binary metrics, passages are
 relevant from grade 2 (arXiv 2003.07820), as in the metrics' names. All tasks share one head, so a
 model trained on `msmarco` is evaluated by
-`gemma-encoder evaluate --config.tasks="('msmarco_dl19',)"`.
+`gemma-encoder evaluate --config.tasks="('msmarco_dl19',)"`. The tasks with the suffix `_retrieval`
+search the passages, see `data.retrieval`; they need no run unless they train on hard negatives.
 """
 
 import functools
@@ -29,6 +30,7 @@ from gemma_encoder.data import ranking
 from gemma_encoder.data.files.corpus import Corpus, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
+from gemma_encoder.data.retrieval import on_files_of
 from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
@@ -101,21 +103,24 @@ class MsMarcoSource(RankingSource):
         queries = Corpus(find("queries"), TsvLayout("qid", "query"), in_memory=True)
         has_qrels = split != "test"
         qrels = Qrels(find("qrels"), queries, self.passages) if has_qrels else None
-        run = ranking.run_path(
-            self.options.run, names[-1], lambda: find("run", "top1000", "top100")
-        )
-        candidates = Candidates(run, queries, self.passages)
-        return RankingFiles(queries, self.passages, candidates, qrels)
+
+        def open_candidates() -> Candidates:
+            run = ranking.run_path(
+                self.options.run, names[-1], lambda: find("run", "top1000", "top100")
+            )
+            return Candidates(run, queries, self.passages)
+
+        return RankingFiles(queries, self.passages, qrels, open_candidates)
 
 
 def _declare(
     name: str, names: dict[str, tuple[str, ...]], *metrics: str
-) -> tuple[str, Callable[[DataOptions], Source]]:
+) -> tuple[str, Callable[[DataOptions], RankingSource]]:
     task = Task(name, "ranking", ranking.TEMPLATE, metrics, head="msmarco")
     return name, lambda options: MsMarcoSource(task, options, names)
 
 
-TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
+_RANKING: dict[str, Callable[[DataOptions], RankingSource]] = dict(
     [
         _declare("msmarco", SPLITS, "mrr@10", "ndcg@10"),
         *(
@@ -124,3 +129,5 @@ TASKS: dict[str, Callable[[DataOptions], Source]] = dict(
         ),
     ]
 )
+
+TASKS: dict[str, Callable[[DataOptions], Source]] = {**_RANKING, **on_files_of(_RANKING)}

@@ -1,0 +1,67 @@
+"""Exact search among the vectors of an evaluation, on the host.
+
+Shapes: Q queries, M documents, E width of a vector, V vocabulary.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from gemma_encoder.evaluation import ranking
+from gemma_encoder.inputs.kind import Kind
+from gemma_encoder.inputs.task import ExampleTable
+
+DEPTH = 1000  # documents of a query in the run
+QUERIES_AT_ONCE = 256
+
+
+def search_run(kind: Kind, table: ExampleTable, outputs: np.ndarray) -> ranking.Run:
+    """Returns the best documents of every query.
+
+    Args:
+        kind: the kind of task.
+        table: the examples: queries, which have a query id, and documents.
+        outputs: the vector of each example.
+    """
+    queries = np.array([bool(query) for query in table.query_ids])
+    ids = np.array(table.document_ids, object)[~queries]
+    query_ids = np.array(table.query_ids, object)[queries]
+    sparse = kind.word_weights(outputs)
+    matrix = outputs if sparse is None else sparse_matrix(*sparse)
+    best, scores = nearest(matrix[queries], matrix[~queries], DEPTH)
+    repeated = np.repeat(query_ids, best.shape[1])
+    return ranking.make_run(repeated, ids[best.ravel()], scores.ravel())
+
+
+def nearest(
+    queries: Any, documents: Any, count: int
+) -> tuple[Int[np.ndarray, "Q k"], Float[np.ndarray, "Q k"]]:
+    """Returns the documents with the highest products with each query, in no order.
+
+    Args:
+        queries, documents: [Q, E] and [M, E], dense or sparse.
+        count: k, number of documents per query; fewer if there are fewer.
+    """
+    total = documents.shape[0]
+    count = min(count, total)
+    transposed = documents.T
+    best = []
+    scores = []
+    for first in range(0, queries.shape[0], QUERIES_AT_ONCE):
+        products = queries[first : first + QUERIES_AT_ONCE] @ transposed
+        products = np.asarray(products.todense() if hasattr(products, "todense") else products)
+        indices = np.argpartition(-products, count - 1, axis=1)[:, :count]
+        best.append(indices)
+        scores.append(np.take_along_axis(products, indices, axis=1))
+    return np.concatenate(best), np.concatenate(scores)
+
+
+def sparse_matrix(weights: Float[np.ndarray, "N k"], words: Int[np.ndarray, "N k"]) -> Any:
+    """Returns weights of words as a SciPy matrix [N, V]."""
+    import scipy.sparse
+
+    count, terms = weights.shape
+    rows = np.repeat(np.arange(count), terms)
+    shape = (count, int(words.max(initial=0)) + 1)
+    return scipy.sparse.csr_matrix((weights.ravel(), (rows, words.ravel())), shape)

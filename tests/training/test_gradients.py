@@ -1,0 +1,150 @@
+"""Gradient of a batch in micro-batches: that of all texts at once, also where a loss couples them.
+
+The reference puts the forward passes of all micro-batches, with the same dropout keys, and one loss
+over their outputs into one differentiated function.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gemma_encoder.data.pipeline import TrainStream
+from gemma_encoder.model import sharding
+from gemma_encoder.model.encoder import (
+    EncoderOutput,
+    abstract_encoder,
+    initial_parameters,
+    parameter_paths,
+)
+from gemma_encoder.training import gradients
+from gemma_encoder.training.build import build
+from gemma_encoder.training.losses import batch_loss
+from gemma_encoder.training.state import TrainState
+from gemma_encoder.training.step import train_step
+
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2)]
+# Keeps the gradient as the state of the optimizer, and leaves the parameters as they are.
+RECORD = optax.GradientTransformation(
+    lambda parameters: jax.tree.map(jnp.zeros_like, parameters),
+    lambda gradient, state, parameters: (jax.tree.map(jnp.zeros_like, gradient), gradient),
+)
+
+
+def recipe_of(micro, **changes):
+    defaults = {
+        "tasks": ("toy_retrieval", "toy_ranking", "toy_sentiment"),
+        "mixture__mixing": "equal",
+        "model__compute_dtype": "float32",
+        "model__pooling__normalize": True,
+        "model__attention_dropout": 0.1,
+        "model__feed_forward_dropout": 0.1,
+        "batch__rows": 16,
+        "batch__micro_batches": 2,
+        "batch__segments": 6,
+        "ranking__list_size": 3,
+        "retrieval__negatives": 2,
+        "retrieval__positives": 2,
+        "loss_options__retrieval__both_directions": True,
+        "loss_options__retrieval__widths": (8,),
+        "loss_options__retrieval__temperature": 0.2,
+        "loss_options__retrieval__false_negative_margin": 0.3,
+    }
+    return build(micro(**(defaults | changes)), for_training=True)
+
+
+@pytest.fixture(scope="module")
+def example():
+    """A recipe, its parameters, a batch of two micro-batches, and a key."""
+    from tests.micro import micro_config
+
+    recipe = recipe_of(micro_config)
+    stream = TrainStream(recipe.sources, recipe.rates(), recipe.tokenizer, recipe.stream)
+    batch = next(stream)
+    stream.close()
+    count = recipe.stream.micro_batches
+    batch = jax.tree.map(lambda field: field.reshape(count, -1, *field.shape[1:]), batch)
+    parameters = jax.jit(initial_parameters, static_argnums=0)(recipe.encoder, jax.random.key(3))
+    return recipe, parameters, batch, jax.random.key(7)
+
+
+def by_step(recipe, parameters, batch, key, shape):
+    """Returns the gradient, the loss, and the losses of tasks by `train_step` on a mesh."""
+    mesh = sharding.make_mesh(shape, jax.devices()[: int(np.prod(shape))])
+    shardings = sharding.parameter_shardings(parameters, mesh)
+    parameters = jax.device_put(parameters, shardings)
+    state = TrainState(parameters, RECORD.init(parameters), jnp.int32(0))
+    step = functools.partial(
+        train_step,
+        encoder=abstract_encoder(recipe.encoder),
+        optimizer=RECORD,
+        schedule=lambda step: 0.0,
+        is_trainable=lambda path: True,
+        tasks=recipe.tasks,
+        options=recipe.losses,
+        mesh=mesh,
+    )
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh, micro=True))
+    after, metrics = jax.jit(step)(state, batch, key)
+    return jax.device_get((parameter_paths(after.optimizer), metrics.loss, metrics.tasks))
+
+
+def at_once(recipe, parameters, batch, key):
+    """Returns the same from a single differentiated function of all micro-batches."""
+    encoder = abstract_encoder(recipe.encoder)
+    key = jax.random.fold_in(key, 0)
+    count = len(batch.tokens)
+
+    def encode(parameters, index):
+        part = jax.tree.map(lambda field: field[index], batch)
+        return encoder.merge(parameters)(
+            part.tokens,
+            part.segment_ids,
+            part.positions,
+            part.weight.shape[1],
+            dropout_key=jax.random.fold_in(key, index),
+        )
+
+    def loss_of(parameters):
+        outputs = [encode(parameters, index) for index in range(count)]
+        joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+        whole = gradients.join_micro_batches(batch, recipe.losses.groups)
+        options = recipe.losses._replace(groups=count * recipe.losses.groups)
+        return batch_loss(EncoderOutput(*joined), whole, recipe.tasks, options)
+
+    gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, parts), gradient = gradient_of(parameters)
+    return jax.device_get((parameter_paths(gradient), loss, parts))
+
+
+@pytest.fixture(scope="module")
+def reference(example):
+    return at_once(*example)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_the_gradient_is_that_of_the_large_batch(example, reference, shape):
+    gradient, loss, parts = by_step(*example, shape)
+    expected, expected_loss, expected_parts = reference
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+    for task, part in expected_parts.items():
+        np.testing.assert_allclose(parts[task], part, rtol=1e-6, err_msg=task)
+    norm = np.sqrt(sum(np.sum(np.square(value)) for value in expected.values()))
+    for path, value in expected.items():
+        # A millionth of the whole gradient: sums over rows in another order, in float32.
+        np.testing.assert_allclose(gradient[path] / norm, value / norm, atol=1e-6, err_msg=path)
+
+
+def test_every_part_of_the_loss_reaches_the_gradient(example, reference):
+    """The batch must be able to tell a wrong gradient: each task matters, and so does coupling."""
+    recipe, parameters, batch, key = example
+    _, loss, parts = reference
+    assert all(part.count > 2 for part in parts.values())
+    separate = 0.0
+    for index in range(len(batch.tokens)):
+        alone = jax.tree.map(lambda field: field[index : index + 1], batch)  # noqa: B023
+        separate += at_once(recipe, parameters, alone, key)[1]
+    assert abs(separate - loss) > 0.01 * loss  # in-batch negatives of one micro-batch are fewer
