@@ -266,7 +266,7 @@ def kl_divergence(
     log_p = jnp.where(mask, jax.nn.log_softmax(scores, axis=-1, where=mask), 0.0)
     log_t = jax.nn.log_softmax(teacher / teacher_temperature, axis=-1, where=mask)
     log_t = jnp.where(mask, log_t, 0.0)
-    return jnp.sum(jnp.where(mask, jnp.exp(log_t) * (log_t - log_p), 0.0), axis=-1)
+    return jnp.sum(jnp.where(real, jnp.exp(log_t) * (log_t - log_p), 0.0), axis=-1)
 
 
 def flops(vectors: Float[Array, "n V"], real: Bool[Array, " n"]) -> Float[Array, ""]:
