@@ -197,9 +197,12 @@ FIELDS = {
     "max_eval_examples": 8,
     "model.size": "gemma2_tiny",
     "batch.readers": 4,
-    "batch.rows": 8,
+    "batch.rows": 16,
+    "batch.micro_batches": 2,
     "mesh": (4, 2, 1),
-    "tasks": ("toy_sentiment", "toy_similarity"),
+    # The loss of the second compares the texts of both micro-batches and both processes.
+    "tasks": ("toy_sentiment", "toy_retrieval"),
+    "mixture.mixing": "equal",
 }
 
 
