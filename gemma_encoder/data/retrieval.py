@@ -73,12 +73,13 @@ class RetrievalSource(Source):
         """Raises InputError if files are missing."""
         self._ranking.check()
 
-    def _files(self, split: str) -> RankingFiles:
+    def located(self, split: str) -> RankingFiles:
+        """Returns the files of a split; the run is opened when it is first read."""
         return self._ranking.located(split)
 
     def files(self, split: str) -> list[pathlib.Path]:
         """Returns the files of queries, collection and qrels; in training, of the run."""
-        files = self._files(split)
+        files = self.located(split)
         paths = [files.queries.path, files.documents.path]
         paths += [files.qrels.path] if files.qrels else []
         if split == "train" and self.options.retrieval.negatives:
@@ -87,7 +88,7 @@ class RetrievalSource(Source):
 
     def _trainable(self) -> np.ndarray:
         """Returns [n] int32, the training queries with a positive."""
-        files = self._files("train")
+        files = self.located("train")
         has_positive = files.positives() > 0
         if not has_positive.any():
             raise InputError(
@@ -105,7 +106,7 @@ class RetrievalSource(Source):
 
     def _searched(self, split: str) -> Searched:
         """Returns the judged queries, and the documents that they search; logs their numbers."""
-        files = self._files(split)
+        files = self.located(split)
         judged = np.arange(len(files.queries))
         if files.qrels is not None:
             judged = np.flatnonzero(files.qrels.judged > 0)
@@ -142,7 +143,7 @@ class RetrievalSource(Source):
 
     def qrels(self, split: str) -> Mapping[str, Mapping[str, float]]:
         """Returns the judgments of the evaluated queries."""
-        files = self._files(split)
+        files = self.located(split)
         if files.qrels is None:
             return {}
         queries = self.trainable() if split == "train" else self.searched(split).queries
@@ -150,7 +151,7 @@ class RetrievalSource(Source):
 
     def record(self, split: str, index: int, *, training: bool = False) -> Record:
         """Returns a query or a document; for training a query, its positives and its negatives."""
-        files = self._files(split)
+        files = self.located(split)
         if training:
             return self._list(int(self.trainable()[index]))
         queries, documents = self.searched(split)
@@ -160,7 +161,7 @@ class RetrievalSource(Source):
 
     def _list(self, query: int) -> Record:
         """Returns a query, all of its positives, and its hard negatives."""
-        files = self._files("train")
+        files = self.located("train")
         positives, grades = files.qrels.of(query)
         is_usable = (grades > 0) & (positives < len(files.documents))
         positives, grades = positives[is_usable], grades[is_usable].tolist()
