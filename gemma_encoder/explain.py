@@ -30,6 +30,7 @@ from gemma_encoder.model.pooling import (
     QueryProbePooler,
 )
 from gemma_encoder.model.products import platform_of
+from gemma_encoder.model.rotary import rotations
 from gemma_encoder.model.transformer import layer_index
 from gemma_encoder.weights import doors
 
@@ -92,9 +93,11 @@ def attention_maps(
     """
     tokens = jnp.asarray(_tokens(predictor, text, task))[None]
     encoder, config = _encoder(predictor)
+    positions = jnp.arange(tokens.shape[1])[None]
     context = ForwardContext(
         segment_ids=jnp.ones_like(tokens),
-        positions=jnp.arange(tokens.shape[1])[None],
+        positions=positions,
+        rotations=rotations(config.transformer, positions),
         attention=attention or config.attention,
         attention_dropout=0.0,
         feed_forward_dropout=0.0,

@@ -10,6 +10,7 @@ import gemma_encoder as ge
 from gemma_encoder import explain
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.config import LoraConfig
+from gemma_encoder.model.rotary import rotations
 from gemma_encoder.text_encoder import TextEncoder
 
 TEXT = "the acting was not very dull , they said in the end ."
@@ -42,8 +43,14 @@ def test_applying_blocks_one_by_one_equals_the_model(random_predictor):
     predictor = random_predictor()
     encoder, config = explain._encoder(predictor)
     tokens = explain._tokens(predictor, TEXT, None)[None]
+    positions = np.arange(tokens.shape[1])[None]
     context = explain.ForwardContext(
-        np.ones_like(tokens), np.arange(tokens.shape[1])[None], config.attention, 0.0, 0.0
+        np.ones_like(tokens),
+        positions,
+        rotations(config.transformer, positions),
+        config.attention,
+        0.0,
+        0.0,
     )
     x = encoder.backbone.embedding[...][tokens] * np.float32(np.sqrt(config.transformer.embed_dim))
     for block in explain._blocks(encoder):

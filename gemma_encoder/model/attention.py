@@ -1,4 +1,4 @@
-"""Attention: the mask, the window, the soft cap, rotary positions, and implementations.
+"""Attention: the mask, the window, the soft cap, and implementations.
 
     attention(Q, K, V) = softmax(mask(soft_cap(Q Kᵀ))) V
 
@@ -75,29 +75,6 @@ def attention_mask(
         left, right = reach
         mask &= (offset >= -left) & (offset <= right)
     return mask
-
-
-def rotate(
-    x: Float[Array, "B L N H"], positions: Int[Array, "B L"], *, base: float, scale: float = 1.0
-) -> Float[Array, "B L N H"]:
-    """Applies rotary positions (RoPE, arXiv 2104.09864) in float32; returns the dtype of `x`.
-
-    Dimension i is rotated against dimension i + H / 2, as in Gemma.
-
-    Args:
-        x: queries or keys.
-        positions: position of each token in its own text.
-        base: base of the geometric series of wavelengths.
-        scale: positions are divided by it.
-    """
-    half = x.shape[-1] // 2
-    timescale = base ** (jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, :, None] / timescale[None, None, :] / scale
-    sin = jnp.sin(angle)[:, :, None, :]
-    cos = jnp.cos(angle)[:, :, None, :]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def choose_implementation(

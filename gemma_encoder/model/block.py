@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gemma_encoder.model import quantization as int8
-from gemma_encoder.model.attention import dot_product_attention, rotate
+from gemma_encoder.model.attention import dot_product_attention
 from gemma_encoder.model.config import LoraConfig, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, dropout, flat_tokens, gated_gelu, normal_param
 from gemma_encoder.model.lora import INPUT_AXES, A, B, adapter_params
 from gemma_encoder.model.products import PRODUCT, product
+from gemma_encoder.model.rotary import Rotation, rotate
 
 
 class ForwardContext(NamedTuple):
@@ -25,6 +26,7 @@ class ForwardContext(NamedTuple):
 
     Attributes:
         segment_ids, positions: see `gemma_encoder.inputs.batch.Batch`.
+        rotations: rotation of the tokens by kind of layer, as returned by `rotary.rotations`.
         attention: the mask switch, "bidirectional" or "causal".
         attention_dropout, feed_forward_dropout: rates.
         implementation: attention implementation, as returned by `choose_implementation`.
@@ -34,6 +36,7 @@ class ForwardContext(NamedTuple):
 
     segment_ids: Int[Array, "B L"]
     positions: Int[Array, "B L"]
+    rotations: dict[str, Rotation]
     attention: str
     attention_dropout: float
     feed_forward_dropout: float
@@ -198,7 +201,7 @@ class Block(nnx.Module):
 
         Args:
             x: residual stream after `pre_attention_norm`.
-            context: gives the positions.
+            context: gives the rotations.
         """
         config = self.config
         rows, length = x.shape[:2]
@@ -212,10 +215,6 @@ class Block(nnx.Module):
         if config.use_qk_norm:
             query = self.query_norm(query)
             keys = self.key_norm(keys)
-        if self.layer_kind == "global":
-            rope = {"base": config.global_rope_base, "scale": config.global_rope_scale}
-        else:
-            rope = {"base": config.local_rope_base, "scale": 1.0}
-        query = rotate(query, context.positions, **rope) * config.query_scale
-        keys = rotate(keys, context.positions, **rope)
-        return query, keys, values
+        rotation = context.rotations[self.layer_kind]
+        query = rotate(query, rotation) * config.query_scale
+        return query, rotate(keys, rotation), values

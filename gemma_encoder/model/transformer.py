@@ -26,6 +26,7 @@ from gemma_encoder.model.block import Block, ForwardContext
 from gemma_encoder.model.config import ATTENTION, REMAT_POLICIES, LoraConfig, TransformerConfig
 from gemma_encoder.model.layers import RMSNorm, normal_param, spread_rows
 from gemma_encoder.model.products import PRODUCT, platform_of
+from gemma_encoder.model.rotary import rotations
 
 
 class Transformer(nnx.Module):
@@ -111,12 +112,11 @@ class Transformer(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
-            positions = jnp.broadcast_to(
-                jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape
-            )
+            positions = jax.lax.broadcasted_iota(jnp.int32, tokens.shape, 1)
         context = ForwardContext(
             segment_ids=segment_ids,
             positions=positions,
+            rotations=rotations(self.config, positions),
             attention=attention,
             attention_dropout=attention_dropout,
             feed_forward_dropout=feed_forward_dropout,

@@ -1,4 +1,4 @@
-"""Attention: mask switch by gradients, rotary positions, soft cap, and parity with numpy."""
+"""Attention: mask switch by gradients, soft cap, and parity with numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemma_encoder.model.attention import attention_mask, dot_product_attention, rotate
+from gemma_encoder.model.attention import attention_mask, dot_product_attention
 from gemma_encoder.model.config import AttentionSpec
 from gemma_encoder.model.transformer import Transformer
 
@@ -245,80 +245,3 @@ def test_softmax_runs_in_float32_for_bfloat16_inputs():
     # Probabilities and output are rounded to bfloat16 (8 bits, 2^-9 relative). Logits are not: they
     # reach 60, where bfloat16 steps by 0.25.
     np.testing.assert_allclose(np.asarray(actual, np.float64), exact, rtol=0, atol=0.03)
-
-
-@given(st.integers(0, 5000), st.sampled_from([1e4, 1e6]), st.sampled_from([1.0, 8.0]))
-def test_rotation_keeps_norms(position, base, scale):
-    x = jnp.asarray(np.random.default_rng(position).standard_normal((1, 1, 3, 16)), jnp.float32)
-    turned = rotate(x, jnp.full((1, 1), position), base=base, scale=scale)
-    # float32 sines
-    np.testing.assert_allclose(
-        np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
-    )
-    if position == 0:
-        np.testing.assert_array_equal(turned, x)
-
-
-@given(
-    st.integers(0, 300),
-    st.integers(0, 300),
-    st.integers(0, 300),
-    st.sampled_from([(1e4, 1.0), (1e6, 8.0)]),
-)
-def test_rotated_products_depend_on_relative_positions_only(first, second, shift, base_and_scale):
-    base, scale = base_and_scale
-    query, key = (
-        jnp.asarray(x, jnp.float32)
-        for x in np.random.default_rng(0).standard_normal((2, 1, 1, 1, 16))
-    )
-
-    def rotated(x, position):
-        return rotate(x, jnp.full((1, 1), position), base=base, scale=scale)
-
-    def product(i, j):
-        return jnp.sum(rotated(query, i) * rotated(key, j))
-
-    # The angle itself, up to 600 radians, has a float32 error of 3e-5, and |q||k| is about 16.
-    np.testing.assert_allclose(
-        product(first, second), product(first + shift, second + shift), rtol=0, atol=2e-3
-    )
-
-
-@pytest.mark.parametrize(("base", "scale"), [(1e4, 1.0), (1e6, 8.0)])
-def test_rotation_equals_complex_multiplication(base, scale):
-    x = np.random.default_rng(3).standard_normal((1, 7, 2, 8)).astype(np.float32)
-    positions = np.array([[0, 1, 2, 3, 50, 51, 7]])
-    angle = positions[0][:, None, None] / scale * base ** (-np.arange(4) / 4)
-    turned = (x[0, ..., :4] + 1j * x[0, ..., 4:]) * np.exp(1j * angle)
-    actual = rotate(jnp.asarray(x), jnp.asarray(positions), base=base, scale=scale)
-    # Angles up to 51 in float32.
-    np.testing.assert_allclose(
-        actual[0], np.concatenate([turned.real, turned.imag], -1), rtol=0, atol=2e-5
-    )
-
-
-def test_rotation_is_computed_in_float32_for_bfloat16():
-    x = jnp.asarray(np.random.default_rng(4).standard_normal((1, 1, 1, 8)), jnp.bfloat16)
-    position = jnp.full((1, 1), 4001)  # not a bfloat16 number
-    actual = rotate(x, position, base=1e4)
-    assert actual.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(
-        actual, rotate(x.astype(jnp.float32), position, base=1e4).astype(jnp.bfloat16)
-    )
-
-
-def test_the_kinds_of_layer_rotate_differently(one_layer, monkeypatch):
-    """Base and scale of the config reach the layers of their kind, as calls to `rotate` show."""
-    seen = []
-    monkeypatch.setattr(
-        "gemma_encoder.model.block.rotate",
-        lambda x, positions, *, base, scale: seen.append((base, scale)) or x,
-    )
-    for kind in ("local", "global"):
-        nnx.eval_shape(
-            one_layer(
-                "gemma3", kind, local_rope_base=3.0, global_rope_base=5.0, global_rope_scale=8.0
-            ),
-            jnp.arange(LENGTH)[None],
-        )
-    assert seen == [(3.0, 1.0)] * 2 + [(5.0, 8.0)] * 2  # queries and keys

@@ -10,6 +10,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.model.attention import dot_product_attention
 from gemma_encoder.model.block import ForwardContext
 from gemma_encoder.model.config import AttentionSpec
+from gemma_encoder.model.rotary import rotations
 from gemma_encoder.model.transformer import Transformer, layer_index
 
 ROWS = 2
@@ -57,7 +58,13 @@ def test_scanned_layers_equal_layers_one_by_one(make_encoder, family, dropout, q
     layers = layers_in_order(transformer)
     assert tuple(layer.layer_kind for layer in layers) == transformer.config.layer_kinds
     positions = jnp.broadcast_to(jnp.arange(LENGTH)[None], (ROWS, LENGTH))
-    context = ForwardContext(jnp.ones_like(some_tokens()), positions, "causal", **rates)
+    context = ForwardContext(
+        jnp.ones_like(some_tokens()),
+        positions,
+        rotations(transformer.config, positions),
+        "causal",
+        **rates,
+    )
     apply = nnx.jit(lambda layer, x, key: layer(x, context, key))
     scale = jnp.sqrt(jnp.float32(transformer.config.embed_dim))
     x = transformer.embedding[...][some_tokens()] * scale
