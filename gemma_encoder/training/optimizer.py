@@ -4,6 +4,7 @@ Although layers are stacked, rules see a path per layer, e.g. "backbone/layers/1
 stacked parameter, the values of its layers become a vector along the stacked axis.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -17,8 +18,9 @@ from gemma_encoder.model.config import EncoderConfig, TransformerConfig
 from gemma_encoder.model.encoder import abstract_encoder, layer_paths, parameter_paths
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 
-BLOCK_ROWS = 32  # rows of a table that XLA on a CPU sums while reading
-TABLE_ROWS = BLOCK_ROWS * 256  # so that each of up to 256 shards has whole blocks
+MAX_SHARDS = 256  # of an axis, for which its blocks are whole
+MAX_BLOCK = 32  # rows that are summed in one expression
+MANY = 1 << 20  # values above which a sum of squares is worth several operations to compile
 
 
 def is_frozen(options: OptimizerConfig, path: str) -> bool:
@@ -180,15 +182,32 @@ def global_norm(tree: dict) -> jax.Array:
 def _sum_of_squares(leaf: jax.Array) -> jax.Array:
     """Sums the squares of a leaf in an order that is fast on a CPU.
 
-    XLA on a CPU then neither writes the squares, as large as the parameter, to memory, nor adds
-    them one by one. The embedding, a table of many rows, is summed by blocks of rows that no shard
-    boundary splits. Other parameters are summed by rows, each a dot product with itself.
+    There, XLA computes a product and a reduction apart: the squares, as large as the parameter, are
+    written to memory; and a dot product of a row with itself is a loop over single values. A sum
+    that is written out is one loop over vectors. So the rows of a block are added up like that, one
+    array for each position in the block, and only the result is reduced: a block's share of the
+    leaf. No block crosses the boundary of a shard.
     """
     if not leaf.ndim:
         return jnp.square(leaf)
-    if leaf.ndim > 1 and leaf.shape[0] % TABLE_ROWS == 0:
-        return jnp.sum(jnp.sum(jnp.square(leaf.reshape(-1, BLOCK_ROWS, *leaf.shape[1:])), axis=1))
-    return jnp.sum(jnp.einsum("...i,...i->...", leaf, leaf, precision=jax.lax.Precision.HIGHEST))
+    axis, rows = _blocks(leaf.shape)
+    if leaf.size <= MANY or rows == 1:
+        precision = jax.lax.Precision.HIGHEST
+        return jnp.sum(jnp.einsum("...i,...i->...", leaf, leaf, precision=precision))
+    blocks = leaf.reshape(*leaf.shape[:axis], -1, rows, *leaf.shape[axis + 1 :])
+    parts = (jax.lax.index_in_dim(blocks, row, axis + 1, keepdims=False) for row in range(rows))
+    return jnp.sum(sum(jnp.square(part) for part in parts))
+
+
+def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns an axis before the last and the rows of its blocks: as many as are allowed."""
+    choices = [(0, 1)]
+    for axis, size in enumerate(shape[:-1]):
+        # An axis is sharded only where the shards divide it.
+        whole = size // math.gcd(size, MAX_SHARDS)
+        rows = max(rows for rows in range(1, MAX_BLOCK + 1) if whole % rows == 0)
+        choices.append((axis, rows))
+    return max(choices, key=lambda choice: choice[1])
 
 
 def _is_stacked(path: str) -> bool:

@@ -15,7 +15,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.encoder import parameter_paths
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.training.build import build
-from gemma_encoder.training.optimizer import TABLE_ROWS, global_norm, make_optimizer
+from gemma_encoder.training.optimizer import MANY, _blocks, global_norm, make_optimizer
 from gemma_encoder.training.optimizer_config import OptimizerConfig
 from gemma_encoder.training.state import initial_state
 from gemma_encoder.training.step import make_program
@@ -208,8 +208,8 @@ def test_the_norm_of_all_leaves():
     shapes = {
         "a": (7, 5, 300),
         "b": (11,),
-        "table": (2 * TABLE_ROWS, 3),
-        "rows of no table": (TABLE_ROWS // 2, 3),
+        "table": (MANY // 64, 65),
+        "stacked": (2, 640, MANY // 1000),
     }
     tree = {
         "d": np.float32(3.0),
@@ -219,5 +219,30 @@ def test_the_norm_of_all_leaves():
     }
     squares = [np.asarray(leaf, np.float64) ** 2 for leaf in jax.tree.leaves(tree)]
     expected = np.sqrt(sum(map(np.sum, squares)))
-    # Sums of at most 50,000 float32 squares, in blocks of 32 or by row.
+    # Sums of at most 1.4 million float32 squares, in blocks or by row.
     np.testing.assert_allclose(global_norm(jax.tree.map(jnp.asarray, tree)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "rows"),
+    [
+        ((262_144, 640), 0, 32),  # an embedding
+        ((256_000, 2304), 0, 25),
+        ((3, 640, 2, 2048), 1, 5),  # stacked layers
+        ((3, 2048, 640), 1, 8),
+        ((3, 4, 256, 640), 0, 3),
+        ((2048, 256), 0, 8),
+        ((256, 256), 0, 1),
+        ((100_000,), 0, 1),
+    ],
+)
+def test_blocks_of_a_sum_of_squares_are_whole_on_shards(shape, axis, rows):
+    assert _blocks(shape) == (axis, rows)
+    for shards in (1 << power for power in range(9)):
+        assert shape[axis] % shards or shape[axis] // shards % rows == 0 or rows == 1
+
+
+def test_squares_are_not_written_to_memory():
+    table = jax.ShapeDtypeStruct((MANY // 64, 128), jnp.float32)
+    program = jax.jit(global_norm).lower({"table": table}).compile()
+    assert program.memory_analysis().temp_size_in_bytes < table.size * 4 / 16
