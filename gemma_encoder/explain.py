@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from gemma_encoder.embedding import BARE
 from gemma_encoder.evaluation.columns import check_finite
-from gemma_encoder.inference import BARE, Predictor
+from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.template import encode
 from gemma_encoder.model.attention import attention_mask, probabilities

@@ -5,24 +5,18 @@ written, they are converted to OUTPUT. Rerun an interrupted command to resume it
 input still begins with the same rows.
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-import tqdm
 from absl import logging
 
-from gemma_encoder import activity, terminal
+from gemma_encoder import terminal
 from gemma_encoder.data.files.texts import InputText, check_texts, is_blank, read_texts
-from gemma_encoder.digests import CHUNK, extend_crc
 from gemma_encoder.evaluation.certainty import PLAIN, Certainty, is_abstention
 from gemma_encoder.evaluation.columns import (
     check_column_names,
@@ -30,12 +24,13 @@ from gemma_encoder.evaluation.columns import (
     prediction_records,
 )
 from gemma_encoder.evaluation.tables import ParquetTypes, to_line
+from gemma_encoder.identity import identify
 from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError, unknown
-from gemma_encoder.inputs.json_text import from_json, to_json
+from gemma_encoder.inputs.json_text import from_json
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.partial_output import PartialOutput, columns_of
-from gemma_encoder.text_encoder import PROGRESS_DELAY
+from gemma_encoder.progress import progress
 
 TEXTS_PER_CHUNK = 4096  # texts in memory at a time
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -86,7 +81,7 @@ def predict_file(
     else:
         settings = {
             "task": task.name,
-            "checkpoint": _identify(predictor, task),
+            "checkpoint": identify(predictor, task),
             "input": os.path.abspath(source),
             "columns": list(columns),
             "keep": list(keep),
@@ -125,26 +120,6 @@ def _check_output(
         check_column_names(task, keep, form, message, certainty)
 
 
-def _identify(predictor: Predictor, task: Task) -> str:
-    """Returns the step, and a digest of everything that predictions depend on.
-
-    Parameters are read once, an array at a time, which is faster than loading them.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    description = predictor.spec.description() | {"record": None}  # predictions do not depend on it
-    for values in (description, task.to_dict()):
-        digest.update(to_json(values, sort_keys=True, default=str).encode())
-    digest.update(predictor.spec.tokenizer.model)
-    for path, values in jax.tree_util.tree_leaves_with_path(predictor.parameters):
-        content = np.ravel(np.asarray(values)).view(np.uint8)
-        crc = 0
-        for start in range(0, content.size, CHUNK):
-            crc = extend_crc(crc, content[start : start + CHUNK].tobytes())
-        name = jax.tree_util.keystr(path)
-        digest.update(f"{name} {values.dtype} {values.shape} {crc:08x}".encode())
-    return f"step {predictor.spec.step}, {digest.hexdigest()}"
-
-
 def _check_repeated(
     texts: Iterator[InputText], keep: Sequence[str], output: pathlib.Path | None
 ) -> Iterator[InputText]:
@@ -164,7 +139,7 @@ def _check_repeated(
 
 def _check(source: pathlib.Path, texts: Iterator[InputText], task: Task, accept_blank: bool) -> int:
     """Checks the whole file and returns the number of blank texts."""
-    with _progress("checking", 0) as advance:
+    with progress("checking", 0) as advance:
         count, num_blank = check_texts(texts, task, accept_blank, advance)
     if not count:
         raise InputError(f"{source} has no text")
@@ -192,24 +167,6 @@ def _report_abstentions(task: Task, certainty: Certainty, count: int, total: int
             "evaluate --calibrate",
             task.name,
         )
-
-
-@contextlib.contextmanager
-def _progress(title: str, done: int) -> Iterator[Callable[[int], object]]:
-    """Yields a function to call with numbers of texts: of a progress bar, else of an activity."""
-    if activity.shows_bars():
-        with tqdm.tqdm(
-            desc=title, initial=done, unit=" texts", delay=PROGRESS_DELAY, dynamic_ncols=True
-        ) as bar:
-            yield bar.update
-        return
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-
-    with activity.during(lambda: f"{title}, {done:,} texts done"):
-        yield advance
 
 
 class _Printed:
@@ -240,7 +197,7 @@ def _predict_chunks(
         write: takes a line and its text.
         done: number of texts before the first, for the progress bar.
     """
-    with _progress("predicting", done) as advance:
+    with progress("predicting", done) as advance:
         while chunk := list(itertools.islice(texts, TEXTS_PER_CHUNK)):
             records = _records(predictor, task, chunk, certainty)
             for text, record in zip(chunk, records, strict=True):

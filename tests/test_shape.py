@@ -19,7 +19,10 @@ FLOORS = (
     ),
     ("model", "data"),
     ("weights", "evaluation"),
-    ("inference", "text_encoder", "explain", "predict_file", "partial_output"),
+    (
+        *("inference", "embedding", "text_encoder", "explain", "predict_file", "partial_output"),
+        *("identity", "progress"),
+    ),
     ("training", "report"),
     ("configs", "row_files", "fine_tuning", "prepare"),
     ("cli", "main", "__main__"),

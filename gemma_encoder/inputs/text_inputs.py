@@ -39,17 +39,23 @@ def column_of(field: str, names: Collection[str]) -> str:
     return spelled[0] if len(spelled) == 1 else field
 
 
-def with_field_names(task: Task, text: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns values by column with those of the task's fields under the names of the fields."""
-    columns = {field: column_of(field, text) for field in task.template.fields}
+def with_field_names(task: Task, text: Mapping[str, Any], role: str = "") -> Mapping[str, Any]:
+    """Returns values by column with those of the task's fields under the names of the fields.
+
+    Args:
+        task: the task.
+        text: values by column.
+        role: selects the template whose fields they are.
+    """
+    columns = {field: column_of(field, text) for field in task.template_for(role).fields}
     if all(field == column for field, column in columns.items()):
         return text
     return {**text, **{field: text[name] for field, name in columns.items() if name in text}}
 
 
-def named_fields(task: Task, text: Any, where: str) -> dict[str, str]:
-    """Returns a string or tuple as a dictionary of the task's fields."""
-    fields = task.template.fields
+def named_fields(task: Task, text: Any, where: str, role: str = "") -> dict[str, str]:
+    """Returns a string or tuple as a dictionary of the task's fields, for texts of a role."""
+    fields = task.template_for(role).fields
     if not isinstance(text, str | Sequence) or isinstance(text, bytes):
         raise InputError(
             f"{where}: expected a string, a dictionary of fields or a tuple of them, got "
@@ -58,7 +64,7 @@ def named_fields(task: Task, text: Any, where: str) -> dict[str, str]:
     values = (text,) if isinstance(text, str) else tuple(text)
     if len(values) != len(fields):
         raise InputError(
-            f"{where}: task {task.name!r} needs {len(fields)} fields ({', '.join(fields)}), got "
-            f"{len(values)}"
+            f"{where}: task {task.name!r} needs {len(fields)} fields ({', '.join(fields)})"
+            f"{f' for a {role}' if role else ''}, got {len(values)}"
         )
     return dict(zip(fields, values, strict=True))
