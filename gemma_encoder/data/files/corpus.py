@@ -31,6 +31,7 @@ class Layout(Protocol):
     """Format of the lines of a collection."""
 
     id_name: str  # name of the id column, for messages
+    condition: str  # what `ids` checks only in this layout, for the name of the cached index
 
     def ids(self, lines: Lines) -> Spans:
         """Returns the id of every line; raises InputError for a malformed line."""
@@ -40,11 +41,13 @@ class Layout(Protocol):
 
 
 class TsvLayout:
-    """Two tab-separated columns, e.g. pid and passage.
+    """Two tab-separated columns, e.g. pid and passage, none of them empty.
 
     Args:
         id_name, text_name: names of the columns, for messages.
     """
+
+    condition = ""
 
     def __init__(self, id_name: str, text_name: str):
         self.id_name = id_name
@@ -79,7 +82,7 @@ class Corpus:
         self._layout = layout
         # Indexes made by earlier versions took the mark for a part of the first id.
         suffix = " after the byte order mark" if has_byte_order_mark(path) else ""
-        description = f"index of every {layout.id_name}{suffix}"
+        description = f"index of every {layout.id_name}{suffix}{layout.condition}"
         self._arrays = cache.derive([path], description, self._build, cache.load_arrays)
         self._offsets = self._arrays["offsets"]
         self.ids = Ids(self._arrays)
@@ -102,6 +105,12 @@ class Corpus:
             raise InputError(f"{self.path} is empty")
         cache.save_array(folder, "offsets", np.array([end], np.int64))
         ids.finish()
+
+    def copy_ids(self, folder: pathlib.Path) -> None:
+        """Writes the ids to an empty folder, as the arrays that `Ids` reads."""
+        for name, values in self._arrays.items():
+            if name != "offsets":
+                cache.save_array(folder, name, values)
 
     def release(self) -> None:
         """Releases memory used by the index, after many lookups."""
@@ -269,6 +278,13 @@ class Ids:
         """Returns the stored ids at the given indices."""
         starts = np.where(indices > 0, self._ends[indices - 1], 0)
         return Spans(self._bytes, starts, self._ends[indices])
+
+    def texts(self, indices: np.ndarray) -> list[str]:
+        """Returns the ids at the given indices."""
+        if self._range is None:
+            spans = self.spans(indices)
+            return [spans.text(index) for index in range(len(indices))]
+        return [str(self._range[index]) for index in indices]
 
     def find(self, ids: Spans) -> np.ndarray:
         """Returns [n] int32, the index of each id, -1 for unknown ids."""

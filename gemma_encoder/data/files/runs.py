@@ -7,20 +7,19 @@ lines: it is read in one pass, sorted in parts on disk, and cached.
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from absl import logging
 
 from gemma_encoder.data import cache
 from gemma_encoder.data.files.corpus import Corpus
-from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans, columns, read_lines
+from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans
+from gemma_encoder.data.files.run_lines import find_ids, read_qrels, read_run
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.ids import OUR_TAGS, decode_id
 
 PART = 64 << 20  # bytes of a run sorted at a time
 MOST_PARTS = 256  # files open at a time
-BEIR_HEADER = ("query-id", "corpus-id", "score")
 
 
 class Qrels:
@@ -68,9 +67,8 @@ class Qrels:
         """Returns [4, n] int64: query, document, grade and line of judgments."""
         parts = []
         total = 0
-        for lines, (query, document, grade) in _qrels_columns(self.path):
-            queries = _find(query, self._queries)
-            grades = _integers(lines, grade, "relevance")
+        for lines, query, document, grades in read_qrels(self.path):
+            queries = find_ids(query, self._queries.ids)
             documents = self._document_indices(document, queries >= 0)
             entries = np.stack([queries, documents, grades, lines.positions])
             parts.append(entries[:, queries >= 0])
@@ -92,7 +90,7 @@ class Qrels:
 
     def _document_indices(self, ids: Spans, is_used: np.ndarray) -> np.ndarray:
         """Returns [n] int64, the indices of ids; new ones for documents the collection lacks."""
-        indices = _find(ids, self._documents).astype(np.int64)
+        indices = find_ids(ids, self._documents.ids).astype(np.int64)
         for line in np.flatnonzero((indices < 0) & is_used):
             document = ids.text(line)
             if document not in self._missing:
@@ -238,26 +236,14 @@ class Candidates:
 
         Entries are [n, 3] int32: query, document, and a key that is lowest for the best document.
         """
-        names: tuple[str, ...] = ()
-        ours = False
-        for lines in read_lines(self.path):
-            names = names or _run_columns(lines)
-            spans = columns(lines, names) if "query" in names else _fields(lines, names)
-            by_name = dict(zip(names, spans, strict=True))
-            ours = ours or ("tag" in names and lines.text(0).split()[-1] in OUR_TAGS)
-            queries = _indices(lines, by_name["qid"], self._queries, ours)
-            documents = _indices(lines, by_name["pid"], self._documents, ours)
-            if "score" in by_name:
-                keys = _descending(_scores(lines, by_name["score"]))
-            elif "rank" in by_name:
-                keys = _integers(lines, by_name["rank"], "rank")
-            else:
-                keys = np.zeros(len(queries), np.int64)  # file order, since the sort is stable
-            entries = np.stack([queries, documents, keys], axis=1).astype(np.int32)
+        for block in read_run(self.path):
+            queries = _indices(block.lines, block.queries, self._queries, block.is_ours)
+            documents = _indices(block.lines, block.documents, self._documents, block.is_ours)
+            entries = np.stack([queries, documents, block.keys], axis=1).astype(np.int32)
             used = np.arange(len(entries))
             if self._drop_same_id:
-                used = np.flatnonzero(~by_name["qid"].equal(by_name["pid"]))
-            yield lines, used, entries[used]
+                used = np.flatnonzero(~block.queries.equal(block.documents))
+            yield block.lines, used, entries[used]
 
     def _refuse_repeated(self, entries: np.ndarray) -> None:
         """Raises InputError at the second line of a repeated (query, document) pair."""
@@ -287,91 +273,11 @@ def _sort_key(high: np.ndarray, low: np.ndarray) -> np.ndarray:
     return (high.astype(np.int64) << 32) + low
 
 
-def _run_columns(lines: Lines) -> tuple[str, ...]:
-    """Infers the columns of a run from its first line."""
-    line = lines.text(0)
-    if len(line.split("\t")) == 4:
-        return ("qid", "pid", "query", "passage")
-    for fields in (line.split("\t"), line.split()):  # ids between tabs may contain blanks
-        if len(fields) == 3:
-            return ("qid", "pid", "rank")
-        if len(fields) == 6:
-            return ("qid", "Q0", "pid", "rank", "score", "tag")
-    raise InputError(
-        f"{lines.where(0)}: not a line of a run; expected qid, pid, rank, or qid, Q0, docid, rank, "
-        f"score, tag, or qid, pid, query, passage separated by tabs; got {line[:80]!r}"
-    )
-
-
-def _fields(lines: Lines, names: tuple[str, ...]) -> list[Spans]:
-    """Splits lines at any whitespace, or only at tabs if fields contain blanks."""
-    try:
-        return columns(lines, names, whitespace=True)
-    except InputError:
-        with contextlib.suppress(InputError):
-            return columns(lines, names)
-        raise
-
-
-def _qrels_columns(path: pathlib.Path) -> Iterator[tuple[Lines, Sequence[Spans]]]:
-    """Yields lines of a qrels file without the header, and their (query, document, grade)."""
-    has_header = None
-    for lines in read_lines(path):
-        if has_header is None:
-            has_header = tuple(lines.text(0).split("\t")) == BEIR_HEADER
-            lines = lines.without_first() if has_header else lines
-        if has_header:
-            yield lines, columns(lines, BEIR_HEADER)
-        else:
-            names = ("qid", "0", "pid", "relevance")
-            query, _, document, grade = _fields(lines, names)
-            yield lines, (query, document, grade)
-
-
-def _find(ids: Spans, texts: Corpus, ours: bool = False) -> np.ndarray:
-    """Returns [n] int32, the indices of ids, -1 for unknown ones.
-
-    Ids of other programs are taken as they are; only unknown ones are read as `encode_id` writes
-    them. In a run of ours it is the other way round.
-    """
-    indices = texts.ids.find(ids)
-    encoded = np.flatnonzero(ids.contain(ord("%")) & (ours | (indices < 0)))
-    decoded = [decode_id(ids.text(index)).encode() for index in encoded]
-    read = texts.ids.find(Spans.of(decoded))
-    indices[encoded] = np.where(read < 0, indices[encoded], read)
-    return indices
-
-
 def _indices(lines: Lines, ids: Spans, texts: Corpus, ours: bool = False) -> np.ndarray:
     """Returns [n] int32, the indices of ids; raises InputError naming the first unknown id."""
-    indices = _find(ids, texts, ours)
+    indices = find_ids(ids, texts.ids, ours)
     for line in np.flatnonzero(indices < 0)[:1]:
         raise InputError(
             f"{lines.where(line)}: {texts.id_name} {ids.text(line)!r} is not in {texts.path.name}"
         )
     return indices
-
-
-def _integers(lines: Lines, spans: Spans, column: str) -> np.ndarray:
-    """Returns [n] int64; raises InputError naming the first that is not a 32-bit integer."""
-    values, is_valid = spans.whole_numbers()
-    for line in np.flatnonzero(~is_valid | (np.abs(values) >= 2**31))[:1]:
-        text = spans.text(line)
-        raise InputError(f"{lines.where(line)}: {column} must be a whole number, got {text!r}")
-    return values
-
-
-def _scores(lines: Lines, spans: Spans) -> np.ndarray:
-    """Returns [n] float32; raises InputError naming the first that is not a finite number."""
-    values, is_valid = spans.floats()
-    is_valid &= np.abs(values) <= np.finfo(np.float32).max
-    for line in np.flatnonzero(~is_valid)[:1]:
-        text = spans.text(line)
-        raise InputError(f"{lines.where(line)}: score must be a finite number, got {text!r}")
-    return values.astype(np.float32)
-
-
-def _descending(scores: np.ndarray) -> np.ndarray:
-    """Maps float32 to int32 in the opposite order; -0 and 0 are equal."""
-    bits = (scores + np.float32(0)).view(np.int32)
-    return ~np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)

@@ -51,6 +51,7 @@ class JsonLayout:
     """
 
     id_name = "_id"
+    condition = ""
 
     def __init__(self, may_be_empty: bool):
         self._may_be_empty = may_be_empty

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gemma_encoder.data import cache
-from gemma_encoder.data.files import lines, runs
+from gemma_encoder.data.files import lines, run_lines, runs
 from gemma_encoder.data.files.corpus import Corpus, TsvLayout
 from gemma_encoder.data.files.runs import Candidates, Qrels
 from gemma_encoder.data.tasks.beir import JsonLayout
@@ -134,7 +134,7 @@ def test_trec_runs_are_in_the_order_of_their_scores(tmp_path, monkeypatch, block
 
 def test_keys_of_scores_sort_in_descending_order():
     values = np.array([0.0, -0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, 1e-30], np.float32)
-    keys = runs._descending(values)
+    keys = run_lines._descending(values)
     assert keys.dtype == np.int32 and keys[0] == keys[1]
     np.testing.assert_array_equal(values[np.argsort(keys, kind="stable")], np.sort(values)[::-1])
 
