@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "fine_tune": "gemma_encoder.fine_tuning",
     "Predictor": "gemma_encoder.inference",
+    "Index": "gemma_encoder.retrieval.index",
     "GemmaEncoder": "gemma_encoder.model.encoder",
     "EncoderConfig": "gemma_encoder.model.config",
     "PoolingConfig": "gemma_encoder.model.config",

@@ -159,6 +159,16 @@ def require_training() -> None:
         )
 
 
+def require_retrieval(*packages: str) -> None:
+    """Raises InputError if packages of the extra `retrieval` are not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"this needs packages that are not installed ({', '.join(missing)}); pip install "
+            "'gemma_encoder[retrieval]'"
+        )
+
+
 def cache_folder() -> pathlib.Path:
     """Returns the cache folder: `GEMMA_ENCODER_CACHE`, by default `~/.cache/gemma_encoder`."""
     folder = os.environ.get("GEMMA_ENCODER_CACHE") or "~/.cache/gemma_encoder"

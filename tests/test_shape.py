@@ -21,7 +21,7 @@ FLOORS = (
     ("weights", "evaluation"),
     (
         *("inference", "embedding", "text_encoder", "explain", "predict_file", "partial_output"),
-        *("identity", "progress"),
+        *("identity", "progress", "retrieval"),
     ),
     ("training", "report"),
     ("configs", "row_files", "fine_tuning", "prepare"),

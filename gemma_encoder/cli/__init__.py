@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "fine-tune an encoder, or resume the run in a workdir",
     "evaluate": "evaluate the newest checkpoint of a workdir",
     "predict": "score the texts of a file with a checkpoint",
+    "index": "encode a collection of documents for search",
+    "search": "search an index, or several, for the queries of a file",
     "inspect": "show the data of a task, or the contents of a checkpoint",
     "report": "write an HTML report on one or more runs",
     "export": "export a checkpoint to Hugging Face or to the gemma package",
@@ -29,7 +31,7 @@ COMMANDS = {
 }
 HELP = ("--help", "-help", "-h", "-?", "help")
 # Long-running commands with large arrays: huge pages are worth restarting Python for.
-LONG = ("train", "evaluate", "predict", "pretrain", "sweep")
+LONG = ("train", "evaluate", "predict", "index", "search", "pretrain", "sweep")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

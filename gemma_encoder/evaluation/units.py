@@ -79,14 +79,27 @@ def units_of_queries(
         qrels: relevance grade of each judged document of each query.
         run: ranking of each query's candidates.
     """
+    values = {name: ranking.by_query(metric, qrels, run) for name, metric in names.items()}
+    return units_of_values(names, list(qrels), values)
+
+
+def units_of_values(
+    names: Mapping[str, str], queries: Sequence[str], values: Mapping[str, Mapping[str, float]]
+) -> Units:
+    """Returns ranking metrics as functions of queries whose values are computed.
+
+    Args:
+        names: names in `ranking.METRICS`, by the names under which they are logged.
+        queries: the judged queries.
+        values: value of each query, by logged name.
+    """
     functions = {}
     weighted = {}
-    for logged_name, metric in names.items():
-        by_query = ranking.by_query(metric, qrels, run)
-        values = np.array([by_query[query] for query in qrels])
-        functions[logged_name] = functools.partial(_mean_of, values)
-        weighted[logged_name] = functools.partial(resampled_metrics.mean, values=values)
-    return Units(list(qrels), functions, weighted, _bounds(names))
+    for name, by_query in values.items():
+        of_queries = np.array([by_query[query] for query in queries])
+        functions[name] = functools.partial(_mean_of, of_queries)
+        weighted[name] = functools.partial(resampled_metrics.mean, values=of_queries)
+    return Units(list(queries), functions, weighted, _bounds(names))
 
 
 def _mean_of(values: np.ndarray, indices: np.ndarray) -> float:

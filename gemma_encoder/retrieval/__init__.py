@@ -1,0 +1,1 @@
+"""Retrieval: indexes of collections, search, and mining of hard negatives."""
