@@ -36,6 +36,7 @@ ALLOWED = {
     "experiments/studies/plots.py:_save": "a temporary file of whole_file",
     "gemma_encoder/retrieval/blocks.py:write_block": "in memory",
     "gemma_encoder/retrieval/bm25.py:write_bm25": "in a folder that appears as a whole",
+    "gemma_encoder/retrieval/mining.py:mine": "a temporary file of whole_file",
     "gemma_encoder/retrieval/search_file.py:search_file": "a temporary file of whole_file",
     "gemma_encoder/training/metrics_log.py:write": "an appended log",
     "gemma_encoder/training/event_file.py": "an appended log",

@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "score the texts of a file with a checkpoint",
     "index": "encode a collection of documents for search",
     "search": "search an index, or several, for the queries of a file",
+    "mine": "find hard negatives in a run, to train on",
     "inspect": "show the data of a task, or the contents of a checkpoint",
     "report": "write an HTML report on one or more runs",
     "export": "export a checkpoint to Hugging Face or to the gemma package",

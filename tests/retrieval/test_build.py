@@ -154,6 +154,9 @@ def test_the_commands_index_search_and_evaluate(exported, collection, tmp_path, 
         (["search", "--queries=q.tsv", "--output=x.trec"], "--index is missing"),
         (["search", "--index=i", "--output=x.trec"], "--queries is missing"),
         (["search", "--index=i", "--queries=q.tsv", "--output=x.trec"], "i is no index"),
+        (["mine", "--qrels=q.tsv", "--output=x"], "--run is missing"),
+        (["mine", "--run=r", "--qrels=q.tsv", "--output=x", "--ranks=0-3"], "expected FIRST-LAST"),
+        (["mine", "--run=r", "--qrels=q.tsv", "--output=x"], "--run=r: there is no such file"),
     ],
 )
 def test_commands_refuse_in_one_line(words, message, tmp_path, monkeypatch, capsys):
