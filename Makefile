@@ -16,7 +16,7 @@ LOCK := requirements/py$(VERSION)
 
 setup: $(STAMP)
 
-# Dependencies of prediction and training.
+# Dependencies of prediction, training and retrieval.
 $(STAMP): setup.py $(LOCK).txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python $(PIP) -r $(LOCK).txt
@@ -77,7 +77,7 @@ lock:
 	for version in 3.11 3.12; do \
 	  to=requirements/py$$(echo $$version | tr -d .); \
 	  $(COMPILE) --extra test --output-file $$to-test.txt && \
-	  $(COMPILE) --extra train --extra tfds --constraint $$to-test.txt --output-file $$to.txt && \
+	  $(COMPILE) --extra train --extra tfds --extra retrieval --constraint $$to-test.txt --output-file $$to.txt && \
 	  $(COMPILE) --extra test --extra prepare --output-file $$to-prepare.txt || exit 1; \
 	done
 

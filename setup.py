@@ -49,6 +49,9 @@ TRAIN = [
 # For reading prepared TensorFlow Datasets for the first time, and for seqio tasks.
 TFDS = ["seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.9"]
 
+# For BM25, approximate search, search of sparse vectors, and the metrics of a run.
+RETRIEVAL = ["bm25s>=0.3", "faiss-cpu>=1.12", "ir-measures>=0.3.7", "scipy>=1.14"]
+
 NOTEBOOK = ["ipykernel>=6.29", "matplotlib>=3.9", "pandas>=2.2"]
 
 # `make docs`: the pages under docs/ and the API reference.
@@ -57,6 +60,7 @@ DOCS = ["furo>=2025.7", "myst-parser>=4.0", "sphinx>=8.2"]
 EXTRAS = {
     "train": TRAIN,
     "tfds": TFDS,
+    "retrieval": RETRIEVAL,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "notebook": ["jupyterlab>=4.2", *NOTEBOOK],
@@ -75,6 +79,7 @@ EXTRAS = {
         *TRAIN,
         *TFDS,
         *DOCS,
+        *RETRIEVAL,
         "gemma>=3.3",
         "hypothesis>=6.100",
         "jax[tpu]",

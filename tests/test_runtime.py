@@ -222,3 +222,9 @@ def test_only_messages_of_tensorflow_are_dropped(capfd):
         print("before it failed", file=sys.stderr)
         raise ValueError
     assert capfd.readouterr().err == "a module's own words\nbefore it failed\n"
+
+
+def test_a_missing_package_of_retrieval_names_its_extra():
+    runtime.require_retrieval("json")
+    with pytest.raises(InputError, match=r"no_such.*pip install 'gemma_encoder\[retrieval\]'"):
+        runtime.require_retrieval("json", "no_such")
