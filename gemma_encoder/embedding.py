@@ -3,8 +3,9 @@
 Shapes: N texts, E width of a vector, K weights of a sparse vector.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -262,6 +263,20 @@ class Embedder:
         where = names.__getitem__ if names else "text {}".format
         check_finite(vectors.weights, "sparse weights", where)
         return vectors.ids, vectors.weights
+
+    @contextlib.contextmanager
+    def reporting_truncated_once(self, total: int) -> Iterator[None]:
+        """Reports truncated texts at the end of the context, rather than after each call.
+
+        Args:
+            total: number of texts that the context embeds.
+        """
+        self._encoder.truncated = 0
+        try:
+            yield
+            self._encoder.report_truncated(self._encoder.truncated, total)
+        finally:
+            self._encoder.truncated = None
 
     def _run_role(
         self,

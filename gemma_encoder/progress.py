@@ -42,5 +42,6 @@ def progress(
         nonlocal done
         done += count
 
-    with activity.during(lambda: f"{title}, {done:,} {unit} done"):
+    of_total = f" of {total:,}" if total else ""
+    with activity.during(lambda: f"{title}, {done:,}{of_total} {unit} done"):
         yield advance

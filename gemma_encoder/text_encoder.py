@@ -47,6 +47,10 @@ class TextEncoder:
         spec: the inference spec.
         parameters: nested dict, as returned by `backbone.load_encoder`.
         mesh: the mesh over which rows are sharded.
+
+    Attributes:
+        truncated: a number to which those of truncated texts are added, which are then not
+            reported call by call; None to report them.
     """
 
     def __init__(self, spec: InferenceSpec, parameters: dict, mesh: Mesh):
@@ -56,6 +60,7 @@ class TextEncoder:
         self._forward = compile_forward(spec.encoder, mesh)
         self._on_cpu = mesh.devices.flat[0].platform == "cpu"
         self._compiled: set[tuple[int, ...]] = set()  # shapes
+        self.truncated: int | None = None
 
     def run(
         self,
@@ -151,14 +156,21 @@ class TextEncoder:
                 )
                 bar.update(len(encoded) - start)
         num_truncated = sum(text.num_truncated > 0 for text in encoded)
-        if num_truncated:
+        if self.truncated is None:
+            self.report_truncated(num_truncated, len(texts))
+        else:
+            self.truncated += num_truncated
+        return encoded
+
+    def report_truncated(self, count: int, total: int) -> None:
+        """Warns of truncated texts, if there are any."""
+        if count:
             logging.warning(
                 "%d of %d texts exceed max_length=%d tokens and were truncated",
-                num_truncated,
-                len(texts),
-                max_length,
+                count,
+                total,
+                self.spec.max_length,
             )
-        return encoded
 
     def _rows(self) -> list[int]:
         """Returns the possible numbers of rows, ascending: multiples of the devices."""

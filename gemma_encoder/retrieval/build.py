@@ -231,7 +231,10 @@ def _write_blocks(
     if done:
         terminal.print_one_line(f"resuming after {done} documents of {part}")
     total = sum(len(description.rows(block)) for block in mine)
-    with progress("indexing", done, "documents", total) as advance:
+    with (
+        progress("indexing", done, "documents", total) as advance,
+        predictor.reporting_truncated_once(total - done),
+    ):
         for block in missing:
             write_block(part, block, _encode(description, predictor, corpus, block))
             advance(len(description.rows(block)))

@@ -81,6 +81,16 @@ def test_a_start_with_other_settings_is_refused(
         ge.Index.build(dense, path, tmp_path / "OTHER")
 
 
+def test_truncated_documents_are_counted_once(dense, tmp_path, caplog):
+    path = tmp_path / "collection.tsv"
+    path.write_text("".join(f"{i}\t{'stone ' * (70 if i % 3 else 1)}\n" for i in range(9)))
+    ge.Index.build(dense, path, tmp_path / "INDEX", block=3)
+    assert caplog.text.count("truncated") == 1
+    assert "6 of 9 texts exceed max_length=64 tokens" in caplog.text
+    dense.embed(["stone " * 70])
+    assert "1 of 1 texts" in caplog.text
+
+
 def test_two_processes_at_once_are_refused(dense, collection, tmp_path):
     path = collection(5)
     lock = tmp_path / "INDEX.lock"
