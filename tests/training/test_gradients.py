@@ -86,7 +86,12 @@ def by_step(recipe, parameters, batch, key, shape):
     """Returns the gradient, the loss, and the losses of tasks by `train_step` on a mesh."""
     mesh, parameters, batch = on_mesh(parameters, batch, shape)
     state = TrainState(parameters, RECORD.init(parameters), jnp.int32(0))
-    step = functools.partial(
+    after, metrics = jax.jit(step_of(recipe, mesh))(state, batch, key)
+    return jax.device_get((parameter_paths(after.optimizer), metrics.loss, metrics.tasks))
+
+
+def step_of(recipe, mesh):
+    return functools.partial(
         train_step,
         encoder=abstract_encoder(recipe.encoder),
         optimizer=RECORD,
@@ -96,12 +101,10 @@ def by_step(recipe, parameters, batch, key, shape):
         options=recipe.losses,
         mesh=mesh,
     )
-    after, metrics = jax.jit(step)(state, batch, key)
-    return jax.device_get((parameter_paths(after.optimizer), metrics.loss, metrics.tasks))
 
 
-def at_once(recipe, parameters, batch, key):
-    """Returns the same from a single differentiated function of all micro-batches."""
+def loss_at_once(recipe, batch, key):
+    """Returns the loss of the parameters as a single function of all micro-batches."""
     encoder = abstract_encoder(recipe.encoder)
     key = jax.random.fold_in(key, 0)
     count = len(batch.tokens)
@@ -124,7 +127,12 @@ def at_once(recipe, parameters, batch, key):
         options = recipe.losses._replace(groups=count * recipe.losses.groups)
         return batch_loss(EncoderOutput(*joined), whole, recipe.tasks, options)
 
-    gradient_of = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    return loss_of
+
+
+def at_once(recipe, parameters, batch, key):
+    """Returns the same as `by_step`, from a single differentiated function."""
+    gradient_of = jax.jit(jax.value_and_grad(loss_at_once(recipe, batch, key), has_aux=True))
     (loss, parts), gradient = gradient_of(parameters)
     return jax.device_get((parameter_paths(gradient), loss, parts))
 
@@ -179,3 +187,25 @@ def test_sparse_vectors_have_the_gradient_of_the_large_batch(micro):
     compare(by_step(recipe, *inputs, (1, 1, 1)), at_once(recipe, *inputs))
     # Shards round otherwise, so the maximum of a few words is at another token.
     compare(by_step(recipe, *inputs, (2, 2, 2)), at_once(recipe, *inputs), 2e-5)
+
+
+def test_memory_is_that_of_a_micro_batch_and_the_vectors(example):
+    recipe, parameters, batch, key = example
+    mesh = sharding.make_mesh((1, 1, 1), jax.devices()[:1])
+    state = TrainState(parameters, RECORD.init(parameters), jnp.int32(0))
+
+    def temporary(function, *arguments):
+        return jax.jit(function).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    larger = jax.tree.map(lambda field: np.concatenate([field] * 4), batch)
+    step = step_of(recipe, mesh)
+    growth = temporary(step, state, larger, key) - temporary(step, state, batch, key)
+    rows, segments = np.prod(batch.weight.shape[:2]), batch.weight.shape[2]
+    vectors = rows * segments * recipe.encoder.pooled_dim * 4
+    lists = recipe.losses.groups * len(batch.tokens) * recipe.losses.retrieval_list_size
+    similarities = recipe.losses.groups * len(batch.tokens) * lists * 4
+    # Three more of the batch: vectors, their lists, their gradients; 16 times the similarities, as
+    # both sides of them grow, for each width and direction.
+    assert growth < 3 * 8 * vectors + 15 * 8 * similarities
+    at_once = temporary(jax.grad(loss_at_once(recipe, larger, key), has_aux=True), parameters)
+    assert at_once > 4 * growth
