@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 TextInputs = Iterable[str | Mapping[str, str] | Sequence[str]]
 
 BARE = Template("{text}")
-RETRIEVAL = "retrieval"  # the kind of task that is preferred where several have roles
 SPARSE = "sparse"  # the kind of head whose scores are K weights, then K token ids
 
 
@@ -52,7 +51,7 @@ def task_with_roles(tasks: Iterable[Task], role: str = "") -> Task | None:
         InputError: several tasks have roles.
     """
     candidates = [task for task in tasks if task.role_templates]
-    retrieval = [task for task in candidates if task.kind.name == RETRIEVAL]
+    retrieval = [task for task in candidates if task.kind.embeds]
     candidates = retrieval if len(retrieval) == 1 else candidates
     if len(candidates) > 1:
         names = ", ".join(task.name for task in candidates)

@@ -65,6 +65,27 @@ def _write(folder: pathlib.Path, size: str, max_length: int, name: str, pooling:
     ge.export_huggingface(ge.Predictor(spec, parameters), folder)
 
 
+def write_embedder(folder: pathlib.Path, size: str, max_length: int) -> None:
+    """Exports a random encoder without heads: mean pooling, vectors of length 1."""
+    in_a_process(_write_embedder, folder, size, max_length)
+
+
+def _write_embedder(folder: pathlib.Path, size: str, max_length: int) -> None:
+    import jax
+
+    import gemma_encoder as ge
+    from gemma_encoder.model.encoder import initial_parameters
+    from gemma_encoder.weights.native import InferenceSpec
+
+    pooling = ge.PoolingConfig("mean", normalize=True)
+    config = ge.EncoderConfig(ge.GEMMA_CONFIGS[size], {}, pooling=pooling, compute_dtype="float32")
+    row_length = -(-max_length // 128) * 128
+    tokenizer = ge.Tokenizer.load("small")
+    spec = InferenceSpec(config, (), tokenizer, max_length, row_length, "right", 0)
+    parameters = initial_parameters(config, jax.random.key(0))
+    ge.export_huggingface(ge.Predictor(spec, parameters), folder)
+
+
 def as_sequence_classifier(export: pathlib.Path, folder: pathlib.Path, labels: int) -> None:
     """Converts an export to transformers' `Gemma…ForSequenceClassification`.
 
