@@ -4,16 +4,21 @@
         --output=BAG --run=bag.trec
 
 A text is the sum of its tokens' vectors, each times a weight of the token, scaled to length 1. Both
-are learned by InfoNCE over the pairs of a batch. The program prints the metrics of a search of the
-whole collection with the dev queries, which a retriever has to beat, and writes the run. BAG is a
-checkpoint in the gemma package's format: its embedding table holds the vectors times their weights,
-its other parameters are random. A retriever starts from it with
-`--config.model.pretrained=BAG`.
+are learned by InfoNCE over the pairs of a batch, on the texts that the task's templates give. The
+program prints the metrics of a search of the whole collection with the dev queries, which a
+retriever has to beat, and writes the run.
+
+BAG is a checkpoint in the gemma package's format that starts as this bag under mean pooling; a
+retriever starts from it with `--config.model.pretrained=BAG`. RMSNorm takes the length of a token's
+state away, and with it the weight of the token, so some dimensions of all embeddings hold the same
+large constant, to which the length of the others is relative; the final norm's scale is 0 there.
+The layers' weights are random, and the scale of the norms after them is small.
 """
 
 import argparse
 import pathlib
 import time
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +32,10 @@ from gemma_encoder.data.registry import get
 from gemma_encoder.data.source import DataOptions
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.evaluation.vector_search import nearest
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import encode
 from gemma_encoder.inputs.tokenizer import Tokenizer
+from gemma_encoder.model.block import Block
 from gemma_encoder.model.sizes import GEMMA_CONFIGS
 from gemma_encoder.model.transformer import Transformer
 from gemma_encoder.weights.backbone import save_gemma
@@ -38,14 +46,17 @@ TEMPERATURE = 0.05
 LEARNING_RATE = 0.01
 LONGEST = 512  # tokens of a text
 METRICS = ("mrr@10", "ndcg@10", "recall@100")
-# Root mean square of an embedding, in units of what a block adds to the residual stream. A token of
-# low weight is smaller, and so takes on the states of its neighbors.
-SCALE = 4.0
+CONSTANT = 16  # dimensions of the constant, whose length is 1
+CONTENT = 1 / 3  # root mean square of the length of the other dimensions
+LAYERS = 0.1  # scale of what a layer adds to the residual stream
 
 
-def tokens_of(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Returns token ids [N, L], 0 for padding."""
-    encoded = [ids[:LONGEST] for ids in tokenizer.encode(texts)]
+def tokens_of(texts: Sequence[str], task: Task, role: str, tokenizer: Tokenizer) -> np.ndarray:
+    """Returns token ids [N, L] of texts in the template of a role, 0 for padding."""
+    template = task.template_for(role)
+    names = [f"{role} {index}" for index in range(len(texts))]
+    fields = [{role: text} for text in texts]
+    encoded = [text.tokens for text in encode(tokenizer, template, fields, LONGEST, names)]
     tokens = np.zeros((len(encoded), max(map(len, encoded))), np.int32)
     for row, ids in zip(tokens, encoded, strict=True):
         row[: len(ids)] = ids
@@ -115,23 +126,21 @@ def search(
     return ranking.make_run(np.repeat(query_ids, best.shape[1]), names, scores.ravel())
 
 
-def embedding_table(parameters: dict[str, jax.Array]) -> jax.Array:
-    """Returns the vectors times their weights, as an embedding table of scale `SCALE`."""
-    weights = jax.nn.softplus(parameters["weights"])[:, None]
-    vectors = parameters["vectors"] * weights
-    # A transformer multiplies embeddings by the root of their width.
-    return vectors * SCALE / jnp.sqrt(jnp.mean(jnp.sum(vectors * vectors, axis=-1)))
-
-
-def save(
-    table: jax.Array, size: str, tokenizer: Tokenizer, output: pathlib.Path, seed: int
-) -> None:
-    """Writes a transformer with this embedding table and otherwise random parameters."""
+def start_of(parameters: dict[str, jax.Array], size: str, seed: int) -> Transformer:
+    """Returns a transformer whose mean-pooled states are the bag's vectors, but for its layers."""
     config = GEMMA_CONFIGS[size]
     backbone = Transformer(config, rngs=nnx.Rngs(seed))
-    rows = backbone.embedding[...].at[: len(table)].set(table[: config.vocab_size])
-    backbone.embedding[...] = rows
-    save_gemma(backbone, output, tokenizer)
+    content = parameters["vectors"] * jax.nn.softplus(parameters["weights"])[:, None]
+    content *= CONTENT / jnp.sqrt(jnp.mean(jnp.sum(content * content, axis=-1)))
+    constant = jnp.full((len(content), CONSTANT), CONSTANT**-0.5)
+    table = jnp.concatenate([content, constant], axis=-1)
+    backbone.embedding[...] = backbone.embedding[...].at[: len(table)].set(table)
+    backbone.final_norm.scale[...] = backbone.final_norm.scale[...].at[-CONSTANT:].set(-1)
+    for _, module in nnx.iter_modules(backbone):
+        if isinstance(module, Block):
+            for norm in (module.post_attention_norm, module.post_mlp_norm):
+                norm.scale[...] = jnp.full_like(norm.scale[...], LAYERS - 1)
+    return backbone
 
 
 def main() -> None:
@@ -150,12 +159,12 @@ def main() -> None:
     source = get("msmarco_retrieval", DataOptions())
     files = source.located("train")
     documents = _texts(files.documents, range(len(files.documents)))
-    document_tokens = tokens_of(documents, tokenizer)
+    document_tokens = tokens_of(documents, source.task, "document", tokenizer)
     train_queries = np.flatnonzero(files.positives() > 0)
     positives = [int(files.qrels.positives_of(query)[0]) for query in train_queries]
-    query_tokens = tokens_of(_texts(files.queries, train_queries), tokenizer)
+    query_tokens = tokens_of(_texts(files.queries, train_queries), source.task, "query", tokenizer)
     rng = np.random.default_rng(arguments.seed)
-    width = GEMMA_CONFIGS[arguments.size].embed_dim
+    width = GEMMA_CONFIGS[arguments.size].embed_dim - CONSTANT
     parameters = {
         "vectors": jnp.asarray(rng.normal(size=(tokenizer.vocab_size, width)), jnp.float32),
         "weights": jnp.ones(tokenizer.vocab_size),
@@ -170,7 +179,7 @@ def main() -> None:
     judged = np.flatnonzero(dev.qrels.judged > 0)
     query_ids = [dev.queries.ids[query] for query in judged]
     ids = [dev.documents.ids[index] for index in range(len(dev.documents))]
-    dev_tokens = tokens_of(_texts(dev.queries, judged), tokenizer)
+    dev_tokens = tokens_of(_texts(dev.queries, judged), source.task, "query", tokenizer)
     run = search(parameters, dev_tokens, document_tokens, ids, query_ids)
     metrics = ranking.compute_ranking_metrics(METRICS, dev.qrels.by_id(judged), run)
     values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -178,12 +187,11 @@ def main() -> None:
     if arguments.run:
         write_whole(arguments.run, "".join(ranking.trec_lines(run, "bag")))
     if arguments.output:
-        save(
-            embedding_table(parameters), arguments.size, tokenizer, arguments.output, arguments.seed
-        )
+        backbone = start_of(parameters, arguments.size, arguments.seed)
+        save_gemma(backbone, arguments.output, tokenizer)
 
 
-def _texts(corpus: Corpus, indices) -> list[str]:
+def _texts(corpus: Corpus, indices: Iterable[int]) -> list[str]:
     return [corpus.text(int(index)) for index in indices]
 
 

@@ -115,7 +115,7 @@ def test_other_copies_of_a_positive_are_no_negatives():
     assert not np.allclose(changed[0], info_nce(lists(), options)[0])
 
 
-def test_positives_of_another_list_of_the_query_are_no_negatives():
+def test_positives_of_the_same_query_are_no_negatives():
     data = lists(query_ids=np.array([7, 7, 1, 2, 3]))
     options = RetrievalLossOptions(temperature=0.7, both_directions=True)
     check(
@@ -125,7 +125,7 @@ def test_positives_of_another_list_of_the_query_are_no_negatives():
     assert not np.allclose(info_nce(data, options), info_nce(lists(), options))
 
 
-def test_negatives_more_similar_than_the_best_positive_are_left_out():
+def test_too_similar_negatives_are_left_out():
     data = lists(seed=3)
     options = RetrievalLossOptions(temperature=0.7, false_negative_margin=0.5)
     check(info_nce(data, options), expected_info_nce(data, 0.7, margin=0.5))
