@@ -31,6 +31,8 @@ def _main(argv: Sequence[str]) -> int:
         "Leave out documents that score above this share of the query's best positive; by default "
         "0.95 if the run has scores.",
     )
+    flags.text("queries", "If given, the file that must have all queries of the run.")
+    flags.text("collection", "If given, the file that must have all documents of the run.")
     flags.parse(argv)
     run = flags.required("run", "name a run, such as the output of gemma-encoder search")
     qrels = flags.required("qrels", "name a file of judgments")
@@ -47,6 +49,10 @@ def _main(argv: Sequence[str]) -> int:
             pathlib.Path(output),
             (int(ranks[1]), int(ranks[2])),
             flags["max_share"],
+            *(
+                pathlib.Path(flags[name]) if flags[name] else None
+                for name in ("queries", "collection")
+            ),
         )
     share = mining.MAX_SHARE if flags["max_share"] is None else flags["max_share"]
     first, *others = report.lines(share)

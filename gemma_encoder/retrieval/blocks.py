@@ -73,11 +73,19 @@ def _check(arrays: Arrays) -> str:
     return f"{crc:08x}"
 
 
-def check_shape(array: np.ndarray, shape: tuple[int, ...], path: pathlib.Path) -> np.ndarray:
-    """Returns an array; raises InputError if it has another shape, since the file is of another."""
-    if array.shape != shape:
+def array_of(
+    arrays: Arrays, name: str, shape: tuple[int, ...], dtype: type, path: pathlib.Path
+) -> np.ndarray:
+    """Returns an array of a block.
+
+    Raises:
+        InputError: it is missing, or has another shape or dtype: the file is of another index.
+    """
+    array = arrays.get(name)
+    if array is None or array.shape != shape or array.dtype != dtype:
+        actual = "none" if array is None else f"{array.dtype} of shape {list(array.shape)}"
         raise InputError(
-            f"{path} holds an array of shape {list(array.shape)}, expected {list(shape)}; copy the "
-            "index again, or index anew"
+            f"{path} should hold {name} as {np.dtype(dtype)} of shape {list(shape)}, and holds "
+            f"{actual}; copy the index again, or index anew"
         )
     return array

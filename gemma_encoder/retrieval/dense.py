@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gemma_encoder.embedding import unit_vectors
-from gemma_encoder.retrieval.blocks import block_path, check_shape, load_block
+from gemma_encoder.retrieval.blocks import array_of, block_path, load_block
 from gemma_encoder.retrieval.description import IndexDescription
 from gemma_encoder.retrieval.top import Best
 
@@ -50,12 +50,6 @@ def dense_arrays(vectors: np.ndarray, description: IndexDescription) -> dict[str
     return {"vectors": np.rint(vectors / scales[:, None]).astype(np.int8), "scales": scales}
 
 
-def dense_shapes(description: IndexDescription, rows: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a block's arrays."""
-    shapes: dict[str, tuple[int, ...]] = {"vectors": (rows, description.width)}
-    return shapes if description.precision == "float32" else shapes | {"scales": (rows,)}
-
-
 def read_vectors(
     folder: pathlib.Path, description: IndexDescription, block: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -63,11 +57,11 @@ def read_vectors(
     path = block_path(folder, block)
     rows = len(description.rows(block))
     arrays = load_block(folder, block)
-    arrays = {
-        name: check_shape(arrays.get(name, np.empty(0)), shape, path)
-        for name, shape in dense_shapes(description, rows).items()
-    }
-    return arrays["vectors"], arrays.get("scales")
+    shape = (rows, description.width)
+    if description.precision == "float32":
+        return array_of(arrays, "vectors", shape, np.float32, path), None
+    vectors = array_of(arrays, "vectors", shape, np.int8, path)
+    return vectors, array_of(arrays, "scales", (rows,), np.float32, path)
 
 
 def as_float32(vectors: np.ndarray, scales: np.ndarray | None) -> np.ndarray:

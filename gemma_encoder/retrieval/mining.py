@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from gemma_encoder.data import cache
-from gemma_encoder.data.files.corpus import Ids, IdWriter
+from gemma_encoder.data.files.corpus import Corpus, Ids, IdWriter
 from gemma_encoder.data.files.lines import Lines, Spans
 from gemma_encoder.data.files.run_lines import RunLines, find_ids, read_qrels, read_run
 from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.retrieval.collection import open_collection, open_queries
 from gemma_encoder.whole_files import whole_file
 
 RANKS = (1, 100)
@@ -59,6 +60,8 @@ def mine(
     output: pathlib.Path,
     ranks: tuple[int, int] = RANKS,
     max_share: float | None = None,
+    queries: pathlib.Path | None = None,
+    collection: pathlib.Path | None = None,
 ) -> MiningReport:
     """Writes the negatives of the judged queries as an MS MARCO run (qid, pid, rank).
 
@@ -70,10 +73,11 @@ def mine(
         max_share: documents that score higher than this share of the query's best positive are
             left out, since they may be positives; by default 0.95 if the run has scores. Of a
             score b below 0, the limit is as far below b: b − (1 − share) |b|.
+        queries, collection: files that must have all ids of the run, if they are given.
 
     Raises:
-        InputError: a file is invalid, no judged query is in the run, or the run has no scores for
-            `max_share`.
+        InputError: a file is invalid, no judged query is in the run, the run has no scores for
+            `max_share`, or an id is unknown.
     """
     low, high = ranks
     if not 1 <= low <= high:
@@ -84,12 +88,17 @@ def mine(
         if not path.is_file():
             raise InputError(f"--{flag}={path}: there is no such file")
     positives = Positives(qrels)
+    corpora = (
+        open_queries(queries) if queries else None,
+        open_collection(collection) if collection else None,
+    )
     report = MiningReport()
     mined = np.zeros(len(positives.queries), bool)
     with in_one_line(f"--output={output} cannot be written", errors=OSError):
         output.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(output) as temporary, temporary.open("wb") as file:
             for group in _whole_queries(run):
+                _check_ids(group, *corpora)
                 file.write(_negatives(group, positives, ranks, max_share, mined, report))
             if not mined.any():
                 raise InputError(
@@ -99,6 +108,17 @@ def mine(
     report.queries = int(mined.sum())
     report.missing = len(mined) - report.queries
     return report
+
+
+def _check_ids(block: RunLines, queries: Corpus | None, documents: Corpus | None) -> None:
+    """Raises InputError for an id that a given collection lacks."""
+    for ids, corpus in ((block.queries, queries), (block.documents, documents)):
+        unknown = [] if corpus is None else find_ids(ids, corpus.ids, block.is_ours) < 0
+        for line in np.flatnonzero(unknown)[:1]:
+            raise InputError(
+                f"{block.lines.where(line)}: {corpus.id_name} {ids.text(line)!r} is not in "
+                f"{corpus.path.name}"
+            )
 
 
 class Positives:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from gemma_encoder.embedding import SparseVectors
-from gemma_encoder.retrieval.blocks import block_path, check_shape, load_block
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.retrieval.blocks import array_of, block_path, load_block
 from gemma_encoder.retrieval.description import IndexDescription
 from gemma_encoder.retrieval.top import Best, largest, merge, nothing
 
@@ -43,13 +44,15 @@ def _read_matrix(folder: pathlib.Path, description: IndexDescription, block: int
 
     path = block_path(folder, block)
     arrays = load_block(folder, block)
-    starts = check_shape(arrays.get("starts", np.empty(0)), (description.full_width + 1,), path)
-    documents, weights = (
-        check_shape(arrays.get(name, np.empty(0)), (int(starts[-1]),), path)
-        for name in ("documents", "weights")
-    )
-    shape = (description.full_width, len(description.rows(block)))
-    return scipy.sparse.csr_matrix((weights, documents, starts), shape)
+    vocabulary, rows = description.full_width, len(description.rows(block))
+    starts = array_of(arrays, "starts", (vocabulary + 1,), np.int32, path)
+    size = max(int(starts[-1]), 0)
+    documents = array_of(arrays, "documents", (size,), np.int32, path)
+    weights = array_of(arrays, "weights", (size,), np.float32, path)
+    is_valid = starts[0] == 0 and (np.diff(starts) >= 0).all()
+    if not is_valid or (size and not 0 <= documents.min() <= documents.max() < rows):
+        raise InputError(f"{path} is damaged: it names documents that the block does not have")
+    return scipy.sparse.csr_matrix((weights, documents, starts), (vocabulary, rows))
 
 
 def search_sparse(

@@ -269,6 +269,34 @@ def test_damage_is_noticed(dense, collection, tmp_path):
         ge.Index.load(index.folder)
 
 
+def test_blocks_of_other_arrays_are_refused(dense, sparse, collection, tmp_path):
+    """Without digests, as where they were deleted on purpose."""
+    for model, arrays, message in (
+        (dense, {"vectors": np.zeros((3, 32), np.float32)}, r"shape \[5, 32\], and holds float32"),
+        (dense, {"vectors": np.zeros((5, 32))}, "and holds float64 of shape"),
+        (sparse, {}, "should hold starts as int32"),
+        (sparse, _inverted(9, 0), "names documents that the block does not have"),
+        (sparse, _inverted(0, -1), "names documents that the block does not have"),
+    ):
+        name = f"INDEX{len(list(tmp_path.iterdir()))}"
+        index = ge.Index.build(model, collection(5), tmp_path / name)
+        (index.folder / "digests.json").unlink()
+        build.write_block(index.folder, 0, arrays)
+        with pytest.raises(InputError, match=message):
+            index.search(QUERIES)
+
+
+def _inverted(document, first):
+    """An inverted index of one weight, which names a document, and begins somewhere."""
+    starts = np.ones(ge.Tokenizer.load("small").vocab_size + 1, np.int32)
+    starts[0] = first
+    return {
+        "starts": starts,
+        "documents": np.array([document], np.int32),
+        "weights": np.ones(1, np.float32),
+    }
+
+
 def test_hybrid_results_are_fused_by_rank(dense, collection, tmp_path):
     path = collection(30)
     first = ge.Index.build(dense, path, tmp_path / "INDEX")

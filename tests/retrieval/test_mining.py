@@ -125,6 +125,20 @@ def test_bad_runs_are_refused_in_one_line(files, run, qrels, message):
     assert "\n" not in str(caught.value) and not arguments[2].exists()
 
 
+def test_ids_are_checked_against_given_files(files, tmp_path):
+    arguments = files()
+    queries, collection = tmp_path / "queries.tsv", tmp_path / "collection.tsv"
+    queries.write_text("q1\tx\nq2\tx\nq3\tx\n")
+    collection.write_text("".join(f"{name}\tx\n" for name in "abcde"))
+    assert mine(*arguments, queries=queries, collection=collection).negatives == 4
+    queries.write_text("q1\tx\nq3\tx\n")
+    with pytest.raises(InputError, match=r"run.trec:5: qid 'q2' is not in queries.tsv"):
+        mine(*arguments, queries=queries)
+    collection.write_text("a\tx\nb\tx\nd\tx\n")
+    with pytest.raises(InputError, match=r"run.trec:3: pid 'c' is not in collection.tsv"):
+        mine(*arguments, collection=collection)
+
+
 @pytest.mark.parametrize(
     ("ranks", "share", "message"),
     [((0, 3), None, "FIRST-LAST"), ((5, 3), None, "got 5-3"), ((1, 3), 1.5, "at most 1, got 1.5")],
