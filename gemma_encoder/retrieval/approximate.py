@@ -20,7 +20,7 @@ NAME = "faiss.index"
 NEIGHBORS = 32  # links of a vector in the graph
 BUILD_DEPTH = 200  # candidates for the links of a vector
 SEARCH_DEPTH = 128  # candidates of a query, at least twice its results
-SHARE_VISITED = 1 / 16  # of the clusters
+SHARE_VISITED = 1 / 8  # of the clusters
 TRAINING_VECTORS = 256  # per cluster
 
 
