@@ -5,10 +5,10 @@
     gemma-encoder train --config=own:ranking,size=gemma2_2b --config.own.train=pairs.jsonl \
       --workdir=runs/mine
 
-Argument: the kind of task (classification, regression, ranking, multi_label, ordinal), then
-`size=…` (by default tiny: random weights, the small tokenizer, two CPU cores) and `smoke` (a slice
-of the data, in seconds). `OwnOptions` in gemma_encoder/data/tasks/own_options.py documents the
-fields of `config.own` with their defaults: columns, classes, template and metrics. To see the
+Argument: the kind of task (classification, regression, ranking, retrieval, multi_label, ordinal),
+then `size=…` (by default tiny: random weights, the small tokenizer, two CPU cores) and `smoke` (a
+slice of the data, in seconds). `OwnOptions` in gemma_encoder/data/tasks/own_options.py documents
+the fields of `config.own` with their defaults: columns, classes, template and metrics. To see the
 model's inputs before training, run `gemma-encoder inspect` with the same --config flags.
 """
 
@@ -22,18 +22,20 @@ def get_config(arg: str = "classification"):
     kind, options, smoke = recipe.parse_arg(arg, table_kinds())
     kind = kind or OwnOptions.kind
     is_list = kinds.get(kind).is_list
+    embeds = kinds.get(kind).embeds
     size = options.get("size", "tiny")
     config = recipe.default_config()
     recipe.set_size(config, size)
     config.tasks = ("own",)
     config.own.kind = kind
+    config.model.pooling.normalize = embeds  # similarities are cosines
     config.evaluate_every = "50 percent"
     config.train_for = "3 epochs"
     if recipe.is_small(size):
         config.max_length = config.batch.row_length = 256
         # Small batches, because users' files are often small.
         config.batch.rows = 16 if is_list else 8
-        config.batch.segments = 4 if is_list else 8
+        config.batch.segments = 4 if is_list and not embeds else 8
         config.optimizer.learning_rate = 1e-3
         config.optimizer.weight_decay = 0.01
     else:

@@ -54,10 +54,10 @@ def fine_tune(
     written to `WORKDIR/data/`, so that the same call resumes an interrupted run.
 
     Args:
-        what: a kind of task ("classification", "regression", "ranking", "multi_label", "ordinal"),
-            optionally with arguments of the config `own`, as "classification,size=gemma3_270m"; or
-            a custom `Task`, whose template's fields are columns of the data; or a config: its name
-            ("glue:sst2"), its file, or a ConfigDict.
+        what: a kind of task ("classification", "regression", "ranking", "multi_label", "ordinal";
+            with `train` also "retrieval"), optionally with arguments of the config `own`, such as
+            "classification,size=gemma3_270m"; or a custom `Task`, whose template's fields are
+            columns of the data; or a config: its name ("glue:sst2"), its file, or a ConfigDict.
         train: a path (JSONL, JSON, CSV, TSV, Parquet), a pattern such as "part-*.csv", a list of
             both, a DataFrame, a dictionary of columns, or an iterable of records. The column
             "label" is the label, the other columns form the text; see `OwnOptions` to change that
@@ -81,7 +81,7 @@ def fine_tune(
     _check_arguments(overrides, workdir)
     modules = convert(tuple[str, ...], overrides.get("modules", ()), "modules")
     import_modules(modules)  # they may register the kind of task
-    name, config, fields = _resolve_config(what)
+    name, config, fields = _resolve_config(what, has_data=train is not None)
     fields |= configs.by_path(config, overrides)
     files = _data_fields({"train": train, "validation": validation, "test": test}, workdir)
     duplicates = sorted(files.keys() & fields.keys())
@@ -122,7 +122,7 @@ def _check_files_are_used(config: ml_collections.ConfigDict, files: Mapping[str,
 
 
 def _resolve_config(
-    source: str | Task | ml_collections.ConfigDict,
+    source: str | Task | ml_collections.ConfigDict, has_data: bool
 ) -> tuple[str, ml_collections.ConfigDict, dict[str, Any]]:
     """Returns the config's name (or ""), the config, and the fields that a task overrides."""
     if isinstance(source, Task):
@@ -132,7 +132,7 @@ def _resolve_config(
     if isinstance(source, str):
         word = source.split(",")[0].split(":")[0]
         name = source
-        if word in table_kinds():
+        if word in table_kinds() and (has_data or word not in configs.names()):
             name = f"own:{source}"
         elif word not in configs.names() and not word.endswith(".py"):
             raise unknown("kind or config", word, [*table_kinds(), *configs.names()])
@@ -148,6 +148,11 @@ def _task_fields(task: Task) -> dict[str, Any]:
         raise InputError(
             f"task {task.name!r}: the labels of a {task.kind} task do not fit in a table; "
             f"expected one of {', '.join(table_kinds())}"
+        )
+    if task.kind.embeds:
+        raise InputError(
+            f"task {task.name!r}: name the kind, {str(task.kind)!r}, in place of a task; overrides "
+            "set retrieval.query_template and retrieval.document_template"
         )
     supported = Task(
         task.name, task.kind, task.template, task.metrics, task.classes, task.label_range

@@ -9,7 +9,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from gemma_encoder.data.searched_documents import searched_documents
 from gemma_encoder.data.source import DataOptions, Record, Source
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.kind import UNLABELED
 from gemma_encoder.inputs.task import Example, Task
 
 KEY_BITS = 31  # of `Batch.example_id`
@@ -19,7 +22,8 @@ class Distinct(NamedTuple):
     """Queries and distinct documents of a split.
 
     Attributes:
-        documents: (record, position in its list) of the first appearance of each document.
+        documents: (record, position in its list) of the first appearance of each document that is
+            searched.
         qrels: grades by query id and document id.
     """
 
@@ -41,6 +45,7 @@ class ListRetrievalSource(Source):
         self._lists = lists
         self.splits = lists.splits
         self.has_teacher = lists.has_teacher
+        self.inferred = lists.inferred
         self.distinct = functools.cache(self._distinct)  # split -> its distinct documents
 
     def check(self) -> None:
@@ -93,9 +98,11 @@ class ListRetrievalSource(Source):
         return Record.of([document._replace(label=0.0)])
 
     def _distinct(self, split: str) -> Distinct:
-        """Reads all lists of a split."""
+        """Reads all lists of a split, and selects the documents to search."""
         ids: dict[int, str] = {}  # text's digest -> id of the document
+        owners: dict[str, int] = {}  # id of a document -> its text's digest
         documents = []
+        relevant = []
         qrels: dict[str, dict[str, float]] = {}
         for index in range(self._lists.size(split)):
             record = self._lists.record(split, index)
@@ -105,9 +112,22 @@ class ListRetrievalSource(Source):
                 if digest not in ids:
                     ids[digest] = example.document_id
                     documents.append((index, position))
+                    if owners.setdefault(example.document_id, digest) != digest:
+                        raise InputError(
+                            f"task {self.task.name!r}, {self._lists.where(split, index)}: document "
+                            f"{example.document_id!r} has another text than before; an id names "
+                            "one text"
+                        )
                 grade = label[0] if isinstance(label, tuple) else label
+                if grade == UNLABELED:
+                    continue
                 qrels.setdefault(example.query_id, {})[ids[digest]] = grade
-        return Distinct(documents, qrels)
+                relevant += [ids[digest]] if grade > 0 else []
+        order = {document: index for index, document in enumerate(ids.values())}
+        searched = searched_documents(
+            self, split, self._lists.size(split), [order[d] for d in relevant], len(documents)
+        )
+        return Distinct([documents[index] for index in searched], qrels)
 
     def _fields(self, example: Example, role: str) -> dict[str, str]:
         return {name: example.fields[name] for name in self.task.template_for(role).fields}

@@ -18,7 +18,8 @@ from absl import logging
 
 from gemma_encoder.data.files.corpus import Corpus
 from gemma_encoder.data.ranking import RankingFiles, RankingSource
-from gemma_encoder.data.retrieval_options import REPRESENTATIONS
+from gemma_encoder.data.retrieval_options import REPRESENTATIONS, check_template
+from gemma_encoder.data.searched_documents import searched_documents
 from gemma_encoder.data.source import DataOptions, Record, Source
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, Task
@@ -28,17 +29,31 @@ SUFFIX = "_retrieval"  # of the name of a ranking task, for retrieval on the sam
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 
 
-def retrieval_task(name: str, options: DataOptions, metrics: tuple[str, ...] = METRICS) -> Task:
+def retrieval_task(
+    name: str,
+    options: DataOptions,
+    metrics: tuple[str, ...] = METRICS,
+    document: Template | None = None,
+) -> Task:
     """Returns the declaration of a retrieval task, with the templates of the options.
 
     All dense tasks share one head, and so do all sparse tasks.
+
+    Args:
+        name: name of the task.
+        options: the data options of the config.
+        metrics: the task's metrics.
+        document: template of documents, if they have other fields than "document".
+
+    Raises:
+        InputError: the template of the options has other fields.
     """
     retrieval = options.retrieval
-    query, document = (
-        Template(text) for text in (retrieval.query_template, retrieval.document_template)
-    )
+    if document is None:
+        check_template("document", retrieval.document_template)
+        document = Template(retrieval.document_template)
     kind = REPRESENTATIONS[retrieval.representation]
-    templates = (("query", query), ("document", document))
+    templates = (("query", Template(retrieval.query_template)), ("document", document))
     return Task(name, kind, document, metrics, head=kind, role_templates=templates)
 
 
@@ -111,25 +126,10 @@ class RetrievalSource(Source):
         if files.qrels is not None:
             judged = np.flatnonzero(files.qrels.judged > 0)
         queries = judged[: self.options.limit(split) or None].astype(np.int32)
-        total = len(files.documents)
-        size = self.options.retrieval.eval_documents or total
-        if size >= total:
-            return Searched(queries, np.arange(total, dtype=np.int32))
         relevant = [files.qrels.positives_of(query) for query in queries] if files.qrels else []
-        documents = np.unique(np.concatenate([np.zeros(0, np.int32), *relevant]))
-        others = np.setdiff1d(np.arange(total, dtype=np.int32), documents)
-        others = np.random.default_rng(self.key).permutation(others)
-        documents = np.sort([*documents, *others[: max(size - len(documents), 0)]])
-        logging.warning(
-            "%s: the %d queries of %s search %d of %d documents, the relevant ones and random "
-            "others: metrics are higher than on the whole collection (retrieval.eval_documents)",
-            self.task.name,
-            len(queries),
-            split,
-            len(documents),
-            total,
-        )
-        return Searched(queries, documents.astype(np.int32))
+        relevant = np.concatenate([np.zeros(0, np.int32), *relevant])
+        documents = searched_documents(self, split, len(queries), relevant, len(files.documents))
+        return Searched(queries, documents)
 
     def count(self, split: str) -> int:
         """Returns the number of training queries, or of queries and documents to evaluate."""

@@ -24,7 +24,10 @@ class RetrievalOptions:
         "only the documents of other queries",
     )
     query_template: str = option("Query: {query}", "text of a query")
-    document_template: str = option("Document: {document}", "text of a document")
+    document_template: str = option(
+        "Document: {document}",
+        'text of a document; of own files with several columns, such as "{title} {body}"',
+    )
     eval_documents: int = option(
         10_000,
         "evaluate on the relevant documents and random others, this many together; 0: on all",
@@ -35,15 +38,18 @@ class RetrievalOptions:
             raise unknown("retrieval.representation", self.representation, REPRESENTATIONS)
         check_at_least("retrieval", self, ("positives",), 1)
         check_at_least("retrieval", self, ("negatives", "eval_documents"), 0)
-        for name in ("query", "document"):
-            fields = Template(getattr(self, f"{name}_template")).fields
-            if fields != (name,):
-                raise InputError(
-                    f"retrieval.{name}_template must have the field {{{name}}}, and no other, got "
-                    f"{getattr(self, f'{name}_template')!r}"
-                )
+        check_template("query", self.query_template)
+        Template(self.document_template)
 
     @property
     def list_size(self) -> int:
         """Most texts of a training list: the query and its documents."""
         return 1 + self.positives + self.negatives
+
+
+def check_template(role: str, text: str) -> None:
+    """Raises InputError unless the only field of a template is its role."""
+    if Template(text).fields != (role,):
+        raise InputError(
+            f"retrieval.{role}_template must have the field {{{role}}}, and no other, got {text!r}"
+        )

@@ -140,9 +140,22 @@ class Table:
 
     def codes(self, column: str) -> tuple[list[str], np.ndarray]:
         """Dictionary-encodes a text column: its distinct values, and [N] indices into them."""
-        chunks = self._columns[column].dictionary_encode().unify_dictionaries().chunks
+        values, codes = self._encoded(column)
+        return values.to_pylist(), codes
+
+    def indices(self, column: str) -> tuple[int, np.ndarray]:
+        """Returns the number of distinct values of a text column, and the codes of `codes`."""
+        values, codes = self._encoded(column)
+        return len(values), codes
+
+    def _encoded(self, column: str) -> tuple[Any, np.ndarray]:
+        encoded = self._columns[column].dictionary_encode()
+        # All chunks have one dictionary; to unify equal ones takes ten seconds for a million texts.
+        if len({chunk.dictionary.buffers()[2].address for chunk in encoded.chunks}) > 1:
+            encoded = encoded.unify_dictionaries()
+        chunks = encoded.chunks
         codes = np.concatenate([numeric_values(chunk.indices) for chunk in chunks])
-        return chunks[0].dictionary.to_pylist(), codes
+        return chunks[0].dictionary, codes
 
 
 class Groups:
@@ -150,7 +163,7 @@ class Groups:
 
     Args:
         names: ids of the queries.
-        codes: [N], index of each row's query.
+        codes: [N], index of each row's query; -1 leaves a row out.
     """
 
     def __init__(self, names: Sequence[str], codes: np.ndarray):
@@ -172,7 +185,7 @@ class Groups:
 
     def num_positives(self, labels: np.ndarray) -> np.ndarray:
         """Returns [Q], the number of positive rows of each query."""
-        return np.bincount(self._codes[labels > 0], minlength=len(self))
+        return np.bincount(self._codes[(labels > 0) & (self._codes >= 0)], minlength=len(self))
 
     def has_both_labels(self, labels: np.ndarray) -> np.ndarray:
         """Returns [Q] bool: True for queries with a positive and a negative row."""

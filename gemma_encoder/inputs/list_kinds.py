@@ -65,6 +65,10 @@ class Retrieval(Kind):
     ranks = True
     embeds = True
     couples = True
+    label_column = "number"
+    label_word = "grade"
+    least_label = 0.0
+    whole_labels = True
     hub_tag = "sentence-similarity"
     score_meaning = "the vector of a text, which searches compare"
 
@@ -123,6 +127,7 @@ class SparseRetrieval(Retrieval):
 
     name = "sparse_retrieval"
     head = "sparse"
+    label_column = ""  # files are of kind retrieval, whose options choose the representation
     hub_tag = "feature-extraction"
     score_meaning = "the largest weights of a text, then the ids of their words"
 

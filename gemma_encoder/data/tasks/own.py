@@ -3,8 +3,9 @@
     gemma-encoder train --config=own:classification --config.own.train=train.csv --workdir=DIR
 
 Files are JSONL, JSON, CSV, TSV or Parquet, see `files.rows`; a pattern such as `part-*.csv` selects
-several. A row is one text, one pair of texts, or one document of a query (ranking). All rows are
-checked before training. Options that are not set are inferred, see `own_task`.
+several. A row is one text, one pair of texts, or one document of a query (ranking); for retrieval
+see `own_document_columns`. All rows are checked before training. Options that are not set are
+inferred, see `own_task`.
 """
 
 import pathlib
@@ -14,14 +15,18 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data.files import rows
+from gemma_encoder.data.list_retrieval import ListRetrievalSource
 from gemma_encoder.data.ranking import report_hopeless_queries
-from gemma_encoder.data.source import DataOptions, Record, Source
+from gemma_encoder.data.source import DataOptions, Record, Source, StoredTask
 from gemma_encoder.data.table import Groups
 from gemma_encoder.data.tasks.own_checks import check_columns
+from gemma_encoder.data.tasks.own_document_columns import DocumentColumns, resolve_retrieval
+from gemma_encoder.data.tasks.own_documents import DocumentRows
 from gemma_encoder.data.tasks.own_held_out import HeldOut
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_rows import Rows
 from gemma_encoder.data.tasks.own_task import Reading, resolve_columns, resolve_task
+from gemma_encoder.inputs import kinds
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.options import from_mapping
 from gemma_encoder.inputs.task import Example, Task
@@ -42,9 +47,9 @@ class OwnSource(Source):
         self,
         task: Task,
         options: DataOptions,
-        files: Mapping[str, Rows],
+        files: Mapping[str, Rows | DocumentRows],
         held_out: float,
-        reading: Reading,
+        reading: Reading | DocumentColumns,
     ):
         super().__init__(task, options)
         self.inferred = reading.to_dict()
@@ -111,20 +116,27 @@ class OwnSource(Source):
         return np.arange(len(self._queries[split] if self.task.is_list else self._files[split]))
 
     def _trainable_queries(self) -> np.ndarray:
-        """Returns indices of the training queries with a positive and a negative."""
+        """Returns indices of the training queries with the labels that a list needs."""
         file = self._files["train"]
         available = self._available("train")
-        is_trainable = self._queries["train"].has_both_labels(file.numeric_labels())[available]
+        queries = self._queries["train"]
+        if self.task.kind.embeds:  # the documents of other queries are negatives
+            needed = "positive"
+            is_trainable = queries.num_positives(file.numeric_labels())[available] > 0
+        else:
+            needed = "positive or no negative"
+            is_trainable = queries.has_both_labels(file.numeric_labels())[available]
         result = np.flatnonzero(is_trainable)
         if len(result) < len(available):
             logging.warning(
-                "%s: %d of %d train queries have no positive or no negative and are skipped",
+                "%s: %d of %d train queries have no %s and are skipped",
                 self.task.name,
                 len(available) - len(result),
                 len(available),
+                needed,
             )
         if not len(result):
-            raise InputError(f"{file.name}: no query has a positive and a negative")
+            raise InputError(f"{file.name}: no query has a {needed.replace('or no', 'and a')}")
         return result
 
     def _report_queries(self) -> None:
@@ -191,11 +203,13 @@ class OwnSource(Source):
 def _make(options: DataOptions) -> Source:
     own = from_mapping(OwnOptions, options.own, "own")
     own.check()
+    if kinds.get(own.kind).embeds:
+        return _make_retrieval(own, options)
     stored = options.stored.get(own.name)
     paths = own.paths()
     first = paths["train"][0]
     columns = resolve_columns(own, first, rows.read_rows(first)[0], stored)
-    origin = str(first) if stored is None else f"the data of {stored.origin}"
+    origin = _origin(first, stored)
     files = {
         split: Rows(own, columns, named, origin, labeled=split != "test")
         for split, named in paths.items()
@@ -204,6 +218,26 @@ def _make(options: DataOptions) -> Source:
     task, reading = resolve_task(own, columns, files, stored)
     logging.info("own: %s", task)
     return OwnSource(task, options, files, own.held_out, reading)
+
+
+def _make_retrieval(own: OwnOptions, options: DataOptions) -> Source:
+    stored = options.stored.get(own.name)
+    paths = own.paths()
+    first = paths["train"][0]
+    task, columns = resolve_retrieval(own, options, first, rows.read_rows(first)[0], stored)
+    origin = _origin(first, stored)
+    files = {
+        split: DocumentRows(own, columns, named, origin, split) for split, named in paths.items()
+    }
+    logging.info("own: %s", task)
+    lists = OwnSource(task, options, files, own.held_out, columns)
+    lists.has_teacher = files["train"].has_scores
+    return ListRetrievalSource(task, options, lists)
+
+
+def _origin(first: pathlib.Path, stored: StoredTask | None) -> str:
+    """Names the data that the columns are of, for messages."""
+    return str(first) if stored is None else f"the data of {stored.origin}"
 
 
 TASKS: dict[str, Callable[[DataOptions], Source]] = {"own": _make}

@@ -25,14 +25,9 @@ def label_reader(options: OwnOptions, column: str) -> Callable[[Mapping[str, Any
         return lambda values, where: read_class(values, column, where, fractions)
     if kind.label_column == "classes":
         return lambda values, where: JOIN.join(_names(values, column, options.separator, where))
-    return lambda values, where: _parse_number(
+    return lambda values, where: parse_cell(
         values, column, where, kind.least_label, kind.whole_labels
     )
-
-
-def unlabeled(values: Mapping[str, Any], where: str) -> float:
-    """Returns the label of an unlabeled row."""
-    return UNLABELED
 
 
 def is_placeholder(value: Any) -> bool:
@@ -47,6 +42,14 @@ def is_placeholder(value: Any) -> bool:
 def split_names(value: str) -> list[str]:
     """Splits a label of the table into class names."""
     return value.split(JOIN)
+
+
+def read_part(values: Mapping[str, Any], column: str, where: str) -> str:
+    """Returns a text that may be blank, null or missing; raises InputError if it is not text."""
+    value = values.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    return read_text(values, column, where)
 
 
 def read_text(values: Mapping[str, Any], column: str, where: str) -> str:
@@ -105,7 +108,10 @@ def _names(values: Mapping[str, Any], column: str, separator: str, where: str) -
     """
     value = _present(values, column, where)
     if isinstance(value, str) and value.strip().startswith("["):
-        value = _parsed_list(value.strip(), column, where)
+        text = value.strip()
+        value = parse_list(text)
+        if value is None:
+            raise InputError(f"{where}: column {column!r} contains a malformed list: {text[:60]!r}")
     elif isinstance(value, str):
         value = [part for part in value.split(separator)] if value.strip() else []
     elif not isinstance(value, Sequence):
@@ -116,8 +122,11 @@ def _names(values: Mapping[str, Any], column: str, separator: str, where: str) -
     return names
 
 
-def _parsed_list(text: str, column: str, where: str) -> list[Any]:
-    """Parses a list in the syntax of JSON or of Python, which pandas' `to_csv` writes."""
+def parse_list(text: str) -> list[Any] | None:
+    """Parses a list in the syntax of JSON or of Python, which pandas' `to_csv` writes.
+
+    None if the text is no list.
+    """
     for parse in (from_json, parse_literal):
         try:
             value = parse(text)
@@ -125,10 +134,10 @@ def _parsed_list(text: str, column: str, where: str) -> list[Any]:
             continue
         if isinstance(value, list):
             return value
-    raise InputError(f"{where}: column {column!r} contains a malformed list: {text[:60]!r}")
+    return None
 
 
-def _parse_number(
+def parse_cell(
     values: Mapping[str, Any], column: str, where: str, least: float, whole: bool
 ) -> float:
     """Returns a finite number of at least `least`; if `whole`, without a fraction."""
@@ -142,12 +151,12 @@ def _parse_number(
         expected = "a whole number" if whole else "a number"
         bound = f" of at least {least:g}" if least > -math.inf else ""
         raise InputError(
-            f"{where}: column {column!r} should contain {expected}{bound}, got {_shortened(value)}"
+            f"{where}: column {column!r} should contain {expected}{bound}, got {shortened(value)}"
         )
     return result
 
 
-def _shortened(value: Any) -> str:
+def shortened(value: Any) -> str:
     """Returns the repr of a value for messages; the first characters of a long one."""
     try:
         text = repr(value)

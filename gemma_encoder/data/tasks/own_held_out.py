@@ -14,24 +14,22 @@ in Python, which takes minutes for millions of texts.
 Shapes: N records, G groups, S strata, C classes.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from gemma_encoder.data.source import HELD_OUT
-from gemma_encoder.data.table import Groups, Table
+from gemma_encoder.data.table import Groups
 from gemma_encoder.data.tasks.own_cells import split_names
+from gemma_encoder.data.tasks.own_documents import DocumentRows
 from gemma_encoder.data.tasks.own_rows import Rows
 from gemma_encoder.data.tasks.own_task import LISTED_CLASSES
+from gemma_encoder.data.text_hashes import mixed_bits, text_hashes
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 
 VERSION = 2  # incremented when other records are held out
 BINS = 10  # quantiles of the target of a regression
-_FACTORS = [np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
-_IS_SPACE = np.zeros(256, bool)
-_IS_SPACE[list(b" \t\n\r\v\f")] = True
 
 
 class HeldOut:
@@ -56,7 +54,7 @@ class HeldOut:
 
     def __init__(
         self,
-        file: Rows,
+        file: Rows | DocumentRows,
         task: Task,
         class_indices: Mapping[str, int],
         queries: Groups | None,
@@ -69,9 +67,10 @@ class HeldOut:
             strata = labels.strata(fraction)
         else:
             groups = text_hashes(file.table, file.text_columns[:1])[queries.first_rows()]
-            strata = queries.has_both_labels(file.numeric_labels()).astype(np.int64)
+            by_label = queries.num_positives if task.kind.embeds else queries.has_both_labels
+            strata = (by_label(file.numeric_labels()) > 0).astype(np.int64)
         cover = bool(task.classes) or queries is not None
-        records = _mixed(np.arange(len(groups), dtype=np.uint64))
+        records = mixed_bits(np.arange(len(groups), dtype=np.uint64))
         no_strata = np.zeros_like(strata)
         attempts = (
             (groups, strata, cover),
@@ -240,45 +239,3 @@ def _cover(is_selected: np.ndarray, group: np.ndarray, strata: np.ndarray, side:
             if np.isin(strata[records], strata[others]).all():  # the other side loses no stratum
                 is_selected[candidate] = side
                 break
-
-
-def text_hashes(table: Table, columns: Sequence[str]) -> np.ndarray:
-    """Returns [N] uint64, a hash of the texts of each row; whitespace is ignored."""
-    result = np.zeros(len(table), np.uint64)
-    for column in columns:
-        first = 0
-        for chunk in table.arrow.column(column).chunks:
-            rows = slice(first, first + len(chunk))
-            result[rows] = _mixed(result[rows] * _FACTORS[2] + _hashes(chunk))
-            first += len(chunk)
-    return result
-
-
-def _hashes(texts: Any) -> np.ndarray:
-    """Hashes the texts of an Arrow array, eight bytes at a time."""
-    _, offsets, content = texts.buffers()
-    offsets = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    data = np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]]
-    is_space = _IS_SPACE[data]
-    spaces = np.concatenate([[0], np.cumsum(is_space)])
-    offsets = offsets - offsets[0]
-    offsets = offsets - spaces[offsets]
-    lengths = np.diff(offsets)
-    num_words = lengths // 8 + 1  # the last word has 0 to 7 bytes
-    first_words = np.cumsum(num_words) - num_words
-    position = np.arange(num_words.sum()) - np.repeat(first_words, num_words)
-    padded = np.concatenate([data[~is_space], np.zeros(8, np.uint8)])
-    unaligned = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))
-    words = unaligned[np.repeat(offsets[:-1], num_words) + 8 * position]
-    last_bits = (8 * (lengths % 8)).astype(np.uint64)
-    words[first_words + num_words - 1] &= (np.uint64(1) << last_bits) - np.uint64(1)
-    words = _mixed(words + position.astype(np.uint64) * _FACTORS[0])
-    sums = np.add.reduceat(words, first_words)
-    return _mixed(sums + lengths.astype(np.uint64))
-
-
-def _mixed(values: np.ndarray) -> np.ndarray:
-    """Mixes the bits of [n] uint64: the finalizer of SplitMix64 (Steele et al., 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * _FACTORS[1]
-    values = (values ^ (values >> np.uint64(27))) * _FACTORS[2]
-    return values ^ (values >> np.uint64(31))

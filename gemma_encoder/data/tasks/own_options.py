@@ -38,7 +38,8 @@ class OwnOptions:
     kind: str = option("classification", "kind of task, one whose labels fit in a column")
     fields: tuple[str, ...] = option(
         (),
-        "columns of the text, for ranking the query first; by default all but label and ids",
+        "columns of the text, for ranking and retrieval the query first; by default all but label "
+        "and ids",
     )
     label: str = option(
         "label", "column of the class, the target, or (ranking) the grade, 0 for not relevant"
@@ -71,10 +72,27 @@ class OwnOptions:
         "truncated",
     )
     query_id: str = option(
-        "", 'column (ranking); by default "query_id" if it exists, else the text of the query'
+        "",
+        'column (ranking, retrieval); by default "query_id" if it exists, else the text of the '
+        "query",
     )
     document_id: str = option(
-        "", 'column (ranking); by default "document_id" if it exists, else the row'
+        "", 'column (ranking, retrieval); by default "document_id" if it exists, else the row'
+    )
+    positive: str = option(
+        "",
+        "column (retrieval) of a relevant text, or of a list; by default "
+        '"positive" or "positives" if it exists',
+    )
+    negative: str = option(
+        "",
+        "column (retrieval) of a hard negative, or of a list; by default "
+        '"negative" or "negatives" if it exists',
+    )
+    score: str = option(
+        "",
+        "column (retrieval) of a teacher's score, or of the list of those of the positives, then "
+        'of the negatives; by default "score" or "scores" if it exists',
     )
     metrics: tuple[str, ...] = option((), "metrics; by default those of the kind")
     held_out: float = option(
@@ -113,6 +131,14 @@ class OwnOptions:
             raise InputError(
                 "own.label_range must be (lowest, highest), for a kind of task with a range, got "
                 f"{self.label_range} for {self.kind}"
+            )
+        for name in ("positive", "negative", "score"):
+            if getattr(self, name) and not kind.embeds:
+                raise InputError(f"own.{name} is for own.kind=retrieval, got {self.kind}")
+        if kind.embeds and self.template:
+            raise InputError(
+                "own.template is not for retrieval; set retrieval.query_template and "
+                "retrieval.document_template"
             )
         if not self.separator:
             raise InputError("own.separator must be at least one character, e.g. ','")

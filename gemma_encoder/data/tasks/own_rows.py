@@ -8,7 +8,6 @@ import numpy as np
 from absl import logging
 
 from gemma_encoder.data import cache
-from gemma_encoder.data.files import rows
 from gemma_encoder.data.table import Table
 from gemma_encoder.data.tasks import own_cells as cells
 from gemma_encoder.data.tasks.own_checks import (
@@ -19,9 +18,10 @@ from gemma_encoder.data.tasks.own_checks import (
     without_indices,
 )
 from gemma_encoder.data.tasks.own_options import OwnOptions
+from gemma_encoder.data.tasks.own_queries import DOCUMENT_ID, QUERY_ID, QueryRows, name_of
 from gemma_encoder.data.tasks.own_table import (
     TEXT_LABELS,
-    are_placeholders,
+    has_labels,
     label_column,
     name_column,
     text_column,
@@ -35,8 +35,6 @@ from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import identifier
 
 MAX_CLASSES = 1000  # more distinct labels are unlikely to be classes
-QUERY_ID = "query_id"
-DOCUMENT_ID = "document_id"
 INDICES_RULE = (
     "labels are indices only if own.classes gives the order of the classes and the labels of all "
     "files are indices"
@@ -108,7 +106,7 @@ class Columns:
         return cls(fields, label, **ids)
 
 
-class Rows:
+class Rows(QueryRows):
     """Rows of the files of one split: texts, labels and queries.
 
     Args:
@@ -135,13 +133,13 @@ class Rows:
         labeled: bool,
     ):
         self.paths = paths
-        self.name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        self.name = name_of(paths)
         ids = (columns.query_id, columns.document_id)
         required = [*columns.fields.values(), *ids, *([columns.label] if labeled else [])]
         present = common_columns(paths, required)
         check_present(columns, required, present, paths[0], origin)
         report_unused_ids(columns, kinds.get(options.kind), present, self.name, origin)
-        self.labeled = labeled or self._has_labels(columns.label, columns.label in present)
+        self.labeled = labeled or has_labels(paths, self.name, columns.label, present)
         self.has_query_id, self.has_document_id = map(bool, ids)
         self._kind = kinds.get(options.kind)
         self._as_text = self.labeled and self._kind.label_column in TEXT_LABELS
@@ -150,20 +148,6 @@ class Rows:
         self.table = self._open_table(options, columns)
         if not len(self.table):
             raise InputError(f"{self.name} has no rows")
-
-    def _has_labels(self, column: str, is_present: bool) -> bool:
-        """Returns True if any row has a label; logs if there are placeholders only."""
-        if not is_present and not any(map(rows.has_keys, self.paths)):
-            return False
-        if not are_placeholders(self.paths, column):
-            return True
-        if is_present:
-            logging.warning(
-                "%s: every label is -1 or empty, that is unlabeled: there will be predictions, but "
-                "no metrics",
-                self.name,
-            )
-        return False
 
     def _open_table(self, options: OwnOptions, columns: Columns) -> Table:
         """Reads and checks the rows, or opens their cached table."""
@@ -193,9 +177,6 @@ class Rows:
 
         return cache.derive(self.paths, f"table with {settings!r}", write, Table)
 
-    def __len__(self) -> int:
-        return len(self.table)
-
     @property
     def has_classes(self) -> bool:
         """True if the labels are names of classes."""
@@ -206,18 +187,9 @@ class Rows:
         """Columns of the table with the fields of the text, in order."""
         return list(self._fields.values())
 
-    def numeric_labels(self) -> np.ndarray:
-        """Returns [N] float64, the labels of a kind whose labels are numbers."""
-        return self.table.numeric("label")
-
     def fields(self, row: int) -> dict[str, str]:
         """Returns the fields of the text."""
         return {field: self.table.value(column, row) for field, column in self._fields.items()}
-
-    def where(self, row: int) -> str:
-        """Returns the location of a row, for messages."""
-        path = self.paths[self.table.value("file", row)]
-        return rows.where(path, self.table.value("row", row))
 
     def has_several_classes(self) -> bool:
         """Returns True if any row has more than one class."""
@@ -327,54 +299,3 @@ class Rows:
             return value
         labels = [indices[name] for name in cells.split_names(value) if name]
         return tuple(sorted(labels)) if self._kind.label_column == "classes" else float(labels[0])
-
-    def queries(self) -> tuple[list[str], np.ndarray]:
-        """Returns the ids of the queries, and [N] indices into them.
-
-        Raises:
-            InputError: a document is repeated for a query, or a query has two texts.
-        """
-        texts, text_codes = self.table.codes(next(iter(self._fields.values())))
-        if self.has_query_id:
-            ids, codes = self.table.codes(QUERY_ID)
-            self._check_query_texts(ids, codes, text_codes)
-        else:
-            ids = [f"query{index}" for index in range(1, len(texts) + 1)]
-            codes = text_codes
-        if self.has_document_id:
-            self._check_documents(ids, codes)
-        return ids, codes
-
-    def _check_documents(self, query_ids: list[str], codes: np.ndarray) -> None:
-        """Raises InputError if a document is repeated for a query."""
-        _, documents = self.table.codes(DOCUMENT_ID)
-        order = np.lexsort((documents, codes))
-        same_query = codes[order][1:] == codes[order][:-1]
-        same_document = documents[order][1:] == documents[order][:-1]
-        repeated = order[1:][same_query & same_document]
-        if len(repeated):
-            row = int(repeated.min())
-            raise InputError(
-                f"{self.where(row)}: document {self.document_id(row)!r} appears a second time for "
-                f"query {query_ids[codes[row]]!r}"
-            )
-
-    def _check_query_texts(
-        self, query_ids: list[str], codes: np.ndarray, texts: np.ndarray
-    ) -> None:
-        """Raises InputError if rows of one query have different texts."""
-        first_row = np.zeros(len(query_ids), np.int64)
-        first_row[codes[::-1]] = np.arange(len(codes))[::-1]
-        for row in np.flatnonzero(texts != texts[first_row[codes]])[:1]:
-            earlier = self.where(int(first_row[codes[row]]))
-            raise InputError(
-                f"{self.where(int(row))}: the text of query {query_ids[codes[row]]!r} differs from "
-                f"the one at {earlier}"
-            )
-
-    def document_id(self, row: int) -> str:
-        """Returns the id of a row's document."""
-        if self.has_document_id:
-            return self.table.value(DOCUMENT_ID, row)
-        name = f"row{self.table.value('row', row)}"
-        return name if len(self.paths) == 1 else f"file{self.table.value('file', row) + 1}{name}"

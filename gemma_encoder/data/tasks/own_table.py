@@ -1,10 +1,12 @@
 """Conversion of the user's files to an Arrow table; checks every row, Parquet by columns."""
 
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from gemma_encoder.data import table
 from gemma_encoder.data.files import rows
@@ -12,6 +14,7 @@ from gemma_encoder.data.tasks import own_cells as cells
 from gemma_encoder.data.tasks import own_columns
 from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.inputs import kinds
+from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.kind import UNLABELED
 
 MAX_VALUES = 100_000  # distinct labels listed in the summary of a table
@@ -52,18 +55,49 @@ def name_column(name: str) -> Column:
 
 def label_column(options: OwnOptions, name: str) -> Column:
     """Returns a column of labels, or of unknown ones if `name` is empty."""
-    is_text = bool(name) and kinds.get(options.kind).label_column in TEXT_LABELS
     if not name:
-        return Column(is_text, cells.unlabeled, _unlabeled)
+        return constant_column(UNLABELED)
+    is_text = kinds.get(options.kind).label_column in TEXT_LABELS
     check = own_columns.label_check(options)
     return Column(is_text, cells.label_reader(options, name), lambda arrays: check(arrays[name]))
 
 
-def _unlabeled(arrays: Mapping[str, Any]) -> Any:
-    import pyarrow as pa
+def number_column(name: str) -> Column:
+    """Returns a column of finite numbers."""
+    return Column(
+        False,
+        lambda values, where: cells.parse_cell(values, name, where, -math.inf, False),
+        lambda arrays: own_columns.finite_numbers(arrays[name]),
+    )
 
-    count = len(next(iter(arrays.values())))
-    return table.to_array(np.full(count, UNLABELED), pa.float64())
+
+def constant_column(value: float) -> Column:
+    """Returns a column with the same number in every row."""
+
+    def array(arrays: Mapping[str, Any]) -> Any:
+        import pyarrow as pa
+
+        return table.to_array(np.full(len(next(iter(arrays.values()))), value), pa.float64())
+
+    return Column(False, lambda values, where: value, array)
+
+
+def document_columns(names: Sequence[str]) -> list[Column]:
+    """Returns columns of text, of which one may be blank where another is not."""
+    if len(names) == 1:
+        return [text_column(names[0])]
+
+    def column(name: str) -> Column:
+        def cell(values: Mapping[str, Any], where: str) -> str:
+            parts = {each: cells.read_part(values, each, where) for each in names}
+            if not any(parts.values()):
+                listed = ", ".join(map(repr, names))
+                raise InputError(f"{where}: the document is empty: the columns {listed} are blank")
+            return parts[name]
+
+        return text_column(name)._replace(cell=cell)
+
+    return [column(name) for name in names]
 
 
 def are_placeholders(paths: Sequence[pathlib.Path], label: str) -> bool:
@@ -83,6 +117,30 @@ def are_placeholders(paths: Sequence[pathlib.Path], label: str) -> bool:
             if not cells.is_placeholder(row.values.get(label)):
                 return False
     return has_rows
+
+
+def has_labels(
+    paths: Sequence[pathlib.Path], name: str, column: str, present: Sequence[str]
+) -> bool:
+    """Returns True if any row has a label; logs if there are placeholders only.
+
+    Args:
+        paths, name: the files, and their name in messages.
+        column: column of the label.
+        present: columns of the files.
+    """
+    is_present = column in present
+    if not is_present and not any(map(rows.has_keys, paths)):
+        return False
+    if not are_placeholders(paths, column):
+        return True
+    if is_present:
+        logging.warning(
+            "%s: every label is -1 or empty, that is unlabeled: there will be predictions, but no "
+            "metrics",
+            name,
+        )
+    return False
 
 
 def write_own_table(

@@ -8,6 +8,7 @@ import pytest
 
 from gemma_encoder.data.table import Table, write_table_rows
 from gemma_encoder.data.tasks import own_held_out
+from gemma_encoder.data.text_hashes import text_hashes
 from gemma_encoder.inputs.errors import InputError
 from tests.data.tasks.own_files import everything, source, write
 
@@ -164,7 +165,7 @@ def test_hashes_are_those_of_words(tmp_path, batch):
     ]
     types = {"one": pa.large_string(), "two": pa.large_string()}
     write_table_rows(tmp_path, types, iter(rows), batch)
-    hashes = own_held_out.text_hashes(Table(tmp_path), ["one", "two"])
+    hashes = text_hashes(Table(tmp_path), ["one", "two"])
     by_text = {}
     for row, value in zip(rows, hashes, strict=True):
         key = tuple("".join(text.split()) for text in row)
