@@ -46,6 +46,7 @@ INFO = "info.json"  # written last: marks a folder as complete
 BEGUN = "begun.json"  # the same content, written first
 PART = 10_000  # records per part; lists have fewer, in proportion to their number of texts
 FREE = ("list_size", "stored")  # data options that prepared data do not depend on
+LATER = ("positive", "negative", "score")  # options of own files that earlier folders lack
 
 
 class Part(NamedTuple):
@@ -97,12 +98,19 @@ def describe_prepared(source: Source, tokenizer: Tokenizer, max_length: int) -> 
         "data": {split: source.fingerprints(split) for split in spans},
         "inferred": dict(source.inferred) or None,
     }
-    return _as_json(facts) | _contract(source.options, tokenizer, max_length)
+    return _as_json(facts) | _contract(source, tokenizer, max_length)
 
 
-def _contract(options: DataOptions, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+def _contract(source: Source, tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     """Returns the facts that must be equal when a folder is prepared and when it is read."""
-    fields = dataclasses.asdict(options)
+    fields = dataclasses.asdict(source.options)
+    retrieval = fields.pop("retrieval")
+    if source.task.kind.embeds:  # a record has all positives and, if any are used, all negatives
+        retrieval |= {"positives": None, "negatives": retrieval["negatives"] > 0}
+        fields["retrieval"] = retrieval
+    fields["own"] = {
+        name: value for name, value in fields["own"].items() if value or name not in LATER
+    }
     digest = hashlib.sha256(tokenizer.model).hexdigest()
     return _as_json(
         {
@@ -305,6 +313,11 @@ class PreparedSource(Source):
         spans = self.info["parts"][split]
         return spans[-1][1] if spans else 0
 
+    def size(self, split: str) -> int:
+        """Returns the number of records; those of a search are limited by their queries."""
+        is_search = self.task.kind.embeds and split in self.splits and split != "train"
+        return self.count(split) if is_search else super().size(split)
+
     def fingerprints(self, split: str) -> list[tuple[str, str]]:
         """Returns the fingerprints of the raw data."""
         return [(name, value) for name, value in self.info["data"][split]]
@@ -365,7 +378,7 @@ def check_prepared(
             f"{' and '.join(names)}; prepare one of them again"
         )
     for source in sources:
-        contract = _contract(source.options, tokenizer, max_length)
+        contract = _contract(source, tokenizer, max_length)
         if differences := _differences(source.info, contract):
             raise InputError(
                 f"{source.folder} was prepared for another config: {'; '.join(differences)}; "

@@ -21,6 +21,7 @@ from gemma_encoder.inputs.batch import Batch, BatchShape
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.template import Template
+from tests.data import retrieval_files
 
 TASKS = {
     "classes": Task("classes", "classification", Template("{x}"), ("accuracy",), ("a", "b")),
@@ -432,3 +433,77 @@ def test_lists_of_a_damaged_description_are_one_line(root, tmp_path, field, valu
     (folder / prepared.INFO).write_text(json.dumps(info))
     with pytest.raises(InputError, match="info.json is damaged: .*Error: "):
         PreparedSource("classes", tmp_path, DATA)
+
+
+def retrieval_sources():
+    return [
+        registry.get("msmarco_retrieval", retrieval_files.options(negatives=2, eval_documents=20)),
+        retrieval_files.taught(),
+    ]
+
+
+def test_retrieval_lists_equal_those_of_raw_data(tokenizer, tmp_path, monkeypatch):
+    """Grades, keys, roles and the scores of a teacher survive exactly."""
+    files = tmp_path / "files"
+    files.mkdir()
+    retrieval_files.write_msmarco(files)
+    monkeypatch.setenv("MSMARCO_DIR", str(files))
+    sources = retrieval_sources()
+    for source in sources:
+        write(source, tokenizer, tmp_path)
+    shutil.rmtree(files)
+    read = [PreparedSource(s.task.name, tmp_path, s.options) for s in sources]
+    prepared.check_prepared(read, tokenizer, OPTIONS.max_length)
+    for raw_source, source in zip(sources, read, strict=True):
+        assert source.task == raw_source.task
+        for split in ("train", "validation"):
+            assert source.size(split) == raw_source.size(split)
+        assert source.qrels("validation") == raw_source.qrels("validation")
+        for index, epoch in itertools.product(range(source.size("train")), range(3)):
+            expected = raw_source.training_examples(index, 7, epoch)
+            got = source.training_examples(index, 7, epoch)
+            for a, b in zip(expected, got, strict=True):
+                assert (a.label, a.role, a.key) == (b.label, b.role, b.key)
+                assert (a.query_id, a.document_id) == (b.query_id, b.document_id)
+                assert isinstance(b.label, tuple) == isinstance(a.label, tuple)
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"positives": 3, "negatives": 4}, False),
+        ({"negatives": 0}, True),
+        ({"document_template": "D: {document}"}, True),
+        ({"max_negative_share": 0.5}, True),
+    ],
+)
+def test_a_retrieval_folder_is_valid_for_list_sizes(tokenizer, tmp_path, change, differs):
+    write(retrieval_files.taught(), tokenizer, tmp_path)
+    data = retrieval_files.options(**{"positives": 1, "negatives": 2} | change)
+    read = PreparedSource("taught", tmp_path, data)
+    if differs:
+        with pytest.raises(InputError, match="was prepared for another config: options.retrieval"):
+            prepared.check_prepared([read], tokenizer, OPTIONS.max_length)
+        return
+    prepared.check_prepared([read], tokenizer, OPTIONS.max_length)
+    expected = retrieval_files.taught(**change).training_examples(3, 1, 2)
+    assert [e.label for e in read.training_examples(3, 1, 2)] == [e.label for e in expected]
+
+
+def test_limits_of_a_prepared_search_are_of_queries(tokenizer, tmp_path):
+    limited = retrieval_files.options({"max_eval_examples": 3, "max_train_examples": 4})
+    source = registry.get("toy_retrieval", limited)
+    write(source, tokenizer, tmp_path)
+    read = PreparedSource("toy_retrieval", tmp_path, limited)
+    assert read.size("validation") == source.size("validation") > 3
+    assert read.size("train") == 4
+
+
+def test_options_of_retrieval_concern_retrieval_only(root, tokenizer):
+    """Folders of other tasks, of earlier versions too, lack these options."""
+    info = json.loads((root / "classes" / prepared.INFO).read_text())
+    assert "retrieval" not in info["options"]
+    other = dataclasses.replace(DATA, retrieval=retrieval_files.options(negatives=7).retrieval)
+    own = {"positive": "", "negative": "", "score": ""}
+    read = PreparedSource("classes", root, dataclasses.replace(other, own=own))
+    prepared.check_prepared([read], tokenizer, OPTIONS.max_length)
