@@ -104,6 +104,8 @@ class RetrievalSource(Source):
     def _trainable(self) -> np.ndarray:
         """Returns [n] int32, the training queries with a positive."""
         files = self.located("train")
+        if self.options.retrieval.negatives and self.options.retrieval.max_negative_share:
+            files.candidates.scores_of(0)  # refuses a run without scores
         has_positive = files.positives() > 0
         if not has_positive.any():
             raise InputError(
@@ -167,9 +169,7 @@ class RetrievalSource(Source):
         positives, grades = positives[is_usable], grades[is_usable].tolist()
         negatives = np.zeros(0, np.int32)
         if self.options.retrieval.negatives:
-            low, high = self.options.negative_ranks
-            negatives = files.candidates.of(query)[low - 1 : high]
-            negatives = negatives[~np.isin(negatives, positives)]
+            negatives = self._hard_negatives(query, positives)
         documents = [*positives, *negatives]
         labels = [0.0, *grades, *[0.0] * len(negatives)]
 
@@ -179,6 +179,24 @@ class RetrievalSource(Source):
             return _document(files.documents, int(documents[index - 1]), labels[index])
 
         return Record(labels, example)
+
+    def _hard_negatives(self, query: int, positives: np.ndarray) -> np.ndarray:
+        """Returns the documents in the range of ranks, without positives and those too similar.
+
+        The limit by `max_negative_share` needs the score of a positive: without any in the run,
+        all documents are used.
+        """
+        candidates = self.located("train").candidates
+        documents = candidates.of(query)
+        is_positive = np.isin(documents, positives)
+        is_used = ~is_positive
+        share = self.options.retrieval.max_negative_share
+        if share and is_positive.any():
+            scores = candidates.scores_of(query)
+            best = float(scores[is_positive].max())
+            is_used &= scores <= min(share * best, best)  # of negative scores, a share is more
+        low, high = self.options.negative_ranks
+        return documents[low - 1 : high][is_used[low - 1 : high]]
 
 
 def _query(queries: Corpus, index: int) -> Example:

@@ -23,6 +23,11 @@ class RetrievalOptions:
         "hard negatives of a query in a step, drawn from ranking.negative_ranks of the run; 0: "
         "only the documents of other queries",
     )
+    max_negative_share: float = option(
+        0.0,
+        "leave out hard negatives that the run scores above this share of the best positive's "
+        "score, such as 0.95; needs a TREC run; 0: none",
+    )
     query_template: str = option("Query: {query}", "text of a query")
     document_template: str = option(
         "Document: {document}",
@@ -38,6 +43,10 @@ class RetrievalOptions:
             raise unknown("retrieval.representation", self.representation, REPRESENTATIONS)
         check_at_least("retrieval", self, ("positives",), 1)
         check_at_least("retrieval", self, ("negatives", "eval_documents"), 0)
+        if not 0 <= self.max_negative_share <= 1:
+            raise InputError(
+                f"retrieval.max_negative_share must be from 0 to 1, got {self.max_negative_share}"
+            )
         check_template("query", self.query_template)
         Template(self.document_template)
 

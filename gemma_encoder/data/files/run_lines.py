@@ -146,3 +146,9 @@ def _descending(scores: np.ndarray) -> np.ndarray:
     """Maps float32 to int32 in the opposite order; -0 and 0 are equal."""
     bits = (scores + np.float32(0)).view(np.int32)
     return ~np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+
+
+def from_descending(keys: np.ndarray) -> np.ndarray:
+    """Returns the float32 scores of the keys of a run that has scores; -0 becomes 0."""
+    bits = ~keys
+    return np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).view(np.float32)

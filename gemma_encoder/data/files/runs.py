@@ -15,7 +15,13 @@ from absl import logging
 from gemma_encoder.data import cache
 from gemma_encoder.data.files.corpus import Corpus
 from gemma_encoder.data.files.lines import COMPRESSED, Lines, Spans
-from gemma_encoder.data.files.run_lines import find_ids, read_qrels, read_run
+from gemma_encoder.data.files.run_lines import (
+    RunLines,
+    find_ids,
+    from_descending,
+    read_qrels,
+    read_run,
+)
 from gemma_encoder.inputs.errors import InputError
 
 PART = 64 << 20  # bytes of a run sorted at a time
@@ -192,15 +198,26 @@ class Candidates:
         self._drop_same_id = drop_same_id
         sources = [path, queries.path, documents.path]
         suffix = " without the query itself" if drop_same_id else ""
-        description = f"run of {queries.path.name}, TREC by score{suffix}"
+        description = f"run of {queries.path.name}, TREC by score, scores stored{suffix}"
         arrays = cache.derive(sources, description, self._build, cache.load_arrays)
         self._offsets = arrays["offsets"]
         self._ranked = arrays["documents"]
+        self._keys = arrays.get("keys")  # of a TREC run: its scores, see `from_descending`
         documents.release()
 
     def of(self, query: int) -> np.ndarray:
         """Returns the documents of a query, best first."""
         return self._ranked[self._offsets[query] : self._offsets[query + 1]]
+
+    def scores_of(self, query: int) -> np.ndarray:
+        """Returns the scores of a query's documents, float32, best first.
+
+        Raises:
+            InputError: the run has no scores.
+        """
+        if self._keys is None:
+            raise InputError(f"{self.path} has no scores; a run in TREC's format has them")
+        return from_descending(self._keys[self._offsets[query] : self._offsets[query + 1]])
 
     def counts(self) -> np.ndarray:
         """Returns [Q], the number of documents of each query."""
@@ -214,7 +231,9 @@ class Candidates:
         counts = np.zeros(len(self._queries), np.int64)
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]
-            for _, _, entries in self._entries():
+            has_scores = False
+            for lines, _, entries in self._entries():
+                has_scores = lines.scores is not None
                 part_of_entry = entries[:, 0] // queries_per_part
                 for part in np.flatnonzero(np.bincount(part_of_entry, minlength=parts)):
                     entries[part_of_entry == part].tofile(files[part])
@@ -227,11 +246,13 @@ class Candidates:
                 self._refuse_repeated(entries)
                 counts += np.bincount(entries[:, 0], minlength=len(counts))
                 cache.save_array(folder, "documents", np.ascontiguousarray(entries[:, 1]))
+                if has_scores:
+                    cache.save_array(folder, "keys", np.ascontiguousarray(entries[:, 2]))
         if not counts.any():
             raise InputError(f"{self.path} is empty")
         cache.save_array(folder, "offsets", np.concatenate([[0], np.cumsum(counts)]))
 
-    def _entries(self) -> Iterator[tuple[Lines, np.ndarray, np.ndarray]]:
+    def _entries(self) -> Iterator[tuple[RunLines, np.ndarray, np.ndarray]]:
         """Yields, for each block of the file, its lines, the indices of used lines, and entries.
 
         Entries are [n, 3] int32: query, document, and a key that is lowest for the best document.
@@ -243,7 +264,7 @@ class Candidates:
             used = np.arange(len(entries))
             if self._drop_same_id:
                 used = np.flatnonzero(~block.queries.equal(block.documents))
-            yield block.lines, used, entries[used]
+            yield block, used, entries[used]
 
     def _refuse_repeated(self, entries: np.ndarray) -> None:
         """Raises InputError at the second line of a repeated (query, document) pair."""
@@ -253,8 +274,8 @@ class Candidates:
             return
         query, document = divmod(int(pairs[repeated[0]]), 1 << 32)
         locations = [
-            lines.where(used[row])
-            for lines, used, block in self._entries()
+            run.lines.where(used[row])
+            for run, used, block in self._entries()
             for row in np.flatnonzero((block[:, 0] == query) & (block[:, 1] == document))
         ]
         raise InputError(

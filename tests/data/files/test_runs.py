@@ -139,6 +139,23 @@ def test_keys_of_scores_sort_in_descending_order():
     np.testing.assert_array_equal(values[np.argsort(keys, kind="stable")], np.sort(values)[::-1])
 
 
+def test_scores_of_a_run_are_stored_and_read_back(tmp_path):
+    values = np.array([0.0, 1e-45, -1e-45, 1.5, -1.5, 3e38, -3e38, 1e-30, 12.3456], np.float32)
+    np.testing.assert_array_equal(run_lines.from_descending(run_lines._descending(values)), values)
+    (tmp_path / "q.tsv").write_text("p\tquery\nq\tquery\n")
+    (tmp_path / "c.tsv").write_text("".join(f"{name}\ttext\n" for name in "abc"))
+    queries = Corpus(tmp_path / "q.tsv", TsvLayout("qid", "query"))
+    documents = Corpus(tmp_path / "c.tsv", TsvLayout("pid", "passage"))
+    run = tmp_path / "run.trec"
+    run.write_text("q Q0 a 1 -2.5 t\nq Q0 b 2 7.25 t\np Q0 c 1 1e-3 t\n")
+    candidates = Candidates(run, queries, documents)
+    assert candidates.scores_of(1).tolist() == [7.25, -2.5] and candidates.of(1).tolist() == [1, 0]
+    assert candidates.scores_of(0).tolist() == [np.float32(1e-3)]
+    run.write_text("q\ta\t1\n")
+    with pytest.raises(InputError, match=r"run.trec has no scores; a run in TREC's format has"):
+        Candidates(run, queries, documents).scores_of(1)
+
+
 BLANK_IDS = ["query 0", "My File 0.pdf", "a b", "a%20b", "100%", "100 %", "tab\u00a0\u3000x", "q"]
 
 
