@@ -70,7 +70,7 @@ def embed(parameters: dict[str, jax.Array], tokens: jax.Array) -> jax.Array:
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
 
 
-def train(
+def train_bag(
     parameters: dict[str, jax.Array],
     queries: np.ndarray,
     documents: np.ndarray,
@@ -105,7 +105,7 @@ def train(
     return parameters
 
 
-def search(
+def search_collection(
     parameters: dict[str, jax.Array],
     queries: np.ndarray,
     documents: np.ndarray,
@@ -171,7 +171,7 @@ def main() -> None:
     }
     start = time.perf_counter()
     if arguments.epochs:
-        parameters = train(
+        parameters = train_bag(
             parameters, query_tokens, document_tokens[positives], arguments.epochs, arguments.seed
         )
     seconds = time.perf_counter() - start
@@ -180,7 +180,7 @@ def main() -> None:
     query_ids = [dev.queries.ids[query] for query in judged]
     ids = [dev.documents.ids[index] for index in range(len(dev.documents))]
     dev_tokens = tokens_of(_texts(dev.queries, judged), source.task, "query", tokenizer)
-    run = search(parameters, dev_tokens, document_tokens, ids, query_ids)
+    run = search_collection(parameters, dev_tokens, document_tokens, ids, query_ids)
     metrics = ranking.compute_ranking_metrics(METRICS, dev.qrels.by_id(judged), run)
     values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     terminal.print_result(f"{values} on {len(judged)} queries; trained {seconds:.0f} s")

@@ -57,11 +57,18 @@ def nearest(
     return np.concatenate(best), np.concatenate(scores)
 
 
-def sparse_matrix(weights: Float[np.ndarray, "N k"], words: Int[np.ndarray, "N k"]) -> Any:
-    """Returns weights of words as a SciPy matrix [N, V]."""
+def sparse_matrix(
+    weights: Float[np.ndarray, "N k"], words: Int[np.ndarray, "N k"], vocabulary: int = 0
+) -> Any:
+    """Returns weights of words as a SciPy CSR matrix [N, V], without weights of 0.
+
+    Args:
+        weights, words: the weights and the ids of their words.
+        vocabulary: V; by default as many as there are up to the largest id.
+    """
     import scipy.sparse
 
-    count, terms = weights.shape
-    rows = np.repeat(np.arange(count), terms)
-    shape = (count, int(words.max(initial=0)) + 1)
-    return scipy.sparse.csr_matrix((weights.ravel(), (rows, words.ravel())), shape)
+    rows, slots = np.nonzero(weights)
+    entries = weights[rows, slots], (rows, words[rows, slots])
+    shape = (len(words), vocabulary or int(words.max(initial=0)) + 1)
+    return scipy.sparse.csr_matrix(entries, shape, np.float32)

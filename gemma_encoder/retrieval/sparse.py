@@ -9,19 +9,11 @@ from collections.abc import Callable
 import numpy as np
 
 from gemma_encoder.embedding import SparseVectors
+from gemma_encoder.evaluation.vector_search import sparse_matrix
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.retrieval.blocks import array_of, block_path, load_block
 from gemma_encoder.retrieval.description import IndexDescription
 from gemma_encoder.retrieval.top import Best, largest, merge, nothing
-
-
-def sparse_matrix(vectors: SparseVectors, vocabulary: int):
-    """Returns vectors as a scipy CSR matrix [N, V], without weights of 0."""
-    import scipy.sparse
-
-    rows, slots = np.nonzero(vectors.weights)
-    entries = vectors.weights[rows, slots], (rows, vectors.ids[rows, slots])
-    return scipy.sparse.csr_matrix(entries, (len(vectors.ids), vocabulary), np.float32)
 
 
 def sparse_arrays(vectors: SparseVectors, description: IndexDescription) -> dict[str, np.ndarray]:
@@ -29,7 +21,7 @@ def sparse_arrays(vectors: SparseVectors, description: IndexDescription) -> dict
 
     A query then reads only the weights of its own tokens.
     """
-    matrix = sparse_matrix(vectors, description.full_width).tocsc()
+    matrix = sparse_matrix(vectors.weights, vectors.ids, description.full_width).tocsc()
     matrix.sort_indices()
     return {
         "starts": matrix.indptr.astype(np.int32),
@@ -71,7 +63,7 @@ def search_sparse(
         k: number of results.
         advance: is called with 1 after each block.
     """
-    matrix = sparse_matrix(queries, description.full_width)
+    matrix = sparse_matrix(queries.weights, queries.ids, description.full_width)
     best = nothing(matrix.shape[0], k)
     for block in range(description.blocks):
         first = block * description.block

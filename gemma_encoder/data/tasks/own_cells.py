@@ -151,12 +151,12 @@ def parse_cell(
         expected = "a whole number" if whole else "a number"
         bound = f" of at least {least:g}" if least > -math.inf else ""
         raise InputError(
-            f"{where}: column {column!r} should contain {expected}{bound}, got {shortened(value)}"
+            f"{where}: column {column!r} should contain {expected}{bound}, got {shown_value(value)}"
         )
     return result
 
 
-def shortened(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """Returns the repr of a value for messages; the first characters of a long one."""
     try:
         text = repr(value)

@@ -21,9 +21,9 @@ from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_queries import DOCUMENT_ID, QUERY_ID, QueryRows, name_of
 from gemma_encoder.data.tasks.own_table import (
     Column,
+    are_labeled,
     constant_column,
     document_columns,
-    has_labels,
     label_column,
     name_column,
     number_column,
@@ -73,7 +73,7 @@ class DocumentRows(QueryRows):
         self.labeled = bool(
             not columns.label
             or split != "test"
-            or has_labels(paths, self.name, columns.label, present)
+            or are_labeled(paths, self.name, columns.label, present)
         )
         self.has_scores = bool(columns.score) and columns.score in present
         self.has_query_id, self.has_document_id = map(bool, ids)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_encoder.data.files.lines import parse_number
-from gemma_encoder.data.tasks.own_cells import parse_list, shortened
+from gemma_encoder.data.tasks.own_cells import parse_list, shown_value
 from gemma_encoder.inputs.errors import InputError
 
 
@@ -50,13 +50,13 @@ def _document(item: Any, column: str, fields: Sequence[str], where: str) -> list
     else:
         expected = f"objects with {', '.join(fields)}" if len(fields) > 1 else "texts"
         raise InputError(
-            f"{where}: column {column!r} should contain {expected}, got {shortened(item)}"
+            f"{where}: column {column!r} should contain {expected}, got {shown_value(item)}"
         )
     for text in texts:
         if not isinstance(text, str):
             raise InputError(
                 f"{where}: column {column!r} should contain documents of text, got "
-                f"{shortened(text)}"
+                f"{shown_value(text)}"
             )
     if not any(text.strip() for text in texts):
         raise InputError(f"{where}: a document in column {column!r} is empty")
@@ -96,6 +96,6 @@ def _score(value: Any, column: str, where: str) -> float:
         result = math.nan
     if isinstance(value, bool) or not math.isfinite(result):
         raise InputError(
-            f"{where}: column {column!r} should contain finite numbers, got {shortened(value)}"
+            f"{where}: column {column!r} should contain finite numbers, got {shown_value(value)}"
         )
     return result

@@ -21,7 +21,7 @@ from gemma_encoder.data.tasks.own_options import OwnOptions
 from gemma_encoder.data.tasks.own_queries import DOCUMENT_ID, QUERY_ID, QueryRows, name_of
 from gemma_encoder.data.tasks.own_table import (
     TEXT_LABELS,
-    has_labels,
+    are_labeled,
     label_column,
     name_column,
     text_column,
@@ -139,7 +139,7 @@ class Rows(QueryRows):
         present = common_columns(paths, required)
         check_present(columns, required, present, paths[0], origin)
         report_unused_ids(columns, kinds.get(options.kind), present, self.name, origin)
-        self.labeled = labeled or has_labels(paths, self.name, columns.label, present)
+        self.labeled = labeled or are_labeled(paths, self.name, columns.label, present)
         self.has_query_id, self.has_document_id = map(bool, ids)
         self._kind = kinds.get(options.kind)
         self._as_text = self.labeled and self._kind.label_column in TEXT_LABELS

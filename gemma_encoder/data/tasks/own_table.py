@@ -119,7 +119,7 @@ def are_placeholders(paths: Sequence[pathlib.Path], label: str) -> bool:
     return has_rows
 
 
-def has_labels(
+def are_labeled(
     paths: Sequence[pathlib.Path], name: str, column: str, present: Sequence[str]
 ) -> bool:
     """Returns True if any row has a label; logs if there are placeholders only.
