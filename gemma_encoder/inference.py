@@ -20,6 +20,7 @@ from gemma_encoder.evaluation.columns import (
     to_frame,
 )
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.text_inputs import as_list, index_of
 from gemma_encoder.inputs.untrusted import printable
 from gemma_encoder.model import sharding
@@ -166,6 +167,7 @@ class Predictor(Embedder):
                 are NaN or infinite.
         """
         selected = self.task(task)
+        refuse_vectors(selected)
         certainty = Certainty(conformal)
         certainty.check(selected, as_frame)
         fields = self.fields(selected.name, texts, names)
@@ -229,6 +231,15 @@ class Predictor(Embedder):
             columns = {"index": order, "score": scores[order], "document": texts}
             return to_frame(columns, None if labels is None else labels[order])
         return [(int(index), float(scores[index])) for index in order]
+
+
+def refuse_vectors(task: Task) -> None:
+    """Raises InputError for a task whose outputs are vectors: a text's role must be named."""
+    if task.kind.embeds:
+        raise InputError(
+            f"task {task.name!r} is for searching: index documents with gemma-encoder index, or "
+            'use Predictor.embed(texts, role="query") or role="document"'
+        )
 
 
 def export_huggingface(

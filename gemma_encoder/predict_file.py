@@ -25,7 +25,7 @@ from gemma_encoder.evaluation.columns import (
 )
 from gemma_encoder.evaluation.tables import ParquetTypes, to_line
 from gemma_encoder.identity import identify
-from gemma_encoder.inference import Predictor
+from gemma_encoder.inference import Predictor, refuse_vectors
 from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.json_text import from_json
 from gemma_encoder.inputs.task import Task
@@ -70,6 +70,7 @@ def predict_file(
     """
     if blank not in BLANK:
         raise unknown("value of --blank", blank, BLANK)
+    refuse_vectors(task)
     _check_output(task, keep, source, output, certainty)
     texts, checked = (read_texts(source, task, columns, keep) for _ in range(2))
     num_blank = _check(source, _check_repeated(checked, keep, output), task, blank == "null")

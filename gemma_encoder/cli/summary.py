@@ -4,7 +4,7 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_encoder import terminal
@@ -49,22 +49,30 @@ def _summary(outcome: "TrainingResult", split: str) -> str:
         lines.append(f"best checkpoint: {best_checkpoint}, {format_number(best_value)}")
     if outcome.seconds:
         lines.append(f"training took {outcome.seconds:.0f} s, without evaluation and checkpointing")
+    return "\n".join([*lines, *_next_lines(outcome)])
+
+
+def _next_lines(outcome: "TrainingResult") -> Iterator[str]:
+    """Yields the next command, with texts to edit where it takes texts."""
     task, predictions = next(iter(outcome.predictions.items()))
     folder = outcome.checkpoint.parent.parent
+    if predictions[0].task.kind.embeds:
+        arguments = [f"--model={folder}", "--collection=collection.tsv", "--output=INDEX"]
+        yield ""
+        yield "next, index documents to search; collection.tsv has an id and a text per line:"
+        yield f"  {_program()} {shlex.join(['index', *arguments])}"
+        return
     texts = folder / "predictions" / f"{task}.examples.jsonl"
     examples = predictions[0].table.fields[:10]
     try:
         write_whole(texts, "".join(to_json(fields) + "\n" for fields in examples))
     except OSError as error:  # the run itself is complete
-        lines.append(f"{texts} cannot be written: {reason(error)}")
-        return "\n".join(lines)
+        yield f"{texts} cannot be written: {reason(error)}"
+        return
     arguments = ["predict", f"--workdir={folder}", f"--task={task}", f"--input={texts}"]
-    lines += [
-        "",
-        "next, score texts; replace the file with one of your own:",
-        f"  {_program()} {shlex.join(arguments)}",
-    ]
-    return "\n".join(lines)
+    yield ""
+    yield "next, score texts; replace the file with one of your own:"
+    yield f"  {_program()} {shlex.join(arguments)}"
 
 
 def _metric_lines(outcome: "TrainingResult", split: str) -> Iterator[str]:
@@ -131,15 +139,37 @@ def _shortened(name: str, width: int) -> str:
 
 
 def _example_lines(outcome: "TrainingResult") -> Iterator[str]:
-    """Yields the first three predictions of each task."""
+    """Yields the first three predictions, or results of a search, of each task."""
     for name, predictions in outcome.predictions.items():
         yield ""
         yield f"{name}:"
+        if predictions[0].task.kind.embeds:
+            yield from _result_lines(predictions[0])
+            continue
         for index, fields in enumerate(predictions[0].table.fields[:3]):
-            text = " | ".join(fields.values())
-            if len(text) > 100:
-                text = f"{text[:100]}…"
-            yield f"  {text}  ->  {_prediction(predictions[0], index)}"
+            yield f"  {_joined(fields)}  ->  {_prediction(predictions[0], index)}"
+
+
+def _result_lines(predictions: "Predictions") -> Iterator[str]:
+    """Yields the first three queries, each with the text of its best document."""
+    from gemma_encoder.evaluation.vector_search import first_results
+
+    table = predictions.table
+    grades = predictions.relevance_grades()
+    results = first_results(predictions.task.kind, table, predictions.outputs, 3)
+    for query, document in results:
+        name = table.document_ids[document]
+        text = _joined(table.fields[document]) if document < len(table.fields) else name
+        judged = grades.get(table.query_ids[query], {})
+        verdict = "relevant" if judged.get(name, 0) > 0 else "not relevant"
+        shown = f"{text} ({verdict})" if judged else text
+        yield f"  {_joined(table.fields[query])}  ->  {shown}"
+
+
+def _joined(fields: Mapping[str, str]) -> str:
+    """Returns the fields of a text in a line, shortened."""
+    text = " | ".join(fields.values())
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _by_metric(

@@ -24,14 +24,31 @@ def search_run(kind: Kind, table: ExampleTable, outputs: np.ndarray) -> ranking.
         table: the examples: queries, which have a query id, and documents.
         outputs: the vector of each example.
     """
-    queries = np.array([bool(query) for query in table.query_ids])
-    ids = np.array(table.document_ids, object)[~queries]
+    queries, documents, best, scores = _search(kind, table, outputs, DEPTH)
     query_ids = np.array(table.query_ids, object)[queries]
-    sparse = kind.word_weights(outputs)
-    matrix = outputs if sparse is None else sparse_matrix(*sparse)
-    best, scores = nearest(matrix[queries], matrix[~queries], DEPTH)
+    ids = np.array(table.document_ids, object)[documents]
     repeated = np.repeat(query_ids, best.shape[1])
     return ranking.make_run(repeated, ids[best.ravel()], scores.ravel())
+
+
+def first_results(
+    kind: Kind, table: ExampleTable, outputs: np.ndarray, count: int
+) -> list[tuple[int, int]]:
+    """Returns the examples (query, best document) of the first queries; arguments as above."""
+    queries, documents, best, _ = _search(kind, table, outputs, 1, count)
+    return list(zip(queries.tolist(), documents[best[:, 0]].tolist(), strict=True))
+
+
+def _search(
+    kind: Kind, table: ExampleTable, outputs: np.ndarray, depth: int, count: int | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the examples that are queries (the first `count`) and documents, and `nearest`."""
+    is_query = np.array([bool(query) for query in table.query_ids])
+    queries = np.flatnonzero(is_query)[:count]
+    documents = np.flatnonzero(~is_query)
+    sparse = kind.word_weights(outputs)
+    matrix = outputs if sparse is None else sparse_matrix(*sparse)
+    return queries, documents, *nearest(matrix[queries], matrix[documents], depth)
 
 
 def nearest(

@@ -13,6 +13,7 @@ from gemma_encoder.inputs.task import ExampleTable, Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.training.loop import TrainingResult
 from tests.evaluation.conftest import table, task
+from tests.evaluation.test_vector_search import QUERIES, searched
 
 
 def printed(tmp_path, of_task, outputs, labels, split="validation", **facts):
@@ -114,3 +115,27 @@ def test_long_class_names_differ_in_the_table(tmp_path):
     lines = printed(tmp_path, of_task, np.eye(3)[[0, 1, 2]], [0, 1, 2])
     assert [line for line in lines if line.startswith("a long name") and "number 1 " in line]
     assert len({line.partition("  ")[0] for line in lines if line.startswith("a long")}) == 3
+
+
+def test_a_search_shows_the_best_documents(tmp_path):
+    predictions = searched()
+    predictions.outputs[:2] = predictions.outputs[QUERIES : QUERIES + 2]
+    predictions.qrels["q0"] = {"d0": 1}
+    predictions.qrels["q1"] = {"d0": 1}
+    del predictions.qrels["q2"]
+    lines = printed(
+        tmp_path, predictions.task, predictions.outputs, predictions.table, qrels=predictions.qrels
+    )
+    start = lines.index("find:")
+    assert lines[start + 1 : start + 3] == [
+        "  query 0  ->  text 0 (relevant)",
+        "  query 1  ->  text 1 (not relevant)",
+    ]
+    assert re.fullmatch(r"  query 2  ->  text \d+", lines[start + 3])
+    assert shlex.split(lines[-1])[-4:] == [
+        "index",
+        f"--model={tmp_path}",
+        "--collection=collection.tsv",
+        "--output=INDEX",
+    ]
+    assert not (tmp_path / "predictions" / "find.examples.jsonl").exists()
