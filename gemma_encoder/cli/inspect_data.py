@@ -146,7 +146,8 @@ def data_report(settings: Settings, split: str, n: int, sample: int, seed: int) 
         raise unknown(f"split of {task.name}", split, source.splits)
     count = source.size(split)
     yield f"{task.name}: {task.kind}, {split} split, {count:,} records"
-    yield from _entry("template", task.template.text)
+    for template in dict(task.role_templates).values() or [task.template]:
+        yield from _entry("template", template.text)
     if task.classes:
         classes = ", ".join(f"{index} {name}" for index, name in enumerate(task.classes))
         yield from _entry("classes", classes)
@@ -192,7 +193,7 @@ def _texts(settings: Settings, split: str, records: int, seed: int) -> list[Text
         examples = source.examples(split, index, rng)
         encoded = encode(
             settings.tokenizer,
-            source.task.template,
+            [source.task.template_for(example.role) for example in examples],
             [example.fields for example in examples],
             NO_LIMIT,
             f"{split} record {record + 1}",
@@ -232,7 +233,7 @@ def _show(texts: list[Text], record: int, settings: Settings) -> Iterator[str]:
     for index, text in enumerate(texts[:SHOWN_TEXTS]):
         if index:
             yield ""
-        rendered, *_ = task.template.render(text.example.fields)
+        rendered, *_ = task.template_for(text.example.role).render(text.example.fields)
         yield from _two_columns(_raw_fields(text, task), rendered)
         yield from _token_lines(text, record, settings)
     if len(texts) > SHOWN_TEXTS:
@@ -243,7 +244,7 @@ def _token_lines(text: Text, record: int, settings: Settings) -> Iterator[str]:
     """Yields the tokens of a text as training reads them, truncated to `max_length`."""
     (encoded,) = encode(
         settings.tokenizer,
-        settings.source.task.template,
+        settings.source.task.template_for(text.example.role),
         [text.example.fields],
         settings.max_length,
         f"record {record + 1}",
@@ -263,7 +264,7 @@ def _raw_fields(text: Text, task: Task) -> list[tuple[str, str]]:
     if example.document_id:
         fields.append(("document id", example.document_id))
     label = task.kind.show_label(task, example.label)
-    if not label:
+    if not label or example.role == "query":
         return fields
     if task.kind.one_class and not task.is_unlabeled(example.label):
         label = f"{example.label:g} ({label})"
@@ -328,7 +329,8 @@ def _show_row(texts: Sequence[Text], settings: Settings) -> Iterator[str]:
         columns = f"{first}–{last}"
         positions = f"0–{row.positions[0, last]}"
         text = texts[row.example_id[0, slot]]
-        rendered = settings.source.task.template.render(text.example.fields)[0]
+        template = settings.source.task.template_for(text.example.role)
+        rendered = template.render(text.example.fields)[0]
         words = textwrap.shorten(" ".join(rendered.split()), WIDTH - 40, placeholder="…")
         record = text.record + 1
         yield f"{_mark(slot + 1):<9}{record:<8}{columns:<12}{positions:<11}{words}"

@@ -313,6 +313,14 @@ class PreparedSource(Source):
         spans = self.info["parts"][split]
         return spans[-1][1] if spans else 0
 
+    @property
+    def has_teacher(self) -> bool:
+        """True if the labels of the first training record have scores of a teacher."""
+        if not self.task.kind.embeds or not self.count("train"):
+            return False
+        labels = self.record("train", 0, training=True).labels
+        return any(isinstance(label, tuple) for label in labels)
+
     def size(self, split: str) -> int:
         """Returns the number of records; those of a search are limited by their queries."""
         is_search = self.task.kind.embeds and split in self.splits and split != "train"

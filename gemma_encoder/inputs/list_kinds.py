@@ -113,7 +113,8 @@ class Retrieval(Kind):
         return f"vector of {len(output)} dimensions"
 
     def show_label(self, task, label):
-        return f"{_grade_and_score(label)[0]:g}"
+        grade, score = _grade_and_score(label)
+        return f"{grade:g}, teacher {score:g}" if isinstance(label, tuple) else f"{grade:g}"
 
     def summarize_labels(self, task, labels):
         return None

@@ -132,8 +132,7 @@ class Recipe:
     def check_losses(self) -> None:
         """Raises InputError if a loss, or its options, do not fit a task, its data or the model."""
         self.losses.check(self.tasks)
-        is_prepared = bool(self.config.prepared)
-        check_retrieval(self.sources, self.losses, self.encoder, is_prepared)
+        check_retrieval(self.sources, self.losses, self.encoder)
 
     def check_rows(self, mesh: Mesh) -> None:
         """Raises InputError if the rows of a micro-batch do not shard evenly over the mesh."""

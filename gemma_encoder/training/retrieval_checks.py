@@ -9,23 +9,21 @@ from gemma_encoder.training.losses import LossOptions
 from gemma_encoder.training.retrieval_losses import NEED_TEACHER
 
 
-def check_retrieval(
-    sources: Sequence[Source], losses: LossOptions, encoder: EncoderConfig, is_prepared: bool
-) -> None:
+def check_retrieval(sources: Sequence[Source], losses: LossOptions, encoder: EncoderConfig) -> None:
     """Raises InputError if the loss of a retrieval task does not fit its data or its vectors.
 
     Args:
         sources: the tasks with their data.
         losses: constants of the loss.
         encoder: config of the model.
-        is_prepared: the data were prepared ahead, and their labels are not at hand.
     """
     widths = losses.options.retrieval.widths
-    for task, has_teacher in ((source.task, source.has_teacher) for source in sources):
+    for source in sources:
+        task = source.task
         if not task.kind.embeds:
             continue
         loss = losses.name(task.kind)
-        if loss in NEED_TEACHER and not (has_teacher or is_prepared):
+        if loss in NEED_TEACHER and not source.has_teacher:
             raise InputError(
                 f"task {task.name!r}: the loss {loss!r} compares with the scores of a teacher, "
                 "which its training data do not have; choose another loss"

@@ -1,5 +1,6 @@
 """`gemma-encoder inspect` on data: it shows the model's own input, in at most 100 columns."""
 
+import json
 import re
 
 import numpy as np
@@ -36,6 +37,7 @@ def run(capsys, monkeypatch, shared_data):
         "glue_mrpc",
         "glue_stsb",
         "msmarco",
+        "msmarco_retrieval",
         "toy_sentiment",
         "toy_similarity",
         "toy_ranking",
@@ -56,7 +58,7 @@ def test_every_task_is_shown(run, task):
         "each piece over its id",
         "── packed row",
         "real",
-        "targets" if source.task.kind.name == "regression" else "labels",
+        {"regression": "targets", "retrieval": "truncated"}.get(source.task.kind.name, "labels"),
     ):
         assert part in text
     assert "── record 3" not in text
@@ -179,3 +181,20 @@ def test_metrics_are_checked_as_in_training(run, tmp_path):
     assert code == 0 and "refused task 'own': the metric 'spearman' cannot be computed" in text
     code, lines, _ = run(*regression)
     assert code == 0 and not any(line.startswith("refused") for line in lines)
+
+
+def test_a_query_and_its_documents_have_their_templates(capsys, tmp_path):
+    rows = [{"query": f"wings {i}", "positive": f"lift {i}", "score": [0.5]} for i in range(9)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--config=own:retrieval", f"--config.own.train={path}", "--n=1"]
+    assert inspect_data.main(flags) == 0
+    text = capsys.readouterr().out
+    assert "template   Query: {query}\ntemplate   Document: {document}\n" in text
+    assert "record 1: a list of 2 texts for query" in text
+    query, document = (part.splitlines() for part in text.split("raw record")[1:])
+    assert "query: wings" in query[1] and "│ Query: wings" in query[1]
+    assert not any("label" in line for line in query[:4])
+    assert "document: lift" in document[1] and "│ Document: lift" in document[1]
+    assert any("label: 1, teacher 0.5" in line for line in document)
+    assert inspect_data.main([*flags, "--split=validation"]) == 0

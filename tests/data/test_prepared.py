@@ -507,3 +507,12 @@ def test_options_of_retrieval_concern_retrieval_only(root, tokenizer):
     own = {"positive": "", "negative": "", "score": ""}
     read = PreparedSource("classes", root, dataclasses.replace(other, own=own))
     prepared.check_prepared([read], tokenizer, OPTIONS.max_length)
+
+
+def test_a_prepared_teacher_is_noticed(tokenizer, tmp_path):
+    write(retrieval_files.taught(), tokenizer, tmp_path)
+    limits = {"max_train_examples": 3, "max_eval_examples": 2}
+    plain = registry.get("toy_retrieval", retrieval_files.options(limits))
+    write(plain, tokenizer, tmp_path)
+    taught, toy = (PreparedSource(n, tmp_path, plain.options) for n in ("taught", "toy_retrieval"))
+    assert taught.has_teacher and not toy.has_teacher
