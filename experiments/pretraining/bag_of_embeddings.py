@@ -12,7 +12,9 @@ BAG is a checkpoint in the gemma package's format that starts as this bag under 
 retriever starts from it with `--config.model.pretrained=BAG`. RMSNorm takes the length of a token's
 state away, and with it the weight of the token, so some dimensions of all embeddings hold the same
 large constant, to which the length of the others is relative; the final norm's scale is 0 there.
-The layers' weights are random, and the scale of the norms after them is small.
+The layers' weights are random, and the scale of the norms after them is small. With --sparse, the
+constant gives the logits of sparse vectors a negative bias, so that a token weighs itself and its
+nearest neighbors; else all words would have a weight.
 """
 
 import argparse
@@ -49,6 +51,8 @@ METRICS = ("mrr@10", "ndcg@10", "recall@100")
 CONSTANT = 16  # dimensions of the constant, whose length is 1
 CONTENT = 1 / 3  # root mean square of the length of the other dimensions
 LAYERS = 0.1  # scale of what a layer adds to the residual stream
+SPARSE_CONTENT = 6.0  # scale of the final norm for sparse vectors
+SPARSE_BIAS = -0.3
 
 
 def tokens_of(texts: Sequence[str], task: Task, role: str, tokenizer: Tokenizer) -> np.ndarray:
@@ -126,16 +130,27 @@ def search_collection(
     return ranking.make_run(np.repeat(query_ids, best.shape[1]), names, scores.ravel())
 
 
-def start_of(parameters: dict[str, jax.Array], size: str, seed: int) -> Transformer:
-    """Returns a transformer whose mean-pooled states are the bag's vectors, but for its layers."""
+def start_of(
+    parameters: dict[str, jax.Array], size: str, seed: int, is_sparse: bool = False
+) -> Transformer:
+    """Returns a transformer whose mean-pooled states are the bag's vectors, but for its layers.
+
+    Args:
+        parameters: the bag.
+        size: size of the transformer.
+        seed: seed of its random parameters.
+        is_sparse: start of a sparse head in place of a mean.
+    """
     config = GEMMA_CONFIGS[size]
     backbone = Transformer(config, rngs=nnx.Rngs(seed))
     content = parameters["vectors"] * jax.nn.softplus(parameters["weights"])[:, None]
     content *= CONTENT / jnp.sqrt(jnp.mean(jnp.sum(content * content, axis=-1)))
-    constant = jnp.full((len(content), CONSTANT), CONSTANT**-0.5)
-    table = jnp.concatenate([content, constant], axis=-1)
-    backbone.embedding[...] = backbone.embedding[...].at[: len(table)].set(table)
-    backbone.final_norm.scale[...] = backbone.final_norm.scale[...].at[-CONSTANT:].set(-1)
+    content = jnp.pad(content, ((0, config.vocab_size - len(content)), (0, 0)))  # of no token
+    constant = jnp.full((config.vocab_size, CONSTANT), CONSTANT**-0.5)
+    backbone.embedding[...] = jnp.concatenate([content, constant], axis=-1)
+    content_scale, bias = (SPARSE_CONTENT, SPARSE_BIAS) if is_sparse else (1.0, 0.0)
+    scale = jnp.full_like(backbone.final_norm.scale[...], content_scale).at[-CONSTANT:].set(bias)
+    backbone.final_norm.scale[...] = scale - 1  # RMSNorm multiplies by 1 + scale
     for _, module in nnx.iter_modules(backbone):
         if isinstance(module, Block):
             for norm in (module.post_attention_norm, module.post_mlp_norm):
@@ -151,6 +166,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="new folder of the checkpoint")
     parser.add_argument("--run", type=pathlib.Path, help="file of the run, in TREC's format")
     parser.add_argument("--size", default="gemma3_tiny", help="size of the checkpoint's model")
+    parser.add_argument("--sparse", action="store_true", help="the start of a sparse retriever")
     parser.add_argument("--tokenizer", default="small")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
@@ -187,7 +203,7 @@ def main() -> None:
     if arguments.run:
         write_whole(arguments.run, "".join(ranking.trec_lines(run, "bag")))
     if arguments.output:
-        backbone = start_of(parameters, arguments.size, arguments.seed)
+        backbone = start_of(parameters, arguments.size, arguments.seed, arguments.sparse)
         save_gemma(backbone, arguments.output, tokenizer)
 
 
