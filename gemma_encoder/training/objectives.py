@@ -6,6 +6,7 @@ Shapes: B rows, S segments, C outputs of a head, G lists, N documents per list.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -117,6 +118,63 @@ def per_list(loss: ListLoss, learnable: ListFilter | None = None) -> Objective:
     return objective
 
 
+class ListSlots(NamedTuple):
+    """Where the segments of a batch are in dense lists; n = B · S segments, m = G · N slots.
+
+    Attributes:
+        source: the segment of each slot.
+        is_filled: False for slots without one.
+        slot: the slot of each segment.
+        is_member: False for segments of no list.
+    """
+
+    source: Int[Array, " m"]
+    is_filled: Bool[Array, " m"]
+    slot: Int[Array, " n"]
+    is_member: Bool[Array, " n"]
+
+
+def list_slots(batch: Batch, weight: Float[Array, "B S"], groups: int, list_size: int) -> ListSlots:
+    """Returns the slots of a batch's segments; those of weight 0 are left out.
+
+    Slots are found by sorting: XLA turns a scatter over sharded rows into a loop over segments,
+    with a message between devices in each.
+    """
+    is_member = ((batch.group_id >= 0) & (weight > 0)).ravel()
+    slots = groups * list_size
+    slot = (batch.group_id * list_size + batch.list_slot).ravel()
+    slot = jnp.where(is_member, slot, slots)  # past the end
+    order = jnp.argsort(slot)
+    ordered = slot[order]
+    index = jnp.minimum(jnp.searchsorted(ordered, jnp.arange(slots)), len(slot) - 1)
+    return ListSlots(order[index], ordered[index] == jnp.arange(slots), slot, is_member)
+
+
+@jax.custom_vjp
+def gather_lists(values: Array, slots: ListSlots) -> Array:
+    """Returns the values [n, …] of segments by slot, [m, …]; empty slots are 0.
+
+    Its gradient is a gather, too, since no two slots hold the same segment.
+    """
+    return _masked(values[slots.source], slots.is_filled)
+
+
+def _masked(values: Array, mask: Bool[Array, " n"]) -> Array:
+    return jnp.where(jnp.expand_dims(mask, range(1, values.ndim)), values, 0)
+
+
+def _gather_forward(values: Array, slots: ListSlots) -> tuple[Array, ListSlots]:
+    return gather_lists(values, slots), slots
+
+
+def _gather_backward(slots: ListSlots, gradient: Array) -> tuple[Array, None]:
+    index = jnp.minimum(slots.slot, len(slots.source) - 1)
+    return _masked(gradient[index], slots.is_member), None
+
+
+gather_lists.defvjp(_gather_forward, _gather_backward)
+
+
 def to_lists(
     scores: Float[Array, "B S"],
     batch: Batch,
@@ -124,21 +182,7 @@ def to_lists(
     groups: int,
     list_size: int,
 ) -> tuple[Float[Array, "G N"], Float[Array, "G N"], Bool[Array, "G N"]]:
-    """Scatters scores, grades and presence of documents to dense lists."""
-    columns = (scores, batch.label, jnp.ones_like(weight, bool))
-    return tuple(scatter_to_lists(value, batch, weight, groups, list_size) for value in columns)
-
-
-def scatter_to_lists(
-    values: Array, batch: Batch, weight: Float[Array, "B S"], groups: int, list_size: int
-) -> Array:
-    """Scatters values [B, S, …] of segments to dense lists [G, N, …]; empty slots are 0.
-
-    Segments of weight 0 are left out.
-    """
-    real = (batch.group_id >= 0) & (weight > 0)
-    # Other segments get a slot past the end, which the scatter drops.
-    slot = jnp.where(real, batch.group_id * list_size + batch.list_slot, groups * list_size)
-    shape = values.shape[2:]
-    flat = jnp.zeros((groups * list_size, *shape), values.dtype).at[slot].set(values, mode="drop")
-    return flat.reshape(groups, list_size, *shape)
+    """Returns scores, grades and presence of documents as dense lists."""
+    slots = list_slots(batch, weight, groups, list_size)
+    columns = (gather_lists(values.ravel(), slots) for values in (scores, batch.label))
+    return tuple(column.reshape(groups, list_size) for column in (*columns, slots.is_filled))

@@ -24,8 +24,9 @@ from gemma_encoder.training.objectives import (
     LossInputs,
     Objective,
     TaskLoss,
+    gather_lists,
     has_positive,
-    scatter_to_lists,
+    list_slots,
 )
 
 MASKED = -1e30  # finite: a log-sum-exp over no negative stays finite
@@ -77,9 +78,11 @@ class VectorLists(NamedTuple):
 def vector_lists(inputs: LossInputs) -> VectorLists:
     """Returns the lists of a task in a batch; slot 0 of a list is its query."""
     batch = inputs.batch
+    slots = list_slots(batch, inputs.weight, inputs.groups, inputs.list_size)
 
     def lists(values: Array) -> Array:
-        return scatter_to_lists(values, batch, inputs.weight, inputs.groups, inputs.list_size)
+        columns = gather_lists(values.reshape(-1, *values.shape[2:]), slots)
+        return columns.reshape(inputs.groups, inputs.list_size, *values.shape[2:])
 
     vectors = lists(inputs.scores)
     ids = lists(batch.example_id)
@@ -90,7 +93,7 @@ def vector_lists(inputs: LossInputs) -> VectorLists:
         ids[:, 1:],
         lists(batch.label)[:, 1:],
         lists(batch.targets[..., 0])[:, 1:],
-        lists(jnp.ones_like(inputs.weight, bool))[:, 1:],
+        slots.is_filled.reshape(inputs.groups, inputs.list_size)[:, 1:],
     )
 
 
