@@ -10,9 +10,9 @@ An element has the same inputs and targets as in training:
 | feature | type | meaning |
 | --- | --- | --- |
 | `inputs` | [length] int32 | token ids, bos and eos included, truncated by the template |
-| `targets` | [1] or [K] float32 | label for the loss: class index, scaled target or grade |
+| `targets` | [1] or [K] float32 | class index, scaled target or grade; (grade, teacher's score) |
 | `inputs_pretokenized`, `targets_pretokenized` | string | the text, and the label in words |
-| `example` | string | JSON: label, query, document and other inputs of the metrics |
+| `example` | string | JSON: label, query, document, role and other inputs of the metrics |
 
 Metric functions take targets from `postprocess_fn`, and predictions from `Kind.postprocess`: [N],
 or [N, C] probabilities.
@@ -35,7 +35,8 @@ from gemma_encoder.data.source import DataOptions, Source
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.json_text import from_json, to_json
-from gemma_encoder.inputs.task import Example, ExampleTable
+from gemma_encoder.inputs.packing import Segment
+from gemma_encoder.inputs.task import Example, ExampleTable, Task
 from gemma_encoder.inputs.tokenizer import Tokenizer
 
 seqio = runtime.import_quietly("seqio")
@@ -153,6 +154,7 @@ def apply_template(
 ) -> tf.data.Dataset:
     """Preprocessor from record indices to tokenized texts.
 
+    A list is consecutive elements; of retrieval, its first is the query, by "role" in the JSON.
     Lists of the train split are drawn as in the first epoch of a run with seed 0.
     """
     max_length = (sequence_length or {}).get("inputs") or UNLIMITED
@@ -204,7 +206,7 @@ def _elements(
         no_counts([source]),
         split=split,
     )
-    targets = [segment.targets if len(segment.targets) else [segment.label] for segment in segments]
+    targets = [_targets(task, segment) for segment in segments]
     texts = [
         [task.template_for(e.role).render(e.fields)[0] for e in examples],
         [task.kind.show_label(task, e.label) for e in examples],
@@ -213,14 +215,26 @@ def _elements(
     return [
         np.concatenate([np.zeros(0, np.int32), *(segment.tokens for segment in segments)]),
         np.array([len(segment.tokens) for segment in segments], np.int64),
-        np.array(targets, np.float32).reshape(len(examples), max(task.target_width, 1)),
+        np.array(targets, np.float32).reshape(len(examples), _targets_width(task)),
         *(np.array([text.encode() for text in column], object) for column in texts),
     ]
 
 
+def _targets(task: Task, segment: Segment) -> list[float]:
+    """Returns the label for the loss; of retrieval, the grade and the score of a teacher."""
+    if task.kind.embeds:
+        return [segment.label, *(segment.targets if len(segment.targets) else [0.0])]
+    return segment.targets if len(segment.targets) else [segment.label]
+
+
+def _targets_width(task: Task) -> int:
+    return 1 + task.target_width if task.kind.embeds else max(task.target_width, 1)
+
+
 def _metric_inputs(example: Example) -> dict[str, Any]:
     ids = {"query_id": example.query_id, "document_id": example.document_id}
-    return {"label": example.label, **ids, "info": dict(example.info)}
+    role = {"role": example.role} if example.role else {}
+    return {"label": example.label, **ids, **role, "info": dict(example.info)}
 
 
 def _postprocess(output: Any, example: Mapping[str, Any] | None = None, is_target=False) -> Any:

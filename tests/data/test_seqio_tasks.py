@@ -12,6 +12,7 @@ from gemma_encoder.data.stream_options import StreamOptions
 from gemma_encoder.evaluation.predictions import Predictions
 from gemma_encoder.inputs.batch import BatchShape
 from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.json_text import from_json
 from gemma_encoder.inputs.task import ExampleTable
 from gemma_encoder.inputs.template import encode
 
@@ -65,6 +66,31 @@ def test_token_ids_of_options_answers_and_several_splits(seqio, tokenizer, bench
     for split in registry.get(name).splits:
         if split != "train":
             assert_same_tokens(seqio, tokenizer, name, split)
+
+
+def test_retrieval_has_roles_lists_and_metrics(seqio, tokenizer):
+    source = registry.get("toy_retrieval")
+    task = seqio.get_mixture_or_task("toy_retrieval")
+    dataset = task.get_dataset({"inputs": 128}, "train", shuffle=False)
+    theirs = list(itertools.islice(dataset.as_numpy_iterator(), 6))
+    ours = [e for index in range(2) for e in source.training_examples(index, 0, 0)]
+    for element, example in zip(theirs, ours, strict=True):
+        text = encode(tokenizer, source.task.template_for(example.role), [example.fields], 128)
+        np.testing.assert_array_equal(element["inputs"], text[0].tokens)
+        assert from_json(element["example"])["role"] == example.role
+        assert element["targets"].tolist() == [float(example.role and example.label), 0.0]
+    data = elements(seqio, "toy_retrieval", "validation")
+    targets = [
+        task.postprocess_fn(e["targets_pretokenized"], example=e, is_target=True) for e in data
+    ]
+    outputs = np.random.default_rng(0).normal(size=(len(data), 8)).astype(np.float32)
+    (metric_fn,) = task.metric_fns
+    table = ExampleTable()
+    for index in range(source.size("validation")):
+        table.add(source.examples("validation", index)[0])
+    qrels = source.qrels("validation")
+    ours = Predictions(source.task, "validation", outputs, table=table, qrels=qrels).metrics()
+    assert metric_fn(targets, outputs) == ours
 
 
 @pytest.mark.parametrize("name", ["toy_sentiment", "toy_similarity", "toy_ranking"])
