@@ -7,7 +7,9 @@
 Argument: `size=…` (by default tiny: random weights, the small tokenizer, two CPU cores), `sparse`
 (weights of the vocabulary in place of dense vectors) and `smoke` (a slice of the real data, in
 seconds). Data: the folder MSMARCO_DIR with collection.tsv, queries.{train,dev}.tsv,
-qrels.{train,dev}.tsv and, for hard negatives, run.train.tsv or `--config.ranking.run=PATH`.
+qrels.{train,dev}.tsv and, for hard negatives, run.train.tsv or `--config.ranking.run=PATH`. Small
+sizes train without hard negatives; `--config.retrieval.negatives=1` adds one per query.
+From random weights, start from a bag of embeddings, see `pretraining/bag_of_embeddings.py`.
 """
 
 from gemma_encoder.training import recipe
@@ -29,12 +31,13 @@ def get_config(arg: str = ""):
         config.loss_options.retrieval.flops_ramp = 1000
     config.evaluate_every = "100 percent"
     if recipe.is_small(size):
-        config.max_length = config.batch.row_length = 256
-        config.ranking.negative_ranks = (1, 50)
+        config.max_length = 128
+        config.batch.row_length = 256
         config.batch.rows = 64
         config.batch.segments = 16
-        config.optimizer.learning_rate = 1e-3
-        config.train_for = "6 epochs"
+        config.retrieval.negatives = 0
+        config.optimizer.learning_rate = 5e-4
+        config.train_for = "2 epochs"
     else:
         # Contrastive losses improve with the batch; micro-batches keep its gradient exact.
         config.max_length = config.batch.row_length = 512
