@@ -68,12 +68,10 @@ def predict_file(
             names a column of the output, or one that the output's format cannot hold. Predictions
             of earlier chunks stay in OUTPUT.part.
     """
-    if blank not in BLANK:
-        raise unknown("value of --blank", blank, BLANK)
     refuse_vectors(task)
     _check_output(task, keep, source, output, certainty)
     texts, checked = (read_texts(source, task, columns, keep) for _ in range(2))
-    num_blank = _check(source, _check_repeated(checked, keep, output), task, blank == "null")
+    num_blank = _check(source, _check_repeated(checked, keep, output), task, blank)
     predict = functools.partial(_predict_chunks, predictor, task, texts, certainty)
     if output is None:
         printed = _Printed()
@@ -138,10 +136,12 @@ def _check_repeated(
         types.check()
 
 
-def _check(source: pathlib.Path, texts: Iterator[InputText], task: Task, accept_blank: bool) -> int:
+def _check(source: pathlib.Path, texts: Iterator[InputText], task: Task, blank: str) -> int:
     """Checks the whole file and returns the number of blank texts."""
+    if blank not in BLANK:
+        raise unknown("value of --blank", blank, BLANK)
     with progress("checking", 0) as advance:
-        count, num_blank = check_texts(texts, task, accept_blank, advance)
+        count, num_blank = check_texts(texts, task, blank == "null", advance)
     if not count:
         raise InputError(f"{source} has no text")
     return num_blank

@@ -28,6 +28,7 @@ def _main(argv: Sequence[str]) -> int:
     flags.whole("k", "Results of each query.", 100, 1)
     flags.text("output", ".trec file for a TREC run, or .tsv for an MS MARCO run.")
     flags.text("qrels", "Relevance grades: print recall@100, mrr@10 and ndcg@10.")
+    flags.text("baseline", "TREC run of the same queries: print differences to its metrics, too.")
     flags.real("fusion_constant", "Of reciprocal rank fusion: 1 / (constant + rank).", 60.0, 0.0)
     flags.modules()
     flags.parse(argv)
@@ -40,16 +41,20 @@ def _main(argv: Sequence[str]) -> int:
         from gemma_encoder.retrieval.index import Index
         from gemma_encoder.retrieval.search_file import search_file
 
-    count, metrics = search_file(
+    summary = search_file(
         [Index.load(folder, flags["model"]) for folder in flags["index"]],
         pathlib.Path(queries),
         pathlib.Path(output),
         flags["k"],
         flags["fusion_constant"],
-        pathlib.Path(flags["qrels"]) if flags["qrels"] else None,
+        *(pathlib.Path(flags[name]) if flags[name] else None for name in ("qrels", "baseline")),
     )
-    terminal.print_note(f"wrote {output}, {count} queries")
-    for name, interval in metrics.items():
+    terminal.print_note(f"wrote {output}, {summary.queries} queries")
+    for name, interval in summary.metrics.items():
         bounds = format_bounds(name, interval[1:])
-        terminal.print_result(f"{name:<10} {format_metric(name, interval.value)} ({bounds})")
+        line = f"{name:<10} {format_metric(name, interval.value)} ({bounds})"
+        if change := summary.differences.get(name):
+            value, low, high = (format_metric(name, item, "+") for item in change)
+            line += f"  {value} ({low} to {high}) to {flags['baseline']}"
+        terminal.print_result(line)
     return 0

@@ -69,6 +69,25 @@ class Units:
         return bootstrap.interval(value, resampled, units, limits, mass)
 
 
+def paired_difference(
+    scored: Units,
+    metric: str,
+    values: tuple[float, float],
+    resampled: tuple[np.ndarray, np.ndarray],
+) -> bootstrap.Interval:
+    """Returns the difference of a metric between two systems on the same units.
+
+    Args:
+        scored: the units of either system.
+        metric: name of the metric.
+        values: of the system, and of the one that it is compared with.
+        resampled: their values on the same resamples.
+    """
+    limits = bootstrap.bounds_of_difference(scored.bounds[metric])
+    change = values[0] - values[1]
+    return bootstrap.interval(change, resampled[0] - resampled[1], len(scored.units), limits)
+
+
 def units_of_queries(
     names: Mapping[str, str], qrels: Mapping[str, Mapping[str, float]], run: ranking.Run
 ) -> Units:

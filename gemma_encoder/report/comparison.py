@@ -9,6 +9,7 @@ import numpy as np
 from gemma_encoder.evaluation import bootstrap
 from gemma_encoder.evaluation.details import format_bounds, format_metric
 from gemma_encoder.evaluation.metrics import lowest_is_best
+from gemma_encoder.evaluation.units import paired_difference
 from gemma_encoder.report.markup import html_table
 from gemma_encoder.report.runs import RunFiles
 from gemma_encoder.report.scoring import Scored
@@ -53,12 +54,9 @@ class _Estimate:
         """Returns the paired difference; NONE if the base is missing or has other units."""
         if base is None or base.scored.units != self.scored.units:
             return NONE
-        change = bootstrap.interval(
-            self.value - base.value,
-            self.resampled - base.resampled,
-            len(self.scored.units),
-            bootstrap.bounds_of_difference(self.scored.bounds[self.metric]),
-        )
+        values = (self.value, base.value)
+        resampled = (self.resampled, base.resampled)
+        change = paired_difference(self.scored, self.metric, values, resampled)
         value, low, high = (format_metric(self.metric, item, "+") for item in change)
         return f"{value} ({low} to {high})" if change.exists else value
 

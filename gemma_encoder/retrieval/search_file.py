@@ -3,13 +3,22 @@
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from gemma_encoder.data.files.corpus import Corpus, Ids
 from gemma_encoder.data.files.runs import Qrels
 from gemma_encoder.evaluation import ranking
 from gemma_encoder.evaluation.bootstrap import Interval
-from gemma_encoder.evaluation.units import units_of_values
+from gemma_encoder.evaluation.units import (
+    Units,
+    paired_difference,
+    units_of_queries,
+    units_of_values,
+)
 from gemma_encoder.inputs.errors import InputError, in_one_line
+from gemma_encoder.inputs.ids import decode_id
 from gemma_encoder.progress import progress
 from gemma_encoder.retrieval.collection import open_queries
 from gemma_encoder.retrieval.fusion import CONSTANT
@@ -41,6 +50,20 @@ class IndexedDocuments:
         return len(self.ids)
 
 
+class SearchSummary(NamedTuple):
+    """Results of a search by a file, with 95 % intervals over the judged queries.
+
+    Attributes:
+        queries: number of queries.
+        metrics: each of `METRICS`, empty without qrels.
+        differences: to those of the baseline, empty without one.
+    """
+
+    queries: int
+    metrics: dict[str, Interval]
+    differences: dict[str, Interval]
+
+
 def search_file(
     indexes: Sequence[Index],
     source: pathlib.Path,
@@ -48,7 +71,8 @@ def search_file(
     k: int,
     constant: float = CONSTANT,
     qrels: pathlib.Path | None = None,
-) -> tuple[int, dict[str, Interval]]:
+    baseline: pathlib.Path | None = None,
+) -> SearchSummary:
     """Searches for every query of a file.
 
     Args:
@@ -58,10 +82,7 @@ def search_file(
         k: number of results of a query.
         constant: of the fusion.
         qrels: relevance grades by which the run is evaluated.
-
-    Returns:
-        The number of queries; and each of `METRICS` with its 95 % interval over the judged
-        queries, empty without qrels.
+        baseline: a TREC run of the same queries to compare with, which needs qrels.
 
     Raises:
         InputError: a file is invalid or cannot be written, or as in `Index.search`.
@@ -71,6 +92,8 @@ def search_file(
     check_same_collection(indexes)
     queries = open_queries(source)
     grades: dict[str, dict[str, int]] = {}
+    if baseline is not None and qrels is None:
+        raise InputError(f"--baseline={baseline}: a comparison needs --qrels")
     if qrels is not None:
         require_retrieval("ir_measures")
         grades = _grades(qrels, queries, indexes[0])
@@ -89,9 +112,41 @@ def search_file(
                 for name in values if judged else ():
                     values[name] |= ranking.by_query(name, judged, run)
     if not values:
-        return len(queries), {}
-    units = units_of_values({name: name for name in METRICS}, list(grades), values)
-    return len(queries), {name: units.interval(name) for name in METRICS}
+        return SearchSummary(len(queries), {}, {})
+    names = {name: name for name in METRICS}
+    units = units_of_values(names, list(grades), values)
+    metrics = {name: units.interval(name) for name in METRICS}
+    if baseline is None:
+        return SearchSummary(len(queries), metrics, {})
+    base = units_of_queries(names, grades, _read_baseline(baseline, grades))
+    return SearchSummary(len(queries), metrics, _differences(units, base))
+
+
+def _differences(units: Units, base: Units) -> dict[str, Interval]:
+    """Returns the paired difference of each metric."""
+    every = np.arange(len(units.units))
+    return {
+        name: paired_difference(
+            units,
+            name,
+            (units.metrics[name](every), base.metrics[name](every)),
+            (units.resampled(name), base.resampled(name)),
+        )
+        for name in METRICS
+    }
+
+
+def _read_baseline(path: pathlib.Path, grades: Mapping[str, Any]) -> ranking.Run:
+    """Returns a TREC run; raises InputError if it is none, or has none of the judged queries."""
+    import ir_measures
+
+    run: ranking.Run = {}
+    with in_one_line(f"--baseline={path} is no TREC run", errors=(OSError, ValueError)):
+        for query, document, score in ir_measures.read_trec_run(str(path)):
+            run.setdefault(decode_id(query), []).append((decode_id(document), score))
+    if not grades.keys() & run.keys():
+        raise InputError(f"--baseline={path} has none of the judged queries")
+    return run
 
 
 def _runs(

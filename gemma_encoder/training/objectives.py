@@ -119,7 +119,7 @@ def per_list(loss: ListLoss, learnable: ListFilter | None = None) -> Objective:
 
 
 class ListSlots(NamedTuple):
-    """Where the segments of a batch are in dense lists; n = B · S segments, m = G · N slots.
+    """Positions of a batch's segments in dense lists; n = B · S segments, m = G · N slots.
 
     Attributes:
         source: the segment of each slot.

@@ -30,7 +30,7 @@ def queries(tmp_path):
 def test_a_run_is_read_as_the_search_has_it(index, queries, tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(module, "QUERIES_AT_ONCE", 5)
     output = tmp_path / f"run{suffix}"
-    assert search_file([index], queries, output, 7) == (12, {})
+    assert search_file([index], queries, output, 7) == (12, {}, {})
     corpus = open_queries(queries)
     candidates = Candidates(output, corpus, open_collection(tmp_path / "collection.tsv"))
     expected = index.search([corpus.text(i) for i in range(12)], k=7)
@@ -45,7 +45,7 @@ def test_metrics_are_those_of_the_written_run(index, queries, tmp_path, monkeypa
     rows = [(f"q {i}", f"p{(7 * i) % 60}", 1 + i % 2) for i in range(11)]
     table = "".join(f"{query}\t{document}\t{grade}\n" for query, document, grade in rows)
     qrels.write_text(f"query-id\tcorpus-id\tscore\n{table}")
-    count, metrics = search_file([index], queries, tmp_path / "run.trec", 40, qrels=qrels)
+    count, metrics, _ = search_file([index], queries, tmp_path / "run.trec", 40, qrels=qrels)
     corpus = open_queries(queries)
     results = index.search([corpus.text(i) for i in range(12)], k=40)
     run = {f"q {i}": ranking for i, ranking in enumerate(results)}
@@ -86,3 +86,35 @@ def test_documents_of_the_index_serve_as_a_collection_for_qrels(index, queries, 
     assert grades == {"q 0": {"p3": 2}, "q 1": {"absent": 1}}
     corpus = open_collection(tmp_path / "collection.tsv")
     assert Qrels(path, open_queries(queries), corpus).by_id(np.arange(12)) == grades
+
+
+def test_a_baseline_is_compared_query_by_query(index, queries, tmp_path):
+    qrels = tmp_path / "qrels.tsv"
+    rows = [f"q {i}\tp{(7 * i) % 60}\t1\n" for i in range(12)]
+    qrels.write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
+    first = tmp_path / "first.trec"
+    alone = search_file([index], queries, first, 40, qrels=qrels)
+    again = search_file([index], queries, tmp_path / "again.trec", 40, qrels=qrels, baseline=first)
+    for interval in again.differences.values():
+        assert interval.value == 0
+        assert interval.low <= 0 <= interval.high
+    best = tmp_path / "best.trec"
+    best.write_text("".join(f"q%20{i} Q0 p{(7 * i) % 60} 1 1.0 t\n" for i in range(12)))
+    less = search_file([index], queries, tmp_path / "less.trec", 40, qrels=qrels, baseline=best)
+    for name, interval in less.differences.items():
+        assert interval.value == pytest.approx(alone.metrics[name].value - 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x Q0 p1 1 1.0 t\n", "none of the judged queries"), ("x p1 1\n", "is no TREC run")],
+)
+def test_an_unusable_baseline_is_refused(index, queries, tmp_path, text, message):
+    qrels = tmp_path / "qrels.tsv"
+    qrels.write_text("q 1\t0\tp1\t1\n")
+    baseline = tmp_path / "run.trec"
+    baseline.write_text(text)
+    with pytest.raises(InputError, match=message):
+        search_file([index], queries, tmp_path / "o.trec", 3, qrels=qrels, baseline=baseline)
+    with pytest.raises(InputError, match="needs --qrels"):
+        search_file([index], queries, tmp_path / "o.trec", 3, baseline=baseline)
