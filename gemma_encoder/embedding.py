@@ -207,6 +207,7 @@ class Embedder:
         *,
         role: str = "",
         prompt: str | None = None,
+        prompt_name: str | None = None,
         as_frame: bool = False,
         progress: bool | None = None,
         names: Sequence[str] | None = None,
@@ -219,6 +220,8 @@ class Embedder:
             role: "query" or "document", for the task's template of that role; the task is optional
                 if only one has roles.
             prompt: a literal text to put before each text, or before the task's template.
+            prompt_name: a prompt by its name in a sentence-transformers folder; by default the
+                role's, where no task has roles, else the folder's default prompt.
             as_frame: return a DataFrame with a column per dimension, and the texts' index.
             progress, names: see `predict`.
 
@@ -228,6 +231,10 @@ class Embedder:
         Raises:
             InputError: as in `predict`; or the role is unknown, or no task has a template for it.
         """
+        if prompt is None and task is None:
+            role, prompt = self._stored_prompt(role, prompt_name)
+        elif prompt_name is not None:
+            raise InputError("prompt_name stands alone: leave task and prompt out")
         _, pooled, _ = self._run_role(texts, task, role, prompt, progress, names)
         check_finite(pooled, "embeddings", names.__getitem__ if names else "text {}".format)
         if as_frame:
@@ -262,6 +269,17 @@ class Embedder:
         where = names.__getitem__ if names else "text {}".format
         check_finite(vectors.weights, "sparse weights", where)
         return vectors.ids, vectors.weights
+
+    def _stored_prompt(self, role: str, name: str | None) -> tuple[str, str | None]:
+        """Returns the role that remains, and the prompt of a sentence-transformers folder."""
+        prompts = self.spec.prompts
+        if name is not None:
+            if name not in prompts:
+                raise unknown("prompt_name", name, prompts)
+            return "", prompts[name]
+        if role in prompts and not any(task.role_templates for task in self.tasks.values()):
+            return "", prompts[role]
+        return role, None if role else prompts.get(self.spec.default_prompt)
 
     @contextlib.contextmanager
     def reporting_truncated_once(self, total: int) -> Iterator[None]:

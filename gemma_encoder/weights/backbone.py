@@ -290,7 +290,7 @@ def _load_sentence_encoder(
     parameters = load_pretrained(checkpoint, spec.encoder, abstract)
     parameters["heads"] = {
         name: jax.device_put(checkpoint.modules.head_parameters(), sharding.replicated(mesh))
-        for name in spec.encoder.heads
+        for name in shapes.get("heads", {})
     }
     loaded = parameter_paths(parameters)
     expected = parameter_paths(shapes)

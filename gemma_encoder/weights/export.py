@@ -31,11 +31,13 @@ from gemma_encoder.weights.huggingface_config import LAYER_TYPES
 from gemma_encoder.weights.native import InferenceSpec, absolute
 from gemma_encoder.weights.new_folders import check_is_new, new_folder
 from gemma_encoder.weights.sentence_modules import POOLING, UNSCALED, output_scale, scaled_layer
+from gemma_encoder.weights.sentence_prompts import similarity_name, task_prompts
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
 MAX_FILE = 4 * 2**30  # bytes of tensors per file, unless a single tensor is larger
 _LAYER_TYPES = {kind: layer_type for layer_type, kind in LAYER_TYPES.items()}
 _MODULES = "sentence_transformers.models"
+VECTORS = "embedding"  # the kind of head whose scores are the pooled states: it needs no module
 
 
 class Module(NamedTuple):
@@ -73,9 +75,9 @@ def export(
     doors.check_float32(spec.encoder, "the predictor")
     folder = absolute(folder)
     check_is_new(folder, "the export", may_be_empty=True)
-    prompts = _prompts(spec.tasks)
+    prompts = {**spec.prompts, **task_prompts(spec.tasks)}
     if not heads:
-        spec = _without_heads(spec)
+        spec = dataclasses.replace(_without_heads(spec), prompts=prompts)
     if spec.encoder.lora.rank:
         spec, parameters = _without_adapters(spec, parameters)
     encoder = spec.encoder
@@ -111,8 +113,8 @@ def _descriptions(
     sentence = {"max_seq_length": spec.max_length, "do_lower_case": False}
     sentence_transformers = {
         "prompts": prompts,
-        "default_prompt_name": None,
-        "similarity_fn_name": "cosine",
+        "default_prompt_name": spec.default_prompt or None,
+        "similarity_fn_name": similarity_name(spec),
         "model_type": "SentenceTransformer",
     }
     return {
@@ -137,19 +139,6 @@ def _write_modules(folder: epath.Path, modules: Sequence[Module]) -> None:
             if weights:
                 (folder / path / name).write_bytes(safetensors.numpy.save(dict(weights)))
     (folder / "modules.json").write_bytes(_json(entries))
-
-
-def _prompts(tasks: Sequence[Task]) -> dict[str, str]:
-    """Returns sentence-transformers' prompts, by task name.
-
-    A prompt is a prefix of the text, so only templates of the form "prefix{field}" have one.
-    """
-    prompts = {}
-    for task in tasks:
-        prefix, remainder = task.template.text.split("{", 1)
-        if prefix and remainder == f"{task.template.fields[0]}}}":
-            prompts[task.name] = prefix
-    return prompts
 
 
 def _json(value: Any) -> bytes:
@@ -272,6 +261,8 @@ def _modules(encoder: EncoderConfig, parameters: dict, tasks: Sequence[Task]) ->
     if pooling.normalize:
         yield Module("Normalize", {})
     for name, head in encoder.heads.items():
+        if head.kind == VECTORS:
+            continue
         scale = output_scale(name, [task for task in tasks if task.head == name])
         yield from _head_modules(parameters["heads"][name], width, head, scale)
 
@@ -289,12 +280,13 @@ def _check_modules(encoder: EncoderConfig) -> None:
             f"cannot be exported: sentence-transformers' {pooling.name} pooling takes one state, "
             f"not {pooling.k}"
         )
-    if len(encoder.heads) > 1:
+    heads = {name: head for name, head in encoder.heads.items() if head.kind != VECTORS}
+    if len(heads) > 1:
         raise InputError(
-            f"cannot be exported: the format has one head, the encoder {len(encoder.heads)} "
-            f"({', '.join(encoder.heads)}); heads=False leaves them out"
+            f"cannot be exported: the format has one head, the encoder {len(heads)} "
+            f"({', '.join(heads)}); heads=False leaves them out"
         )
-    for name, head in encoder.heads.items():
+    for name, head in heads.items():
         if head.kind != "mlp":
             raise InputError(
                 f"cannot be exported: sentence-transformers has no module for the head {name!r} of "

@@ -35,7 +35,7 @@ from gemma_encoder.weights.doors import (
 from gemma_encoder.weights.huggingface_config import FAMILIES, transformer_config
 from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.weights.safetensors_reader import read_block, read_folder
-from gemma_encoder.weights.sentence_modules import module_folders, read_modules
+from gemma_encoder.weights.sentence_modules import module_folders, read_modules, read_prompts
 from gemma_encoder.weights.tensors import Checkpoint, Entry, TensorTable
 
 # The file that our exports add: encoder, tasks and lengths, as in our own checkpoints.
@@ -193,6 +193,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         max_length = self._max_length()
         row_length = -(-max_length // 128) * 128
         check_lengths(max_length, row_length)
+        prompts = read_prompts(self.folder)
         return InferenceSpec(
             encoder=EncoderConfig(
                 self._config, pooling=self.modules.pooling, compute_dtype="float32"
@@ -203,6 +204,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             row_length=row_length,
             padding="right",
             step=0,
+            prompts=prompts.by_name,
+            default_prompt=prompts.default,
         )
 
     def _max_length(self) -> int:

@@ -64,6 +64,8 @@ class InferenceSpec:
             (the latest line of `metrics.jsonl` of each task and split), "data" (fingerprints of
             the files by task and split, compared when a run resumes) and "inferred" (decisions made
             from the training data by task, see `data.source.Source`). Empty if not recorded.
+        prompts: texts to put before others, by name, of a sentence-transformers folder.
+        default_prompt: name of the prompt for texts without another; "" for none.
     """
 
     encoder: EncoderConfig
@@ -74,20 +76,27 @@ class InferenceSpec:
     padding: str
     step: int
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt: str = ""
 
     def description(self) -> dict[str, Any]:
         """Returns all but the tokenizer's model, JSON-ready; inverse of `from_description`."""
-        return {
-            "format_version": FORMAT_VERSION,
-            "encoder": self.encoder.to_dict(),
-            "tasks": [task.to_dict() for task in self.tasks],
-            "tokenizer": self.tokenizer.name,
-            "max_length": self.max_length,
-            "row_length": self.row_length,
-            "padding": self.padding,
-            "step": self.step,
-            "record": dict(self.record),
-        }
+        default = {"default_prompt": self.default_prompt} if self.default_prompt else {}
+        return (
+            {
+                "format_version": FORMAT_VERSION,
+                "encoder": self.encoder.to_dict(),
+                "tasks": [task.to_dict() for task in self.tasks],
+                "tokenizer": self.tokenizer.name,
+                "max_length": self.max_length,
+                "row_length": self.row_length,
+                "padding": self.padding,
+                "step": self.step,
+                "record": dict(self.record),
+            }
+            | ({"prompts": dict(self.prompts)} if self.prompts else {})
+            | default
+        )
 
     @classmethod
     def from_description(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
@@ -186,6 +187,48 @@ def _read_projection(folder: epath.Path, settings: dict[str, Any], normalized: b
             "before it"
         )
     return _read_slots(folder / "model.safetensors", {"linear.weight": 2})["linear.weight"]
+
+
+class Prompts(NamedTuple):
+    """Prompts of config_sentence_transformers.json.
+
+    Attributes:
+        by_name: texts to put before others.
+        default: name of the prompt for texts without another; "" for none.
+    """
+
+    by_name: Mapping[str, str]
+    default: str
+
+
+def read_prompts(folder: epath.Path) -> Prompts:
+    """Reads the prompts of a folder; logs a similarity that this library does not compute.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    file = folder / "config_sentence_transformers.json"
+    if not file.exists():
+        return Prompts({}, "")
+    values = read_object(file, ADVICE)
+    prompts = values.get("prompts") or {}
+    default = values.get("default_prompt_name") or ""
+    are_texts = isinstance(prompts, dict) and all(
+        isinstance(text, str) for pair in prompts.items() for text in pair
+    )
+    if not are_texts or (default and default not in prompts):
+        raise InputError(
+            f"{file}: prompts must be texts by name, the default one of them; {ADVICE}"
+        )
+    similarity = values.get("similarity_fn_name")
+    if similarity not in (None, "cosine", "dot"):
+        logging.warning(
+            "%s: vectors are to be compared by %s similarity; Predictor.similarity computes "
+            "cosines",
+            folder,
+            similarity,
+        )
+    return Prompts(prompts, default)
 
 
 def output_scale(head: str, tasks: Sequence[Task]) -> tuple[float, float]:

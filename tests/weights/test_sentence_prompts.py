@@ -1,0 +1,152 @@
+"""Prompts of sentence-transformers folders: written from templates, kept when loaded, applied."""
+
+import json
+
+import numpy as np
+import pytest
+
+import gemma_encoder as ge
+from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.task import Task
+from gemma_encoder.inputs.template import Template
+from gemma_encoder.weights.sentence_prompts import prefix_of, task_prompts
+
+SETTINGS = "config_sentence_transformers.json"
+TEXTS = ["a red box", "two cups of tea"]
+
+
+def retrieval_task(
+    name="find", query="ask: {query}", document="text: {document}", kind="retrieval"
+):
+    roles = (("query", Template(query)), ("document", Template(document)))
+    return Task(name, kind, Template(document), head=kind, role_templates=roles)
+
+
+@pytest.fixture(scope="module")
+def retriever(random_predictor):
+    """An untrained retriever beside a classifier's task without a prefix."""
+    import dataclasses
+
+    import jax
+
+    from gemma_encoder.model.config import HeadConfig, PoolingConfig
+    from gemma_encoder.model.encoder import initial_parameters
+
+    spec = random_predictor().spec
+    encoder = dataclasses.replace(
+        spec.encoder,
+        heads={"retrieval": HeadConfig(spec.encoder.pooled_dim, "embedding")},
+        pooling=PoolingConfig(normalize=True),
+    )
+    spec = dataclasses.replace(spec, encoder=encoder, tasks=(retrieval_task(),))
+    return ge.Predictor(spec, initial_parameters(encoder, jax.random.key(0)))
+
+
+def settings_of(folder):
+    return json.loads((folder / SETTINGS).read_text())
+
+
+def test_a_template_is_a_prompt_if_it_is_a_prefix_and_a_field():
+    assert prefix_of(Template("a {{b}} {text}")) == "a {b} "
+    assert prefix_of(Template("{text}")) == ""
+    assert prefix_of(Template("{text}.")) is None
+    assert prefix_of(Template("{a} {b}")) is None
+
+
+def test_prompts_are_named_by_role_or_task():
+    plain = Task("plain", "regression", Template("{text}"))
+    pair = Task("pair", "regression", Template("{a} {b}"))
+    prompts = task_prompts([retrieval_task(), plain, pair])
+    assert prompts == {"query": "ask: ", "document": "text: ", "plain": ""}
+    several = task_prompts([retrieval_task("one"), retrieval_task("two", query="{query}")])
+    assert several == {
+        "one_query": "ask: ",
+        "one_document": "text: ",
+        "two_query": "",
+        "two_document": "text: ",
+    }
+    with pytest.raises(InputError, match="which cannot express the template"):
+        task_prompts([retrieval_task(query="{query}?")])
+
+
+def test_a_retriever_is_exported_with_prompts_and_loads_again(retriever, tmp_path):
+    folder = ge.export_huggingface(retriever, tmp_path / "export")
+    settings = settings_of(tmp_path / "export")
+    assert settings["prompts"] == {"query": "ask: ", "document": "text: "}
+    assert settings["similarity_fn_name"] == "cosine"
+    modules = json.loads((tmp_path / "export" / "modules.json").read_text())
+    assert [entry["type"].split(".")[-1] for entry in modules] == [
+        "Transformer",
+        "Pooling",
+        "Normalize",
+    ]
+    again = ge.Predictor.load(folder)
+    for role in ("query", "document"):
+        vectors = retriever.embed(TEXTS, role=role)
+        np.testing.assert_array_equal(again.embed(TEXTS, role=role), vectors)
+        prompted = retriever.embed(TEXTS, prompt=settings["prompts"][role])
+        np.testing.assert_array_equal(prompted, vectors)
+
+
+def test_a_sparse_head_is_refused_with_the_way_out(retriever, tmp_path):
+    import dataclasses
+
+    from gemma_encoder.model.config import HeadConfig
+
+    encoder = dataclasses.replace(retriever.spec.encoder, heads={"w": HeadConfig(4, "sparse")})
+    task = retrieval_task(kind="sparse_retrieval")
+    spec = dataclasses.replace(
+        retriever.spec, encoder=encoder, tasks=(dataclasses.replace(task, head="w"),)
+    )
+    predictor = ge.Predictor(spec, retriever.parameters)
+    with pytest.raises(InputError, match="no module for the head 'w' of kind sparse; heads=False"):
+        ge.export_huggingface(predictor, tmp_path / "export")
+
+
+@pytest.fixture
+def foreign(retriever, tmp_path):
+    """A folder as another program writes it: with prompts, and without our description."""
+    folder = tmp_path / "foreign"
+    ge.export_huggingface(retriever, folder, heads=False)
+    for name in ("gemma_encoder.json", "digests.json"):
+        (folder / name).unlink()
+    settings = settings_of(folder)
+    settings["prompts"] = {"query": "q: ", "document": "d: ", "topic": "t: "}
+    settings["default_prompt_name"] = "topic"
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_loaded_folder_keeps_its_prompts(foreign, tmp_path):
+    predictor = ge.Predictor.load(foreign)
+    for given, prompt in (
+        ({"role": "query"}, "q: "),
+        ({"role": "document"}, "d: "),
+        ({"prompt_name": "document"}, "d: "),
+        ({}, "t: "),
+        ({"prompt": "other "}, "other "),
+    ):
+        expected = predictor.embed([prompt + text for text in TEXTS], prompt="")
+        np.testing.assert_array_equal(predictor.embed(TEXTS, **given), expected, err_msg=prompt)
+    ge.export_huggingface(predictor, tmp_path / "again")
+    assert settings_of(tmp_path / "again")["prompts"] == settings_of(foreign)["prompts"]
+    assert settings_of(tmp_path / "again")["default_prompt_name"] == "topic"
+    again = ge.Predictor.load(tmp_path / "again")
+    np.testing.assert_array_equal(again.embed(TEXTS), predictor.embed(TEXTS))
+
+
+def test_unknown_prompts_are_refused(foreign):
+    predictor = ge.Predictor.load(foreign)
+    with pytest.raises(InputError, match="prompt_name 'quary'.*did you mean 'query'"):
+        predictor.embed(TEXTS, prompt_name="quary")
+    with pytest.raises(InputError, match="stands alone"):
+        predictor.embed(TEXTS, prompt="x", prompt_name="query")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"prompts": ["q"]}, {"prompts": {"a": 1}}, {"default_prompt_name": "absent"}]
+)
+def test_damaged_prompts_are_refused(foreign, changes):
+    (foreign / SETTINGS).write_text(json.dumps(settings_of(foreign) | changes))
+    with pytest.raises(InputError, match="prompts must be texts by name"):
+        ge.Predictor.load(foreign)
