@@ -270,6 +270,28 @@ class Embedder:
         check_finite(vectors.weights, "sparse weights", where)
         return vectors.ids, vectors.weights
 
+    def words(
+        self, texts: TextInputs, task: str | None = None, *, role: str = "", count: int = 10
+    ) -> list[list[tuple[str, float]]]:
+        """Returns the tokens of the largest weights of each text, by a head of kind "sparse".
+
+        Args:
+            texts, task, role: see `embed`.
+            count: number of tokens, fewer for texts with fewer weights.
+
+        Returns:
+            Per text (token, weight), the largest first; a blank begins a word.
+        """
+        ids, weights = self.embed_sparse(texts, task, role=role)
+        return [
+            [
+                (piece, float(weight))
+                for piece, weight in zip(self.spec.tokenizer.pieces(row), of_row, strict=True)
+                if weight > 0
+            ]
+            for row, of_row in zip(ids[:, :count].tolist(), weights[:, :count], strict=True)
+        ]
+
     def _stored_prompt(self, role: str, name: str | None) -> tuple[str, str | None]:
         """Returns the role that remains, and the prompt of a sentence-transformers folder."""
         prompts = self.spec.prompts

@@ -42,6 +42,16 @@ def test_sparse_vectors_are_the_head_scores(sparse):
     np.testing.assert_allclose(np.take_along_axis(dots, ids, axis=1), weights, atol=1e-5)
 
 
+def test_words_are_the_tokens_of_the_largest_weights(sparse):
+    texts = ["a river", "stone"]
+    ids, weights = sparse.embed_sparse(texts, role="query")
+    words = sparse.words(texts, role="query", count=3)
+    for row, of_text in enumerate(words):
+        positive = weights[row, :3] > 0
+        pieces = sparse.spec.tokenizer.pieces(ids[row, :3][positive])
+        assert of_text == list(zip(pieces, weights[row, :3][positive].tolist(), strict=True))
+
+
 def test_misuse_of_roles_is_refused_in_one_line(searcher, dense, random_predictor):
     two = searcher(tasks=(roles(), roles(name="seek")))
     cases = [
