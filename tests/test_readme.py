@@ -24,6 +24,9 @@ ELSEWHERE = {  # what a command begins with, and where it is tried, or why it is
     ".venv-prepare/": "tests/test_prepare.py, in Beam's environment",
     "MSMARCO_DIR=DATA .venv-prepare/": "tests/test_prepare.py, in Beam's environment",
     ".venv/bin/python -m pytest ": "a test",
+    ".venv/bin/python -m gemma_encoder.experiments.pretraining.bag_of_embeddings ": (
+        "tests/experiments/test_bag_of_embeddings.py"
+    ),
     ".venv/bin/pip ": "needs a package index",
     ".venv/bin/jupyter ": "tests/test_notebooks.py",
     ".venv/bin/tensorboard ": "a server",
@@ -59,6 +62,7 @@ SMALLER = {  # what is replaced in a command, besides the smoke variant of its c
     "--topology=v5e:8x8": "--topology=v5e:2x2",
     "--topology=v5e:4x4": "--topology=v5e:2x2",
     "micro_batches=8": "micro_batches=2",
+    "--config.model.pretrained=BAG": "--config.seed=1",  # from random weights
 }
 
 
@@ -125,6 +129,7 @@ def home(tmp_path_factory, prepared, random_predictor):
     ge.save_gemma(ge.load_backbone(folder / "gemma-3-270m"), folder / "weights")
     (folder / "weights" / "tokenizer.model").write_bytes(SMALL.read_bytes())
     shared = ROOT.parent / "shared" / "data" / "cranfield_msmarco"
+    (folder / "msmarco").symlink_to(shared)
     variables = {
         "TFDS_DATA_DIR": prepared,
         "BEIR_DIR": folder / "beir",
