@@ -6,8 +6,8 @@ Run by hand, in two environments, because the test environment has no torch:
     python tests/weights/check_huggingface_export.py compare FOLDER   with torch, transformers and
                                                                       sentence-transformers
 
-The second prints the largest differences of embeddings and probabilities for each export, and exits
-with a non-zero code if one exceeds 1e-5.
+The second prints the largest differences of embeddings and probabilities for each export, of
+retrievers also of queries and documents, and exits with a non-zero code if one exceeds 1e-5.
 """
 
 import pathlib
@@ -23,6 +23,7 @@ TEXTS = [
     "two  spaces\tand a tab",
 ]
 TOLERANCE = 1e-5  # float32 on both sides, embeddings of size 1 to 5
+WIDTH = 8  # first dimensions of a retriever's vectors
 
 
 def make(folder: pathlib.Path) -> None:
@@ -40,6 +41,10 @@ def make(folder: pathlib.Path) -> None:
         },
         "last_causal": {"pooling": PoolingConfig("last_k"), "attention": "causal"},
         "projected": {"pooling": PoolingConfig("mean", projection=(48, 16), normalize=True)},
+        "retriever": {
+            "pooling": PoolingConfig("mean", projection=(16,), normalize=True),
+            "heads": {"t": 3, "find": HeadConfig(16, "embedding")},
+        },
     }
     for family, transformer in _transformers().items():
         for name, changes in fields.items():
@@ -83,9 +88,12 @@ def _make_export(folder: pathlib.Path, transformer, changes: dict, padding: str)
     from gemma_encoder.model.encoder import abstract_encoder
     from gemma_encoder.weights.native import InferenceSpec
 
-    task = Task(
-        "t", "classification", Template("{text}"), metrics=("accuracy",), classes=("a", "b", "c")
-    )
+    tasks = [
+        Task("t", "classification", Template("{text}"), metrics=("accuracy",), classes=tuple("abc"))
+    ]
+    if "find" in changes.get("heads", {}):
+        roles = (("query", Template("ask: {query}")), ("document", Template("text: {document}")))
+        tasks.append(Task("find", "retrieval", roles[1][1], head="find", role_templates=roles))
     defaults = {"heads": {"t": 3}, "compute_dtype": "float32"}
     config = EncoderConfig(transformer, **(defaults | changes))
     rng = np.random.default_rng(0)
@@ -93,10 +101,13 @@ def _make_export(folder: pathlib.Path, transformer, changes: dict, padding: str)
         lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),
         abstract_encoder(config).shapes,
     )
-    spec = InferenceSpec(config, (task,), Tokenizer.load("small"), 100, 128, padding, 0)
+    spec = InferenceSpec(config, tuple(tasks), Tokenizer.load("small"), 100, 128, padding, 0)
     predictor = Predictor(spec, parameters)
     exported = export_huggingface(predictor, folder)
-    np.savez(exported / "ours.npz", embed=predictor.embed(TEXTS), predict=predictor.predict(TEXTS))
+    ours = {"embed": predictor.embed(TEXTS), "predict": predictor.predict(TEXTS, task="t")}
+    if len(tasks) > 1:
+        ours |= {role: predictor.embed(TEXTS, role=role) for role in ("query", "document")}
+    np.savez(exported / "ours.npz", **ours)
 
 
 def compare(folder: pathlib.Path) -> int:
@@ -113,13 +124,30 @@ def compare(folder: pathlib.Path) -> int:
         with torch.no_grad():
             features = model(tokenize(TEXTS))
         predict = np.abs(torch.softmax(features["scores"], -1).numpy() - ours["predict"]).max()
-        num_different += not (embed < TOLERANCE and predict < TOLERANCE)
+        roles = _compare_roles(model, ours) if "query" in ours else 0.0
+        num_different += not max(embed, predict, roles) < TOLERANCE
         size = np.abs(ours["embed"]).max()
         print(
             f"{export.name:<24} embedding {embed:.1e}  probabilities {predict:.1e}  "
-            f"(of size {size:.1f})"
+            f"roles {roles:.1e}  (of size {size:.1f})"
         )
     return num_different
+
+
+def _compare_roles(model, ours) -> float:
+    """Returns the largest difference of queries and documents, whole and truncated."""
+    queries, documents = ours["query"], ours["document"]
+    short = queries[:, :WIDTH] / np.linalg.norm(queries[:, :WIDTH], axis=1, keepdims=True)
+    cut = {"truncate_dim": WIDTH, "normalize_embeddings": True}
+    pairs = [
+        (model.encode_query(TEXTS), queries),
+        (model.encode_document(TEXTS), documents),
+        (model.encode_query(TEXTS, **cut), short),
+        (model.encode_document(TEXTS, truncate_dim=WIDTH), documents[:, :WIDTH]),
+        (model.encode(TEXTS, prompt_name="t"), ours["embed"]),  # an empty prompt
+        (model.similarity(queries, documents).numpy(), queries @ documents.T),
+    ]
+    return max(np.abs(theirs - expected).max() for theirs, expected in pairs)
 
 
 if __name__ == "__main__":
