@@ -231,10 +231,10 @@ class Embedder:
         Raises:
             InputError: as in `predict`; or the role is unknown, or no task has a template for it.
         """
+        if prompt_name is not None and (task or role or prompt is not None):
+            raise InputError("prompt_name stands alone: leave task, role and prompt out")
         if prompt is None and task is None:
             role, prompt = self._stored_prompt(role, prompt_name)
-        elif prompt_name is not None:
-            raise InputError("prompt_name stands alone: leave task and prompt out")
         _, pooled, _ = self._run_role(texts, task, role, prompt, progress, names)
         check_finite(pooled, "embeddings", names.__getitem__ if names else "text {}".format)
         if as_frame:

@@ -13,7 +13,7 @@ from gemma_encoder.inputs.errors import in_one_line
 from gemma_encoder.inputs.json_text import to_json
 from gemma_encoder.inputs.untrusted import html_text
 from gemma_encoder.model.encoder import abstract_encoder
-from gemma_encoder.weights import markdown_text
+from gemma_encoder.weights import markdown_text, sentence_prompts
 from gemma_encoder.weights.backbone import size_name
 from gemma_encoder.weights.markdown_text import code_block, code_span, literal, yaml_field
 from gemma_encoder.weights.native import InferenceSpec
@@ -227,7 +227,7 @@ def _markdown(spec: InferenceSpec) -> str:
         "A Gemma decoder turned into a text encoder and fine-tuned by gemma_encoder, after arXiv "
         "2503.02656.",
         markdown_text.table(("", ""), list(facts(spec).items())),
-        USE + _scores(spec),
+        USE + sentence_prompts.prompts_use(spec) + _scores(spec),
         "## Data\n\n" + _data(spec),
         "## Metrics\n\n" + _metrics(spec),
     ]

@@ -77,7 +77,8 @@ def export(
     check_is_new(folder, "the export", may_be_empty=True)
     prompts = {**spec.prompts, **task_prompts(spec.tasks)}
     if not heads:
-        spec = dataclasses.replace(_without_heads(spec), prompts=prompts)
+        similarity = similarity_name(spec)
+        spec = dataclasses.replace(_without_heads(spec), prompts=prompts, similarity=similarity)
     if spec.encoder.lora.rank:
         spec, parameters = _without_adapters(spec, parameters)
     encoder = spec.encoder
@@ -287,6 +288,12 @@ def _check_modules(encoder: EncoderConfig) -> None:
             f"({', '.join(heads)}); heads=False leaves them out"
         )
     for name, head in heads.items():
+        if head.kind == "sparse":
+            raise InputError(
+                f"cannot be exported: sentence-transformers' SparseEncoder has no module for the "
+                f"head {name!r} of kind sparse: its pooling takes special tokens into the maximum; "
+                "heads=False leaves it out"
+            )
         if head.kind != "mlp":
             raise InputError(
                 f"cannot be exported: sentence-transformers has no module for the head {name!r} of "

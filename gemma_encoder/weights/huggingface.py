@@ -206,6 +206,7 @@ class HuggingFaceCheckpoint(Checkpoint):
             step=0,
             prompts=prompts.by_name,
             default_prompt=prompts.default,
+            similarity=prompts.similarity,
         )
 
     def _max_length(self) -> int:

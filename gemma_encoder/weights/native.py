@@ -66,6 +66,7 @@ class InferenceSpec:
             from the training data by task, see `data.source.Source`). Empty if not recorded.
         prompts: texts to put before others, by name, of a sentence-transformers folder.
         default_prompt: name of the prompt for texts without another; "" for none.
+        similarity: the folder's `similarity_fn_name`; "" for none.
     """
 
     encoder: EncoderConfig
@@ -78,25 +79,23 @@ class InferenceSpec:
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default_prompt: str = ""
+    similarity: str = ""
 
     def description(self) -> dict[str, Any]:
         """Returns all but the tokenizer's model, JSON-ready; inverse of `from_description`."""
-        default = {"default_prompt": self.default_prompt} if self.default_prompt else {}
-        return (
-            {
-                "format_version": FORMAT_VERSION,
-                "encoder": self.encoder.to_dict(),
-                "tasks": [task.to_dict() for task in self.tasks],
-                "tokenizer": self.tokenizer.name,
-                "max_length": self.max_length,
-                "row_length": self.row_length,
-                "padding": self.padding,
-                "step": self.step,
-                "record": dict(self.record),
-            }
-            | ({"prompts": dict(self.prompts)} if self.prompts else {})
-            | default
-        )
+        names = ("prompts", "default_prompt", "similarity")
+        optional = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {
+            "format_version": FORMAT_VERSION,
+            "encoder": self.encoder.to_dict(),
+            "tasks": [task.to_dict() for task in self.tasks],
+            "tokenizer": self.tokenizer.name,
+            "max_length": self.max_length,
+            "row_length": self.row_length,
+            "padding": self.padding,
+            "step": self.step,
+            "record": dict(self.record),
+        } | optional
 
     @classmethod
     def from_description(

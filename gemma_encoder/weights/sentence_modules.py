@@ -195,10 +195,12 @@ class Prompts(NamedTuple):
     Attributes:
         by_name: texts to put before others.
         default: name of the prompt for texts without another; "" for none.
+        similarity: how vectors are to be compared; "" if the folder does not say.
     """
 
     by_name: Mapping[str, str]
     default: str
+    similarity: str = ""
 
 
 def read_prompts(folder: epath.Path) -> Prompts:
@@ -228,7 +230,7 @@ def read_prompts(folder: epath.Path) -> Prompts:
             folder,
             similarity,
         )
-    return Prompts(prompts, default)
+    return Prompts(prompts, default, similarity if isinstance(similarity, str) else "")
 
 
 def output_scale(head: str, tasks: Sequence[Task]) -> tuple[float, float]:

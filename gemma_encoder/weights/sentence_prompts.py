@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
+from gemma_encoder.weights.markdown_text import code_block, code_span, literal
 from gemma_encoder.weights.native import InferenceSpec
 
 
@@ -46,7 +47,44 @@ def prefix_of(template: Template) -> str | None:
     return "".join(literals) if len(template.fields) == 1 and fields[-1] is not None else None
 
 
+def prompts_use(spec: InferenceSpec) -> str:
+    """Returns how an export is used by its prompts, in Markdown; "" for one without prompts."""
+    tasks = spec.tasks
+    prompts = {**spec.prompts, **task_prompts(tasks)}
+    lines = []
+    if "query" in prompts and "document" in prompts:
+        lines += ["model.encode_query(queries)", "model.encode_document(documents)"]
+        if widths := trained_widths(spec):
+            listed = ", ".join(map(str, widths))
+            lines.append(
+                f"model.encode_query(queries, truncate_dim={widths[0]})  # widths: {listed}"
+            )
+    lines += [
+        f"model.encode(texts, prompt_name={name!r})"
+        for name in prompts
+        if name not in ("query", "document")
+    ]
+    parts = []
+    if lines:
+        code = "\n".join(["model = SentenceTransformer(FOLDER)", *lines])
+        parts.append(code_block(code, "python"))
+    absent = [task for task in tasks if not task.kind.embeds and prefix_of(task.template) is None]
+    if absent:
+        listed = ", ".join(
+            f"{code_span(task.name)} ({literal(task.template.text)})" for task in absent
+        )
+        parts.append(f"No prompt expresses the templates of {listed}: format the texts yourself.")
+    return "".join(f"\n\n{part}" for part in parts)
+
+
+def trained_widths(spec: InferenceSpec) -> list[int]:
+    """Returns the widths, ascending, that a retriever's vectors were trained to be cut to."""
+    options = spec.record.get("config", {}).get("loss_options", {})
+    return sorted(options.get("retrieval", {}).get("widths", ()))
+
+
 def similarity_name(spec: InferenceSpec) -> str:
     """Returns sentence-transformers' name of the similarity of the vectors."""
-    compares_products = any(task.kind.embeds for task in spec.tasks)
-    return "dot" if compares_products and not spec.encoder.pooling.normalize else "cosine"
+    if any(task.kind.embeds for task in spec.tasks):
+        return "cosine" if spec.encoder.pooling.normalize else "dot"
+    return spec.similarity or "cosine"

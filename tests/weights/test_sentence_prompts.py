@@ -1,5 +1,6 @@
 """Prompts of sentence-transformers folders: written from templates, kept when loaded, applied."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,8 @@ import gemma_encoder as ge
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
+from gemma_encoder.model.config import PoolingConfig
+from gemma_encoder.weights import card
 from gemma_encoder.weights.sentence_prompts import prefix_of, task_prompts
 
 SETTINGS = "config_sentence_transformers.json"
@@ -25,11 +28,9 @@ def retrieval_task(
 @pytest.fixture(scope="module")
 def retriever(random_predictor):
     """An untrained retriever beside a classifier's task without a prefix."""
-    import dataclasses
-
     import jax
 
-    from gemma_encoder.model.config import HeadConfig, PoolingConfig
+    from gemma_encoder.model.config import HeadConfig
     from gemma_encoder.model.encoder import initial_parameters
 
     spec = random_predictor().spec
@@ -89,8 +90,6 @@ def test_a_retriever_is_exported_with_prompts_and_loads_again(retriever, tmp_pat
 
 
 def test_a_sparse_head_is_refused_with_the_way_out(retriever, tmp_path):
-    import dataclasses
-
     from gemma_encoder.model.config import HeadConfig
 
     encoder = dataclasses.replace(retriever.spec.encoder, heads={"w": HeadConfig(4, "sparse")})
@@ -99,7 +98,7 @@ def test_a_sparse_head_is_refused_with_the_way_out(retriever, tmp_path):
         retriever.spec, encoder=encoder, tasks=(dataclasses.replace(task, head="w"),)
     )
     predictor = ge.Predictor(spec, retriever.parameters)
-    with pytest.raises(InputError, match="no module for the head 'w' of kind sparse; heads=False"):
+    with pytest.raises(InputError, match="head 'w' of kind sparse: its pooling takes special"):
         ge.export_huggingface(predictor, tmp_path / "export")
 
 
@@ -139,8 +138,29 @@ def test_unknown_prompts_are_refused(foreign):
     predictor = ge.Predictor.load(foreign)
     with pytest.raises(InputError, match="prompt_name 'quary'.*did you mean 'query'"):
         predictor.embed(TEXTS, prompt_name="quary")
-    with pytest.raises(InputError, match="stands alone"):
-        predictor.embed(TEXTS, prompt="x", prompt_name="query")
+    for other in ({"prompt": "x"}, {"role": "document"}):
+        with pytest.raises(InputError, match="stands alone"):
+            predictor.embed(TEXTS, prompt_name="query", **other)
+
+
+@pytest.mark.parametrize("name", ["dot", "euclidean"])
+def test_a_loaded_folder_keeps_its_similarity(foreign, tmp_path, caplog, name):
+    (foreign / SETTINGS).write_text(json.dumps(settings_of(foreign) | {"similarity_fn_name": name}))
+    with caplog.at_level("WARNING"):
+        predictor = ge.Predictor.load(foreign)
+    assert ("compared by euclidean similarity" in caplog.text) == (name == "euclidean")
+    ge.export_huggingface(predictor, tmp_path / "again")
+    ge.export_huggingface(ge.Predictor.load(tmp_path / "again"), tmp_path / "third")
+    assert settings_of(tmp_path / "third")["similarity_fn_name"] == name
+
+
+def test_a_retriever_of_products_stays_one_without_its_head(retriever, tmp_path):
+    encoder = dataclasses.replace(retriever.spec.encoder, pooling=PoolingConfig())
+    spec = dataclasses.replace(retriever.spec, encoder=encoder)
+    for heads in (True, False):
+        folder = tmp_path / str(heads)
+        ge.export_huggingface(ge.Predictor(spec, retriever.parameters), folder, heads=heads)
+        assert settings_of(folder)["similarity_fn_name"] == "dot"
 
 
 @pytest.mark.parametrize(
@@ -150,3 +170,18 @@ def test_damaged_prompts_are_refused(foreign, changes):
     (foreign / SETTINGS).write_text(json.dumps(settings_of(foreign) | changes))
     with pytest.raises(InputError, match="prompts must be texts by name"):
         ge.Predictor.load(foreign)
+
+
+def test_the_card_shows_how_prompts_are_used(retriever):
+    pair = Task("pair", "regression", Template("{a} {b}"))
+    widths = {"config": {"loss_options": {"retrieval": {"widths": [8, 4]}}}}
+    spec = dataclasses.replace(retriever.spec, tasks=(*retriever.spec.tasks, pair), record=widths)
+    text = card.markdown(spec)
+    assert "model.encode_query(queries)\nmodel.encode_document(documents)\n" in text
+    assert "encode_query(queries, truncate_dim=4)  # widths: 4, 8" in text
+    assert "No prompt expresses the templates of `pair`" in text
+    several = (retrieval_task("one"), retrieval_task("two"))
+    text = card.markdown(dataclasses.replace(retriever.spec, tasks=several))
+    assert "prompt_name='two_document'" in text and "truncate_dim" not in text
+    without = dataclasses.replace(retriever.spec, tasks=(), prompts={"query": "", "document": ""})
+    assert "encode_query" in card.markdown(without)
