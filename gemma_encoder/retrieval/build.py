@@ -198,9 +198,10 @@ def selected_task(predictor: Embedder, name: str | None) -> Task | None:
     return predictor.task(name) if name else task_with_roles(predictor.tasks.values())
 
 
-def role_of(task: Task | None, role: str) -> str:
-    """Returns the role to embed texts with: "" if the task has one template for all texts."""
-    return role if task is not None and role in dict(task.role_templates) else ""
+def role_of(predictor: Embedder, task: Task | None, role: str) -> str:
+    """Returns the role to embed texts with: "" if one template or prompt is for all texts."""
+    roles = predictor.spec.prompts if task is None else dict(task.role_templates)
+    return role if role in roles else ""
 
 
 def _begin(part: pathlib.Path, description: IndexDescription) -> None:
@@ -247,7 +248,7 @@ def _encode(
     """Returns the arrays of a block."""
     rows = description.rows(block)
     task = selected_task(predictor, description.task)
-    role = role_of(task, "document")
+    role = role_of(predictor, task, "document")
     documents = [corpus.text(row) for row in rows]
     texts = document_inputs(task, role, documents)
     names = [f"{corpus.path}: {corpus.id_name} {corpus.ids[row]!r}" for row in rows]

@@ -181,7 +181,8 @@ class Index:
             return texts
         predictor = self.model
         task = build.selected_task(predictor, about.task)
-        options = {"role": build.role_of(task, "query"), "names": names, "progress": progress}
+        role = build.role_of(predictor, task, "query")
+        options = {"role": role, "names": names, "progress": progress}
         if about.kind == "sparse":
             return SparseVectors(*predictor.embed_sparse(queries, about.task or None, **options))
         return self._narrowed(predictor.embed(queries, about.task or None, **options))

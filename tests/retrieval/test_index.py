@@ -1,5 +1,6 @@
 """Index: equals a naive search, for every kind, width and precision; misuse is one line."""
 
+import dataclasses
 import functools
 import gzip
 import json
@@ -50,6 +51,17 @@ def test_dense_search_equals_a_naive_one(dense, collection, tmp_path):
     same(ge.Index.load(tmp_path / "INDEX").search(queries), expected)
     assert len(index) == 50 and index.description.similarity == "cosine"
     assert len(index.search(QUERIES[:1], k=80)[0]) == 50
+
+
+def test_prompts_of_a_folder_stand_for_roles(searcher, collection, tmp_path):
+    model = searcher(tasks=())
+    prompts = {"query": "ask: ", "document": "text: ", "topic": "topic: "}
+    spec = dataclasses.replace(model.spec, prompts=prompts, default_prompt="topic")
+    model = ge.Predictor(spec, model.parameters)
+    index = ge.Index.build(model, collection(20), tmp_path / "INDEX")
+    queries = model.embed([f"ask: {text}" for text in QUERIES], prompt="")
+    documents = model.embed([f"text: {text}" for text in texts(20)], prompt="")
+    same(index.search(QUERIES), naive(queries @ documents.T, 10))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 2, 1)])
