@@ -210,6 +210,13 @@ SentenceTransformer(FOLDER).encode(texts)
 ```"""
 
 
+SPARSE_NOTE = (
+    "Vectors are weights of words of the vocabulary, compared by dot products; "
+    "`model.decode(vectors)` names the words. All logits of a batch are in memory at once: texts x "
+    "tokens x words x 4 bytes, so `batch_size` should be small."
+)
+
+
 def markdown(spec: InferenceSpec) -> str:
     """Returns the model card of an export, as the Hugging Face hub reads it.
 
@@ -227,7 +234,7 @@ def _markdown(spec: InferenceSpec) -> str:
         "A Gemma decoder turned into a text encoder and fine-tuned by gemma_encoder, after arXiv "
         "2503.02656.",
         markdown_text.table(("", ""), list(facts(spec).items())),
-        USE + sentence_prompts.prompts_use(spec) + _scores(spec),
+        _use(spec),
         "## Data\n\n" + _data(spec),
         "## Metrics\n\n" + _metrics(spec),
     ]
@@ -242,11 +249,22 @@ def _markdown(spec: InferenceSpec) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _use(spec: InferenceSpec) -> str:
+    """Returns how an export is called."""
+    text = USE + sentence_prompts.prompts_use(spec)
+    if any(head.kind == "sparse" for head in spec.encoder.heads.values()):
+        return f"{text}\n\n{SPARSE_NOTE}".replace("SentenceTransformer(", "SparseEncoder(").replace(
+            "import SentenceTransformer", "import SparseEncoder"
+        )
+    return text + _scores(spec)
+
+
 def _scores(spec: InferenceSpec) -> str:
     """Returns the meaning of the export's scores, by task."""
     lines = [
         f'- {code_span(task.name)} ({task.kind}): "scores" are {task.kind.score_meaning}.'
         for task in spec.tasks
+        if not task.kind.embeds
     ]
     if not lines:
         return ""

@@ -4,7 +4,8 @@ config.json, model*.safetensors       the transformer, with transformers' fields
 tokenizer.model, tokenizer.json, …    the tokenizer, with bos and eos around every text
 modules.json, 1_Pooling, 2_Dense, …   sentence-transformers' modules: pooling, projection, and the
                                       head, which outputs "scores", of a regression in the task's
-                                      units; unscaled.safetensors has the layer before scaling
+                                      units; unscaled.safetensors has the layer before scaling; of a
+                                      sparse retriever see `exported_sparse`
 gemma_encoder.json                    the inference spec, as in our own checkpoints
 README.md                             the model card
 digests.json                          digests of these files, by which damage is noticed
@@ -12,48 +13,27 @@ digests.json                          digests of these files, by which damage is
 
 import dataclasses
 import math
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
-from gemma_encoder.inputs.json_text import to_json
-from gemma_encoder.inputs.task import Task
-from gemma_encoder.model.config import EncoderConfig, HeadConfig, LoraConfig, TransformerConfig
+from gemma_encoder.model.config import EncoderConfig, LoraConfig, TransformerConfig
 from gemma_encoder.model.lora import merge_backbone_lora
-from gemma_encoder.weights import card, doors, huggingface, tensors
+from gemma_encoder.weights import card, doors, exported_sparse, huggingface, tensors
+from gemma_encoder.weights.exported_modules import json_bytes, modules_of, write_modules
 from gemma_encoder.weights.huggingface import SPEC_FILE
 from gemma_encoder.weights.huggingface_config import LAYER_TYPES
 from gemma_encoder.weights.native import InferenceSpec, absolute
 from gemma_encoder.weights.new_folders import check_is_new, new_folder
-from gemma_encoder.weights.sentence_modules import POOLING, UNSCALED, output_scale, scaled_layer
 from gemma_encoder.weights.sentence_prompts import similarity_name, task_prompts
 from gemma_encoder.weights.tokenizer_files import huggingface_files
 
 MAX_FILE = 4 * 2**30  # bytes of tensors per file, unless a single tensor is larger
 _LAYER_TYPES = {kind: layer_type for layer_type, kind in LAYER_TYPES.items()}
-_MODULES = "sentence_transformers.models"
-VECTORS = "embedding"  # the kind of head whose scores are the pooled states: it needs no module
-
-
-class Module(NamedTuple):
-    """A module after the transformer.
-
-    Attributes:
-        kind: class in `sentence_transformers.models`.
-        settings: its config.
-        weights: its tensors.
-        unscaled: for a head's last layer whose scores are scaled, the tensors that are not.
-    """
-
-    kind: str
-    settings: dict[str, Any]
-    weights: Mapping[str, np.ndarray] = types.MappingProxyType({})
-    unscaled: Mapping[str, np.ndarray] = types.MappingProxyType({})
 
 
 def export(
@@ -84,14 +64,18 @@ def export(
     encoder = spec.encoder
     # Everything that can fail runs before the first write.
     config = transformer_json(encoder)
-    modules = list(_modules(encoder, parameters, spec.tasks))
+    if exported_sparse.is_sparse(encoder):
+        config = exported_sparse.sparse_config(config)
+        modules = exported_sparse.sparse_modules(encoder)
+    else:
+        modules = list(modules_of(encoder, parameters, spec.tasks))
     files = huggingface_files(spec.tokenizer, spec.max_length, spec.padding)
     files |= _descriptions(spec, config, prompts)
     with new_folder(folder) as unfinished:
-        _write_tensors(unfinished, parameters["backbone"], encoder.transformer)
+        _write_tensors(unfinished, parameters["backbone"], encoder)
         for file_name, content in files.items():
             (unfinished / file_name).write_bytes(content)
-        _write_modules(unfinished, modules)
+        write_modules(unfinished, modules)
     return folder
 
 
@@ -111,39 +95,24 @@ def _descriptions(
     spec: InferenceSpec, config: dict[str, Any], prompts: dict[str, str]
 ) -> dict[str, bytes]:
     """Returns the files that describe the model, by name."""
-    sentence = {"max_seq_length": spec.max_length, "do_lower_case": False}
-    sentence_transformers = {
+    transformer = {"max_seq_length": spec.max_length, "do_lower_case": False}
+    model = {
         "prompts": prompts,
         "default_prompt_name": spec.default_prompt or None,
         "similarity_fn_name": similarity_name(spec),
         "model_type": "SentenceTransformer",
     }
+    if exported_sparse.is_sparse(spec.encoder):
+        of_transformer, of_model = exported_sparse.sparse_settings(spec.encoder)
+        transformer |= of_transformer
+        model |= of_model
     return {
-        "config.json": _json(config),
-        SPEC_FILE: _json(spec.description()),
+        "config.json": json_bytes(config),
+        SPEC_FILE: json_bytes(spec.description()),
         "README.md": card.markdown(spec).encode(),
-        "sentence_bert_config.json": _json(sentence),
-        "config_sentence_transformers.json": _json(sentence_transformers),
+        "sentence_bert_config.json": json_bytes(transformer),
+        "config_sentence_transformers.json": json_bytes(model),
     }
-
-
-def _write_modules(folder: epath.Path, modules: Sequence[Module]) -> None:
-    """Writes a folder for each module after the transformer, and `modules.json`."""
-    entries = [{"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"}]
-    for index, module in enumerate(modules, 1):
-        path = f"{index}_{module.kind}"
-        kind = f"{_MODULES}.{module.kind}"
-        entries.append({"idx": index, "name": str(index), "path": path, "type": kind})
-        (folder / path).mkdir()
-        (folder / path / "config.json").write_bytes(_json(module.settings))
-        for name, weights in (("model.safetensors", module.weights), (UNSCALED, module.unscaled)):
-            if weights:
-                (folder / path / name).write_bytes(safetensors.numpy.save(dict(weights)))
-    (folder / "modules.json").write_bytes(_json(entries))
-
-
-def _json(value: Any) -> bytes:
-    return to_json(value, indent=1).encode()
 
 
 def transformer_json(encoder: EncoderConfig) -> dict[str, Any]:
@@ -247,114 +216,16 @@ def _bidirectional_fields(config: TransformerConfig) -> dict[str, Any]:
     return {"is_causal": False, "sliding_window": left}
 
 
-def _modules(encoder: EncoderConfig, parameters: dict, tasks: Sequence[Task]) -> Iterator[Module]:
-    """Yields the modules after the transformer: pooling, projection, normalization, head."""
-    _check_modules(encoder)
-    pooling = encoder.pooling
-    width = encoder.transformer.embed_dim
-    flags = {flag: name == pooling.name for name, (_, flag) in POOLING.items()}
-    yield Module("Pooling", {"word_embedding_dimension": width, **flags, "include_prompt": True})
-    for layer, out_width in enumerate(pooling.projection):
-        kernel = parameters["pooler"]["projection"][str(layer)]
-        settings = _dense_config(width, out_width, bias=False)
-        yield Module("Dense", settings, {"linear.weight": _transposed(kernel)})
-        width = out_width
-    if pooling.normalize:
-        yield Module("Normalize", {})
-    for name, head in encoder.heads.items():
-        if head.kind == VECTORS:
-            continue
-        scale = output_scale(name, [task for task in tasks if task.head == name])
-        yield from _head_modules(parameters["heads"][name], width, head, scale)
-
-
-def _check_modules(encoder: EncoderConfig) -> None:
-    """Raises InputError for poolers and heads that sentence-transformers cannot represent."""
-    pooling = encoder.pooling
-    if pooling.name not in POOLING:
-        raise InputError(
-            f"cannot be exported: sentence-transformers has no pooler like {pooling.name!r}; "
-            f"expected one of {', '.join(POOLING)}"
-        )
-    if pooling.name != "mean" and pooling.k != 1:
-        raise InputError(
-            f"cannot be exported: sentence-transformers' {pooling.name} pooling takes one state, "
-            f"not {pooling.k}"
-        )
-    heads = {name: head for name, head in encoder.heads.items() if head.kind != VECTORS}
-    if len(heads) > 1:
-        raise InputError(
-            f"cannot be exported: the format has one head, the encoder {len(heads)} "
-            f"({', '.join(heads)}); heads=False leaves them out"
-        )
-    for name, head in heads.items():
-        if head.kind == "sparse":
-            raise InputError(
-                f"cannot be exported: sentence-transformers' SparseEncoder has no module for the "
-                f"head {name!r} of kind sparse: its pooling takes special tokens into the maximum; "
-                "heads=False leaves it out"
-            )
-        if head.kind != "mlp":
-            raise InputError(
-                f"cannot be exported: sentence-transformers has no module for the head {name!r} of "
-                f"kind {head.kind}; heads=False leaves it out"
-            )
-
-
-def _head_modules(
-    parameters: dict, width: int, head: HeadConfig, scale: tuple[float, float]
-) -> Iterator[Module]:
-    """Yields a Dense module for each layer of an MLP head; the last one outputs "scores".
-
-    Args:
-        parameters: parameters of the head.
-        width: width of its input.
-        head: config of the head.
-        scale: (factor, offset) of the scores, folded into the last layer.
-    """
-    hidden = [parameters["hidden"][str(layer)] for layer in range(len(head.hidden_dims))]
-    layers = [*hidden, parameters["out"]]
-    source = "sentence_embedding"
-    for index, layer in enumerate(layers):
-        is_last = index == len(layers) - 1
-        target = "scores" if is_last else f"head_{index}"
-        activation = "linear.Identity" if is_last else "activation.GELU"
-        out_width = layer["bias"].shape[0]
-        settings = _dense_config(width, out_width, bias=True, activation=activation)
-        settings |= {"module_input_name": source, "module_output_name": target}
-        weights = {
-            "linear.weight": _transposed(layer["kernel"]),
-            "linear.bias": np.asarray(layer["bias"]),
-        }
-        unscaled = {}
-        if is_last and scale != (1, 0):
-            unscaled, weights = weights, scaled_layer(weights, *scale)
-        yield Module("Dense", settings, weights, unscaled)
-        source = target
-        width = out_width
-
-
-def _dense_config(
-    in_width: int, out_width: int, *, bias: bool, activation: str = "linear.Identity"
-) -> dict[str, Any]:
-    return {
-        "in_features": in_width,
-        "out_features": out_width,
-        "bias": bias,
-        "activation_function": f"torch.nn.modules.{activation}",
-    }
-
-
-def _transposed(kernel) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(kernel, np.float32).T)
-
-
-def _write_tensors(folder: epath.Path, backbone: dict, config: TransformerConfig) -> None:
+def _write_tensors(folder: epath.Path, backbone: dict, encoder: EncoderConfig) -> None:
     """Writes the transformer in files of at most `MAX_FILE`, with an index if there are several."""
-    table = huggingface.tensor_table("gemma3_text" if config.use_qk_norm else "gemma2")
+    model_type = "gemma3_text" if encoder.transformer.use_qk_norm else "gemma2"
+    if exported_sparse.is_sparse(encoder):
+        named = exported_sparse.sparse_tensors(backbone, encoder, model_type)
+    else:
+        named = tensors.dump(backbone, encoder.transformer, huggingface.tensor_table(model_type))
     names: list[list[str]] = []  # by part
     total_bytes = 0
-    for part in _split_by_size(tensors.dump(backbone, config, table)):
+    for part in _split_by_size(named):
         # The final file names contain the number of files, which is not known yet.
         file = folder / f"part-{len(names)}"
         file.write_bytes(safetensors.numpy.save(part, {"format": "pt"}))
@@ -370,7 +241,7 @@ def _write_tensors(folder: epath.Path, backbone: dict, config: TransformerConfig
         (folder / f"part-{index}").rename(folder / file_name)
         weight_map |= dict.fromkeys(part_names, file_name)
     (folder / "model.safetensors.index.json").write_bytes(
-        _json({"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
+        json_bytes({"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
     )
 
 

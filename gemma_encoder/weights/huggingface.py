@@ -190,6 +190,11 @@ class HuggingFaceCheckpoint(Checkpoint):
         if spec_file.exists():
             values = read_object(spec_file, ADVICE)
             return InferenceSpec.from_description(values, model, spec_file)
+        if self.modules.is_sparse:
+            raise InputError(
+                f"{self.folder} has a SparseEncoder's modules but no {SPEC_FILE}, which names its "
+                "tasks and its head; export the checkpoint again"
+            )
         max_length = self._max_length()
         row_length = -(-max_length // 128) * 128
         check_lengths(max_length, row_length)

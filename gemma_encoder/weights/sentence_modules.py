@@ -22,6 +22,9 @@ POOLING = {
 }
 
 
+# Modules of our exports of sparse retrievers.
+SPARSE_MODULES = {"WordWeights", "SpladePooling"}
+
 # Our exports: the last layer of a head before it was scaled to a task's units.
 UNSCALED = "unscaled.safetensors"
 
@@ -40,11 +43,13 @@ class Modules(NamedTuple):
         pooling: pooler, widths of the projection, normalization.
         projection: tensors of its linear layers, (out, in) each.
         head: the layers that compute "scores", as in our exports.
+        is_sparse: weights of words instead of pooled states, as in our exports.
     """
 
     pooling: PoolingConfig
     projection: tuple[Slot, ...]
     head: tuple[HeadLayer, ...]
+    is_sparse: bool = False
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -101,12 +106,15 @@ def read_modules(folder: epath.Path) -> Modules | None:
     projection: list[Slot] = []
     head: list[HeadLayer] = []
     normalize = False
+    sparse: set[str] = set()
     for module, module_folder in module_folders(folder):
         kind = module["type"].rpartition(".")[2]
         if kind == "Transformer":
             continue
         if kind == "Normalize":
             normalize = True
+        elif kind in SPARSE_MODULES:
+            sparse.add(kind)
         elif kind == "Pooling":
             pooler = _read_pooler(module_folder / "config.json")
         elif kind == "Dense":
@@ -121,11 +129,17 @@ def read_modules(folder: epath.Path) -> Modules | None:
                 f"{modules_file}: unsupported module type {module['type']}; expected Transformer, "
                 "Pooling, Dense and Normalize"
             )
-    if not pooler:
+    is_sparse = sparse == SPARSE_MODULES and not (pooler or projection or head or normalize)
+    if sparse and not is_sparse:
+        raise InputError(
+            f"{modules_file}: unsupported sparse modules; expected WordWeights and SpladePooling "
+            "after the transformer, as in our exports"
+        )
+    if not pooler and not is_sparse:
         raise InputError(f"{modules_file} has no Pooling module")
     widths = tuple(slot.tensor.shape[0] for slot in projection)
-    pooling = PoolingConfig(pooler, projection=widths, normalize=normalize)
-    return Modules(pooling, tuple(projection), tuple(head))
+    pooling = PoolingConfig(pooler or "mean", projection=widths, normalize=normalize)
+    return Modules(pooling, tuple(projection), tuple(head), is_sparse)
 
 
 def _read_head_layer(folder: epath.Path) -> HeadLayer:

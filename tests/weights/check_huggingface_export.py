@@ -7,7 +7,8 @@ Run by hand, in two environments, because the test environment has no torch:
                                                                       sentence-transformers
 
 The second prints the largest differences of embeddings and probabilities for each export, of
-retrievers also of queries and documents, and exits with a non-zero code if one exceeds 1e-5.
+retrievers also of queries and documents, of sparse ones of the weights of words, and exits with a
+non-zero code if one exceeds 1e-5.
 """
 
 import pathlib
@@ -23,6 +24,11 @@ TEXTS = [
     "two  spaces\tand a tab",
 ]
 TOLERANCE = 1e-5  # float32 on both sides, embeddings of size 1 to 5
+SPARSE_CASES = {
+    "sparse": {"soft_cap": None, "words": 1000, "attention": "bidirectional"},
+    "sparse_soft_cap": {"soft_cap": 3.0, "words": 1000, "attention": "bidirectional"},
+    "sparse_few_words": {"soft_cap": None, "words": 20, "attention": "causal"},
+}
 WIDTH = 8  # first dimensions of a retriever's vectors
 
 
@@ -50,6 +56,8 @@ def make(folder: pathlib.Path) -> None:
         for name, changes in fields.items():
             padding = "left" if name == "mean" else "right"
             _make_export(folder / f"{family}_{name}", transformer, changes, padding)
+        for name, options in SPARSE_CASES.items():
+            _make_sparse(folder / f"{family}_{name}", transformer, **options)
 
 
 def _transformers() -> dict:
@@ -78,36 +86,76 @@ def _transformers() -> dict:
 
 def _make_export(folder: pathlib.Path, transformer, changes: dict, padding: str) -> None:
     """Writes one export with random parameters, and `ours.npz` in it."""
-    import jax
-
-    from gemma_encoder.inference import Predictor, export_huggingface
+    from gemma_encoder.inference import export_huggingface
     from gemma_encoder.inputs.task import Task
     from gemma_encoder.inputs.template import Template
-    from gemma_encoder.inputs.tokenizer import Tokenizer
     from gemma_encoder.model.config import EncoderConfig
-    from gemma_encoder.model.encoder import abstract_encoder
-    from gemma_encoder.weights.native import InferenceSpec
 
     tasks = [
         Task("t", "classification", Template("{text}"), metrics=("accuracy",), classes=tuple("abc"))
     ]
     if "find" in changes.get("heads", {}):
-        roles = (("query", Template("ask: {query}")), ("document", Template("text: {document}")))
-        tasks.append(Task("find", "retrieval", roles[1][1], head="find", role_templates=roles))
+        tasks.append(_retrieval_task("retrieval"))
     defaults = {"heads": {"t": 3}, "compute_dtype": "float32"}
     config = EncoderConfig(transformer, **(defaults | changes))
-    rng = np.random.default_rng(0)
-    parameters = jax.tree.map(
-        lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),
-        abstract_encoder(config).shapes,
-    )
-    spec = InferenceSpec(config, tuple(tasks), Tokenizer.load("small"), 100, 128, padding, 0)
-    predictor = Predictor(spec, parameters)
+    predictor = _predictor(config, tuple(tasks), padding)
     exported = export_huggingface(predictor, folder)
     ours = {"embed": predictor.embed(TEXTS), "predict": predictor.predict(TEXTS, task="t")}
     if len(tasks) > 1:
         ours |= {role: predictor.embed(TEXTS, role=role) for role in ("query", "document")}
     np.savez(exported / "ours.npz", **ours)
+
+
+def _make_sparse(
+    folder: pathlib.Path, transformer, soft_cap: float | None, words: int, attention: str
+) -> None:
+    """Writes an export of a sparse retriever, and its vectors [N, V] as `ours.npz` in it."""
+    import dataclasses
+
+    from gemma_encoder.inference import export_huggingface
+    from gemma_encoder.model.config import EncoderConfig, HeadConfig
+
+    config = EncoderConfig(
+        dataclasses.replace(transformer, final_soft_cap=soft_cap),
+        heads={"find": HeadConfig(2 * words, "sparse")},
+        attention=attention,
+        compute_dtype="float32",
+    )
+    predictor = _predictor(config, (_retrieval_task("sparse_retrieval"),), "right")
+    exported = export_huggingface(predictor, folder)
+    vectors = {}
+    for role in ("query", "document"):
+        ids, weights = predictor.embed_sparse(TEXTS, role=role)
+        vectors[role] = np.zeros((len(TEXTS), transformer.vocab_size), np.float32)
+        for row, of_text, values in zip(vectors[role], ids, weights, strict=True):
+            np.add.at(row, of_text, values)  # an id may occur again with the weight 0
+    np.savez(exported / "ours.npz", **vectors)
+
+
+def _retrieval_task(kind: str):
+    from gemma_encoder.inputs.task import Task
+    from gemma_encoder.inputs.template import Template
+
+    roles = (("query", Template("ask: {query}")), ("document", Template("text: {document}")))
+    return Task("find", kind, roles[1][1], head="find", role_templates=roles)
+
+
+def _predictor(config, tasks: tuple, padding: str):
+    """Returns a predictor with random parameters, for texts of at most 100 tokens."""
+    import jax
+
+    from gemma_encoder.inference import Predictor
+    from gemma_encoder.inputs.tokenizer import Tokenizer
+    from gemma_encoder.model.encoder import abstract_encoder
+    from gemma_encoder.weights.native import InferenceSpec
+
+    rng = np.random.default_rng(0)
+    parameters = jax.tree.map(
+        lambda leaf: np.asarray(0.2 * rng.standard_normal(leaf.shape), np.float32),
+        abstract_encoder(config).shapes,
+    )
+    spec = InferenceSpec(config, tasks, Tokenizer.load("small"), 100, 128, padding, 0)
+    return Predictor(spec, parameters)
 
 
 def compare(folder: pathlib.Path) -> int:
@@ -118,6 +166,12 @@ def compare(folder: pathlib.Path) -> int:
     num_different = 0
     for export in sorted(path for path in folder.iterdir() if path.is_dir()):
         ours = np.load(export / "ours.npz")
+        if "embed" not in ours:
+            weights = _compare_sparse(export, ours)
+            num_different += not weights < TOLERANCE
+            size = max(np.abs(ours[role]).max() for role in ours)
+            print(f"{export.name:<24} weights of words {weights:.1e}  (of size {size:.1f})")
+            continue
         model = SentenceTransformer(str(export), device="cpu")
         embed = np.abs(model.encode(TEXTS) - ours["embed"]).max()
         tokenize = model.preprocess if hasattr(model, "preprocess") else model.tokenize
@@ -148,6 +202,18 @@ def _compare_roles(model, ours) -> float:
         (model.similarity(queries, documents).numpy(), queries @ documents.T),
     ]
     return max(np.abs(theirs - expected).max() for theirs, expected in pairs)
+
+
+def _compare_sparse(export: pathlib.Path, ours) -> float:
+    """Returns the largest difference of the weights of queries and documents."""
+    from sentence_transformers import SparseEncoder
+
+    model = SparseEncoder(str(export), device="cpu")
+    pairs = [
+        (model.encode_query(TEXTS), ours["query"]),
+        (model.encode_document(TEXTS), ours["document"]),
+    ]
+    return max(np.abs(theirs.to_dense().numpy() - expected).max() for theirs, expected in pairs)
 
 
 if __name__ == "__main__":

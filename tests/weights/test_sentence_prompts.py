@@ -89,19 +89,6 @@ def test_a_retriever_is_exported_with_prompts_and_loads_again(retriever, tmp_pat
         np.testing.assert_array_equal(prompted, vectors)
 
 
-def test_a_sparse_head_is_refused_with_the_way_out(retriever, tmp_path):
-    from gemma_encoder.model.config import HeadConfig
-
-    encoder = dataclasses.replace(retriever.spec.encoder, heads={"w": HeadConfig(4, "sparse")})
-    task = retrieval_task(kind="sparse_retrieval")
-    spec = dataclasses.replace(
-        retriever.spec, encoder=encoder, tasks=(dataclasses.replace(task, head="w"),)
-    )
-    predictor = ge.Predictor(spec, retriever.parameters)
-    with pytest.raises(InputError, match="head 'w' of kind sparse: its pooling takes special"):
-        ge.export_huggingface(predictor, tmp_path / "export")
-
-
 @pytest.fixture
 def foreign(retriever, tmp_path):
     """A folder as another program writes it: with prompts, and without our description."""
