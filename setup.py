@@ -61,6 +61,7 @@ EXTRAS = {
     "train": TRAIN,
     "tfds": TFDS,
     "retrieval": RETRIEVAL,
+    "mteb": ["mteb>=2.26"],  # evaluation by its tasks; brings PyTorch, hence in no lock
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "notebook": ["jupyterlab>=4.2", *NOTEBOOK],
