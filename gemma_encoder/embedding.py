@@ -27,6 +27,7 @@ from gemma_encoder.model import sharding
 from gemma_encoder.model.config import EncoderConfig
 from gemma_encoder.text_encoder import TextEncoder
 from gemma_encoder.weights.native import InferenceSpec
+from gemma_encoder.weights.sentence_prompts import SIMILARITIES, similarity_name, stored_prompt
 
 if TYPE_CHECKING:
     import pandas
@@ -234,7 +235,7 @@ class Embedder:
         if prompt_name is not None and (task or role or prompt is not None):
             raise InputError("prompt_name stands alone: leave task, role and prompt out")
         if prompt is None and task is None:
-            role, prompt = self._stored_prompt(role, prompt_name)
+            role, prompt = stored_prompt(self.spec, role, prompt_name)
         _, pooled, _ = self._run_role(texts, task, role, prompt, progress, names)
         check_finite(pooled, "embeddings", names.__getitem__ if names else "text {}".format)
         if as_frame:
@@ -292,17 +293,6 @@ class Embedder:
             for row, of_row in zip(ids[:, :count].tolist(), weights[:, :count], strict=True)
         ]
 
-    def _stored_prompt(self, role: str, name: str | None) -> tuple[str, str | None]:
-        """Returns the role that remains, and the prompt of a sentence-transformers folder."""
-        prompts = self.spec.prompts
-        if name is not None:
-            if name not in prompts:
-                raise unknown("prompt_name", name, prompts)
-            return "", prompts[name]
-        if role in prompts and not any(task.role_templates for task in self.tasks.values()):
-            return "", prompts[role]
-        return role, None if role else prompts.get(self.spec.default_prompt)
-
     @contextlib.contextmanager
     def reporting_truncated_once(self, total: int) -> Iterator[None]:
         """Reports truncated texts at the end of the context, rather than after each call.
@@ -350,7 +340,7 @@ class Embedder:
         others: TextInputs | np.ndarray | None = None,
         task: str | None = None,
     ) -> np.ndarray:
-        """Computes cosine similarities of embeddings.
+        """Computes similarities of embeddings: cosines, or the products that a retriever compares.
 
         Args:
             texts: N texts, as in `embed`, or their embeddings [N, D].
@@ -361,21 +351,28 @@ class Embedder:
             [N, M] float32.
 
         Raises:
-            InputError: embeddings have another shape, or as in `embed`.
+            InputError: embeddings have another shape, or as in `embed`; or a sentence-transformers
+                folder states another similarity.
         """
-        rows = self._unit_vectors(texts, task)
-        columns = rows if others is None else self._unit_vectors(others, task)
+        rows = self._comparable(texts, task)
+        columns = rows if others is None else self._comparable(others, task)
         return rows @ columns.T
 
-    def _unit_vectors(self, items: TextInputs | np.ndarray, task: str | None) -> np.ndarray:
-        """Returns vectors of length 1, from embeddings or from texts."""
+    def _comparable(self, items: TextInputs | np.ndarray, task: str | None) -> np.ndarray:
+        """Returns vectors whose products are the similarities, from embeddings or from texts."""
+        similarity = similarity_name(self.spec)
+        if similarity not in SIMILARITIES:
+            raise InputError(
+                f"the folder's vectors are compared by similarity {similarity!r}; expected "
+                f"{' or '.join(SIMILARITIES)}, compute it from the vectors of embed"
+            )
         is_array = isinstance(items, np.ndarray) and np.issubdtype(items.dtype, np.floating)
         vectors = items if is_array else self.embed(items, task)
         width = self.spec.encoder.pooled_dim
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise InputError(f"embeddings must be [N, {width}], got {list(vectors.shape)}")
         check_finite(vectors, "embeddings", "text {}".format)
-        return unit_vectors(vectors)
+        return unit_vectors(vectors) if similarity == "cosine" else vectors
 
     def fields(
         self, task: str | None, texts: TextInputs, names: Sequence[str] | None = None

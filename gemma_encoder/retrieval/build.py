@@ -41,6 +41,7 @@ from gemma_encoder.retrieval.description import (
 from gemma_encoder.retrieval.sparse import sparse_arrays
 from gemma_encoder.runtime import require_retrieval
 from gemma_encoder.weights.new_folders import check_is_new
+from gemma_encoder.weights.sentence_prompts import role_prompt
 from gemma_encoder.whole_files import claim, is_remote, move_whole, sync_tree
 
 BLOCK = 4096  # documents
@@ -200,8 +201,9 @@ def selected_task(predictor: Embedder, name: str | None) -> Task | None:
 
 def role_of(predictor: Embedder, task: Task | None, role: str) -> str:
     """Returns the role to embed texts with: "" if one template or prompt is for all texts."""
-    roles = predictor.spec.prompts if task is None else dict(task.role_templates)
-    return role if role in roles else ""
+    if task is None:
+        return role if role_prompt(predictor.spec, role) else ""
+    return role if role in dict(task.role_templates) else ""
 
 
 def _begin(part: pathlib.Path, description: IndexDescription) -> None:

@@ -21,7 +21,7 @@ from gemma_encoder.inference import Predictor
 from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.retrieval.build import role_of, selected_task
 from gemma_encoder.retrieval.collection import Document, document_inputs
-from gemma_encoder.weights.sentence_prompts import similarity_name
+from gemma_encoder.weights.sentence_prompts import SIMILARITIES, similarity_name
 
 
 class MtebModel:
@@ -81,10 +81,10 @@ class MtebModel:
                 f"task {self._task.name!r} has sparse vectors: evaluate them by gemma-encoder "
                 "search --qrels, or export the model and give mteb the SparseEncoder"
             )
-        if self._similarity not in ("cosine", "dot"):
+        if self._similarity not in SIMILARITIES:
             raise InputError(
                 f"the folder's vectors are compared by similarity {self._similarity!r}; expected "
-                "cosine or dot"
+                f"{' or '.join(SIMILARITIES)}"
             )
 
     def _meta(self, name: str, revision: str | None) -> Any:

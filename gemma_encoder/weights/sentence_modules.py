@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from etils import epath
 
 from gemma_encoder.inputs.errors import InputError
@@ -218,7 +217,7 @@ class Prompts(NamedTuple):
 
 
 def read_prompts(folder: epath.Path) -> Prompts:
-    """Reads the prompts of a folder; logs a similarity that this library does not compute.
+    """Reads the prompts of a folder and the similarity of its vectors.
 
     Raises:
         InputError: the file is damaged.
@@ -236,15 +235,10 @@ def read_prompts(folder: epath.Path) -> Prompts:
         raise InputError(
             f"{file}: prompts must be texts by name, the default one of them; {ADVICE}"
         )
-    similarity = values.get("similarity_fn_name")
-    if similarity not in (None, "cosine", "dot"):
-        logging.warning(
-            "%s: vectors are to be compared by %s similarity; Predictor.similarity computes "
-            "cosines",
-            folder,
-            similarity,
-        )
-    return Prompts(prompts, default, similarity if isinstance(similarity, str) else "")
+    similarity = values.get("similarity_fn_name") or ""
+    if not isinstance(similarity, str):
+        raise InputError(f"{file}: similarity_fn_name must be a text; {ADVICE}")
+    return Prompts(prompts, default, similarity)
 
 
 def output_scale(head: str, tasks: Sequence[Task]) -> tuple[float, float]:

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 
-from gemma_encoder.inputs.errors import InputError
+from gemma_encoder.inputs.errors import InputError, unknown
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.weights.markdown_text import code_block, code_span, literal
 from gemma_encoder.weights.native import InferenceSpec
+
+# Names of prompts that sentence-transformers looks for, by role, the first one first.
+ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+SIMILARITIES = {"cosine": "cosines", "dot": "dot products"}  # that this library computes
 
 
 def task_prompts(tasks: Sequence[Task]) -> dict[str, str]:
@@ -41,6 +45,34 @@ def task_prompts(tasks: Sequence[Task]) -> dict[str, str]:
     return prompts
 
 
+def stored_prompt(spec: InferenceSpec, role: str, name: str | None) -> tuple[str, str | None]:
+    """Returns the role that remains, and the prompt that a sentence-transformers folder has for it.
+
+    Args:
+        spec: the inference spec.
+        role: role of the texts, "" for none. Where no task has roles, a prompt may stand for it.
+        name: name of a prompt; None for the role's, or the default one.
+
+    Raises:
+        InputError: there is no prompt of that name.
+    """
+    prompts = spec.prompts
+    if name is not None:
+        if name not in prompts:
+            raise unknown("prompt_name", name, prompts)
+        return "", prompts[name]
+    if stored := role_prompt(spec, role):
+        return "", prompts[stored]
+    return role, None if role else prompts.get(spec.default_prompt)
+
+
+def role_prompt(spec: InferenceSpec, role: str) -> str:
+    """Returns the name of the prompt that stands for a role; "" if there is none."""
+    if any(task.role_templates for task in spec.tasks):
+        return ""
+    return next((name for name in ROLE_PROMPTS.get(role, ()) if name in spec.prompts), "")
+
+
 def prefix_of(template: Template) -> str | None:
     """Returns the words before the only field; None if there are other fields or words after it."""
     literals, fields = zip(*template.parts, strict=True)  # an escaped brace ends a literal
@@ -53,7 +85,9 @@ def prompts_use(spec: InferenceSpec) -> str:
     prompts = {**spec.prompts, **task_prompts(tasks)}
     lines = []
     if "query" in prompts and "document" in prompts:
+        compared = SIMILARITIES.get(similarity_name(spec), "similarities")
         lines += ["model.encode_query(queries)", "model.encode_document(documents)"]
+        lines.append(f"model.similarity(query_vectors, document_vectors)  # {compared}")
         if widths := trained_widths(spec):
             listed = ", ".join(map(str, widths))
             lines.append(

@@ -11,6 +11,7 @@ from gemma_encoder.inputs.errors import InputError
 from gemma_encoder.inputs.task import Task
 from gemma_encoder.inputs.template import Template
 from gemma_encoder.model.config import PoolingConfig
+from gemma_encoder.retrieval.build import role_of
 from gemma_encoder.weights import card
 from gemma_encoder.weights.sentence_prompts import prefix_of, task_prompts
 
@@ -130,15 +131,34 @@ def test_unknown_prompts_are_refused(foreign):
             predictor.embed(TEXTS, prompt_name="query", **other)
 
 
-@pytest.mark.parametrize("name", ["dot", "euclidean"])
-def test_a_loaded_folder_keeps_its_similarity(foreign, tmp_path, caplog, name):
+@pytest.mark.parametrize("name", ["cosine", "dot", "euclidean"])
+def test_a_loaded_folder_keeps_its_similarity(foreign, tmp_path, name):
+    """Compares vectors as the folder says, or refuses to."""
     (foreign / SETTINGS).write_text(json.dumps(settings_of(foreign) | {"similarity_fn_name": name}))
-    with caplog.at_level("WARNING"):
-        predictor = ge.Predictor.load(foreign)
-    assert ("compared by euclidean similarity" in caplog.text) == (name == "euclidean")
+    predictor = ge.Predictor.load(foreign)
+    vectors = np.float32([[3, 4], [0, 2]]) @ np.eye(2, predictor.spec.encoder.pooled_dim)
+    if name == "euclidean":
+        with pytest.raises(InputError, match="similarity 'euclidean'; expected cosine or dot"):
+            predictor.similarity(vectors)
+    else:
+        expected = {"cosine": [[1, 0.8], [0.8, 1]], "dot": [[25, 8], [8, 4]]}[name]
+        np.testing.assert_allclose(predictor.similarity(vectors), expected, rtol=1e-6)
     ge.export_huggingface(predictor, tmp_path / "again")
     ge.export_huggingface(ge.Predictor.load(tmp_path / "again"), tmp_path / "third")
     assert settings_of(tmp_path / "third")["similarity_fn_name"] == name
+
+
+def test_documents_have_the_prompt_of_passages(foreign):
+    """Looks for the names that `encode_document` looks for, in the same order."""
+    changes = {"prompts": {"corpus": "c: ", "passage": "p: "}, "default_prompt_name": None}
+    (foreign / SETTINGS).write_text(json.dumps(settings_of(foreign) | changes))
+    predictor = ge.Predictor.load(foreign)
+    expected = predictor.embed(TEXTS, prompt="p: ")
+    np.testing.assert_array_equal(predictor.embed(TEXTS, role="document"), expected)
+    assert role_of(predictor, None, "document") == "document"
+    assert role_of(predictor, None, "query") == ""
+    with pytest.raises(InputError, match="role 'query' needs a task"):
+        predictor.embed(TEXTS, role="query")
 
 
 def test_a_retriever_of_products_stays_one_without_its_head(retriever, tmp_path):
@@ -148,14 +168,23 @@ def test_a_retriever_of_products_stays_one_without_its_head(retriever, tmp_path)
         folder = tmp_path / str(heads)
         ge.export_huggingface(ge.Predictor(spec, retriever.parameters), folder, heads=heads)
         assert settings_of(folder)["similarity_fn_name"] == "dot"
+        again = ge.Predictor.load(folder)
+        vectors = again.embed(TEXTS, role="query")
+        np.testing.assert_array_equal(again.similarity(vectors), vectors @ vectors.T)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"prompts": ["q"]}, {"prompts": {"a": 1}}, {"default_prompt_name": "absent"}]
+    ("changes", "message"),
+    [
+        ({"prompts": ["q"]}, "prompts must be texts by name"),
+        ({"prompts": {"a": 1}}, "prompts must be texts by name"),
+        ({"default_prompt_name": "absent"}, "prompts must be texts by name"),
+        ({"similarity_fn_name": 3}, "similarity_fn_name must be a text"),
+    ],
 )
-def test_damaged_prompts_are_refused(foreign, changes):
+def test_damaged_prompts_are_refused(foreign, changes, message):
     (foreign / SETTINGS).write_text(json.dumps(settings_of(foreign) | changes))
-    with pytest.raises(InputError, match="prompts must be texts by name"):
+    with pytest.raises(InputError, match=message):
         ge.Predictor.load(foreign)
 
 
@@ -165,6 +194,7 @@ def test_the_card_shows_how_prompts_are_used(retriever):
     spec = dataclasses.replace(retriever.spec, tasks=(*retriever.spec.tasks, pair), record=widths)
     text = card.markdown(spec)
     assert "model.encode_query(queries)\nmodel.encode_document(documents)\n" in text
+    assert "model.similarity(query_vectors, document_vectors)  # cosines\n" in text
     assert "encode_query(queries, truncate_dim=4)  # widths: 4, 8" in text
     assert "No prompt expresses the templates of `pair`" in text
     several = (retrieval_task("one"), retrieval_task("two"))
