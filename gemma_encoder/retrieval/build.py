@@ -40,8 +40,9 @@ from gemma_encoder.retrieval.description import (
 )
 from gemma_encoder.retrieval.sparse import sparse_arrays
 from gemma_encoder.runtime import require_retrieval
+from gemma_encoder.weights.native import InferenceSpec
 from gemma_encoder.weights.new_folders import check_is_new
-from gemma_encoder.weights.sentence_prompts import role_prompt
+from gemma_encoder.weights.sentence_prompts import SIMILARITIES, role_prompt
 from gemma_encoder.whole_files import claim, is_remote, move_whole, sync_tree
 
 BLOCK = 4096  # documents
@@ -189,9 +190,22 @@ def _describe(
         full_width=full,
         width=width,
         precision=options.precision,
-        similarity="cosine" if encoder.pooling.normalize else "dot",
+        similarity=_similarity(predictor.spec),
         approximate=options.approximate,
     )
+
+
+def _similarity(spec: InferenceSpec) -> str:
+    """Returns how vectors are compared: cosines of unit vectors, else as a loaded folder states."""
+    if spec.encoder.pooling.normalize:
+        return "cosine"
+    similarity = spec.similarity or "dot"
+    if similarity not in SIMILARITIES:
+        raise InputError(
+            f"the model's vectors are compared by similarity {similarity!r}; an index has "
+            f"{' or '.join(SIMILARITIES)}"
+        )
+    return similarity
 
 
 def selected_task(predictor: Embedder, name: str | None) -> Task | None:

@@ -25,14 +25,12 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def narrowed(vectors: np.ndarray, description: IndexDescription) -> np.ndarray:
-    """Returns the first W dimensions of vectors, scaled to length 1 again if they had it.
+    """Returns the first W dimensions of vectors, scaled to length 1 if cosines are compared.
 
     Args:
-        vectors: [N, E], or [N, W], which are returned as they are.
+        vectors: [N, E] or [N, W].
         description: of the index.
     """
-    if vectors.shape[1] == description.width:
-        return vectors
     vectors = np.ascontiguousarray(vectors[:, : description.width])
     return unit_vectors(vectors) if description.similarity == "cosine" else vectors
 

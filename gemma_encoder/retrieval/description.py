@@ -34,7 +34,7 @@ class IndexDescription:
         full_width: width of the model's vectors, or size of the vocabulary.
         width: width of the stored vectors, their first dimensions.
         precision: one of `PRECISIONS`.
-        similarity: "cosine" if the vectors have length 1, else "dot".
+        similarity: "cosine" of vectors scaled to length 1, or "dot".
         approximate: one of `APPROXIMATE`, or "" for exact search.
         k1, b: of BM25.
         version: of this format.

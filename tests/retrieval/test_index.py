@@ -322,3 +322,28 @@ def test_hybrid_results_are_fused_by_rank(dense, collection, tmp_path):
                 expected[name] = expected.get(name, 0) + 1 / (60 + rank)
         assert dict(results) == pytest.approx({name: expected[name] for name, _ in results})
         assert [x for _, x in results] == sorted(expected.values(), reverse=True)[:5]
+
+
+@pytest.mark.parametrize("width", [None, 8])
+def test_vectors_are_compared_as_a_loaded_folder_states(searcher, collection, tmp_path, width):
+    """A folder may state cosines although its vectors have any length."""
+    path = collection(30)
+    for similarity in ("cosine", "dot"):
+        predictor = searcher(normalize=False)
+        spec = dataclasses.replace(predictor.spec, tasks=(), similarity=similarity)
+        predictor = ge.Predictor(spec, predictor.parameters)
+        index = ge.Index.build(predictor, path, tmp_path / similarity, width=width)
+        documents = [line.split("\t")[1] for line in path.read_text().splitlines()]
+        vectors = [predictor.embed(texts)[:, :width] for texts in (QUERIES, documents)]
+        assert np.linalg.norm(vectors[1], axis=1).std() > 0.01
+        if similarity == "cosine":
+            vectors = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in vectors]
+        same(index.search(QUERIES, k=10), naive(vectors[0] @ vectors[1].T, 10), atol=1e-4)
+        assert index.description.similarity == similarity
+
+
+def test_other_similarities_than_an_index_has_are_refused(searcher, collection, tmp_path):
+    predictor = searcher(normalize=False)
+    spec = dataclasses.replace(predictor.spec, tasks=(), similarity="euclidean")
+    with pytest.raises(InputError, match="similarity 'euclidean'; an index has cosine or dot"):
+        ge.Index.build(ge.Predictor(spec, predictor.parameters), collection(5), tmp_path / "INDEX")
