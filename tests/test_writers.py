@@ -52,6 +52,7 @@ ALLOWED = {
     "gemma_encoder/weights/new_folders.py": "in a folder that appears as a whole",
     "gemma_encoder/weights/backbone.py": "gemma.save",
     "gemma_encoder/weights/export.py": "in a folder that appears as a whole",
+    "gemma_encoder/weights/exported_modules.py": "in a folder that appears as a whole",
     "gemma_encoder/data/cache.py": "in a folder that is renamed: concurrent builders do not wait",
     "gemma_encoder/data/table.py": "in a folder of the cache, or a temporary file of whole_file",
     "gemma_encoder/data/files/corpus.py": "in a folder of the cache",

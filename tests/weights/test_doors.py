@@ -122,7 +122,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export, "_write_modules", fail)
+    monkeypatch.setattr(export, "write_modules", fail)
     with pytest.raises(InputError, match="out cannot be written: No space left on device; free"):
         export_huggingface(make_predictor(TRANSFORMERS["gemma3"]), tmp_path / "out")
     assert not list(tmp_path.iterdir())
