@@ -49,6 +49,9 @@ class Predictions:
     intervals: dict[str, list[float]] | None = dataclasses.field(
         default=None, init=False, repr=False, compare=False
     )
+    _run: ranking.Run | None = dataclasses.field(
+        default=None, init=False, repr=False, compare=False
+    )  # metrics, intervals and files read it
 
     def of_task(self, task: Task) -> "Predictions":
         """Returns the same predictions for the task with another calibration."""
@@ -66,9 +69,13 @@ class Predictions:
 
     def run(self) -> ranking.Run:
         """Returns the ranking of every query's candidates, or what it found by a search."""
-        if self.task.kind.embeds:
-            return search_run(self.task.kind, self.table, self.outputs)
-        return ranking.make_run(self.table.query_ids, self.table.document_ids, self.outputs)
+        if self._run is None:
+            table = self.table
+            if self.task.kind.embeds:
+                self._run = search_run(self.task.kind, table, self.outputs)
+            else:
+                self._run = ranking.make_run(table.query_ids, table.document_ids, self.outputs)
+        return self._run
 
     def first_stage_run(self) -> ranking.Run | None:
         """Returns the ranking of the first stage; None if its order is unknown."""

@@ -221,6 +221,10 @@ class PoolingConfig:
                 f"pooling.projection must be widths of at least 1, got {self.projection}"
             )
 
+    def output_dim(self, embed_dim: int) -> int:
+        """Returns the width of a pooled state: that of the last projection, or else `embed_dim`."""
+        return (embed_dim, *self.projection)[-1]
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
@@ -365,7 +369,7 @@ class EncoderConfig:
     @property
     def pooled_dim(self) -> int:
         """Width of a pooled state: that of the last projection, or else of the transformer."""
-        return (self.transformer.embed_dim, *self.pooling.projection)[-1]
+        return self.pooling.output_dim(self.transformer.embed_dim)
 
     def __hash__(self) -> int:
         fields = (field.name for field in dataclasses.fields(self) if field.name != "heads")

@@ -34,6 +34,12 @@ def _masked_mean(
     return total / count[:, :, None]
 
 
+def with_length_one(vectors: Float[Array, "*B E"]) -> Float[Array, "*B E"]:
+    """Scales vectors to length 1; those of length 0 stay as they are."""
+    squared_norm = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(squared_norm, 1e-24))
+
+
 class Pooler(nnx.Module):
     """Base class of poolers. To add one, subclass it and call `register_pooler`.
 
@@ -216,10 +222,7 @@ class Projected(nnx.Module):
         pooled = self.pooler(hidden, segment_ids, positions, num_segments)
         for kernel in self.projection:
             pooled = pooled @ kernel[...]
-        if self.normalize:
-            squared_norm = jnp.sum(pooled * pooled, axis=-1, keepdims=True)
-            pooled *= jax.lax.rsqrt(jnp.maximum(squared_norm, 1e-24))
-        return pooled
+        return with_length_one(pooled) if self.normalize else pooled
 
 
 POOLERS: dict[str, type[Pooler]] = {

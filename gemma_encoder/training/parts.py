@@ -178,8 +178,8 @@ class Parts:
         """Returns the width of a task's head, which the model defines for vectors of texts."""
         if task.kind.head == "sparse":
             return 2 * self.config.model.sparse_terms
-        model = self.config.model
-        return task.num_outputs or (self.transformer.embed_dim, *model.pooling.projection)[-1]
+        pooling = self.config.model.pooling
+        return task.num_outputs or pooling.output_dim(self.transformer.embed_dim)
 
     def _compute_dtype(self) -> str:
         """Returns the dtype of activations; "auto" is that of the stored run, or the faster one."""

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from gemma_encoder.model.pooling import with_length_one
 from gemma_encoder.training.list_losses import LIST_LOSSES
 from gemma_encoder.training.loss_options import RetrievalLossOptions
 from gemma_encoder.training.objectives import (
@@ -67,10 +68,7 @@ class VectorLists(NamedTuple):
 
         def shorten(vectors: Float[Array, "*n E"]) -> Float[Array, "*n width"]:
             vectors = vectors[..., :width]
-            if not normalize:
-                return vectors
-            squared = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
-            return vectors * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
+            return with_length_one(vectors) if normalize else vectors
 
         return self._replace(queries=shorten(self.queries), documents=shorten(self.documents))
 
